@@ -1,0 +1,236 @@
+"""The pipeline's configuration: YAML checked by pydantic, one section per stage.
+
+A product's *recipe* is the part of the configuration that determined it, so that a
+change to the training leaves the skies valid, and a change to the cosmology does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .simulate.instrument import Instrument
+from .simulate.patches import PatchGeometry
+from .simulate.shards import SkySettings
+from .theory import CambSettings, Cosmology
+
+
+# Raised when a stage's code changes what it produces, so that older products are refused.
+ALGORITHM = {"sky": 1}
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names file, key and mend."""
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values do not change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SkyCounts(Section):
+    """Number of fiducial skies per set; the sets never share phases."""
+
+    train: int = Field(gt=0)
+    validation: int = Field(gt=0)
+    test: int = Field(gt=0)
+    derivatives: int = Field(gt=0)
+
+
+class PatchCentres(Section):
+    """HEALPix nside of the centres, and how many are left out at each pole."""
+
+    nside: int = Field(4, gt=0)
+    poles: int = Field(16, ge=0)
+
+
+class Network(Section):
+    """The ResUNet: ``width`` 64 is the paper's; ``dropout`` its rate."""
+
+    width: int = Field(64, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    seed: int = 1
+
+
+class Phase(Section):
+    """One phase of training: ``steps`` batches on ``crop``² pixels (0: the whole patch).
+
+    ``schedule`` "cosine" falls from ``learning_rate`` to ``final_rate`` over the phase after
+    ``warmup`` steps; "plateau" halves after 3 stale epochs and stops after 10 (the paper's).
+    """
+
+    steps: int = Field(gt=0)
+    batch: int = Field(32, gt=0)
+    crop: int = Field(0, ge=0)
+    learning_rate: float = Field(gt=0)
+    final_rate: float = Field(0.0, ge=0)
+    warmup: int = Field(0, ge=0)
+    schedule: str = Field("cosine", pattern="^(cosine|plateau)$")
+
+
+class Training(Section):
+    """How the network is trained; see ``training/README.md`` for what each choice bought."""
+
+    phases: list[Phase] = Field(min_length=1)
+    clip_norm: float | None = 1.0
+    ema: float | None = Field(None, gt=0, lt=1)
+    augment: bool = True
+    fresh_noise: bool = True
+    steps_per_epoch: int = Field(200, gt=0)
+    validation_patches: int = Field(160, gt=0)
+    precision: str = Field("float32", pattern="^(float32|mixed_bfloat16)$")
+    jit_compile: bool = True
+    seed: int = 1
+
+
+class Bandpowers(Section):
+    """Bins of equal ``width`` in L from ``lmin``, as in the paper (127)."""
+
+    lmin: int = Field(36, gt=0)
+    width: int = Field(127, gt=0)
+    n_bins: int = Field(24, gt=0)
+
+
+class Derivatives(Section):
+    """Bands [edge_i, edge_i+1) of C^κκ and unlensed C^EE that are scaled by 1 ± ``step``."""
+
+    kk_edges: list[int] = Field(min_length=2)
+    ee_edges: list[int] = Field(min_length=2)
+    step: float = Field(0.1, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _ascending(self):
+        for name in ("kk_edges", "ee_edges"):
+            edges = getattr(self, name)
+            if any(b <= a for a, b in zip(edges, edges[1:], strict=False)):
+                raise ValueError(f"{name} must ascend")
+        return self
+
+
+class Survey(Section):
+    """A mock survey: its true ω_c and how many skies of 160 patches it has for tests."""
+
+    omch2: float = Field(gt=0)
+    skies: int = Field(1, gt=0)
+
+
+class Config(Section):
+    """The whole pipeline, from one file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    seed: int = Field(ge=0)
+    products: Path
+    skies_from: Path | None = None
+    cosmology: Cosmology = Cosmology()
+    camb: CambSettings = CambSettings()
+    sky: SkySettings = SkySettings()
+    patch: PatchGeometry = PatchGeometry()
+    centres: PatchCentres = PatchCentres()
+    instrument: Instrument = Instrument()
+    skies: SkyCounts
+    network: Network
+    training: Training
+    bandpowers: Bandpowers = Bandpowers()
+    derivatives: Derivatives
+    surveys: dict[str, Survey]
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.sky.band_limit >= self.patch.nyquist:
+            raise ValueError(
+                f"sky.band_limit {self.sky.band_limit} must lie below the patch's Nyquist "
+                f"multipole {self.patch.nyquist:.0f}"
+            )
+        if self.camb.lmax < self.sky.lmax:
+            raise ValueError(f"camb.lmax must reach sky.lmax = {self.sky.lmax}")
+        return self
+
+    def set_names(self) -> list[str]:
+        """All sky sets: the fiducial ones and ``survey-NAME`` for each survey."""
+        return [*SkyCounts.model_fields, *(f"survey-{name}" for name in self.surveys)]
+
+    def set_size(self, name: str) -> int:
+        """Number of skies in a set."""
+        self._check_set(name)
+        if name.startswith("survey-"):
+            return self.surveys[name.removeprefix("survey-")].skies
+        return getattr(self.skies, name)
+
+    def set_cosmology(self, name: str) -> Cosmology:
+        """True cosmology of a set."""
+        self._check_set(name)
+        if name.startswith("survey-"):
+            return self.cosmology.vary(omch2=self.surveys[name.removeprefix("survey-")].omch2)
+        return self.cosmology
+
+    def _check_set(self, name: str) -> None:
+        if name not in self.set_names():
+            raise ConfigError(
+                f"configuration '{self.name}': no sky set '{name}'; "
+                f"it has {', '.join(self.set_names())}"
+            )
+
+    def spectra_recipe(self, cosmology: Cosmology) -> dict:
+        """What determines a product of spectra."""
+        return {"cosmology": asdict(cosmology), "camb": asdict(self.camb)}
+
+    def sky_recipe(self, set_name: str, index: int) -> dict:
+        """What determines one shard."""
+        return {
+            **self.spectra_recipe(self.set_cosmology(set_name)),
+            "algorithm": ALGORITHM["sky"],
+            "seed": self.seed,
+            "set": set_name,
+            "index": index,
+            "sky": asdict(self.sky),
+            "patch": asdict(self.patch),
+            "centres": self.centres.model_dump(),
+        }
+
+    @property
+    def sky_directory(self) -> Path:
+        return self.skies_from or self.products / "skies"
+
+    def sky_path(self, set_name: str, index: int) -> Path:
+        """Where a shard lies."""
+        return self.sky_directory / set_name / f"sky_{index:04d}.h5"
+
+
+def load_config(path: str | Path) -> Config:
+    """Read and check a configuration.
+
+    Raises
+    ------
+    ConfigError
+        if the file is missing, is not YAML, or has a wrong key or value
+    """
+    path = Path(path)
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must hold a mapping of sections, not {type(content).__name__}")
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(_explain(path, error)) from None
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "(whole file)"
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            lines.append(f"{path}: unknown key '{key}'; remove it or correct its spelling")
+        else:
+            lines.append(f"{path}: key '{key}': {item['msg']} (got {item.get('input')!r:.80})")
+    return "\n".join(lines)

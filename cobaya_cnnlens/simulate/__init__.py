@@ -1,0 +1,1 @@
+"""Simulated skies, patches and instrument: theory spectra in, patch maps out."""

@@ -1,0 +1,73 @@
+"""The instrument: beam, white noise and apodisation mask of a patch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .patches import PatchGeometry
+
+ARCMIN = np.pi / (180.0 * 60.0)
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """White noise of Q and of U each (µK′), Gaussian beam (FWHM in ′), mask taper (degrees)."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    noise_uk_arcmin: float = 1.0
+    beam_fwhm_arcmin: float = 1.0
+    taper_deg: float = 0.5
+
+    def noise_rms(self, geometry: PatchGeometry) -> float:
+        """Noise per pixel of Q and of U, in µK."""
+        return self.noise_uk_arcmin / (geometry.pixel / ARCMIN)
+
+    def beam(self, ell: np.ndarray) -> np.ndarray:
+        """Beam transfer function exp(−l²σ²/2), σ = FWHM/√(8 ln 2); same shape as ``ell``."""
+        sigma = self.beam_fwhm_arcmin * ARCMIN / np.sqrt(8.0 * np.log(2.0))
+        return np.exp(-0.5 * (np.asarray(ell) * sigma) ** 2)
+
+
+def cosine_mask(geometry: PatchGeometry, taper_deg: float) -> np.ndarray:
+    """Product of cosine tapers, (n_pixels, n_pixels): 0 at the edge, 1 beyond ``taper_deg``.
+
+    One side falls as ½[1 − cos(π d/taper)], d the distance of the pixel centre to the edge,
+    so that value and slope both vanish at the edge.
+    """
+    n = geometry.n_pixels
+    taper = np.radians(taper_deg) / geometry.pixel
+    distance = np.minimum(np.arange(n) + 0.5, n - 0.5 - np.arange(n))
+    if taper <= 0:
+        side = np.ones(n)
+    else:
+        side = 0.5 * (1.0 - np.cos(np.pi * np.minimum(distance / taper, 1.0)))
+    return side[:, None] * side[None, :]
+
+
+def convolve_beam(
+    padded: np.ndarray, instrument: Instrument, geometry: PatchGeometry
+) -> np.ndarray:
+    """Padded maps (..., n_padded, n_padded) → beamed and cropped (..., n_pixels, n_pixels).
+
+    The padding keeps the wrap-around of the Fourier convolution off the patch.
+    """
+    n = geometry.n_padded
+    ly = 2.0 * np.pi * np.fft.fftfreq(n, geometry.pixel)
+    lx = 2.0 * np.pi * np.fft.rfftfreq(n, geometry.pixel)
+    transfer = instrument.beam(np.hypot(ly[:, None], lx[None, :]))
+    beamed = np.fft.irfft2(np.fft.rfft2(padded) * transfer, s=(n, n))
+    return geometry.crop(beamed)
+
+
+def white_noise(
+    shape: tuple[int, ...],
+    instrument: Instrument,
+    geometry: PatchGeometry,
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """White noise in µK per pixel, float32 of the given shape."""
+    noise = generator.standard_normal(shape, dtype=np.float32)
+    return noise * np.float32(instrument.noise_rms(geometry))

@@ -1,0 +1,120 @@
+"""Shards: one simulated sky per file, all patches and fields of it.
+
+Fields, each float32 of shape (n_patches, n_padded, n_padded), without beam, noise or
+mask: ``lensed_q``, ``lensed_u`` (Q̃, Ũ), ``q``, ``u`` (unlensed), ``e`` (unlensed E), all
+in µK, and ``kappa``. E and κ are band-limited below the patch's Nyquist multipole.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from .. import products
+from ..theory import Spectra
+from . import patches
+from .patches import PatchGeometry
+from .skies import scale_alm, seed_sequence, unit_alm
+
+KIND = "sky"
+FIELDS = ("lensed_q", "lensed_u", "q", "u", "e", "kappa")
+
+
+@dataclass(frozen=True)
+class SkySettings:
+    """Harmonic limits of a sky: ``lmax`` of the a_lm, ``band_limit`` of the E and κ maps."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    lmax: int = 5000
+    band_limit: int = 4400
+
+
+@dataclass(frozen=True)
+class HarmonicSky:
+    """Unlensed E and lensing potential of one sky, a_lm to ``lmax`` in HEALPix order."""
+
+    elm: np.ndarray
+    philm: np.ndarray
+    lmax: int
+
+
+def draw_sky(spectra: Spectra, lmax: int, seed: int, stage: str, index: int) -> HarmonicSky:
+    """One realisation; the phases depend on (seed, stage, index) only, not on the spectra.
+
+    Raises
+    ------
+    ValueError
+        if the spectra end below ``lmax``
+    """
+    if spectra.lmax < lmax:
+        raise ValueError(f"spectra end at l = {spectra.lmax}, the sky needs lmax = {lmax}")
+    factors = (np.sqrt(spectra.ee[: lmax + 1]), np.sqrt(spectra.pp[: lmax + 1]))
+
+    def field(job):
+        child, factor = job
+        return scale_alm(unit_alm(lmax, np.random.default_rng(child)), factor)
+
+    children = seed_sequence(seed, f"sky/{stage}", index).spawn(2)
+    with ThreadPoolExecutor(2) as pool:
+        elm, philm = pool.map(field, zip(children, factors, strict=True))
+    return HarmonicSky(elm, philm, lmax)
+
+
+@lru_cache(maxsize=2)
+def pointing_of(geometry: PatchGeometry, nside: int, poles: int) -> patches.Pointing:
+    """Pixel positions of all patches; kept, because every sky shares them."""
+    return patches.point_patches(patches.patch_centres(nside, poles), geometry)
+
+
+def sample_patches(
+    sky: HarmonicSky,
+    settings: SkySettings,
+    geometry: PatchGeometry,
+    pointing: patches.Pointing,
+    nthreads: int = 0,
+) -> dict[str, np.ndarray]:
+    """All fields of a sky at the patch pixels; see the module's head for names and shapes."""
+    n = geometry.n_padded
+    deflection = patches.deflect(sky.philm, sky.lmax, pointing, nthreads)
+    lensed, unlensed = patches.lensed_and_unlensed_at(
+        sky.elm, sky.lmax, pointing, deflection, nthreads
+    )
+    e = patches.scalar_at(
+        patches.truncate_alm(sky.elm, sky.lmax, settings.band_limit),
+        settings.band_limit,
+        pointing,
+        nthreads,
+    )
+    kappa = patches.scalar_at(
+        patches.convergence_alm(sky.philm, sky.lmax, settings.band_limit),
+        settings.band_limit,
+        pointing,
+        nthreads,
+    )
+    maps = (lensed.real, lensed.imag, unlensed.real, unlensed.imag, e, kappa)
+    return {
+        name: values.astype(np.float32).reshape(-1, n, n)
+        for name, values in zip(FIELDS, maps, strict=True)
+    }
+
+
+def write_shard(path: str | Path, recipe: dict, fields: dict[str, np.ndarray]) -> None:
+    """Write one sky atomically."""
+    products.write_product(path, KIND, recipe, fields)
+
+
+def read_fields(path: str | Path, names: tuple[str, ...], recipe: dict | None = None):
+    """Chosen fields of a shard, each (n_patches, n_padded, n_padded) float32.
+
+    Raises
+    ------
+    products.ProductError
+        if the file is cut off, damaged, or from another recipe
+    """
+    with products.open_product(path, KIND, recipe) as shard:
+        return tuple(shard.array(name) for name in names)
