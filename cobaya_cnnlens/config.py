@@ -19,7 +19,7 @@ from .theory import CambSettings, Cosmology
 
 
 # Raised when a stage's code changes what it produces, so that older products are refused.
-ALGORITHM = {"sky": 1}
+ALGORITHM = {"sky": 1, "bandpowers": 1, "derivatives": 1}
 
 
 class ConfigError(ValueError):
@@ -49,8 +49,12 @@ class PatchCentres(Section):
 
 
 class Network(Section):
-    """The ResUNet: ``width`` 64 is the paper's; ``dropout`` its rate."""
+    """The ResUNet: ``width`` 64 is the paper's; ``dropout`` its rate.
 
+    ``pretrained`` names a network file to use as it is, instead of training one.
+    """
+
+    pretrained: Path | None = None
     width: int = Field(64, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     seed: int = 1
@@ -191,6 +195,31 @@ class Config(Section):
             "centres": self.centres.model_dump(),
         }
 
+    def bandpower_recipe(self, set_name: str, index: int, network_hash: str) -> dict:
+        """What determines the bandpowers of one reconstructed sky."""
+        return {
+            "sky": self.sky_recipe(set_name, index),
+            **self.measurement_recipe(network_hash),
+        }
+
+    def measurement_recipe(self, network_hash: str) -> dict:
+        """What turns a sky into bandpowers: instrument, network and bins."""
+        return {
+            "algorithm": ALGORITHM["bandpowers"],
+            "instrument": asdict(self.instrument),
+            "network": network_hash,
+            "bandpowers": self.bandpowers.model_dump(),
+        }
+
+    def derivative_recipe(self, index: int, network_hash: str) -> dict:
+        """What determines the derivatives measured on one sky."""
+        return {
+            "sky": self.sky_recipe("derivatives", index),
+            **self.measurement_recipe(network_hash),
+            "algorithm": ALGORITHM["derivatives"],
+            "derivatives": self.derivatives.model_dump(),
+        }
+
     @property
     def sky_directory(self) -> Path:
         return self.skies_from or self.products / "skies"
@@ -198,6 +227,27 @@ class Config(Section):
     def sky_path(self, set_name: str, index: int) -> Path:
         """Where a shard lies."""
         return self.sky_directory / set_name / f"sky_{index:04d}.h5"
+
+    @property
+    def network_path(self) -> Path:
+        """The network: the trained one, or the one that ``network.pretrained`` names."""
+        return self.network.pretrained or self.products / "network.keras"
+
+    @property
+    def training_directory(self) -> Path:
+        return self.products / "training"
+
+    def bandpower_path(self, set_name: str, index: int) -> Path:
+        """Where the bandpowers of one reconstructed sky lie."""
+        return self.products / "bandpowers" / set_name / f"sky_{index:04d}.h5"
+
+    def derivative_path(self, index: int) -> Path:
+        """Where the derivatives measured on one sky lie."""
+        return self.products / "derivatives" / f"sky_{index:04d}.h5"
+
+    def release_path(self, survey: str) -> Path:
+        """Where the release of a survey lies."""
+        return self.products / "releases" / f"{self.name}_{survey}.json"
 
 
 def load_config(path: str | Path) -> Config:

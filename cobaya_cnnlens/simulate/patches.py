@@ -116,10 +116,18 @@ def point_patch(centre: np.ndarray, geometry: PatchGeometry) -> Pointing:
 
 def point_patches(centres: np.ndarray, geometry: PatchGeometry) -> Pointing:
     """The pixels of all patches one after another, n = n_patches · n_padded²."""
-    each = [point_patch(centre, geometry) for centre in centres]
-    return Pointing(
-        *(np.concatenate([getattr(p, k) for p in each]) for k in ("theta", "phi", "frame"))
-    )
+    return _join([point_patch(centre, geometry) for centre in centres])
+
+
+def repeat_pointing(pointing: Pointing, times: int) -> Pointing:
+    """The same pixels several times over."""
+    return _join([pointing] * times)
+
+
+def _join(parts):
+    """Dataclasses of arrays, one after another along the first axis."""
+    fields = type(parts[0]).__annotations__
+    return type(parts[0])(*(np.concatenate([getattr(p, k) for p in parts]) for k in fields))
 
 
 def _local_axes(theta, phi):
@@ -153,8 +161,8 @@ class Deflection:
     rotation: np.ndarray
 
 
-def deflect(philm: np.ndarray, lmax: int, pointing: Pointing, nthreads: int = 0) -> Deflection:
-    """Deflect every pixel by ∇φ along a great circle (Lewis 2005, astro-ph/0502469, app. A)."""
+def gradient_at(philm: np.ndarray, lmax: int, pointing: Pointing, nthreads: int = 0) -> np.ndarray:
+    """∇φ at the pixels: components along south and east, (n, 2). Linear in ``philm``."""
     gradient = ducc0.sht.synthesis_general(
         alm=philm[None],
         spin=1,
@@ -164,17 +172,27 @@ def deflect(philm: np.ndarray, lmax: int, pointing: Pointing, nthreads: int = 0)
         epsilon=EPSILON,
         nthreads=nthreads,
     )
+    return np.ascontiguousarray(gradient.T)
+
+
+def deflect_by(gradient: np.ndarray, pointing: Pointing, nthreads: int = 0) -> Deflection:
+    """Move every pixel by ∇φ (n, 2) along a great circle (Lewis 2005, astro-ph/0502469, app. A)."""
     n = len(pointing.theta)
     angles = ducc0.misc.get_deflected_angles(
         theta=pointing.theta,
         phi0=pointing.phi,
         nphi=np.ones(n, dtype=np.uint64),
         ringstart=np.arange(n, dtype=np.uint64),
-        deflect=np.ascontiguousarray(gradient.T),
+        deflect=gradient,
         calc_rotation=True,
         nthreads=nthreads,
     )
     return Deflection(angles[:, 0], angles[:, 1], angles[:, 2])
+
+
+def join_deflections(deflections: list[Deflection]) -> Deflection:
+    """Several deflections of the same pixels, one after another."""
+    return _join(deflections)
 
 
 def polarisation_at(elm: np.ndarray, lmax: int, pointing: Pointing, nthreads: int = 0):

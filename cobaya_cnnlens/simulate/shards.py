@@ -80,7 +80,8 @@ def sample_patches(
 ) -> dict[str, np.ndarray]:
     """All fields of a sky at the patch pixels; see the module's head for names and shapes."""
     n = geometry.n_padded
-    deflection = patches.deflect(sky.philm, sky.lmax, pointing, nthreads)
+    gradient = patches.gradient_at(sky.philm, sky.lmax, pointing, nthreads)
+    deflection = patches.deflect_by(gradient, pointing, nthreads)
     lensed, unlensed = patches.lensed_and_unlensed_at(
         sky.elm, sky.lmax, pointing, deflection, nthreads
     )

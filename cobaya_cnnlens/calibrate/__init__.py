@@ -1,0 +1,1 @@
+"""Calibration: bandpowers of κ̂, its response, noise, covariance and derivatives."""

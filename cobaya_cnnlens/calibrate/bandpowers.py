@@ -1,0 +1,171 @@
+"""Flat-sky spectra of masked patches, and what theory predicts for them.
+
+A map f on a patch of n² pixels of side Δ has modes f_l = Δ² Σ f(x) exp(−il·x); its spectrum
+is |f_l|² / (n²Δ²⟨M²⟩), with M the mask. Bandpowers are averages over the modes of a bin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..simulate.patches import PatchGeometry
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Bins [lmin + b·width, lmin + (b+1)·width), b < n_bins, in L."""
+
+    lmin: int
+    width: int
+    n_bins: int
+
+    @property
+    def edges(self) -> np.ndarray:
+        """Shape (n_bins + 1,)."""
+        return self.lmin + self.width * np.arange(self.n_bins + 1)
+
+    @property
+    def centres(self) -> np.ndarray:
+        """Shape (n_bins,)."""
+        return self.lmin + self.width * (np.arange(self.n_bins) + 0.5)
+
+
+class FlatSpectra:
+    """Binned auto- and cross-spectra of patches.
+
+    Parameters
+    ----------
+    geometry : the patch
+    bins : bins in L; the last edge must lie below the Nyquist multipole
+    mask : (n, n) mask that the maps carry already; spectra are divided by its mean square
+
+    Raises
+    ------
+    ValueError
+        if the bins pass the Nyquist multipole or a bin holds no mode
+    """
+
+    def __init__(self, geometry: PatchGeometry, bins: Bins, mask: np.ndarray):
+        self.geometry, self.bins, self.mask = geometry, bins, mask
+        if bins.edges[-1] > geometry.nyquist:
+            raise ValueError(
+                f"the last bin ends at L = {bins.edges[-1]}, beyond the patch's Nyquist "
+                f"multipole {geometry.nyquist:.0f}; use fewer or narrower bins"
+            )
+        n = geometry.n_pixels
+        ly, lx = mode_vectors(n, geometry.pixel)
+        ell = np.hypot(ly, lx)
+        index = np.digitize(ell, bins.edges) - 1
+        index[(ell < bins.edges[0]) | (ell >= bins.edges[-1])] = bins.n_bins
+        # The half plane lx ≥ 0 of a real map: columns 0 and n/2 stand for themselves, the
+        # others also for their mirror images.
+        weight = np.full(ell.shape, 2.0)
+        weight[:, 0] = 1.0
+        if n % 2 == 0:
+            weight[:, -1] = 1.0
+        self._index = index.ravel()
+        self._weight = weight.ravel()
+        self.modes = np.bincount(self._index, self._weight, bins.n_bins + 1)[:-1]
+        if (self.modes == 0).any():
+            raise ValueError(f"bin {int(np.argmin(self.modes))} holds no Fourier mode; widen it")
+        self._area = (n * geometry.pixel) ** 2 * np.mean(mask**2)
+
+    def transform(self, maps: np.ndarray) -> np.ndarray:
+        """Masked maps (..., n, n) → modes f_l on the half plane, (..., n, n//2 + 1)."""
+        return np.fft.rfft2(maps) * self.geometry.pixel**2
+
+    def cross(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Bandpowers Re⟨a_l b_l*⟩ of two sets of modes, (n_patches, n_bins)."""
+        return self.average_plane(a.real * b.real + a.imag * b.imag) / self._area
+
+    def average_plane(self, power: np.ndarray) -> np.ndarray:
+        """Mean over the modes of each bin of half-plane values (..., n, n//2 + 1) → (..., n_bins)."""
+        flat = power.reshape(-1, self._weight.size) * self._weight
+        binned = np.stack([np.bincount(self._index, p, self.bins.n_bins + 1)[:-1] for p in flat])
+        return (binned / self.modes).reshape(*power.shape[:-2], self.bins.n_bins)
+
+    def bin_weights(self, b: int) -> np.ndarray:
+        """Weights of the half plane's modes in bin ``b``, summing to one; (n, n//2 + 1)."""
+        n = self.geometry.n_pixels
+        return ((self._index == b) * self._weight / self.modes[b]).reshape(n, n // 2 + 1)
+
+    def auto(self, maps: np.ndarray) -> np.ndarray:
+        """Bandpowers of masked maps (n_patches, n, n) → (n_patches, n_bins)."""
+        modes = self.transform(maps)
+        return self.cross(modes, modes)
+
+
+def mode_vectors(n: int, pixel: float) -> tuple[np.ndarray, np.ndarray]:
+    """Components (l_y, l_x) of the half plane's modes, each (n, n//2 + 1)."""
+    ly = 2.0 * np.pi * np.fft.fftfreq(n, pixel)
+    lx = 2.0 * np.pi * np.fft.rfftfreq(n, pixel)
+    return np.meshgrid(ly, lx, indexing="ij")
+
+
+def polarisation_angles(ly: np.ndarray, lx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """cos 2ϑ and sin 2ϑ of l, with ϑ from south (−y) towards east (x); zero at l = 0.
+
+    E_l = Q_l cos 2ϑ + U_l sin 2ϑ,  B_l = −Q_l sin 2ϑ + U_l cos 2ϑ.
+    """
+    l2 = ly**2 + lx**2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cos2 = np.where(l2 > 0, (ly**2 - lx**2) / l2, 0.0)
+        sin2 = np.where(l2 > 0, -2.0 * lx * ly / l2, 0.0)
+    return cos2, sin2
+
+
+def e_and_b(spectra: FlatSpectra, q: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Modes of E and B of masked Q, U (n_patches, n, n); B holds what the mask leaks from E."""
+    cos2, sin2 = polarisation_angles(*mode_vectors(q.shape[-1], spectra.geometry.pixel))
+    q_l, u_l = spectra.transform(q), spectra.transform(u)
+    return q_l * cos2 + u_l * sin2, -q_l * sin2 + u_l * cos2
+
+
+def pure_b(spectra: FlatSpectra, q: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Modes of pure B of *unmasked* Q, U (n_patches, n, n), (n_patches, n, n//2 + 1).
+
+    B^pure_l = l⁻² ∫ M(x) (−∇²B)(x) e^{−il·x} d²x, with the derivatives moved onto M e^{−il·x}
+    (Smith 2006, astro-ph/0511629): no E leaks in, whatever the mask, as long as the mask and its
+    slope vanish at the edge.
+    """
+    n, pixel = q.shape[-1], spectra.geometry.pixel
+    ly, lx = mode_vectors(n, pixel)
+    m = spectra.mask
+    my, mx, myy, mxx, myx = _mask_derivatives(m, pixel)
+    ft = spectra.transform
+    # χ = −∇²B = cos and sin parts of the second derivatives of Q and U in the patch's frame:
+    # −∇²B ↔ l²B_l = U (ly² − lx²) + 2 lx ly Q.
+    u_part = (
+        ft(u * (mxx - myy))
+        - 2j * (lx * ft(u * mx) - ly * ft(u * my))
+        + (ly**2 - lx**2) * ft(u * m)
+    )
+    q_part = (
+        -2.0 * ft(q * myx) + 2j * (lx * ft(q * my) + ly * ft(q * mx)) + 2.0 * lx * ly * ft(q * m)
+    )
+    l2 = ly**2 + lx**2
+    return np.where(l2 > 0, (u_part + q_part) / np.where(l2 > 0, l2, 1.0), 0.0)
+
+
+def _mask_derivatives(mask, pixel):
+    """M_y, M_x, M_yy, M_xx, M_yx of a mask that is a product of one-dimensional tapers."""
+    side = np.sqrt(np.clip(np.diag(mask), 0.0, None))
+    if not np.allclose(np.outer(side, side), mask, atol=1e-12):
+        raise ValueError("the pure-B mask must be a product of two equal one-dimensional tapers")
+    # Fourier derivatives of the taper continued by zeros, exact for the sampled taper's
+    # band-limited interpolant.
+    n = len(side)
+    padded = np.concatenate([side, np.zeros(n)])
+    l = 2.0 * np.pi * np.fft.rfftfreq(2 * n, pixel)
+    modes = np.fft.rfft(padded)
+    first = np.fft.irfft(1j * l * modes, 2 * n)[:n]
+    second = np.fft.irfft(-(l**2) * modes, 2 * n)[:n]
+    return (
+        np.outer(first, side),
+        np.outer(side, first),
+        np.outer(second, side),
+        np.outer(side, second),
+        np.outer(first, first),
+    )

@@ -1,0 +1,168 @@
+"""Banded derivatives of the debiased bandpowers, by simulation with common random numbers.
+
+One sky of fixed phases is seen again and again with one band of C_L^κκ or of the unlensed C_l^EE
+scaled by 1 ± ε, with the same noise, and the bandpowers are differenced:
+
+    N'_bj = ∂[⟨κ̂κ̂*⟩_b/R_b² − ⟨κκ*⟩_b] / ∂ ln C_j .
+
+Subtracting the truth's own change leaves the *noise-debias derivative*: what the response, the
+N1-like part and the noise do when theory moves, while the windows carry the signal exactly. This
+is the correction the paper's §6.3 leaves to future work; compare Planck 2015 XV, App. C.
+
+Scaling C_j by 1 ± ε multiplies the band's a_lm by √(1 ± ε). The lensed map is linear in the
+unlensed E, and the deflection linear in φ, so one extra transform per band serves both signs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from tqdm import tqdm
+
+from .. import products
+from ..config import Config
+from ..reconstruct import Estimator
+from ..simulate import patches, shards
+from ..simulate.instrument import convolve_beam, cosine_mask
+from ..simulate.observation import sky_noise
+from ..simulate.skies import scale_alm
+from ..simulate.stage import spectra_for
+from .bandpowers import FlatSpectra
+from .measure import spectra_of
+
+KIND = "derivatives"
+
+
+def measure_derivatives(
+    config: Config, estimator: Estimator, network_hash: str, index: int, nthreads: int = 0
+) -> None:
+    """Measure all bands on one sky of the ``derivatives`` set, unless that is done.
+
+    The product holds, per patch, ``kk`` and ``ee``: derivatives of auto-bandpowers of κ̂,
+    (n_bands, n_patches, n_bins); ``kk_truth``: those of the true κ; ``auto`` and ``truth`` of
+    the fiducial sky, (n_patches, n_bins). Each band is kept on disk as soon as it is done.
+    """
+    path = config.derivative_path(index)
+    recipe = config.derivative_recipe(index, network_hash)
+    if products.exists(path, KIND, recipe):
+        return
+    bench = _Bench(config, estimator, index, nthreads)
+    jobs = [("fiducial", 0)]
+    jobs += [("kk", j) for j in range(len(config.derivatives.kk_edges) - 1)]
+    jobs += [("ee", j) for j in range(len(config.derivatives.ee_edges) - 1)]
+    done = {}
+    with tqdm(total=len(jobs), desc=f"derivatives/{index}", unit="band") as bar:
+        for kind, band in jobs:
+            part_path = path.with_suffix("") / f"{kind}_{band:03d}.h5"
+            part_recipe = {**recipe, "part": f"{kind} {band}"}
+            if not products.exists(part_path, KIND, part_recipe):
+                products.write_product(part_path, KIND, part_recipe, bench.run(kind, band))
+            with products.open_product(part_path, KIND, part_recipe) as part:
+                done[kind, band] = {name: part.array(name) for name in part.names()}
+            bar.update()
+    arrays = dict(done["fiducial", 0])
+    for kind in ("kk", "ee"):
+        bands = [done[key] for key in sorted(done) if key[0] == kind]
+        arrays[kind] = np.stack([b["auto"] for b in bands])
+    arrays["kk_truth"] = np.stack([done[k]["truth"] for k in sorted(done) if k[0] == "kk"])
+    products.write_product(path, KIND, recipe, arrays)
+    for part in path.with_suffix("").glob("*.h5"):
+        part.unlink()
+    path.with_suffix("").rmdir()
+
+
+class _Bench:
+    """One fiducial sky, kept in memory while its bands are perturbed one by one."""
+
+    def __init__(self, config: Config, estimator: Estimator, index: int, nthreads: int):
+        self.config, self.estimator, self.nthreads = config, estimator, nthreads
+        self.step = config.derivatives.step
+        self.spectra: FlatSpectra = spectra_of(config)
+        self.mask = cosine_mask(config.patch, config.instrument.taper_deg)
+        self.pointing = shards.pointing_of(
+            config.patch, config.centres.nside, config.centres.poles
+        )
+        theory = spectra_for(config, config.cosmology)
+        self.sky = shards.draw_sky(theory, config.sky.lmax, config.seed, "derivatives", index)
+        self.gradient = patches.gradient_at(
+            self.sky.philm, self.sky.lmax, self.pointing, nthreads
+        )
+        (self.lensed,) = self._lens([self.gradient])
+        self.kappa = self._kappa(self.sky.philm)
+        n = config.patch.n_padded
+        self.noise = sky_noise(config, "derivatives", index, len(self.lensed) // n**2)
+
+    def run(self, kind: str, band: int) -> dict[str, np.ndarray]:
+        if kind == "fiducial":
+            return {"auto": self._auto(self.lensed), "truth": self.spectra.auto(self.kappa)}
+        return (self._kk if kind == "kk" else self._ee)(band)
+
+    def _ee(self, band):
+        edges = self.config.derivatives.ee_edges
+        elm, lmax = self._band_alm(self.sky.elm, edges[band], edges[band + 1])
+        deflection = patches.deflect_by(self.gradient, self.pointing, self.nthreads)
+        extra = patches.lensed_polarisation_at(
+            elm, lmax, self.pointing, deflection, self.nthreads
+        )
+        up, down = (self._auto(self.lensed + change * extra) for change in self._changes())
+        return {"auto": (up - down) / (2.0 * self.step)}
+
+    def _kk(self, band):
+        edges = self.config.derivatives.kk_edges
+        philm, lmax = self._band_alm(self.sky.philm, edges[band], edges[band + 1])
+        gradient = patches.gradient_at(philm, lmax, self.pointing, self.nthreads)
+        kappa = self._kappa(philm, lmax)
+        changes = self._changes()
+        lensed = self._lens([self.gradient + change * gradient for change in changes])
+        up, down = (self._auto(maps) for maps in lensed)
+        kappa_up, kappa_down = (self.spectra.auto(self.kappa + c * kappa) for c in changes)
+        return {
+            "auto": (up - down) / (2.0 * self.step),
+            "truth": (kappa_up - kappa_down) / (2.0 * self.step),
+        }
+
+    def _changes(self) -> tuple[float, float]:
+        """√(1 ± ε) − 1."""
+        return np.sqrt(1.0 + self.step) - 1.0, np.sqrt(1.0 - self.step) - 1.0
+
+    def _band_alm(self, alm, low, high):
+        """The a_lm with low ≤ l < high, cut at the band's top so that transforms are cheap."""
+        lmax = min(high - 1, self.sky.lmax)
+        cut = patches.truncate_alm(alm, self.sky.lmax, lmax)
+        return scale_alm(cut, (np.arange(lmax + 1) >= low).astype(float)), lmax
+
+    def _lens(self, gradients):
+        """The sky's E under several deflections, from one Legendre transform."""
+        deflections = [patches.deflect_by(g, self.pointing, self.nthreads) for g in gradients]
+        lensed = patches.lensed_polarisation_at(
+            self.sky.elm,
+            self.sky.lmax,
+            patches.repeat_pointing(self.pointing, len(gradients)),
+            patches.join_deflections(deflections),
+            self.nthreads,
+        )
+        return np.split(lensed, len(gradients))
+
+    def _kappa(self, philm, lmax=None):
+        lmax = lmax or self.sky.lmax
+        limit = min(lmax, self.config.sky.band_limit)
+        kappa = patches.scalar_at(
+            patches.convergence_alm(philm, lmax, limit), limit, self.pointing, self.nthreads
+        )
+        return self._patches(kappa) * self.mask
+
+    def _patches(self, values):
+        n = self.config.patch.n_padded
+        return self.config.patch.crop(values.reshape(-1, n, n))
+
+    def _auto(self, lensed):
+        """Bandpowers of κ̂ from padded, noiseless Q̃ + iŨ, (n_patches, n_bins)."""
+        n = self.config.patch.n_padded
+        observed = (
+            (
+                convolve_beam(part.reshape(-1, n, n), self.config.instrument, self.config.patch)
+                + noise
+            )
+            * self.mask
+            for part, noise in zip((lensed.real, lensed.imag), self.noise, strict=True)
+        )
+        return self.spectra.auto(self.estimator.reconstruct(*observed))

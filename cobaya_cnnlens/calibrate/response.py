@@ -1,0 +1,56 @@
+"""Response and noise of κ̂ (Caldeira et al. 2018, eqs 10–12), with Monte-Carlo errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .measure import PatchBandpowers
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Response R_b and noise N_b with the standard errors of their means, each (n_bins,).
+
+    R is a fixed normalisation: data, noise, covariance and derivatives all divide by the same
+    R_b², so its Monte-Carlo error cancels and enters no error budget; it is kept for reference.
+    """
+
+    response: np.ndarray
+    response_error: np.ndarray
+    noise: np.ndarray
+    noise_error: np.ndarray
+
+    def debias(self, auto: np.ndarray) -> np.ndarray:
+        """d_b = ⟨|κ̂|²⟩/R_b² − N_b; shape of ``auto``, (..., n_bins)."""
+        return auto / self.response**2 - self.noise
+
+
+def calibrate(validation: PatchBandpowers, test: PatchBandpowers) -> Calibration:
+    """R from the validation patches, N from the test patches.
+
+    R_b = ⟨κκ̂*⟩/⟨κκ*⟩ and N_b = ⟨κ̂κ̂*⟩/R_b² − ⟨κκ*⟩. Since N is the mean of a difference on the
+    same patches, the cosmic variance of κ cancels in it.
+
+    Raises
+    ------
+    ValueError
+        if the response is not positive in some bin: the network knows nothing there
+    """
+    response = validation.cross.mean(0) / validation.truth.mean(0)
+    if (response <= 0).any():
+        bad = np.flatnonzero(response <= 0).tolist()
+        raise ValueError(
+            f"the response is not positive in bins {bad}; the network recovers nothing there: "
+            "use fewer bins or train longer"
+        )
+    scatter = validation.cross - response * validation.truth
+    response_error = standard_error(scatter) / validation.truth.mean(0)
+    each = test.auto / response**2 - test.truth
+    return Calibration(response, response_error, each.mean(0), standard_error(each))
+
+
+def standard_error(samples: np.ndarray) -> np.ndarray:
+    """Standard error of the mean over the first axis."""
+    return samples.std(0, ddof=1) / np.sqrt(len(samples))

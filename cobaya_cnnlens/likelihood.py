@@ -1,0 +1,84 @@
+"""The Cobaya likelihood; all of its mathematics is in :mod:`cobaya_cnnlens.model`."""
+
+from __future__ import annotations
+
+import numpy as np
+from cobaya.likelihood import Likelihood
+from cobaya.log import LoggedError
+
+from .model import BandpowerLikelihood
+from .release import Release, ReleaseError, read_release
+
+
+class CNNLens(Likelihood):
+    """CMB-lensing bandpowers measured by a ResUNet on polarisation maps.
+
+    Needs C_L^φφ and unlensed C_l^EE from the theory. Options are in ``CNNLens.yaml``.
+
+    Attributes
+    ----------
+    release_data : the :class:`~cobaya_cnnlens.release.Release` in use
+    bandpowers : d_b, (n_bins,)
+    """
+
+    release: str
+    noise_debias: str
+    statistics: str
+
+    def initialize(self) -> None:
+        try:
+            self.release_data: Release = read_release(self.release)
+            self._likelihood = BandpowerLikelihood(
+                self.release_data, self.noise_debias, self.statistics
+            )
+        except (ReleaseError, ValueError) as error:
+            raise LoggedError(self.log, "%s", error) from None
+        L = np.arange(self._likelihood.lmax_kk + 1, dtype=float)
+        self._kappa_factor = 0.25 * (L * (L + 1.0)) ** 2
+        self.log.info(
+            "%s: %d bandpowers of %d patches, noise debias %s",
+            self.release_data.name,
+            self.release_data.n_bins,
+            self.release_data.n_patches,
+            self.noise_debias,
+        )
+
+    @property
+    def bandpowers(self) -> np.ndarray:
+        return self._likelihood.bandpowers
+
+    def get_requirements(self) -> dict:
+        return {
+            "Cl": {"pp": self._likelihood.lmax_kk},
+            "unlensed_Cl": {"ee": self._likelihood.lmax_ee},
+        }
+
+    def logp(self, _derived: dict | None = None, **params) -> float:
+        chi2 = self._likelihood.chi2(*self.theory_spectra())
+        if _derived is not None:
+            _derived["cnnlens_chi2"] = chi2
+            _derived["cnnlens_pte"] = self._likelihood.pte(chi2)
+        return -0.5 * chi2
+
+    def log_likelihood(self, clkk: np.ndarray, clee: np.ndarray) -> float:
+        """−χ²/2 of C_L^κκ and unlensed C_l^EE (µK²), both from l = 0; needs no theory code."""
+        return self._likelihood.log_likelihood(clkk, clee)
+
+    def theory_spectra(self) -> tuple[np.ndarray, np.ndarray]:
+        """C_L^κκ and unlensed C_l^EE (µK²) of the point being sampled."""
+        clpp = self.provider.get_Cl(ell_factor=False, units="muK2")["pp"]
+        clee = self.provider.get_unlensed_Cl(ell_factor=False, units="muK2")["ee"]
+        n = len(self._kappa_factor)
+        if len(clpp) < n:
+            raise LoggedError(
+                self.log, "the theory's C_L^pp ends at L = %d; it must reach %d", len(clpp) - 1, n - 1
+            )
+        return self._kappa_factor * clpp[:n], clee
+
+    def model(self) -> np.ndarray:
+        """µ_b of the point being sampled, (n_bins,)."""
+        return self._likelihood.model(*self.theory_spectra())
+
+    def residuals(self) -> np.ndarray:
+        """d_b − µ_b of the point being sampled, (n_bins,)."""
+        return self._likelihood.residuals(*self.theory_spectra())

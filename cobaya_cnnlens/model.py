@@ -1,0 +1,122 @@
+"""The likelihood of debiased lensing bandpowers, without Cobaya.
+
+    µ_b(θ) = Σ_L W_bL C_L^κκ + Σ_j N'^κκ_bj δ_j^κκ + Σ_j N'^EE_bj δ_j^EE
+
+W are the bandpower windows of the masked patch. The data were debiased with the noise of the
+fiducial cosmology; the sums over bands j move that noise to the cosmology θ. δ_j is the relative
+change of the band's power, Σ (2l+1) C_l / Σ (2l+1) C_l^fid − 1, with unlensed C^EE. With
+``noise_debias="fixed"`` the sums are left out, as in Caldeira et al. 2018, which biases the result.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .release import Release
+from .statistics import chi2_pte, hartlap_factor, inverse_covariance
+
+NOISE_DEBIAS = ("linear", "fixed")
+STATISTICS = ("hartlap", "gaussian")
+
+
+class BandpowerLikelihood:
+    """Gaussian likelihood of one release.
+
+    Parameters
+    ----------
+    release : the data and their calibration
+    noise_debias : "linear" or "fixed", see above
+    statistics : "hartlap" scales the inverse covariance for the finite number of simulations;
+        "gaussian" takes it as exact
+
+    Attributes
+    ----------
+    bandpowers : d_b, (n_bins,)
+    covariance : of the data, Monte-Carlo errors of the calibration included, (n_bins, n_bins)
+    lmax_kk, lmax_ee : highest multipoles that the spectra must reach
+
+    Raises
+    ------
+    ValueError
+        for an unknown option
+    """
+
+    def __init__(
+        self, release: Release, noise_debias: str = "linear", statistics: str = "hartlap"
+    ):
+        if noise_debias not in NOISE_DEBIAS:
+            raise ValueError(f"noise_debias is {noise_debias!r}; choose one of {NOISE_DEBIAS}")
+        if statistics not in STATISTICS:
+            raise ValueError(f"statistics is {statistics!r}; choose one of {STATISTICS}")
+        self.release, self.noise_debias = release, noise_debias
+        self.bandpowers = release.bandpowers
+        self.covariance = release.covariance
+        self.inverse = inverse_covariance(self.covariance)
+        if statistics == "hartlap":
+            self.inverse = self.inverse * hartlap_factor(release.n_sim, release.n_bins)
+        self._windows = np.ascontiguousarray(release.windows)
+        self._kk = _Bands(release.kk_edges, release.kk_derivatives, release.fiducial_kk)
+        self._ee = _Bands(release.ee_edges, release.ee_derivatives, release.fiducial_ee)
+        self.lmax_kk = max(release.windows.shape[1] - 1, self._kk.lmax)
+        self.lmax_ee = self._ee.lmax
+
+    def model(self, clkk: np.ndarray, clee: np.ndarray) -> np.ndarray:
+        """µ_b, (n_bins,).
+
+        Parameters
+        ----------
+        clkk : C_L^κκ from L = 0 to at least ``lmax_kk``
+        clee : unlensed C_l^EE in µK² from l = 0 to at least ``lmax_ee``
+
+        Raises
+        ------
+        ValueError
+            if a spectrum is too short
+        """
+        if len(clkk) <= self.lmax_kk:
+            raise ValueError(
+                f"C_L^κκ ends at L = {len(clkk) - 1}, the release needs L = {self.lmax_kk}"
+            )
+        signal = self._windows @ clkk[: self._windows.shape[1]]
+        if self.noise_debias == "fixed":
+            return signal
+        if len(clee) <= self.lmax_ee:
+            raise ValueError(
+                f"unlensed C_l^EE ends at l = {len(clee) - 1}, the release needs l = {self.lmax_ee}"
+            )
+        return signal + self._kk.shift(clkk) + self._ee.shift(clee)
+
+    def residuals(self, clkk: np.ndarray, clee: np.ndarray) -> np.ndarray:
+        """d_b − µ_b, (n_bins,)."""
+        return self.bandpowers - self.model(clkk, clee)
+
+    def chi2(self, clkk: np.ndarray, clee: np.ndarray) -> float:
+        """(d − µ)ᵀ C⁻¹ (d − µ)."""
+        residuals = self.residuals(clkk, clee)
+        return float(residuals @ self.inverse @ residuals)
+
+    def log_likelihood(self, clkk: np.ndarray, clee: np.ndarray) -> float:
+        """−χ²/2; the constant normalisation is left out."""
+        return -0.5 * self.chi2(clkk, clee)
+
+    def pte(self, chi2):
+        """Probability that noise alone exceeds this χ²."""
+        return chi2_pte(chi2, len(self.bandpowers))
+
+
+class _Bands:
+    """Relative change of band power times the derivatives."""
+
+    def __init__(self, edges: np.ndarray, derivatives: np.ndarray, fiducial: np.ndarray):
+        self.lmax = int(edges[-1]) - 1
+        ell = np.arange(edges[0], edges[-1])
+        weight = 2.0 * ell + 1.0
+        starts = np.asarray(edges[:-1] - edges[0], dtype=np.intp)
+        power = np.add.reduceat(weight * fiducial[edges[0] : edges[-1]], starts)
+        self._weight = weight / np.repeat(power, np.diff(edges))
+        self._starts, self._range = starts, slice(int(edges[0]), int(edges[-1]))
+        self._derivatives = np.ascontiguousarray(derivatives)
+
+    def shift(self, cl: np.ndarray) -> np.ndarray:
+        change = np.add.reduceat(self._weight * cl[self._range], self._starts) - 1.0
+        return self._derivatives @ change
