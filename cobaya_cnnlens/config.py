@@ -6,24 +6,21 @@ change to the training leaves the skies valid, and a change to the cosmology doe
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict
 from pathlib import Path
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .errors import ConfigError
 from .simulate.instrument import Instrument
 from .simulate.patches import PatchGeometry
 from .simulate.shards import SkySettings
 from .theory import CambSettings, Cosmology
 
-
 # Raised when a stage's code changes what it produces, so that older products are refused.
 ALGORITHM = {"sky": 1, "bandpowers": 1, "derivatives": 1}
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names file, key and mend."""
 
 
 class Section(BaseModel):
@@ -110,7 +107,7 @@ class Derivatives(Section):
     def _ascending(self):
         for name in ("kk_edges", "ee_edges"):
             edges = getattr(self, name)
-            if any(b <= a for a, b in zip(edges, edges[1:], strict=False)):
+            if any(b <= a for a, b in itertools.pairwise(edges)):
                 raise ValueError(f"{name} must ascend")
         return self
 

@@ -6,8 +6,9 @@ import numpy as np
 from cobaya.likelihood import Likelihood
 from cobaya.log import LoggedError
 
+from .errors import CNNLensError
 from .model import BandpowerLikelihood
-from .release import Release, ReleaseError, read_release
+from .release import Release, read_release
 
 
 class CNNLens(Likelihood):
@@ -31,7 +32,7 @@ class CNNLens(Likelihood):
             self._likelihood = BandpowerLikelihood(
                 self.release_data, self.noise_debias, self.statistics
             )
-        except (ReleaseError, ValueError) as error:
+        except CNNLensError as error:
             raise LoggedError(self.log, "%s", error) from None
         L = np.arange(self._likelihood.lmax_kk + 1, dtype=float)
         self._kappa_factor = 0.25 * (L * (L + 1.0)) ** 2
@@ -71,7 +72,10 @@ class CNNLens(Likelihood):
         n = len(self._kappa_factor)
         if len(clpp) < n:
             raise LoggedError(
-                self.log, "the theory's C_L^pp ends at L = %d; it must reach %d", len(clpp) - 1, n - 1
+                self.log,
+                "the theory's C_L^pp ends at L = %d; it must reach %d",
+                len(clpp) - 1,
+                n - 1,
             )
         return self._kappa_factor * clpp[:n], clee
 

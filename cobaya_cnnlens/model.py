@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .errors import CNNLensError, SpectrumError
 from .release import Release
 from .statistics import chi2_pte, hartlap_factor, inverse_covariance
 
@@ -37,17 +38,15 @@ class BandpowerLikelihood:
 
     Raises
     ------
-    ValueError
+    CNNLensError
         for an unknown option
     """
 
-    def __init__(
-        self, release: Release, noise_debias: str = "linear", statistics: str = "hartlap"
-    ):
+    def __init__(self, release: Release, noise_debias: str = "linear", statistics: str = "hartlap"):
         if noise_debias not in NOISE_DEBIAS:
-            raise ValueError(f"noise_debias is {noise_debias!r}; choose one of {NOISE_DEBIAS}")
+            raise CNNLensError(f"noise_debias is {noise_debias!r}; choose one of {NOISE_DEBIAS}")
         if statistics not in STATISTICS:
-            raise ValueError(f"statistics is {statistics!r}; choose one of {STATISTICS}")
+            raise CNNLensError(f"statistics is {statistics!r}; choose one of {STATISTICS}")
         self.release, self.noise_debias = release, noise_debias
         self.bandpowers = release.bandpowers
         self.covariance = release.covariance
@@ -70,18 +69,18 @@ class BandpowerLikelihood:
 
         Raises
         ------
-        ValueError
+        SpectrumError
             if a spectrum is too short
         """
         if len(clkk) <= self.lmax_kk:
-            raise ValueError(
+            raise SpectrumError(
                 f"C_L^κκ ends at L = {len(clkk) - 1}, the release needs L = {self.lmax_kk}"
             )
         signal = self._windows @ clkk[: self._windows.shape[1]]
         if self.noise_debias == "fixed":
             return signal
         if len(clee) <= self.lmax_ee:
-            raise ValueError(
+            raise SpectrumError(
                 f"unlensed C_l^EE ends at l = {len(clee) - 1}, the release needs l = {self.lmax_ee}"
             )
         return signal + self._kk.shift(clkk) + self._ee.shift(clee)

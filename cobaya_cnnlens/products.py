@@ -17,11 +17,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from .errors import ProductError
+
 FORMAT_VERSION = 1
-
-
-class ProductError(RuntimeError):
-    """A product file that is missing, damaged, or made from another configuration."""
 
 
 def identity_of(recipe: Mapping) -> str:

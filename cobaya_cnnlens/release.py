@@ -17,15 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from .errors import CNNLensError, ReleaseError
 from .statistics import inverse_covariance
 
 FORMAT = "cobaya_cnnlens release"
 VERSION = 1
 DATA_DIRECTORY = Path(__file__).parent / "data"
-
-
-class ReleaseError(ValueError):
-    """A release that cannot be used; the message names the file, the field and the mend."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,11 @@ _SCALARS = {
 }
 _OTHER = {"format", "version", "digest", "truth", "windows.first", "windows.values"}
 _POSITIVE = ("response", "response_error", "noise_error")
-_UNITS = {"instrument.noise_unit": "uK arcmin", "instrument.beam_unit": "arcmin", "fiducial.unit": "muK2"}
+_UNITS = {
+    "instrument.noise_unit": "uK arcmin",
+    "instrument.beam_unit": "arcmin",
+    "fiducial.unit": "muK2",
+}
 
 
 def write_release(release: Release, path: str | Path) -> None:
@@ -233,7 +234,9 @@ def from_document(document: dict, source: str) -> Release:
     if not isinstance(document, dict):
         raise ReleaseError(f"{source}: holds a {type(document).__name__}, not a release")
     if document.get("format") != FORMAT:
-        raise ReleaseError(f"{source}: field 'format' is not '{FORMAT}'; this is another kind of file")
+        raise ReleaseError(
+            f"{source}: field 'format' is not '{FORMAT}'; this is another kind of file"
+        )
     if document.get("version") != VERSION or isinstance(document.get("version"), bool):
         raise ReleaseError(
             f"{source}: field 'version' is {document.get('version')!r:.40}, this package reads "
@@ -244,7 +247,9 @@ def from_document(document: dict, source: str) -> Release:
     for key, (attribute, kind) in _SCALARS.items():
         value = _get(document, key, source)
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise ReleaseError(f"{source}: field '{key}' must be {kind.__name__}, not {value!r:.40}")
+            raise ReleaseError(
+                f"{source}: field '{key}' must be {kind.__name__}, not {value!r:.40}"
+            )
         values[attribute] = value
     values["truth"] = document["truth"]
     if values["truth"] is not None and not isinstance(values["truth"], dict):
@@ -255,7 +260,9 @@ def from_document(document: dict, source: str) -> Release:
     values["windows"] = _windows(document, dimensions["n_bins"], source)
     for key, unit in _UNITS.items():
         if _get(document, key, source) != unit:
-            raise ReleaseError(f"{source}: field '{key}' must be '{unit}'; convert the values to it")
+            raise ReleaseError(
+                f"{source}: field '{key}' must be '{unit}'; convert the values to it"
+            )
     release = Release(**values)
     _check_physics(release, source)
     if document["digest"] != _digest(document):
@@ -306,7 +313,7 @@ def _check_physics(release: Release, source: str) -> None:
     ):
         try:
             inverse_covariance(matrix)
-        except (ValueError, np.linalg.LinAlgError) as error:
+        except (CNNLensError, np.linalg.LinAlgError) as error:
             refuse(key, f"is {error}; estimate it from more simulations")
 
 
@@ -352,7 +359,9 @@ def _numbers(value, depth, key, source, integers=False) -> np.ndarray:
                     f"{'an integer' if integers else 'a number'} is needed; correct it"
                 )
             if abs(item) > 1e300 or not math.isfinite(item):
-                raise ReleaseError(f"{source}: field '{key}' holds {item!r:.40}, which is not finite")
+                raise ReleaseError(
+                    f"{source}: field '{key}' holds {item!r:.40}, which is not finite"
+                )
         elif not isinstance(item, list) or not item:
             raise ReleaseError(f"{source}: field '{key}' must be a list nested {depth} deep")
         else:
@@ -361,7 +370,9 @@ def _numbers(value, depth, key, source, integers=False) -> np.ndarray:
 
     leaves(value, depth)
     if depth == 2 and len({len(row) for row in value}) != 1:
-        raise ReleaseError(f"{source}: field '{key}' has rows of different lengths; restore the file")
+        raise ReleaseError(
+            f"{source}: field '{key}' has rows of different lengths; restore the file"
+        )
     array = np.array(value, dtype=np.int64 if integers else float)
     array.setflags(write=False)
     return array

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .errors import CNNLensError
+
 
 def hartlap_factor(n_sim: int, n_bins: int) -> float:
     """(n_sim − n_bins − 2)/(n_sim − 1), which unbiases an inverse sample covariance.
@@ -12,11 +14,11 @@ def hartlap_factor(n_sim: int, n_bins: int) -> float:
 
     Raises
     ------
-    ValueError
+    CNNLensError
         if n_sim ≤ n_bins + 2
     """
     if n_sim <= n_bins + 2:
-        raise ValueError(
+        raise CNNLensError(
             f"n_sim = {n_sim} simulations cannot give an inverse covariance of {n_bins} bins; "
             f"at least {n_bins + 3} are needed"
         )
@@ -28,19 +30,19 @@ def inverse_covariance(covariance: np.ndarray) -> np.ndarray:
 
     Raises
     ------
-    ValueError
+    CNNLensError
         if it is not symmetric and positive definite
     """
     sigma = np.sqrt(np.diag(covariance).clip(0))
     if not (sigma > 0).all():
         bad = np.flatnonzero(~(sigma > 0)).tolist()
-        raise ValueError(f"not positive definite: the variance of bins {bad} is not positive")
+        raise CNNLensError(f"not positive definite: the variance of bins {bad} is not positive")
     correlation = covariance / np.outer(sigma, sigma)
     if not np.allclose(correlation, correlation.T, rtol=0, atol=1e-8):
-        raise ValueError("not symmetric")
+        raise CNNLensError("not symmetric")
     lowest = np.linalg.eigvalsh(correlation)[0]
     if lowest <= 1e-10:
-        raise ValueError(
+        raise CNNLensError(
             f"not positive definite: the lowest eigenvalue of its correlation is {lowest:.1e}"
         )
     inverse = np.linalg.inv(0.5 * (correlation + correlation.T)) / np.outer(sigma, sigma)

@@ -7,6 +7,7 @@ Every spectrum is raw (no l(l+1) factor), filled from l = 0. Polarisation is in
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -15,7 +16,7 @@ import numpy as np
 class Cosmology:
     """Flat ΛCDM with one massive neutrino; the defaults are the fiducial of Caldeira et al. 2018, §5."""
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
 
     ombh2: float = 0.0222
     omch2: float = 0.1185
@@ -38,7 +39,7 @@ class CambSettings:
     choice) is 14% low there.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
 
     lmax: int = 5000
     lens_potential_accuracy: float = 8.0
@@ -99,9 +100,7 @@ def camb_parameters(cosmology: Cosmology, settings: CambSettings):
         omk=0.0,
     )
     parameters.InitPower.set_params(As=cosmology.As, ns=cosmology.ns)
-    parameters.set_for_lmax(
-        settings.lmax, lens_potential_accuracy=settings.lens_potential_accuracy
-    )
+    parameters.set_for_lmax(settings.lmax, lens_potential_accuracy=settings.lens_potential_accuracy)
     parameters.NonLinearModel.set_params(halofit_version=settings.halofit_version)
     return parameters
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import CNNLensError
 from ..simulate.patches import PatchGeometry
 
 
@@ -43,14 +44,14 @@ class FlatSpectra:
 
     Raises
     ------
-    ValueError
+    CNNLensError
         if the bins pass the Nyquist multipole or a bin holds no mode
     """
 
     def __init__(self, geometry: PatchGeometry, bins: Bins, mask: np.ndarray):
         self.geometry, self.bins, self.mask = geometry, bins, mask
         if bins.edges[-1] > geometry.nyquist:
-            raise ValueError(
+            raise CNNLensError(
                 f"the last bin ends at L = {bins.edges[-1]}, beyond the patch's Nyquist "
                 f"multipole {geometry.nyquist:.0f}; use fewer or narrower bins"
             )
@@ -69,7 +70,7 @@ class FlatSpectra:
         self._weight = weight.ravel()
         self.modes = np.bincount(self._index, self._weight, bins.n_bins + 1)[:-1]
         if (self.modes == 0).any():
-            raise ValueError(f"bin {int(np.argmin(self.modes))} holds no Fourier mode; widen it")
+            raise CNNLensError(f"bin {int(np.argmin(self.modes))} holds no Fourier mode; widen it")
         self._area = (n * geometry.pixel) ** 2 * np.mean(mask**2)
 
     def transform(self, maps: np.ndarray) -> np.ndarray:
@@ -138,9 +139,7 @@ def pure_b(spectra: FlatSpectra, q: np.ndarray, u: np.ndarray) -> np.ndarray:
     # χ = −∇²B = cos and sin parts of the second derivatives of Q and U in the patch's frame:
     # −∇²B ↔ l²B_l = U (ly² − lx²) + 2 lx ly Q.
     u_part = (
-        ft(u * (mxx - myy))
-        - 2j * (lx * ft(u * mx) - ly * ft(u * my))
-        + (ly**2 - lx**2) * ft(u * m)
+        ft(u * (mxx - myy)) - 2j * (lx * ft(u * mx) - ly * ft(u * my)) + (ly**2 - lx**2) * ft(u * m)
     )
     q_part = (
         -2.0 * ft(q * myx) + 2j * (lx * ft(q * my) + ly * ft(q * mx)) + 2.0 * lx * ly * ft(q * m)
@@ -153,7 +152,7 @@ def _mask_derivatives(mask, pixel):
     """M_y, M_x, M_yy, M_xx, M_yx of a mask that is a product of one-dimensional tapers."""
     side = np.sqrt(np.clip(np.diag(mask), 0.0, None))
     if not np.allclose(np.outer(side, side), mask, atol=1e-12):
-        raise ValueError("the pure-B mask must be a product of two equal one-dimensional tapers")
+        raise CNNLensError("the pure-B mask must be a product of two equal one-dimensional tapers")
     # Fourier derivatives of the taper continued by zeros, exact for the sampled taper's
     # band-limited interpolant.
     n = len(side)

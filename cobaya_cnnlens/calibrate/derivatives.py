@@ -78,14 +78,10 @@ class _Bench:
         self.step = config.derivatives.step
         self.spectra: FlatSpectra = spectra_of(config)
         self.mask = cosine_mask(config.patch, config.instrument.taper_deg)
-        self.pointing = shards.pointing_of(
-            config.patch, config.centres.nside, config.centres.poles
-        )
+        self.pointing = shards.pointing_of(config.patch, config.centres.nside, config.centres.poles)
         theory = spectra_for(config, config.cosmology)
         self.sky = shards.draw_sky(theory, config.sky.lmax, config.seed, "derivatives", index)
-        self.gradient = patches.gradient_at(
-            self.sky.philm, self.sky.lmax, self.pointing, nthreads
-        )
+        self.gradient = patches.gradient_at(self.sky.philm, self.sky.lmax, self.pointing, nthreads)
         (self.lensed,) = self._lens([self.gradient])
         self.kappa = self._kappa(self.sky.philm)
         n = config.patch.n_padded
@@ -100,9 +96,7 @@ class _Bench:
         edges = self.config.derivatives.ee_edges
         elm, lmax = self._band_alm(self.sky.elm, edges[band], edges[band + 1])
         deflection = patches.deflect_by(self.gradient, self.pointing, self.nthreads)
-        extra = patches.lensed_polarisation_at(
-            elm, lmax, self.pointing, deflection, self.nthreads
-        )
+        extra = patches.lensed_polarisation_at(elm, lmax, self.pointing, deflection, self.nthreads)
         up, down = (self._auto(self.lensed + change * extra) for change in self._changes())
         return {"auto": (up - down) / (2.0 * self.step)}
 

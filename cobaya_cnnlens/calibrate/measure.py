@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from .. import products
 from ..config import Config
+from ..errors import CNNLensError
 from ..reconstruct import Estimator
 from ..simulate.instrument import cosine_mask
 from ..simulate.observation import observe_sky
@@ -60,12 +61,14 @@ def measure(
 
     Raises
     ------
-    ValueError
+    CNNLensError
         if κ̂ is not finite
     """
     estimate = estimator.reconstruct(q, u)
     if not np.isfinite(estimate).all():
-        raise ValueError("the reconstructed convergence is not finite; check the input maps for NaN")
+        raise CNNLensError(
+            "the reconstructed convergence is not finite; check the input maps for NaN"
+        )
     found, true = spectra.transform(estimate), spectra.transform(kappa)
     return PatchBandpowers(
         spectra.cross(found, found), spectra.cross(true, found), spectra.cross(true, true)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import CNNLensError
 from .measure import PatchBandpowers
 
 
@@ -35,13 +36,13 @@ def calibrate(validation: PatchBandpowers, test: PatchBandpowers) -> Calibration
 
     Raises
     ------
-    ValueError
+    CNNLensError
         if the response is not positive in some bin: the network knows nothing there
     """
     response = validation.cross.mean(0) / validation.truth.mean(0)
     if (response <= 0).any():
         bad = np.flatnonzero(response <= 0).tolist()
-        raise ValueError(
+        raise CNNLensError(
             f"the response is not positive in bins {bad}; the network recovers nothing there: "
             "use fewer bins or train longer"
         )

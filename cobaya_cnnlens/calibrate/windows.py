@@ -56,8 +56,7 @@ def expected_e_and_b(
     correlations = _spin2_correlations(clee, clbb, n, pixel)
     overlap = _mask_overlap(spectra.mask)
     qq, uu, qu = (
-        np.fft.fft2(overlap * xi).real[::2, ::2][:, : n // 2 + 1] * pixel**4
-        for xi in correlations
+        np.fft.fft2(overlap * xi).real[::2, ::2][:, : n // 2 + 1] * pixel**4 for xi in correlations
     )
     cos2, sin2 = polarisation_angles(*mode_vectors(n, pixel))
     area = (n * pixel) ** 2 * np.mean(spectra.mask**2)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import CNNLensError
 from ..simulate.instrument import ARCMIN, Instrument
 from ..theory import Spectra
 
@@ -42,7 +43,7 @@ def n0_eb(
 
     Raises
     ------
-    ValueError
+    CNNLensError
         if the spectra end below the filter's lmax
     """
     ee, bb, noise = _inputs(spectra, instrument, band)
@@ -76,9 +77,14 @@ def n0_iterated(
     while True:
         wiener_phi = np.divide(pp**2, pp + phi_noise, where=pp > 0, out=np.zeros_like(pp))
         residual = np.array(
-            [plane.lensed_b(l, lens_power, pp) - plane.lensed_b(l, wiener_e, wiener_phi) for l in nodes]
+            [
+                plane.lensed_b(l, lens_power, pp) - plane.lensed_b(l, wiener_e, wiener_phi)
+                for l in nodes
+            ]
         )
-        bb_total = np.exp(np.interp(np.log(grid[: len(noise)].clip(1)), np.log(nodes), np.log(residual)))
+        bb_total = np.exp(
+            np.interp(np.log(grid[: len(noise)].clip(1)), np.log(nodes), np.log(residual))
+        )
         at_nodes = np.array(
             [plane.eb_noise(x, ee, zero, ee + noise, bb_total + noise) for x in nodes]
         )
@@ -96,7 +102,7 @@ def _to_convergence(L, phi_noise):
 
 def _inputs(spectra, instrument, band):
     if spectra.lmax < band.lmax:
-        raise ValueError(f"spectra end at l = {spectra.lmax}, the filter needs {band.lmax}")
+        raise CNNLensError(f"spectra end at l = {spectra.lmax}, the filter needs {band.lmax}")
     stop = slice(band.lmax + 1)
     return (
         spectra.lensed_ee[stop],
@@ -114,7 +120,9 @@ class _Plane:
         self.l1 = 0.5 * (edges[1:] + edges[:-1])[:, None]
         angle = (np.arange(n_angle) + 0.5) * np.pi / n_angle  # upper half plane, counted twice
         self.cos, self.sin = np.cos(angle)[None], np.sin(angle)[None]
-        self.measure = 2.0 * self.l1 * np.diff(edges)[:, None] * (np.pi / n_angle) / (2 * np.pi) ** 2
+        self.measure = (
+            2.0 * self.l1 * np.diff(edges)[:, None] * (np.pi / n_angle) / (2 * np.pi) ** 2
+        )
         self.ell = np.arange(band.lmax + 1)
 
     def _triangle(self, L):

@@ -6,12 +6,13 @@ the paper's 5,401,418 parameters and a receptive field of 101 pixels.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import keras
 import numpy as np
 from keras import layers
+
+from ..errors import NetworkError
 
 
 @keras.saving.register_keras_serializable(package="cobaya_cnnlens")
@@ -48,7 +49,9 @@ class ResUNet(keras.Model):
         }
         maps = layers.Input((None, None, 2), name="qu")
         variance = np.square(self._arguments["input_std"])
-        normalised = layers.Normalization(mean=[0.0, 0.0], variance=variance, name="normalise")(maps)
+        normalised = layers.Normalization(mean=[0.0, 0.0], variance=variance, name="normalise")(
+            maps
+        )
         outputs = {
             name: layers.Rescaling(std, name=name, dtype="float32")(output)
             for (name, output), std in zip(
@@ -122,10 +125,6 @@ def _body(x, width: int, dropout: float) -> dict:
     return outputs
 
 
-class NetworkError(RuntimeError):
-    """A network file that cannot be used; the message names file and mend."""
-
-
 def load_network(path: str | Path) -> ResUNet:
     """Read a trained network; nothing is unpickled.
 
@@ -147,14 +146,6 @@ def load_network(path: str | Path) -> ResUNet:
     if not isinstance(network, ResUNet):
         raise NetworkError(f"{path}: holds a {type(network).__name__}, not a ResUNet")
     return network
-
-
-def network_hash(path: str | Path) -> str:
-    """SHA-256 of the network file, as ``sha256sum`` prints it."""
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise NetworkError(f"{path}: cannot be read ({error.strerror}); run `cnnlens train`") from None
 
 
 class NetworkEstimator:

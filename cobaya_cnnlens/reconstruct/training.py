@@ -19,12 +19,13 @@ import numpy as np
 from tqdm import tqdm
 
 from ..config import Config, Phase
+from ..errors import NetworkError
 from ..products import differences, temporary_name
 from ..simulate import shards
 from ..simulate.instrument import convolve_beam, cosine_mask, white_noise
 from ..simulate.observation import observe_sky
 from ..simulate.skies import seed_sequence
-from .resunet import NetworkError, ResUNet
+from .resunet import ResUNet
 
 
 @dataclass(frozen=True)
@@ -302,9 +303,7 @@ def new_network(config: Config, patches: TrainingPatches) -> ResUNet:
     """An untrained network with the normalisation of the training set, compiled."""
     keras.utils.set_random_seed(config.network.seed)
     mask = cosine_mask(config.patch, config.instrument.taper_deg)
-    input_std, output_std = normalisation(
-        patches, mask, config.instrument.noise_rms(config.patch)
-    )
+    input_std, output_std = normalisation(patches, mask, config.instrument.noise_rms(config.patch))
     network = ResUNet(
         width=config.network.width,
         dropout=config.network.dropout,

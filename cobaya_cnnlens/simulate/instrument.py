@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -15,7 +16,7 @@ ARCMIN = np.pi / (180.0 * 60.0)
 class Instrument:
     """White noise of Q and of U each (µK′), Gaussian beam (FWHM in ′), mask taper (degrees)."""
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
 
     noise_uk_arcmin: float = 1.0
     beam_fwhm_arcmin: float = 1.0

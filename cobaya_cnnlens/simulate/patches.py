@@ -15,11 +15,13 @@ Lensing is X̃(n) = X(n + ∇φ) with κ = −½∇²φ, CAMB's and lenspyx's si
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import ducc0
 import healpy
 import numpy as np
 
+from ..errors import CNNLensError
 from .skies import scale_alm
 
 # Target accuracy of the non-uniform transforms; the error measured is 3e-7 of the rms.
@@ -33,7 +35,7 @@ class PatchGeometry:
     ``pad`` pixels are added on every side while the beam is applied.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
 
     size_deg: float = 5.0
     n_pixels: int = 128
@@ -238,11 +240,9 @@ def _spin2(elm, lmax, theta, phi, nthreads):
 def truncate_alm(alm: np.ndarray, lmax: int, band_limit: int) -> np.ndarray:
     """The a_lm with l ≤ ``band_limit``, in HEALPix order for that limit."""
     if band_limit > lmax:
-        raise ValueError(f"band_limit {band_limit} lies above lmax {lmax}")
+        raise CNNLensError(f"band_limit {band_limit} lies above lmax {lmax}")
     starts = [m * (2 * lmax + 1 - m) // 2 for m in range(band_limit + 1)]
-    return np.concatenate(
-        [alm[s + m : s + band_limit + 1] for m, s in enumerate(starts)]
-    )
+    return np.concatenate([alm[s + m : s + band_limit + 1] for m, s in enumerate(starts)])
 
 
 def convergence_alm(philm: np.ndarray, lmax: int, band_limit: int) -> np.ndarray:

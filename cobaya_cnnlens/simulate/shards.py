@@ -11,10 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from .. import products
+from ..errors import CNNLensError
 from ..theory import Spectra
 from . import patches
 from .patches import PatchGeometry
@@ -28,7 +30,7 @@ FIELDS = ("lensed_q", "lensed_u", "q", "u", "e", "kappa")
 class SkySettings:
     """Harmonic limits of a sky: ``lmax`` of the a_lm, ``band_limit`` of the E and κ maps."""
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
 
     lmax: int = 5000
     band_limit: int = 4400
@@ -48,11 +50,11 @@ def draw_sky(spectra: Spectra, lmax: int, seed: int, stage: str, index: int) -> 
 
     Raises
     ------
-    ValueError
+    CNNLensError
         if the spectra end below ``lmax``
     """
     if spectra.lmax < lmax:
-        raise ValueError(f"spectra end at l = {spectra.lmax}, the sky needs lmax = {lmax}")
+        raise CNNLensError(f"spectra end at l = {spectra.lmax}, the sky needs lmax = {lmax}")
     factors = (np.sqrt(spectra.ee[: lmax + 1]), np.sqrt(spectra.pp[: lmax + 1]))
 
     def field(job):

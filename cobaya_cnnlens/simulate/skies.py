@@ -12,6 +12,8 @@ import zlib
 
 import numpy as np
 
+from ..errors import CNNLensError
+
 
 def seed_sequence(seed: int, stage: str, *index: int) -> np.random.SeedSequence:
     """Seed of one unit of random work, independent of which worker does it.
@@ -41,7 +43,7 @@ def scale_alm(alm: np.ndarray, factor: np.ndarray) -> np.ndarray:
     """a_lm times ``factor`` (shape (lmax+1,), from l = 0), HEALPix order."""
     lmax = len(factor) - 1
     if alm.shape != ((lmax + 1) * (lmax + 2) // 2,):
-        raise ValueError(
+        raise CNNLensError(
             f"alm of shape {alm.shape} does not fit a factor of length {lmax + 1}; "
             f"lmax {lmax} needs {(lmax + 1) * (lmax + 2) // 2} coefficients"
         )

@@ -1,0 +1,186 @@
+"""From the pipeline's products to a release."""
+
+from __future__ import annotations
+
+import itertools
+import platform
+from dataclasses import asdict, dataclass
+from importlib import metadata
+
+import numpy as np
+
+from .. import __version__, products
+from ..config import Config
+from ..release import Release
+from ..simulate.stage import spectra_for
+from ..theory import settings_record
+from . import derivatives
+from .covariance import mean_covariance, sample_covariance
+from .measure import PatchBandpowers, read_bandpowers, spectra_of
+from .response import Calibration, calibrate, standard_error
+from .windows import bandpower_windows
+
+# Shift of ω_c at which the Monte-Carlo error of the derivatives enters the covariance.
+EXCURSION = 0.01
+# Part of a bandpower that the stored windows may leave out.
+WINDOW_TOLERANCE = 1e-6
+PACKAGES = ("cobaya_cnnlens", "camb", "ducc0", "healpy", "keras", "numpy", "scipy", "tensorflow")
+
+
+@dataclass(frozen=True)
+class BandDerivatives:
+    """Noise-debias derivatives of one kind.
+
+    ``edges`` (n_bands + 1,); ``values`` and ``errors`` (n_bins, n_bands); ``patches``
+    (n_patches, n_bins, n_bands), whose mean the values are
+    """
+
+    edges: np.ndarray
+    patches: np.ndarray
+
+    @property
+    def values(self) -> np.ndarray:
+        return self.patches.mean(0)
+
+    @property
+    def errors(self) -> np.ndarray:
+        return standard_error(self.patches)
+
+
+def read_derivatives(
+    config: Config, network_hash: str, response: np.ndarray
+) -> tuple[BandDerivatives, BandDerivatives]:
+    """Noise-debias derivatives in C^κκ and unlensed C^EE from all skies of the set."""
+    kk, ee = [], []
+    for index in range(config.skies.derivatives):
+        recipe = config.derivative_recipe(index, network_hash)
+        path = config.derivative_path(index)
+        with products.open_product(path, derivatives.KIND, recipe) as product:
+            kk.append(product.array("kk") / response**2 - product.array("kk_truth"))
+            ee.append(product.array("ee") / response**2)
+    settings = config.derivatives
+    return tuple(
+        BandDerivatives(np.array(edges), np.concatenate(parts, axis=1).transpose(1, 2, 0))
+        for edges, parts in ((settings.kk_edges, kk), (settings.ee_edges, ee))
+    )
+
+
+def band_changes(edges: np.ndarray, cl: np.ndarray, fiducial: np.ndarray) -> np.ndarray:
+    """δ_j = Σ (2l+1) C_l / Σ (2l+1) C_l^fid − 1 over each band, (n_bands,)."""
+    weight = 2.0 * np.arange(len(fiducial)) + 1.0
+    bands = [slice(a, b) for a, b in itertools.pairwise(edges)]
+    ratio = [(weight[b] * cl[b]).sum() / (weight[b] * fiducial[b]).sum() for b in bands]
+    return np.array(ratio) - 1.0
+
+
+def trim_windows(windows: np.ndarray, clkk: np.ndarray) -> np.ndarray:
+    """Windows with their far wings, ``WINDOW_TOLERANCE`` of the bandpower each side, set to zero."""
+    trimmed = np.zeros_like(windows)
+    for b, row in enumerate(windows):
+        power = np.abs(row * clkk[: len(row)])
+        cumulative = np.cumsum(power) / power.sum()
+        start = np.searchsorted(cumulative, WINDOW_TOLERANCE)
+        stop = np.searchsorted(cumulative, 1.0 - WINDOW_TOLERANCE) + 1
+        trimmed[b, start:stop] = row[start:stop]
+    return trimmed
+
+
+def calibration_of(config: Config, network_hash: str) -> tuple[Calibration, PatchBandpowers]:
+    """R and N of a configuration, and the test set they rest on."""
+    validation = read_bandpowers(config, network_hash, "validation")
+    test = read_bandpowers(config, network_hash, "test")
+    return calibrate(validation, test), test
+
+
+def make_release(
+    config: Config, network_hash: str, survey: str, sky: int = 0, packages: bool = True
+) -> Release:
+    """The release of one mock survey: the patches of one of its skies.
+
+    Parameters
+    ----------
+    config : the pipeline's configuration
+    network_hash : SHA-256 of the network that made the bandpowers
+    survey : name of the survey in the configuration
+    sky : which of its skies is the data
+
+    Raises
+    ------
+    products.ProductError
+        if a stage has not been run, or was run with another network or configuration
+    ValueError
+        if there are too few simulations for the number of bins
+    """
+    calibration, test = calibration_of(config, network_hash)
+    debiased = calibration.debias(test.auto)
+    data = read_bandpowers(config, network_hash, f"survey-{survey}", [sky])
+    fiducial = spectra_for(config, config.cosmology)
+    limit = config.sky.band_limit
+    windows = trim_windows(bandpower_windows(spectra_of(config), limit), fiducial.kk)
+    kk, ee = read_derivatives(config, network_hash, calibration.response)
+
+    moved = spectra_for(config, config.cosmology.vary(omch2=config.cosmology.omch2 + EXCURSION))
+    shift = kk.patches @ band_changes(kk.edges, moved.kk, fiducial.kk)
+    shift = shift + ee.patches @ band_changes(ee.edges, moved.ee, fiducial.ee)
+
+    reach = max(windows.shape[1], kk.edges[-1], ee.edges[-1])
+    truth = config.set_cosmology(f"survey-{survey}")
+    return Release(
+        name=f"{config.name}_{survey}",
+        description=(
+            f"Mock survey of {len(data.auto)} patches of {config.patch.size_deg:g} x "
+            f"{config.patch.size_deg:g} deg at {config.instrument.noise_uk_arcmin:g} uK arcmin: "
+            "ResUNet convergence bandpowers, debiased"
+        ),
+        edges=spectra_of(config).bins.edges,
+        bandpowers=calibration.debias(data.auto).mean(0),
+        n_patches=len(data.auto),
+        n_sim=len(debiased),
+        patch_covariance=sample_covariance(debiased),
+        noise_covariance=mean_covariance(debiased - test.truth),
+        derivative_covariance=mean_covariance(shift),
+        response=calibration.response,
+        response_error=calibration.response_error,
+        noise=calibration.noise,
+        noise_error=calibration.noise_error,
+        windows=windows,
+        kk_edges=kk.edges,
+        ee_edges=ee.edges,
+        kk_derivatives=kk.values,
+        kk_derivative_errors=kk.errors,
+        ee_derivatives=ee.values,
+        ee_derivative_errors=ee.errors,
+        fiducial_kk=fiducial.kk[:reach],
+        fiducial_ee=fiducial.ee[:reach],
+        theory=settings_record(config.cosmology, config.camb),
+        instrument={
+            "noise": config.instrument.noise_uk_arcmin,
+            "beam_fwhm": config.instrument.beam_fwhm_arcmin,
+            "mask_taper_deg": config.instrument.taper_deg,
+            "patch_deg": config.patch.size_deg,
+            "patch_pixels": config.patch.n_pixels,
+        },
+        provenance={
+            "configuration": config.name,
+            "network_sha256": network_hash,
+            "network_width": config.network.width,
+            "seed": config.seed,
+            "skies": {
+                **config.skies.model_dump(),
+                f"survey-{survey}": f"sky {sky}",
+            },
+            "derivative_excursion_omch2": EXCURSION,
+            "packages": _package_versions() if packages else {},
+        },
+        truth=asdict(truth),
+    )
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "cobaya_cnnlens": __version__}
+    for name in PACKAGES[1:]:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,223 @@
+"""``cnnlens``: one command per stage of the pipeline, and the tools around a release."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import CNNLensError
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+release_app = typer.Typer(no_args_is_help=True, help="Make and look at release files.")
+app.add_typer(release_app, name="release")
+
+ConfigFile = Annotated[Path, typer.Argument(help="Pipeline configuration (YAML).")]
+SetName = Annotated[
+    str, typer.Option("--set", help="train, validation, test, derivatives or survey-NAME.")
+]
+Indices = Annotated[
+    list[int] | None, typer.Option("--index", help="Sky of the set; repeatable; all by default.")
+]
+Threads = Annotated[
+    int, typer.Option(help="Threads; 0 takes all cores. Results do not depend on it.")
+]
+
+
+@app.callback()
+def main() -> None:
+    """CMB lensing with a ResUNet: from simulated skies to a Cobaya likelihood."""
+
+
+@app.command()
+def spectra(config: ConfigFile) -> None:
+    """Run CAMB for the fiducial cosmology and every survey."""
+    loaded = _load(config)
+    from .simulate.stage import spectra_for
+
+    for name in loaded.set_names():
+        spectra_for(loaded, loaded.set_cosmology(name))
+    typer.echo(f"spectra in {loaded.sky_directory / 'spectra'}")
+
+
+@app.command()
+def skies(
+    config: ConfigFile, set_name: SetName, index: Indices = None, threads: Threads = 0
+) -> None:
+    """Simulate the skies of a set: one file of patches (Q̃, Ũ, Q, U, E, κ) each."""
+    loaded = _load(config)
+    from .simulate.stage import make_skies
+
+    for path in make_skies(loaded, set_name, index, threads):
+        typer.echo(path)
+
+
+@app.command()
+def train(config: ConfigFile) -> None:
+    """Train the ResUNet; a run that was stopped goes on from its last epoch."""
+    loaded = _load(config)
+    from .reconstruct import training
+
+    directory = loaded.training_directory
+    for record in training.train(loaded, directory):
+        values = (f"{k} {v:.5g}" for k, v in record.items())
+        typer.echo("  ".join(values))
+    run = training.TrainingRun(directory, training.training_recipe(loaded))
+    training.save_atomically(run.best(), loaded.network_path)
+    typer.echo(f"network in {loaded.network_path}")
+
+
+@app.command()
+def reconstruct(config: ConfigFile, set_name: SetName, index: Indices = None) -> None:
+    """Reconstruct κ̂ on the skies of a set and measure its bandpowers."""
+    loaded = _load(config)
+    from .calibrate.measure import measure_skies
+
+    estimator, network_hash = _network(loaded)
+    measure_skies(loaded, estimator, network_hash, set_name, index)
+
+
+@app.command()
+def derivatives(config: ConfigFile, index: Indices = None, threads: Threads = 0) -> None:
+    """Measure the banded derivatives of the debiased bandpowers."""
+    loaded = _load(config)
+    from .calibrate.derivatives import measure_derivatives
+
+    estimator, network_hash = _network(loaded)
+    for i in range(loaded.skies.derivatives) if index is None else index:
+        measure_derivatives(loaded, estimator, network_hash, i, threads)
+
+
+@release_app.command("make")
+def release_make(
+    config: ConfigFile,
+    survey: Annotated[str, typer.Option(help="Which survey of the configuration.")],
+    sky: Annotated[int, typer.Option(help="Which of its skies is the data.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Where to write it.")] = None,
+) -> None:
+    """Calibrate a survey's bandpowers and write its release file."""
+    loaded = _load(config)
+    from .calibrate.assemble import make_release
+    from .reconstruct.files import network_hash
+    from .release import write_release
+
+    release = make_release(loaded, network_hash(loaded.network_path), survey, sky)
+    path = out or loaded.release_path(survey)
+    write_release(release, path)
+    typer.echo(path)
+
+
+@release_app.command("show")
+def release_show(
+    file: Annotated[str, typer.Argument(help="A release file, or the name of a shipped one.")],
+) -> None:
+    """Print a release: what it is, its bandpowers with errors, where it came from."""
+    from .release import read_release
+    from .report.text import describe_release
+
+    typer.echo(describe_release(read_release(file)))
+
+
+@release_app.command("list")
+def release_list() -> None:
+    """Names of the shipped releases."""
+    from .release import shipped_releases
+
+    typer.echo("\n".join(shipped_releases()))
+
+
+@release_app.command("check")
+def release_check(
+    file: Annotated[str, typer.Argument(help="A release file, or the name of a shipped one.")],
+    network: Annotated[Path, typer.Option(help="The network that should have made it.")],
+) -> None:
+    """Check that a release was made with a network, by the hash of its file."""
+    from .reconstruct.files import check_network
+    from .release import read_release
+
+    check_network(read_release(file), network)
+    typer.echo(f"{file} was made with {network}")
+
+
+@app.command()
+def evaluate(config: ConfigFile) -> None:
+    """Print the network's reconstruction noise beside the analytic curves."""
+    loaded = _load(config)
+    from .reconstruct.files import network_hash
+    from .report.tables import noise_table
+    from .report.text import format_noise
+
+    typer.echo(format_noise(noise_table(loaded, network_hash(loaded.network_path))))
+
+
+@app.command()
+def recover(
+    config: ConfigFile,
+    patches_each: Annotated[int, typer.Option(help="Patches per survey.")] = 1,
+) -> None:
+    """Maximum-likelihood ω_c of the surveys' patches, and the null-hypothesis test."""
+    loaded = _load(config)
+    from .calibrate.assemble import make_release
+    from .reconstruct.files import network_hash
+    from .report.text import format_recovery
+
+    digest = network_hash(loaded.network_path)
+    releases = {name: make_release(loaded, digest, name) for name in loaded.surveys}
+    typer.echo(format_recovery(loaded, digest, releases, patches_each))
+
+
+@app.command()
+def plot(
+    chains: Annotated[list[str], typer.Argument(help="Chain roots, e.g. chains/omegac.")],
+    params: Annotated[
+        list[str] | None, typer.Option("--param", help="Parameter; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
+) -> None:
+    """Draw posteriors with getdist: several chains overlaid, the truth of a mock marked."""
+    from .report.posteriors import plot_posteriors
+
+    typer.echo(plot_posteriors(chains, params, out))
+
+
+@app.command()
+def figure(
+    config: ConfigFile,
+    stage: Annotated[str, typer.Argument(help="spectra, sky, training, noise or derivatives.")],
+    out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
+) -> None:
+    """Draw what a stage made."""
+    loaded = _load(config)
+    from .report import figures
+
+    typer.echo(figures.draw(loaded, stage, out))
+
+
+def _load(path: Path):
+    try:
+        from .config import load_config
+    except ModuleNotFoundError as error:
+        raise SystemExit(
+            f"error: the pipeline needs {error.name}; install it with pip install '.[pipeline]'"
+        ) from None
+    return load_config(path)
+
+
+def _network(config):
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from .reconstruct.files import network_hash
+    from .reconstruct.resunet import NetworkEstimator, load_network
+
+    path = config.network_path
+    return NetworkEstimator(load_network(path)), network_hash(path)
+
+
+def run() -> None:
+    """Entry point: errors a user can mend are one line, without a traceback."""
+    try:
+        app()
+    except CNNLensError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise SystemExit(1) from None

@@ -1,0 +1,25 @@
+"""Errors that a user can mend: the message names the file or field, and what to do."""
+
+
+class CNNLensError(ValueError):
+    """Base of all errors of this package that stem from input."""
+
+
+class ConfigError(CNNLensError):
+    """A configuration that cannot be used."""
+
+
+class ProductError(CNNLensError):
+    """A product file that is missing, damaged, or made from another configuration."""
+
+
+class NetworkError(CNNLensError):
+    """A network file that cannot be used."""
+
+
+class ReleaseError(CNNLensError):
+    """A release that cannot be used."""
+
+
+class SpectrumError(CNNLensError):
+    """A spectrum that is too short, not finite, or of the wrong shape."""

@@ -1,0 +1,184 @@
+"""Measured numbers: reconstruction noise, bandpower errors, recovered cosmology, null tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.interpolate import CubicSpline
+
+from ..calibrate.assemble import calibration_of
+from ..calibrate.measure import read_bandpowers, spectra_of
+from ..calibrate.response import standard_error
+from ..calibrate.windows import bandpower_windows
+from ..config import Config
+from ..model import BandpowerLikelihood
+from ..reconstruct.quadratic import Filter, n0_eb, n0_iterated
+from ..release import Release
+from ..simulate.stage import spectra_for
+from ..statistics import chi2_pte, inverse_covariance, pte_to_sigma
+
+# Range and spacing of ω_c over which the model is tabulated for maximum-likelihood tests.
+OMCH2_NODES = np.arange(0.080, 0.1651, 0.005)
+
+
+@dataclass(frozen=True)
+class NoiseTable:
+    """Per bin, each (n_bins,): L; R and its error; N_L and its error; analytic N0 of the EB and of
+    the iterated EB estimator; relative error of one patch's bandpower; correlation coefficient ρ.
+
+    Errors of N_L are standard errors over the test patches.
+    """
+
+    L: np.ndarray
+    response: np.ndarray
+    response_error: np.ndarray
+    noise: np.ndarray
+    noise_error: np.ndarray
+    n0_eb: np.ndarray
+    n0_iterated: np.ndarray
+    relative_error: np.ndarray
+    correlation: np.ndarray
+
+
+def noise_table(config: Config, network_hash: str) -> NoiseTable:
+    """Reconstruction noise of the network beside the analytic curves, on the test set."""
+    calibration, test = calibration_of(config, network_hash)
+    spectra = spectra_of(config)
+    theory = spectra_for(config, config.cosmology)
+    L = spectra.bins.centres
+    band = _filter(config)
+    expected = (
+        bandpower_windows(spectra, config.sky.band_limit) @ theory.kk[: config.sky.band_limit + 1]
+    )
+    scatter = calibration.debias(test.auto).std(0, ddof=1)
+    auto, cross, truth = (getattr(test, k).mean(0) for k in ("auto", "cross", "truth"))
+    return NoiseTable(
+        L,
+        calibration.response,
+        calibration.response_error,
+        calibration.noise,
+        calibration.noise_error,
+        n0_eb(L, theory, config.instrument, band),
+        n0_iterated(L, theory, config.instrument, band),
+        scatter / expected,
+        cross / np.sqrt(auto * truth),
+    )
+
+
+def _filter(config: Config) -> Filter:
+    lmin = round(config.patch.fundamental)
+    return Filter(lmin, min(int(config.patch.nyquist), config.camb.lmax, 4600))
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """Maximum-likelihood ω_c of disjoint surveys cut from simulated skies.
+
+    ``truth``; ``estimates`` (n_surveys,); ``at_edge``: how many ended at the end of the table
+    """
+
+    truth: float
+    patches_each: int
+    estimates: np.ndarray
+    at_edge: int
+
+    @property
+    def mean(self) -> float:
+        return float(self.estimates.mean())
+
+    @property
+    def scatter(self) -> float:
+        return float(self.estimates.std(ddof=1))
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean."""
+        return float(standard_error(self.estimates))
+
+
+class Omch2Likelihood:
+    """χ² of ω_c alone for many data vectors: the model tabulated with CAMB and splined.
+
+    Parameters
+    ----------
+    config : for the theory settings; its spectra are kept as products
+    likelihood : of the release whose calibration is used
+    """
+
+    def __init__(self, config: Config, likelihood: BandpowerLikelihood):
+        table = []
+        for omch2 in OMCH2_NODES:
+            theory = spectra_for(config, config.cosmology.vary(omch2=float(round(omch2, 6))))
+            table.append(likelihood.model(theory.kk, theory.ee))
+        self._model = CubicSpline(OMCH2_NODES, np.array(table))
+        self._grid = np.linspace(OMCH2_NODES[0], OMCH2_NODES[-1], 4001)
+        self._mu = self._model(self._grid)
+
+    def model(self, omch2):
+        """µ_b at ω_c, (..., n_bins)."""
+        return self._model(omch2)
+
+    def sigma(self, omch2: float, covariance: np.ndarray) -> float:
+        """Fisher error of ω_c for data of this covariance."""
+        slope = self._model(omch2, 1)
+        return float(1.0 / np.sqrt(slope @ inverse_covariance(covariance) @ slope))
+
+    def maximum(self, data: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, int]:
+        """Best ω_c of each data vector (n, n_bins), and how many ended at the table's edge."""
+        inverse = inverse_covariance(covariance)
+        best, at_edge = np.empty(len(data)), 0
+        projected = self._mu @ inverse
+        constant = np.einsum("gb,gb->g", projected, self._mu)
+        for i, d in enumerate(data):
+            chi2 = constant - 2.0 * projected @ d
+            k = int(np.argmin(chi2))
+            if k in (0, len(self._grid) - 1):
+                at_edge += 1
+                best[i] = self._grid[k]
+                continue
+            a, b, c = chi2[k - 1 : k + 2]
+            best[i] = self._grid[k] + 0.5 * (a - c) / (a - 2 * b + c) * (
+                self._grid[1] - self._grid[0]
+            )
+        return best, at_edge
+
+
+def recovered_omch2(
+    config: Config,
+    network_hash: str,
+    release: Release,
+    survey: str,
+    patches_each: int = 1,
+    noise_debias: str = "linear",
+) -> Recovered:
+    """Maximum-likelihood ω_c of every disjoint group of patches of a survey's skies."""
+    calibration, _ = calibration_of(config, network_hash)
+    data = calibration.debias(read_bandpowers(config, network_hash, f"survey-{survey}").auto)
+    groups = data[: len(data) // patches_each * patches_each]
+    groups = groups.reshape(-1, patches_each, data.shape[1]).mean(1)
+    table = Omch2Likelihood(config, BandpowerLikelihood(release, noise_debias))
+    covariance = (
+        release.patch_covariance / patches_each
+        + release.noise_covariance
+        + release.derivative_covariance
+    )
+    estimates, at_edge = table.maximum(groups, covariance)
+    return Recovered(config.surveys[survey].omch2, patches_each, estimates, at_edge)
+
+
+def null_significance(
+    config: Config, network_hash: str, release: Release, survey: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """χ² and significance in σ of each patch against the fiducial cosmology (paper eq. 16).
+
+    Returns
+    -------
+    χ² and σ, each (n_patches,); the covariance is that of one patch
+    """
+    calibration, test = calibration_of(config, network_hash)
+    data = calibration.debias(read_bandpowers(config, network_hash, f"survey-{survey}").auto)
+    residual = data - calibration.debias(test.auto).mean(0)
+    inverse = inverse_covariance(release.patch_covariance)
+    chi2 = np.einsum("nb,bc,nc->n", residual, inverse, residual)
+    return chi2, pte_to_sigma(chi2_pte(chi2, release.n_bins))

@@ -1,0 +1,100 @@
+"""Tables as text for the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..release import Release
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from .tables import NoiseTable
+
+
+def describe_release(release: Release) -> str:
+    """A release for human eyes: head, bandpowers with errors, provenance."""
+    sigma = np.sqrt(np.diag(release.covariance))
+    noise_mc = np.sqrt(np.diag(release.noise_covariance))
+    lines = [release.name, release.description, ""]
+    lines.append(f"patches in the survey     {release.n_patches}")
+    lines.append(f"simulations (covariance)  {release.n_sim}")
+    lines += _mapping("instrument", release.instrument)
+    if release.truth is not None:
+        lines += _mapping("truth of the mock", release.truth)
+    lines += _mapping("theory", release.theory)
+    lines += _mapping("provenance", release.provenance)
+    lines += [
+        f"bands of the derivatives: {len(release.kk_edges) - 1} in C^kk "
+        f"(L {release.kk_edges[0]}-{release.kk_edges[-1]}), {len(release.ee_edges) - 1} in unlensed "
+        f"C^EE (l {release.ee_edges[0]}-{release.ee_edges[-1]})",
+        "",
+        "bandpowers in units of 1e-9",
+        "       L        d_b      sigma   N_b (fid)     MC(N)   fiducial        R",
+    ]
+    fiducial = release.windows @ release.fiducial_kk[: release.windows.shape[1]]
+    for b in range(release.n_bins):
+        lines.append(
+            f"{release.edges[b]:5d}-{release.edges[b + 1]:<5d}"
+            f"{1e9 * release.bandpowers[b]:9.3f}  {1e9 * sigma[b]:9.3f}  "
+            f"{1e9 * release.noise[b]:9.3f}  {1e9 * noise_mc[b]:8.3f}  "
+            f"{1e9 * fiducial[b]:9.3f}  {release.response[b]:7.4f}"
+        )
+    return "\n".join(lines)
+
+
+def _mapping(title: str, content: dict, indent: int = 0) -> list[str]:
+    pad = " " * indent
+    lines = [f"{pad}{title}"]
+    for key, value in content.items():
+        if isinstance(value, dict):
+            lines += _mapping(key, value, indent + 2)
+        else:
+            lines.append(f"{pad}  {key:24s}{value}")
+    return lines
+
+
+def format_noise(table: NoiseTable) -> str:
+    """Reconstruction noise, one line per bin."""
+    lines = [
+        "      L       R  +-       N_L       N_L/N0(EB)   +-    N_L/N0(iter)  +-    "
+        "sigma(d)/C  rho"
+    ]
+    for b, L in enumerate(table.L):
+        eb, iterated = table.n0_eb[b], table.n0_iterated[b]
+        lines.append(
+            f"{L:7.1f}  {table.response[b]:.3f} {table.response_error[b]:.3f}  "
+            f"{table.noise[b]:.3e}    {table.noise[b] / eb:6.3f} {table.noise_error[b] / eb:6.3f}"
+            f"      {table.noise[b] / iterated:6.3f} {table.noise_error[b] / iterated:6.3f}"
+            f"      {table.relative_error[b]:6.3f}   {table.correlation[b]:.3f}"
+        )
+    return "\n".join(lines)
+
+
+def format_recovery(
+    config: Config, network_hash: str, releases: dict[str, Release], patches_each: int
+) -> str:
+    """Recovered ω_c with and without the noise-debias derivatives, and the null test."""
+    from .tables import null_significance, recovered_omch2
+
+    lines = [
+        "survey      debias  patches    truth     mean      +-        (mean-truth)/+-  scatter  "
+        "at edge"
+    ]
+    for name, release in releases.items():
+        for debias in ("linear", "fixed"):
+            r = recovered_omch2(config, network_hash, release, name, patches_each, debias)
+            pull = (r.mean - r.truth) / r.error
+            lines.append(
+                f"{name:10s}  {debias:6s}  {len(r.estimates):4d}x{patches_each:<4d}  {r.truth:.4f}  "
+                f"{r.mean:.5f}  {r.error:.5f}  {pull:+8.2f}         {r.scatter:.5f}  {r.at_edge}"
+            )
+    lines += ["", "null hypothesis (fiducial cosmology), single patches"]
+    for name, release in releases.items():
+        chi2, sigma = null_significance(config, network_hash, release, name)
+        lines.append(
+            f"{name:10s}  chi2 = {chi2.mean():.1f} +- {chi2.std(ddof=1):.1f} for {release.n_bins} "
+            f"bins, rejected at {sigma.mean():.2f} +- {sigma.std(ddof=1):.2f} sigma"
+        )
+    return "\n".join(lines)
