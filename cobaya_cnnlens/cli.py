@@ -185,7 +185,12 @@ def plot(
 @app.command()
 def figure(
     config: ConfigFile,
-    stage: Annotated[str, typer.Argument(help="spectra, sky, training, noise or derivatives.")],
+    stage: Annotated[
+        str,
+        typer.Argument(
+            help="spectra, sky, training, reconstruction, noise, bandpowers or derivatives."
+        ),
+    ],
     out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
 ) -> None:
     """Draw what a stage made."""

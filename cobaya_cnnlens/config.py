@@ -10,8 +10,9 @@ import itertools
 from dataclasses import asdict
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+import yaml
 
 from .errors import ConfigError
 from .simulate.instrument import Instrument

@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Cosmology:
-    """Flat ΛCDM with one massive neutrino; the defaults are the fiducial of Caldeira et al. 2018, §5."""
+    """Flat ΛCDM, one massive neutrino; the defaults are the fiducial of Caldeira et al., §5."""
 
     __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
 
@@ -133,6 +133,28 @@ def compute_spectra(
         lensed_ee=np.ascontiguousarray(lensed[:, 1]),
         lensed_bb=np.ascontiguousarray(lensed[:, 2]),
     )
+
+
+def lensed_polarisation(spectra: Spectra, lmax: int = 8000) -> tuple[np.ndarray, np.ndarray]:
+    """Lensed C_l^EE and C_l^BB (µK²) of fields that end sharply at ``spectra.lmax``, to ``lmax``.
+
+    Simulated skies are band-limited, while CAMB's own lensed spectra continue its input beyond
+    lmax; lensing also lifts power past the band limit, where pixels alias it. CAMB's curved-sky
+    correlation functions (Challinor & Lewis 2005, astro-ph/0502425) give exactly what such skies
+    should show.
+    """
+    from camb import correlations
+
+    l = np.arange(lmax + 1, dtype=float)
+    n = spectra.lmax + 1
+    unlensed = np.zeros((lmax + 1, 4))
+    unlensed[:n, 1] = spectra.ee * l[:n] * (l[:n] + 1.0) / (2.0 * np.pi)
+    clpp = np.zeros(lmax + 1)
+    clpp[:n] = spectra.pp * (l[:n] * (l[:n] + 1.0)) ** 2 / (2.0 * np.pi)
+    lensed = correlations.lensed_cls(unlensed, clpp, lmax=lmax)
+    factor = np.zeros(lmax + 1)
+    factor[1:] = 2.0 * np.pi / (l[1:] * (l[1:] + 1.0))
+    return lensed[:, 1] * factor, lensed[:, 2] * factor
 
 
 def settings_record(cosmology: Cosmology, settings: CambSettings) -> dict:

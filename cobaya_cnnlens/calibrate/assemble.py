@@ -74,7 +74,7 @@ def band_changes(edges: np.ndarray, cl: np.ndarray, fiducial: np.ndarray) -> np.
 
 
 def trim_windows(windows: np.ndarray, clkk: np.ndarray) -> np.ndarray:
-    """Windows with their far wings, ``WINDOW_TOLERANCE`` of the bandpower each side, set to zero."""
+    """Windows without their far wings, ``WINDOW_TOLERANCE`` of the bandpower on each side."""
     trimmed = np.zeros_like(windows)
     for b, row in enumerate(windows):
         power = np.abs(row * clkk[: len(row)])

@@ -82,7 +82,7 @@ class FlatSpectra:
         return self.average_plane(a.real * b.real + a.imag * b.imag) / self._area
 
     def average_plane(self, power: np.ndarray) -> np.ndarray:
-        """Mean over the modes of each bin of half-plane values (..., n, n//2 + 1) → (..., n_bins)."""
+        """Mean over each bin's modes of half-plane values, (..., n, n//2 + 1) → (..., n_bins)."""
         flat = power.reshape(-1, self._weight.size) * self._weight
         binned = np.stack([np.bincount(self._index, p, self.bins.n_bins + 1)[:-1] for p in flat])
         return (binned / self.modes).reshape(*power.shape[:-2], self.bins.n_bins)

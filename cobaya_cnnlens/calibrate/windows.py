@@ -66,7 +66,11 @@ def expected_e_and_b(
 
 
 def expected_pure_b(spectra: FlatSpectra, clbb: np.ndarray) -> np.ndarray:
-    """Expected bandpowers of pure B, (n_bins,) in µK²: the mask couples l²B, not B."""
+    """Expected bandpowers of pure B, (n_bins,) in µK²: the mask couples l²B, not B.
+
+    Power beyond the Nyquist multipole is left out: l² is not defined for aliased modes.
+    """
+    clbb = clbb[: int(spectra.geometry.nyquist) + 1]
     n, pixel = spectra.geometry.n_pixels, spectra.geometry.pixel
     ell = np.arange(len(clbb), dtype=float)
     xi = _scalar_correlation(clbb * ell**4, n, pixel)

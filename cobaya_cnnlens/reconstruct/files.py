@@ -38,6 +38,6 @@ def check_network(release: Release, path: str | Path) -> None:
     if made_with != found:
         raise NetworkError(
             f"{path}: its hash is {found[:16]}…, but release '{release.name}' names "
-            f"{str(made_with)[:16]}… in field 'provenance.network_sha256'; use the network that made "
-            "the release, or make the release again"
+            f"{str(made_with)[:16]}… in field 'provenance.network_sha256'; use the network that "
+            "made the release, or make the release again"
         )

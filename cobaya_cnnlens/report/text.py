@@ -27,8 +27,8 @@ def describe_release(release: Release) -> str:
     lines += _mapping("provenance", release.provenance)
     lines += [
         f"bands of the derivatives: {len(release.kk_edges) - 1} in C^kk "
-        f"(L {release.kk_edges[0]}-{release.kk_edges[-1]}), {len(release.ee_edges) - 1} in unlensed "
-        f"C^EE (l {release.ee_edges[0]}-{release.ee_edges[-1]})",
+        f"(L {release.kk_edges[0]}-{release.kk_edges[-1]}), {len(release.ee_edges) - 1} in "
+        f"unlensed C^EE (l {release.ee_edges[0]}-{release.ee_edges[-1]})",
         "",
         "bandpowers in units of 1e-9",
         "       L        d_b      sigma   N_b (fid)     MC(N)   fiducial        R",
@@ -58,8 +58,7 @@ def _mapping(title: str, content: dict, indent: int = 0) -> list[str]:
 def format_noise(table: NoiseTable) -> str:
     """Reconstruction noise, one line per bin."""
     lines = [
-        "      L       R  +-       N_L       N_L/N0(EB)   +-    N_L/N0(iter)  +-    "
-        "sigma(d)/C  rho"
+        "      L       R  +-       N_L       N_L/N0(EB)   +-    N_L/N0(iter)  +-    sigma(d)/C  rho"
     ]
     for b, L in enumerate(table.L):
         eb, iterated = table.n0_eb[b], table.n0_iterated[b]
@@ -87,8 +86,8 @@ def format_recovery(
             r = recovered_omch2(config, network_hash, release, name, patches_each, debias)
             pull = (r.mean - r.truth) / r.error
             lines.append(
-                f"{name:10s}  {debias:6s}  {len(r.estimates):4d}x{patches_each:<4d}  {r.truth:.4f}  "
-                f"{r.mean:.5f}  {r.error:.5f}  {pull:+8.2f}         {r.scatter:.5f}  {r.at_edge}"
+                f"{name:10s}  {debias:6s}  {len(r.estimates):4d}x{patches_each:<4d}  "
+                f"{r.truth:.4f}  {r.mean:.5f}  {r.error:.5f}  {pull:+8.2f}         {r.scatter:.5f}  {r.at_edge}"
             )
     lines += ["", "null hypothesis (fiducial cosmology), single patches"]
     for name, release in releases.items():

@@ -1,0 +1,263 @@
+"""Figures of every stage, from its products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from ..calibrate.assemble import calibration_of, read_derivatives
+from ..calibrate.bandpowers import e_and_b
+from ..calibrate.measure import read_bandpowers, spectra_of
+from ..calibrate.windows import bandpower_windows, expected_e_and_b
+from ..config import Config
+from ..errors import CNNLensError
+from ..reconstruct.files import network_hash
+from ..simulate.observation import observe_sky
+from ..simulate.stage import spectra_for
+from ..theory import lensed_polarisation
+from .tables import noise_table
+
+DPI = 130
+
+
+def draw(config: Config, stage: str, out: Path | None = None) -> Path:
+    """Draw one stage's figure and return its path.
+
+    Raises
+    ------
+    CNNLensError
+        for an unknown stage, or when the stage's products are missing
+    """
+    if stage not in STAGES:
+        raise CNNLensError(f"no figure for stage '{stage}'; choose one of {', '.join(STAGES)}")
+    path = out or config.products / "figures" / f"{stage}.png"
+    figure = STAGES[stage](config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI, bbox_inches="tight")
+    plt.close(figure)
+    return path
+
+
+def theory_figure(config: Config):
+    """C_L^κκ and unlensed C_l^EE of every cosmology in the configuration."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    for name in ("test", *(f"survey-{s}" for s in config.surveys)):
+        cosmology = config.set_cosmology(name)
+        theory = spectra_for(config, cosmology)
+        l = np.arange(2, theory.lmax + 1)
+        label = rf"{name}, $\Omega_c h^2$ = {cosmology.omch2:g}"
+        left.loglog(l, theory.kk[2:], label=label)
+        right.loglog(l, l * (l + 1) / (2 * np.pi) * theory.ee[2:], label=label)
+    left.set(xlabel="$L$", ylabel=r"$C_L^{\kappa\kappa}$")
+    right.set(xlabel=r"$\ell$", ylabel=r"unlensed $D_\ell^{EE}$ [$\mu$K$^2$]", ylim=(1e-3, None))
+    left.legend(fontsize=7)
+    return figure
+
+
+def sky_figure(config: Config, patch: int = 40):
+    """One patch of the test set, and the set's spectra against theory."""
+    seen = observe_sky(config, "test", 0)
+    spectra = spectra_of(config)
+    figure, axes = plt.subplots(2, 3, figsize=(13, 8))
+    half = config.patch.size_deg / 2
+    titles = (r"$\tilde Q$ [$\mu$K]", r"$\tilde U$ [$\mu$K]", r"$E$ [$\mu$K]", r"$\kappa$")
+    maps = (seen.q, seen.u, seen.e, seen.kappa)
+    for axis, values, title in zip(axes.flat, maps, titles, strict=False):
+        _map(figure, axis, values[patch], title, half)
+    e_l, b_l = e_and_b(spectra, seen.q, seen.u)
+    theory = spectra_for(config, config.cosmology)
+    lensed_ee, lensed_bb = lensed_polarisation(theory)
+    l = np.arange(len(lensed_ee))
+    beam2 = config.instrument.beam(l) ** 2
+    white = np.full(len(l), (config.instrument.noise_rms(config.patch) * config.patch.pixel) ** 2)
+    expected = expected_e_and_b(spectra, lensed_ee * beam2, lensed_bb * beam2)
+    L = spectra.bins.centres
+    for modes, model, label, colour in (
+        (e_l, expected[0], "E", "C0"),
+        (b_l, expected[1], "B", "C1"),
+    ):
+        power = spectra.cross(modes, modes)
+        error = power.std(0, ddof=1) / np.sqrt(len(power))
+        axes[1, 1].errorbar(L, power.mean(0), error, fmt=".", color=colour, label=label)
+        axes[1, 1].plot(L, model + white[0], color=colour, lw=1)
+    axes[1, 1].set(yscale="log", xlabel=r"$\ell$", ylabel=r"$C_\ell$ [$\mu$K$^2$]")
+    axes[1, 1].set_title("observed E and B (points), CAMB through the mask + noise (lines)", size=8)
+    axes[1, 1].legend()
+    kappa = spectra.auto(seen.kappa)
+    model = (
+        bandpower_windows(spectra, config.sky.band_limit) @ theory.kk[: config.sky.band_limit + 1]
+    )
+    error = kappa.std(0, ddof=1) / np.sqrt(len(kappa)) / model
+    axes[1, 2].errorbar(L, kappa.mean(0) / model - 1, error, fmt=".")
+    axes[1, 2].axhline(0, color="k", lw=0.8)
+    axes[1, 2].set(xlabel="$L$", ylabel=r"$C_L^{\kappa\kappa}$: patches / theory $-$ 1")
+    figure.tight_layout()
+    return figure
+
+
+def training_figure(config: Config):
+    """Loss against step: training and validation, E and κ."""
+    from ..reconstruct.training import TrainingRun, training_recipe
+
+    run = TrainingRun(config.training_directory, training_recipe(config))
+    if not run.history:
+        raise CNNLensError(f"{config.training_directory}: no finished epoch; run `cnnlens train`")
+    epochs = [h["epoch"] for h in run.history]
+    figure, axis = plt.subplots(figsize=(7, 4.5))
+    for name, colour in (("kappa", "C0"), ("e", "C1")):
+        axis.plot(
+            epochs,
+            [h[f"val_{name}_loss"] for h in run.history],
+            colour,
+            label=f"{name}, validation",
+        )
+        axis.plot(
+            epochs,
+            [h[f"{name}_loss"] for h in run.history],
+            colour,
+            ls=":",
+            label=f"{name}, training",
+        )
+    axis.set(xlabel="epoch", ylabel="mean squared error / variance", yscale="log")
+    axis.legend()
+    return figure
+
+
+def reconstruction_figure(config: Config, patch: int = 40):
+    """κ, κ̂ and E, Ê of one test patch with their differences."""
+    from ..reconstruct.resunet import NetworkEstimator, load_network
+
+    seen = observe_sky(config, "test", 0)
+    rows = slice(patch, patch + 1)
+    both = NetworkEstimator(load_network(config.network_path)).reconstruct_both(
+        seen.q[rows], seen.u[rows]
+    )
+    figure, axes = plt.subplots(2, 3, figsize=(13, 8))
+    half = config.patch.size_deg / 2
+    for line, true, name, label in (
+        (axes[0], seen.kappa[patch], "kappa", r"\kappa"),
+        (axes[1], seen.e[patch], "e", "E"),
+    ):
+        scale = 3 * true.std()
+        for axis, values, title in zip(
+            line,
+            (true, both[name][0], true - both[name][0]),
+            (f"true ${label}$", rf"$\hat {label}$", rf"${label} - \hat {label}$"),
+            strict=True,
+        ):
+            _map(figure, axis, values, title, half, scale)
+    figure.tight_layout()
+    return figure
+
+
+def noise_figure(config: Config):
+    """Reconstruction noise, its ratios to the analytic curves, and bandpower errors."""
+    table = noise_table(config, network_hash(config.network_path))
+    theory = spectra_for(config, config.cosmology)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.3))
+    L = np.arange(40, int(table.L[-1]) + 60)
+    left.loglog(L, theory.kk[L], "k", label=r"$C_L^{\kappa\kappa}$")
+    left.errorbar(table.L, table.noise, table.noise_error, fmt="o", ms=3, label="ResUNet $N_L$")
+    left.plot(table.L, table.n0_eb, label="EB quadratic estimator, analytic")
+    left.plot(table.L, table.n0_iterated, label="iterated EB, analytic")
+    left.set(xlabel="$L$", ylabel=r"$N_L^{\kappa\kappa}$")
+    left.legend(fontsize=7)
+    for other, label in ((table.n0_eb, "EB QE"), (table.n0_iterated, "iterated EB")):
+        middle.errorbar(
+            table.L, table.noise / other, table.noise_error / other, fmt="o-", ms=3, label=label
+        )
+    middle.axhline(1, color="k", lw=0.8)
+    middle.set(xlabel="$L$", ylabel="$N_L$ / analytic", ylim=(0, None))
+    middle.legend()
+    right.plot(table.L, 100 * table.relative_error, "o-", ms=3)
+    right.set(xlabel="$L$", ylabel="bandpower error of one patch [%]", yscale="log")
+    figure.tight_layout()
+    return figure
+
+
+def derivatives_figure(config: Config):
+    """Noise-debias derivatives, as fractions of the fiducial bandpower."""
+    digest = network_hash(config.network_path)
+    calibration, _ = calibration_of(config, digest)
+    theory = spectra_for(config, config.cosmology)
+    limit = config.sky.band_limit
+    signal = bandpower_windows(spectra_of(config), limit) @ theory.kk[: limit + 1]
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5))
+    for axis, bands, label in zip(
+        axes,
+        read_derivatives(config, digest, calibration.response),
+        (r"C_L^{\kappa\kappa}", r"C_\ell^{EE}"),
+        strict=True,
+    ):
+        relative = bands.values / signal[:, None]
+        limit = np.percentile(np.abs(relative), 98)
+        centres = spectra_of(config).bins.edges
+        mesh = axis.pcolormesh(
+            bands.edges, centres, relative, cmap="RdBu_r", vmin=-limit, vmax=limit
+        )
+        axis.set(
+            xlabel=rf"band of ${label}$",
+            ylabel="$L$ of the bandpower",
+            title=rf"$\partial (d_b - \mathrm{{signal}})\,/\,\partial\ln {label}$ over signal",
+        )
+        figure.colorbar(mesh, ax=axis)
+    figure.tight_layout()
+    return figure
+
+
+def bandpowers_figure(config: Config):
+    """Debiased bandpowers of every survey over the fiducial expectation."""
+    digest = network_hash(config.network_path)
+    calibration, _ = calibration_of(config, digest)
+    theory = spectra_for(config, config.cosmology)
+    limit = config.sky.band_limit
+    windows = bandpower_windows(spectra_of(config), limit)
+    fiducial = windows @ theory.kk[: limit + 1]
+    L = spectra_of(config).bins.centres
+    figure, axis = plt.subplots(figsize=(8, 5))
+    for i, name in enumerate(config.surveys):
+        data = calibration.debias(read_bandpowers(config, digest, f"survey-{name}", [0]).auto)
+        error = data.std(0, ddof=1) / np.sqrt(len(data)) / fiducial
+        label = rf"{name}, $\Omega_c h^2$ = {config.surveys[name].omch2:g}"
+        axis.errorbar(
+            L + 8 * i, data.mean(0) / fiducial, error, fmt=".", color=f"C{i}", label=label
+        )
+        truth = spectra_for(config, config.set_cosmology(f"survey-{name}"))
+        axis.plot(L, windows @ truth.kk[: limit + 1] / fiducial, color=f"C{i}", lw=1)
+    axis.set(xlabel="$L$", ylabel=r"$d_L\,/\,C_L^{\kappa\kappa}$ fiducial", ylim=(0.5, 1.7))
+    axis.set_title("noise debias fixed at the fiducial (points), true signal (lines)", size=9)
+    axis.legend()
+    return figure
+
+
+def _map(figure, axis, values, title, half, scale=None):
+    scale = scale or 3 * values.std()
+    image = axis.imshow(
+        values,
+        origin="lower",
+        extent=(-half, half, -half, half),
+        vmin=-scale,
+        vmax=scale,
+        cmap="RdBu_r",
+    )
+    axis.set_title(title)
+    axis.set_xlabel("x [deg]")
+    figure.colorbar(image, ax=axis, fraction=0.046)
+
+
+STAGES: dict[str, Callable] = {
+    "spectra": theory_figure,
+    "sky": sky_figure,
+    "training": training_figure,
+    "reconstruction": reconstruction_figure,
+    "noise": noise_figure,
+    "bandpowers": bandpowers_figure,
+    "derivatives": derivatives_figure,
+}

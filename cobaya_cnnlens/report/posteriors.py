@@ -1,0 +1,95 @@
+"""Posteriors from Cobaya chains, drawn with getdist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from getdist import loadMCSamples, plots
+
+import yaml
+
+from ..errors import CNNLensError
+from ..release import read_release
+
+LIKELIHOOD = "cobaya_cnnlens.CNNLens"
+
+
+def plot_posteriors(
+    roots: list[str], params: list[str] | None = None, out: Path | None = None
+) -> Path:
+    """Draw the posteriors of one or more chains over each other.
+
+    Parameters
+    ----------
+    roots : chain roots, as in ``output`` of the Cobaya input
+    params : parameters to draw; the sampled ones that all chains share by default
+    out : picture to write; beside the first chain by default
+
+    Returns
+    -------
+    path of the picture
+
+    Raises
+    ------
+    CNNLensError
+        if a chain is missing, or a parameter is not in it
+    """
+    samples = [_load(root) for root in roots]
+    if params is None:
+        params = [p.name for p in samples[0].paramNames.names if not p.isDerived]
+        params = [p for p in params if all(s.paramNames.hasParam(p) for s in samples)]
+    for root, chain in zip(roots, samples, strict=True):
+        for name in params:
+            if not chain.paramNames.hasParam(name):
+                known = ", ".join(chain.paramNames.list())
+                raise CNNLensError(f"{root}: no parameter '{name}'; the chain has {known}")
+    truths = [_truth(root) for root in roots]
+    plotter = plots.get_subplot_plotter(width_inch=6 if len(params) == 1 else 8)
+    labels = [_label(root, truth) for root, truth in zip(roots, truths, strict=True)]
+    colours = [f"C{i}" for i in range(len(roots))]
+    if len(params) == 1:
+        plotter.plot_1d(samples, params[0], colors=colours)
+        for truth, colour in zip(truths, colours, strict=True):
+            if params[0] in truth:
+                plotter.subplots[0, 0].axvline(truth[params[0]], color=colour, ls="--", lw=1)
+        plotter.add_legend(labels, colored_text=True)
+    else:
+        plotter.triangle_plot(
+            samples,
+            params,
+            filled=True,
+            legend_labels=labels,
+            contour_colors=colours,
+            markers={k: v for k, v in truths[0].items() if k in params},
+        )
+    path = out or Path(f"{roots[0]}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plotter.export(str(path))
+    return path
+
+
+def _load(root: str):
+    if not Path(f"{root}.1.txt").exists():
+        raise CNNLensError(f"{root}.1.txt: no such chain; run cobaya-run first")
+    return loadMCSamples(root, settings={"ignore_rows": 0.2})
+
+
+def _truth(root: str) -> dict[str, float]:
+    """True parameters of the mock that the chain used, empty for data."""
+    path = Path(f"{root}.updated.yaml")
+    if not path.exists():
+        return {}
+    info = yaml.safe_load(path.read_text())
+    options = info.get("likelihood", {}).get(LIKELIHOOD)
+    if not options:
+        return {}
+    return read_release(options["release"]).truth or {}
+
+
+def _label(root: str, truth: dict[str, float]) -> str:
+    name = Path(root).name.replace("_", " ")
+    return f"{name} (truth {truth['omch2']:g})" if "omch2" in truth else name
