@@ -49,7 +49,7 @@ def write_product(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = temporary_name(path)
     try:
-        with h5py.File(partial, "w", track_order=True) as file:
+        with h5py.File(partial, "w") as file:
             file.attrs["format"] = "cobaya_cnnlens product"
             file.attrs["format_version"] = FORMAT_VERSION
             file.attrs["kind"] = kind

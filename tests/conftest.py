@@ -1,0 +1,80 @@
+"""Shared fixtures: a fiducial theory, a small configuration, a synthetic release."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from cobaya_cnnlens.release import Release
+from cobaya_cnnlens.theory import CambSettings, Cosmology, Spectra, compute_spectra
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def fiducial() -> Spectra:
+    """Spectra of the fiducial cosmology to l = 5000, at the pipeline's accuracy."""
+    return compute_spectra(Cosmology(), CambSettings())
+
+
+@pytest.fixture
+def small_config(tmp_path):
+    """The test configuration with its products in a fresh folder."""
+    from cobaya_cnnlens.config import load_config
+
+    config = load_config(REPOSITORY / "training" / "config" / "test.yaml")
+    return config.model_copy(update={"products": tmp_path / "products"})
+
+
+def synthetic_release(n_bins: int = 5, **changes) -> Release:
+    """A release made of smooth made-up numbers; its data are the model at the fiducial."""
+    generator = np.random.default_rng(1)
+    l = np.arange(1201, dtype=float)
+    kk = 1e-7 / (1.0 + (l / 200.0) ** 1.5)
+    ee = 1e-4 * np.exp(-l / 400.0) * (1.2 + np.sin(l / 50.0))
+    edges = 36 + 200 * np.arange(n_bins + 1)
+    windows = np.zeros((n_bins, 1100))
+    for b in range(n_bins):
+        windows[b, edges[b] : edges[b + 1]] = 1.0 / 200.0
+    signal = windows @ kk[:1100]
+    root = np.eye(n_bins) + 0.1 * generator.standard_normal((n_bins, n_bins))
+    correlation = root @ root.T
+    patch = 0.04 * np.outer(signal, signal) * correlation
+    values = {
+        "name": "synthetic",
+        "description": "made-up numbers for tests",
+        "edges": edges,
+        "bandpowers": signal.copy(),
+        "n_patches": 40,
+        "n_sim": 500,
+        "patch_covariance": patch,
+        "noise_covariance": patch / 500,
+        "derivative_covariance": patch / 1000,
+        "response": np.full(n_bins, 0.7),
+        "response_error": np.full(n_bins, 0.01),
+        "noise": 0.5 * signal,
+        "noise_error": 0.01 * signal,
+        "windows": windows,
+        "kk_edges": np.array([2, 400, 1100]),
+        "ee_edges": np.array([2, 300, 700, 1200]),
+        "kk_derivatives": 0.1 * signal[:, None] * generator.standard_normal((n_bins, 2)),
+        "kk_derivative_errors": 0.01 * np.ones((n_bins, 2)) * signal[:, None],
+        "ee_derivatives": 0.1 * signal[:, None] * generator.standard_normal((n_bins, 3)),
+        "ee_derivative_errors": 0.01 * np.ones((n_bins, 3)) * signal[:, None],
+        "fiducial_kk": kk,
+        "fiducial_ee": ee,
+        "theory": {"code": "made up"},
+        "instrument": {"noise": 1.0},
+        "provenance": {"network_sha256": "0" * 64},
+        "truth": {"omch2": 0.1185},
+    }
+    return replace(Release(**values), **changes)
+
+
+@pytest.fixture
+def release() -> Release:
+    return synthetic_release()

@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+
+from cobaya_cnnlens.calibrate.bandpowers import Bins, FlatSpectra
+from cobaya_cnnlens.calibrate.windows import (
+    bandpower_windows,
+    expected_e_and_b,
+    expected_pure_b,
+)
+from cobaya_cnnlens.errors import CNNLensError
+from cobaya_cnnlens.simulate.instrument import cosine_mask
+from cobaya_cnnlens.simulate.patches import PatchGeometry
+
+GEOMETRY = PatchGeometry(n_pixels=64, pad=0)
+MASK = cosine_mask(GEOMETRY, 0.5)
+BINS = Bins(36, 150, 12)
+
+
+def gaussian_patches(cl, n_patches, generator):
+    """Patches cut from wide periodic Gaussian maps: an isotropic field, no window assumed."""
+    wide = 512
+    l = np.hypot(*np.meshgrid(*(2 * np.pi * np.fft.fftfreq(wide, GEOMETRY.pixel),) * 2))
+    root = np.sqrt(np.interp(l, np.arange(len(cl)), cl, right=0.0)) / GEOMETRY.pixel
+    patches = []
+    while len(patches) < n_patches:
+        noise = np.fft.fft2(generator.standard_normal((wide, wide)))
+        field = np.fft.ifft2(noise * root).real
+        patches += [
+            field[i : i + 64, j : j + 64] for i in range(0, wide, 128) for j in range(0, wide, 128)
+        ]
+    return np.array(patches[:n_patches])
+
+
+def test_white_noise_has_a_flat_spectrum():
+    spectra = FlatSpectra(GEOMETRY, BINS, MASK)
+    maps = np.random.default_rng(0).standard_normal((400, 64, 64)) * MASK
+    power = spectra.auto(maps) / GEOMETRY.pixel**2
+    error = power.std(0) / 20
+    assert (np.abs(power.mean(0) - 1) < 4 * error).all()
+
+
+def test_windows_against_simulated_patches():
+    l = np.arange(2301, dtype=float)
+    cl = 1.0 / (50.0 + l) ** 2
+    spectra = FlatSpectra(GEOMETRY, BINS, MASK)
+    found = spectra.auto(gaussian_patches(cl, 1600, np.random.default_rng(1)) * MASK)
+    expected = bandpower_windows(spectra, 2300) @ cl
+    error = found.std(0) / 40
+    assert (np.abs(found.mean(0) - expected) < 4 * error).all()
+    # The mask's coupling matters: binning C_l alone would fail in the first bin.
+    naive = np.mean(cl[36:186])
+    assert abs(found.mean(0)[0] - naive) > 8 * error[0]
+
+
+def test_windows_of_a_flat_spectrum_sum_to_what_pixels_hold():
+    # A white spectrum to infinity gives a white map; to the Nyquist circle, π/4 of it and more.
+    spectra = FlatSpectra(GEOMETRY, BINS, MASK)
+    total = bandpower_windows(spectra, 9000).sum(1)
+    assert (total > 3).all()  # aliased power from beyond Nyquist is counted, not lost
+    inside = bandpower_windows(spectra, 2304).sum(1)
+    np.testing.assert_allclose(inside[:8], 1, atol=0.01)
+
+
+def test_modes_are_counted_once():
+    # In units of the fundamental, 72: four modes at 1, four at √2; four at 2, eight at √5.
+    spectra = FlatSpectra(GEOMETRY, Bins(50, 60, 2), MASK)
+    assert spectra.modes.tolist() == [8, 12]
+
+
+def test_bins_beyond_nyquist_are_refused():
+    with pytest.raises(CNNLensError, match="Nyquist"):
+        FlatSpectra(GEOMETRY, Bins(36, 200, 20), MASK)
+    with pytest.raises(CNNLensError, match="no Fourier mode"):
+        FlatSpectra(GEOMETRY, Bins(36, 10, 5), MASK)
+
+
+def test_cross_spectrum_of_a_map_with_itself_is_its_auto():
+    spectra = FlatSpectra(GEOMETRY, BINS, MASK)
+    maps = np.random.default_rng(2).standard_normal((3, 64, 64))
+    modes = spectra.transform(maps)
+    np.testing.assert_allclose(spectra.cross(modes, modes), spectra.auto(maps))
+    np.testing.assert_allclose(spectra.cross(modes, -modes), -spectra.auto(maps))
+
+
+def test_parseval():
+    """All modes in one bin: the bandpower is the map's variance times the pixel's area."""
+    spectra = FlatSpectra(GEOMETRY, Bins(1, 2303, 1), np.ones((64, 64)))
+    maps = np.random.default_rng(3).standard_normal((1, 64, 64))
+    modes = spectra.transform(maps)
+    full = np.fft.fft2(maps[0])
+    l = 2 * np.pi * np.fft.fftfreq(64, GEOMETRY.pixel)
+    inside = (np.hypot(l[:, None], l) >= 1) & (np.hypot(l[:, None], l) < 2304)
+    expected = np.mean(np.abs(full[inside]) ** 2) * GEOMETRY.pixel**2 / 64**2
+    assert spectra.cross(modes, modes)[0, 0] == pytest.approx(expected)
+
+
+def test_leakage_from_e_to_b_is_predicted():
+    """Expected pseudo-B of a pure-E field is what the mask leaks; pure B has none of it."""
+    l = np.arange(2301, dtype=float)
+    clee = 1e-4 * np.exp(-l / 500)
+    spectra = FlatSpectra(GEOMETRY, BINS, MASK)
+    ee, bb = expected_e_and_b(spectra, clee, np.zeros_like(clee))
+    assert (bb > 0).all()
+    assert bb[0] / ee[0] > 0.05
+    assert bb[8] / ee[8] < 0.02
+    swapped_ee, swapped_bb = expected_e_and_b(spectra, np.zeros_like(clee), clee)
+    np.testing.assert_allclose(swapped_bb, ee, rtol=1e-9)
+    np.testing.assert_allclose(swapped_ee, bb, rtol=1e-9)
+    assert expected_pure_b(spectra, np.zeros_like(clee)).max() == 0

@@ -1,0 +1,186 @@
+"""Response, noise, derivatives and assembly, with estimators whose answers are known."""
+
+import numpy as np
+import pytest
+
+from cobaya_cnnlens import products
+from cobaya_cnnlens.calibrate.assemble import band_changes, make_release, trim_windows
+from cobaya_cnnlens.calibrate.derivatives import measure_derivatives
+from cobaya_cnnlens.calibrate.measure import (
+    PatchBandpowers,
+    measure,
+    measure_skies,
+    read_bandpowers,
+    spectra_of,
+)
+from cobaya_cnnlens.calibrate.response import calibrate
+from cobaya_cnnlens.config import Config
+from cobaya_cnnlens.errors import CNNLensError, ProductError
+from cobaya_cnnlens.model import BandpowerLikelihood
+from cobaya_cnnlens.release import read_release, write_release
+from cobaya_cnnlens.simulate.observation import observe_sky
+from cobaya_cnnlens.simulate.stage import make_skies, spectra_for
+
+HASH = "a" * 64
+
+
+class Linear:
+    """κ̂ = Q̃: its power is linear in the EE spectrum, so derivatives are known exactly."""
+
+    def reconstruct(self, q, u):
+        return q
+
+
+@pytest.fixture
+def tiny(small_config) -> Config:
+    config = small_config.model_dump(mode="json")
+    config["camb"]["lmax"] = config["sky"]["lmax"] = 1000
+    config["sky"]["band_limit"] = 800
+    config["patch"] = {"size_deg": 10.0, "n_pixels": 48, "pad": 2}
+    config["centres"] = {"nside": 2, "poles": 4}
+    config["bandpowers"] = {"lmin": 36, "width": 150, "n_bins": 4}
+    config["derivatives"] = {"kk_edges": [2, 400, 801], "ee_edges": [2, 300, 1001], "step": 0.1}
+    config["skies"] = {"train": 1, "validation": 1, "test": 1, "derivatives": 1}
+    return Config.model_validate(config)
+
+
+def linear_model(generator, n, response, noise, kk):
+    """κ̂ bandpowers of a known response and noise: κ̂ = Rκ + n."""
+    kappa = np.sqrt(kk) * generator.standard_normal((n, 500, len(kk)))
+    extra = np.sqrt(noise) * generator.standard_normal((n, 500, len(kk)))
+    estimate = response * (kappa + extra)
+    return PatchBandpowers(
+        (estimate**2).mean(1), (kappa * estimate).mean(1), (kappa**2).mean(1)
+    )
+
+
+def test_known_response_and_noise_are_recovered():
+    generator = np.random.default_rng(0)
+    response, noise, kk = np.array([0.9, 0.3]), np.array([0.5, 4.0]), np.array([2.0, 1.0])
+    validation, test = (linear_model(generator, 400, response, noise, kk) for _ in range(2))
+    found = calibrate(validation, test)
+    assert (np.abs(found.response - response) < 4 * found.response_error).all()
+    assert (np.abs(found.noise - noise) < 4 * found.noise_error).all()
+    assert (found.noise_error < 0.05 * noise).all()
+    # d_b averages to the true spectrum of that test set, exactly.
+    np.testing.assert_allclose(
+        found.debias(test.auto).mean(0), test.truth.mean(0), rtol=1e-12
+    )
+
+
+def test_a_network_that_knows_nothing_is_refused():
+    generator = np.random.default_rng(1)
+    good = linear_model(generator, 50, np.array([1.0, 1.0]), np.ones(2), np.ones(2))
+    blind = PatchBandpowers(good.auto, good.cross * [1, -1e-3], good.truth)
+    with pytest.raises(CNNLensError, match=r"not positive in bins \[1\]"):
+        calibrate(blind, good)
+
+
+def test_nan_in_the_reconstruction_is_refused(tiny):
+    maps = np.ones((2, 48, 48))
+    bad = maps.copy()
+    bad[1, 3, 4] = np.nan
+    with pytest.raises(CNNLensError, match="not finite"):
+        measure(spectra_of(tiny), Linear(), bad, maps, maps)
+
+
+def test_derivatives_of_a_linear_estimator(tiny):
+    """With κ̂ = Q̃ + noise, Σ_j ∂⟨κ̂²⟩/∂ln C_j^EE over all EE bands is ⟨Q̃ (Q̃ + n)⟩, map by map."""
+    make_skies(tiny, "derivatives", [0])
+    measure_derivatives(tiny, Linear(), HASH, 0)
+    spectra = spectra_of(tiny)
+    seen = observe_sky(tiny, "derivatives", 0)
+    quiet = tiny.model_copy(
+        update={"instrument": tiny.instrument.__class__(noise_uk_arcmin=0.0)}
+    )
+    clean = observe_sky(quiet, "derivatives", 0)
+    recipe = tiny.derivative_recipe(0, HASH)
+    with products.open_product(tiny.derivative_path(0), "derivatives", recipe) as product:
+        ee, kk, auto = (product.array(k) for k in ("ee", "kk", "auto"))
+        truth, kk_truth = product.array("truth"), product.array("kk_truth")
+    np.testing.assert_allclose(auto, spectra.auto(seen.q), rtol=1e-4)
+    np.testing.assert_allclose(truth, spectra.auto(seen.kappa), rtol=1e-4)
+    expected = spectra.cross(spectra.transform(clean.q), spectra.transform(seen.q))
+    np.testing.assert_allclose(ee.sum(0), expected, rtol=0.01, atol=1e-3 * expected.max())
+    # κ is linear in φ: its power is quadratic in the bands' amplitudes, and sums to itself.
+    np.testing.assert_allclose(kk_truth.sum(0), truth, rtol=0.01)
+    # E power does not care much about lensing, but it cares.
+    ratio = np.abs(kk.sum(0).mean(0)) / auto.mean(0)
+    assert (ratio < 0.1).all()
+    assert ratio.max() > 1e-5
+
+
+def test_derivatives_resume_band_by_band(tiny, monkeypatch):
+    """A run that stops after three bands does the other two only, with the same result."""
+    from cobaya_cnnlens.calibrate import derivatives
+
+    measure_derivatives(tiny, Linear(), HASH, 0)
+    path = tiny.derivative_path(0)
+    whole = path.read_bytes()
+    path.unlink()
+    done = []
+    run = derivatives._Bench.run
+
+    def stop_at_the_fourth(self, kind, band):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append((kind, band))
+        return run(self, kind, band)
+
+    monkeypatch.setattr(derivatives._Bench, "run", stop_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        measure_derivatives(tiny, Linear(), HASH, 0)
+    monkeypatch.setattr(
+        derivatives._Bench, "run", lambda s, k, b: (done.append((k, b)), run(s, k, b))[1]
+    )
+    measure_derivatives(tiny, Linear(), HASH, 0)
+    assert len(done) == len(set(done)) == 5
+    assert path.read_bytes() == whole
+
+
+class Oracle:
+    """κ̂ with a known response, from the true κ of the sky being reconstructed."""
+
+    def __init__(self, kappa, response):
+        self.kappa, self.response = kappa, response
+
+    def reconstruct(self, q, u):
+        return self.response * self.kappa + 0.003 * q
+
+
+def test_a_release_is_assembled_from_products(tiny, tmp_path):
+    """The whole calibration on small skies: what comes out is a valid, consistent release."""
+    for name in tiny.set_names():
+        make_skies(tiny, name)
+        kappa = observe_sky(tiny, name, 0).kappa
+        measure_skies(tiny, Oracle(kappa, 0.8), HASH, name)
+    measure_derivatives(tiny, Oracle(observe_sky(tiny, "derivatives", 0).kappa, 0.8), HASH, 0)
+    release = make_release(tiny, HASH, "high")
+    write_release(release, tmp_path / "r.json")
+    assert read_release(tmp_path / "r.json").name == "test_high"
+    np.testing.assert_allclose(release.response, 0.8, rtol=0.1)
+    assert release.n_patches == release.n_sim == 40
+    # An oracle's bandpowers follow the survey's true spectrum.
+    truth = spectra_for(tiny, tiny.set_cosmology("survey-high"))
+    likelihood = BandpowerLikelihood(release, "fixed")
+    chi2 = likelihood.chi2(truth.kk, truth.ee)
+    assert likelihood.pte(chi2) > 1e-3
+    with pytest.raises(ProductError, match="network"):
+        read_bandpowers(tiny, "b" * 64, "test")
+
+
+def test_trimmed_windows_keep_the_bandpowers(fiducial):
+    L = np.arange(2000)
+    windows = np.array([np.exp(-0.5 * ((L - c) / 50.0) ** 2) for c in (300.0, 900.0)])
+    trimmed = trim_windows(windows, fiducial.kk)
+    np.testing.assert_allclose(
+        trimmed @ fiducial.kk[:2000], windows @ fiducial.kk[:2000], rtol=5e-6
+    )
+    assert (trimmed == 0).mean() > 0.5
+
+
+def test_band_changes_are_changes_of_power(fiducial):
+    edges = np.array([2, 100, 1000])
+    np.testing.assert_allclose(
+        band_changes(edges, 1.1 * fiducial.ee, fiducial.ee), [0.1, 0.1], rtol=1e-9
+    )

@@ -1,0 +1,104 @@
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+
+from cobaya_cnnlens.errors import NetworkError
+from cobaya_cnnlens.reconstruct.files import check_network, network_hash
+from cobaya_cnnlens.reconstruct.resunet import NetworkEstimator, ResUNet, load_network
+from cobaya_cnnlens.reconstruct.training import save_atomically
+
+
+@pytest.fixture(scope="module")
+def network():
+    keras.utils.set_random_seed(1)
+    return ResUNet(
+        4, input_std=(4.0, 4.5), output_std=(6.0, 0.07), metadata={"noise": 1.0, "bins": [1, 2]}
+    )
+
+
+def test_the_papers_number_of_parameters():
+    assert ResUNet(64).count_params() == 5_401_418
+
+
+def test_receptive_field_is_101_pixels():
+    """Which input pixels move one output pixel, by gradient, in both directions and heads."""
+    import tensorflow as tf
+
+    network = ResUNet(2)
+    for head in ("e", "kappa"):
+        maps = tf.Variable(np.random.default_rng(0).standard_normal((1, 128, 128, 2)), dtype="float32")
+        with tf.GradientTape() as tape:
+            pixel = network(maps, training=False)[head][0, 64, 64, 0]
+        seen = np.abs(tape.gradient(pixel, maps).numpy()).sum((0, 3)) > 0
+        for axis in (0, 1):
+            touched = np.flatnonzero(seen.any(axis))
+            assert touched[-1] - touched[0] + 1 == 101
+
+
+def test_outputs_are_in_physical_units(network):
+    maps = 4.0 * np.random.default_rng(0).standard_normal((2, 32, 32, 2)).astype("f4")
+    out = network.predict(maps, verbose=0)
+    assert out["e"].shape == out["kappa"].shape == (2, 32, 32, 1)
+    # An untrained network ends in batch norm: outputs of order of the targets' std.
+    assert 0.05 < out["kappa"].std() / 0.07 < 20
+    assert 0.05 < out["e"].std() / 6.0 < 20
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (64, 48), (128, 128)])
+def test_any_map_size(network, shape):
+    out = network.predict(np.zeros((1, *shape, 2), "f4"), verbose=0)
+    assert out["kappa"].shape == (1, *shape, 1)
+
+
+def test_save_and_load_give_equal_bits(network, tmp_path):
+    path = tmp_path / "n.keras"
+    save_atomically(network, path)
+    loaded = load_network(path)
+    maps = np.random.default_rng(1).standard_normal((2, 32, 32, 2)).astype("f4")
+    for head, values in network.predict(maps, verbose=0).items():
+        np.testing.assert_array_equal(values, loaded.predict(maps, verbose=0)[head])
+    assert loaded.metadata == {"noise": 1.0, "bins": [1, 2]}
+    assert loaded.output_std == {"e": 6.0, "kappa": 0.07}
+    assert [p.name for p in tmp_path.iterdir()] == ["n.keras"]
+
+
+def test_file_holds_no_pickle(network, tmp_path):
+    network.save(tmp_path / "n.keras")
+    names = zipfile.ZipFile(tmp_path / "n.keras").namelist()
+    assert sorted(names) == ["config.json", "metadata.json", "model.weights.h5"]
+
+
+def test_estimator_takes_maps_to_kappa(network):
+    q, u = np.random.default_rng(2).standard_normal((2, 3, 32, 32))
+    estimator = NetworkEstimator(network, batch=2)
+    kappa = estimator.reconstruct(q, u)
+    assert kappa.shape == (3, 32, 32)
+    np.testing.assert_array_equal(kappa, estimator.reconstruct_both(q, u)["kappa"])
+
+
+def test_damaged_network_files(network, tmp_path):
+    path = tmp_path / "n.keras"
+    with pytest.raises(NetworkError, match="no such network file"):
+        load_network(path)
+    network.save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(NetworkError, match="damaged"):
+        load_network(path)
+    keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(1)]).save(tmp_path / "o.keras")
+    with pytest.raises(NetworkError, match="not a ResUNet"):
+        load_network(tmp_path / "o.keras")
+
+
+def test_release_and_network_must_match(release, network, tmp_path):
+    from dataclasses import replace
+
+    path = tmp_path / "n.keras"
+    network.save(path)
+    with pytest.raises(NetworkError, match="network_sha256"):
+        check_network(release, path)
+    matching = replace(release, provenance={"network_sha256": network_hash(path)})
+    check_network(matching, path)
+    with pytest.raises(NetworkError, match="cannot be read"):
+        check_network(matching, tmp_path / "absent.keras")

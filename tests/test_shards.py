@@ -1,0 +1,112 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from cobaya_cnnlens.config import Config
+from cobaya_cnnlens.errors import ProductError
+from cobaya_cnnlens.simulate import shards, stage
+from cobaya_cnnlens.simulate.instrument import convolve_beam, cosine_mask
+from cobaya_cnnlens.simulate.observation import observe_sky
+
+
+@pytest.fixture
+def tiny(small_config) -> Config:
+    """Skies of a second: l ≤ 600, four patches of 32² coarse pixels."""
+    config = small_config.model_dump(mode="json")
+    config["camb"]["lmax"] = config["sky"]["lmax"] = 600
+    config["sky"]["band_limit"] = 500
+    config["patch"] = {"size_deg": 10.0, "n_pixels": 32, "pad": 2}
+    config["centres"] = {"nside": 1, "poles": 4}
+    config["skies"]["train"] = 6
+    return Config.model_validate(config)
+
+
+def content(path):
+    return shards.read_fields(path, shards.FIELDS)
+
+
+def test_shards_do_not_depend_on_workers_or_order(tiny, tmp_path):
+    one = stage.make_skies(tiny, "train", [0, 1, 2], nthreads=1)
+    other = tiny.model_copy(update={"products": tmp_path / "other"})
+    two = stage.make_skies(other, "train", [2], nthreads=2)
+    two += stage.make_skies(other, "train", [1, 0], nthreads=2)
+    assert [p.name for p in one] == [p.name for p in sorted(two)]
+    for a, b in zip(one, sorted(two), strict=True):
+        assert a.read_bytes() == b.read_bytes()
+
+
+def test_a_killed_simulation_resumes_with_identical_shards(tiny, tmp_path):
+    """kill −9 while skies are being made, then run again."""
+    reference = tiny.model_copy(update={"products": tmp_path / "reference"})
+    stage.make_skies(reference, "train")
+    config_file = tmp_path / "config.yaml"
+    config_file.write_text(tiny.model_dump_json())
+    command = [sys.executable, "-m", "cobaya_cnnlens", "skies", str(config_file), "--set", "train"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = tiny.sky_path("train", 0).parent
+    deadline = time.time() + 120
+    while not tiny.sky_path("train", 1).exists():
+        assert process.poll() is None, "finished before it could be killed"
+        assert time.time() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = sorted(folder.glob("sky_*.h5"))
+    assert 2 <= len(finished) < 6
+    times = {p: p.stat().st_mtime_ns for p in finished}
+    stage.make_skies(tiny, "train")
+    for i in range(6):
+        ours, theirs = tiny.sky_path("train", i), reference.sky_path("train", i)
+        assert ours.read_bytes() == theirs.read_bytes()
+    assert all(p.stat().st_mtime_ns == t for p, t in times.items())  # nothing was made twice
+
+
+def test_fields_and_their_statistics(tiny):
+    (path,) = stage.make_skies(tiny, "train", [0])
+    fields = dict(zip(shards.FIELDS, content(path), strict=True))
+    assert all(f.shape == (4, 36, 36) and f.dtype == np.float32 for f in fields.values())
+    spectra = stage.spectra_for(tiny, tiny.cosmology)
+    l = np.arange(501)
+    expected = np.sqrt(((2 * l + 1) * spectra.ee[:501]).sum() / (4 * np.pi))
+    assert fields["e"].std() == pytest.approx(expected, rel=0.15)
+    # Lensing moves Q by a part of itself.
+    moved = np.std(fields["lensed_q"] - fields["q"]) / np.std(fields["q"])
+    assert 0.01 < moved < 0.5
+
+
+def test_a_shard_cut_off_is_named_and_remade_after_deletion(tiny):
+    (path,) = stage.make_skies(tiny, "train", [0])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ProductError, match=r"sky_0000\.h5.*cut off or damaged.*delete it"):
+        stage.make_skies(tiny, "train", [0])
+    path.unlink()
+    stage.make_skies(tiny, "train", [0])
+    assert path.read_bytes() == whole
+
+
+def test_sets_have_their_own_phases_and_surveys_their_cosmology(tiny):
+    train = content(stage.make_skies(tiny, "train", [0])[0])
+    validation = content(stage.make_skies(tiny, "validation", [0])[0])
+    assert np.abs(train[4] - validation[4]).max() > 1
+    assert tiny.set_cosmology("survey-high").omch2 == 0.1285
+    assert tiny.set_cosmology("train").omch2 == 0.1185
+
+
+def test_observation_is_masked_noisy_and_repeatable(tiny):
+    stage.make_skies(tiny, "test", [0])
+    one, two = observe_sky(tiny, "test", 0), observe_sky(tiny, "test", 0)
+    np.testing.assert_array_equal(one.q, two.q)
+    unlensed = observe_sky(tiny, "test", 0, lensed=False)
+    assert np.abs(unlensed.q - one.q).max() > 0
+    np.testing.assert_array_equal(unlensed.kappa, one.kappa)
+    # The noise is the same in both, so it cancels; what is left is beamed and masked.
+    lensed, plain = shards.read_fields(tiny.sky_path("test", 0), ("lensed_q", "q"))
+    mask = cosine_mask(tiny.patch, tiny.instrument.taper_deg)
+    expected = convolve_beam(lensed - plain, tiny.instrument, tiny.patch) * mask
+    np.testing.assert_allclose(one.q - unlensed.q, expected, atol=1e-5)

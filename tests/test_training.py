@@ -1,0 +1,166 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from cobaya_cnnlens.calibrate.bandpowers import mode_vectors, polarisation_angles
+from cobaya_cnnlens.config import Phase
+from cobaya_cnnlens.errors import NetworkError, ProductError
+from cobaya_cnnlens.reconstruct import training
+from cobaya_cnnlens.simulate.instrument import cosine_mask
+from cobaya_cnnlens.simulate.shards import FIELDS, write_shard
+
+
+@pytest.fixture
+def tiny(small_config):
+    """A configuration whose skies are a few patches of noise, and a training of seconds."""
+    config = small_config
+    phases = [
+        Phase(steps=4, batch=2, crop=16, learning_rate=1e-3, warmup=1),
+        Phase(steps=2, batch=2, crop=0, learning_rate=1e-4),
+    ]
+    config = config.model_copy(
+        update={
+            "network": config.network.model_copy(update={"width": 2}),
+            "training": config.training.model_copy(
+                update={
+                    "phases": phases,
+                    "steps_per_epoch": 2,
+                    "validation_patches": 4,
+                    "jit_compile": False,
+                }
+            ),
+        }
+    )
+    generator = np.random.default_rng(5)
+    n = config.patch.n_padded
+    for name in ("train", "validation"):
+        for i in range(config.set_size(name)):
+            fields = {f: generator.standard_normal((3, n, n)).astype("f4") for f in FIELDS}
+            write_shard(config.sky_path(name, i), config.sky_recipe(name, i), fields)
+    return config
+
+
+def flat_e(qu):
+    n = qu.shape[0]
+    cos2, sin2 = polarisation_angles(*mode_vectors(n, 1.0))
+    q, u = (np.fft.rfft2(qu[..., c]) for c in (0, 1))
+    return np.fft.irfft2(q * cos2 + u * sin2, s=(n, n))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("turns", range(4))
+def test_symmetries_keep_e_a_scalar(turns, flip):
+    """E of the transformed Q, U is the transformed E: the signs of Q and U are right."""
+    # An odd grid has no Nyquist modes, whose direction would be ambiguous.
+    qu = np.random.default_rng(0).standard_normal((31, 31, 2)).astype("f4")
+    e = flat_e(qu)
+    moved = training.apply_symmetry(qu, turns, flip, spin2=True)
+    both = training.apply_symmetry(np.stack([e, e], -1), turns, flip, spin2=False)[..., 0]
+    np.testing.assert_allclose(flat_e(moved), both, atol=1e-5)
+    if turns % 2:
+        unsigned = training.apply_symmetry(qu, turns, flip, spin2=False)
+        assert np.abs(flat_e(unsigned) - both).max() > 0.1
+
+
+def test_cosine_schedule():
+    phase = Phase(steps=100, learning_rate=1.0, final_rate=0.1, warmup=10)
+    assert training.cosine_rate(phase, 0) == pytest.approx(0.1)
+    assert training.cosine_rate(phase, 10) == pytest.approx(1.0)
+    assert training.cosine_rate(phase, 55) == pytest.approx(0.55)
+    assert training.cosine_rate(phase, 100) == pytest.approx(0.1)
+
+
+def test_the_papers_plateau_rule():
+    falling = [5.0, 4.0, 3.0]
+    assert training.plateau(falling) == (0, False)
+    assert training.plateau([*falling, 3, 3, 3]) == (1, False)
+    assert training.plateau([*falling, 3, 3, 2.9, 3, 3]) == (0, False)
+    assert training.plateau([*falling, *[3.0] * 10]) == (3, True)
+
+
+def test_normalisation_is_that_of_the_masked_noisy_maps(tiny):
+    patches = training.load_training_patches(tiny)
+    mask = cosine_mask(tiny.patch, tiny.instrument.taper_deg)
+    inputs, outputs = training.normalisation(patches, mask, 2.0)
+    generator = np.random.default_rng(1)
+    seen = (patches.lensed + 2.0 * generator.standard_normal(patches.lensed.shape)) * mask[..., None]
+    np.testing.assert_allclose(inputs, np.sqrt(np.mean(seen**2, (0, 1, 2))), rtol=0.01)
+    masked = patches.targets * mask[..., None]
+    np.testing.assert_allclose(outputs, np.sqrt(np.mean(masked**2, (0, 1, 2))), rtol=1e-5)
+
+
+def test_batches_depend_on_epoch_and_step_only(tiny):
+    patches = training.load_training_patches(tiny)
+
+    def batch(epoch, step):
+        phase = tiny.training.phases[0]
+        return training.EpochBatches(patches, tiny, phase, epoch, 2)[step][0]
+
+    np.testing.assert_array_equal(batch(3, 1), batch(3, 1))
+    assert np.abs(batch(3, 1) - batch(3, 0)).max() > 0
+    assert np.abs(batch(3, 1) - batch(4, 1)).max() > 0
+
+
+def test_targets_belong_to_their_inputs(tiny):
+    """With E ≡ Q̃ in the shards and no noise, target and input move together under crops."""
+    quiet = tiny.model_copy(
+        update={
+            "instrument": tiny.instrument.__class__(noise_uk_arcmin=0.0),
+            "training": tiny.training.model_copy(update={"augment": False}),
+        }
+    )
+    loaded = training.load_training_patches(quiet)
+    same = training.TrainingPatches(loaded.lensed, loaded.lensed)
+    inputs, outputs = training.EpochBatches(same, quiet, quiet.training.phases[0], 0, 2)[1]
+    np.testing.assert_array_equal(inputs[..., :1], outputs["e"])
+    np.testing.assert_array_equal(inputs[..., 1:], outputs["kappa"])
+
+
+def test_a_stopped_run_goes_on_and_ends_where_it_would_have(tiny, tmp_path):
+    whole = list(training.train(tiny, tmp_path / "whole"))
+    assert [r["epoch"] for r in whole] == [1, 2, 3]
+    run = training.train(tiny, tmp_path / "parts")
+    first = next(run)
+    run.close()
+    rest = list(training.train(tiny, tmp_path / "parts"))
+    assert [r["epoch"] for r in rest] == [2, 3]
+    for a, b in zip(whole, [first, *rest], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["learning_rate"] == b["learning_rate"]
+    recipe = training.training_recipe(tiny)
+    ends = [
+        keras.saving.load_model(tmp_path / d / "epoch_0003.keras", compile=False).get_weights()
+        for d in ("whole", "parts")
+    ]
+    for a, b in zip(*ends, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    assert list(training.train(tiny, tmp_path / "whole")) == []
+    state = json.loads((tmp_path / "whole" / "state.json").read_text())
+    assert state["recipe"] == json.loads(json.dumps(recipe))
+    best = min(state["history"], key=lambda h: h["val_loss"])["epoch"]
+    assert state["best"] == f"epoch_{best:04d}.keras"
+
+
+def test_another_recipe_is_refused(tiny, tmp_path):
+    next(training.train(tiny, tmp_path))
+    other = tiny.model_copy(
+        update={"instrument": tiny.instrument.__class__(noise_uk_arcmin=5.0)}
+    )
+    with pytest.raises(NetworkError, match=r"instrument\.noise_uk_arcmin"):
+        next(training.train(other, tmp_path))
+    (tmp_path / "state.json").write_text("{")
+    with pytest.raises(NetworkError, match="damaged"):
+        next(training.train(tiny, tmp_path))
+
+
+def test_a_missing_sky_is_named(tiny, tmp_path):
+    tiny.sky_path("train", 1).unlink()
+    with pytest.raises(ProductError, match=r"train/sky_0001\.h5: no such file"):
+        next(training.train(tiny, tmp_path))
+
+
+def test_loss_is_in_units_of_the_targets_std():
+    loss = training.ScaledMSE(0.5)
+    assert float(loss(np.zeros((2, 3, 3, 1)), np.ones((2, 3, 3, 1)))) == pytest.approx(4.0)

@@ -1,0 +1,50 @@
+rule bandpowers:
+    input:
+        sky=str(PIPELINE.sky_directory / "{set_name}" / "sky_{index}.h5"),
+        network=NETWORK,
+    output:
+        str(PIPELINE.products / "bandpowers" / "{set_name}" / "sky_{index}.h5"),
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=20,
+    params:
+        index=lambda wildcards: int(wildcards.index),
+    shell:
+        "cnnlens reconstruct {CONFIG_FILE} --set {wildcards.set_name} --index {params.index}"
+
+
+rule derivatives:
+    input:
+        NETWORK,
+    output:
+        str(PIPELINE.products / "derivatives" / "sky_{index}.h5"),
+    threads: 2
+    resources:
+        mem_mb=10000,
+        runtime=240,
+    params:
+        index=lambda wildcards: int(wildcards.index),
+    shell:
+        "cnnlens derivatives {CONFIG_FILE} --index {params.index} --threads {threads}"
+
+
+rule release:
+    input:
+        bandpowers("validation"),
+        bandpowers("test"),
+        derivatives(),
+        lambda wildcards: bandpowers(f"survey-{wildcards.survey}"),
+    output:
+        str(PIPELINE.products / "releases" / (PIPELINE.name + "_{survey}.json")),
+    shell:
+        "cnnlens release make {CONFIG_FILE} --survey {wildcards.survey}"
+
+
+rule tables:
+    input:
+        releases(),
+    output:
+        str(PIPELINE.products / "tables.txt"),
+    shell:
+        "cnnlens evaluate {CONFIG_FILE} > {output} && cnnlens recover {CONFIG_FILE} >> {output}"

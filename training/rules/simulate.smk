@@ -1,0 +1,12 @@
+rule sky:
+    output:
+        str(PIPELINE.sky_directory / "{set_name}" / "sky_{index}.h5"),
+    threads: 2
+    resources:
+        mem_mb=6000,
+        runtime=20,
+    params:
+        index=lambda wildcards: int(wildcards.index),
+    shell:
+        "cnnlens skies {CONFIG_FILE} --set {wildcards.set_name} --index {params.index}"
+        " --threads {threads}"

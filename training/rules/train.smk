@@ -1,0 +1,15 @@
+# A pretrained network (`network.pretrained` in the configuration) is used as it is.
+if PIPELINE.network.pretrained is None:
+
+    rule train:
+        input:
+            skies("train"),
+            skies("validation"),
+        output:
+            NETWORK,
+        threads: workflow.cores
+        resources:
+            mem_mb=12000,
+            runtime=1440,
+        shell:
+            "cnnlens train {CONFIG_FILE}"
