@@ -10,6 +10,8 @@ change of the band's power, Σ (2l+1) C_l / Σ (2l+1) C_l^fid − 1, with unlens
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from .errors import CNNLensError, SpectrumError
@@ -90,9 +92,20 @@ class BandpowerLikelihood:
         return self.bandpowers - self.model(clkk, clee)
 
     def chi2(self, clkk: np.ndarray, clee: np.ndarray) -> float:
-        """(d − µ)ᵀ C⁻¹ (d − µ)."""
+        """(d − µ)ᵀ C⁻¹ (d − µ).
+
+        Raises
+        ------
+        SpectrumError
+            if a spectrum is too short, or not finite
+        """
         residuals = self.residuals(clkk, clee)
-        return float(residuals @ self.inverse @ residuals)
+        chi2 = float(residuals @ self.inverse @ residuals)
+        if not math.isfinite(chi2):
+            raise SpectrumError(
+                "a spectrum is not finite where the release needs it; check the theory"
+            )
+        return chi2
 
     def log_likelihood(self, clkk: np.ndarray, clee: np.ndarray) -> float:
         """−χ²/2; the constant normalisation is left out."""

@@ -49,9 +49,7 @@ def linear_model(generator, n, response, noise, kk):
     kappa = np.sqrt(kk) * generator.standard_normal((n, 500, len(kk)))
     extra = np.sqrt(noise) * generator.standard_normal((n, 500, len(kk)))
     estimate = response * (kappa + extra)
-    return PatchBandpowers(
-        (estimate**2).mean(1), (kappa * estimate).mean(1), (kappa**2).mean(1)
-    )
+    return PatchBandpowers((estimate**2).mean(1), (kappa * estimate).mean(1), (kappa**2).mean(1))
 
 
 def test_known_response_and_noise_are_recovered():
@@ -63,9 +61,7 @@ def test_known_response_and_noise_are_recovered():
     assert (np.abs(found.noise - noise) < 4 * found.noise_error).all()
     assert (found.noise_error < 0.05 * noise).all()
     # d_b averages to the true spectrum of that test set, exactly.
-    np.testing.assert_allclose(
-        found.debias(test.auto).mean(0), test.truth.mean(0), rtol=1e-12
-    )
+    np.testing.assert_allclose(found.debias(test.auto).mean(0), test.truth.mean(0), rtol=1e-12)
 
 
 def test_a_network_that_knows_nothing_is_refused():
@@ -90,9 +86,7 @@ def test_derivatives_of_a_linear_estimator(tiny):
     measure_derivatives(tiny, Linear(), HASH, 0)
     spectra = spectra_of(tiny)
     seen = observe_sky(tiny, "derivatives", 0)
-    quiet = tiny.model_copy(
-        update={"instrument": tiny.instrument.__class__(noise_uk_arcmin=0.0)}
-    )
+    quiet = tiny.model_copy(update={"instrument": tiny.instrument.__class__(noise_uk_arcmin=0.0)})
     clean = observe_sky(quiet, "derivatives", 0)
     recipe = tiny.derivative_recipe(0, HASH)
     with products.open_product(tiny.derivative_path(0), "derivatives", recipe) as product:

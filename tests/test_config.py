@@ -1,6 +1,6 @@
 import pytest
-import yaml
 
+import yaml
 from cobaya_cnnlens.config import load_config
 from cobaya_cnnlens.errors import ConfigError
 from cobaya_cnnlens.products import identity_of

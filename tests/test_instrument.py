@@ -28,7 +28,9 @@ def test_noise_level_is_per_arcmin():
 
 def test_beam_of_one_arcmin():
     # exp(−l²σ²) at l = 3000 for FWHM 1′: σ = 1.235e-4 rad.
-    assert Instrument().beam(3000.0) ** 2 == pytest.approx(np.exp(-((3000 * 1.2353e-4) ** 2)), rel=1e-4)
+    assert Instrument().beam(3000.0) ** 2 == pytest.approx(
+        np.exp(-((3000 * 1.2353e-4) ** 2)), rel=1e-4
+    )
 
 
 def test_beam_on_a_wave():

@@ -28,7 +28,9 @@ def test_receptive_field_is_101_pixels():
 
     network = ResUNet(2)
     for head in ("e", "kappa"):
-        maps = tf.Variable(np.random.default_rng(0).standard_normal((1, 128, 128, 2)), dtype="float32")
+        maps = tf.Variable(
+            np.random.default_rng(0).standard_normal((1, 128, 128, 2)), dtype="float32"
+        )
         with tf.GradientTape() as tape:
             pixel = network(maps, training=False)[head][0, 64, 64, 0]
         seen = np.abs(tape.gradient(pixel, maps).numpy()).sum((0, 3)) > 0

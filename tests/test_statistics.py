@@ -44,9 +44,7 @@ def test_inverse_of_tiny_covariances():
     """Covariances of 1e-18 are inverted and judged by their correlations, not by size."""
     root = np.eye(4) + 0.3 * np.random.default_rng(1).standard_normal((4, 4))
     covariance = 1e-18 * root @ root.T
-    np.testing.assert_allclose(
-        inverse_covariance(covariance) @ covariance, np.eye(4), atol=1e-10
-    )
+    np.testing.assert_allclose(inverse_covariance(covariance) @ covariance, np.eye(4), atol=1e-10)
     singular = covariance.copy()
     singular[3] = singular[2]
     singular[:, 3] = singular[:, 2]

@@ -85,7 +85,9 @@ def test_normalisation_is_that_of_the_masked_noisy_maps(tiny):
     mask = cosine_mask(tiny.patch, tiny.instrument.taper_deg)
     inputs, outputs = training.normalisation(patches, mask, 2.0)
     generator = np.random.default_rng(1)
-    seen = (patches.lensed + 2.0 * generator.standard_normal(patches.lensed.shape)) * mask[..., None]
+    seen = (patches.lensed + 2.0 * generator.standard_normal(patches.lensed.shape)) * mask[
+        ..., None
+    ]
     np.testing.assert_allclose(inputs, np.sqrt(np.mean(seen**2, (0, 1, 2))), rtol=0.01)
     masked = patches.targets * mask[..., None]
     np.testing.assert_allclose(outputs, np.sqrt(np.mean(masked**2, (0, 1, 2))), rtol=1e-5)
@@ -145,9 +147,7 @@ def test_a_stopped_run_goes_on_and_ends_where_it_would_have(tiny, tmp_path):
 
 def test_another_recipe_is_refused(tiny, tmp_path):
     next(training.train(tiny, tmp_path))
-    other = tiny.model_copy(
-        update={"instrument": tiny.instrument.__class__(noise_uk_arcmin=5.0)}
-    )
+    other = tiny.model_copy(update={"instrument": tiny.instrument.__class__(noise_uk_arcmin=5.0)})
     with pytest.raises(NetworkError, match=r"instrument\.noise_uk_arcmin"):
         next(training.train(other, tmp_path))
     (tmp_path / "state.json").write_text("{")

@@ -141,7 +141,7 @@ def load_network(path: str | Path) -> ResUNet:
     except Exception as error:
         raise NetworkError(
             f"{path}: cannot be read as a Keras model ({type(error).__name__}: "
-                f"{str(error)[:200]}); "
+            f"{str(error)[:200]}); "
             "the file is damaged: restore it or train again"
         ) from None
     if not isinstance(network, ResUNet):

@@ -1,0 +1,203 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from cobaya.log import LoggedError
+from cobaya.model import get_model
+
+import yaml
+from cobaya_cnnlens.model import BandpowerLikelihood
+from cobaya_cnnlens.release import read_release, shipped_releases, write_release
+from cobaya_cnnlens.theory import convergence_from_potential
+
+from .conftest import REPOSITORY
+
+NAME = "cobaya_cnnlens.CNNLens"
+INPUTS = sorted((REPOSITORY / "yaml").glob("*.yaml"))
+
+
+@pytest.fixture
+def path(release, tmp_path):
+    write_release(release, tmp_path / "r.json")
+    return str(tmp_path / "r.json")
+
+
+def info(path, **options):
+    return {
+        "likelihood": {NAME: {"release": path, **options}},
+        "theory": {"camb": {"extra_args": {"lens_potential_accuracy": 1}}},
+        "params": {
+            "omch2": {"prior": {"min": 0.08, "max": 0.16}},
+            "ombh2": 0.0222,
+            "As": 2.21e-9,
+            "ns": 0.9624,
+            "tau": 0.0943,
+            "H0": 67.94,
+        },
+    }
+
+
+def test_through_cobaya_and_camb(path):
+    """logp through Cobaya equals the pure function on the spectra that CAMB itself gives."""
+    import camb
+
+    model = get_model(info(path))
+    posterior = model.logposterior({"omch2": 0.12})
+    likelihood = model.likelihood[NAME]
+    results = camb.get_results(
+        camb.set_params(
+            ombh2=0.0222,
+            omch2=0.12,
+            As=2.21e-9,
+            ns=0.9624,
+            tau=0.0943,
+            H0=67.94,
+            lmax=1199,
+            lens_potential_accuracy=1,
+        )
+    )
+    clpp = results.get_lens_potential_cls(1199, raw_cl=True)[:, 0]
+    clee = results.get_unlensed_total_cls(1199, CMB_unit="muK", raw_cl=True)[:, 1]
+    clkk = convergence_from_potential(clpp)
+    pure = BandpowerLikelihood(read_release(path))
+    assert posterior.loglikes[0] == pytest.approx(pure.log_likelihood(clkk, clee), rel=1e-4)
+    assert likelihood.log_likelihood(clkk, clee) == pure.log_likelihood(clkk, clee)
+    np.testing.assert_allclose(likelihood.model(), pure.model(clkk, clee), rtol=1e-4)
+    np.testing.assert_allclose(
+        likelihood.residuals(), likelihood.bandpowers - likelihood.model(), rtol=1e-12
+    )
+    derived = dict(zip(model.parameterization.derived_params(), posterior.derived, strict=True))
+    assert derived["cnnlens_chi2"] == pytest.approx(-2 * posterior.loglikes[0])
+    assert derived["cnnlens_pte"] == pytest.approx(pure.pte(derived["cnnlens_chi2"]))
+
+
+def test_options_reach_the_model(path):
+    fixed = get_model(info(path, noise_debias="fixed")).loglike({"omch2": 0.13})[0]
+    linear = get_model(info(path)).loglike({"omch2": 0.13})[0]
+    assert fixed != pytest.approx(linear, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"noise_debias": "none"}, "noise_debias is 'none'; choose one of"),
+        ({"statistics": "t"}, "statistics is 't'; choose one of"),
+        ({"release": "no_such_release"}, "no such release"),
+    ],
+)
+def test_wrong_options_are_one_clear_error(path, options, message, capsys):
+    with pytest.raises(LoggedError, match=message):
+        get_model(
+            info(path, **{"release": path, **options})
+            if "release" not in options
+            else info(options["release"])
+        )
+
+
+def test_unknown_option_is_refused(path):
+    with pytest.raises(LoggedError, match="noise_debia"):
+        get_model(info(path, noise_debia="fixed"))
+
+
+def test_damaged_release_is_named(path):
+    from pathlib import Path
+
+    text = Path(path).read_text()
+    Path(path).write_text(text[: len(text) // 2])
+    with pytest.raises(LoggedError, match=r"r\.json: not valid JSON"):
+        get_model(info(path))
+
+
+def test_import_is_light():
+    """The plugin loads no TensorFlow, Keras, healpy, h5py or pydantic of its own."""
+    heavy = ("tensorflow", "keras", "healpy", "ducc0", "h5py", "snakemake", "pydantic")
+    code = (
+        "import sys, cobaya_cnnlens; cobaya_cnnlens.CNNLens; cobaya_cnnlens.NodeCAMB;"
+        "import cobaya_cnnlens.release;"
+        f"print([m for m in {heavy} if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", INPUTS, ids=lambda p: p.stem)
+def test_shipped_inputs_evaluate(path, monkeypatch):
+    """Every input file builds its model and gives a finite posterior at its reference point."""
+    monkeypatch.chdir(REPOSITORY)
+    content = yaml.safe_load(path.read_text())
+    content.pop("sampler")
+    content.pop("output")
+    model = get_model(content)
+    point = dict(
+        zip(
+            model.parameterization.sampled_params(),
+            model.prior.reference(random_state=1),
+            strict=True,
+        )
+    )
+    assert np.isfinite(model.logposterior(point).logpost)
+
+
+def test_node_camb_against_camb(path):
+    """CAMB at nodes and CAMB at the point itself, in spectra, derived parameters and χ²."""
+    nodes = info(path)
+    nodes["theory"]["camb"] |= {"class": "cobaya_cnnlens.NodeCAMB", "nodes": {"omch2": 0.001}}
+    plain = info(path)
+    for content in (nodes, plain):
+        content["theory"]["camb"]["extra_args"]["lens_potential_accuracy"] = 4
+        content["params"] |= {"sigma8": None, "omegam": None}
+    found, expected = get_model(nodes), get_model(plain)
+    for omch2 in (0.1183, 0.12, 0.12074):
+        a = found.logposterior({"omch2": omch2})
+        b = expected.logposterior({"omch2": omch2})
+        for one, two in zip(
+            found.likelihood[NAME].theory_spectra(),
+            expected.likelihood[NAME].theory_spectra(),
+            strict=True,
+        ):
+            n = min(len(one), len(two))
+            np.testing.assert_allclose(one[2:n], two[2:n], rtol=3e-4)
+        names = list(found.parameterization.derived_params())
+        ours = dict(zip(names, a.derived, strict=True))
+        theirs = dict(zip(expected.parameterization.derived_params(), b.derived, strict=True))
+        for name in ("sigma8", "omegam"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ({}, "must name one or 2"),
+        ({"omega": 0.1}, "'omega' is not a CAMB parameter"),
+        ({"omch2": -1.0}, "spacing of 'omch2' must be positive"),
+        ({"ns": 0.01}, None),
+    ],
+)
+def test_node_options(path, nodes, message):
+    content = info(path)
+    content["theory"]["camb"] |= {"class": "cobaya_cnnlens.NodeCAMB", "nodes": nodes}
+    if message is None:
+        get_model(content)
+    else:
+        with pytest.raises(LoggedError, match=message):
+            get_model(content)
+
+
+def test_units_of_node_camb(path):
+    content = info(path)
+    content["theory"]["camb"] |= {"class": "cobaya_cnnlens.NodeCAMB", "nodes": {"omch2": 0.002}}
+    model = get_model(content)
+    model.logposterior({"omch2": 0.12})
+    provider = model.provider
+    raw, scaled = (
+        provider.get_unlensed_Cl(ell_factor=f, units="muK2")["ee"] for f in (False, True)
+    )
+    assert scaled[100] == pytest.approx(raw[100] * 100 * 101 / (2 * np.pi))
+    raw, scaled = (provider.get_Cl(ell_factor=f, units="muK2")["pp"] for f in (False, True))
+    assert scaled[100] == pytest.approx(raw[100] * (100 * 101) ** 2 / (2 * np.pi))
+
+
+def test_default_release_is_shipped():
+    defaults = yaml.safe_load((REPOSITORY / "cobaya_cnnlens" / "CNNLens.yaml").read_text())
+    assert defaults["release"] in shipped_releases()

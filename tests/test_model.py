@@ -1,0 +1,132 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cobaya_cnnlens.errors import CNNLensError, SpectrumError
+from cobaya_cnnlens.model import BandpowerLikelihood
+
+from .conftest import synthetic_release
+
+
+@pytest.fixture
+def likelihood(release):
+    return BandpowerLikelihood(release)
+
+
+def changed(release, kk=0.0, ee=0.0):
+    return release.fiducial_kk * (1 + kk), release.fiducial_ee * (1 + ee)
+
+
+def test_no_correction_at_the_fiducial(release):
+    spectra = changed(release)
+    linear = BandpowerLikelihood(release).model(*spectra)
+    fixed = BandpowerLikelihood(release, "fixed").model(*spectra)
+    np.testing.assert_allclose(linear, fixed, rtol=1e-12)
+    np.testing.assert_allclose(
+        fixed, release.windows @ release.fiducial_kk[: release.windows.shape[1]], rtol=1e-12
+    )
+
+
+def test_chi2_is_the_closed_form(release):
+    from cobaya_cnnlens.statistics import hartlap_factor
+
+    data = release.bandpowers * np.linspace(0.9, 1.1, 5)
+    likelihood = BandpowerLikelihood(replace(release, bandpowers=data), statistics="gaussian")
+    spectra = changed(release)
+    r = data - release.bandpowers
+    expected = r @ np.linalg.solve(release.covariance, r)
+    assert likelihood.chi2(*spectra) == pytest.approx(expected, rel=1e-9)
+    hartlap = BandpowerLikelihood(replace(release, bandpowers=data))
+    assert hartlap.chi2(*spectra) == pytest.approx(expected * hartlap_factor(500, 5), rel=1e-9)
+    assert hartlap.log_likelihood(*spectra) == pytest.approx(-0.5 * hartlap.chi2(*spectra))
+
+
+def test_derivatives_by_finite_difference(release, likelihood):
+    """Scaling one band of C^κκ or C^EE moves µ by its column, and C^κκ also by the windows."""
+    kk, ee = changed(release)
+    base = likelihood.model(kk, ee)
+    for j, (low, high) in enumerate(zip(release.kk_edges, release.kk_edges[1:], strict=False)):
+        moved = kk.copy()
+        moved[low:high] *= 1.01
+        signal = release.windows[:, low:high] @ kk[low : min(high, release.windows.shape[1])]
+        np.testing.assert_allclose(
+            (likelihood.model(moved, ee) - base) / 0.01,
+            signal + release.kk_derivatives[:, j],
+            rtol=1e-8,
+        )
+    for j, (low, high) in enumerate(zip(release.ee_edges, release.ee_edges[1:], strict=False)):
+        moved = ee.copy()
+        moved[low:high] *= 1.01
+        np.testing.assert_allclose(
+            (likelihood.model(kk, moved) - base) / 0.01, release.ee_derivatives[:, j], rtol=1e-7
+        )
+
+
+def test_fixed_debias_ignores_ee(release):
+    fixed = BandpowerLikelihood(release, "fixed")
+    kk, ee = changed(release)
+    np.testing.assert_array_equal(fixed.model(kk, ee), fixed.model(kk, 2 * ee))
+    np.testing.assert_allclose(fixed.model(1.1 * kk, ee), 1.1 * fixed.model(kk, ee))
+
+
+def test_order_of_bins_does_not_matter(release):
+    order = np.array([3, 0, 4, 1, 2])
+    # Only the likelihood's linear algebra is permuted: edges keep their order for the reader.
+    permuted = replace(
+        release,
+        bandpowers=1.1 * release.bandpowers[order],
+        patch_covariance=release.patch_covariance[np.ix_(order, order)],
+        noise_covariance=release.noise_covariance[np.ix_(order, order)],
+        derivative_covariance=release.derivative_covariance[np.ix_(order, order)],
+        windows=release.windows[order],
+        kk_derivatives=release.kk_derivatives[order],
+        ee_derivatives=release.ee_derivatives[order],
+    )
+    spectra = changed(release, 0.03, -0.02)
+    one = BandpowerLikelihood(replace(release, bandpowers=1.1 * release.bandpowers)).chi2(*spectra)
+    assert BandpowerLikelihood(permuted).chi2(*spectra) == pytest.approx(one, rel=1e-10)
+
+
+def test_residuals_and_data_are_reachable(release, likelihood):
+    spectra = changed(release)
+    np.testing.assert_array_equal(likelihood.bandpowers, release.bandpowers)
+    np.testing.assert_allclose(likelihood.residuals(*spectra), 0, atol=1e-20)
+    assert likelihood.pte(0.0) == 1.0
+
+
+def test_spectra_that_are_too_short(release, likelihood):
+    kk, ee = changed(release)
+    assert (likelihood.lmax_kk, likelihood.lmax_ee) == (1099, 1199)
+    with pytest.raises(SpectrumError, match="ends at L = 1098, the release needs L = 1099"):
+        likelihood.model(kk[:1099], ee)
+    with pytest.raises(SpectrumError, match="ends at l = 899, the release needs l = 1199"):
+        likelihood.model(kk, ee[:900])
+    likelihood.model(kk[:1100], ee[:1200])
+
+
+def test_spectra_that_are_not_finite(release, likelihood):
+    kk, ee = changed(release)
+    kk[500] = np.nan
+    with pytest.raises(SpectrumError, match="not finite"):
+        likelihood.chi2(kk, ee)
+
+
+def test_unknown_options(release):
+    with pytest.raises(CNNLensError, match="noise_debias is 'quadratic'; choose one of"):
+        BandpowerLikelihood(release, "quadratic")
+    with pytest.raises(CNNLensError, match="statistics is 'poisson'"):
+        BandpowerLikelihood(release, statistics="poisson")
+
+
+def test_coverage_of_a_gaussian_survey():
+    """Data drawn from the covariance give χ² distributed as χ² with n_bins degrees of freedom."""
+    from scipy import stats
+
+    release = synthetic_release()
+    generator = np.random.default_rng(0)
+    likelihood = BandpowerLikelihood(release, statistics="gaussian")
+    kk, ee = changed(release)
+    draws = generator.multivariate_normal(np.zeros(5), release.covariance / 1e-18, size=2000) * 1e-9
+    chi2 = [d @ likelihood.inverse @ d for d in draws]
+    assert stats.kstest(chi2, stats.chi2(5).cdf).pvalue > 0.01
