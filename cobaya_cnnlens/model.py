@@ -102,9 +102,7 @@ class BandpowerLikelihood:
         residuals = self.residuals(clkk, clee)
         chi2 = float(residuals @ self.inverse @ residuals)
         if not math.isfinite(chi2):
-            raise SpectrumError(
-                "a spectrum is not finite where the release needs it; check the theory"
-            )
+            raise SpectrumError("a spectrum is not finite where it is needed; check the theory")
         return chi2
 
     def log_likelihood(self, clkk: np.ndarray, clee: np.ndarray) -> float:

@@ -126,7 +126,6 @@ def test_coverage_of_a_gaussian_survey():
     release = synthetic_release()
     generator = np.random.default_rng(0)
     likelihood = BandpowerLikelihood(release, statistics="gaussian")
-    kk, ee = changed(release)
     draws = generator.multivariate_normal(np.zeros(5), release.covariance / 1e-18, size=2000) * 1e-9
     chi2 = [d @ likelihood.inverse @ d for d in draws]
     assert stats.kstest(chi2, stats.chi2(5).cdf).pvalue > 0.01

@@ -63,7 +63,7 @@ def test_missing_field(path):
 def test_file_cut_off(path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with (
-        pytest.raises(ProductError, match="cut off or damaged|is damaged"),
+        pytest.raises(ProductError, match=r"cut off or damaged|is damaged"),
         products.open_product(path, "sky", RECIPE) as product,
     ):
         product.array("maps")

@@ -90,7 +90,7 @@ def test_altered_file(release, tmp_path):
     path = tmp_path / "r.json"
     write_release(release, path)
     path.write_text(path.read_text().replace('"n_patches": 40', '"n_patches": 41'))
-    with pytest.raises(ReleaseError, match="field 'digest' does not match.*altered"):
+    with pytest.raises(ReleaseError, match=r"field 'digest' does not match.*altered"):
         read_release(path)
 
 

@@ -87,7 +87,8 @@ def format_recovery(
             pull = (r.mean - r.truth) / r.error
             lines.append(
                 f"{name:10s}  {debias:6s}  {len(r.estimates):4d}x{patches_each:<4d}  "
-                f"{r.truth:.4f}  {r.mean:.5f}  {r.error:.5f}  {pull:+8.2f}         {r.scatter:.5f}  {r.at_edge}"
+                f"{r.truth:.4f}  {r.mean:.5f}  {r.error:.5f}  {pull:+8.2f}         "
+                f"{r.scatter:.5f}  {r.at_edge}"
             )
     lines += ["", "null hypothesis (fiducial cosmology), single patches"]
     for name, release in releases.items():
