@@ -129,7 +129,7 @@ def test_derivatives_resume_band_by_band(tiny, monkeypatch):
     )
     measure_derivatives(tiny, Linear(), HASH, 0)
     assert len(done) == len(set(done)) == 5
-    assert path.read_bytes() == whole
+    assert hash(path.read_bytes()) == hash(whole)
 
 
 class Oracle:
