@@ -58,12 +58,14 @@ def skies(
 def train(config: ConfigFile) -> None:
     """Train the ResUNet; a run that was stopped goes on from its last epoch."""
     loaded = _load(config)
+    from tqdm import tqdm
+
     from .reconstruct import training
 
     directory = loaded.training_directory
     for record in training.train(loaded, directory):
         values = (f"{k} {v:.5g}" for k, v in record.items())
-        typer.echo("  ".join(values))
+        tqdm.write("  ".join(values))
     run = training.TrainingRun(directory, training.training_recipe(loaded))
     training.save_atomically(run.best(), loaded.network_path)
     typer.echo(f"network in {loaded.network_path}")

@@ -79,7 +79,6 @@ class Training(Section):
 
     phases: list[Phase] = Field(min_length=1)
     clip_norm: float | None = 1.0
-    ema: float | None = Field(None, gt=0, lt=1)
     augment: bool = True
     fresh_noise: bool = True
     steps_per_epoch: int = Field(200, gt=0)

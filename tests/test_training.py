@@ -1,4 +1,8 @@
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import keras
 import numpy as np
@@ -143,6 +147,37 @@ def test_a_stopped_run_goes_on_and_ends_where_it_would_have(tiny, tmp_path):
     assert state["recipe"] == json.loads(json.dumps(recipe))
     best = min(state["history"], key=lambda h: h["val_loss"])["epoch"]
     assert state["best"] == f"epoch_{best:04d}.keras"
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint(tiny, tmp_path):
+    """kill −9 after an epoch is on disk, then run again: that epoch is kept, the rest is done."""
+    phases = [Phase(steps=600, batch=2, crop=16, learning_rate=1e-3)]
+    slow = tiny.model_copy(
+        update={"training": tiny.training.model_copy(update={"phases": phases})}
+    )
+    config_file = tmp_path / "config.yaml"
+    config_file.write_text(slow.model_dump_json())
+    command = [sys.executable, "-m", "cobaya_cnnlens", "train", str(config_file)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    directory = slow.training_directory
+    deadline = time.time() + 240
+    while not (directory / "state.json").exists():
+        assert process.poll() is None, "ended before it could be killed"
+        assert time.time() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = json.loads((directory / "state.json").read_text())["history"]
+    assert 1 <= len(before) < 300
+    assert not slow.network_path.exists()
+    run = training.train(slow, directory)
+    record = next(run)
+    run.close()
+    assert record["epoch"] == len(before) + 1
+    after = json.loads((directory / "state.json").read_text())
+    assert after["history"] == [*before, record]
+    network = keras.saving.load_model(directory / after["checkpoint"])
+    assert int(network.optimizer.iterations) == 2 * len(after["history"])
 
 
 def test_another_recipe_is_refused(tiny, tmp_path):

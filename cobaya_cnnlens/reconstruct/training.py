@@ -236,11 +236,10 @@ class TrainingRun:
                 raise NetworkError(
                     f"{self._state_path}: damaged ({error!r}); delete the folder and train again"
                 ) from None
-            if found != self._recipe:
+            if different := differences(found, self._recipe):
                 raise NetworkError(
                     f"{self._state_path}: another training run, which differs in "
-                    f"{'; '.join(differences(found, self._recipe))}; delete the folder or "
-                    "use another products directory"
+                    f"{'; '.join(different)}; delete the folder or use another products directory"
                 )
 
     def load_checkpoint(self) -> keras.Model | None:
