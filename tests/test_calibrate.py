@@ -5,6 +5,7 @@ import pytest
 
 from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate.assemble import band_changes, make_release, trim_windows
+from cobaya_cnnlens.calibrate.covariance import mean_covariance, sample_covariance
 from cobaya_cnnlens.calibrate.derivatives import measure_derivatives
 from cobaya_cnnlens.calibrate.measure import (
     PatchBandpowers,
@@ -62,6 +63,17 @@ def test_known_response_and_noise_are_recovered():
     assert (found.noise_error < 0.05 * noise).all()
     # d_b averages to the true spectrum of that test set, exactly.
     np.testing.assert_allclose(found.debias(test.auto).mean(0), test.truth.mean(0), rtol=1e-12)
+
+
+def test_covariances_of_a_sample_and_of_its_mean():
+    """Against the covariance the samples were drawn from, and the scatter of 500 means."""
+    generator = np.random.default_rng(2)
+    truth = np.array([[2.0, 0.6], [0.6, 1.0]])
+    samples = generator.multivariate_normal([1.0, -1.0], truth, size=(500, 40))
+    mean = np.mean([sample_covariance(s) for s in samples], axis=0)
+    np.testing.assert_allclose(mean, truth, atol=0.04)
+    of_mean = np.mean([mean_covariance(s) for s in samples], axis=0)
+    np.testing.assert_allclose(of_mean, np.cov(samples.mean(1), rowvar=False), atol=0.01)
 
 
 def test_a_network_that_knows_nothing_is_refused():

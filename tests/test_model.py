@@ -63,6 +63,21 @@ def test_derivatives_by_finite_difference(release, likelihood):
         )
 
 
+def test_bands_are_weighted_by_their_number_of_modes(release, likelihood):
+    """A change of part of a band counts by (2l+1) C_l, the variance it holds."""
+    kk, ee = changed(release)
+    moved = ee.copy()
+    moved[300:350] *= 1.2
+    l = np.arange(len(ee))
+    variance = (2 * l + 1) * ee
+    change = 0.2 * variance[300:350].sum() / variance[300:700].sum()
+    np.testing.assert_allclose(
+        likelihood.model(kk, moved) - likelihood.model(kk, ee),
+        release.ee_derivatives[:, 1] * change,
+        rtol=1e-8,
+    )
+
+
 def test_fixed_debias_ignores_ee(release):
     fixed = BandpowerLikelihood(release, "fixed")
     kk, ee = changed(release)
@@ -102,6 +117,8 @@ def test_spectra_that_are_too_short(release, likelihood):
         likelihood.model(kk[:1099], ee)
     with pytest.raises(SpectrumError, match="ends at l = 899, the release needs l = 1199"):
         likelihood.model(kk, ee[:900])
+    with pytest.raises(SpectrumError, match="ends at l = 1198, the release needs l = 1199"):
+        likelihood.model(kk, ee[:1199])
     likelihood.model(kk[:1100], ee[:1200])
 
 

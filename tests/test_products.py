@@ -34,6 +34,22 @@ def test_failed_write_leaves_the_old_file(path):
     assert [p.name for p in path.parent.iterdir()] == ["a.h5"]
 
 
+def test_a_file_appears_whole(path, monkeypatch):
+    """Until the rename, the destination is untouched; what is renamed is complete."""
+
+    def watched(source, destination):
+        assert destination.read_bytes() == before
+        with products.open_product(source, "sky", RECIPE) as product:
+            assert product.array("maps").shape == (1, 2)
+        raise InterruptedError
+
+    before = path.read_bytes()
+    monkeypatch.setattr(products.os, "replace", watched)
+    with pytest.raises(InterruptedError):
+        products.write_product(path, "sky", RECIPE, {"maps": np.ones((1, 2))})
+    assert path.read_bytes() == before
+
+
 def test_missing(tmp_path):
     assert not products.exists(tmp_path / "no.h5", "sky", RECIPE)
     with pytest.raises(ProductError, match=r"no\.h5: no such file; run the stage"):
