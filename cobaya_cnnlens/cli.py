@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import CNNLensError
+from .errors import CNNLensError, ConfigError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 release_app = typer.Typer(no_args_is_help=True, help="Make and look at release files.")
@@ -58,16 +58,24 @@ def skies(
 def train(config: ConfigFile) -> None:
     """Train the ResUNet; a run that was stopped goes on from its last epoch."""
     loaded = _load(config)
+    if loaded.network.pretrained is not None:
+        raise ConfigError(
+            f"{config}: key 'network.pretrained' names {loaded.network.pretrained}, so there is "
+            "nothing to train; remove the key to train a network"
+        )
     from tqdm import tqdm
 
     from .reconstruct import training
 
-    directory = loaded.training_directory
+    directory, trained = loaded.training_directory, False
     for record in training.train(loaded, directory):
+        trained = True
         values = (f"{k} {v:.5g}" for k, v in record.items())
         tqdm.write("  ".join(values))
-    run = training.TrainingRun(directory, training.training_recipe(loaded))
-    training.save_atomically(run.best(), loaded.network_path)
+    # A Keras file holds its date: writing the same weights again would change the network's hash.
+    if trained or not loaded.network_path.exists():
+        run = training.TrainingRun(directory, training.training_recipe(loaded))
+        training.save_atomically(run.best(), loaded.network_path)
     typer.echo(f"network in {loaded.network_path}")
 
 
@@ -106,7 +114,7 @@ def release_make(
     from .release import write_release
 
     release = make_release(loaded, network_hash(loaded.network_path), survey, sky)
-    path = out or loaded.release_path(survey)
+    path = out or loaded.release_path(survey, sky)
     write_release(release, path)
     typer.echo(path)
 
@@ -157,7 +165,7 @@ def evaluate(config: ConfigFile) -> None:
 @app.command()
 def recover(
     config: ConfigFile,
-    patches_each: Annotated[int, typer.Option(help="Patches per survey.")] = 1,
+    patches_each: Annotated[int, typer.Option(min=1, help="Patches per survey.")] = 1,
 ) -> None:
     """Maximum-likelihood ω_c of the surveys' patches, and the null-hypothesis test."""
     loaded = _load(config)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -62,7 +63,8 @@ class Phase(Section):
     """One phase of training: ``steps`` batches on ``crop``² pixels (0: the whole patch).
 
     ``schedule`` "cosine" falls from ``learning_rate`` to ``final_rate`` over the phase after
-    ``warmup`` steps; "plateau" halves after 3 stale epochs and stops after 10 (the paper's).
+    ``warmup`` steps; "plateau" (the last phase only) halves after 3 stale epochs and stops after
+    10, as in the paper.
     """
 
     steps: int = Field(gt=0)
@@ -137,7 +139,7 @@ class Config(Section):
     training: Training
     bandpowers: Bandpowers = Bandpowers()
     derivatives: Derivatives
-    surveys: dict[str, Survey]
+    surveys: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Survey]
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -148,6 +150,33 @@ class Config(Section):
             )
         if self.camb.lmax < self.sky.lmax:
             raise ValueError(f"camb.lmax must reach sky.lmax = {self.sky.lmax}")
+        bins = self.bandpowers
+        if (last := bins.lmin + bins.width * bins.n_bins) > self.patch.nyquist:
+            raise ValueError(
+                f"the bandpowers' last bin ends at L = {last}, beyond the patch's Nyquist "
+                f"multipole {self.patch.nyquist:.0f}; use fewer or narrower bins"
+            )
+        for name in ("kk_edges", "ee_edges"):
+            edges = getattr(self.derivatives, name)
+            if edges[0] < 2 or edges[-1] > self.sky.lmax + 1:
+                raise ValueError(
+                    f"derivatives.{name} must lie between 2 and sky.lmax + 1 = {self.sky.lmax + 1}"
+                )
+        sizes = {"patch.n_pixels": self.patch.n_pixels}
+        for i, phase in enumerate(self.training.phases):
+            sizes[f"training.phases.{i}.crop"] = phase.crop
+            if phase.schedule == "plateau" and i + 1 < len(self.training.phases):
+                raise ValueError(f"training.phases.{i}: only the last phase can be a plateau")
+        for key, size in sizes.items():
+            if size % 4 or size > self.patch.n_pixels:
+                raise ValueError(
+                    f"{key} is {size}; the network needs multiples of 4, at most the patch's "
+                    f"{self.patch.n_pixels} pixels"
+                )
+        if not 0 <= self.centres.poles < 6 * self.centres.nside**2:
+            raise ValueError("centres.poles leaves no patch on the sky")
+        if self.instrument.noise_uk_arcmin < 0 or self.instrument.beam_fwhm_arcmin < 0:
+            raise ValueError("instrument: noise and beam must not be negative")
         return self
 
     def set_names(self) -> list[str]:
@@ -213,9 +242,22 @@ class Config(Section):
         return {
             "sky": self.sky_recipe("derivatives", index),
             **self.measurement_recipe(network_hash),
-            "algorithm": ALGORITHM["derivatives"],
+            "derivative_algorithm": ALGORITHM["derivatives"],
             "derivatives": self.derivatives.model_dump(),
         }
+
+    def check_index(self, name: str, index: int) -> None:
+        """Refuse a sky that a set does not have.
+
+        Raises
+        ------
+        ConfigError
+        """
+        if not 0 <= index < self.set_size(name):
+            raise ConfigError(
+                f"configuration '{self.name}': set '{name}' has skies 0 to "
+                f"{self.set_size(name) - 1}, not {index}"
+            )
 
     @property
     def sky_directory(self) -> Path:
@@ -242,9 +284,13 @@ class Config(Section):
         """Where the derivatives measured on one sky lie."""
         return self.products / "derivatives" / f"sky_{index:04d}.h5"
 
-    def release_path(self, survey: str) -> Path:
-        """Where the release of a survey lies."""
-        return self.products / "releases" / f"{self.name}_{survey}.json"
+    def release_name(self, survey: str, sky: int = 0) -> str:
+        """Name of the release of one sky of a survey."""
+        return f"{self.name}_{survey}" + (f"_sky{sky}" if sky else "")
+
+    def release_path(self, survey: str, sky: int = 0) -> Path:
+        """Where the release of one sky of a survey lies."""
+        return self.products / "releases" / f"{self.release_name(survey, sky)}.json"
 
 
 def load_config(path: str | Path) -> Config:

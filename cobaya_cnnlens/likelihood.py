@@ -48,6 +48,27 @@ class CNNLens(Likelihood):
     def bandpowers(self) -> np.ndarray:
         return self._likelihood.bandpowers
 
+    def initialize_with_provider(self, provider) -> None:
+        super().initialize_with_provider(provider)
+        made_with = self.release_data.theory.get("settings", {})
+        for theory in provider.model.theory.values():
+            settings = getattr(theory, "extra_args", {})
+            for key in ("lens_potential_accuracy", "halofit_version"):
+                if key not in settings or key not in made_with:
+                    continue
+                coarse = key == "lens_potential_accuracy" and settings[key] < 4 <= made_with[key]
+                if coarse or (key == "halofit_version" and settings[key] != made_with[key]):
+                    self.log.warning(
+                        "theory '%s' runs with %s: %s, the release was made with %s. %s",
+                        theory.get_name(),
+                        key,
+                        settings[key],
+                        made_with[key],
+                        f"Set extra_args: {{{key}: {made_with[key]}}}, or expect a bias: at "
+                        "lens_potential_accuracy 1 CAMB's C_L^pp is about 1% low at L = 1000 and "
+                        "5% at 2000.",
+                    )
+
     def get_requirements(self) -> dict:
         return {
             "Cl": {"pp": self._likelihood.lmax_kk},
@@ -76,6 +97,13 @@ class CNNLens(Likelihood):
                 "the theory's C_L^pp ends at L = %d; it must reach %d",
                 len(clpp) - 1,
                 n - 1,
+            )
+        if len(clee) <= self._likelihood.lmax_ee:
+            raise LoggedError(
+                self.log,
+                "the theory's unlensed C_l^ee ends at l = %d; it must reach %d",
+                len(clee) - 1,
+                self._likelihood.lmax_ee,
             )
         return self._kappa_factor * clpp[:n], clee
 

@@ -92,6 +92,10 @@ class NodeCAMB(Theory):
         missing = [name for name in self.nodes if name not in params]
         if missing:
             raise LoggedError(self.log, "option 'nodes': %s is not an input parameter", missing)
+        if twice := sorted(set(params) & set(self.extra_args)):
+            raise LoggedError(
+                self.log, "%s: given both as parameters and in 'extra_args'; remove one", twice
+            )
         fixed = {k: v for k, v in params.items() if k not in self.nodes}
         if fixed != self._fixed:
             self._fixed, self._table = fixed, {}
@@ -131,7 +135,7 @@ class NodeCAMB(Theory):
         import camb
 
         parameters = camb.set_params(
-            lmax=max(self._lmax.values()), **{**self._fixed, **at, **self.extra_args}
+            lmax=max(self._lmax.values()), **self._fixed, **at, **self.extra_args
         )
         parameters.set_matter_power(redshifts=[0.0], kmax=parameters.Transfer.kmax)
         results = camb.get_results(parameters)

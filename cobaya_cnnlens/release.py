@@ -130,6 +130,10 @@ _SCALARS = {
 }
 _OTHER = {"format", "version", "digest", "truth", "windows.first", "windows.values"}
 _POSITIVE = ("response", "response_error", "noise_error")
+_NOT_NEGATIVE = ("kk_derivative_errors", "ee_derivative_errors")
+# Beyond any multipole or number of simulations; keeps arithmetic on a hostile file finite.
+_LARGEST_INTEGER = 10**9
+_LARGEST_MULTIPOLE = 100_000
 _UNITS = {
     "instrument.noise_unit": "uK arcmin",
     "instrument.beam_unit": "arcmin",
@@ -169,9 +173,14 @@ def read_release(path: str | Path) -> Release:
     ReleaseError
         if the file is missing, cut off, altered, or any field is wrong
     """
+    if not isinstance(path, (str, Path)) or not str(path):
+        raise ReleaseError(
+            f"release {path!r:.40} is not a path; give the path of a file, or one of the shipped "
+            f"{', '.join(shipped_releases())}"
+        )
+    if str(path) in shipped_releases() and not Path(path).exists():
+        path = DATA_DIRECTORY / f"{path}.json"
     path = Path(path)
-    if not path.suffix and path.name in shipped_releases():
-        path = DATA_DIRECTORY / f"{path.name}.json"
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -201,7 +210,8 @@ def to_document(release: Release) -> dict:
     """The release as nested plain dictionaries and lists, without its digest."""
     document: dict = {"format": FORMAT, "version": VERSION}
     for key, (attribute, _) in _SCALARS.items():
-        _put(document, key, getattr(release, attribute))
+        value = getattr(release, attribute)
+        _put(document, key, dict(value) if isinstance(value, dict) else value)
     document["truth"] = release.truth
     for key, (attribute, _) in _ARRAYS.items():
         array = getattr(release, attribute)
@@ -250,10 +260,20 @@ def from_document(document: dict, source: str) -> Release:
             raise ReleaseError(
                 f"{source}: field '{key}' must be {kind.__name__}, not {value!r:.40}"
             )
+        if kind is int and abs(value) > _LARGEST_INTEGER:
+            raise ReleaseError(f"{source}: field '{key}' is beyond {_LARGEST_INTEGER}; correct it")
         values[attribute] = value
     values["truth"] = document["truth"]
     if values["truth"] is not None and not isinstance(values["truth"], dict):
         raise ReleaseError(f"{source}: field 'truth' must be a mapping or null")
+    for section, keys in (("truth", None), ("instrument", ("noise", "beam_fwhm"))):
+        for key, value in (values[section] or {}).items():
+            if keys is not None and key not in keys:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ReleaseError(f"{source}: field '{section}.{key}' must be a number")
+            if keys is not None and value < 0:
+                raise ReleaseError(f"{source}: field '{section}.{key}' must not be negative")
     dimensions: dict[str, int] = {}
     for key, (attribute, shape) in _ARRAYS.items():
         values[attribute] = _array(document, key, shape, dimensions, source)
@@ -292,6 +312,12 @@ def _check_physics(release: Release, source: str) -> None:
     for key in _POSITIVE:
         if (getattr(release, key) <= 0).any():
             refuse(_key_of(key), "must be positive in every bin")
+    for key in _NOT_NEGATIVE:
+        if (getattr(release, key) < 0).any():
+            refuse(_key_of(key), "must not be negative")
+    empty = np.flatnonzero(~release.windows.any(axis=1)).tolist()
+    if empty:
+        refuse("windows.values", f"has no weight in bins {empty}; make the release again")
     for key, edges in (("fiducial_kk", release.kk_edges), ("fiducial_ee", release.ee_edges)):
         spectrum = getattr(release, key)
         if len(spectrum) < edges[-1]:
@@ -358,6 +384,10 @@ def _numbers(value, depth, key, source, integers=False) -> np.ndarray:
                     f"{source}: field '{key}' holds {item!r:.40} where "
                     f"{'an integer' if integers else 'a number'} is needed; correct it"
                 )
+            if integers and abs(item) > _LARGEST_MULTIPOLE:
+                raise ReleaseError(
+                    f"{source}: field '{key}' holds a multipole beyond {_LARGEST_MULTIPOLE}"
+                )
             if abs(item) > 1e300 or not math.isfinite(item):
                 raise ReleaseError(
                     f"{source}: field '{key}' holds {item!r:.40}, which is not finite"
@@ -383,8 +413,8 @@ def _windows(document, n_bins, source) -> np.ndarray:
     rows = _get(document, "windows.values", source)
     if not isinstance(rows, list) or len(rows) != n_bins or len(first) != n_bins:
         raise ReleaseError(f"{source}: field 'windows.values' must hold {n_bins} rows, one per bin")
-    if (first < 0).any() or (first > 100_000).any():
-        raise ReleaseError(f"{source}: field 'windows.first' must hold multipoles")
+    if (first < 0).any():
+        raise ReleaseError(f"{source}: field 'windows.first' must hold multipoles from zero up")
     rows = [_numbers(row, 1, "windows.values", source) for row in rows]
     stop = max(int(start) + len(row) for start, row in zip(first, rows, strict=True))
     windows = np.zeros((n_bins, stop))

@@ -152,9 +152,7 @@ def test_a_stopped_run_goes_on_and_ends_where_it_would_have(tiny, tmp_path):
 def test_a_killed_training_goes_on_from_its_checkpoint(tiny, tmp_path):
     """kill −9 after an epoch is on disk, then run again: that epoch is kept, the rest is done."""
     phases = [Phase(steps=600, batch=2, crop=16, learning_rate=1e-3)]
-    slow = tiny.model_copy(
-        update={"training": tiny.training.model_copy(update={"phases": phases})}
-    )
+    slow = tiny.model_copy(update={"training": tiny.training.model_copy(update={"phases": phases})})
     config_file = tmp_path / "config.yaml"
     config_file.write_text(slow.model_dump_json())
     command = [sys.executable, "-m", "cobaya_cnnlens", "train", str(config_file)]

@@ -111,6 +111,7 @@ def make_release(
     ValueError
         if there are too few simulations for the number of bins
     """
+    config.check_index(f"survey-{survey}", sky)
     calibration, test = calibration_of(config, network_hash)
     debiased = calibration.debias(test.auto)
     data = read_bandpowers(config, network_hash, f"survey-{survey}", [sky])
@@ -126,7 +127,7 @@ def make_release(
     reach = max(windows.shape[1], kk.edges[-1], ee.edges[-1])
     truth = config.set_cosmology(f"survey-{survey}")
     return Release(
-        name=f"{config.name}_{survey}",
+        name=config.release_name(survey, sky),
         description=(
             f"Mock survey of {len(data.auto)} patches of {config.patch.size_deg:g} x "
             f"{config.patch.size_deg:g} deg at {config.instrument.noise_uk_arcmin:g} uK arcmin: "
@@ -163,7 +164,6 @@ def make_release(
         provenance={
             "configuration": config.name,
             "network_sha256": network_hash,
-            "network_width": config.network.width,
             "seed": config.seed,
             "skies": {
                 **config.skies.model_dump(),

@@ -15,6 +15,8 @@ unlensed E, and the deflection linear in φ, so one extra transform per band ser
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 from tqdm import tqdm
 
@@ -41,6 +43,7 @@ def measure_derivatives(
     (n_bands, n_patches, n_bins); ``kk_truth``: those of the true κ; ``auto`` and ``truth`` of
     the fiducial sky, (n_patches, n_bins). Each band is kept on disk as soon as it is done.
     """
+    config.check_index("derivatives", index)
     path = config.derivative_path(index)
     recipe = config.derivative_recipe(index, network_hash)
     if products.exists(path, KIND, recipe):
@@ -65,9 +68,7 @@ def measure_derivatives(
         arrays[kind] = np.stack([b["auto"] for b in bands])
     arrays["kk_truth"] = np.stack([done[k]["truth"] for k in sorted(done) if k[0] == "kk"])
     products.write_product(path, KIND, recipe, arrays)
-    for part in path.with_suffix("").glob("*.h5"):
-        part.unlink()
-    path.with_suffix("").rmdir()
+    shutil.rmtree(path.with_suffix(""))
 
 
 class _Bench:

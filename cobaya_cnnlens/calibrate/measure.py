@@ -86,6 +86,7 @@ def measure_skies(
     indices = range(config.set_size(set_name)) if indices is None else list(indices)
     todo = []
     for index in indices:
+        config.check_index(set_name, index)
         recipe = config.bandpower_recipe(set_name, index, network_hash)
         if not products.exists(config.bandpower_path(set_name, index), KIND, recipe):
             todo.append((index, recipe))

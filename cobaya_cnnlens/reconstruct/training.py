@@ -293,7 +293,7 @@ def training_recipe(config: Config) -> dict:
         **sky,
         "train_skies": config.skies.train,
         "instrument": asdict(config.instrument),
-        "network": config.network.model_dump(),
+        "network": config.network.model_dump(exclude={"pretrained"}),
         "training": config.training.model_dump(),
     }
 

@@ -12,6 +12,7 @@ from ..calibrate.measure import read_bandpowers, spectra_of
 from ..calibrate.response import standard_error
 from ..calibrate.windows import bandpower_windows
 from ..config import Config
+from ..errors import CNNLensError
 from ..model import BandpowerLikelihood
 from ..reconstruct.quadratic import Filter, n0_eb, n0_iterated
 from ..release import Release
@@ -75,12 +76,15 @@ def _filter(config: Config) -> Filter:
 class Recovered:
     """Maximum-likelihood ω_c of disjoint surveys cut from simulated skies.
 
-    ``truth``; ``estimates`` (n_surveys,); ``at_edge``: how many ended at the end of the table
+    ``truth``; ``estimates`` (n_surveys,); ``shared_error``: 1σ of what all of them share, the
+    Monte-Carlo errors of N and of the derivatives; ``at_edge``: how many ended at the end of the
+    table
     """
 
     truth: float
     patches_each: int
     estimates: np.ndarray
+    shared_error: float
     at_edge: int
 
     @property
@@ -93,8 +97,8 @@ class Recovered:
 
     @property
     def error(self) -> float:
-        """Standard error of the mean."""
-        return float(standard_error(self.estimates))
+        """Standard error of the mean, the shared error included."""
+        return float(np.hypot(standard_error(self.estimates), self.shared_error))
 
 
 class Omch2Likelihood:
@@ -123,6 +127,13 @@ class Omch2Likelihood:
         """Fisher error of ω_c for data of this covariance."""
         slope = self._model(omch2, 1)
         return float(1.0 / np.sqrt(slope @ inverse_covariance(covariance) @ slope))
+
+    def shift_error(self, omch2: float, covariance: np.ndarray, shared: np.ndarray) -> float:
+        """1σ of ω_c that an error of the data with covariance ``shared`` causes."""
+        inverse = inverse_covariance(covariance)
+        slope = self._model(omch2, 1)
+        gain = inverse @ slope / (slope @ inverse @ slope)
+        return float(np.sqrt(gain @ shared @ gain))
 
     def maximum(self, data: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, int]:
         """Best ω_c of each data vector (n, n_bins), and how many ended at the table's edge."""
@@ -155,16 +166,20 @@ def recovered_omch2(
     """Maximum-likelihood ω_c of every disjoint group of patches of a survey's skies."""
     calibration, _ = calibration_of(config, network_hash)
     data = calibration.debias(read_bandpowers(config, network_hash, f"survey-{survey}").auto)
+    if len(data) < 2 * patches_each:
+        raise CNNLensError(
+            f"survey '{survey}' has {len(data)} patches: too few for two groups of "
+            f"{patches_each}; simulate more of its skies or make the groups smaller"
+        )
     groups = data[: len(data) // patches_each * patches_each]
     groups = groups.reshape(-1, patches_each, data.shape[1]).mean(1)
     table = Omch2Likelihood(config, BandpowerLikelihood(release, noise_debias))
-    covariance = (
-        release.patch_covariance / patches_each
-        + release.noise_covariance
-        + release.derivative_covariance
-    )
+    shared = release.noise_covariance + release.derivative_covariance
+    covariance = release.patch_covariance / patches_each + shared
     estimates, at_edge = table.maximum(groups, covariance)
-    return Recovered(config.surveys[survey].omch2, patches_each, estimates, at_edge)
+    truth = config.surveys[survey].omch2
+    shared_error = table.shift_error(truth, covariance, shared)
+    return Recovered(truth, patches_each, estimates, shared_error, at_edge)
 
 
 def null_significance(

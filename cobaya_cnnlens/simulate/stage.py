@@ -42,6 +42,8 @@ def make_skies(
     paths of the shards
     """
     indices = range(config.set_size(set_name)) if indices is None else list(indices)
+    for index in indices:
+        config.check_index(set_name, index)
     paths = [config.sky_path(set_name, i) for i in indices]
     missing = [
         (i, path)

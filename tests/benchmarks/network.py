@@ -31,6 +31,7 @@ for width, batch in ((16, 4), (32, 4), (64, 4)):
     estimator.reconstruct(many, many)
     patch = (time.perf_counter() - start) / len(many)
     print(
-        f"width {width:2d}: 8960 training patches in {epoch:6.0f} s ({epoch / PAPER_EPOCH:.1f} of the"
-        f" paper's); inference {1e3 * patch:6.1f} ms a patch ({patch / PAPER_PATCH:.1f} of the paper's)"
+        f"width {width:2d}: 8960 training patches in {epoch:6.0f} s "
+        f"({epoch / PAPER_EPOCH:.1f} of the paper's); inference {1e3 * patch:6.1f} ms a patch "
+        f"({patch / PAPER_PATCH:.1f} of the paper's)"
     )

@@ -7,7 +7,7 @@ if PIPELINE.network.pretrained is None:
             skies("validation"),
         output:
             NETWORK,
-        threads: workflow.cores
+        threads: 16
         resources:
             mem_mb=12000,
             runtime=1440,
