@@ -166,6 +166,22 @@ def test_a_release_is_assembled_from_products(tiny, tmp_path):
     assert read_release(tmp_path / "r.json").name == "test_high"
     np.testing.assert_allclose(release.response, 0.8, rtol=0.1)
     assert release.n_patches == release.n_sim == 40
+    # Noise-debias derivatives: the oracle does not see C^κκ move, so the truth's change is all
+    # missing; of C^EE it sees what the .003 Q̃ in it carries.
+    seen = observe_sky(tiny, "derivatives", 0)
+    quiet = tiny.model_copy(update={"instrument": tiny.instrument.__class__(noise_uk_arcmin=0.0)})
+    clean = observe_sky(quiet, "derivatives", 0)
+    spectra = spectra_of(tiny)
+    truth = spectra.auto(seen.kappa).mean(0)
+    np.testing.assert_allclose(release.kk_derivatives.sum(1), -truth, rtol=0.05)
+    estimate = spectra.transform(0.8 * seen.kappa + 0.003 * seen.q)
+    moved = spectra.cross(spectra.transform(0.003 * clean.q), estimate).mean(0)
+    np.testing.assert_allclose(
+        release.ee_derivatives.sum(1),
+        moved / release.response**2,
+        rtol=0.02,
+        atol=1e-3 * moved.max(),
+    )
     # An oracle's bandpowers follow the survey's true spectrum.
     truth = spectra_for(tiny, tiny.set_cosmology("survey-high"))
     likelihood = BandpowerLikelihood(release, "fixed")

@@ -50,6 +50,19 @@ def test_errors_are_one_line(arguments, message):
     assert result.stderr.startswith("error: ")
 
 
+def test_a_pretrained_network_is_not_trained(tmp_path):
+    import yaml
+
+    from .conftest import REPOSITORY
+
+    content = yaml.safe_load((REPOSITORY / "training" / "config" / "test.yaml").read_text())
+    content["network"] = {"pretrained": str(tmp_path / "n.keras")}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    result = cnnlens("train", str(tmp_path / "c.yaml"))
+    assert result.returncode == 1
+    assert "'network.pretrained' names" in result.stderr
+
+
 def test_missing_stage_is_named(tmp_path):
     import yaml
 

@@ -64,12 +64,34 @@ def test_wrong_values_are_all_named(content, tmp_path):
         ({"sky": {"lmax": 2600, "band_limit": 3000}}, "Nyquist"),
         ({"camb": {"lmax": 2000}}, r"camb\.lmax must reach"),
         ({"derivatives": {"kk_edges": [2, 500, 400], "ee_edges": [2, 9]}}, "must ascend"),
+        (
+            {"derivatives": {"kk_edges": [2, 9000], "ee_edges": [2, 9]}},
+            r"kk_edges must lie between",
+        ),
+        ({"bandpowers": {"width": 254, "n_bins": 40}}, "last bin ends at L = 10196"),
+        ({"patch": {"n_pixels": 66}}, r"n_pixels is 66; the network needs multiples of 4"),
+        ({"centres": {"nside": 4, "poles": 96}}, "no patch"),
+        ({"instrument": {"noise_uk_arcmin": -1.0}}, "must not be negative"),
+        ({"surveys": {"a/b": {"omch2": 0.12}}}, "a/b"),
     ],
 )
 def test_inconsistent_values(content, tmp_path, change, message):
     content.update(change)
     with pytest.raises(ConfigError, match=message):
         load_config(write(tmp_path, content))
+
+
+@pytest.mark.parametrize("crop", [63, 500])
+def test_crops_that_do_not_fit(content, tmp_path, crop):
+    content["training"]["phases"][0]["crop"] = crop
+    with pytest.raises(ConfigError, match=rf"phases\.0\.crop is {crop}; the network needs"):
+        load_config(write(tmp_path, content))
+
+
+def test_skies_outside_a_set(content, tmp_path):
+    config = load_config(write(tmp_path, content))
+    with pytest.raises(ConfigError, match="set 'train' has skies 0 to 1, not 2"):
+        config.check_index("train", 2)
 
 
 def test_unreadable(tmp_path):

@@ -72,6 +72,35 @@ def test_through_cobaya_and_camb(path):
     assert derived["cnnlens_pte"] == pytest.approx(pure.pte(derived["cnnlens_chi2"]))
 
 
+def test_coarse_theory_is_told(release, tmp_path, caplog):
+    from dataclasses import replace
+
+    made = {"settings": {"lens_potential_accuracy": 8.0, "halofit_version": "mead2020"}}
+    write_release(replace(release, theory=made), tmp_path / "r.json")
+    content = info(str(tmp_path / "r.json"))
+    with caplog.at_level("WARNING"):
+        get_model(content)
+    assert "runs with lens_potential_accuracy: 1, the release was made with 8.0" in caplog.text
+    caplog.clear()
+    content["theory"]["camb"]["extra_args"] = {"lens_potential_accuracy": 4}
+    with caplog.at_level("WARNING"):
+        get_model(content)
+    assert "lens_potential_accuracy" not in caplog.text
+
+
+def test_short_theory_is_one_clear_error(path, monkeypatch):
+    model = get_model(info(path))
+    likelihood = model.likelihood[NAME]
+    short = {"pp": np.ones(2000), "ee": np.ones(900)}
+    monkeypatch.setattr(likelihood.provider, "get_Cl", lambda **_: short)
+    monkeypatch.setattr(likelihood.provider, "get_unlensed_Cl", lambda **_: short)
+    with pytest.raises(LoggedError, match="C_l\\^ee ends at l = 899; it must reach 1199"):
+        likelihood.logp()
+    short["pp"] = short["pp"][:50]
+    with pytest.raises(LoggedError, match="C_L\\^pp ends at L = 49; it must reach 1099"):
+        likelihood.logp()
+
+
 def test_options_reach_the_model(path):
     fixed = get_model(info(path, noise_debias="fixed")).loglike({"omch2": 0.13})[0]
     linear = get_model(info(path)).loglike({"omch2": 0.13})[0]
@@ -196,6 +225,14 @@ def test_units_of_node_camb(path):
     assert scaled[100] == pytest.approx(raw[100] * 100 * 101 / (2 * np.pi))
     raw, scaled = (provider.get_Cl(ell_factor=f, units="muK2")["pp"] for f in (False, True))
     assert scaled[100] == pytest.approx(raw[100] * (100 * 101) ** 2 / (2 * np.pi))
+
+
+def test_node_camb_refuses_a_parameter_given_twice(path):
+    content = info(path)
+    content["theory"]["camb"] |= {"class": "cobaya_cnnlens.NodeCAMB", "nodes": {"omch2": 0.001}}
+    content["theory"]["camb"]["extra_args"] = {"ns": 0.96}
+    with pytest.raises(LoggedError, match=r"'ns'.*both as parameters and in 'extra_args'"):
+        get_model(content).logposterior({"omch2": 0.12})
 
 
 def test_default_release_is_shipped():

@@ -163,6 +163,53 @@ def test_wrong_types(document):
     refused(document, r"'data\.n_patches' must be int")
 
 
+def test_huge_integers(document):
+    for key, part in (("bins", "edges"), ("derivatives", "kk_edges"), ("windows", "first")):
+        broken = copy.deepcopy(document)
+        broken[key][part][-1] = 10**19
+        refused(broken, f"field '{key}.{part}' holds a multipole beyond")
+    document["data"]["n_patches"] = 10**400
+    refused(document, r"'data\.n_patches' is beyond")
+
+
+def test_metadata_that_plots_would_trip_over(document):
+    broken = copy.deepcopy(document)
+    broken["truth"]["omch2"] = "a"
+    refused(broken, r"'truth\.omch2' must be a number")
+    document["instrument"]["noise"] = -1.0
+    refused(document, r"'instrument\.noise' must not be negative")
+
+
+def test_empty_windows_and_negative_errors(release):
+    windows = release.windows.copy()
+    windows[1] = 0.0
+    refused(to_document(replace(release, windows=windows)), r"no weight in bins \[1\]")
+    errors = -release.kk_derivative_errors
+    refused(to_document(replace(release, kk_derivative_errors=errors)), "must not be negative")
+
+
+@pytest.mark.parametrize("path", [None, 5, "", {}])
+def test_what_is_not_a_path(path):
+    with pytest.raises(ReleaseError, match="is not a path; give the path of a file"):
+        read_release(path)
+
+
+def test_shipped_names_do_not_shadow_paths(tmp_path, release, monkeypatch):
+    """Only a bare name means a shipped release; a path that ends in one is that path."""
+    name = "laptop_fiducial"
+    with pytest.raises(ReleaseError, match="no such release"):
+        read_release(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    write_release(release, name)
+    assert read_release(name).name == "synthetic"
+
+
+def test_writing_leaves_the_release_as_it_was(release, tmp_path):
+    before = dict(release.instrument)
+    write_release(release, tmp_path / "r.json")
+    assert release.instrument == before
+
+
 def test_covariance_not_positive_definite(release):
     matrix = release.patch_covariance.copy()
     matrix[0] = matrix[1]
