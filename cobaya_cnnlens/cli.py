@@ -152,14 +152,17 @@ def release_check(
 
 
 @app.command()
-def evaluate(config: ConfigFile) -> None:
+def evaluate(
+    config: ConfigFile,
+    merge: Annotated[int, typer.Option(min=1, help="Neighbouring bins to take together.")] = 1,
+) -> None:
     """Print the network's reconstruction noise beside the analytic curves."""
     loaded = _load(config)
     from .reconstruct.files import network_hash
     from .report.tables import noise_table
     from .report.text import format_noise
 
-    typer.echo(format_noise(noise_table(loaded, network_hash(loaded.network_path))))
+    typer.echo(format_noise(noise_table(loaded, network_hash(loaded.network_path), merge)))
 
 
 @app.command()

@@ -31,6 +31,15 @@ def gaussian_patches(cl, n_patches, generator):
     return np.array(patches[:n_patches])
 
 
+def test_merged_bins_are_wide_bins():
+    geometry = PatchGeometry(size_deg=5.0, n_pixels=32)
+    mask = cosine_mask(geometry, 0.5)
+    narrow = FlatSpectra(geometry, Bins(36, 100, 7), mask)
+    wide = FlatSpectra(geometry, Bins(36, 200, 3), mask)
+    maps = np.random.default_rng(3).standard_normal((2, 32, 32))
+    np.testing.assert_allclose(narrow.merge(narrow.auto(maps), 2), wide.auto(maps), rtol=1e-12)
+
+
 def test_white_noise_has_a_flat_spectrum():
     spectra = FlatSpectra(GEOMETRY, BINS, MASK)
     maps = np.random.default_rng(0).standard_normal((400, 64, 64)) * MASK

@@ -92,6 +92,14 @@ class FlatSpectra:
         n = self.geometry.n_pixels
         return ((self._index == b) * self._weight / self.modes[b]).reshape(n, n // 2 + 1)
 
+    def merge(self, values: np.ndarray, factor: int) -> np.ndarray:
+        """Bandpowers (..., n_bins) of every ``factor`` neighbouring bins together, by their modes;
+        (..., n_bins // factor). Bins left over at the end are dropped."""
+        n = self.bins.n_bins // factor
+        weight = self.modes[: n * factor].reshape(n, factor)
+        parts = values[..., : n * factor].reshape(*values.shape[:-1], n, factor)
+        return (parts * weight).sum(-1) / weight.sum(-1)
+
     def auto(self, maps: np.ndarray) -> np.ndarray:
         """Bandpowers of masked maps (n_patches, n, n) → (n_patches, n_bins)."""
         modes = self.transform(maps)

@@ -8,8 +8,8 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 
 from ..calibrate.assemble import calibration_of
-from ..calibrate.measure import read_bandpowers, spectra_of
-from ..calibrate.response import standard_error
+from ..calibrate.measure import PatchBandpowers, read_bandpowers, spectra_of
+from ..calibrate.response import calibrate, standard_error
 from ..calibrate.windows import bandpower_windows
 from ..config import Config
 from ..errors import CNNLensError
@@ -42,16 +42,32 @@ class NoiseTable:
     correlation: np.ndarray
 
 
-def noise_table(config: Config, network_hash: str) -> NoiseTable:
-    """Reconstruction noise of the network beside the analytic curves, on the test set."""
-    calibration, test = calibration_of(config, network_hash)
+def noise_table(config: Config, network_hash: str, merge: int = 1) -> NoiseTable:
+    """Reconstruction noise of the network beside the analytic curves, on the test set.
+
+    Parameters
+    ----------
+    merge : number of neighbouring bins to take together
+
+    Raises
+    ------
+    CNNLensError
+        if fewer bins are left than one
+    """
     spectra = spectra_of(config)
-    theory = spectra_for(config, config.cosmology)
-    L = spectra.bins.centres
-    band = _filter(config)
-    expected = (
-        bandpower_windows(spectra, config.sky.band_limit) @ theory.kk[: config.sky.band_limit + 1]
+    if not 1 <= merge <= spectra.bins.n_bins:
+        raise CNNLensError(f"cannot merge {merge} of {spectra.bins.n_bins} bins")
+    validation, test = (
+        PatchBandpowers(*(spectra.merge(v, merge) for v in vars(measured).values()))
+        for measured in (read_bandpowers(config, network_hash, s) for s in ("validation", "test"))
     )
+    calibration = calibrate(validation, test)
+    theory = spectra_for(config, config.cosmology)
+    L = spectra.merge(spectra.bins.centres, merge)
+    band = _filter(config)
+    limit = config.sky.band_limit
+    windows = bandpower_windows(spectra, limit)
+    expected = spectra.merge(windows @ theory.kk[: limit + 1], merge)
     scatter = calibration.debias(test.auto).std(0, ddof=1)
     auto, cross, truth = (getattr(test, k).mean(0) for k in ("auto", "cross", "truth"))
     return NoiseTable(
