@@ -91,13 +91,15 @@ def reconstruct(config: ConfigFile, set_name: SetName, index: Indices = None) ->
 
 @app.command()
 def derivatives(config: ConfigFile, index: Indices = None, threads: Threads = 0) -> None:
-    """Measure the banded derivatives of the debiased bandpowers."""
+    """Measure the banded derivatives of the debiased bandpowers, and their second order in ω_c."""
     loaded = _load(config)
+    from .calibrate.curvature import measure_curvature
     from .calibrate.derivatives import measure_derivatives
 
     estimator, network_hash = _network(loaded)
     for i in range(loaded.skies.derivatives) if index is None else index:
         measure_derivatives(loaded, estimator, network_hash, i, threads)
+        measure_curvature(loaded, estimator, network_hash, i, threads)
 
 
 @release_app.command("make")

@@ -22,7 +22,7 @@ from .simulate.shards import SkySettings
 from .theory import CambSettings, Cosmology
 
 # Raised when a stage's code changes what it produces, so that older products are refused.
-ALGORITHM = {"sky": 1, "bandpowers": 1, "derivatives": 1}
+ALGORITHM = {"sky": 1, "bandpowers": 1, "derivatives": 1, "curvature": 1}
 
 
 class Section(BaseModel):
@@ -99,11 +99,13 @@ class Bandpowers(Section):
 
 
 class Derivatives(Section):
-    """Bands [edge_i, edge_i+1) of C^κκ and unlensed C^EE that are scaled by 1 ± ``step``."""
+    """Bands [edge_i, edge_i+1) of C^κκ and unlensed C^EE that are scaled by 1 ± ``step``, and the
+    shift of ω_c at which the second order is measured."""
 
     kk_edges: list[int] = Field(min_length=2)
     ee_edges: list[int] = Field(min_length=2)
     step: float = Field(0.1, gt=0, lt=1)
+    omch2_step: float = Field(0.01, gt=0, lt=0.05)
 
     @model_validator(mode="after")
     def _ascending(self):
@@ -243,8 +245,22 @@ class Config(Section):
             "sky": self.sky_recipe("derivatives", index),
             **self.measurement_recipe(network_hash),
             "derivative_algorithm": ALGORITHM["derivatives"],
-            "derivatives": self.derivatives.model_dump(),
+            "derivatives": self.derivatives.model_dump(exclude={"omch2_step"}),
         }
+
+    def curvature_recipe(self, index: int, network_hash: str) -> dict:
+        """What determines the bandpowers of a derivatives sky at shifted ω_c."""
+        return {
+            "sky": self.sky_recipe("derivatives", index),
+            **self.measurement_recipe(network_hash),
+            "curvature_algorithm": ALGORITHM["curvature"],
+            "omch2_step": self.derivatives.omch2_step,
+        }
+
+    def shifted_omch2(self) -> tuple[float, float]:
+        """ω_c − step and ω_c + step, at which the second order is measured."""
+        centre, step = self.cosmology.omch2, self.derivatives.omch2_step
+        return round(centre - step, 8), round(centre + step, 8)
 
     def check_index(self, name: str, index: int) -> None:
         """Refuse a sky that a set does not have.
@@ -283,6 +299,10 @@ class Config(Section):
     def derivative_path(self, index: int) -> Path:
         """Where the derivatives measured on one sky lie."""
         return self.products / "derivatives" / f"sky_{index:04d}.h5"
+
+    def curvature_path(self, index: int) -> Path:
+        """Where the bandpowers of a derivatives sky at shifted ω_c lie."""
+        return self.products / "curvature" / f"sky_{index:04d}.h5"
 
     def release_name(self, survey: str, sky: int = 0) -> str:
         """Name of the release of one sky of a survey."""

@@ -1,11 +1,12 @@
 """The likelihood of debiased lensing bandpowers, without Cobaya.
 
-    µ_b(θ) = Σ_L W_bL C_L^κκ + Σ_j N'^κκ_bj δ_j^κκ + Σ_j N'^EE_bj δ_j^EE
+    µ_b(θ) = Σ_L W_bL C_L^κκ + Σ_j N'^κκ_bj δ_j^κκ + Σ_j N'^EE_bj δ_j^EE + Q_b t²
 
 W are the bandpower windows of the masked patch. The data were debiased with the noise of the
 fiducial cosmology; the sums over bands j move that noise to the cosmology θ. δ_j is the relative
-change of the band's power, Σ (2l+1) C_l / Σ (2l+1) C_l^fid − 1, with unlensed C^EE. With
-``noise_debias="fixed"`` the sums are left out, as in Caldeira et al. 2018, which biases the result.
+change of the band's power, Σ (2l+1) C_l / Σ (2l+1) C_l^fid − 1, with unlensed C^EE, and
+t = Σ_j a_j δ_j its amplitude along the direction of ω_c. ``noise_debias="linear"`` leaves out the
+second order, ``"fixed"`` all of the correction, as in Caldeira et al. 2018: that is biased.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .errors import CNNLensError, SpectrumError
 from .release import Release
 from .statistics import chi2_pte, hartlap_factor, inverse_covariance
 
-NOISE_DEBIAS = ("linear", "fixed")
+NOISE_DEBIAS = ("quadratic", "linear", "fixed")
 STATISTICS = ("hartlap", "gaussian")
 
 
@@ -28,7 +29,7 @@ class BandpowerLikelihood:
     Parameters
     ----------
     release : the data and their calibration
-    noise_debias : "linear" or "fixed", see above
+    noise_debias : "quadratic", "linear" or "fixed", see above
     statistics : "hartlap" scales the inverse covariance for the finite number of simulations;
         "gaussian" takes it as exact
 
@@ -44,7 +45,9 @@ class BandpowerLikelihood:
         for an unknown option
     """
 
-    def __init__(self, release: Release, noise_debias: str = "linear", statistics: str = "hartlap"):
+    def __init__(
+        self, release: Release, noise_debias: str = "quadratic", statistics: str = "hartlap"
+    ):
         if noise_debias not in NOISE_DEBIAS:
             raise CNNLensError(f"noise_debias is {noise_debias!r}; choose one of {NOISE_DEBIAS}")
         if statistics not in STATISTICS:
@@ -56,8 +59,8 @@ class BandpowerLikelihood:
         if statistics == "hartlap":
             self.inverse = self.inverse * hartlap_factor(release.n_sim, release.n_bins)
         self._windows = np.ascontiguousarray(release.windows)
-        self._kk = _Bands(release.kk_edges, release.kk_derivatives, release.fiducial_kk)
-        self._ee = _Bands(release.ee_edges, release.ee_derivatives, release.fiducial_ee)
+        self._kk = _Bands(release.kk_edges, release.fiducial_kk)
+        self._ee = _Bands(release.ee_edges, release.fiducial_ee)
         self.lmax_kk = max(release.windows.shape[1] - 1, self._kk.lmax)
         self.lmax_ee = self._ee.lmax
 
@@ -85,7 +88,12 @@ class BandpowerLikelihood:
             raise SpectrumError(
                 f"unlensed C_l^EE ends at l = {len(clee) - 1}, the release needs l = {self.lmax_ee}"
             )
-        return signal + self._kk.shift(clkk) + self._ee.shift(clee)
+        kk, ee = self._kk.change(clkk), self._ee.change(clee)
+        linear = signal + self.release.kk_derivatives @ kk + self.release.ee_derivatives @ ee
+        if self.noise_debias == "linear":
+            return linear
+        amplitude = self.release.kk_direction @ kk + self.release.ee_direction @ ee
+        return linear + amplitude**2 * self.release.curvature
 
     def residuals(self, clkk: np.ndarray, clee: np.ndarray) -> np.ndarray:
         """d_b − µ_b, (n_bins,)."""
@@ -115,9 +123,9 @@ class BandpowerLikelihood:
 
 
 class _Bands:
-    """Relative change of band power times the derivatives."""
+    """Relative change of band power."""
 
-    def __init__(self, edges: np.ndarray, derivatives: np.ndarray, fiducial: np.ndarray):
+    def __init__(self, edges: np.ndarray, fiducial: np.ndarray):
         self.lmax = int(edges[-1]) - 1
         ell = np.arange(edges[0], edges[-1])
         weight = 2.0 * ell + 1.0
@@ -125,8 +133,7 @@ class _Bands:
         power = np.add.reduceat(weight * fiducial[edges[0] : edges[-1]], starts)
         self._weight = weight / np.repeat(power, np.diff(edges))
         self._starts, self._range = starts, slice(int(edges[0]), int(edges[-1]))
-        self._derivatives = np.ascontiguousarray(derivatives)
 
-    def shift(self, cl: np.ndarray) -> np.ndarray:
-        change = np.add.reduceat(self._weight * cl[self._range], self._starts) - 1.0
-        return self._derivatives @ change
+    def change(self, cl: np.ndarray) -> np.ndarray:
+        """δ_j, (n_bands,)."""
+        return np.add.reduceat(self._weight * cl[self._range], self._starts) - 1.0

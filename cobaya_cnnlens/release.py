@@ -45,6 +45,8 @@ class Release:
     kk_edges, ee_edges : edges of the bands in C^κκ and unlensed C^EE
     kk_derivatives, ee_derivatives : N'_bj = ∂(d_b − signal)/∂ ln C_j, (n_bins, n_bands)
     kk_derivative_errors, ee_derivative_errors : their standard errors, same shapes
+    curvature, curvature_errors : second order Q_b of the noise debias along ω_c, (n_bins,)
+    kk_direction, ee_direction : a_j with t = Σ a_j δ_j the amplitude along ω_c, (n_bands,) each
     fiducial_kk, fiducial_ee : C_L^κκ and unlensed C_l^EE (µK²) from l = 0
     theory : code, version, cosmology and settings that gave the fiducial spectra
     instrument : noise (µK′), beam (′), mask
@@ -72,6 +74,10 @@ class Release:
     kk_derivative_errors: np.ndarray
     ee_derivatives: np.ndarray
     ee_derivative_errors: np.ndarray
+    curvature: np.ndarray
+    curvature_errors: np.ndarray
+    kk_direction: np.ndarray
+    ee_direction: np.ndarray
     fiducial_kk: np.ndarray
     fiducial_ee: np.ndarray
     theory: dict = field(default_factory=dict)
@@ -115,6 +121,10 @@ _ARRAYS = {
     "derivatives.ee_edges": ("ee_edges", ("n_ee+1",)),
     "derivatives.ee": ("ee_derivatives", ("n_bins", "n_ee")),
     "derivatives.ee_errors": ("ee_derivative_errors", ("n_bins", "n_ee")),
+    "derivatives.curvature": ("curvature", ("n_bins",)),
+    "derivatives.curvature_errors": ("curvature_errors", ("n_bins",)),
+    "derivatives.kk_direction": ("kk_direction", ("n_kk",)),
+    "derivatives.ee_direction": ("ee_direction", ("n_ee",)),
     "fiducial.kk": ("fiducial_kk", ("L",)),
     "fiducial.ee": ("fiducial_ee", ("l",)),
 }
@@ -130,7 +140,7 @@ _SCALARS = {
 }
 _OTHER = {"format", "version", "digest", "truth", "windows.first", "windows.values"}
 _POSITIVE = ("response", "response_error", "noise_error")
-_NOT_NEGATIVE = ("kk_derivative_errors", "ee_derivative_errors")
+_NOT_NEGATIVE = ("kk_derivative_errors", "ee_derivative_errors", "curvature_errors")
 # Beyond any multipole or number of simulations; keeps arithmetic on a hostile file finite.
 _LARGEST_INTEGER = 10**9
 _LARGEST_MULTIPOLE = 100_000

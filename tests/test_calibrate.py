@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate.assemble import band_changes, make_release, trim_windows
+from cobaya_cnnlens.calibrate.assemble import (
+    band_changes,
+    make_release,
+    read_curvature,
+    read_derivatives,
+    trim_windows,
+)
 from cobaya_cnnlens.calibrate.covariance import mean_covariance, sample_covariance
+from cobaya_cnnlens.calibrate.curvature import direction, measure_curvature, second_order
 from cobaya_cnnlens.calibrate.derivatives import measure_derivatives
 from cobaya_cnnlens.calibrate.measure import (
     PatchBandpowers,
@@ -125,7 +132,7 @@ def test_derivatives_resume_band_by_band(tiny, monkeypatch):
     whole = path.read_bytes()
     path.unlink()
     done = []
-    run = derivatives._Bench.run
+    run = derivatives.Bench.run
 
     def stop_at_the_fourth(self, kind, band):
         if len(done) == 3:
@@ -133,11 +140,11 @@ def test_derivatives_resume_band_by_band(tiny, monkeypatch):
         done.append((kind, band))
         return run(self, kind, band)
 
-    monkeypatch.setattr(derivatives._Bench, "run", stop_at_the_fourth)
+    monkeypatch.setattr(derivatives.Bench, "run", stop_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         measure_derivatives(tiny, Linear(), HASH, 0)
     monkeypatch.setattr(
-        derivatives._Bench, "run", lambda s, k, b: (done.append((k, b)), run(s, k, b))[1]
+        derivatives.Bench, "run", lambda s, k, b: (done.append((k, b)), run(s, k, b))[1]
     )
     measure_derivatives(tiny, Linear(), HASH, 0)
     assert len(done) == len(set(done)) == 5
@@ -160,7 +167,9 @@ def test_a_release_is_assembled_from_products(tiny, tmp_path):
         make_skies(tiny, name)
         kappa = observe_sky(tiny, name, 0).kappa
         measure_skies(tiny, Oracle(kappa, 0.8), HASH, name)
-    measure_derivatives(tiny, Oracle(observe_sky(tiny, "derivatives", 0).kappa, 0.8), HASH, 0)
+    oracle = Oracle(observe_sky(tiny, "derivatives", 0).kappa, 0.8)
+    measure_derivatives(tiny, oracle, HASH, 0)
+    measure_curvature(tiny, oracle, HASH, 0)
     release = make_release(tiny, HASH, "high")
     write_release(release, tmp_path / "r.json")
     assert read_release(tmp_path / "r.json").name == "test_high"
@@ -189,6 +198,46 @@ def test_a_release_is_assembled_from_products(tiny, tmp_path):
     assert likelihood.pte(chi2) > 1e-3
     with pytest.raises(ProductError, match="network"):
         read_bandpowers(tiny, "b" * 64, "test")
+
+
+def test_second_order_of_a_known_parabola():
+    """d = N'·δ + Q t² at two ends of different size gives Q back, and nothing when Q is zero."""
+    generator = np.random.default_rng(3)
+    below, above = np.array([-0.1, 0.05, 0.2]), np.array([0.12, -0.04, -0.23])
+    along = direction(below, above)
+    assert along @ (above - below) / 2 == pytest.approx(1.0)
+    t = np.array([along @ below, along @ above])
+    truth = generator.standard_normal((5, 4))
+    np.testing.assert_allclose(second_order(t[:, None, None] ** 2 * truth, t), truth)
+    np.testing.assert_array_equal(second_order(np.zeros((2, 5, 4)), t), 0.0)
+
+
+def test_curvature_of_an_estimator_that_has_one(tiny):
+    """κ̂ = Q̃ (⟨Q̃²⟩/⟨Q̃²⟩_fid)^½ squares the power of EE: twice the first order of κ̂ = Q̃, and what
+    that leaves of the square's own change at ω_c ± step is second order."""
+    make_skies(tiny, "derivatives", [0])
+    level = np.mean(observe_sky(tiny, "derivatives", 0).q ** 2)
+
+    class Squaring:
+        def reconstruct(self, q, u):
+            return q * np.sqrt(np.mean(q**2) / level)
+
+    found, change = {}, {}
+    for name, estimator in (("once", Linear()), ("squared", Squaring())):
+        config = tiny.model_copy(update={"products": tiny.products / name})
+        make_skies(config, "derivatives", [0])
+        measure_derivatives(config, estimator, HASH, 0)
+        measure_curvature(config, estimator, HASH, 0)
+        kk, ee = read_derivatives(config, HASH, np.ones(4))
+        found[name] = read_curvature(config, HASH, np.ones(4), kk, ee).patches.sum(1).mean()
+        recipe = config.derivative_recipe(0, HASH)
+        with products.open_product(config.derivative_path(0), "derivatives", recipe) as product:
+            centre = product.array("auto")
+        recipe = config.curvature_recipe(0, HASH)
+        with products.open_product(config.curvature_path(0), "curvature", recipe) as product:
+            change[name] = (product.array("auto").mean(0) - centre).sum(1).mean()
+    first_order = change["once"] - found["once"]
+    assert found["squared"] == pytest.approx(change["squared"] - 2.0 * first_order, rel=0.2)
 
 
 def test_trimmed_windows_keep_the_bandpowers(fiducial):

@@ -11,7 +11,7 @@ from .conftest import synthetic_release
 
 @pytest.fixture
 def likelihood(release):
-    return BandpowerLikelihood(release)
+    return BandpowerLikelihood(release, "linear")
 
 
 def changed(release, kk=0.0, ee=0.0):
@@ -63,6 +63,20 @@ def test_derivatives_by_finite_difference(release, likelihood):
         )
 
 
+def test_second_order_is_the_square_of_the_amplitude(release):
+    """µ − µ_linear = Q t², t = a·δ: even in δ, and nothing for δ across the direction."""
+    linear, quadratic = (BandpowerLikelihood(release, d) for d in ("linear", "quadratic"))
+
+    def extra(kk, ee):
+        spectra = changed(release, kk, ee)
+        return quadratic.model(*spectra) - linear.model(*spectra)
+
+    for kk, ee in ((0.1, 0.0), (-0.1, 0.0), (0.03, -0.2)):
+        t = 5.0 * kk + 0.4 * ee
+        np.testing.assert_allclose(extra(kk, ee), t**2 * release.curvature, rtol=1e-6)
+    np.testing.assert_allclose(extra(0.04, -0.5), 0.0, atol=1e-6 * release.bandpowers.max())
+
+
 def test_bands_are_weighted_by_their_number_of_modes(release, likelihood):
     """A change of part of a band counts by (2l+1) C_l, the variance it holds."""
     kk, ee = changed(release)
@@ -96,6 +110,7 @@ def test_order_of_bins_does_not_matter(release):
         derivative_covariance=release.derivative_covariance[np.ix_(order, order)],
         windows=release.windows[order],
         kk_derivatives=release.kk_derivatives[order],
+        curvature=release.curvature[order],
         ee_derivatives=release.ee_derivatives[order],
     )
     spectra = changed(release, 0.03, -0.02)
@@ -130,8 +145,8 @@ def test_spectra_that_are_not_finite(release, likelihood):
 
 
 def test_unknown_options(release):
-    with pytest.raises(CNNLensError, match="noise_debias is 'quadratic'; choose one of"):
-        BandpowerLikelihood(release, "quadratic")
+    with pytest.raises(CNNLensError, match="noise_debias is 'cubic'; choose one of"):
+        BandpowerLikelihood(release, "cubic")
     with pytest.raises(CNNLensError, match="statistics is 'poisson'"):
         BandpowerLikelihood(release, statistics="poisson")
 

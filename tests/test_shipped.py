@@ -50,7 +50,7 @@ def estimate(name, theories, noise_debias):
 @pytest.mark.parametrize("name", NAMES)
 def test_truth_is_recovered(name, theories):
     release = read_release(name)
-    best, sigma, chi2 = estimate(name, theories, "linear")
+    best, sigma, chi2 = estimate(name, theories, "quadratic")
     assert abs(best - release.truth["omch2"]) < 3 * sigma
     assert 1e-4 < sigma < 1e-3
     assert chi2_pte(chi2, release.n_bins - 1) > 1e-3

@@ -14,14 +14,12 @@ from ..config import Config
 from ..release import Release
 from ..simulate.stage import spectra_for
 from ..theory import settings_record
-from . import derivatives
+from . import curvature, derivatives
 from .covariance import mean_covariance, sample_covariance
 from .measure import PatchBandpowers, read_bandpowers, spectra_of
 from .response import Calibration, calibrate, standard_error
 from .windows import bandpower_windows
 
-# Shift of ω_c at which the Monte-Carlo error of the derivatives enters the covariance.
-EXCURSION = 0.01
 # Part of a bandpower that the stored windows may leave out.
 WINDOW_TOLERANCE = 1e-6
 PACKAGES = ("cobaya_cnnlens", "camb", "ducc0", "healpy", "keras", "numpy", "scipy", "tensorflow")
@@ -63,6 +61,49 @@ def read_derivatives(
         BandDerivatives(np.array(edges), np.concatenate(parts, axis=1).transpose(1, 2, 0))
         for edges, parts in ((settings.kk_edges, kk), (settings.ee_edges, ee))
     )
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Second order of the noise debias: ``patches`` (n_patches, n_bins), whose mean Q is, and the
+    directions in C^κκ and C^EE that give the amplitude t, (n_bands,) each."""
+
+    kk_direction: np.ndarray
+    ee_direction: np.ndarray
+    patches: np.ndarray
+
+
+def read_curvature(
+    config: Config,
+    network_hash: str,
+    response: np.ndarray,
+    kk: BandDerivatives,
+    ee: BandDerivatives,
+) -> Curvature:
+    """What the first order leaves at ω_c ± step, from all skies of the set."""
+    fiducial = spectra_for(config, config.cosmology)
+    changes = []
+    for omch2 in config.shifted_omch2():
+        moved = spectra_for(config, config.cosmology.vary(omch2=omch2))
+        parts = ((kk, moved.kk, fiducial.kk), (ee, moved.ee, fiducial.ee))
+        changes.append(np.concatenate([band_changes(d.edges, c, f) for d, c, f in parts]))
+    changes = np.array(changes)
+    along = curvature.direction(*changes)
+    centre, shifted = [], []
+    for index in range(config.skies.derivatives):
+        recipe = config.derivative_recipe(index, network_hash)
+        path = config.derivative_path(index)
+        with products.open_product(path, derivatives.KIND, recipe) as product:
+            centre.append(product.array("auto") / response**2 - product.array("truth"))
+        recipe = config.curvature_recipe(index, network_hash)
+        path = config.curvature_path(index)
+        with products.open_product(path, curvature.KIND, recipe) as product:
+            shifted.append(product.array("auto") / response**2 - product.array("truth"))
+    change = np.concatenate(shifted, axis=1) - np.concatenate(centre)
+    first_order = np.einsum("pbj,sj->spb", np.concatenate([kk.patches, ee.patches], 2), changes)
+    patches = curvature.second_order(change - first_order, changes @ along)
+    n_kk = len(kk.edges) - 1
+    return Curvature(along[:n_kk], along[n_kk:], patches)
 
 
 def band_changes(edges: np.ndarray, cl: np.ndarray, fiducial: np.ndarray) -> np.ndarray:
@@ -120,9 +161,12 @@ def make_release(
     windows = trim_windows(bandpower_windows(spectra_of(config), limit), fiducial.kk)
     kk, ee = read_derivatives(config, network_hash, calibration.response)
 
-    moved = spectra_for(config, config.cosmology.vary(omch2=config.cosmology.omch2 + EXCURSION))
+    curved = read_curvature(config, network_hash, calibration.response, kk, ee)
+
+    # Monte-Carlo error of the model at the shifted ω_c, where it enters the covariance.
+    moved = spectra_for(config, config.cosmology.vary(omch2=config.shifted_omch2()[1]))
     shift = kk.patches @ band_changes(kk.edges, moved.kk, fiducial.kk)
-    shift = shift + ee.patches @ band_changes(ee.edges, moved.ee, fiducial.ee)
+    shift = shift + ee.patches @ band_changes(ee.edges, moved.ee, fiducial.ee) + curved.patches
 
     reach = max(windows.shape[1], kk.edges[-1], ee.edges[-1])
     truth = config.set_cosmology(f"survey-{survey}")
@@ -151,6 +195,10 @@ def make_release(
         kk_derivative_errors=kk.errors,
         ee_derivatives=ee.values,
         ee_derivative_errors=ee.errors,
+        curvature=curved.patches.mean(0),
+        curvature_errors=standard_error(curved.patches),
+        kk_direction=curved.kk_direction,
+        ee_direction=curved.ee_direction,
         fiducial_kk=fiducial.kk[:reach],
         fiducial_ee=fiducial.ee[:reach],
         theory=settings_record(config.cosmology, config.camb),
@@ -169,7 +217,7 @@ def make_release(
                 **config.skies.model_dump(),
                 f"survey-{survey}": f"sky {sky}",
             },
-            "derivative_excursion_omch2": EXCURSION,
+            "derivative_excursion_omch2": config.derivatives.omch2_step,
             "packages": _package_versions() if packages else {},
         },
         truth=asdict(truth),

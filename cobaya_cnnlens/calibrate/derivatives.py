@@ -28,6 +28,7 @@ from ..simulate.instrument import convolve_beam, cosine_mask
 from ..simulate.observation import sky_noise
 from ..simulate.skies import scale_alm
 from ..simulate.stage import spectra_for
+from ..theory import Cosmology
 from .bandpowers import FlatSpectra
 from .measure import spectra_of
 
@@ -48,7 +49,7 @@ def measure_derivatives(
     recipe = config.derivative_recipe(index, network_hash)
     if products.exists(path, KIND, recipe):
         return
-    bench = _Bench(config, estimator, index, nthreads)
+    bench = Bench(config, estimator, index, nthreads)
     jobs = [("fiducial", 0)]
     jobs += [("kk", j) for j in range(len(config.derivatives.kk_edges) - 1)]
     jobs += [("ee", j) for j in range(len(config.derivatives.ee_edges) - 1)]
@@ -71,16 +72,26 @@ def measure_derivatives(
     shutil.rmtree(path.with_suffix(""))
 
 
-class _Bench:
-    """One fiducial sky, kept in memory while its bands are perturbed one by one."""
+class Bench:
+    """One sky of the ``derivatives`` set, kept in memory while its bands are perturbed one by one.
 
-    def __init__(self, config: Config, estimator: Estimator, index: int, nthreads: int):
+    ``cosmology`` changes its spectra, the fiducial's by default; phases and noise stay.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        estimator: Estimator,
+        index: int,
+        nthreads: int,
+        cosmology: Cosmology | None = None,
+    ):
         self.config, self.estimator, self.nthreads = config, estimator, nthreads
         self.step = config.derivatives.step
         self.spectra: FlatSpectra = spectra_of(config)
         self.mask = cosine_mask(config.patch, config.instrument.taper_deg)
         self.pointing = shards.pointing_of(config.patch, config.centres.nside, config.centres.poles)
-        theory = spectra_for(config, config.cosmology)
+        theory = spectra_for(config, cosmology or config.cosmology)
         self.sky = shards.draw_sky(theory, config.sky.lmax, config.seed, "derivatives", index)
         self.gradient = patches.gradient_at(self.sky.philm, self.sky.lmax, self.pointing, nthreads)
         (self.lensed,) = self._lens([self.gradient])
@@ -90,8 +101,12 @@ class _Bench:
 
     def run(self, kind: str, band: int) -> dict[str, np.ndarray]:
         if kind == "fiducial":
-            return {"auto": self._auto(self.lensed), "truth": self.spectra.auto(self.kappa)}
+            return self.unperturbed()
         return (self._kk if kind == "kk" else self._ee)(band)
+
+    def unperturbed(self) -> dict[str, np.ndarray]:
+        """Bandpowers of κ̂ and of the true κ of the sky as it is, each (n_patches, n_bins)."""
+        return {"auto": self._auto(self.lensed), "truth": self.spectra.auto(self.kappa)}
 
     def _ee(self, band):
         edges = self.config.derivatives.ee_edges

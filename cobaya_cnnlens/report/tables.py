@@ -177,7 +177,7 @@ def recovered_omch2(
     release: Release,
     survey: str,
     patches_each: int = 1,
-    noise_debias: str = "linear",
+    noise_debias: str = "quadratic",
 ) -> Recovered:
     """Maximum-likelihood ω_c of every disjoint group of patches of a survey's skies."""
     calibration, _ = calibration_of(config, network_hash)

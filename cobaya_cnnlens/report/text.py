@@ -78,15 +78,15 @@ def format_recovery(
     from .tables import null_significance, recovered_omch2
 
     lines = [
-        "survey      debias  patches    truth     mean      +-        (mean-truth)/+-  scatter  "
+        "survey      debias     patches    truth     mean      +-        (mean-truth)/+-  scatter  "
         "at edge"
     ]
     for name, release in releases.items():
-        for debias in ("linear", "fixed"):
+        for debias in ("quadratic", "linear", "fixed"):
             r = recovered_omch2(config, network_hash, release, name, patches_each, debias)
             pull = (r.mean - r.truth) / r.error
             lines.append(
-                f"{name:10s}  {debias:6s}  {len(r.estimates):4d}x{patches_each:<4d}  "
+                f"{name:10s}  {debias:9s}  {len(r.estimates):4d}x{patches_each:<4d}  "
                 f"{r.truth:.4f}  {r.mean:.5f}  {r.error:.5f}  {pull:+8.2f}         "
                 f"{r.scatter:.5f}  {r.at_edge}"
             )

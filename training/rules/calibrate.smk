@@ -19,6 +19,7 @@ rule derivatives:
         NETWORK,
     output:
         str(PIPELINE.products / "derivatives" / "sky_{index}.h5"),
+        str(PIPELINE.products / "curvature" / "sky_{index}.h5"),
     threads: 2
     resources:
         mem_mb=10000,
