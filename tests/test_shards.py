@@ -24,6 +24,8 @@ def tiny(small_config) -> Config:
     config["patch"] = {"size_deg": 10.0, "n_pixels": 32, "pad": 2}
     config["centres"] = {"nside": 1, "poles": 4}
     config["skies"]["train"] = 6
+    config["bandpowers"] = {"lmin": 36, "width": 120, "n_bins": 4}
+    config["derivatives"] = {"kk_edges": [2, 300, 501], "ee_edges": [2, 300, 601]}
     return Config.model_validate(config)
 
 
