@@ -61,6 +61,14 @@ class BandpowerLikelihood:
         self._windows = np.ascontiguousarray(release.windows)
         self._kk = _Bands(release.kk_edges, release.fiducial_kk)
         self._ee = _Bands(release.ee_edges, release.fiducial_ee)
+        # First-order derivatives of every bin, and below them the direction that gives t.
+        self._correction = np.block(
+            [
+                [release.kk_derivatives, release.ee_derivatives],
+                [release.kk_direction, release.ee_direction],
+            ]
+        )
+        self._curvature = release.curvature if noise_debias == "quadratic" else 0.0
         self.lmax_kk = max(release.windows.shape[1] - 1, self._kk.lmax)
         self.lmax_ee = self._ee.lmax
 
@@ -88,12 +96,8 @@ class BandpowerLikelihood:
             raise SpectrumError(
                 f"unlensed C_l^EE ends at l = {len(clee) - 1}, the release needs l = {self.lmax_ee}"
             )
-        kk, ee = self._kk.change(clkk), self._ee.change(clee)
-        linear = signal + self.release.kk_derivatives @ kk + self.release.ee_derivatives @ ee
-        if self.noise_debias == "linear":
-            return linear
-        amplitude = self.release.kk_direction @ kk + self.release.ee_direction @ ee
-        return linear + amplitude**2 * self.release.curvature
+        moved = self._correction @ np.concatenate((self._kk.change(clkk), self._ee.change(clee)))
+        return signal + moved[:-1] + moved[-1] ** 2 * self._curvature
 
     def residuals(self, clkk: np.ndarray, clee: np.ndarray) -> np.ndarray:
         """d_b − µ_b, (n_bins,)."""

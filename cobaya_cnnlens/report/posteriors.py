@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 from getdist import loadMCSamples, plots
+from matplotlib.lines import Line2D
 
 import yaml
 
@@ -56,7 +57,10 @@ def plot_posteriors(
         for truth, colour in zip(truths, colours, strict=True):
             if params[0] in truth:
                 plotter.subplots[0, 0].axvline(truth[params[0]], color=colour, ls="--", lw=1)
-        plotter.add_legend(labels, colored_text=True)
+        axis = plotter.subplots[0, 0]
+        handles = [Line2D([], [], color=colour) for colour in colours]
+        axis.set_ylim(top=1.15 + 0.08 * len(labels))
+        axis.legend(handles, labels, loc="upper center", fontsize=9, frameon=False)
     else:
         plotter.triangle_plot(
             samples,
