@@ -228,10 +228,9 @@ def _load(path: Path):
 def _network(config):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from .reconstruct.files import network_hash
-    from .reconstruct.resunet import NetworkEstimator, load_network
+    from .reconstruct.resunet import estimator_for
 
-    path = config.network_path
-    return NetworkEstimator(load_network(path)), network_hash(path)
+    return estimator_for(config), network_hash(config.network_path)
 
 
 def run() -> None:

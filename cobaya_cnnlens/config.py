@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -50,12 +50,16 @@ class PatchCentres(Section):
 class Network(Section):
     """The ResUNet: ``width`` 64 is the paper's; ``dropout`` its rate.
 
-    ``pretrained`` names a network file to use as it is, instead of training one.
+    ``noise_map`` adds the noise rms of every pixel to the inputs. ``initial`` names a trained
+    network of the same width that training starts from; ``pretrained`` one to use as it is,
+    instead of training.
     """
 
     pretrained: Path | None = None
+    initial: Path | None = None
     width: int = Field(64, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
+    noise_map: bool = False
     seed: int = 1
 
 
@@ -77,17 +81,33 @@ class Phase(Section):
 
 
 class Training(Section):
-    """How the network is trained; see ``training/README.md`` for what each choice bought."""
+    """How the network is trained; see ``training/README.md`` for what each choice bought.
+
+    ``loss`` "pixel" is the mean squared error of E and κ in units of their variance; "spectral"
+    weighs the modes of κ's error so that every L counts by its relative error.
+    ``noise_max_uk_arcmin`` draws the noise of each patch between 0 and this instead of using the
+    instrument's; ``depth_variation`` lets ln(rms) vary by this much across every third patch.
+    """
 
     phases: list[Phase] = Field(min_length=1)
     clip_norm: float | None = 1.0
     augment: bool = True
     fresh_noise: bool = True
+    loss: str = Field("pixel", pattern="^(pixel|spectral)$")
+    noise_max_uk_arcmin: float | None = Field(None, gt=0)
+    depth_variation: float = Field(0.0, ge=0)
     steps_per_epoch: int = Field(200, gt=0)
     validation_patches: int = Field(160, gt=0)
     precision: str = Field("float32", pattern="^(float32|mixed_bfloat16)$")
     jit_compile: bool = True
     seed: int = 1
+
+
+class Reconstruction(Section):
+    """How the network is applied: ``symmetries`` 8 averages κ̂ over the symmetries of the square,
+    at eight times the cost of 1."""
+
+    symmetries: Literal[1, 8] = 1
 
 
 class Bandpowers(Section):
@@ -139,6 +159,7 @@ class Config(Section):
     skies: SkyCounts
     network: Network
     training: Training
+    reconstruction: Reconstruction = Reconstruction()
     bandpowers: Bandpowers = Bandpowers()
     derivatives: Derivatives
     surveys: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Survey]
@@ -175,6 +196,14 @@ class Config(Section):
                     f"{key} is {size}; the network needs multiples of 4, at most the patch's "
                     f"{self.patch.n_pixels} pixels"
                 )
+        varied = self.training.noise_max_uk_arcmin is not None or self.training.depth_variation
+        if varied and not self.network.noise_map:
+            raise ValueError(
+                "training.noise_max_uk_arcmin and training.depth_variation need "
+                "network.noise_map: true, or the network cannot know the noise it sees"
+            )
+        if self.training.loss == "spectral" and any(p.crop for p in self.training.phases):
+            raise ValueError("training.loss 'spectral' weighs the modes of whole patches: crop 0")
         if not 0 <= self.centres.poles < 6 * self.centres.nside**2:
             raise ValueError("centres.poles leaves no patch on the sky")
         if self.instrument.noise_uk_arcmin < 0 or self.instrument.beam_fwhm_arcmin < 0:
@@ -236,6 +265,7 @@ class Config(Section):
             "algorithm": ALGORITHM["bandpowers"],
             "instrument": asdict(self.instrument),
             "network": network_hash,
+            **({"symmetries": n} if (n := self.reconstruction.symmetries) != 1 else {}),
             "bandpowers": self.bandpowers.model_dump(),
         }
 

@@ -6,7 +6,14 @@ import pytest
 
 from cobaya_cnnlens.errors import NetworkError
 from cobaya_cnnlens.reconstruct.files import check_network, network_hash
-from cobaya_cnnlens.reconstruct.resunet import NetworkEstimator, ResUNet, load_network
+from cobaya_cnnlens.reconstruct.resunet import (
+    SYMMETRIES,
+    NetworkEstimator,
+    ResUNet,
+    apply_symmetry,
+    load_network,
+    undo_symmetry,
+)
 from cobaya_cnnlens.reconstruct.training import save_atomically
 
 
@@ -78,6 +85,50 @@ def test_estimator_takes_maps_to_kappa(network):
     kappa = estimator.reconstruct(q, u)
     assert kappa.shape == (3, 32, 32)
     np.testing.assert_array_equal(kappa, estimator.reconstruct_both(q, u)["kappa"])
+
+
+@pytest.mark.parametrize(("turns", "flip"), SYMMETRIES)
+def test_symmetrised_estimator_is_equivariant(network, turns, flip):
+    """κ̂ of turned and mirrored maps is κ̂ turned and mirrored; of one network alone it is not."""
+    maps = np.random.default_rng(4).standard_normal((2, 32, 32, 2)).astype("f4")
+    moved = apply_symmetry(maps, turns, flip, spin2=True)
+
+    def both(symmetries):
+        estimator = NetworkEstimator(network, symmetries=symmetries)
+        kappa = estimator.reconstruct(maps[..., 0], maps[..., 1])[..., None]
+        turned = apply_symmetry(kappa, turns, flip, spin2=False)[..., 0]
+        return estimator.reconstruct(moved[..., 0], moved[..., 1]), turned
+
+    np.testing.assert_allclose(*both(8), atol=1e-5 * np.abs(both(8)[0]).max())
+    if turns or flip:
+        one = both(1)
+        assert np.abs(one[0] - one[1]).max() > 0.01 * np.abs(one[0]).max()
+
+
+@pytest.mark.parametrize(("turns", "flip"), SYMMETRIES)
+def test_symmetries_are_undone(turns, flip):
+    maps = np.random.default_rng(5).standard_normal((2, 8, 8, 1))
+    moved = apply_symmetry(maps, turns, flip, spin2=False)
+    np.testing.assert_array_equal(undo_symmetry(moved, turns, flip), maps)
+
+
+def test_noise_map_network(tmp_path):
+    """The third channel matters, travels with the file, and must be given."""
+    keras.utils.set_random_seed(3)
+    network = ResUNet(2, noise_map=True)
+    q, u = np.random.default_rng(6).standard_normal((2, 1, 16, 16))
+    quiet, loud = (NetworkEstimator(network, noise_rms=rms).reconstruct(q, u) for rms in (0.0, 4.0))
+    assert np.abs(quiet - loud).max() > 0.01 * np.abs(quiet).max()
+    network.save(tmp_path / "n.keras")
+    loaded = load_network(tmp_path / "n.keras")
+    assert loaded.noise_map
+    map_of_zero = np.zeros((16, 16))
+    again = NetworkEstimator(loaded, noise_rms=map_of_zero).reconstruct(q, u)
+    np.testing.assert_array_equal(again, quiet)
+    with pytest.raises(NetworkError, match="noise_rms"):
+        NetworkEstimator(network)
+    with pytest.raises(NetworkError, match="symmetries is 4"):
+        NetworkEstimator(network, symmetries=4, noise_rms=1.0)
 
 
 def test_damaged_network_files(network, tmp_path):

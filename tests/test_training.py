@@ -11,7 +11,7 @@ import pytest
 from cobaya_cnnlens.calibrate.bandpowers import mode_vectors, polarisation_angles
 from cobaya_cnnlens.config import Phase
 from cobaya_cnnlens.errors import NetworkError, ProductError
-from cobaya_cnnlens.reconstruct import training
+from cobaya_cnnlens.reconstruct import resunet, training
 from cobaya_cnnlens.simulate.instrument import cosine_mask
 from cobaya_cnnlens.simulate.shards import FIELDS, write_shard
 
@@ -60,11 +60,11 @@ def test_symmetries_keep_e_a_scalar(turns, flip):
     # An odd grid has no Nyquist modes, whose direction would be ambiguous.
     qu = np.random.default_rng(0).standard_normal((31, 31, 2)).astype("f4")
     e = flat_e(qu)
-    moved = training.apply_symmetry(qu, turns, flip, spin2=True)
-    both = training.apply_symmetry(np.stack([e, e], -1), turns, flip, spin2=False)[..., 0]
+    moved = resunet.apply_symmetry(qu, turns, flip, spin2=True)
+    both = resunet.apply_symmetry(np.stack([e, e], -1), turns, flip, spin2=False)[..., 0]
     np.testing.assert_allclose(flat_e(moved), both, atol=1e-5)
     if turns % 2:
-        unsigned = training.apply_symmetry(qu, turns, flip, spin2=False)
+        unsigned = resunet.apply_symmetry(qu, turns, flip, spin2=False)
         assert np.abs(flat_e(unsigned) - both).max() > 0.1
 
 
@@ -197,3 +197,87 @@ def test_a_missing_sky_is_named(tiny, tmp_path):
 def test_loss_is_in_units_of_the_targets_std():
     loss = training.ScaledMSE(0.5)
     assert float(loss(np.zeros((2, 3, 3, 1)), np.ones((2, 3, 3, 1)))) == pytest.approx(4.0)
+
+
+def test_spectral_loss_of_one_wave():
+    """A plane wave of amplitude A has |error_l|² = A²/4 at ±l; the loss is its weighted sum."""
+    n, pixel, amplitude, k = 32, 1e-3, 0.3, 5
+    l, kk = [0.0, 1e4], [2e-7, 4e-7]
+    wave = amplitude * np.cos(2.0 * np.pi * k * np.arange(n) / n)[None, :] * np.ones((n, 1))
+    loss = training.SpectralMSE(pixel, l, kk)
+    zero = np.zeros((1, n, n, 1), "f4")
+    got = float(loss(zero, wave[None, ..., None].astype("f4")))
+    grid = 2.0 * np.pi * np.fft.fftfreq(n, pixel)
+    ell = np.hypot(grid[:, None], grid[None, :])
+    weights = 1.0 / np.maximum(ell, training.SPECTRAL_FLOOR)
+    wave_l = 2.0 * np.pi * k / (n * pixel)
+    power = (amplitude / 2.0) ** 2 * (n * pixel) ** 2  # |f_l|² per area, at each of ±l
+    want = 2.0 * power / (wave_l * np.interp(wave_l, l, kk)) / weights.sum()
+    assert got == pytest.approx(want, rel=1e-4)
+
+
+def test_spectral_loss_of_the_signal_itself_is_one():
+    n, pixel = 64, 6.8e-4
+    l = np.arange(0.0, 9000.0, 50.0)
+    kk = 1e-7 / (1.0 + (l / 300.0) ** 2)
+    grid = 2.0 * np.pi * np.fft.fftfreq(n, pixel)
+    power = np.interp(np.hypot(grid[:, None], grid[None, :]), l, kk)
+    white = np.random.default_rng(0).standard_normal((200, n, n))
+    maps = np.fft.ifft2(np.fft.fft2(white) * np.sqrt(power) / pixel).real[..., None]
+    loss = training.SpectralMSE(pixel, l.tolist(), kk.tolist())
+    got = float(loss(np.zeros_like(maps, "f4"), maps.astype("f4")))
+    assert got == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.fixture
+def conditional(tiny):
+    """The tiny configuration with the noise map as input."""
+    return tiny.model_copy(
+        update={
+            "network": tiny.network.model_copy(update={"noise_map": True}),
+            "training": tiny.training.model_copy(
+                update={"noise_max_uk_arcmin": 10.0, "depth_variation": 0.7}
+            ),
+        }
+    )
+
+
+def test_noise_channel_tells_the_noise(conditional):
+    """On blank skies the scatter of Q in a batch is what the third channel says."""
+    n = conditional.patch.n_pixels
+    blank = training.TrainingPatches(*np.zeros((2, 1, n, n, 2), "f4"))
+    phase = Phase(steps=1, batch=400, learning_rate=1.0)
+    inputs, _ = training.EpochBatches(blank, conditional, phase, 0, 1)[0]
+    mask = cosine_mask(conditional.patch, conditional.instrument.taper_deg)
+    inside = mask > 0.5
+    scaled = (inputs[..., 0] / mask / inputs[..., 2])[:, inside]
+    assert scaled.std() == pytest.approx(1.0, abs=0.02)
+    varying = np.flatnonzero(np.ptp(inputs[..., 2], axis=(1, 2)) > 0)
+    assert 0.2 < len(varying) / len(inputs) < 0.47
+    level = np.sqrt((inputs[..., 2] ** 2).mean((1, 2))) * conditional.patch.pixel / 2.9089e-4
+    assert 0.3 < np.mean(level < 1.0) < 0.5
+    assert level.max() < 10.0 * np.exp(0.7)
+
+
+def test_start_from_a_network_without_noise_channel(tiny, conditional, tmp_path):
+    """The new channel changes nothing until it has been trained."""
+    patches = training.load_training_patches(tiny)
+    plain = training.new_network(tiny, patches)
+    plain.save(tmp_path / "plain.keras")
+    config = conditional.model_copy(
+        update={
+            "network": conditional.network.model_copy(
+                update={"initial": tmp_path / "plain.keras", "seed": 9}
+            )
+        }
+    )
+    started = training.new_network(config, patches)
+    maps = np.random.default_rng(1).standard_normal((2, 16, 16, 2)).astype("f4")
+    rms = np.random.default_rng(2).random((2, 16, 16, 1)).astype("f4")
+    want = plain.predict(maps, verbose=0)["kappa"]
+    got = started.predict(np.concatenate([maps, rms], -1), verbose=0)["kappa"]
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6 * np.abs(want).max())
+    assert training.training_recipe(config) != training.training_recipe(conditional)
+    wider = config.model_copy(update={"network": config.network.model_copy(update={"width": 4})})
+    with pytest.raises(NetworkError, match="another width"):
+        training.new_network(wider, patches)

@@ -12,7 +12,11 @@ import keras
 import numpy as np
 from keras import layers
 
+from ..config import Config
 from ..errors import NetworkError
+
+# The noise rms (µK per pixel) where its logarithmic input turns linear; 1 µK′ is 0.43.
+NOISE_UNIT = 0.2
 
 
 @keras.saving.register_keras_serializable(package="cobaya_cnnlens")
@@ -25,10 +29,11 @@ class ResUNet(keras.Model):
     dropout : rate before every 5×5 convolution; .3 in the paper
     input_std : standard deviations of Q̃ and Ũ over the training set, in µK
     output_std : standard deviations of E (µK) and κ over the training set
+    noise_map : a third input, the noise rms of every pixel in µK
     metadata : JSON-able description of what the network was trained for
 
-    Input (n, ny, nx, 2) with ny and nx multiples of 4; each output (n, ny, nx, 1). The
-    normalisation is part of the model, so both ends are in physical units.
+    Input (n, ny, nx, 2), or 3 with ``noise_map``, ny and nx multiples of 4; each output
+    (n, ny, nx, 1). The normalisation is part of the model: both ends are in physical units.
     """
 
     def __init__(
@@ -37,6 +42,7 @@ class ResUNet(keras.Model):
         dropout: float = 0.0,
         input_std: tuple[float, float] = (1.0, 1.0),
         output_std: tuple[float, float] = (1.0, 1.0),
+        noise_map: bool = False,
         metadata: dict | None = None,
         **kwargs,
     ):
@@ -45,13 +51,16 @@ class ResUNet(keras.Model):
             "dropout": dropout,
             "input_std": [float(s) for s in input_std],
             "output_std": [float(s) for s in output_std],
+            "noise_map": noise_map,
             "metadata": metadata or {},
         }
-        maps = layers.Input((None, None, 2), name="qu")
+        maps = layers.Input((None, None, 3 if noise_map else 2), name="qu")
         variance = np.square(self._arguments["input_std"])
-        normalised = layers.Normalization(mean=[0.0, 0.0], variance=variance, name="normalise")(
-            maps
-        )
+        normalise = layers.Normalization(mean=[0.0, 0.0], variance=variance, name="normalise")
+        normalised = normalise(maps[..., :2])
+        if noise_map:
+            depth = keras.ops.log1p(maps[..., 2:] / NOISE_UNIT)
+            normalised = layers.Concatenate(name="with_noise")([normalised, depth])
         outputs = {
             name: layers.Rescaling(std, name=name, dtype="float32")(output)
             for (name, output), std in zip(
@@ -63,6 +72,10 @@ class ResUNet(keras.Model):
     @property
     def metadata(self) -> dict:
         return self._arguments["metadata"]
+
+    @property
+    def noise_map(self) -> bool:
+        return self._arguments["noise_map"]
 
     @property
     def output_std(self) -> dict[str, float]:
@@ -150,11 +163,39 @@ def load_network(path: str | Path) -> ResUNet:
 
 
 class NetworkEstimator:
-    """A trained network as an :class:`~cobaya_cnnlens.reconstruct.Estimator`."""
+    """A trained network as an :class:`~cobaya_cnnlens.reconstruct.Estimator`.
 
-    def __init__(self, network: ResUNet, batch: int = 16):
+    Parameters
+    ----------
+    symmetries : 1, or 8 to average over the symmetries of the square: the maps are turned and
+        mirrored, reconstructed, and κ̂ turned back, which makes the estimator exactly equivariant
+        and takes off what the network's noise has not in common between them
+    noise_rms : noise per pixel of Q and of U in µK, a number or a map (ny, nx); what a network
+        with ``noise_map`` needs and others ignore
+
+    Raises
+    ------
+    NetworkError
+        if the network needs ``noise_rms`` and there is none, or ``symmetries`` is neither 1 nor 8
+    """
+
+    def __init__(
+        self,
+        network: ResUNet,
+        batch: int = 16,
+        symmetries: int = 1,
+        noise_rms: float | np.ndarray | None = None,
+    ):
+        if symmetries not in (1, 8):
+            raise NetworkError(f"symmetries is {symmetries}; an estimator averages over 1 or 8")
+        if network.noise_map and noise_rms is None:
+            raise NetworkError(
+                "the network takes the noise rms of every pixel; pass 'noise_rms' in µK per pixel"
+            )
         network.compile(jit_compile=True)  # twice the speed of eager kernels on a CPU
         self._network, self._batch = network, batch
+        self._symmetries = SYMMETRIES[:symmetries]
+        self._noise_rms = noise_rms
 
     def reconstruct(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
         """Masked Q̃, Ũ in µK, each (n, ny, nx) → κ̂ (n, ny, nx)."""
@@ -162,6 +203,53 @@ class NetworkEstimator:
 
     def reconstruct_both(self, q: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
         """As :meth:`reconstruct`, with the unlensed Ê (µK) as ``"e"`` beside ``"kappa"``."""
-        maps = np.stack([q, u], axis=-1).astype(np.float32)
-        predicted = self._network.predict(maps, batch_size=self._batch, verbose=0)
-        return {name: values[..., 0] for name, values in predicted.items()}
+        maps = [q, u]
+        if self._network.noise_map:
+            maps.append(np.broadcast_to(self._noise_rms, np.shape(q)))
+        maps = np.stack(maps, axis=-1).astype(np.float32)
+        total = {}
+        for turns, flip in self._symmetries:
+            turned = apply_symmetry(maps, turns, flip, spin2=True)
+            for name, values in self._predict(turned).items():
+                values = undo_symmetry(values, turns, flip) / len(self._symmetries)
+                total[name] = total.get(name, 0.0) + values
+        return {name: values[..., 0] for name, values in total.items()}
+
+    def _predict(self, maps: np.ndarray) -> dict[str, np.ndarray]:
+        return self._network.predict(maps, batch_size=self._batch, verbose=0)
+
+
+def estimator_for(config: Config) -> NetworkEstimator:
+    """The configuration's network, applied as the configuration says."""
+    return NetworkEstimator(
+        load_network(config.network_path),
+        symmetries=config.reconstruction.symmetries,
+        noise_rms=config.instrument.noise_rms(config.patch),
+    )
+
+
+SYMMETRIES = tuple((turns, flip) for flip in (False, True) for turns in range(4))
+
+
+def apply_symmetry(maps: np.ndarray, turns: int, flip: bool, spin2: bool) -> np.ndarray:
+    """One of the 8 symmetries of the square on maps (..., ny, nx, channels): ``turns`` quarter
+    turns, then a mirror.
+
+    With ``spin2`` the first two channels are Q and U: a quarter turn takes them to (−Q, −U), the
+    mirror U to −U. Scalars only move.
+    """
+    maps = np.rot90(maps, turns, axes=(-3, -2))
+    if flip:
+        maps = maps[..., ::-1, :]
+    signs = np.ones(maps.shape[-1], np.float32)
+    if spin2:
+        signs[:2] *= (-1.0) ** turns
+        signs[1] *= -1.0 if flip else 1.0
+    return maps * signs
+
+
+def undo_symmetry(maps: np.ndarray, turns: int, flip: bool) -> np.ndarray:
+    """The inverse of :func:`apply_symmetry` on scalar maps (..., ny, nx, channels)."""
+    if flip:
+        maps = maps[..., ::-1, :]
+    return np.rot90(maps, -turns, axes=(-3, -2))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import keras
@@ -22,10 +22,14 @@ from ..config import Config, Phase
 from ..errors import NetworkError
 from ..products import differences, temporary_name
 from ..simulate import shards
-from ..simulate.instrument import convolve_beam, cosine_mask, white_noise
+from ..simulate.instrument import convolve_beam, cosine_mask
 from ..simulate.observation import observe_sky
 from ..simulate.skies import seed_sequence
-from .resunet import ResUNet
+from ..simulate.stage import spectra_for
+from .files import network_hash
+from .resunet import ResUNet, apply_symmetry, load_network
+
+SPECTRAL_FLOOR = 200.0
 
 
 @dataclass(frozen=True)
@@ -73,22 +77,6 @@ def normalisation(
     )
 
 
-def apply_symmetry(maps: np.ndarray, turns: int, flip: bool, spin2: bool) -> np.ndarray:
-    """One of the 8 symmetries of the square on maps (ny, nx, 2), ny = nx.
-
-    A quarter turn takes (Q, U) to (−Q, −U), a flip takes U to −U; scalars only move.
-    """
-    maps = np.rot90(maps, turns)
-    signs = np.array([1.0, 1.0], np.float32)
-    if spin2 and turns % 2:
-        signs = -signs
-    if flip:
-        maps = maps[:, ::-1]
-        if spin2:
-            signs = signs * np.array([1.0, -1.0], np.float32)
-    return maps * signs
-
-
 class EpochBatches(keras.utils.PyDataset):
     """The batches of one epoch, each drawn from its own seed."""
 
@@ -108,28 +96,52 @@ class EpochBatches(keras.utils.PyDataset):
         )
         n = config.patch.n_pixels
         size = self._phase.crop or n
-        inputs = np.empty((self._phase.batch, size, size, 2), np.float32)
-        outputs = np.empty_like(inputs)
-        if training.fresh_noise:
-            noise = white_noise(inputs.shape, config.instrument, config.patch, generator)
+        shape = (self._phase.batch, size, size)
+        inputs = np.empty((*shape, 3 if config.network.noise_map else 2), np.float32)
+        outputs = np.empty((*shape, 2), np.float32)
         for b in range(self._phase.batch):
             i = generator.integers(len(self._patches.lensed))
             y, x = generator.integers(n - size + 1, size=2)
             window = (slice(y, y + size), slice(x, x + size))
+            rms = noise_map(config, generator) * np.ones((n, n), np.float32)
             if training.fresh_noise:
-                noise_b = noise[b]
+                draw = generator
             else:  # the paper's: one noise realisation per patch
-                fixed = np.random.default_rng(seed_sequence(training.seed, "fixed noise", int(i)))
-                noise_b = white_noise((n, n, 2), config.instrument, config.patch, fixed)[window]
+                draw = np.random.default_rng(seed_sequence(training.seed, "fixed noise", int(i)))
+            noise = rms[..., None] * draw.standard_normal((n, n, 2), dtype=np.float32)
             mask = self._mask[window][..., None]
-            qu = (self._patches.lensed[i][window] + noise_b) * mask
+            qu = (self._patches.lensed[i][window] + noise[window]) * mask
             target = self._patches.targets[i][window] * mask
+            rms = rms[window][..., None]
             if training.augment:
                 turns, flip = int(generator.integers(4)), bool(generator.integers(2))
                 qu = apply_symmetry(qu, turns, flip, spin2=True)
                 target = apply_symmetry(target, turns, flip, spin2=False)
-            inputs[b], outputs[b] = qu, target
+                rms = apply_symmetry(rms, turns, flip, spin2=False)
+            inputs[b, ..., :2], outputs[b] = qu, target
+            if config.network.noise_map:
+                inputs[b, ..., 2:] = rms
         return inputs, {"e": outputs[..., :1], "kappa": outputs[..., 1:]}
+
+
+def noise_map(config: Config, generator: np.random.Generator) -> np.ndarray:
+    """Noise rms per pixel (µK) of one training patch: a scalar array, or (n, n) where depth varies.
+
+    With ``training.noise_max_uk_arcmin`` N the level is N u^2.5, u uniform, so that 40% of the
+    patches lie below N/10, where most of the information is. ``training.depth_variation`` V makes
+    the depth of every third patch vary as exp(V s), s a plane wave longer than the patch.
+    """
+    training, n = config.training, config.patch.n_pixels
+    level = config.instrument.noise_uk_arcmin
+    if training.noise_max_uk_arcmin is not None:
+        level = training.noise_max_uk_arcmin * generator.random() ** 2.5
+    rms = np.array(replace(config.instrument, noise_uk_arcmin=level).noise_rms(config.patch))
+    if training.depth_variation and generator.random() < 1.0 / 3.0:
+        angle, phase, waves = generator.random(3) * (2.0 * np.pi, 2.0 * np.pi, 1.0)
+        x = np.arange(n) / n
+        wave = np.cos(angle) * x[:, None] + np.sin(angle) * x[None, :]
+        rms = rms * np.exp(training.depth_variation * np.sin(2.0 * np.pi * waves * wave + phase))
+    return rms.astype(np.float32)
 
 
 @keras.saving.register_keras_serializable(package="cobaya_cnnlens")
@@ -145,6 +157,38 @@ class ScaledMSE(keras.losses.Loss):
 
     def get_config(self):
         return {**super().get_config(), "std": self._std}
+
+
+@keras.saving.register_keras_serializable(package="cobaya_cnnlens")
+class SpectralMSE(keras.losses.Loss):
+    """Mean of |κ̂_L − κ_L|² / (L C_L^κκ) over the modes, in units of the signal's.
+
+    Every interval of L then counts by its relative error, while in :class:`ScaledMSE` the many
+    noise-dominated modes of high L outweigh the rest.
+
+    Parameters
+    ----------
+    pixel : pixel side in radians
+    l, kk : multipoles and C_L^κκ there; below :data:`SPECTRAL_FLOOR` the weight rises no more
+    """
+
+    def __init__(self, pixel: float = 1.0, l=(), kk=(), **kwargs):
+        super().__init__(**kwargs)
+        self._arguments = {"pixel": float(pixel), "l": list(l), "kk": list(kk)}
+
+    def call(self, y_true, y_pred):
+        a = self._arguments
+        error = (y_pred - y_true)[..., 0]
+        n = error.shape[-1]
+        l = 2.0 * np.pi * np.fft.fftfreq(n, a["pixel"])
+        ell = np.hypot(l[:, None], l[None, :])
+        weight = 1.0 / np.maximum(ell, SPECTRAL_FLOOR)
+        scale = weight / np.interp(ell, a["l"], a["kk"]) * a["pixel"] ** 2 / (n**2 * weight.sum())
+        real, imaginary = keras.ops.fft2((error, keras.ops.zeros_like(error)))
+        return keras.ops.sum((real**2 + imaginary**2) * scale.astype("float32"), axis=(1, 2))
+
+    def get_config(self):
+        return {**super().get_config(), **self._arguments}
 
 
 @dataclass(frozen=True)
@@ -293,29 +337,70 @@ def training_recipe(config: Config) -> dict:
         **sky,
         "train_skies": config.skies.train,
         "instrument": asdict(config.instrument),
-        "network": config.network.model_dump(exclude={"pretrained"}),
+        "network": config.network.model_dump(exclude={"pretrained", "initial"})
+        | ({"initial": network_hash(path)} if (path := config.network.initial) else {}),
         "training": config.training.model_dump(),
     }
 
 
 def new_network(config: Config, patches: TrainingPatches) -> ResUNet:
-    """An untrained network with the normalisation of the training set, compiled."""
+    """The network before training, compiled: of the training set's normalisation, with the weights
+    of ``network.initial`` if that names a file.
+
+    Raises
+    ------
+    NetworkError
+        if ``network.initial`` does not fit
+    """
     keras.utils.set_random_seed(config.network.seed)
+    metadata = {"config": config.name, "recipe": training_recipe(config)}
     mask = cosine_mask(config.patch, config.instrument.taper_deg)
     input_std, output_std = normalisation(patches, mask, config.instrument.noise_rms(config.patch))
     network = ResUNet(
         width=config.network.width,
         dropout=config.network.dropout,
+        noise_map=config.network.noise_map,
         input_std=input_std,
         output_std=output_std,
-        metadata={"config": config.name, "recipe": training_recipe(config)},
+        metadata=metadata,
     )
+    if config.network.initial:
+        network = _with_weights_of(config.network.initial, network)
+    losses = {name: ScaledMSE(std) for name, std in network.output_std.items()}
+    if config.training.loss == "spectral":
+        kk = spectra_for(config, config.cosmology).kk
+        l = np.arange(0, len(kk), 50)
+        kk = np.where(l < 50, kk[50], kk[l])  # no power at L = 0, 1
+        losses["kappa"] = SpectralMSE(config.patch.pixel, l.tolist(), kk.tolist())
     network.compile(
         optimizer=keras.optimizers.Adam(1e-3, global_clipnorm=config.training.clip_norm),
-        loss={name: ScaledMSE(std) for name, std in network.output_std.items()},
+        loss=losses,
         jit_compile=config.training.jit_compile,
     )
     return network
+
+
+def _with_weights_of(path: Path, network: ResUNet) -> ResUNet:
+    """``network`` with the trained weights in a file and the normalisation that they expect.
+
+    A network with a noise channel may start from one without: the channel's weights are zero.
+    """
+    source = load_network(path)
+    expected = {name: source.get_config()[name] for name in ("input_std", "output_std")}
+    started = ResUNet.from_config({**network.get_config(), **expected})
+    weights = []
+    for old, new in zip(source.weights, started.weights, strict=True):
+        values = keras.ops.convert_to_numpy(old)
+        if values.ndim == 4 and new.shape[2] == values.shape[2] + 1 and started.noise_map:
+            values = np.concatenate([values, np.zeros_like(values[:, :, :1])], axis=2)
+        if values.shape != tuple(new.shape):
+            raise NetworkError(
+                f"{path}: 'network.initial' holds another width than 'network' asks for "
+                f"({old.path}: {values.shape}, wanted {tuple(new.shape)})"
+            )
+        weights.append(values)
+    started.set_weights(weights)
+    return started
 
 
 def validation_batch(config: Config) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -330,7 +415,11 @@ def validation_batch(config: Config) -> tuple[np.ndarray, dict[str, np.ndarray]]
         if sum(map(len, inputs)) >= wanted:
             break
     cut = {"e": np.concatenate(e)[:wanted], "kappa": np.concatenate(kappa)[:wanted]}
-    return np.concatenate(inputs)[:wanted], cut
+    maps = np.concatenate(inputs)[:wanted]
+    if config.network.noise_map:
+        rms = config.instrument.noise_rms(config.patch)
+        maps = np.concatenate([maps, np.full_like(maps[..., :1], rms)], axis=-1)
+    return maps, cut
 
 
 def train(config: Config, directory: Path) -> Iterator[dict]:

@@ -132,13 +132,11 @@ def training_figure(config: Config):
 
 def reconstruction_figure(config: Config, patch: int = 40):
     """κ, κ̂ and E, Ê of one test patch with their differences."""
-    from ..reconstruct.resunet import NetworkEstimator, load_network
+    from ..reconstruct.resunet import estimator_for
 
     seen = observe_sky(config, "test", 0)
     rows = slice(patch, patch + 1)
-    both = NetworkEstimator(load_network(config.network_path)).reconstruct_both(
-        seen.q[rows], seen.u[rows]
-    )
+    both = estimator_for(config).reconstruct_both(seen.q[rows], seen.u[rows])
     figure, axes = plt.subplots(2, 3, figsize=(13, 8))
     half = config.patch.size_deg / 2
     for line, true, name, label in (
