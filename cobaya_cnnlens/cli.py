@@ -168,6 +168,21 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    configs: Annotated[list[Path], typer.Argument(help="Pipeline configurations (YAML).")],
+    merge: Annotated[int, typer.Option(min=1, help="Neighbouring bins to take together.")] = 1,
+) -> None:
+    """Print the reconstruction noise of several configurations on the same patches."""
+    loaded = [_load(config) for config in configs]
+    from .reconstruct.files import network_hash
+    from .report import tables
+    from .report.text import format_comparison
+
+    hashes = [network_hash(config.network_path) for config in loaded]
+    typer.echo(format_comparison(tables.compare(loaded, hashes, merge)))
+
+
+@app.command()
 def recover(
     config: ConfigFile,
     patches_each: Annotated[int, typer.Option(min=1, help="Patches per survey.")] = 1,

@@ -208,6 +208,8 @@ class Config(Section):
             raise ValueError("centres.poles leaves no patch on the sky")
         if self.instrument.noise_uk_arcmin < 0 or self.instrument.beam_fwhm_arcmin < 0:
             raise ValueError("instrument: noise and beam must not be negative")
+        if self.instrument.depth_ratio is not None and self.instrument.depth_ratio <= 0:
+            raise ValueError("instrument.depth_ratio must be positive")
         return self
 
     def set_names(self) -> list[str]:
@@ -346,26 +348,51 @@ class Config(Section):
 def load_config(path: str | Path) -> Config:
     """Read and check a configuration.
 
+    A file may name another as its ``base`` (a path relative to itself): sections are merged key
+    by key, lists replaced whole, and a null takes the base's value away.
+
     Raises
     ------
     ConfigError
-        if the file is missing, is not YAML, or has a wrong key or value
+        if a file is missing, is not YAML, has a wrong key or value, or is its own base
     """
     path = Path(path)
     try:
-        text = path.read_text()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+        return Config.model_validate(_with_bases(path, ()))
+    except ValidationError as error:
+        raise ConfigError(_explain(path, error)) from None
+
+
+def _with_bases(path: Path, above: tuple[Path, ...]) -> dict:
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: key 'base' leads back to this file")
     try:
-        content = yaml.safe_load(text)
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        named = f" (named as 'base' by {above[-1]})" if above else ""
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}){named}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must hold a mapping of sections, not {type(content).__name__}")
-    try:
-        return Config.model_validate(content)
-    except ValidationError as error:
-        raise ConfigError(_explain(path, error)) from None
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: key 'base' must be the path of a configuration, not {base!r}")
+    return _merged(_with_bases(path.parent / base, (*above, path.resolve())), content)
+
+
+def _merged(base: dict, changes: dict) -> dict:
+    merged = dict(base)
+    for key, value in changes.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merged(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
 
 
 def _explain(path: Path, error: ValidationError) -> str:

@@ -23,9 +23,15 @@ FORMAT_VERSION = 1
 
 
 def identity_of(recipe: Mapping) -> str:
-    """Hash of a recipe: SHA-256 of its canonical JSON, 16 hex digits."""
-    text = json.dumps(recipe, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """Hash of a recipe: SHA-256 of its canonical JSON, 16 hex digits; a null is an absent key."""
+    text = json.dumps(_without_nulls(recipe), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _without_nulls(value):
+    if isinstance(value, Mapping):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return value
 
 
 def temporary_name(path: Path) -> Path:

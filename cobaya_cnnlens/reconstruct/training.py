@@ -65,14 +65,14 @@ def load_training_patches(config: Config) -> TrainingPatches:
 
 
 def normalisation(
-    patches: TrainingPatches, mask: np.ndarray, noise_rms: float
+    patches: TrainingPatches, mask: np.ndarray, noise_rms: float | np.ndarray
 ) -> tuple[list[float], list[float]]:
     """Standard deviations of the masked (Q̃, Ũ) with noise and of the masked (E, κ)."""
     weight = mask**2 / mask.size
     inputs = np.einsum("nyxc,yx->c", patches.lensed**2, weight) / len(patches.lensed)
     outputs = np.einsum("nyxc,yx->c", patches.targets**2, weight) / len(patches.targets)
     return (
-        np.sqrt(inputs + noise_rms**2 * weight.sum()).tolist(),
+        np.sqrt(inputs + (noise_rms**2 * weight).sum()).tolist(),
         np.sqrt(outputs).tolist(),
     )
 
@@ -417,8 +417,8 @@ def validation_batch(config: Config) -> tuple[np.ndarray, dict[str, np.ndarray]]
     cut = {"e": np.concatenate(e)[:wanted], "kappa": np.concatenate(kappa)[:wanted]}
     maps = np.concatenate(inputs)[:wanted]
     if config.network.noise_map:
-        rms = config.instrument.noise_rms(config.patch)
-        maps = np.concatenate([maps, np.full_like(maps[..., :1], rms)], axis=-1)
+        rms = np.broadcast_to(config.instrument.noise_rms(config.patch), maps.shape[:-1])
+        maps = np.concatenate([maps, rms[..., None].astype(np.float32)], axis=-1)
     return maps, cut
 
 

@@ -76,7 +76,8 @@ def sky_figure(config: Config, patch: int = 40):
     lensed_ee, lensed_bb = lensed_polarisation(theory)
     l = np.arange(len(lensed_ee))
     beam2 = config.instrument.beam(l) ** 2
-    white = np.full(len(l), (config.instrument.noise_rms(config.patch) * config.patch.pixel) ** 2)
+    rms = np.sqrt(np.mean(np.square(config.instrument.noise_rms(config.patch))))
+    white = np.full(len(l), (rms * config.patch.pixel) ** 2)
     expected = expected_e_and_b(spectra, lensed_ee * beam2, lensed_bb * beam2)
     L = spectra.bins.centres
     for modes, model, label, colour in (

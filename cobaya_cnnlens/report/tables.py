@@ -26,7 +26,8 @@ OMCH2_NODES = np.arange(0.080, 0.1651, 0.005)
 @dataclass(frozen=True)
 class NoiseTable:
     """Per bin, each (n_bins,): L; R and its error; N_L and its error; analytic N0 of the EB and of
-    the iterated EB estimator; relative error of one patch's bandpower; correlation coefficient ρ.
+    the iterated EB estimator; relative error of one patch's bandpower; correlation coefficient ρ;
+    recovered power ⟨κ̂κ̂*⟩/⟨κκ*⟩ before calibration (the paper's Fig. 8).
 
     Errors of N_L are standard errors over the test patches.
     """
@@ -40,6 +41,7 @@ class NoiseTable:
     n0_iterated: np.ndarray
     relative_error: np.ndarray
     correlation: np.ndarray
+    power: np.ndarray
 
 
 def noise_table(config: Config, network_hash: str, merge: int = 1) -> NoiseTable:
@@ -80,12 +82,83 @@ def noise_table(config: Config, network_hash: str, merge: int = 1) -> NoiseTable
         n0_iterated(L, theory, config.instrument, band),
         scatter / expected,
         cross / np.sqrt(auto * truth),
+        auto / truth,
     )
 
 
 def _filter(config: Config) -> Filter:
     lmin = round(config.patch.fundamental)
     return Filter(lmin, min(int(config.patch.nyquist), config.camb.lmax, 4600))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Reconstruction noise of several configurations on the same patches; L (n_bins,), the rest
+    (n_configurations, n_bins) unless it says otherwise.
+
+    ``excess`` : N_L over the analytic iterated-EB N0 of each one's own noise level, with its
+    standard error over the test patches
+    ``relative`` : N_L over the first one's, with its standard error, in which what the patches
+    have in common cancels
+    ``scatter`` (n_bins,) : scatter of one patch's ⟨κ̂κ̂*⟩ between the configurations over its mean
+    (Caldeira et al. 2018, eq. 18), averaged over the patches; None for fewer than three
+    """
+
+    names: tuple[str, ...]
+    L: np.ndarray
+    excess: np.ndarray
+    excess_error: np.ndarray
+    relative: np.ndarray
+    relative_error: np.ndarray
+    scatter: np.ndarray | None
+
+
+def compare(configs: list[Config], hashes: list[str], merge: int = 1) -> Comparison:
+    """N_L of several networks, noise levels or ways of application, side by side.
+
+    Parameters
+    ----------
+    configs, hashes : configurations with the same bins and test skies, and their networks' hashes
+    merge : number of neighbouring bins to take together
+
+    Raises
+    ------
+    CNNLensError
+        if bins or test skies differ
+    """
+    first = configs[0]
+    for other in configs[1:]:
+        shared = (
+            ("bandpowers", other.bandpowers == first.bandpowers),
+            ("skies.test", other.skies.test == first.skies.test),
+            ("sky", other.sky_recipe("test", 0) == first.sky_recipe("test", 0)),
+        )
+        if wrong := [name for name, same in shared if not same]:
+            raise CNNLensError(
+                f"configurations '{first.name}' and '{other.name}' differ in {', '.join(wrong)}; "
+                "only networks that saw the same patches in the same bins can be compared"
+            )
+    spectra = spectra_of(first)
+    tables, noises, autos = [], [], []
+    for config, digest in zip(configs, hashes, strict=True):
+        table = noise_table(config, digest, merge)
+        test = read_bandpowers(config, digest, "test")
+        auto, truth = (spectra.merge(v, merge) for v in (test.auto, test.truth))
+        tables.append(table)
+        noises.append(auto / table.response**2 - truth)
+        autos.append(auto)
+    ratio = np.array([t.noise / tables[0].noise for t in tables])
+    paired = [standard_error(n - r * noises[0]) for n, r in zip(noises, ratio, strict=True)]
+    autos = np.array(autos)
+    return Comparison(
+        tuple(config.name for config in configs),
+        tables[0].L,
+        np.array([t.noise / t.n0_iterated for t in tables]),
+        np.array([t.noise_error / t.n0_iterated for t in tables]),
+        ratio,
+        np.array(paired) / tables[0].noise,
+        (autos.std(0, ddof=1) / autos.mean(0)).mean(0) if len(configs) > 2 else None,
+    )
 
 
 @dataclass(frozen=True)

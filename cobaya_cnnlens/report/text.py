@@ -10,7 +10,7 @@ from ..release import Release
 
 if TYPE_CHECKING:
     from ..config import Config
-    from .tables import NoiseTable
+    from .tables import Comparison, NoiseTable
 
 
 def describe_release(release: Release) -> str:
@@ -58,7 +58,7 @@ def _mapping(title: str, content: dict, indent: int = 0) -> list[str]:
 def format_noise(table: NoiseTable) -> str:
     """Reconstruction noise, one line per bin."""
     lines = [
-        "      L       R  +-       N_L       N_L/N0(EB)   +-    N_L/N0(iter)  +-    sigma(d)/C  rho"
+        "      L       R  +-       N_L       N_L/N0(EB)   +-    N_L/N0(iter)  +-    sigma(d)/C  rho    power"
     ]
     for b, L in enumerate(table.L):
         eb, iterated = table.n0_eb[b], table.n0_iterated[b]
@@ -66,8 +66,31 @@ def format_noise(table: NoiseTable) -> str:
             f"{L:7.1f}  {table.response[b]:.3f} {table.response_error[b]:.3f}  "
             f"{table.noise[b]:.3e}    {table.noise[b] / eb:6.3f} {table.noise_error[b] / eb:6.3f}"
             f"      {table.noise[b] / iterated:6.3f} {table.noise_error[b] / iterated:6.3f}"
-            f"      {table.relative_error[b]:6.3f}   {table.correlation[b]:.3f}"
+            f"      {table.relative_error[b]:6.3f}   {table.correlation[b]:.3f}  {table.power[b]:.3f}"
         )
+    return "\n".join(lines)
+
+
+def format_comparison(table: Comparison) -> str:
+    """N_L of several configurations side by side."""
+    width = max(16, *(len(name) + 2 for name in table.names))
+
+    def block(title: str, values: np.ndarray, errors: np.ndarray) -> list[str]:
+        lines = [title, "      L" + "".join(f"{name:>{width}s}" for name in table.names)]
+        for b, L in enumerate(table.L):
+            cells = (f"{v[b]:.3f} +- {e[b]:.3f}" for v, e in zip(values, errors, strict=True))
+            lines.append(f"{L:7.1f}" + "".join(f"{cell:>{width}s}" for cell in cells))
+        return lines
+
+    lines = block("N_L over the analytic N0 of the iterated EB", table.excess, table.excess_error)
+    relative = block(
+        f"N_L over that of {table.names[0]}, paired errors", table.relative, table.relative_error
+    )
+    lines += ["", *relative]
+    if table.scatter is not None:
+        lines += ["", "scatter of <khat khat> of one patch between the networks (eq. 18), in %"]
+        lines += [f"{L:7.1f}  {100 * s:6.2f}" for L, s in zip(table.L, table.scatter, strict=True)]
+        lines.append(f"   mean  {100 * table.scatter.mean():6.2f}")
     return "\n".join(lines)
 
 

@@ -14,17 +14,27 @@ ARCMIN = np.pi / (180.0 * 60.0)
 
 @dataclass(frozen=True)
 class Instrument:
-    """White noise of Q and of U each (µK′), Gaussian beam (FWHM in ′), mask taper (degrees)."""
+    """White noise of Q and of U each (µK′), Gaussian beam (FWHM in ′), mask taper (degrees).
+
+    With ``depth_ratio`` D the noise is ``noise_uk_arcmin`` in the middle of a patch and falls
+    smoothly along y from √D times that at one side to 1/√D times that at the other.
+    """
 
     __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
 
     noise_uk_arcmin: float = 1.0
     beam_fwhm_arcmin: float = 1.0
     taper_deg: float = 0.5
+    depth_ratio: float | None = None
 
-    def noise_rms(self, geometry: PatchGeometry) -> float:
-        """Noise per pixel of Q and of U, in µK."""
-        return self.noise_uk_arcmin / (geometry.pixel / ARCMIN)
+    def noise_rms(self, geometry: PatchGeometry) -> float | np.ndarray:
+        """Noise per pixel of Q and of U, in µK: a number, or (n, n) where the depth varies."""
+        rms = self.noise_uk_arcmin / (geometry.pixel / ARCMIN)
+        if self.depth_ratio is None:
+            return rms
+        n = geometry.n_pixels
+        slope = np.cos(np.pi * (np.arange(n) + 0.5) / n)[:, None] * np.ones(n)
+        return rms * self.depth_ratio ** (0.5 * slope)
 
     def beam(self, ell: np.ndarray) -> np.ndarray:
         """Beam transfer function exp(−l²σ²/2), σ = FWHM/√(8 ln 2); same shape as ``ell``."""
@@ -71,4 +81,4 @@ def white_noise(
 ) -> np.ndarray:
     """White noise in µK per pixel, float32 of the given shape."""
     noise = generator.standard_normal(shape, dtype=np.float32)
-    return noise * np.float32(instrument.noise_rms(geometry))
+    return noise * np.asarray(instrument.noise_rms(geometry), np.float32)
