@@ -24,7 +24,9 @@ FORMAT_VERSION = 1
 
 def identity_of(recipe: Mapping) -> str:
     """Hash of a recipe: SHA-256 of its canonical JSON, 16 hex digits; a null is an absent key."""
-    text = json.dumps(_without_nulls(recipe), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(
+        _without_nulls(recipe), sort_keys=True, separators=(",", ":"), allow_nan=False
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

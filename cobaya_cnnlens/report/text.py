@@ -58,7 +58,8 @@ def _mapping(title: str, content: dict, indent: int = 0) -> list[str]:
 def format_noise(table: NoiseTable) -> str:
     """Reconstruction noise, one line per bin."""
     lines = [
-        "      L       R  +-       N_L       N_L/N0(EB)   +-    N_L/N0(iter)  +-    sigma(d)/C  rho    power"
+        "      L       R  +-       N_L       N_L/N0(EB)   +-    N_L/N0(iter)  +-    sigma(d)/C  rho"
+        "    power"
     ]
     for b, L in enumerate(table.L):
         eb, iterated = table.n0_eb[b], table.n0_iterated[b]
@@ -66,7 +67,8 @@ def format_noise(table: NoiseTable) -> str:
             f"{L:7.1f}  {table.response[b]:.3f} {table.response_error[b]:.3f}  "
             f"{table.noise[b]:.3e}    {table.noise[b] / eb:6.3f} {table.noise_error[b] / eb:6.3f}"
             f"      {table.noise[b] / iterated:6.3f} {table.noise_error[b] / iterated:6.3f}"
-            f"      {table.relative_error[b]:6.3f}   {table.correlation[b]:.3f}  {table.power[b]:.3f}"
+            f"      {table.relative_error[b]:6.3f}   {table.correlation[b]:.3f}"
+            f"  {table.power[b]:.3f}"
         )
     return "\n".join(lines)
 
