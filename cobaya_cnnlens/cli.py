@@ -38,7 +38,8 @@ def spectra(config: ConfigFile) -> None:
     from .simulate.stage import spectra_for
 
     for name in loaded.set_names():
-        spectra_for(loaded, loaded.set_cosmology(name))
+        for index in range(loaded.set_size(name)):
+            spectra_for(loaded, loaded.set_cosmology(name, index))
     typer.echo(f"spectra in {loaded.sky_directory / 'spectra'}")
 
 
@@ -73,10 +74,10 @@ def train(config: ConfigFile) -> None:
         values = (f"{k} {v:.5g}" for k, v in record.items())
         tqdm.write("  ".join(values))
     # A Keras file holds its date: writing the same weights again would change the network's hash.
-    if trained or not loaded.network_path.exists():
+    if trained or not loaded.trained_path.exists():
         run = training.TrainingRun(directory, training.training_recipe(loaded))
-        training.save_atomically(run.best(), loaded.network_path)
-    typer.echo(f"network in {loaded.network_path}")
+        training.save_atomically(run.best(), loaded.trained_path)
+    typer.echo(f"network in {loaded.trained_path}")
 
 
 @app.command()
@@ -112,10 +113,10 @@ def release_make(
     """Calibrate a survey's bandpowers and write its release file."""
     loaded = _load(config)
     from .calibrate.assemble import make_release
-    from .reconstruct.files import network_hash
+    from .reconstruct.files import networks_hash
     from .release import write_release
 
-    release = make_release(loaded, network_hash(loaded.network_path), survey, sky)
+    release = make_release(loaded, networks_hash(loaded.network_paths), survey, sky)
     path = out or loaded.release_path(survey, sky)
     write_release(release, path)
     typer.echo(path)
@@ -143,14 +144,17 @@ def release_list() -> None:
 @release_app.command("check")
 def release_check(
     file: Annotated[str, typer.Argument(help="A release file, or the name of a shipped one.")],
-    network: Annotated[Path, typer.Option(help="The network that should have made it.")],
+    networks: Annotated[
+        list[Path],
+        typer.Option("--network", help="The network that should have made it; repeatable."),
+    ],
 ) -> None:
     """Check that a release was made with a network, by the hash of its file."""
     from .reconstruct.files import check_network
     from .release import read_release
 
-    check_network(read_release(file), network)
-    typer.echo(f"{file} was made with {network}")
+    check_network(read_release(file), networks)
+    typer.echo(f"{file} was made with {', '.join(map(str, networks))}")
 
 
 @app.command()
@@ -160,11 +164,11 @@ def evaluate(
 ) -> None:
     """Print the network's reconstruction noise beside the analytic curves."""
     loaded = _load(config)
-    from .reconstruct.files import network_hash
+    from .reconstruct.files import networks_hash
     from .report.tables import noise_table
     from .report.text import format_noise
 
-    typer.echo(format_noise(noise_table(loaded, network_hash(loaded.network_path), merge)))
+    typer.echo(format_noise(noise_table(loaded, networks_hash(loaded.network_paths), merge)))
 
 
 @app.command()
@@ -174,11 +178,11 @@ def compare(
 ) -> None:
     """Print the reconstruction noise of several configurations on the same patches."""
     loaded = [_load(config) for config in configs]
-    from .reconstruct.files import network_hash
+    from .reconstruct.files import networks_hash
     from .report import tables
     from .report.text import format_comparison
 
-    hashes = [network_hash(config.network_path) for config in loaded]
+    hashes = [networks_hash(config.network_paths) for config in loaded]
     typer.echo(format_comparison(tables.compare(loaded, hashes, merge)))
 
 
@@ -190,10 +194,10 @@ def recover(
     """Maximum-likelihood ω_c of the surveys' patches, and the null-hypothesis test."""
     loaded = _load(config)
     from .calibrate.assemble import make_release
-    from .reconstruct.files import network_hash
+    from .reconstruct.files import networks_hash
     from .report.text import format_recovery
 
-    digest = network_hash(loaded.network_path)
+    digest = networks_hash(loaded.network_paths)
     releases = {name: make_release(loaded, digest, name) for name in loaded.surveys}
     typer.echo(format_recovery(loaded, digest, releases, patches_each))
 
@@ -242,10 +246,10 @@ def _load(path: Path):
 
 def _network(config):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from .reconstruct.files import network_hash
+    from .reconstruct.files import networks_hash
     from .reconstruct.resunet import estimator_for
 
-    return estimator_for(config), network_hash(config.network_path)
+    return estimator_for(config), networks_hash(config.network_paths)
 
 
 def run() -> None:

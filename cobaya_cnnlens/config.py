@@ -50,16 +50,18 @@ class PatchCentres(Section):
 class Network(Section):
     """The ResUNet: ``width`` 64 is the paper's; ``dropout`` its rate.
 
-    ``noise_map`` adds the noise rms of every pixel to the inputs. ``initial`` names a trained
-    network of the same width that training starts from; ``pretrained`` one to use as it is,
-    instead of training.
+    ``noise_map`` adds the noise rms of every pixel to the inputs; ``polarisation`` "qu" makes the
+    first head unlensed Q and U instead of E. ``initial`` names a trained network of the same width
+    that training starts from; ``pretrained`` one to use as it is, instead of training, or several
+    whose mean κ̂ is used.
     """
 
-    pretrained: Path | None = None
+    pretrained: Path | Annotated[list[Path], Field(min_length=1)] | None = None
     initial: Path | None = None
     width: int = Field(64, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     noise_map: bool = False
+    polarisation: Literal["e", "qu"] = "e"
     seed: int = 1
 
 
@@ -144,13 +146,18 @@ class Survey(Section):
 
 
 class Config(Section):
-    """The whole pipeline, from one file."""
+    """The whole pipeline, from one file.
+
+    ``train_cosmologies`` are changes of the fiducial cosmology, e.g. ``{omch2: 0.1285}``, that the
+    training skies take in turn; the other sets keep the fiducial one.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     seed: int = Field(ge=0)
     products: Path
     skies_from: Path | None = None
     cosmology: Cosmology = Cosmology()
+    train_cosmologies: list[dict[str, float]] = []
     camb: CambSettings = CambSettings()
     sky: SkySettings = SkySettings()
     patch: PatchGeometry = PatchGeometry()
@@ -204,6 +211,12 @@ class Config(Section):
             )
         if self.training.loss == "spectral" and any(p.crop for p in self.training.phases):
             raise ValueError("training.loss 'spectral' weighs the modes of whole patches: crop 0")
+        for i, change in enumerate(self.train_cosmologies):
+            if unknown := set(change) - set(asdict(self.cosmology)):
+                raise ValueError(
+                    f"train_cosmologies.{i}: no cosmological parameter {', '.join(unknown)}; "
+                    f"there are {', '.join(asdict(self.cosmology))}"
+                )
         if not 0 <= self.centres.poles < 6 * self.centres.nside**2:
             raise ValueError("centres.poles leaves no patch on the sky")
         if self.instrument.noise_uk_arcmin < 0 or self.instrument.beam_fwhm_arcmin < 0:
@@ -223,9 +236,13 @@ class Config(Section):
             return self.surveys[name.removeprefix("survey-")].skies
         return getattr(self.skies, name)
 
-    def set_cosmology(self, name: str) -> Cosmology:
-        """True cosmology of a set."""
+    def set_cosmology(self, name: str, index: int = 0) -> Cosmology:
+        """True cosmology of a sky of a set; only training skies may differ from one another."""
         self._check_set(name)
+        if name == "train" and self.train_cosmologies:
+            return self.cosmology.vary(
+                **self.train_cosmologies[index % len(self.train_cosmologies)]
+            )
         if name.startswith("survey-"):
             return self.cosmology.vary(omch2=self.surveys[name.removeprefix("survey-")].omch2)
         return self.cosmology
@@ -244,7 +261,7 @@ class Config(Section):
     def sky_recipe(self, set_name: str, index: int) -> dict:
         """What determines one shard."""
         return {
-            **self.spectra_recipe(self.set_cosmology(set_name)),
+            **self.spectra_recipe(self.set_cosmology(set_name, index)),
             "algorithm": ALGORITHM["sky"],
             "seed": self.seed,
             "set": set_name,
@@ -316,9 +333,17 @@ class Config(Section):
         return self.sky_directory / set_name / f"sky_{index:04d}.h5"
 
     @property
-    def network_path(self) -> Path:
-        """The network: the trained one, or the one that ``network.pretrained`` names."""
-        return self.network.pretrained or self.products / "network.keras"
+    def trained_path(self) -> Path:
+        """Where training leaves its network."""
+        return self.products / "network.keras"
+
+    @property
+    def network_paths(self) -> tuple[Path, ...]:
+        """The networks in use: the trained one, or those that ``network.pretrained`` names."""
+        named = self.network.pretrained
+        if named is None:
+            return (self.trained_path,)
+        return tuple(named) if isinstance(named, list) else (named,)
 
     @property
     def training_directory(self) -> Path:

@@ -147,8 +147,8 @@ def test_release_and_network_must_match(release, network, tmp_path):
     path = tmp_path / "n.keras"
     network.save(path)
     with pytest.raises(NetworkError, match="network_sha256"):
-        check_network(release, path)
+        check_network(release, [path])
     matching = replace(release, provenance={"network_sha256": network_hash(path)})
-    check_network(matching, path)
+    check_network(matching, [path])
     with pytest.raises(NetworkError, match="cannot be read"):
-        check_network(matching, tmp_path / "absent.keras")
+        check_network(matching, [tmp_path / "absent.keras"])

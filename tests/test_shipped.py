@@ -25,7 +25,7 @@ def test_what_is_shipped():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_release_was_made_with_the_shipped_network(name):
-    check_network(read_release(name), NETWORK)
+    check_network(read_release(name), [NETWORK])
 
 
 @pytest.fixture(scope="module")

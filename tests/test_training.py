@@ -167,7 +167,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tiny, tmp_path):
     process.wait()
     before = json.loads((directory / "state.json").read_text())["history"]
     assert 1 <= len(before) < 300
-    assert not slow.network_path.exists()
+    assert not slow.trained_path.exists()
     run = training.train(slow, directory)
     record = next(run)
     run.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import NetworkError
@@ -26,18 +27,25 @@ def network_hash(path: str | Path) -> str:
         ) from None
 
 
-def check_network(release: Release, path: str | Path) -> None:
-    """Refuse a network that did not make the release.
+def networks_hash(paths: Iterable[str | Path]) -> str:
+    """The file's hash of one network; of several, SHA-256 of their sorted hashes as text."""
+    hashes = sorted(network_hash(path) for path in paths)
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def check_network(release: Release, paths: Iterable[str | Path]) -> None:
+    """Refuse networks that did not make the release.
 
     Raises
     ------
     NetworkError
         if the hashes differ
     """
-    made_with, found = release.provenance.get("network_sha256"), network_hash(path)
+    paths = list(paths)
+    made_with, found = release.provenance.get("network_sha256"), networks_hash(paths)
     if made_with != found:
         raise NetworkError(
-            f"{path}: its hash is {found[:16]}…, but release '{release.name}' names "
+            f"{', '.join(map(str, paths))}: its hash is {found[:16]}…, but release '{release.name}' names "
             f"{str(made_with)[:16]}… in field 'provenance.network_sha256'; use the network that "
             "made the release, or make the release again"
         )

@@ -21,19 +21,20 @@ NOISE_UNIT = 0.2
 
 @keras.saving.register_keras_serializable(package="cobaya_cnnlens")
 class ResUNet(keras.Model):
-    """Residual U-net (Q̃, Ũ) → {"e", "kappa"}.
+    """Residual U-net (Q̃, Ũ) → {"e", "kappa"}, or {"qu", "kappa"}.
 
     Parameters
     ----------
     width : channels of the full-resolution layers; 64 in the paper
     dropout : rate before every 5×5 convolution; .3 in the paper
     input_std : standard deviations of Q̃ and Ũ over the training set, in µK
-    output_std : standard deviations of E (µK) and κ over the training set
+    output_std : standard deviations of the first head's target (µK) and of κ over the training set
+    polarisation : the first head, unlensed E ("e", the paper's) or unlensed Q and U ("qu")
     noise_map : a third input, the noise rms of every pixel in µK
     metadata : JSON-able description of what the network was trained for
 
     Input (n, ny, nx, 2), or 3 with ``noise_map``, ny and nx multiples of 4; each output
-    (n, ny, nx, 1). The normalisation is part of the model: both ends are in physical units.
+    (n, ny, nx, 1), "qu" (n, ny, nx, 2). The normalisation is part of the model: both ends are in physical units.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class ResUNet(keras.Model):
         input_std: tuple[float, float] = (1.0, 1.0),
         output_std: tuple[float, float] = (1.0, 1.0),
         noise_map: bool = False,
+        polarisation: str = "e",
         metadata: dict | None = None,
         **kwargs,
     ):
@@ -52,19 +54,21 @@ class ResUNet(keras.Model):
             "input_std": [float(s) for s in input_std],
             "output_std": [float(s) for s in output_std],
             "noise_map": noise_map,
+            "polarisation": polarisation,
             "metadata": metadata or {},
         }
-        maps = layers.Input((None, None, 3 if noise_map else 2), name="qu")
+        maps = layers.Input((None, None, 3 if noise_map else 2), name="maps")
         variance = np.square(self._arguments["input_std"])
         normalise = layers.Normalization(mean=[0.0, 0.0], variance=variance, name="normalise")
         normalised = normalise(maps[..., :2])
         if noise_map:
             depth = keras.ops.log1p(maps[..., 2:] / NOISE_UNIT)
             normalised = layers.Concatenate(name="with_noise")([normalised, depth])
+        heads = {polarisation: len(polarisation), "kappa": 1}
         outputs = {
             name: layers.Rescaling(std, name=name, dtype="float32")(output)
             for (name, output), std in zip(
-                _body(normalised, width, dropout).items(), output_std, strict=True
+                _body(normalised, width, dropout, heads).items(), output_std, strict=True
             )
         }
         super().__init__(maps, outputs, **kwargs)
@@ -78,8 +82,13 @@ class ResUNet(keras.Model):
         return self._arguments["noise_map"]
 
     @property
+    def polarisation(self) -> str:
+        return self._arguments["polarisation"]
+
+    @property
     def output_std(self) -> dict[str, float]:
-        return dict(zip(("e", "kappa"), self._arguments["output_std"], strict=True))
+        heads = (self.polarisation, "kappa")
+        return dict(zip(heads, self._arguments["output_std"], strict=True))
 
     def get_config(self) -> dict:
         return {**self._arguments, "name": self.name}
@@ -89,7 +98,7 @@ class ResUNet(keras.Model):
         return cls(**config)
 
 
-def _body(x, width: int, dropout: float) -> dict:
+def _body(x, width: int, dropout: float, heads: dict[str, int]) -> dict:
     """c1–c16 of Fig. 4 with the residual shortcuts of Fig. 3 over the pairs (1,2) … (13,14)."""
     w = width
 
@@ -124,7 +133,7 @@ def _body(x, width: int, dropout: float) -> dict:
     c11 = layers.UpSampling2D(name="c11_up")(conv(r10, w, "c11"))
 
     outputs = {}
-    for head in ("e", "kappa"):
+    for head, channels in heads.items():
         y = layers.Concatenate(name=f"{head}_join_11_3")([c11, c3])
         r12 = add(
             conv(y, w, f"{head}_c12"),
@@ -134,7 +143,7 @@ def _body(x, width: int, dropout: float) -> dict:
         c14 = conv(conv(r12, w, f"{head}_c13"), w, f"{head}_c14")
         r14 = add(c14, shortcut(r12, f"{head}_s14"), f"{head}_r14")
         c15 = conv(r14, w, f"{head}_c15")
-        outputs[head] = conv(c15, 1, f"{head}_c16", activation=None)
+        outputs[head] = conv(c15, channels, f"{head}_c16", activation=None)
     return outputs
 
 
@@ -202,7 +211,8 @@ class NetworkEstimator:
         return self.reconstruct_both(q, u)["kappa"]
 
     def reconstruct_both(self, q: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
-        """As :meth:`reconstruct`, with the unlensed Ê (µK) as ``"e"`` beside ``"kappa"``."""
+        """As :meth:`reconstruct`, with the unlensed Ê in µK as ``"e"`` beside ``"kappa"``, or Q̂ and
+        Û as ``"qu"``, (n, ny, nx, 2)."""
         maps = [q, u]
         if self._network.noise_map:
             maps.append(np.broadcast_to(self._noise_rms, np.shape(q)))
@@ -211,21 +221,46 @@ class NetworkEstimator:
         for turns, flip in self._symmetries:
             turned = apply_symmetry(maps, turns, flip, spin2=True)
             for name, values in self._predict(turned).items():
-                values = undo_symmetry(values, turns, flip) / len(self._symmetries)
+                values = undo_symmetry(values, turns, flip, spin2=name == "qu") / len(
+                    self._symmetries
+                )
                 total[name] = total.get(name, 0.0) + values
-        return {name: values[..., 0] for name, values in total.items()}
+        return {name: v if name == "qu" else v[..., 0] for name, v in total.items()}
 
     def _predict(self, maps: np.ndarray) -> dict[str, np.ndarray]:
         return self._network.predict(maps, batch_size=self._batch, verbose=0)
 
 
-def estimator_for(config: Config) -> NetworkEstimator:
-    """The configuration's network, applied as the configuration says."""
-    return NetworkEstimator(
-        load_network(config.network_path),
-        symmetries=config.reconstruction.symmetries,
-        noise_rms=config.instrument.noise_rms(config.patch),
-    )
+class EnsembleEstimator:
+    """The mean κ̂ of several estimators, which takes off what is one network's alone."""
+
+    def __init__(self, members: list[NetworkEstimator]):
+        self._members = members
+
+    def reconstruct(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
+        """Masked Q̃, Ũ in µK, each (n, ny, nx) → κ̂ (n, ny, nx)."""
+        return self.reconstruct_both(q, u)["kappa"]
+
+    def reconstruct_both(self, q: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
+        """As :meth:`NetworkEstimator.reconstruct_both`, of what every member has."""
+        total: dict[str, np.ndarray] = {}
+        for member in self._members:
+            for name, values in member.reconstruct_both(q, u).items():
+                total[name] = total.get(name, 0.0) + values / len(self._members)
+        return total
+
+
+def estimator_for(config: Config) -> NetworkEstimator | EnsembleEstimator:
+    """The configuration's network, or its networks' mean, applied as the configuration says."""
+    members = [
+        NetworkEstimator(
+            load_network(path),
+            symmetries=config.reconstruction.symmetries,
+            noise_rms=config.instrument.noise_rms(config.patch),
+        )
+        for path in config.network_paths
+    ]
+    return members[0] if len(members) == 1 else EnsembleEstimator(members)
 
 
 SYMMETRIES = tuple((turns, flip) for flip in (False, True) for turns in range(4))
@@ -248,8 +283,9 @@ def apply_symmetry(maps: np.ndarray, turns: int, flip: bool, spin2: bool) -> np.
     return maps * signs
 
 
-def undo_symmetry(maps: np.ndarray, turns: int, flip: bool) -> np.ndarray:
-    """The inverse of :func:`apply_symmetry` on scalar maps (..., ny, nx, channels)."""
+def undo_symmetry(maps: np.ndarray, turns: int, flip: bool, spin2: bool = False) -> np.ndarray:
+    """The inverse of :func:`apply_symmetry`."""
+    signs = apply_symmetry(np.ones((1, 1, maps.shape[-1]), np.float32), turns, flip, spin2)[0, 0]
     if flip:
         maps = maps[..., ::-1, :]
-    return np.rot90(maps, -turns, axes=(-3, -2))
+    return np.rot90(maps, -turns, axes=(-3, -2)) * signs

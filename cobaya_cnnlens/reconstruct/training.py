@@ -36,7 +36,8 @@ SPECTRAL_FLOOR = 200.0
 class TrainingPatches:
     """Noiseless, unmasked training maps in memory.
 
-    ``lensed`` : beamed Q̃, Ũ in µK, (n, ny, nx, 2); ``targets`` : E (µK) and κ, (n, ny, nx, 2)
+    ``lensed`` : beamed Q̃, Ũ in µK, (n, ny, nx, 2); ``targets`` : E (µK) and κ, (n, ny, nx, 2), or
+    Q, U and κ, (n, ny, nx, 3)
     """
 
     lensed: np.ndarray
@@ -46,20 +47,22 @@ class TrainingPatches:
 def load_training_patches(config: Config) -> TrainingPatches:
     """Read the whole training set; 2 GB for 48 skies of the paper's patches."""
     n_skies, n = config.skies.train, config.patch.n_pixels
+    wanted = (*config.network.polarisation, "kappa")
     lensed = targets = None
     for i in tqdm(range(n_skies), desc="training set", unit="sky"):
-        q, u, e, kappa = shards.read_fields(
+        q, u, *truth = shards.read_fields(
             config.sky_path("train", i),
-            ("lensed_q", "lensed_u", "e", "kappa"),
+            ("lensed_q", "lensed_u", *wanted),
             config.sky_recipe("train", i),
         )
         if lensed is None:
-            shape = (n_skies * len(q), n, n, 2)
-            lensed, targets = np.empty(shape, np.float32), np.empty(shape, np.float32)
+            shape = (n_skies * len(q), n, n)
+            lensed = np.empty((*shape, 2), np.float32)
+            targets = np.empty((*shape, len(wanted)), np.float32)
         rows = slice(i * len(q), (i + 1) * len(q))
         for c, maps in enumerate((q, u)):
             lensed[rows, ..., c] = convolve_beam(maps, config.instrument, config.patch)
-        for c, maps in enumerate((e, kappa)):
+        for c, maps in enumerate(truth):
             targets[rows, ..., c] = config.patch.crop(maps)
     return TrainingPatches(lensed, targets)
 
@@ -67,10 +70,12 @@ def load_training_patches(config: Config) -> TrainingPatches:
 def normalisation(
     patches: TrainingPatches, mask: np.ndarray, noise_rms: float | np.ndarray
 ) -> tuple[list[float], list[float]]:
-    """Standard deviations of the masked (Q̃, Ũ) with noise and of the masked (E, κ)."""
+    """Standard deviations of the masked (Q̃, Ũ) with noise, and of the masked E (or Q and U
+    together) and κ."""
     weight = mask**2 / mask.size
     inputs = np.einsum("nyxc,yx->c", patches.lensed**2, weight) / len(patches.lensed)
     outputs = np.einsum("nyxc,yx->c", patches.targets**2, weight) / len(patches.targets)
+    outputs = np.array([outputs[:-1].mean(), outputs[-1]])
     return (
         np.sqrt(inputs + (noise_rms**2 * weight).sum()).tolist(),
         np.sqrt(outputs).tolist(),
@@ -98,7 +103,8 @@ class EpochBatches(keras.utils.PyDataset):
         size = self._phase.crop or n
         shape = (self._phase.batch, size, size)
         inputs = np.empty((*shape, 3 if config.network.noise_map else 2), np.float32)
-        outputs = np.empty((*shape, 2), np.float32)
+        outputs = np.empty((*shape, self._patches.targets.shape[-1]), np.float32)
+        head = config.network.polarisation
         for b in range(self._phase.batch):
             i = generator.integers(len(self._patches.lensed))
             y, x = generator.integers(n - size + 1, size=2)
@@ -116,12 +122,12 @@ class EpochBatches(keras.utils.PyDataset):
             if training.augment:
                 turns, flip = int(generator.integers(4)), bool(generator.integers(2))
                 qu = apply_symmetry(qu, turns, flip, spin2=True)
-                target = apply_symmetry(target, turns, flip, spin2=False)
+                target = apply_symmetry(target, turns, flip, spin2=head == "qu")
                 rms = apply_symmetry(rms, turns, flip, spin2=False)
             inputs[b, ..., :2], outputs[b] = qu, target
             if config.network.noise_map:
                 inputs[b, ..., 2:] = rms
-        return inputs, {"e": outputs[..., :1], "kappa": outputs[..., 1:]}
+        return inputs, {head: outputs[..., :-1], "kappa": outputs[..., -1:]}
 
 
 def noise_map(config: Config, generator: np.random.Generator) -> np.ndarray:
@@ -335,9 +341,11 @@ def training_recipe(config: Config) -> dict:
     del sky["index"], sky["set"]
     return {
         **sky,
+        **({"train_cosmologies": config.train_cosmologies} if config.train_cosmologies else {}),
         "train_skies": config.skies.train,
         "instrument": asdict(config.instrument),
-        "network": config.network.model_dump(exclude={"pretrained", "initial"})
+        "network": config.network.model_dump(exclude={"pretrained", "initial", "polarisation"})
+        | ({"polarisation": head} if (head := config.network.polarisation) != "e" else {})
         | ({"initial": network_hash(path)} if (path := config.network.initial) else {}),
         "training": config.training.model_dump(),
     }
@@ -360,6 +368,7 @@ def new_network(config: Config, patches: TrainingPatches) -> ResUNet:
         width=config.network.width,
         dropout=config.network.dropout,
         noise_map=config.network.noise_map,
+        polarisation=config.network.polarisation,
         input_std=input_std,
         output_std=output_std,
         metadata=metadata,
@@ -406,20 +415,29 @@ def _with_weights_of(path: Path, network: ResUNet) -> ResUNet:
 def validation_batch(config: Config) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The first ``validation_patches`` patches of the validation skies, with fixed noise."""
     wanted = config.training.validation_patches
-    inputs, e, kappa = [], [], []
+    head = config.network.polarisation
+    inputs, targets, kappa = [], [], []
     for index in range(config.skies.validation):
         seen = observe_sky(config, "validation", index)
         inputs.append(np.stack([seen.q, seen.u], axis=-1))
-        e.append(seen.e[..., None])
+        targets.append(seen.e[..., None] if head == "e" else _unlensed(config, index))
         kappa.append(seen.kappa[..., None])
         if sum(map(len, inputs)) >= wanted:
             break
-    cut = {"e": np.concatenate(e)[:wanted], "kappa": np.concatenate(kappa)[:wanted]}
+    cut = {head: np.concatenate(targets)[:wanted], "kappa": np.concatenate(kappa)[:wanted]}
     maps = np.concatenate(inputs)[:wanted]
     if config.network.noise_map:
         rms = np.broadcast_to(config.instrument.noise_rms(config.patch), maps.shape[:-1])
         maps = np.concatenate([maps, rms[..., None].astype(np.float32)], axis=-1)
     return maps, cut
+
+
+def _unlensed(config: Config, index: int) -> np.ndarray:
+    """Masked, unlensed Q and U of a validation sky in µK, (n, ny, nx, 2)."""
+    recipe = config.sky_recipe("validation", index)
+    fields = shards.read_fields(config.sky_path("validation", index), ("q", "u"), recipe)
+    mask = cosine_mask(config.patch, config.instrument.taper_deg).astype(np.float32)
+    return np.stack([config.patch.crop(maps) * mask for maps in fields], axis=-1)
 
 
 def train(config: Config, directory: Path) -> Iterator[dict]:

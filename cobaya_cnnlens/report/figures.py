@@ -18,7 +18,7 @@ from ..calibrate.measure import read_bandpowers, spectra_of
 from ..calibrate.windows import bandpower_windows, expected_e_and_b
 from ..config import Config
 from ..errors import CNNLensError
-from ..reconstruct.files import network_hash
+from ..reconstruct.files import networks_hash
 from ..simulate.observation import observe_sky
 from ..simulate.stage import spectra_for
 from ..theory import lensed_polarisation
@@ -132,18 +132,17 @@ def training_figure(config: Config):
 
 
 def reconstruction_figure(config: Config, patch: int = 40):
-    """κ, κ̂ and E, Ê of one test patch with their differences."""
+    """κ, κ̂ and E, Ê of one test patch with their differences; no E where a network gives Q, U."""
     from ..reconstruct.resunet import estimator_for
 
     seen = observe_sky(config, "test", 0)
     rows = slice(patch, patch + 1)
     both = estimator_for(config).reconstruct_both(seen.q[rows], seen.u[rows])
-    figure, axes = plt.subplots(2, 3, figsize=(13, 8))
+    rows = [(seen.kappa[patch], "kappa", r"\kappa"), (seen.e[patch], "e", "E")]
+    rows = [row for row in rows if row[1] in both]
+    figure, axes = plt.subplots(len(rows), 3, figsize=(13, 4 * len(rows)), squeeze=False)
     half = config.patch.size_deg / 2
-    for line, true, name, label in (
-        (axes[0], seen.kappa[patch], "kappa", r"\kappa"),
-        (axes[1], seen.e[patch], "e", "E"),
-    ):
+    for line, (true, name, label) in zip(axes, rows, strict=True):
         scale = 3 * true.std()
         for axis, values, title in zip(
             line,
@@ -158,7 +157,7 @@ def reconstruction_figure(config: Config, patch: int = 40):
 
 def noise_figure(config: Config):
     """Reconstruction noise, its ratios to the analytic curves, and bandpower errors."""
-    table = noise_table(config, network_hash(config.network_path))
+    table = noise_table(config, networks_hash(config.network_paths))
     theory = spectra_for(config, config.cosmology)
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.3))
     L = np.arange(40, int(table.L[-1]) + 60)
@@ -183,7 +182,7 @@ def noise_figure(config: Config):
 
 def derivatives_figure(config: Config):
     """Noise-debias derivatives, as fractions of the fiducial bandpower."""
-    digest = network_hash(config.network_path)
+    digest = networks_hash(config.network_paths)
     calibration, _ = calibration_of(config, digest)
     theory = spectra_for(config, config.cosmology)
     limit = config.sky.band_limit
@@ -213,7 +212,7 @@ def derivatives_figure(config: Config):
 
 def bandpowers_figure(config: Config):
     """Debiased bandpowers of every survey over the fiducial expectation."""
-    digest = network_hash(config.network_path)
+    digest = networks_hash(config.network_paths)
     calibration, _ = calibration_of(config, digest)
     theory = spectra_for(config, config.cosmology)
     limit = config.sky.band_limit

@@ -52,9 +52,9 @@ def make_skies(
     ]
     if not missing:
         return paths
-    spectra = spectra_for(config, config.set_cosmology(set_name))
     pointing = shards.pointing_of(config.patch, config.centres.nside, config.centres.poles)
     for index, path in tqdm(missing, desc=f"skies/{set_name}", unit="sky"):
+        spectra = spectra_for(config, config.set_cosmology(set_name, index))
         sky = shards.draw_sky(spectra, config.sky.lmax, config.seed, set_name, index)
         fields = shards.sample_patches(sky, config.sky, config.patch, pointing, nthreads)
         if not all(np.isfinite(f).all() for f in fields.values()):

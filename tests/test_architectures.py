@@ -1,0 +1,176 @@
+"""What every architecture must keep to, whatever it is trained for."""
+
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from cobaya_cnnlens.reconstruct.resunet import (
+    SYMMETRIES,
+    NetworkEstimator,
+    ResUNet,
+    apply_symmetry,
+    load_network,
+)
+
+ARCHITECTURES = {
+    "paper": {},
+    "noise_map": {"noise_map": True},
+    "qu": {"polarisation": "qu"},
+    "noise_map_qu": {"noise_map": True, "polarisation": "qu"},
+}
+
+
+@pytest.fixture(params=ARCHITECTURES, scope="module")
+def network(request):
+    keras.utils.set_random_seed(3)
+    network = ResUNet(
+        3, input_std=(4.0, 4.5), output_std=(6.0, 0.07), **ARCHITECTURES[request.param]
+    )
+    # Batch norm with statistics of its own, as after training.
+    generator = np.random.default_rng(1)
+    network.set_weights(
+        [
+            w * (1.0 + 0.3 * generator.random(w.shape)) + 0.05 * generator.random(w.shape)
+            for w in network.get_weights()
+        ]
+    )
+    return network
+
+
+def maps_for(network, shape, seed=0):
+    generator = np.random.default_rng(seed)
+    maps = 4.0 * generator.standard_normal((2, *shape, 3 if network.noise_map else 2))
+    return np.abs(maps).astype("f4") if network.noise_map else maps.astype("f4")
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (48, 64)])
+def test_any_map_size(network, shape):
+    out = network.predict(maps_for(network, shape), verbose=0)
+    assert set(out) == {network.polarisation, "kappa"}
+    assert out["kappa"].shape == (2, *shape, 1)
+    assert out[network.polarisation].shape == (2, *shape, len(network.polarisation))
+
+
+def test_saved_and_loaded_bit_equal(network, tmp_path):
+    network.save(tmp_path / "n.keras")
+    loaded = load_network(tmp_path / "n.keras")
+    assert loaded.get_config() == network.get_config()
+    maps = maps_for(network, (32, 32))
+    again = loaded.predict(maps, verbose=0)
+    for head, values in network.predict(maps, verbose=0).items():
+        np.testing.assert_array_equal(values, again[head])
+
+
+def test_average_over_symmetries_is_equivariant(network):
+    """κ̂ is a scalar and Q̂, Û a spin-2 pair under all eight symmetries; one orientation alone is
+    off by more than rounding."""
+    maps = maps_for(network, (16, 16))[:1]
+
+    def heads(moved, symmetries):
+        rms = moved[0, ..., 2] if network.noise_map else None
+        estimator = NetworkEstimator(network, symmetries=symmetries, noise_rms=rms)
+        found = estimator.reconstruct_both(moved[..., 0], moved[..., 1])
+        return {k: v if k == "qu" else v[..., None] for k, v in found.items()}
+
+    for symmetries in (8, 1):
+        still = heads(maps, symmetries)
+        worst = dict.fromkeys(still, 0.0)
+        for turns, flip in SYMMETRIES[1:]:
+            found = heads(apply_symmetry(maps, turns, flip, spin2=True), symmetries)
+            for head, values in still.items():
+                want = apply_symmetry(values, turns, flip, spin2=head == "qu")
+                off = np.abs(found[head] - want).max() / np.abs(values).max()
+                worst[head] = max(worst[head], off)
+        assert all(off < 1e-5 if symmetries == 8 else off > 1e-3 for off in worst.values())
+
+
+OTHER_BACKEND = """
+import sys
+import numpy as np
+import keras
+from cobaya_cnnlens.reconstruct.resunet import load_network
+assert keras.backend.backend() == "jax"
+network = load_network(sys.argv[1])
+maps = np.load(sys.argv[2])
+np.savez(sys.argv[3], **network.predict(maps, verbose=0))
+"""
+
+
+def test_backends_agree(network, tmp_path):
+    """The same file under JAX gives the same maps as under TensorFlow."""
+    pytest.importorskip("jax")
+    assert keras.backend.backend() == "tensorflow"
+    maps = maps_for(network, (32, 32))
+    network.save(tmp_path / "n.keras")
+    np.save(tmp_path / "maps.npy", maps)
+    arguments = [tmp_path / "n.keras", tmp_path / "maps.npy", tmp_path / "out.npz"]
+    subprocess.run(
+        [sys.executable, "-c", OTHER_BACKEND, *map(str, arguments)],
+        env={**os.environ, "KERAS_BACKEND": "jax"},
+        check=True,
+        timeout=300,
+    )
+    other = np.load(tmp_path / "out.npz")
+    for head, values in network.predict(maps, verbose=0).items():
+        np.testing.assert_allclose(other[head], values, atol=2e-5 * np.abs(values).max())
+
+
+TRAIN = """
+import json, sys
+from pathlib import Path
+from cobaya_cnnlens.config import load_config
+from cobaya_cnnlens.reconstruct import training
+records = list(training.train(load_config(sys.argv[1]), Path(sys.argv[2])))
+print(json.dumps(records[-1]))
+"""
+
+
+def test_training_under_jax(small_config, tmp_path):
+    """Two steps under JAX end where TensorFlow's end: the loss, the optimiser and the batches do
+    not depend on the backend."""
+    pytest.importorskip("jax")
+    import yaml
+    from cobaya_cnnlens.simulate.shards import FIELDS, write_shard
+
+    from .conftest import REPOSITORY
+
+    content = yaml.safe_load((REPOSITORY / "training" / "config" / "test.yaml").read_text())
+    content["products"] = str(tmp_path / "products")
+    content["network"] = {"width": 2, "noise_map": True}
+    content["training"] = {
+        "phases": [{"steps": 2, "batch": 2, "learning_rate": 1e-3}],
+        "steps_per_epoch": 2,
+        "validation_patches": 2,
+        "loss": "spectral",
+        "noise_max_uk_arcmin": 5.0,
+    }
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(content))
+    generator = np.random.default_rng(5)
+    n = small_config.patch.n_padded
+    from cobaya_cnnlens.config import load_config
+
+    config = load_config(path)
+    for name in ("train", "validation"):
+        for i in range(config.set_size(name)):
+            fields = {f: generator.standard_normal((2, n, n)).astype("f4") for f in FIELDS}
+            write_shard(config.sky_path(name, i), config.sky_recipe(name, i), fields)
+    losses = []
+    for backend in ("tensorflow", "jax"):
+        done = subprocess.run(
+            [sys.executable, "-c", TRAIN, str(path), str(tmp_path / backend)],
+            env={**os.environ, "KERAS_BACKEND": backend},
+            check=True,
+            timeout=600,
+            capture_output=True,
+            text=True,
+        )
+        losses.append(json.loads(done.stdout.splitlines()[-1])["loss"])
+    # The initial weights are the backends' own draws; batches, losses and steps are shared.
+    assert np.isfinite(losses).all()
+    assert losses[0] == pytest.approx(losses[1], rel=0.5)
