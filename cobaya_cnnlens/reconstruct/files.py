@@ -45,7 +45,7 @@ def check_network(release: Release, paths: Iterable[str | Path]) -> None:
     made_with, found = release.provenance.get("network_sha256"), networks_hash(paths)
     if made_with != found:
         raise NetworkError(
-            f"{', '.join(map(str, paths))}: its hash is {found[:16]}…, but release '{release.name}' names "
-            f"{str(made_with)[:16]}… in field 'provenance.network_sha256'; use the network that "
-            "made the release, or make the release again"
+            f"{', '.join(map(str, paths))}: its hash is {found[:16]}…, but release "
+            f"'{release.name}' names {str(made_with)[:16]}… in field 'provenance.network_sha256'; "
+            "use the network that made the release, or make the release again"
         )

@@ -34,7 +34,8 @@ class ResUNet(keras.Model):
     metadata : JSON-able description of what the network was trained for
 
     Input (n, ny, nx, 2), or 3 with ``noise_map``, ny and nx multiples of 4; each output
-    (n, ny, nx, 1), "qu" (n, ny, nx, 2). The normalisation is part of the model: both ends are in physical units.
+    (n, ny, nx, 1), "qu" (n, ny, nx, 2). The normalisation is part of the model: both ends are in
+    physical units.
     """
 
     def __init__(
