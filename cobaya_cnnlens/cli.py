@@ -14,7 +14,9 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 release_app = typer.Typer(no_args_is_help=True, help="Make and look at release files.")
 app.add_typer(release_app, name="release")
 
-ConfigFile = Annotated[Path, typer.Argument(help="Pipeline configuration (YAML).")]
+ConfigFile = Annotated[
+    Path, typer.Argument(help="Pipeline configuration (YAML), or FILE#MEMBER of a study.")
+]
 SetName = Annotated[
     str, typer.Option("--set", help="train, validation, test, derivatives or survey-NAME.")
 ]
@@ -91,7 +93,14 @@ def reconstruct(config: ConfigFile, set_name: SetName, index: Indices = None) ->
 
 
 @app.command()
-def derivatives(config: ConfigFile, index: Indices = None, threads: Threads = 0) -> None:
+def derivatives(
+    config: ConfigFile,
+    index: Indices = None,
+    threads: Threads = 0,
+    shifted_only: Annotated[
+        bool, typer.Option(help="Only the skies at shifted omch2, which `forecast` needs.")
+    ] = False,
+) -> None:
     """Measure the banded derivatives of the debiased bandpowers, and their second order in ω_c."""
     loaded = _load(config)
     from .calibrate.curvature import measure_curvature
@@ -99,7 +108,8 @@ def derivatives(config: ConfigFile, index: Indices = None, threads: Threads = 0)
 
     estimator, network_hash = _network(loaded)
     for i in range(loaded.skies.derivatives) if index is None else index:
-        measure_derivatives(loaded, estimator, network_hash, i, threads)
+        if not shifted_only:
+            measure_derivatives(loaded, estimator, network_hash, i, threads)
         measure_curvature(loaded, estimator, network_hash, i, threads)
 
 
@@ -173,17 +183,31 @@ def evaluate(
 
 @app.command()
 def compare(
-    configs: Annotated[list[Path], typer.Argument(help="Pipeline configurations (YAML).")],
+    configs: Annotated[list[Path], typer.Argument(help="Pipeline configurations or studies.")],
     merge: Annotated[int, typer.Option(min=1, help="Neighbouring bins to take together.")] = 1,
 ) -> None:
-    """Print the reconstruction noise of several configurations on the same patches."""
-    loaded = [_load(config) for config in configs]
+    """Print the reconstruction noise of several configurations, or of a study's, side by side."""
+    loaded = [member for config in configs for member in _load_study(config).values()]
     from .reconstruct.files import networks_hash
     from .report import tables
     from .report.text import format_comparison
 
     hashes = [networks_hash(config.network_paths) for config in loaded]
     typer.echo(format_comparison(tables.compare(loaded, hashes, merge)))
+
+
+@app.command()
+def forecast(
+    configs: Annotated[list[Path], typer.Argument(help="Pipeline configurations or studies.")],
+) -> None:
+    """Print what one patch tells about omch2 (Fisher), with and without a debias that follows."""
+    loaded = [member for config in configs for member in _load_study(config).values()]
+    from .reconstruct.files import networks_hash
+    from .report import forecast
+    from .report.text import format_forecasts
+
+    found = {c.name: forecast.forecast(c, networks_hash(c.network_paths)) for c in loaded}
+    typer.echo(format_forecasts(found))
 
 
 @app.command()
@@ -235,13 +259,21 @@ def figure(
 
 
 def _load(path: Path):
+    return _config_module().load_config(path)
+
+
+def _load_study(path: Path):
+    return _config_module().load_study(path)
+
+
+def _config_module():
     try:
-        from .config import load_config
+        from . import config
     except ModuleNotFoundError as error:
         raise SystemExit(
             f"error: the pipeline needs {error.name}; install it with pip install '.[pipeline]'"
         ) from None
-    return load_config(path)
+    return config
 
 
 def _network(config):

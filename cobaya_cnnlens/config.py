@@ -374,18 +374,64 @@ def load_config(path: str | Path) -> Config:
     """Read and check a configuration.
 
     A file may name another as its ``base`` (a path relative to itself): sections are merged key
-    by key, lists replaced whole, and a null takes the base's value away.
+    by key, lists replaced whole, and a null takes the base's value away. A *study* has
+    ``members``, changes by name, and ``FILE#MEMBER`` is the configuration of one of them; its
+    products lie in a folder of the study's.
 
     Raises
     ------
     ConfigError
-        if a file is missing, is not YAML, has a wrong key or value, or is its own base
+        if a file is missing, is not YAML, has a wrong key or value, is its own base, or if a
+        study is named without one of its members
     """
-    path = Path(path)
+    file, _, member = str(path).partition("#")
+    content = _with_bases(Path(file), ())
+    members = _members(file, content)
+    if member:
+        if member not in members:
+            raise ConfigError(
+                f"{file}: no member '{member}'; key 'members' has {', '.join(members) or 'none'}"
+            )
+        content = _merged(content, members[member])
+        content["name"] = f"{content.get('name')}_{member}"
+        content["products"] = f"{content.get('products')}/{member}"
+    elif members:
+        raise ConfigError(
+            f"{file} is a study of {len(members)} members; name one, as in "
+            f"{file}#{next(iter(members))}"
+        )
     try:
-        return Config.model_validate(_with_bases(path, ()))
+        return Config.model_validate(content)
     except ValidationError as error:
         raise ConfigError(_explain(path, error)) from None
+
+
+def load_study(path: str | Path) -> dict[str, Config]:
+    """Every configuration of a file by the path that names it: a study's members, in order, or
+    the one that the file is.
+
+    Raises
+    ------
+    ConfigError
+        as :func:`load_config`
+    """
+    paths = [str(path)]
+    if "#" not in str(path):
+        members = _members(path, _with_bases(Path(path), ()))
+        paths = [f"{path}#{member}" for member in members] or paths
+    return {p: load_config(p) for p in paths}
+
+
+def _members(path: str | Path, content: dict) -> dict[str, dict]:
+    """Take a study's members out of a file's content."""
+    members = content.pop("members", None)
+    if members is None:
+        return {}
+    if not isinstance(members, dict) or not all(isinstance(v, dict) for v in members.values()):
+        raise ConfigError(
+            f"{path}: key 'members' must map names to changes of the configuration, {{}} for none"
+        )
+    return {str(name): changes for name, changes in members.items()}
 
 
 def _with_bases(path: Path, above: tuple[Path, ...]) -> dict:
@@ -420,7 +466,7 @@ def _merged(base: dict, changes: dict) -> dict:
     return merged
 
 
-def _explain(path: Path, error: ValidationError) -> str:
+def _explain(path: str | Path, error: ValidationError) -> str:
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "(whole file)"

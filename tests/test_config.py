@@ -1,13 +1,14 @@
 import pytest
 
 import yaml
-from cobaya_cnnlens.config import load_config
+from cobaya_cnnlens.config import Config, load_config, load_study
 from cobaya_cnnlens.errors import ConfigError
 from cobaya_cnnlens.products import identity_of
 
 from .conftest import REPOSITORY
 
 CONFIGS = sorted((REPOSITORY / "training" / "config").glob("*.yaml"))
+STUDIES = sorted((REPOSITORY / "training" / "config" / "studies").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -123,3 +124,92 @@ def test_unknown_set(content, tmp_path):
     config = load_config(write(tmp_path, content))
     with pytest.raises(ConfigError, match="no sky set 'survey-none'"):
         config.set_size("survey-none")
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_shipped_studies(path):
+    """Every study loads; each member has its own products, and an ensemble names members'."""
+    members = list(load_study(path).values())
+    assert len(members) >= 2
+    assert len({m.name for m in members}) == len({m.products for m in members}) == len(members)
+    assert all(m.name.startswith(path.stem) for m in members)
+    trained = {m.trained_path for m in members if m.network.pretrained is None}
+    assert all(set(m.network_paths) <= trained for m in members)
+    assert (len(trained) >= 20) == (path.stem == "seeds_full")
+
+
+def test_base(tmp_path, content):
+    """Sections merge key by key, lists are replaced, null takes away; a base may have a base."""
+    write(tmp_path, content)
+    (tmp_path / "sub").mkdir()
+    middle = {"base": "../c.yaml", "name": "middle", "network": {"width": 8}}
+    (tmp_path / "sub" / "middle.yaml").write_text(yaml.safe_dump(middle))
+    top = {
+        "base": "middle.yaml",
+        "instrument": {"noise_uk_arcmin": 5.0, "taper_deg": None},
+        "derivatives": {"kk_edges": [2, 100, 200]},
+    }
+    (tmp_path / "sub" / "top.yaml").write_text(yaml.safe_dump(top))
+    config = load_config(tmp_path / "sub" / "top.yaml")
+    plain = load_config(tmp_path / "c.yaml")
+    assert (config.name, config.network.width, config.network.seed) == ("middle", 8, 1)
+    assert config.instrument.noise_uk_arcmin == 5.0
+    assert config.instrument.taper_deg == Config.model_fields["instrument"].default.taper_deg
+    assert config.derivatives.kk_edges == [2, 100, 200]
+    assert config.derivatives.ee_edges == plain.derivatives.ee_edges
+    assert config.training == plain.training
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("c.yaml", "leads back to this file"),
+        ("none.yaml", r"none\.yaml: cannot be read .*named as 'base' by .*c\.yaml"),
+        (["a.yaml"], "key 'base' must be the path"),
+    ],
+)
+def test_wrong_bases(tmp_path, content, base, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, {**content, "base": base}))
+
+
+def test_members_of_a_study(tmp_path, content):
+    content["members"] = {"one": {}, "two": {"network": {"width": 8}, "skies_from": "elsewhere"}}
+    path = write(tmp_path, content)
+    study = load_study(path)
+    assert list(study) == [f"{path}#one", f"{path}#two"]
+    one, two = study.values()
+    assert (one.name, two.name) == ("test_one", "test_two")
+    assert (one.network.width, two.network.width) == (4, 8)
+    assert two.trained_path == one.products.parent / "two" / "network.keras"
+    assert load_study(f"{path}#two") == {f"{path}#two": two}
+    with pytest.raises(ConfigError, match=r"study of 2 members; name one, as in .*c\.yaml#one"):
+        load_config(path)
+    with pytest.raises(ConfigError, match=r"no member 'three'; key 'members' has one, two"):
+        load_config(f"{path}#three")
+    content["members"]["two"] = {"network": {"wide": 8}}
+    write(tmp_path, content)
+    with pytest.raises(ConfigError, match=r"c\.yaml#two: unknown key 'network\.wide'"):
+        load_config(f"{path}#two")
+    with pytest.raises(ConfigError, match="key 'members' must map names"):
+        load_config(write(tmp_path, {**content, "members": ["one"]}))
+
+
+def test_a_plain_configuration_is_a_study_of_itself(tmp_path, content):
+    path = write(tmp_path, content)
+    assert load_study(path) == {str(path): load_config(path)}
+    with pytest.raises(ConfigError, match="no member 'one'; key 'members' has none"):
+        load_config(f"{path}#one")
+
+
+def test_training_cosmologies_move_the_training_skies_only(tmp_path, content):
+    plain = load_config(write(tmp_path, content))
+    content["train_cosmologies"] = [{"omch2": 0.1}, {"omch2": 0.13}]
+    varied = load_config(write(tmp_path, content))
+    seen = [varied.set_cosmology("train", i).omch2 for i in range(3)]
+    assert seen == [0.1, 0.13, 0.1]
+    assert varied.sky_recipe("test", 0) == plain.sky_recipe("test", 0)
+    assert varied.sky_recipe("train", 0) != plain.sky_recipe("train", 0)
+    content["train_cosmologies"] = [{"omega_c": 0.1}]
+    with pytest.raises(ConfigError, match=r"train_cosmologies\.0: no cosmological parameter omega"):
+        load_config(write(tmp_path, content))

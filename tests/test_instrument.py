@@ -68,3 +68,15 @@ def test_mask_is_a_product_of_cosine_tapers():
     np.testing.assert_allclose(mask, mask.T)
     np.testing.assert_allclose(mask, mask[::-1])
     assert mask[0, 0] == pytest.approx(mask[64, 0] ** 2)
+
+
+def test_depth_that_varies_along_y():
+    """4 µK′ on one side, 1 on the other, 2 in the middle; what is drawn has that rms."""
+    instrument = Instrument(2.0, depth_ratio=4.0)
+    rms = instrument.noise_rms(GEOMETRY) * 2.34375
+    np.testing.assert_allclose(rms[:, 0], rms[:, -1])
+    assert rms.max() == pytest.approx(4.0, rel=1e-3)
+    assert rms.min() == pytest.approx(1.0, rel=1e-3)
+    assert rms[63:65].mean() == pytest.approx(2.0, rel=1e-3)
+    noise = white_noise((400, 128, 128), instrument, GEOMETRY, np.random.default_rng(1))
+    np.testing.assert_allclose(noise.std((0, 2)) * 2.34375, rms[:, 0], rtol=0.02)

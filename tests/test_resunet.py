@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 
 from cobaya_cnnlens.errors import NetworkError
-from cobaya_cnnlens.reconstruct.files import check_network, network_hash
+from cobaya_cnnlens.reconstruct.files import check_network, network_hash, networks_hash
 from cobaya_cnnlens.reconstruct.resunet import (
     SYMMETRIES,
+    EnsembleEstimator,
     NetworkEstimator,
     ResUNet,
     apply_symmetry,
+    estimator_for,
     load_network,
     undo_symmetry,
 )
@@ -100,6 +102,25 @@ def test_symmetrised_estimator_is_equivariant(network):
             want = apply_symmetry(kappa, turns, flip, spin2=False)[..., 0]
             off = np.abs(estimator.reconstruct(moved[..., 0], moved[..., 1]) - want).max() / size
             assert off < 1e-5 if symmetries == 8 else off > 0.01
+
+
+def test_ensemble_is_the_mean(small_config, tmp_path):
+    """Two networks named in the configuration reconstruct the mean of what each does alone."""
+    paths, alone = [], []
+    q, u = np.random.default_rng(6).standard_normal((2, 2, 16, 16))
+    for seed in (1, 2):
+        keras.utils.set_random_seed(seed)
+        member = ResUNet(2)
+        member.save(tmp_path / f"{seed}.keras")
+        paths.append(tmp_path / f"{seed}.keras")
+        alone.append(NetworkEstimator(member).reconstruct_both(q, u))
+    network = small_config.network.model_copy(update={"pretrained": paths})
+    ensemble = estimator_for(small_config.model_copy(update={"network": network}))
+    assert isinstance(ensemble, EnsembleEstimator)
+    for head, values in ensemble.reconstruct_both(q, u).items():
+        np.testing.assert_allclose(values, (alone[0][head] + alone[1][head]) / 2, rtol=1e-5)
+    assert networks_hash(paths) == networks_hash(paths[::-1]) != networks_hash(paths[:1])
+    assert networks_hash(paths[:1]) == network_hash(paths[0])
 
 
 @pytest.mark.parametrize(("turns", "flip"), SYMMETRIES)

@@ -9,7 +9,7 @@ from scipy.interpolate import CubicSpline
 
 from ..calibrate.assemble import calibration_of
 from ..calibrate.measure import PatchBandpowers, read_bandpowers, spectra_of
-from ..calibrate.response import calibrate, standard_error
+from ..calibrate.response import Calibration, calibrate, standard_error
 from ..calibrate.windows import bandpower_windows
 from ..config import Config
 from ..errors import CNNLensError
@@ -29,7 +29,8 @@ class NoiseTable:
     the iterated EB estimator; relative error of one patch's bandpower; correlation coefficient ρ;
     recovered power ⟨κ̂κ̂*⟩/⟨κκ*⟩ before calibration (the paper's Fig. 8).
 
-    Errors of N_L are standard errors over the test patches.
+    The error of N_L is that of its mean over the test patches and that of R from the validation
+    patches, which moves N_L by −2⟨κ̂κ̂*⟩/R³ δR.
     """
 
     L: np.ndarray
@@ -59,10 +60,7 @@ def noise_table(config: Config, network_hash: str, merge: int = 1) -> NoiseTable
     spectra = spectra_of(config)
     if not 1 <= merge <= spectra.bins.n_bins:
         raise CNNLensError(f"cannot merge {merge} of {spectra.bins.n_bins} bins")
-    validation, test = (
-        PatchBandpowers(*(spectra.merge(v, merge) for v in vars(measured).values()))
-        for measured in (read_bandpowers(config, network_hash, s) for s in ("validation", "test"))
-    )
+    validation, test = merged_bandpowers(config, network_hash, merge)
     calibration = calibrate(validation, test)
     theory = spectra_for(config, config.cosmology)
     L = spectra.merge(spectra.bins.centres, merge)
@@ -71,19 +69,43 @@ def noise_table(config: Config, network_hash: str, merge: int = 1) -> NoiseTable
     windows = bandpower_windows(spectra, limit)
     expected = spectra.merge(windows @ theory.kk[: limit + 1], merge)
     scatter = calibration.debias(test.auto).std(0, ddof=1)
+    n_test, n_validation = noise_by_patch(calibration, validation, test)
     auto, cross, truth = (getattr(test, k).mean(0) for k in ("auto", "cross", "truth"))
     return NoiseTable(
         L,
         calibration.response,
         calibration.response_error,
         calibration.noise,
-        calibration.noise_error,
+        np.hypot(standard_error(n_test), standard_error(n_validation)),
         n0_eb(L, theory, config.instrument, band),
         n0_iterated(L, theory, config.instrument, band),
         scatter / expected,
         cross / np.sqrt(auto * truth),
         auto / truth,
     )
+
+
+def merged_bandpowers(
+    config: Config, network_hash: str, merge: int
+) -> tuple[PatchBandpowers, PatchBandpowers]:
+    """Validation and test patches with every ``merge`` neighbouring bins taken together."""
+    spectra = spectra_of(config)
+    sets = (read_bandpowers(config, network_hash, name) for name in ("validation", "test"))
+    return tuple(
+        PatchBandpowers(*(spectra.merge(v, merge) for v in vars(measured).values()))
+        for measured in sets
+    )
+
+
+def noise_by_patch(
+    calibration: Calibration, validation: PatchBandpowers, test: PatchBandpowers
+) -> tuple[np.ndarray, np.ndarray]:
+    """What each patch of the two sets adds to N_L, (n_patches, n_bins) each: the test patches' own
+    κ̂κ̂*/R² − κκ*, and the validation patches' −2⟨κ̂κ̂*⟩/R³ (κκ̂* − Rκκ*)/⟨κκ*⟩ by way of R."""
+    response = calibration.response
+    each = test.auto / response**2 - test.truth
+    influence = (validation.cross - response * validation.truth) / validation.truth.mean(0)
+    return each, -2.0 * test.auto.mean(0) / response**3 * influence
 
 
 def _filter(config: Config) -> Filter:
@@ -93,15 +115,17 @@ def _filter(config: Config) -> Filter:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Reconstruction noise of several configurations on the same patches; L (n_bins,), the rest
+    """Reconstruction noise of several configurations in the same bins; L (n_bins,), the rest
     (n_configurations, n_bins) unless it says otherwise.
 
     ``excess`` : N_L over the analytic iterated-EB N0 of each one's own noise level, with its
     standard error over the test patches
-    ``relative`` : N_L over the first one's, with its standard error, in which what the patches
-    have in common cancels
+    ``relative`` : N_L over the first one's, with its standard error; where both saw the same
+    patches (``paired``, (n_configurations,)), what those have in common cancels
+    ``power`` : ⟨κ̂κ̂*⟩/⟨κκ*⟩ before calibration (Caldeira et al. 2018, Figs 8 and 12)
     ``scatter`` (n_bins,) : scatter of one patch's ⟨κ̂κ̂*⟩ between the configurations over its mean
-    (Caldeira et al. 2018, eq. 18), averaged over the patches; None for fewer than three
+    (Caldeira et al. 2018, eq. 18), averaged over the patches; None for fewer than three, or where
+    the patches are not the same
     """
 
     names: tuple[str, ...]
@@ -110,54 +134,67 @@ class Comparison:
     excess_error: np.ndarray
     relative: np.ndarray
     relative_error: np.ndarray
+    paired: np.ndarray
+    power: np.ndarray
     scatter: np.ndarray | None
 
 
 def compare(configs: list[Config], hashes: list[str], merge: int = 1) -> Comparison:
-    """N_L of several networks, noise levels or ways of application, side by side.
+    """N_L of several networks, noise levels, patches or ways of application, side by side.
 
     Parameters
     ----------
-    configs, hashes : configurations with the same bins and test skies, and their networks' hashes
+    configs, hashes : configurations with the same bins, and their networks' hashes
     merge : number of neighbouring bins to take together
 
     Raises
     ------
     CNNLensError
-        if bins or test skies differ
+        if the bins differ
     """
     first = configs[0]
     for other in configs[1:]:
-        shared = (
-            ("bandpowers", other.bandpowers == first.bandpowers),
-            ("skies.test", other.skies.test == first.skies.test),
-            ("sky", other.sky_recipe("test", 0) == first.sky_recipe("test", 0)),
-        )
-        if wrong := [name for name, same in shared if not same]:
+        if other.bandpowers != first.bandpowers:
             raise CNNLensError(
-                f"configurations '{first.name}' and '{other.name}' differ in {', '.join(wrong)}; "
-                "only networks that saw the same patches in the same bins can be compared"
+                f"configurations '{first.name}' and '{other.name}' differ in 'bandpowers'; only "
+                "the same bins can be compared"
             )
-    spectra = spectra_of(first)
     tables, noises, autos = [], [], []
     for config, digest in zip(configs, hashes, strict=True):
-        table = noise_table(config, digest, merge)
-        test = read_bandpowers(config, digest, "test")
-        auto, truth = (spectra.merge(v, merge) for v in (test.auto, test.truth))
-        tables.append(table)
-        noises.append(auto / table.response**2 - truth)
-        autos.append(auto)
+        validation, test = merged_bandpowers(config, digest, merge)
+        tables.append(noise_table(config, digest, merge))
+        noises.append(noise_by_patch(calibrate(validation, test), validation, test))
+        autos.append(test.auto)
     ratio = np.array([t.noise / tables[0].noise for t in tables])
-    paired = [standard_error(n - r * noises[0]) for n, r in zip(noises, ratio, strict=True)]
-    autos = np.array(autos)
+    paired = np.array([_same_patches(config, first) for config in configs])
+    error = [
+        np.hypot(*(standard_error(a - r * b) for a, b in zip(n, noises[0], strict=True)))
+        if same
+        else np.hypot(t.noise_error, r * tables[0].noise_error)
+        for n, r, t, same in zip(noises, ratio, tables, paired, strict=True)
+    ]
+    scatter = None
+    if len(configs) > 2 and paired.all():
+        stack = np.array(autos)
+        scatter = (stack.std(0, ddof=1) / stack.mean(0)).mean(0)
     return Comparison(
         tuple(config.name for config in configs),
         tables[0].L,
         np.array([t.noise / t.n0_iterated for t in tables]),
         np.array([t.noise_error / t.n0_iterated for t in tables]),
         ratio,
-        np.array(paired) / tables[0].noise,
-        (autos.std(0, ddof=1) / autos.mean(0)).mean(0) if len(configs) > 2 else None,
+        np.array(error) / tables[0].noise,
+        paired,
+        np.array([t.power for t in tables]),
+        scatter,
+    )
+
+
+def _same_patches(one: Config, other: Config) -> bool:
+    return one.instrument.taper_deg == other.instrument.taper_deg and all(
+        one.set_size(name) == other.set_size(name)
+        and one.sky_recipe(name, 0) == other.sky_recipe(name, 0)
+        for name in ("validation", "test")
     )
 
 

@@ -10,6 +10,7 @@ from ..release import Release
 
 if TYPE_CHECKING:
     from ..config import Config
+    from .forecast import Forecast
     from .tables import Comparison, NoiseTable
 
 
@@ -85,14 +86,33 @@ def format_comparison(table: Comparison) -> str:
         return lines
 
     lines = block("N_L over the analytic N0 of the iterated EB", table.excess, table.excess_error)
+    errors = "paired errors" if table.paired.all() else "errors of unlike patches unpaired"
     relative = block(
-        f"N_L over that of {table.names[0]}, paired errors", table.relative, table.relative_error
+        f"N_L over that of {table.names[0]}, {errors}", table.relative, table.relative_error
     )
-    lines += ["", *relative]
+    lines += ["", *relative, "", "power of khat over that of kappa, before calibration"]
+    lines.append("      L" + "".join(f"{name:>{width}s}" for name in table.names))
+    for b, L in enumerate(table.L):
+        lines.append(f"{L:7.1f}" + "".join(f"{p[b]:>{width}.3f}" for p in table.power))
     if table.scatter is not None:
         lines += ["", "scatter of <khat khat> of one patch between the networks (eq. 18), in %"]
         lines += [f"{L:7.1f}  {100 * s:6.2f}" for L, s in zip(table.L, table.scatter, strict=True)]
         lines.append(f"   mean  {100 * table.scatter.mean():6.2f}")
+    return "\n".join(lines)
+
+
+def format_forecasts(forecasts: dict[str, Forecast]) -> str:
+    """Fisher errors of ω_c from one patch, one line per configuration."""
+    width = max(13, *(len(name) for name in forecasts))
+    lines = [
+        f"{'one patch':{width}s}  sigma(omch2)  +-       with fixed debias  +-       "
+        "part of a change found with fixed debias"
+    ]
+    for name, f in forecasts.items():
+        lines.append(
+            f"{name:{width}s}  {f.sigma:.5f}       {f.sigma_error:.5f}  {f.sigma_fixed:.5f}"
+            f"            {f.sigma_fixed_error:.5f}  {f.recovered:.3f} +- {f.recovered_error:.3f}"
+        )
     return "\n".join(lines)
 
 
