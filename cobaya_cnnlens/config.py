@@ -52,8 +52,8 @@ class Network(Section):
 
     ``noise_map`` adds the noise rms of every pixel to the inputs; ``polarisation`` "qu" makes the
     first head unlensed Q and U instead of E. ``initial`` names a trained network of the same width
-    that training starts from; ``pretrained`` one to use as it is, instead of training, or several
-    whose mean κ̂ is used.
+    that training starts from, and ``frozen_norm`` then keeps its batch norm as it is.
+    ``pretrained`` names one to use as it is, instead of training, or several whose mean κ̂ is used.
     """
 
     pretrained: Path | Annotated[list[Path], Field(min_length=1)] | None = None
@@ -62,6 +62,7 @@ class Network(Section):
     dropout: float = Field(0.0, ge=0, lt=1)
     noise_map: bool = False
     polarisation: Literal["e", "qu"] = "e"
+    frozen_norm: bool = False
     seed: int = 1
 
 
@@ -209,6 +210,8 @@ class Config(Section):
                 "training.noise_max_uk_arcmin and training.depth_variation need "
                 "network.noise_map: true, or the network cannot know the noise it sees"
             )
+        if self.network.frozen_norm and self.network.initial is None:
+            raise ValueError("network.frozen_norm needs network.initial, whose batch norm it keeps")
         if self.training.loss == "spectral" and any(p.crop for p in self.training.phases):
             raise ValueError("training.loss 'spectral' weighs the modes of whole patches: crop 0")
         for i, change in enumerate(self.train_cosmologies):

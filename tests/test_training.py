@@ -281,3 +281,38 @@ def test_start_from_a_network_without_noise_channel(tiny, conditional, tmp_path)
     wider = config.model_copy(update={"network": config.network.model_copy(update={"width": 4})})
     with pytest.raises(NetworkError, match="another width"):
         training.new_network(wider, patches)
+
+
+def test_frozen_batch_norm_stays_as_it_was(tiny, tmp_path):
+    """Training on moves the kernels, over a stop too, and not one number of the batch norm; a live
+    one moves its own."""
+    patches = training.load_training_patches(tiny)
+    training.new_network(tiny, patches).save(tmp_path / "plain.keras")
+    ends = {}
+    for frozen in (True, False):
+        network = {"initial": tmp_path / "plain.keras", "frozen_norm": frozen}
+        config = tiny.model_copy(update={"network": tiny.network.model_copy(update=network)})
+        run = training.train(config, tmp_path / str(frozen))
+        next(run)
+        run.close()
+        if frozen:
+            assert next(training.train(config, tmp_path / str(frozen)))["epoch"] == 2
+        last = json.loads((tmp_path / str(frozen) / "state.json").read_text())["checkpoint"]
+        ends[frozen] = resunet.load_network(tmp_path / str(frozen) / last)
+    start = resunet.load_network(tmp_path / "plain.keras")
+    for frozen, end in ends.items():
+        moved = {
+            layer.name: any(
+                np.abs(a - b).max() > 0
+                for a, b in zip(
+                    layer.get_weights(), end.get_layer(layer.name).get_weights(), strict=True
+                )
+            )
+            for layer in start.layers
+            if layer.weights and layer.name != "normalise"
+        }
+        for name, has_moved in moved.items():
+            assert has_moved is not (frozen and name.endswith("_bn")), name
+    maps = np.random.default_rng(1).standard_normal((2, 16, 16, 2)).astype("f4")
+    as_used, in_training = (ends[True](maps, training=t)["kappa"] for t in (False, True))
+    np.testing.assert_array_equal(as_used, in_training)

@@ -31,6 +31,9 @@ class ResUNet(keras.Model):
     output_std : standard deviations of the first head's target (µK) and of κ over the training set
     polarisation : the first head, unlensed E ("e", the paper's) or unlensed Q and U ("qu")
     noise_map : a third input, the noise rms of every pixel in µK
+    frozen_norm : batch norm as a fixed affine map, in training as in use: what a network that is
+        trained on needs, since the statistics of a batch of few patches or of one noise level are
+        not those it was trained with
     metadata : JSON-able description of what the network was trained for
 
     Input (n, ny, nx, 2), or 3 with ``noise_map``, ny and nx multiples of 4; each output
@@ -46,6 +49,7 @@ class ResUNet(keras.Model):
         output_std: tuple[float, float] = (1.0, 1.0),
         noise_map: bool = False,
         polarisation: str = "e",
+        frozen_norm: bool = False,
         metadata: dict | None = None,
         **kwargs,
     ):
@@ -56,6 +60,7 @@ class ResUNet(keras.Model):
             "output_std": [float(s) for s in output_std],
             "noise_map": noise_map,
             "polarisation": polarisation,
+            "frozen_norm": frozen_norm,
             "metadata": metadata or {},
         }
         maps = layers.Input((None, None, 3 if noise_map else 2), name="maps")
@@ -69,7 +74,9 @@ class ResUNet(keras.Model):
         outputs = {
             name: layers.Rescaling(std, name=name, dtype="float32")(output)
             for (name, output), std in zip(
-                _body(normalised, width, dropout, heads).items(), output_std, strict=True
+                _body(normalised, width, dropout, heads, frozen_norm).items(),
+                output_std,
+                strict=True,
             )
         }
         super().__init__(maps, outputs, **kwargs)
@@ -99,9 +106,12 @@ class ResUNet(keras.Model):
         return cls(**config)
 
 
-def _body(x, width: int, dropout: float, heads: dict[str, int]) -> dict:
+def _body(x, width: int, dropout: float, heads: dict[str, int], frozen_norm: bool) -> dict:
     """c1–c16 of Fig. 4 with the residual shortcuts of Fig. 3 over the pairs (1,2) … (13,14)."""
     w = width
+
+    def norm(x, name):
+        return layers.BatchNormalization(name=f"{name}_bn", trainable=not frozen_norm)(x)
 
     def conv(x, filters, name, stride=1, activation="selu"):
         if dropout:
@@ -109,14 +119,14 @@ def _body(x, width: int, dropout: float, heads: dict[str, int]) -> dict:
         x = layers.Conv2D(
             filters, 5, strides=stride, padding="same", activation=activation, name=name
         )(x)
-        return layers.BatchNormalization(name=f"{name}_bn")(x)
+        return norm(x, name)
 
     def shortcut(x, name, filters=None, stride=1, upsample=False):
         if filters:
             x = layers.Conv2D(filters, 1, strides=stride, padding="same", name=f"{name}_1x1")(x)
         if upsample:
             x = layers.UpSampling2D(name=f"{name}_up")(x)
-        return layers.BatchNormalization(name=f"{name}_bn")(x)
+        return norm(x, name)
 
     def add(x, y, name):
         return layers.Add(name=name)([x, y])

@@ -30,6 +30,8 @@ from .files import network_hash
 from .resunet import ResUNet, apply_symmetry, load_network
 
 SPECTRAL_FLOOR = 200.0
+# Keys of the configuration's `network` that enter a recipe in another form, or only when set.
+NOT_IN_RECIPE = {"pretrained", "initial", "polarisation", "frozen_norm"}
 
 
 @dataclass(frozen=True)
@@ -344,8 +346,9 @@ def training_recipe(config: Config) -> dict:
         **({"train_cosmologies": config.train_cosmologies} if config.train_cosmologies else {}),
         "train_skies": config.skies.train,
         "instrument": asdict(config.instrument),
-        "network": config.network.model_dump(exclude={"pretrained", "initial", "polarisation"})
+        "network": config.network.model_dump(exclude=NOT_IN_RECIPE)
         | ({"polarisation": head} if (head := config.network.polarisation) != "e" else {})
+        | ({"frozen_norm": True} if config.network.frozen_norm else {})
         | ({"initial": network_hash(path)} if (path := config.network.initial) else {}),
         "training": config.training.model_dump(),
     }
@@ -369,6 +372,7 @@ def new_network(config: Config, patches: TrainingPatches) -> ResUNet:
         dropout=config.network.dropout,
         noise_map=config.network.noise_map,
         polarisation=config.network.polarisation,
+        frozen_norm=config.network.frozen_norm,
         input_std=input_std,
         output_std=output_std,
         metadata=metadata,
