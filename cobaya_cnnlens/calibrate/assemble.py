@@ -45,65 +45,78 @@ class BandDerivatives:
         return standard_error(self.patches)
 
 
-def read_derivatives(
-    config: Config, network_hash: str, response: np.ndarray
-) -> tuple[BandDerivatives, BandDerivatives]:
-    """Noise-debias derivatives in C^κκ and unlensed C^EE from all skies of the set."""
-    kk, ee = [], []
+@dataclass(frozen=True)
+class NoiseDerivatives:
+    """Noise-debias derivatives in C^κκ and unlensed C^EE, and the noise debias itself of the same
+    patches at the fiducial, ``centre`` (n_patches, n_bins)."""
+
+    kk: BandDerivatives
+    ee: BandDerivatives
+    centre: np.ndarray
+
+
+def read_derivatives(config: Config, network_hash: str, response: np.ndarray) -> NoiseDerivatives:
+    """Noise-debias derivatives from all skies of the ``derivatives`` set."""
+    kk, ee, centre = [], [], []
     for index in range(config.skies.derivatives):
         recipe = config.derivative_recipe(index, network_hash)
         path = config.derivative_path(index)
         with products.open_product(path, derivatives.KIND, recipe) as product:
             kk.append(product.array("kk") / response**2 - product.array("kk_truth"))
             ee.append(product.array("ee") / response**2)
+            centre.append(product.array("auto") / response**2 - product.array("truth"))
     settings = config.derivatives
-    return tuple(
+    bands = (
         BandDerivatives(np.array(edges), np.concatenate(parts, axis=1).transpose(1, 2, 0))
         for edges, parts in ((settings.kk_edges, kk), (settings.ee_edges, ee))
     )
+    return NoiseDerivatives(*bands, np.concatenate(centre))
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """Second order of the noise debias: ``patches`` (n_patches, n_bins), whose mean Q is, and the
-    directions in C^κκ and C^EE that give the amplitude t, (n_bands,) each."""
+    """Second order of the noise debias: ``patches`` (n_patches, n_bins), whose mean Q is; the
+    directions in C^κκ and C^EE that give the amplitude t, (n_bands,) each; and what the whole
+    correction is at ω_c + step, ``shift`` (n_patches, n_bins)."""
 
     kk_direction: np.ndarray
     ee_direction: np.ndarray
     patches: np.ndarray
+    shift: np.ndarray
 
 
 def read_curvature(
-    config: Config,
-    network_hash: str,
-    response: np.ndarray,
-    kk: BandDerivatives,
-    ee: BandDerivatives,
+    config: Config, network_hash: str, response: np.ndarray, first: NoiseDerivatives
 ) -> Curvature:
     """What the first order leaves at ω_c ± step, from all skies of the set."""
     fiducial = spectra_for(config, config.cosmology)
     changes = []
     for omch2 in config.shifted_omch2():
         moved = spectra_for(config, config.cosmology.vary(omch2=omch2))
-        parts = ((kk, moved.kk, fiducial.kk), (ee, moved.ee, fiducial.ee))
-        changes.append(np.concatenate([band_changes(d.edges, c, f) for d, c, f in parts]))
+        kk = band_changes(first.kk.edges, moved.kk, fiducial.kk)
+        changes.append(np.concatenate([kk, band_changes(first.ee.edges, moved.ee, fiducial.ee)]))
     changes = np.array(changes)
     along = curvature.direction(*changes)
-    centre, shifted = [], []
+    change = shifted_noise(config, network_hash, response) - first.centre
+    bands = np.concatenate([first.kk.patches, first.ee.patches], axis=2)
+    first_order = np.einsum("pbj,sj->spb", bands, changes)
+    amplitudes = changes @ along
+    patches = curvature.second_order(change - first_order, amplitudes)
+    n_kk = len(first.kk.edges) - 1
+    shift = first_order[1] + patches * amplitudes[1] ** 2
+    return Curvature(along[:n_kk], along[n_kk:], patches, shift)
+
+
+def shifted_noise(config: Config, network_hash: str, response: np.ndarray) -> np.ndarray:
+    """Noise debias at ω_c − step and ω_c + step of the ``derivatives`` skies' patches,
+    (2, n_patches, n_bins)."""
+    shifted = []
     for index in range(config.skies.derivatives):
-        recipe = config.derivative_recipe(index, network_hash)
-        path = config.derivative_path(index)
-        with products.open_product(path, derivatives.KIND, recipe) as product:
-            centre.append(product.array("auto") / response**2 - product.array("truth"))
         recipe = config.curvature_recipe(index, network_hash)
         path = config.curvature_path(index)
         with products.open_product(path, curvature.KIND, recipe) as product:
             shifted.append(product.array("auto") / response**2 - product.array("truth"))
-    change = np.concatenate(shifted, axis=1) - np.concatenate(centre)
-    first_order = np.einsum("pbj,sj->spb", np.concatenate([kk.patches, ee.patches], 2), changes)
-    patches = curvature.second_order(change - first_order, changes @ along)
-    n_kk = len(kk.edges) - 1
-    return Curvature(along[:n_kk], along[n_kk:], patches)
+    return np.concatenate(shifted, axis=1)
 
 
 def band_changes(edges: np.ndarray, cl: np.ndarray, fiducial: np.ndarray) -> np.ndarray:
@@ -159,15 +172,9 @@ def make_release(
     fiducial = spectra_for(config, config.cosmology)
     limit = config.sky.band_limit
     windows = trim_windows(bandpower_windows(spectra_of(config), limit), fiducial.kk)
-    kk, ee = read_derivatives(config, network_hash, calibration.response)
-
-    curved = read_curvature(config, network_hash, calibration.response, kk, ee)
-
-    # Monte-Carlo error of the model at the shifted ω_c, where it enters the covariance.
-    moved = spectra_for(config, config.cosmology.vary(omch2=config.shifted_omch2()[1]))
-    shift = kk.patches @ band_changes(kk.edges, moved.kk, fiducial.kk)
-    shift = shift + ee.patches @ band_changes(ee.edges, moved.ee, fiducial.ee) + curved.patches
-
+    first = read_derivatives(config, network_hash, calibration.response)
+    kk, ee = first.kk, first.ee
+    curved = read_curvature(config, network_hash, calibration.response, first)
     reach = max(windows.shape[1], kk.edges[-1], ee.edges[-1])
     truth = config.set_cosmology(f"survey-{survey}")
     return Release(
@@ -183,7 +190,8 @@ def make_release(
         n_sim=len(debiased),
         patch_covariance=sample_covariance(debiased),
         noise_covariance=mean_covariance(debiased - test.truth),
-        derivative_covariance=mean_covariance(shift),
+        # Monte-Carlo error of the model at the shifted ω_c.
+        derivative_covariance=mean_covariance(curved.shift),
         response=calibration.response,
         response_error=calibration.response_error,
         noise=calibration.noise,

@@ -187,10 +187,11 @@ def derivatives_figure(config: Config):
     theory = spectra_for(config, config.cosmology)
     limit = config.sky.band_limit
     signal = bandpower_windows(spectra_of(config), limit) @ theory.kk[: limit + 1]
+    measured = read_derivatives(config, digest, calibration.response)
     figure, axes = plt.subplots(1, 2, figsize=(13, 5))
     for axis, bands, label in zip(
         axes,
-        read_derivatives(config, digest, calibration.response),
+        (measured.kk, measured.ee),
         (r"C_L^{\kappa\kappa}", r"C_\ell^{EE}"),
         strict=True,
     ):

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import products
-from ..calibrate import curvature
-from ..calibrate.assemble import calibration_of
+from ..calibrate.assemble import calibration_of, shifted_noise
 from ..calibrate.covariance import sample_covariance
 from ..calibrate.measure import spectra_of
 from ..calibrate.windows import bandpower_windows
@@ -55,18 +53,13 @@ def forecast(config: Config, network_hash: str) -> Forecast:
 
     step = 2.0 * config.derivatives.omch2_step
     limit = config.sky.band_limit
-    below, above = (
+    low, high = (
         spectra_for(config, config.cosmology.vary(omch2=omch2)).kk[: limit + 1]
         for omch2 in config.shifted_omch2()
     )
-    signal = bandpower_windows(spectra_of(config), limit) @ (above - below) / step
-    noise = []
-    for index in range(config.skies.derivatives):
-        recipe = config.curvature_recipe(index, network_hash)
-        with products.open_product(config.curvature_path(index), curvature.KIND, recipe) as product:
-            shifted = product.array("auto") / calibration.response**2 - product.array("truth")
-        noise.append((shifted[1] - shifted[0]) / step)
-    noise = np.concatenate(noise)
+    signal = bandpower_windows(spectra_of(config), limit) @ (high - low) / step
+    below, above = shifted_noise(config, network_hash, calibration.response)
+    noise = (above - below) / step
 
     def results(slope: np.ndarray) -> np.ndarray:
         fixed = signal @ inverse @ signal
