@@ -10,6 +10,9 @@ from .errors import CNNLensError
 from .model import BandpowerLikelihood
 from .release import Release, read_release
 
+# Beyond this many times the excursion at which the noise debias was measured a warning is due.
+EXCURSION = 1.25
+
 
 class CNNLens(Likelihood):
     """CMB-lensing bandpowers measured by a ResUNet on polarisation maps.
@@ -25,21 +28,30 @@ class CNNLens(Likelihood):
     release: str
     noise_debias: str
     statistics: str
+    L_min: float | None
+    L_max: float | None
+    calibration_errors: bool
 
     def initialize(self) -> None:
         try:
             self.release_data: Release = read_release(self.release)
             self._likelihood = BandpowerLikelihood(
-                self.release_data, self.noise_debias, self.statistics
+                self.release_data,
+                self.noise_debias,
+                self.statistics,
+                self.L_min,
+                self.L_max,
+                self.calibration_errors,
             )
         except CNNLensError as error:
             raise LoggedError(self.log, "%s", error) from None
+        self._left_the_range = False
         L = np.arange(self._likelihood.lmax_kk + 1, dtype=float)
         self._kappa_factor = 0.25 * (L * (L + 1.0)) ** 2
         self.log.info(
             "%s: %d bandpowers of %d patches, noise debias %s",
             self.release_data.name,
-            self.release_data.n_bins,
+            len(self.bandpowers),
             self.release_data.n_patches,
             self.noise_debias,
         )
@@ -76,14 +88,33 @@ class CNNLens(Likelihood):
         }
 
     def logp(self, _derived: dict | None = None, **params) -> float:
-        chi2 = self._likelihood.chi2(*self.theory_spectra())
+        spectra = self.theory_spectra()
+        chi2 = self._likelihood.chi2(*spectra)
+        if not self._left_the_range and self.noise_debias != "fixed":
+            self._warn_of_excursion(*self._likelihood.excursion(*spectra))
         if _derived is not None:
             _derived["cnnlens_chi2"] = chi2
             _derived["cnnlens_pte"] = self._likelihood.pte(chi2)
-        return -0.5 * chi2
+        return self._likelihood.log_likelihood_of(chi2)
+
+    def _warn_of_excursion(self, t: float, rest: float) -> None:
+        step = self.release_data.derivative_step
+        if abs(t) <= EXCURSION and rest <= EXCURSION * step:
+            return
+        self._left_the_range = True
+        self.log.warning(
+            "a sampled cosmology leaves the range in which the noise debias was measured: "
+            "%.2f times the measured change along omch2 (1 is %s of it), and beyond that a band's "
+            "power changes by %.0f%% (measured to %.0f%%). Posteriors that reach so far rest on an "
+            "extrapolation; make a release at a nearer fiducial. This is said once.",
+            t,
+            self.release_data.provenance.get("derivative_excursion_omch2", "one step"),
+            100 * rest,
+            100 * step,
+        )
 
     def log_likelihood(self, clkk: np.ndarray, clee: np.ndarray) -> float:
-        """−χ²/2 of C_L^κκ and unlensed C_l^EE (µK²), both from l = 0; needs no theory code."""
+        """ln L of C_L^κκ and unlensed C_l^EE (µK²), both from l = 0; needs no theory code."""
         return self._likelihood.log_likelihood(clkk, clee)
 
     def theory_spectra(self) -> tuple[np.ndarray, np.ndarray]:

@@ -17,58 +17,81 @@ import numpy as np
 
 from .errors import CNNLensError, SpectrumError
 from .release import Release
-from .statistics import chi2_pte, hartlap_factor, inverse_covariance
+from .statistics import (
+    chi2_pte,
+    hartlap_factor,
+    hotelling_pte,
+    inverse_covariance,
+    sellentin_heavens,
+)
 
 NOISE_DEBIAS = ("quadratic", "linear", "fixed")
-STATISTICS = ("hartlap", "gaussian")
+STATISTICS = ("hartlap", "sellentin-heavens", "gaussian")
 
 
 class BandpowerLikelihood:
-    """Gaussian likelihood of one release.
+    """Likelihood of one release.
 
     Parameters
     ----------
     release : the data and their calibration
     noise_debias : "quadratic", "linear" or "fixed", see above
-    statistics : "hartlap" scales the inverse covariance for the finite number of simulations;
-        "gaussian" takes it as exact
+    statistics : "hartlap" is Gaussian with the inverse covariance scaled for the finite number of
+        simulations; "sellentin-heavens" the t distribution that marginalises over the true
+        covariance; "gaussian" takes the covariance as exact
+    L_min, L_max : only bins that lie inside are used; None for no limit
+    calibration_errors : whether the Monte-Carlo errors of N_b and of its derivatives enter the
+        covariance
 
     Attributes
     ----------
-    bandpowers : d_b, (n_bins,)
-    covariance : of the data, Monte-Carlo errors of the calibration included, (n_bins, n_bins)
+    bins : the release's bins in use, (n_bins,)
+    bandpowers : d_b of those, (n_bins,)
+    covariance : of those, (n_bins, n_bins)
+    inverse : inverse of ``covariance``, with Hartlap's factor where that is asked for
     lmax_kk, lmax_ee : highest multipoles that the spectra must reach
 
     Raises
     ------
     CNNLensError
-        for an unknown option
+        for an unknown option, or an L range without any bin
     """
 
     def __init__(
-        self, release: Release, noise_debias: str = "quadratic", statistics: str = "hartlap"
+        self,
+        release: Release,
+        noise_debias: str = "quadratic",
+        statistics: str = "hartlap",
+        L_min: float | None = None,
+        L_max: float | None = None,
+        calibration_errors: bool = True,
     ):
         if noise_debias not in NOISE_DEBIAS:
             raise CNNLensError(f"noise_debias is {noise_debias!r}; choose one of {NOISE_DEBIAS}")
         if statistics not in STATISTICS:
             raise CNNLensError(f"statistics is {statistics!r}; choose one of {STATISTICS}")
-        self.release, self.noise_debias = release, noise_debias
-        self.bandpowers = release.bandpowers
-        self.covariance = release.covariance
+        self.release, self.noise_debias, self.statistics = release, noise_debias, statistics
+        self.bins = _bins_between(release.edges, L_min, L_max)
+        self.bandpowers = release.bandpowers[self.bins]
+        covariance = release.patch_covariance / release.n_patches
+        if calibration_errors:
+            covariance = release.covariance
+        self.covariance = covariance[np.ix_(self.bins, self.bins)]
         self.inverse = inverse_covariance(self.covariance)
+        self._hartlap = hartlap_factor(release.n_sim, len(self.bins))
         if statistics == "hartlap":
-            self.inverse = self.inverse * hartlap_factor(release.n_sim, release.n_bins)
-        self._windows = np.ascontiguousarray(release.windows)
+            self.inverse = self.inverse * self._hartlap
+        self._windows = np.ascontiguousarray(release.windows[self.bins])
         self._kk = _Bands(release.kk_edges, release.fiducial_kk)
         self._ee = _Bands(release.ee_edges, release.fiducial_ee)
         # First-order derivatives of every bin, and below them the direction that gives t.
         self._correction = np.block(
             [
-                [release.kk_derivatives, release.ee_derivatives],
+                [release.kk_derivatives[self.bins], release.ee_derivatives[self.bins]],
                 [release.kk_direction, release.ee_direction],
             ]
         )
-        self._curvature = release.curvature if noise_debias == "quadratic" else 0.0
+        self._curvature = release.curvature[self.bins] if noise_debias == "quadratic" else 0.0
         self.lmax_kk = max(release.windows.shape[1] - 1, self._kk.lmax)
         self.lmax_ee = self._ee.lmax
 
@@ -96,8 +119,19 @@ class BandpowerLikelihood:
             raise SpectrumError(
                 f"unlensed C_l^EE ends at l = {len(clee) - 1}, the release needs l = {self.lmax_ee}"
             )
-        moved = self._correction @ np.concatenate((self._kk.change(clkk), self._ee.change(clee)))
+        moved = self._correction @ self._changes(clkk, clee)
         return signal + moved[:-1] + moved[-1] ** 2 * self._curvature
+
+    def excursion(self, clkk: np.ndarray, clee: np.ndarray) -> tuple[float, float]:
+        """How far the spectra are from the fiducial ones: t along ω_c, and the largest relative
+        change of a band's power that t leaves. The noise debias was measured to |t| = 1 and, band
+        by band, to changes of ``release.derivative_step``."""
+        changes, along = self._changes(clkk, clee), self._correction[-1]
+        t = float(along @ changes)
+        return t, float(np.abs(changes - t * along / (along @ along)).max())
+
+    def _changes(self, clkk, clee):
+        return np.concatenate((self._kk.change(clkk), self._ee.change(clee)))
 
     def residuals(self, clkk: np.ndarray, clee: np.ndarray) -> np.ndarray:
         """d_b − µ_b, (n_bins,)."""
@@ -118,12 +152,37 @@ class BandpowerLikelihood:
         return chi2
 
     def log_likelihood(self, clkk: np.ndarray, clee: np.ndarray) -> float:
-        """−χ²/2; the constant normalisation is left out."""
-        return -0.5 * self.chi2(clkk, clee)
+        """−χ²/2, or the t distribution's logarithm; the constant normalisation is left out."""
+        return self.log_likelihood_of(self.chi2(clkk, clee))
+
+    def log_likelihood_of(self, chi2: float) -> float:
+        """The log-likelihood of a χ² of this likelihood."""
+        if self.statistics == "sellentin-heavens":
+            return sellentin_heavens(chi2, self.release.n_sim)
+        return -0.5 * chi2
 
     def pte(self, chi2):
-        """Probability that noise alone exceeds this χ²."""
-        return chi2_pte(chi2, len(self.bandpowers))
+        """Probability that noise alone exceeds this χ²: by Hotelling's T² where the number of
+        simulations counts, by the χ² distribution for "gaussian"."""
+        if self.statistics == "gaussian":
+            return chi2_pte(chi2, len(self.bandpowers))
+        t2 = chi2 / self._hartlap if self.statistics == "hartlap" else chi2
+        return hotelling_pte(t2, self.release.n_sim, len(self.bandpowers))
+
+
+def _bins_between(edges: np.ndarray, L_min: float | None, L_max: float | None) -> np.ndarray:
+    for name, value in (("L_min", L_min), ("L_max", L_max)):
+        if value is not None and not isinstance(value, int | float):
+            raise CNNLensError(f"{name} is {value!r}; give a number, or null for no limit")
+    low = -np.inf if L_min is None else L_min
+    high = np.inf if L_max is None else L_max
+    inside = np.flatnonzero((edges[:-1] >= low) & (edges[1:] <= high))
+    if not len(inside):
+        raise CNNLensError(
+            f"L_min: {L_min} and L_max: {L_max} leave no bin; the release's {len(edges) - 1} bins "
+            f"lie between L = {edges[0]} and {edges[-1]}, the first is {edges[0]}-{edges[1]}"
+        )
+    return inside
 
 
 class _Bands:

@@ -94,6 +94,11 @@ class Release:
         """Bin centres in L, (n_bins,)."""
         return 0.5 * (self.edges[1:] + self.edges[:-1])
 
+    @property
+    def derivative_step(self) -> float:
+        """Relative change of a band's power to which the derivatives were measured."""
+        return float(self.provenance.get("derivative_step", 0.1))
+
     @cached_property
     def covariance(self) -> np.ndarray:
         """Covariance of the survey's bandpowers about the model, (n_bins, n_bins)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from .errors import CNNLensError
@@ -54,6 +56,37 @@ def chi2_pte(chi2, dof: int):
     from scipy.special import chdtrc
 
     return chdtrc(dof, chi2)
+
+
+def hotelling_pte(t2, n_sim: int, n_bins: int):
+    """Probability that Hotelling's T² = rᵀ Ŝ⁻¹ r exceeds ``t2``; same shape.
+
+    Ŝ is a sample covariance from ``n_sim`` simulations, unscaled: then
+    (n_sim − n_bins)/(n_bins (n_sim − 1)) T² follows the F distribution of n_bins and n_sim − n_bins
+    degrees of freedom (Hotelling 1931), where χ² would reject too often.
+
+    Raises
+    ------
+    CNNLensError
+        if n_sim ≤ n_bins
+    """
+    from scipy.special import fdtrc
+
+    if n_sim <= n_bins:
+        raise CNNLensError(
+            f"n_sim = {n_sim} simulations cannot judge {n_bins} bins; more than {n_bins} are needed"
+        )
+    scale = (n_sim - n_bins) / (n_bins * (n_sim - 1.0))
+    return fdtrc(n_bins, n_sim - n_bins, scale * np.asarray(t2))
+
+
+def sellentin_heavens(t2: float, n_sim: int) -> float:
+    """−(n_sim/2) ln(1 + T²/(n_sim − 1)): log-likelihood, up to a constant, of Gaussian data whose
+    covariance Ŝ is a sample covariance from ``n_sim`` simulations, T² = rᵀ Ŝ⁻¹ r.
+
+    The multivariate t of Sellentin & Heavens 2016 (arXiv:1511.05969), eq. 12.
+    """
+    return -0.5 * n_sim * math.log1p(t2 / (n_sim - 1.0))
 
 
 def pte_to_sigma(pte):

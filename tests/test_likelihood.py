@@ -102,9 +102,43 @@ def test_short_theory_is_one_clear_error(path, monkeypatch):
 
 
 def test_options_reach_the_model(path):
-    fixed = get_model(info(path, noise_debias="fixed")).loglike({"omch2": 0.13})[0]
-    linear = get_model(info(path)).loglike({"omch2": 0.13})[0]
-    assert fixed != pytest.approx(linear, rel=1e-3)
+    """Through Cobaya as through the pure function, each option by itself."""
+    model = get_model(info(path))
+    usual = model.loglike({"omch2": 0.13})[0]
+    spectra = model.likelihood[NAME].theory_spectra()
+    release = read_release(path)
+    for options in (
+        {"noise_debias": "fixed"},
+        {"statistics": "sellentin-heavens"},
+        {"L_min": 200},
+        {"L_max": 900.0},
+        {"calibration_errors": False},
+    ):
+        seen = get_model(info(path, **options)).loglike({"omch2": 0.13})[0]
+        assert seen == pytest.approx(
+            BandpowerLikelihood(release, **options).log_likelihood(*spectra)
+        )
+        assert seen != pytest.approx(usual, rel=1e-4)
+
+
+def test_a_far_cosmology_is_told_once(path, caplog):
+    model = get_model(info(path))
+    likelihood = model.likelihood[NAME]
+    near = (likelihood.release_data.fiducial_kk, likelihood.release_data.fiducial_ee)
+    far = (1.3 * near[0], near[1])
+
+    def said(spectra):
+        caplog.clear()
+        likelihood.theory_spectra = lambda: spectra
+        with caplog.at_level("WARNING"):
+            likelihood.logp()
+        return caplog.text
+
+    assert "leaves the range" not in said(near)
+    text = said(far)
+    assert "leaves the range" in text
+    assert "(measured to 10%)" in text
+    assert "leaves the range" not in said(far)
 
 
 @pytest.mark.parametrize(

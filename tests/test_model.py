@@ -161,3 +161,68 @@ def test_coverage_of_a_gaussian_survey():
     draws = generator.multivariate_normal(np.zeros(5), release.covariance / 1e-18, size=2000) * 1e-9
     chi2 = [d @ likelihood.inverse @ d for d in draws]
     assert stats.kstest(chi2, stats.chi2(5).cdf).pvalue > 0.01
+
+
+def test_bins_in_an_L_range(release):
+    """Selected bins have the χ² of the marginal distribution; bins half inside are left out."""
+    data = replace(release, bandpowers=release.bandpowers * np.linspace(0.9, 1.1, 5))
+    chosen = BandpowerLikelihood(data, statistics="gaussian", L_min=200, L_max=836)
+    np.testing.assert_array_equal(chosen.bins, [1, 2, 3])
+    whole = BandpowerLikelihood(data, statistics="gaussian")
+    spectra = changed(release, 0.03, -0.02)
+    r = whole.residuals(*spectra)[1:4]
+    want = r @ np.linalg.solve(release.covariance[1:4, 1:4], r)
+    assert chosen.chi2(*spectra) == pytest.approx(want, rel=1e-9)
+    np.testing.assert_allclose(chosen.model(*spectra), whole.model(*spectra)[1:4], rtol=1e-12)
+    with pytest.raises(CNNLensError, match="L_max is '2000'; give a number"):
+        BandpowerLikelihood(release, L_max="2000")
+    with pytest.raises(CNNLensError, match="L_min: 40 and L_max: 230 leave no bin"):
+        BandpowerLikelihood(release, L_min=40, L_max=230)
+
+
+def test_calibration_errors_can_be_left_out(release):
+    without = BandpowerLikelihood(release, calibration_errors=False)
+    np.testing.assert_array_equal(without.covariance, release.patch_covariance / 40)
+    np.testing.assert_array_equal(BandpowerLikelihood(release).covariance, release.covariance)
+
+
+def test_log_likelihoods_of_the_three_statistics(release):
+    from cobaya_cnnlens.statistics import hartlap_factor, hotelling_pte, sellentin_heavens
+
+    spectra = changed(release, 0.1, 0.1)
+    gaussian, hartlap, t = (
+        BandpowerLikelihood(release, statistics=name)
+        for name in ("gaussian", "hartlap", "sellentin-heavens")
+    )
+    t2 = gaussian.chi2(*spectra)
+    factor = hartlap_factor(500, 5)
+    assert gaussian.log_likelihood(*spectra) == pytest.approx(-t2 / 2)
+    assert hartlap.log_likelihood(*spectra) == pytest.approx(-factor * t2 / 2)
+    assert t.log_likelihood(*spectra) == pytest.approx(sellentin_heavens(t2, 500))
+    for likelihood in (hartlap, t):
+        pte = likelihood.pte(likelihood.chi2(*spectra))
+        assert pte == pytest.approx(hotelling_pte(t2, 500, 5))
+
+
+def test_excursion_along_and_across_omch2(release):
+    """t is the amplitude along the direction of ω_c; what it leaves is what the bands move apart
+    from that."""
+    likelihood = BandpowerLikelihood(release)
+    along = np.concatenate([release.kk_direction, release.ee_direction])
+    along = along / (along @ along)
+
+    def spectra(changes):
+        kk, ee = release.fiducial_kk.copy(), release.fiducial_ee.copy()
+        for cl, edges, part in (
+            (kk, release.kk_edges, changes[:2]),
+            (ee, release.ee_edges, changes[2:]),
+        ):
+            for low, high, change in zip(edges, edges[1:], part, strict=False):
+                cl[low:high] *= 1.0 + change
+        return kk, ee
+
+    t, rest = likelihood.excursion(*spectra(1.5 * along))
+    assert (t, rest) == pytest.approx((1.5, 0.0), abs=1e-12)
+    across = np.array([0.3, -0.2, 0.0, 0.0, 0.0])  # 2 × .3 − 3 × .2 = 0
+    t, rest = likelihood.excursion(*spectra(across))
+    assert (t, rest) == pytest.approx((0.0, 0.3), abs=1e-12)

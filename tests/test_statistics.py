@@ -7,8 +7,10 @@ from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.statistics import (
     chi2_pte,
     hartlap_factor,
+    hotelling_pte,
     inverse_covariance,
     pte_to_sigma,
+    sellentin_heavens,
 )
 
 
@@ -59,3 +61,51 @@ def test_inverse_of_tiny_covariances():
 def test_covariance_of_the_mean():
     samples = np.random.default_rng(2).standard_normal((50, 3))
     np.testing.assert_allclose(mean_covariance(samples), sample_covariance(samples) / 50)
+
+
+@pytest.mark.parametrize("n_sim", [60, 150, 500])
+def test_hotelling_rejects_as_often_as_it_says(n_sim):
+    """20 bins, covariance from n_sim simulations, 20,000 times: a nominal 1% and 10% are kept by
+    T²; χ² exceeds 1% where simulations are few."""
+    generator, n_bins, trials = np.random.default_rng(n_sim), 20, 20_000
+    # Ŝ of unit normals is Wishart: T² = |r|² / (1/Ŝ⁻¹ along r), and Ŝ⁻¹ along any direction is
+    # that of the last diagonal element of the Bartlett decomposition.
+    chi2 = generator.chisquare(n_bins, trials)
+    t2 = (n_sim - 1) * chi2 / generator.chisquare(n_sim - n_bins, trials)
+    # The same T² by brute force, for a few.
+    brute = []
+    for _ in range(400):
+        sample = sample_covariance(generator.standard_normal((n_sim, n_bins)))
+        r = generator.standard_normal(n_bins)
+        brute.append(r @ np.linalg.solve(sample, r))
+    assert stats.ks_2samp(brute, t2).pvalue > 1e-3
+    for level in (0.01, 0.1):
+        rejected = np.mean(hotelling_pte(t2, n_sim, n_bins) < level)
+        assert rejected == pytest.approx(level, abs=4 * np.sqrt(level / trials))
+    if n_sim < 200:
+        by_chi2 = np.mean(chi2_pte(t2 * hartlap_factor(n_sim, n_bins), n_bins) < 0.01)
+        assert by_chi2 > 0.01 + 4 * np.sqrt(0.01 / trials)
+
+
+def test_sellentin_heavens_is_the_t_distribution():
+    """Against scipy's multivariate t, whose shape is Ŝ (n_sim − 1)/(n_sim − p), dof n_sim − p."""
+    n_sim, p = 60, 3
+    generator = np.random.default_rng(0)
+    root = np.eye(p) + 0.3 * generator.standard_normal((p, p))
+    covariance = root @ root.T
+    student = stats.multivariate_t(
+        shape=covariance * (n_sim - 1) / (n_sim - p), df=n_sim - p, loc=np.zeros(p)
+    )
+    a, b = generator.standard_normal((2, p))
+    t2 = [r @ np.linalg.solve(covariance, r) for r in (a, b)]
+    got = sellentin_heavens(t2[0], n_sim) - sellentin_heavens(t2[1], n_sim)
+    assert got == pytest.approx(student.logpdf(a) - student.logpdf(b), rel=1e-9)
+    # Many simulations: the Gaussian.
+    assert sellentin_heavens(7.0, 10**9) == pytest.approx(-3.5, rel=1e-6)
+
+
+def test_hotelling_needs_more_simulations_than_bins():
+    with pytest.raises(CNNLensError, match="cannot judge 20 bins"):
+        hotelling_pte(3.0, 20, 20)
+    got = hotelling_pte([5.0, 30.0], 10**8, 12)
+    np.testing.assert_allclose(got, chi2_pte([5.0, 30.0], 12), rtol=1e-5)

@@ -226,6 +226,7 @@ def make_release(
                 f"survey-{survey}": f"sky {sky}",
             },
             "derivative_excursion_omch2": config.derivatives.omch2_step,
+            "derivative_step": config.derivatives.step,
             "packages": _package_versions() if packages else {},
         },
         truth=asdict(truth),
