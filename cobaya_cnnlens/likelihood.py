@@ -9,9 +9,12 @@ from cobaya.log import LoggedError
 from .errors import CNNLensError
 from .model import BandpowerLikelihood
 from .release import Release, read_release
+from .selfcheck import theory_offset
 
 # Beyond this many times the excursion at which the noise debias was measured a warning is due.
 EXCURSION = 1.25
+# Offset of the theory at the fiducial, in σ of the survey, beyond which a warning is due.
+THEORY_TOLERANCE = 0.1
 
 
 class CNNLens(Likelihood):
@@ -31,6 +34,7 @@ class CNNLens(Likelihood):
     L_min: float | None
     L_max: float | None
     calibration_errors: bool
+    check_theory: bool
 
     def initialize(self) -> None:
         try:
@@ -62,24 +66,39 @@ class CNNLens(Likelihood):
 
     def initialize_with_provider(self, provider) -> None:
         super().initialize_with_provider(provider)
-        made_with = self.release_data.theory.get("settings", {})
-        for theory in provider.model.theory.values():
-            settings = getattr(theory, "extra_args", {})
-            for key in ("lens_potential_accuracy", "halofit_version"):
-                if key not in settings or key not in made_with:
-                    continue
-                coarse = key == "lens_potential_accuracy" and settings[key] < 4 <= made_with[key]
-                if coarse or (key == "halofit_version" and settings[key] != made_with[key]):
-                    self.log.warning(
-                        "theory '%s' runs with %s: %s, the release was made with %s. %s",
-                        theory.get_name(),
-                        key,
-                        settings[key],
-                        made_with[key],
-                        f"Set extra_args: {{{key}: {made_with[key]}}}, or expect a bias: at "
-                        "lens_potential_accuracy 1 CAMB's C_L^pp is about 1% low at L = 1000 and "
-                        "5% at 2000.",
-                    )
+        if self.check_theory and "cosmology" in self.release_data.theory:
+            self._check_theory(provider.model.info().get("theory") or {})
+
+    def _check_theory(self, theories: dict) -> None:
+        try:
+            offset = theory_offset(theories, self._likelihood)
+        except Exception as error:  # whatever a foreign theory code may raise
+            self.log.warning(
+                "the theory could not be run at the release's fiducial cosmology to check it "
+                "(%s: %.200s); set check_theory: false to leave this out",
+                type(error).__name__,
+                error,
+            )
+            return
+        if offset.sigmas < THEORY_TOLERANCE:
+            self.log.info(
+                "the theory reproduces the release's fiducial bandpowers to %.3f sigma",
+                offset.sigmas,
+            )
+            return
+        edges = self.release_data.edges
+        mend = "Its known settings are the release's; look at its version, neutrinos and l_max."
+        if offset.settings:
+            mend = f"Set as in the release what differs: {'; '.join(offset.settings)}."
+        self.log.warning(
+            "at the release's fiducial cosmology the theory's bandpowers are off by %.2f sigma "
+            "(the largest bias of a parameter), most in L = %d-%d, by %+.2f%%. %s",
+            offset.sigmas,
+            edges[offset.worst_bin],
+            edges[offset.worst_bin + 1],
+            100 * offset.worst_change,
+            mend,
+        )
 
     def get_requirements(self) -> dict:
         return {

@@ -72,20 +72,92 @@ def test_through_cobaya_and_camb(path):
     assert derived["cnnlens_pte"] == pytest.approx(pure.pte(derived["cnnlens_chi2"]))
 
 
-def test_coarse_theory_is_told(release, tmp_path, caplog):
+@pytest.fixture
+def coarse_release(release, tmp_path):
+    """The synthetic release with CAMB's own spectra at accuracy 1 as its fiducial."""
     from dataclasses import replace
 
-    made = {"settings": {"lens_potential_accuracy": 8.0, "halofit_version": "mead2020"}}
-    write_release(replace(release, theory=made), tmp_path / "r.json")
-    content = info(str(tmp_path / "r.json"))
-    with caplog.at_level("WARNING"):
+    from cobaya_cnnlens.theory import CambSettings, Cosmology, compute_spectra, settings_record
+
+    settings = CambSettings(lmax=1300, lens_potential_accuracy=1.0, halofit_version="mead2020")
+    spectra = compute_spectra(Cosmology(), settings)
+    made = replace(
+        release,
+        fiducial_kk=spectra.kk[:1201],
+        fiducial_ee=spectra.ee[:1201],
+        theory=settings_record(Cosmology(), settings),
+    )
+    write_release(made, tmp_path / "coarse.json")
+    return str(tmp_path / "coarse.json")
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"lens_potential_accuracy": 1.0, "halofit_version": "mead2020"}, "reproduces"),
+        (
+            {"lens_potential_accuracy": 1.0, "halofit_version": "original"},
+            "what differs: halofit_version: original (release: mead2020)",
+        ),
+    ],
+)
+def test_theory_is_checked_at_the_fiducial(coarse_release, extra, said, caplog):
+    """The same settings pass; another nonlinear model is told with its size in σ."""
+    from cobaya_cnnlens.selfcheck import theory_offset
+
+    likelihood = BandpowerLikelihood(read_release(coarse_release))
+    theories = {"camb": {"extra_args": {"num_massive_neutrinos": 1, **extra}}}
+    content = info(coarse_release)
+    content["params"]["mnu"] = 0.06
+    content["theory"] = theories
+    with caplog.at_level("INFO"):
         get_model(content)
-    assert "runs with lens_potential_accuracy: 1, the release was made with 8.0" in caplog.text
-    caplog.clear()
-    content["theory"]["camb"]["extra_args"] = {"lens_potential_accuracy": 4}
-    with caplog.at_level("WARNING"):
-        get_model(content)
-    assert "lens_potential_accuracy" not in caplog.text
+    assert said in caplog.text
+    if "halofit" in said:
+        offset = theory_offset(theories, likelihood)
+        assert f"off by {offset.sigmas:.2f} sigma" in caplog.text
+        assert offset.sigmas > 0.1
+
+
+def test_a_theory_that_cannot_be_checked_is_told(coarse_release, monkeypatch, caplog):
+    """A failing check warns and goes on; `check_theory: false` does not make it."""
+
+    def fail(*_):
+        raise ValueError("no such parameter")
+
+    monkeypatch.setattr("cobaya_cnnlens.likelihood.theory_offset", fail)
+    for check in (True, False):
+        caplog.clear()
+        with caplog.at_level("WARNING"):
+            get_model(info(coarse_release, check_theory=check))
+        told = (
+            "could not be run at the release's fiducial cosmology to check it (ValueError: no such"
+        )
+        assert (told in caplog.text) is check
+
+
+def test_offset_of_a_theory_is_what_its_spectra_give(coarse_release):
+    """Two halofit versions, once through Cobaya's block, once through CAMB itself."""
+    import camb
+
+    from cobaya_cnnlens.selfcheck import theory_offset
+
+    release = read_release(coarse_release)
+    likelihood = BandpowerLikelihood(release)
+    extra = {"lens_potential_accuracy": 1.0, "halofit_version": "original", "mnu": 0.06}
+    extra["num_massive_neutrinos"] = 1
+    node = {"class": "cobaya_cnnlens.NodeCAMB", "nodes": {"omch2": 0.001}, "extra_args": extra}
+    offset = theory_offset({"camb": node}, likelihood)
+    cosmology = {k: v for k, v in release.theory["cosmology"].items() if k != "mnu"}
+    results = camb.get_results(camb.set_params(lmax=1300, **cosmology, **extra))
+    clkk = convergence_from_potential(results.get_lens_potential_cls(1300, raw_cl=True)[:, 0])
+    clee = results.get_unlensed_total_cls(1300, CMB_unit="muK", raw_cl=True)[:, 1]
+    change = likelihood.model(clkk, clee) - likelihood.model(
+        release.fiducial_kk, release.fiducial_ee
+    )
+    assert offset.sigmas == pytest.approx(np.sqrt(change @ likelihood.inverse @ change), rel=0.02)
+    ours = likelihood.model(release.fiducial_kk, release.fiducial_ee)
+    assert offset.worst_bin == np.argmax(np.abs(change / ours))
 
 
 def test_short_theory_is_one_clear_error(path, monkeypatch):
