@@ -151,6 +151,20 @@ def release_list() -> None:
     typer.echo("\n".join(shipped_releases()))
 
 
+@release_app.command("export")
+def release_export(
+    file: Annotated[str, typer.Argument(help="A release file, or the name of a shipped one.")],
+    format: Annotated[str, typer.Option("--format", help="cmblikes, candl or sacc.")],
+    out: Annotated[Path, typer.Option(help="New folder to write to.")],
+    noise_debias: Annotated[str, typer.Option(help="linear or fixed.")] = "linear",
+) -> None:
+    """Write a release for cobaya's CMBlikes, for candl, or as SACC."""
+    from .export import export_release
+    from .release import read_release
+
+    typer.echo(export_release(read_release(file), format, out, noise_debias))
+
+
 @release_app.command("check")
 def release_check(
     file: Annotated[str, typer.Argument(help="A release file, or the name of a shipped one.")],

@@ -1,0 +1,256 @@
+"""A release in other people's formats: cobaya's CMBlikes, candl, SACC.
+
+The first two know models that are linear in the spectra: bandpower windows, and a correction
+M (C − C^fid). That is the release with ``noise_debias`` "linear" or "fixed"; its second order has
+no place in them. The covariance that is written holds Hartlap's factor, so that χ² is ours. Both
+take for their EE whatever they are handed: the release's correction is in **unlensed** C_l^EE.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import yaml
+
+from .errors import CNNLensError
+from .release import Release
+from .statistics import hartlap_factor
+
+FORMATS = ("cmblikes", "candl", "sacc")
+LINEAR = ("linear", "fixed")
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """µ = W C^κκ + K (C^κκ − C^κκ_fid) + E (C^EE − C^EE_fid), unlensed C^EE in µK²; each matrix
+    (n_bins, lmax + 1) from L = 0. K and E are zero for a fixed noise debias."""
+
+    windows: np.ndarray
+    kk: np.ndarray
+    ee: np.ndarray
+    fiducial_correction: np.ndarray
+
+    @property
+    def lmax(self) -> int:
+        return self.windows.shape[1] - 1
+
+
+def linear_model(release: Release, noise_debias: str = "linear") -> LinearModel:
+    """The release's model as matrices on spectra.
+
+    Raises
+    ------
+    CNNLensError
+        if ``noise_debias`` is not linear in the spectra
+    """
+    if noise_debias not in LINEAR:
+        raise CNNLensError(
+            f"noise_debias is {noise_debias!r}, which other formats cannot hold; export one of "
+            f"{LINEAR}"
+        )
+    size = max(release.windows.shape[1], release.kk_edges[-1], release.ee_edges[-1])
+    windows = np.zeros((release.n_bins, size))
+    windows[:, : release.windows.shape[1]] = release.windows
+    kk, ee = np.zeros_like(windows), np.zeros_like(windows)
+    if noise_debias == "linear":
+        kk = _band_matrix(release.kk_edges, release.fiducial_kk, release.kk_derivatives, size)
+        ee = _band_matrix(release.ee_edges, release.fiducial_ee, release.ee_derivatives, size)
+    # Σ_j N'_bj: a band's own correction of the fiducial is its derivative.
+    fiducial = kk.any() * (release.kk_derivatives.sum(1) + release.ee_derivatives.sum(1))
+    return LinearModel(windows, kk, ee, fiducial)
+
+
+def _band_matrix(edges, fiducial, derivatives, size) -> np.ndarray:
+    """N'_bj (2l+1) / Σ_j (2l+1) C_l^fid for l in band j."""
+    matrix = np.zeros((len(derivatives), size))
+    for j, (low, high) in enumerate(itertools.pairwise(edges)):
+        weight = 2.0 * np.arange(low, high) + 1.0
+        power = (weight * fiducial[low:high]).sum()
+        matrix[:, low:high] = derivatives[:, j, None] * weight / power
+    return matrix
+
+
+def export_release(
+    release: Release, format: str, folder: str | Path, noise_debias: str = "linear"
+) -> Path:
+    """Write a release in another format.
+
+    Parameters
+    ----------
+    format : "cmblikes" (a ``.dataset`` with its files), "candl" (an info file with its files) or
+        "sacc" (one FITS file; it has no place for the correction, which is left out)
+    folder : new folder to write to
+    noise_debias : "linear" or "fixed"
+
+    Returns
+    -------
+    the file that the other code is to be given
+
+    Raises
+    ------
+    CNNLensError
+        for an unknown format, a folder that exists, or a model that the format cannot hold
+    """
+    writers = {"cmblikes": _write_cmblikes, "candl": _write_candl, "sacc": _write_sacc}
+    if format not in writers:
+        raise CNNLensError(f"format is {format!r}; choose one of {FORMATS}")
+    folder = Path(folder)
+    if folder.exists():
+        raise CNNLensError(f"{folder}: exists already; name a folder that does not")
+    model = linear_model(release, noise_debias)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        name = writers[format](release, model, partial)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder / name
+
+
+def _scaled_covariance(release: Release) -> np.ndarray:
+    return release.covariance / hartlap_factor(release.n_sim, release.n_bins)
+
+
+def _write_cmblikes(release: Release, model: LinearModel, folder: Path) -> str:
+    """Bandpowers are in CMBlikes' units of lensing, [L(L+1)]² C^φφ/2π = (4/2π) C^κκ."""
+    unit = 4.0 / (2.0 * np.pi)
+    L = np.arange(2, model.lmax + 1)
+    # CMBlikes' spectra: [L(L+1)]² C^φφ/2π and l(l+1) C_l/2π.
+    from_pp, from_ee = 2.0 * np.pi / 4.0, 2.0 * np.pi / (L * (L + 1.0))
+    (folder / "windows").mkdir()
+    (folder / "corrections").mkdir()
+    for b in range(release.n_bins):
+        window = unit * from_pp * model.windows[b, 2:]
+        np.savetxt(folder / "windows" / f"window{b + 1}.dat", np.c_[L, window], fmt="%5d %.17e")
+        columns = unit * np.c_[from_pp * model.kk[b, 2:], from_ee * model.ee[b, 2:]]
+        np.savetxt(
+            folder / "corrections" / f"window{b + 1}.dat",
+            np.c_[L, columns],
+            fmt="%5d %.17e %.17e",
+        )
+    sigma = np.sqrt(np.diag(release.covariance))
+    bins = np.c_[
+        np.arange(1, release.n_bins + 1),
+        release.edges[:-1],
+        release.edges[1:] - 1,
+        release.centres,
+        unit * release.bandpowers,
+        unit * sigma,
+    ]
+    np.savetxt(
+        folder / "bandpowers.dat",
+        bins,
+        fmt="%3d %5d %5d %8.1f %.17e %.17e",
+        header="bin L_min L_max L_av PP Error",
+    )
+    fiducial = np.c_[np.arange(1, release.n_bins + 1), unit * model.fiducial_correction]
+    np.savetxt(folder / "fiducial_correction.dat", fiducial, fmt="%3d %.17e", header="bin PP")
+    np.savetxt(folder / "covariance.dat", unit**2 * _scaled_covariance(release), fmt="%.17e")
+    name = f"{release.name}.dataset"
+    (folder / name).write_text(
+        f"# {release.description}\n"
+        "# The covariance holds Hartlap's factor; the correction's EE is the UNLENSED spectrum.\n"
+        "like_approx = gaussian\n"
+        "fields_use = P\n"
+        "fields_required = E P\n"
+        "binned = T\n"
+        f"nbins = {release.n_bins}\n"
+        "use_min = 1\n"
+        f"use_max = {release.n_bins}\n"
+        "cl_lmin = 2\n"
+        f"cl_lmax = {model.lmax}\n"
+        "cl_hat_file = bandpowers.dat\n"
+        "bin_window_files = windows/window%u.dat\n"
+        "bin_window_in_order = PP\n"
+        "bin_window_out_order = PP\n"
+        "covmat_cl = PP\n"
+        "covmat_fiducial = covariance.dat\n"
+        "linear_correction_fiducial_file = fiducial_correction.dat\n"
+        "linear_correction_fiducial_order = PP\n"
+        "linear_correction_bin_window_files = corrections/window%u.dat\n"
+        "linear_correction_bin_window_in_order = PP EE\n"
+        "linear_correction_bin_window_out_order = PP PP\n"
+    )
+    return name
+
+
+def _write_candl(release: Release, model: LinearModel, folder: Path) -> str:
+    """Bandpowers are C^κκ, candl's "kk"; its EE is l(l+1) C_l/2π."""
+    L = np.arange(2, model.lmax + 1)
+    to_cl = 2.0 * np.pi / (L * (L + 1.0))
+    (folder / "windows").mkdir()
+    (folder / "corrections").mkdir()
+    np.savetxt(
+        folder / "windows" / "kk_window_functions.txt",
+        np.c_[L, model.windows[:, 2:].T],
+        fmt=["%5d"] + ["%.17e"] * release.n_bins,
+    )
+    none = np.zeros(len(L))
+    for b in range(release.n_bins):
+        columns = np.c_[L, none, none, to_cl * model.ee[b, 2:], none, model.kk[b, 2:]]
+        np.savetxt(
+            folder / "corrections" / f"window_{b}.txt",
+            columns,
+            fmt=["%5d"] + ["%.17e"] * 5,
+            header="L TT TE EE BB kk",
+        )
+    np.savetxt(folder / "bandpowers.txt", release.bandpowers, fmt="%.17e")
+    np.savetxt(folder / "covariance.txt", _scaled_covariance(release), fmt="%.17e")
+    np.savetxt(folder / "fiducial_correction.txt", model.fiducial_correction, fmt="%.17e")
+    name = f"{release.name}.yaml"
+    content = {
+        "name": release.name,
+        "band_power_file": "bandpowers.txt",
+        "covariance_file": "covariance.txt",
+        "window_functions_folder": "windows/",
+        "spectra_info": [{"kk": release.n_bins}],
+        "data_model": [
+            {
+                "Module": "common_lensing.ResponseFunctionM",
+                "M_matrices_folder": "corrections/",
+                "Mmodes": ["EE", "kk"],
+                "fiducial_correction_file": "fiducial_correction.txt",
+            }
+        ],
+    }
+    head = (
+        f"# {release.description}\n"
+        "# The covariance holds Hartlap's factor; the correction's EE is the UNLENSED spectrum.\n"
+    )
+    (folder / name).write_text(head + yaml.safe_dump(content, sort_keys=False))
+    return name
+
+
+def _write_sacc(release: Release, model: LinearModel, folder: Path) -> str:
+    """One map tracer ``ck``, data type ``cmb_convergence_cl``, windows, and the covariance without
+    Hartlap's factor: ``n_sim`` is in the metadata."""
+    try:
+        import sacc
+    except ModuleNotFoundError:
+        raise CNNLensError("format 'sacc' needs the package sacc; pip install sacc") from None
+
+    data = sacc.Sacc()
+    ell = np.arange(model.lmax + 1)
+    data.add_tracer(
+        "Map", "ck", quantity="cmb_convergence", spin=0, ell=ell, beam=np.ones(len(ell))
+    )
+    windows = sacc.BandpowerWindow(ell, model.windows.T)
+    data.add_ell_cl("cmb_convergence_cl", "ck", "ck", release.centres, release.bandpowers, windows)
+    data.add_covariance(release.covariance)
+    data.metadata = {
+        "name": release.name,
+        "description": release.description,
+        "n_patches": release.n_patches,
+        "n_sim": release.n_sim,
+        "network_sha256": str(release.provenance.get("network_sha256")),
+    }
+    name = f"{release.name}.fits"
+    data.save_fits(str(folder / name))
+    return name
