@@ -42,6 +42,17 @@ rule release:
         "cnnlens release make {CONFIG_FILE} --survey {wildcards.survey}"
 
 
+# Reconstruction noise alone, for a network that is not to become a release.
+rule noise:
+    input:
+        bandpowers("validation"),
+        bandpowers("test"),
+    output:
+        str(PIPELINE.products / "noise.txt"),
+    shell:
+        "cnnlens evaluate {CONFIG_FILE} > {output}"
+
+
 rule tables:
     input:
         releases(),
