@@ -185,14 +185,21 @@ def release_check(
 def evaluate(
     config: ConfigFile,
     merge: Annotated[int, typer.Option(min=1, help="Neighbouring bins to take together.")] = 1,
+    on: Annotated[
+        str | None, typer.Option(help="Instead: debiased minus true bandpowers on another set.")
+    ] = None,
 ) -> None:
     """Print the network's reconstruction noise beside the analytic curves."""
     loaded = _load(config)
     from .reconstruct.files import networks_hash
-    from .report.tables import noise_table
-    from .report.text import format_noise
+    from .report.tables import noise_table, residual_table
+    from .report.text import format_noise, format_residual
 
-    typer.echo(format_noise(noise_table(loaded, networks_hash(loaded.network_paths), merge)))
+    digest = networks_hash(loaded.network_paths)
+    if on:
+        typer.echo(format_residual(residual_table(loaded, digest, on, merge)))
+    else:
+        typer.echo(format_noise(noise_table(loaded, digest, merge)))
 
 
 @app.command()

@@ -9,8 +9,12 @@ from cobaya_cnnlens.calibrate.measure import spectra_of
 from cobaya_cnnlens.calibrate.windows import bandpower_windows
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.report.forecast import forecast
-from cobaya_cnnlens.report.tables import compare
-from cobaya_cnnlens.report.text import format_comparison, format_forecasts
+from cobaya_cnnlens.report.tables import compare, residual_table
+from cobaya_cnnlens.report.text import (
+    format_comparison,
+    format_forecasts,
+    format_residual,
+)
 from cobaya_cnnlens.simulate.stage import spectra_for
 
 HASH = "a" * 64
@@ -21,7 +25,7 @@ def with_bandpowers(config, name, noise, seed, modes=200):
     """A configuration and the bandpowers of κ̂ = R(κ + n) on 600 patches per set, κ and n of power
     1 and ``noise``; of two configurations κ is the same, and half of n's amplitude² is."""
     config = config.model_copy(update={"name": name, "products": config.products / name})
-    for k, set_name in enumerate(("validation", "test")):
+    for k, set_name in enumerate(("validation", "test", "survey-fiducial")):
         sky, own = np.random.default_rng(k), np.random.default_rng([k, 10 + seed])
         shape = (600, modes, config.bandpowers.n_bins)
         kappa, common = sky.standard_normal((2, *shape))
@@ -115,3 +119,26 @@ def test_forecast_of_a_known_slope(small_config):
     assert found.sigma_fixed == pytest.approx(expected, rel=0.1)
     assert found.sigma_fixed_error == pytest.approx(expected / np.sqrt(2 * 596), rel=0.1)
     assert "c2" in format_forecasts({"c2": found})
+
+
+def test_residual_on_patches_that_gave_no_calibration(small_config):
+    """Unbiased where the noise is the calibration's; far off where it is not."""
+    config = with_bandpowers(small_config, "a", NOISE, 0)
+    table = residual_table(config, HASH, "survey-fiducial")
+    assert table.pte > 0.01
+    assert np.abs(table.residual / table.error).max() < 4
+    # Twice 600 patches of 200 modes: Var(κ̂κ̂*/R² − κκ*) = 4CN + 2N² per mode.
+    expected = np.sqrt(2 * (4 * NOISE + 2 * NOISE**2) / (600 * 200))
+    np.testing.assert_allclose(table.error, expected, rtol=0.1)
+    assert "600 patches" in format_residual(table)
+    louder = with_bandpowers(small_config, "a", 1.1 * NOISE, 0)
+    for name in ("validation", "test"):  # as before; the survey keeps the louder noise
+        louder.bandpower_path(name, 0).unlink()
+    quiet = with_bandpowers(small_config, "b", NOISE, 0)
+    for name in ("validation", "test"):
+        quiet.bandpower_path(name, 0).rename(louder.bandpower_path(name, 0))
+    off = residual_table(louder, HASH, "survey-fiducial")
+    assert off.pte < 1e-6
+    np.testing.assert_allclose(off.residual, 0.1 * NOISE, atol=4 * off.error.max())
+    with pytest.raises(CNNLensError, match="'test' gave the calibration"):
+        residual_table(config, HASH, "test")

@@ -71,7 +71,7 @@ def n0_iterated(
     nodes = np.unique(np.geomspace(4, band.lmax, 60).round()).astype(float)
     grid = np.arange(len(pp), dtype=float)
     lens_power = ee
-    wiener_e = ee**2 / (ee + noise)
+    wiener_e = np.divide(ee**2, ee + noise, out=np.zeros_like(ee), where=ee > 0)
     phi_noise = np.full(len(pp), np.inf)
     zero = np.zeros_like(ee)
     while True:

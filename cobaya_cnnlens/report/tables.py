@@ -8,6 +8,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 
 from ..calibrate.assemble import calibration_of
+from ..calibrate.covariance import mean_covariance
 from ..calibrate.measure import PatchBandpowers, read_bandpowers, spectra_of
 from ..calibrate.response import Calibration, calibrate, standard_error
 from ..calibrate.windows import bandpower_windows
@@ -195,6 +196,62 @@ def _same_patches(one: Config, other: Config) -> bool:
         one.set_size(name) == other.set_size(name)
         and one.sky_recipe(name, 0) == other.sky_recipe(name, 0)
         for name in ("validation", "test")
+    )
+
+
+@dataclass(frozen=True)
+class ResidualTable:
+    """Debiased bandpowers of a set of patches against the true spectra of the same patches, each
+    (n_bins,): L, truth ⟨κκ*⟩, mean of d − κκ* and its standard error; and χ² of all bins together
+    with its probability to exceed."""
+
+    L: np.ndarray
+    truth: np.ndarray
+    residual: np.ndarray
+    error: np.ndarray
+    n_patches: int
+    chi2: float
+    pte: float
+
+
+def residual_table(
+    config: Config, network_hash: str, set_name: str, merge: int = 1
+) -> ResidualTable:
+    """Is d = ⟨κ̂κ̂*⟩/R² − N unbiased on patches that gave neither R nor N?
+
+    Parameters
+    ----------
+    set_name : a set at the fiducial cosmology other than ``validation`` and ``test``
+    merge : number of neighbouring bins to take together
+
+    Raises
+    ------
+    CNNLensError
+        for a set whose patches gave R or N
+    """
+    if set_name in ("validation", "test"):
+        raise CNNLensError(
+            f"set '{set_name}' gave the calibration; look at patches that did not, as in "
+            "--on survey-fiducial"
+        )
+    spectra = spectra_of(config)
+    validation, test = merged_bandpowers(config, network_hash, merge)
+    calibration = calibrate(validation, test)
+    seen = read_bandpowers(config, network_hash, set_name)
+    auto, truth = (spectra.merge(v, merge) for v in (seen.auto, seen.truth))
+    each = calibration.debias(auto) - truth
+    noise = test.auto / calibration.response**2 - test.truth
+    covariance = mean_covariance(each) + mean_covariance(noise)
+    mean = each.mean(0)
+    chi2 = float(mean @ inverse_covariance(covariance) @ mean)
+    return ResidualTable(
+        spectra.merge(spectra.bins.centres, merge),
+        truth.mean(0),
+        mean,
+        np.sqrt(np.diag(covariance)),
+        len(each),
+        chi2,
+        float(chi2_pte(chi2, len(mean))),
     )
 
 

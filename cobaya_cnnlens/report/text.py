@@ -11,7 +11,7 @@ from ..release import Release
 if TYPE_CHECKING:
     from ..config import Config
     from .forecast import Forecast
-    from .tables import Comparison, NoiseTable
+    from .tables import Comparison, NoiseTable, ResidualTable
 
 
 def describe_release(release: Release) -> str:
@@ -71,6 +71,23 @@ def format_noise(table: NoiseTable) -> str:
             f"      {table.relative_error[b]:6.3f}   {table.correlation[b]:.3f}"
             f"  {table.power[b]:.3f}"
         )
+    return "\n".join(lines)
+
+
+def format_residual(table: ResidualTable) -> str:
+    """Debiased bandpowers minus the truth of the same patches, one line per bin."""
+    lines = ["      L      C (true)   (d-C)/C  +-      (d-C)/+-"]
+    for L, truth, residual, error in zip(
+        table.L, table.truth, table.residual, table.error, strict=True
+    ):
+        lines.append(
+            f"{L:7.1f}  {truth:.4e}  {residual / truth:+.4f}  {error / truth:.4f}  "
+            f"{residual / error:+.2f}"
+        )
+    lines.append(
+        f"{table.n_patches} patches: chi2 = {table.chi2:.1f} for {len(table.L)} bins, "
+        f"PTE {table.pte:.3f}"
+    )
     return "\n".join(lines)
 
 
