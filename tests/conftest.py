@@ -30,6 +30,16 @@ def small_config(tmp_path):
     return config.model_copy(update={"products": tmp_path / "products"})
 
 
+@pytest.fixture
+def eager():
+    """TensorFlow runs operations one by one: a few steps of training take seconds, tracing them
+    takes a minute."""
+    tensorflow = pytest.importorskip("tensorflow")
+    tensorflow.config.run_functions_eagerly(True)
+    yield
+    tensorflow.config.run_functions_eagerly(False)
+
+
 def synthetic_release(n_bins: int = 5, **changes) -> Release:
     """A release made of smooth made-up numbers; its data are the model at the fiducial."""
     generator = np.random.default_rng(1)

@@ -145,7 +145,7 @@ print(json.dumps(records[-1]))
 """
 
 
-def test_training_under_jax(tmp_path):
+def test_training_under_jax(tmp_path, eager):
     """From the same weights, two steps under JAX end where TensorFlow's end."""
     pytest.importorskip("jax")
     content = yaml.safe_load((REPOSITORY / "training" / "config" / "test.yaml").read_text())

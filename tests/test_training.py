@@ -124,7 +124,7 @@ def test_targets_belong_to_their_inputs(tiny):
     np.testing.assert_array_equal(inputs[..., 1:], outputs["kappa"])
 
 
-def test_a_stopped_run_goes_on_and_ends_where_it_would_have(tiny, tmp_path):
+def test_a_stopped_run_goes_on_and_ends_where_it_would_have(tiny, tmp_path, eager):
     whole = list(training.train(tiny, tmp_path / "whole"))
     assert [r["epoch"] for r in whole] == [1, 2, 3]
     run = training.train(tiny, tmp_path / "parts")
@@ -149,7 +149,7 @@ def test_a_stopped_run_goes_on_and_ends_where_it_would_have(tiny, tmp_path):
     assert state["best"] == f"epoch_{best:04d}.keras"
 
 
-def test_a_killed_training_goes_on_from_its_checkpoint(tiny, tmp_path):
+def test_a_killed_training_goes_on_from_its_checkpoint(tiny, tmp_path, eager):
     """kill −9 after an epoch is on disk, then run again: that epoch is kept, the rest is done."""
     phases = [Phase(steps=600, batch=2, crop=16, learning_rate=1e-3)]
     slow = tiny.model_copy(update={"training": tiny.training.model_copy(update={"phases": phases})})
@@ -178,7 +178,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tiny, tmp_path):
     assert int(network.optimizer.iterations) == 2 * len(after["history"])
 
 
-def test_another_recipe_is_refused(tiny, tmp_path):
+def test_another_recipe_is_refused(tiny, tmp_path, eager):
     next(training.train(tiny, tmp_path))
     other = tiny.model_copy(update={"instrument": tiny.instrument.__class__(noise_uk_arcmin=5.0)})
     with pytest.raises(NetworkError, match=r"instrument\.noise_uk_arcmin"):
@@ -283,7 +283,7 @@ def test_start_from_a_network_without_noise_channel(tiny, conditional, tmp_path)
         training.new_network(wider, patches)
 
 
-def test_frozen_batch_norm_stays_as_it_was(tiny, tmp_path):
+def test_frozen_batch_norm_stays_as_it_was(tiny, tmp_path, eager):
     """Training on moves the kernels, over a stop too, and not one number of the batch norm; a live
     one moves its own."""
     patches = training.load_training_patches(tiny)
