@@ -113,6 +113,67 @@ def derivatives(
         measure_curvature(loaded, estimator, network_hash, i, threads)
 
 
+@app.command()
+def nuisances(
+    config: ConfigFile,
+    index: Indices = None,
+    check: Annotated[
+        int | None,
+        typer.Option(help="Instead: compare what they predict with this other test sky."),
+    ] = None,
+    gain: Annotated[float, typer.Option(help="Change of gain to check.")] = 0.01,
+    beam: Annotated[float, typer.Option(help="Relative change of beam width to check.")] = 0.05,
+    noise: Annotated[float, typer.Option(help="Relative change of noise to check.")] = 0.1,
+    angle: Annotated[float, typer.Option(help="Rotation in degrees to check.")] = 1.0,
+) -> None:
+    """Measure what systematics of the instrument do to the bandpowers, on test skies."""
+    loaded = _load(config)
+    from .calibrate.assemble import calibration_of
+    from .calibrate.nuisances import check_nuisances, measure_nuisances
+    from .report.text import format_nuisance_checks
+
+    estimator, network_hash = _network(loaded)
+    if check is not None:
+        calibration, _ = calibration_of(loaded, network_hash)
+        changes = {"gain": gain, "beam": beam, "noise": noise, "angle": angle}
+        found = check_nuisances(
+            loaded, estimator, network_hash, calibration.response, check, changes
+        )
+        typer.echo(format_nuisance_checks(loaded, found))
+        return
+    for i in range(loaded.nuisances.skies) if index is None else index:
+        measure_nuisances(loaded, estimator, network_hash, i)
+
+
+@app.command()
+def coverage(
+    config: ConfigFile,
+    index: Indices = None,
+    threads: Threads = 0,
+    patches_each: Annotated[
+        int | None, typer.Option(min=1, help="Patches per survey; the configuration's by default.")
+    ] = None,
+    table_only: Annotated[
+        bool, typer.Option(help="Print the table of the skies that there are.")
+    ] = False,
+) -> None:
+    """Simulate skies of omch2 drawn from a prior, and print how often posteriors hold the truth."""
+    loaded = _load(config)
+    from .calibrate.assemble import make_release
+    from .calibrate.coverage import measure_coverage
+    from .reconstruct.files import networks_hash
+    from .report.coverage import coverage_table
+    from .report.text import format_coverage
+
+    if not table_only:
+        estimator, network_hash = _network(loaded)
+        measure_coverage(loaded, estimator, network_hash, index, threads)
+    if index is None:
+        digest = networks_hash(loaded.network_paths)
+        release = make_release(loaded, digest, next(iter(loaded.surveys)))
+        typer.echo(format_coverage(coverage_table(loaded, digest, release, patches_each)))
+
+
 @release_app.command("make")
 def release_make(
     config: ConfigFile,

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 import yaml
@@ -19,10 +20,20 @@ from .errors import ConfigError
 from .simulate.instrument import Instrument
 from .simulate.patches import PatchGeometry
 from .simulate.shards import SkySettings
+from .simulate.skies import seed_sequence
 from .theory import CambSettings, Cosmology
 
 # Raised when a stage's code changes what it produces, so that older products are refused.
-ALGORITHM = {"sky": 1, "bandpowers": 1, "derivatives": 1, "curvature": 1}
+ALGORITHM = {
+    "sky": 1,
+    "bandpowers": 1,
+    "derivatives": 1,
+    "curvature": 1,
+    "nuisances": 1,
+    "coverage": 1,
+}
+# Skies of the coverage test have a cosmology each and are not kept: they are no set of shards.
+COVERAGE_SET = "coverage"
 
 
 class Section(BaseModel):
@@ -139,6 +150,32 @@ class Derivatives(Section):
         return self
 
 
+class Nuisances(Section):
+    """Steps of the instrument's systematics at which the bandpowers of the first ``skies`` test
+    skies are measured again: relative ones of gain, beam width and noise rms, and degrees."""
+
+    skies: int = Field(1, gt=0)
+    gain: float = Field(0.01, gt=0, lt=0.5)
+    beam: float = Field(0.05, gt=0, lt=0.5)
+    noise: float = Field(0.05, gt=0, lt=0.5)
+    angle: float = Field(0.5, gt=0, lt=20)
+
+
+class Coverage(Section):
+    """Skies for the coverage test: how many, the two ends of the prior from which the ω_c of each
+    is drawn, and into surveys of how many patches they are cut."""
+
+    skies: int = Field(100, gt=0)
+    omch2: tuple[float, float] = (0.1085, 0.1285)
+    patches_each: int = Field(16, gt=0)
+
+    @model_validator(mode="after")
+    def _ascending(self):
+        if not 0 < self.omch2[0] < self.omch2[1]:
+            raise ValueError("omch2 must hold the prior's lower and upper end")
+        return self
+
+
 class Survey(Section):
     """A mock survey: its true ω_c and how many skies of 160 patches it has for tests."""
 
@@ -170,6 +207,8 @@ class Config(Section):
     reconstruction: Reconstruction = Reconstruction()
     bandpowers: Bandpowers = Bandpowers()
     derivatives: Derivatives
+    nuisances: Nuisances = Nuisances()
+    coverage: Coverage = Coverage()
     surveys: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Survey]
 
     @model_validator(mode="after")
@@ -220,6 +259,11 @@ class Config(Section):
                     f"train_cosmologies.{i}: no cosmological parameter {', '.join(unknown)}; "
                     f"there are {', '.join(asdict(self.cosmology))}"
                 )
+        if self.nuisances.skies > self.skies.test:
+            raise ValueError(
+                f"nuisances.skies is {self.nuisances.skies}, but there are {self.skies.test} test "
+                "skies"
+            )
         if not 0 <= self.centres.poles < 6 * self.centres.nside**2:
             raise ValueError("centres.poles leaves no patch on the sky")
         if self.instrument.noise_uk_arcmin < 0 or self.instrument.beam_fwhm_arcmin < 0:
@@ -309,6 +353,33 @@ class Config(Section):
             "omch2_step": self.derivatives.omch2_step,
         }
 
+    def nuisance_recipe(self, index: int, network_hash: str) -> dict:
+        """What determines the bandpowers of a test sky seen with systematics."""
+        return {
+            **self.bandpower_recipe("test", index, network_hash),
+            "nuisance_algorithm": ALGORITHM["nuisances"],
+            "nuisances": self.nuisances.model_dump(exclude={"skies"}),
+        }
+
+    def coverage_recipe(self, index: int, network_hash: str) -> dict:
+        """What determines the bandpowers of one sky of the coverage test."""
+        return {
+            "sky": {
+                **self.sky_recipe("test", index),
+                **self.spectra_recipe(self.coverage_cosmology(index)),
+                "set": COVERAGE_SET,
+            },
+            **self.measurement_recipe(network_hash),
+            "coverage_algorithm": ALGORITHM["coverage"],
+        }
+
+    def coverage_cosmology(self, index: int) -> Cosmology:
+        """The cosmology of a sky of the coverage test: ω_c drawn evenly from the prior."""
+        seed = seed_sequence(self.seed, f"{COVERAGE_SET}/cosmology", index)
+        return self.cosmology.vary(
+            omch2=round(float(np.random.default_rng(seed).uniform(*self.coverage.omch2)), 7)
+        )
+
     def shifted_omch2(self) -> tuple[float, float]:
         """ω_c − step and ω_c + step, at which the second order is measured."""
         centre, step = self.cosmology.omch2, self.derivatives.omch2_step
@@ -363,6 +434,14 @@ class Config(Section):
     def curvature_path(self, index: int) -> Path:
         """Where the bandpowers of a derivatives sky at shifted ω_c lie."""
         return self.products / "curvature" / f"sky_{index:04d}.h5"
+
+    def nuisance_path(self, index: int) -> Path:
+        """Where the bandpowers of a test sky seen with systematics lie."""
+        return self.products / "nuisances" / f"sky_{index:04d}.h5"
+
+    def coverage_path(self, index: int) -> Path:
+        """Where the bandpowers of a sky of the coverage test lie."""
+        return self.products / COVERAGE_SET / f"sky_{index:04d}.h5"
 
     def release_name(self, survey: str, sky: int = 0) -> str:
         """Name of the release of one sky of a survey."""

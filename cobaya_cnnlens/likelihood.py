@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from cobaya.likelihood import Likelihood
 from cobaya.log import LoggedError
 
 from .errors import CNNLensError
 from .model import BandpowerLikelihood
-from .release import Release, read_release
+from .release import NUISANCES, Release, read_release
 from .selfcheck import theory_offset
 
 # Beyond this many times the excursion at which the noise debias was measured a warning is due.
 EXCURSION = 1.25
 # Offset of the theory at the fiducial, in σ of the survey, beyond which a warning is due.
 THEORY_TOLERANCE = 0.1
+NUISANCE_PARAMETERS = tuple(f"cnnlens_{name}" for name in NUISANCES)
 
 
 class CNNLens(Likelihood):
@@ -108,7 +111,8 @@ class CNNLens(Likelihood):
 
     def logp(self, _derived: dict | None = None, **params) -> float:
         spectra = self.theory_spectra()
-        chi2 = self._likelihood.chi2(*spectra)
+        nuisances = [params[name] for name in NUISANCE_PARAMETERS]
+        chi2 = self._likelihood.chi2(*spectra, nuisances)
         if not self._left_the_range and self.noise_debias != "fixed":
             self._warn_of_excursion(*self._likelihood.excursion(*spectra))
         if _derived is not None:
@@ -132,9 +136,11 @@ class CNNLens(Likelihood):
             100 * step,
         )
 
-    def log_likelihood(self, clkk: np.ndarray, clee: np.ndarray) -> float:
+    def log_likelihood(
+        self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None = None
+    ) -> float:
         """ln L of C_L^κκ and unlensed C_l^EE (µK²), both from l = 0; needs no theory code."""
-        return self._likelihood.log_likelihood(clkk, clee)
+        return self._likelihood.log_likelihood(clkk, clee, nuisances)
 
     def theory_spectra(self) -> tuple[np.ndarray, np.ndarray]:
         """C_L^κκ and unlensed C_l^EE (µK²) of the point being sampled."""
@@ -157,10 +163,10 @@ class CNNLens(Likelihood):
             )
         return self._kappa_factor * clpp[:n], clee
 
-    def model(self) -> np.ndarray:
-        """µ_b of the point being sampled, (n_bins,)."""
-        return self._likelihood.model(*self.theory_spectra())
+    def model(self, nuisances: Sequence[float] | None = None) -> np.ndarray:
+        """µ_b of the spectra of the point being sampled, (n_bins,)."""
+        return self._likelihood.model(*self.theory_spectra(), nuisances)
 
-    def residuals(self) -> np.ndarray:
-        """d_b − µ_b of the point being sampled, (n_bins,)."""
-        return self._likelihood.residuals(*self.theory_spectra())
+    def residuals(self, nuisances: Sequence[float] | None = None) -> np.ndarray:
+        """d_b − µ_b of the spectra of the point being sampled, (n_bins,)."""
+        return self._likelihood.residuals(*self.theory_spectra(), nuisances)

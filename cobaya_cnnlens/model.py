@@ -1,17 +1,20 @@
 """The likelihood of debiased lensing bandpowers, without Cobaya.
 
-    µ_b(θ) = Σ_L W_bL C_L^κκ + Σ_j N'^κκ_bj δ_j^κκ + Σ_j N'^EE_bj δ_j^EE + Q_b t²
+    µ_b(θ, x) = Σ_L W_bL C_L^κκ + Σ_j N'^κκ_bj δ_j^κκ + Σ_j N'^EE_bj δ_j^EE + Q_b t²
+                + Σ_i (A_bi x_i + B_bi x_i²)
 
 W are the bandpower windows of the masked patch. The data were debiased with the noise of the
 fiducial cosmology; the sums over bands j move that noise to the cosmology θ. δ_j is the relative
 change of the band's power, Σ (2l+1) C_l / Σ (2l+1) C_l^fid − 1, with unlensed C^EE, and
 t = Σ_j a_j δ_j its amplitude along the direction of ω_c. ``noise_debias="linear"`` leaves out the
-second order, ``"fixed"`` all of the correction, as in Caldeira et al. 2018: that is biased.
+second order, ``"fixed"`` all of the correction, as in Caldeira et al. 2018: that is biased. x are
+the instrument's nuisances (gain, beam, noise and angle), zero for that of the simulations.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -48,6 +51,7 @@ class BandpowerLikelihood:
     bins : the release's bins in use, (n_bins,)
     bandpowers : d_b of those, (n_bins,)
     covariance : of those, (n_bins, n_bins)
+    hartlap : Hartlap's factor for the bins in use
     inverse : inverse of ``covariance``, with Hartlap's factor where that is asked for
     lmax_kk, lmax_ee : highest multipoles that the spectra must reach
 
@@ -78,9 +82,9 @@ class BandpowerLikelihood:
             covariance = release.covariance
         self.covariance = covariance[np.ix_(self.bins, self.bins)]
         self.inverse = inverse_covariance(self.covariance)
-        self._hartlap = hartlap_factor(release.n_sim, len(self.bins))
+        self.hartlap = hartlap_factor(release.n_sim, len(self.bins))
         if statistics == "hartlap":
-            self.inverse = self.inverse * self._hartlap
+            self.inverse = self.inverse * self.hartlap
         self._windows = np.ascontiguousarray(release.windows[self.bins])
         self._kk = _Bands(release.kk_edges, release.fiducial_kk)
         self._ee = _Bands(release.ee_edges, release.fiducial_ee)
@@ -91,17 +95,24 @@ class BandpowerLikelihood:
                 [release.kk_direction, release.ee_direction],
             ]
         )
+        # What x and x² do to every bin.
+        self._nuisances = np.hstack(
+            [release.nuisance_first[self.bins], release.nuisance_second[self.bins]]
+        )
         self._curvature = release.curvature[self.bins] if noise_debias == "quadratic" else 0.0
         self.lmax_kk = max(release.windows.shape[1] - 1, self._kk.lmax)
         self.lmax_ee = self._ee.lmax
 
-    def model(self, clkk: np.ndarray, clee: np.ndarray) -> np.ndarray:
+    def model(
+        self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None = None
+    ) -> np.ndarray:
         """µ_b, (n_bins,).
 
         Parameters
         ----------
         clkk : C_L^κκ from L = 0 to at least ``lmax_kk``
         clee : unlensed C_l^EE in µK² from l = 0 to at least ``lmax_ee``
+        nuisances : x of the instrument in the order of ``NUISANCES``; None for zero
 
         Raises
         ------
@@ -113,6 +124,9 @@ class BandpowerLikelihood:
                 f"C_L^κκ ends at L = {len(clkk) - 1}, the release needs L = {self.lmax_kk}"
             )
         signal = self._windows @ clkk[: self._windows.shape[1]]
+        if nuisances is not None:
+            x = np.asarray(nuisances, dtype=float)
+            signal += self._nuisances @ np.concatenate((x, x**2))
         if self.noise_debias == "fixed":
             return signal
         if len(clee) <= self.lmax_ee:
@@ -133,11 +147,15 @@ class BandpowerLikelihood:
     def _changes(self, clkk, clee):
         return np.concatenate((self._kk.change(clkk), self._ee.change(clee)))
 
-    def residuals(self, clkk: np.ndarray, clee: np.ndarray) -> np.ndarray:
+    def residuals(
+        self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None = None
+    ) -> np.ndarray:
         """d_b − µ_b, (n_bins,)."""
-        return self.bandpowers - self.model(clkk, clee)
+        return self.bandpowers - self.model(clkk, clee, nuisances)
 
-    def chi2(self, clkk: np.ndarray, clee: np.ndarray) -> float:
+    def chi2(
+        self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None = None
+    ) -> float:
         """(d − µ)ᵀ C⁻¹ (d − µ).
 
         Raises
@@ -145,15 +163,17 @@ class BandpowerLikelihood:
         SpectrumError
             if a spectrum is too short, or not finite
         """
-        residuals = self.residuals(clkk, clee)
+        residuals = self.residuals(clkk, clee, nuisances)
         chi2 = float(residuals @ self.inverse @ residuals)
         if not math.isfinite(chi2):
-            raise SpectrumError("a spectrum is not finite where it is needed; check the theory")
+            raise SpectrumError("a spectrum or nuisance is not finite; check the theory")
         return chi2
 
-    def log_likelihood(self, clkk: np.ndarray, clee: np.ndarray) -> float:
+    def log_likelihood(
+        self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None = None
+    ) -> float:
         """−χ²/2, or the t distribution's logarithm; the constant normalisation is left out."""
-        return self.log_likelihood_of(self.chi2(clkk, clee))
+        return self.log_likelihood_of(self.chi2(clkk, clee, nuisances))
 
     def log_likelihood_of(self, chi2: float) -> float:
         """The log-likelihood of a χ² of this likelihood."""
@@ -166,7 +186,7 @@ class BandpowerLikelihood:
         simulations counts, by the χ² distribution for "gaussian"."""
         if self.statistics == "gaussian":
             return chi2_pte(chi2, len(self.bandpowers))
-        t2 = chi2 / self._hartlap if self.statistics == "hartlap" else chi2
+        t2 = chi2 / self.hartlap if self.statistics == "hartlap" else chi2
         return hotelling_pte(t2, self.release.n_sim, len(self.bandpowers))
 
 

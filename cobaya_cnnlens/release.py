@@ -21,7 +21,10 @@ from .errors import CNNLensError, ReleaseError
 from .statistics import inverse_covariance
 
 FORMAT = "cobaya_cnnlens release"
-VERSION = 1
+VERSION = 2
+# Instrumental nuisances, in the order of the arrays; relative changes of gain, beam width and noise
+# rms, and a rotation of the polarisation in degrees.
+NUISANCES = ("gain", "beam", "noise", "angle")
 DATA_DIRECTORY = Path(__file__).parent / "data"
 
 
@@ -47,6 +50,10 @@ class Release:
     kk_derivative_errors, ee_derivative_errors : their standard errors, same shapes
     curvature, curvature_errors : second order Q_b of the noise debias along ω_c, (n_bins,)
     kk_direction, ee_direction : a_j with t = Σ a_j δ_j the amplitude along ω_c, (n_bands,) each
+    nuisance_steps : changes of the instrument's ``NUISANCES`` that were simulated, (4,)
+    nuisance_first, nuisance_second : A_bi and B_bi with d_b moved by Σ_i A_bi x_i + B_bi x_i² when
+        the instrument is off by x_i, (n_bins, 4)
+    nuisance_first_errors, nuisance_second_errors : their standard errors, same shape
     fiducial_kk, fiducial_ee : C_L^κκ and unlensed C_l^EE (µK²) from l = 0
     theory : code, version, cosmology and settings that gave the fiducial spectra
     instrument : noise (µK′), beam (′), mask
@@ -78,6 +85,11 @@ class Release:
     curvature_errors: np.ndarray
     kk_direction: np.ndarray
     ee_direction: np.ndarray
+    nuisance_steps: np.ndarray
+    nuisance_first: np.ndarray
+    nuisance_first_errors: np.ndarray
+    nuisance_second: np.ndarray
+    nuisance_second_errors: np.ndarray
     fiducial_kk: np.ndarray
     fiducial_ee: np.ndarray
     theory: dict = field(default_factory=dict)
@@ -130,6 +142,11 @@ _ARRAYS = {
     "derivatives.curvature_errors": ("curvature_errors", ("n_bins",)),
     "derivatives.kk_direction": ("kk_direction", ("n_kk",)),
     "derivatives.ee_direction": ("ee_direction", ("n_ee",)),
+    "nuisances.steps": ("nuisance_steps", ("n_nuisances",)),
+    "nuisances.first": ("nuisance_first", ("n_bins", "n_nuisances")),
+    "nuisances.first_errors": ("nuisance_first_errors", ("n_bins", "n_nuisances")),
+    "nuisances.second": ("nuisance_second", ("n_bins", "n_nuisances")),
+    "nuisances.second_errors": ("nuisance_second_errors", ("n_bins", "n_nuisances")),
     "fiducial.kk": ("fiducial_kk", ("L",)),
     "fiducial.ee": ("fiducial_ee", ("l",)),
 }
@@ -144,15 +161,23 @@ _SCALARS = {
     "provenance": ("provenance", dict),
 }
 _OTHER = {"format", "version", "digest", "truth", "windows.first", "windows.values"}
-_POSITIVE = ("response", "response_error", "noise_error")
-_NOT_NEGATIVE = ("kk_derivative_errors", "ee_derivative_errors", "curvature_errors")
+_POSITIVE = ("response", "response_error", "noise_error", "nuisance_steps")
+_NOT_NEGATIVE = (
+    "kk_derivative_errors",
+    "ee_derivative_errors",
+    "curvature_errors",
+    "nuisance_first_errors",
+    "nuisance_second_errors",
+)
 # Beyond any multipole or number of simulations; keeps arithmetic on a hostile file finite.
 _LARGEST_INTEGER = 10**9
 _LARGEST_MULTIPOLE = 100_000
-_UNITS = {
+# Fields whose content is a convention: any other is refused.
+_CONVENTIONS = {
     "instrument.noise_unit": "uK arcmin",
     "instrument.beam_unit": "arcmin",
     "fiducial.unit": "muK2",
+    "nuisances.names": list(NUISANCES),
 }
 
 
@@ -239,8 +264,8 @@ def to_document(release: Release) -> dict:
         first.append(int(start))
         values.append(_nested(row[start:stop], _rounded))
     document["windows"] = {"first": first, "values": values}
-    for key, unit in _UNITS.items():
-        _put(document, key, unit)
+    for key, content in _CONVENTIONS.items():
+        _put(document, key, content)
     return document
 
 
@@ -289,14 +314,14 @@ def from_document(document: dict, source: str) -> Release:
                 raise ReleaseError(f"{source}: field '{section}.{key}' must be a number")
             if keys is not None and value < 0:
                 raise ReleaseError(f"{source}: field '{section}.{key}' must not be negative")
-    dimensions: dict[str, int] = {}
+    dimensions: dict[str, int] = {"n_nuisances": len(NUISANCES)}
     for key, (attribute, shape) in _ARRAYS.items():
         values[attribute] = _array(document, key, shape, dimensions, source)
     values["windows"] = _windows(document, dimensions["n_bins"], source)
-    for key, unit in _UNITS.items():
-        if _get(document, key, source) != unit:
+    for key, content in _CONVENTIONS.items():
+        if _get(document, key, source) != content:
             raise ReleaseError(
-                f"{source}: field '{key}' must be '{unit}'; convert the values to it"
+                f"{source}: field '{key}' must be {content!r}; convert the values to it"
             )
     release = Release(**values)
     _check_physics(release, source)
@@ -326,7 +351,7 @@ def _check_physics(release: Release, source: str) -> None:
         )
     for key in _POSITIVE:
         if (getattr(release, key) <= 0).any():
-            refuse(_key_of(key), "must be positive in every bin")
+            refuse(_key_of(key), "must be positive throughout")
     for key in _NOT_NEGATIVE:
         if (getattr(release, key) < 0).any():
             refuse(_key_of(key), "must not be negative")
@@ -359,7 +384,7 @@ def _check_physics(release: Release, source: str) -> None:
 
 
 def _check_keys(document: dict, source: str) -> None:
-    known = set(_ARRAYS) | set(_SCALARS) | _OTHER | set(_UNITS)
+    known = set(_ARRAYS) | set(_SCALARS) | _OTHER | set(_CONVENTIONS)
     sections = {key.split(".")[0] for key in known}
     whole = {"theory", "instrument", "provenance", "truth"}
     for section, content in document.items():

@@ -12,6 +12,7 @@ from cobaya_cnnlens.calibrate.assemble import (
     trim_windows,
 )
 from cobaya_cnnlens.calibrate.covariance import mean_covariance, sample_covariance
+from cobaya_cnnlens.calibrate.coverage import measure_coverage, read_coverage
 from cobaya_cnnlens.calibrate.curvature import direction, measure_curvature, second_order
 from cobaya_cnnlens.calibrate.derivatives import measure_derivatives
 from cobaya_cnnlens.calibrate.measure import (
@@ -21,11 +22,13 @@ from cobaya_cnnlens.calibrate.measure import (
     read_bandpowers,
     spectra_of,
 )
+from cobaya_cnnlens.calibrate.nuisances import measure_nuisances, read_nuisances
 from cobaya_cnnlens.calibrate.response import calibrate
 from cobaya_cnnlens.config import Config
 from cobaya_cnnlens.errors import CNNLensError, ProductError
 from cobaya_cnnlens.model import BandpowerLikelihood
 from cobaya_cnnlens.release import read_release, write_release
+from cobaya_cnnlens.simulate.instrument import Systematics
 from cobaya_cnnlens.simulate.observation import observe_sky
 from cobaya_cnnlens.simulate.stage import make_skies, spectra_for
 
@@ -170,6 +173,7 @@ def test_a_release_is_assembled_from_products(tiny, tmp_path):
     oracle = Oracle(observe_sky(tiny, "derivatives", 0).kappa, 0.8)
     measure_derivatives(tiny, oracle, HASH, 0)
     measure_curvature(tiny, oracle, HASH, 0)
+    measure_nuisances(tiny, Oracle(observe_sky(tiny, "test", 0).kappa, 0.8), HASH, 0)
     release = make_release(tiny, HASH, "high")
     write_release(release, tmp_path / "r.json")
     assert read_release(tmp_path / "r.json").name == "test_high"
@@ -198,6 +202,51 @@ def test_a_release_is_assembled_from_products(tiny, tmp_path):
     assert likelihood.pte(chi2) > 1e-3
     with pytest.raises(ProductError, match="network"):
         read_bandpowers(tiny, "b" * 64, "test")
+
+
+def test_nuisances_of_a_linear_estimator(tiny):
+    """κ̂ = Q̃ + n: gain g changes its power by (2g + g²)⟨Q̃²⟩ + 2g⟨Q̃n⟩, noise likewise with Q̃ and n
+    exchanged; a rotation by 45° exchanges Q and U; a wider beam takes power off at high L."""
+    make_skies(tiny, "test", [0])
+    measure_skies(tiny, Linear(), HASH, "test", [0])
+    measure_nuisances(tiny, Linear(), HASH, 0)
+    first, second = read_nuisances(tiny, HASH, np.ones(4))
+    spectra = spectra_of(tiny)
+    seen = observe_sky(tiny, "test", 0)
+    quiet = tiny.model_copy(update={"instrument": tiny.instrument.__class__(noise_uk_arcmin=0.0)})
+    clean = observe_sky(quiet, "test", 0)
+    signal, noise = (spectra.transform(m) for m in (clean.q, seen.q - clean.q))
+    auto, mixed = spectra.cross(signal, signal), spectra.cross(signal, noise)
+    own = spectra.cross(noise, noise)
+    scale = {"rtol": 1e-3, "atol": 1e-4 * auto.max()}
+    np.testing.assert_allclose(first[..., 0], 2 * (auto + mixed), **scale)
+    np.testing.assert_allclose(second[..., 0], auto, rtol=0.02, atol=1e-3 * auto.max())
+    np.testing.assert_allclose(first[..., 2], 2 * (own + mixed), **scale)
+    assert (first[..., 1].mean(0) < 0).all()
+    fall = np.abs(first[..., 1].mean(0)) / auto.mean(0)
+    assert (np.diff(fall) > 0).all()
+    turned = observe_sky(quiet, "test", 0, systematics=Systematics(angle=45.0))
+    np.testing.assert_allclose(turned.q, -clean.u, atol=1e-5 * np.abs(clean.u).max())
+    np.testing.assert_allclose(turned.u, clean.q, atol=1e-5 * np.abs(clean.q).max())
+
+
+def test_coverage_skies_are_drawn_from_the_prior(tiny):
+    """Each has its own ω_c, phases and noise; measuring again does nothing; a changed prior is
+    another product."""
+    values = [tiny.coverage_cosmology(i).omch2 for i in range(200)]
+    assert len(set(values)) == 200
+    assert 0.1085 <= min(values) < 0.1087
+    assert 0.128 < max(values) <= 0.1285
+    measure_coverage(tiny, Linear(), HASH)
+    one, two = read_coverage(tiny, HASH)
+    assert (one.omch2, two.omch2) == tuple(values[:2])
+    assert np.abs(np.corrcoef(one.auto[:, 0], two.auto[:, 0])[0, 1]) < 0.6
+    before = tiny.coverage_path(0).stat().st_mtime_ns
+    measure_coverage(tiny, Linear(), HASH)
+    assert tiny.coverage_path(0).stat().st_mtime_ns == before
+    wider = tiny.coverage.model_copy(update={"omch2": (0.1, 0.13)})
+    with pytest.raises(ProductError, match="omch2"):
+        read_coverage(tiny.model_copy(update={"coverage": wider}), HASH)
 
 
 def test_second_order_of_a_known_parabola():

@@ -14,6 +14,8 @@ from cobaya_cnnlens.theory import convergence_from_potential
 from .conftest import REPOSITORY
 
 NAME = "cobaya_cnnlens.CNNLens"
+# The instrument of the simulations, known exactly.
+INSTRUMENT = {f"cnnlens_{name}": 0 for name in ("gain", "beam", "noise", "angle")}
 INPUTS = sorted((REPOSITORY / "yaml").glob("*.yaml"))
 
 
@@ -34,6 +36,7 @@ def info(path, **options):
             "ns": 0.9624,
             "tau": 0.0943,
             "H0": 67.94,
+            **INSTRUMENT,
         },
     }
 
@@ -167,10 +170,10 @@ def test_short_theory_is_one_clear_error(path, monkeypatch):
     monkeypatch.setattr(likelihood.provider, "get_Cl", lambda **_: short)
     monkeypatch.setattr(likelihood.provider, "get_unlensed_Cl", lambda **_: short)
     with pytest.raises(LoggedError, match="C_l\\^ee ends at l = 899; it must reach 1199"):
-        likelihood.logp()
+        likelihood.logp(**INSTRUMENT)
     short["pp"] = short["pp"][:50]
     with pytest.raises(LoggedError, match="C_L\\^pp ends at L = 49; it must reach 1099"):
-        likelihood.logp()
+        likelihood.logp(**INSTRUMENT)
 
 
 def test_options_reach_the_model(path):
@@ -193,6 +196,27 @@ def test_options_reach_the_model(path):
         assert seen != pytest.approx(usual, rel=1e-4)
 
 
+def test_nuisances_reach_the_model(path):
+    """Sampled by default under Gaussian priors; each moves the likelihood as the model says."""
+    content = info(path)
+    content["params"] = {k: v for k, v in content["params"].items() if k not in INSTRUMENT}
+    model = get_model(content)
+    widths = {"cnnlens_gain": 0.005, "cnnlens_beam": 0.01, "cnnlens_noise": 0.01}
+    widths["cnnlens_angle"] = 0.1
+    assert list(model.parameterization.sampled_params()) == ["omch2", *widths]
+    pure = BandpowerLikelihood(read_release(path))
+    for i, (name, width) in enumerate(widths.items()):
+        x = np.zeros(4)
+        x[i] = 2 * width
+        point = {"omch2": 0.12, **dict(zip(widths, x, strict=True))}
+        seen = model.logposterior(point)
+        spectra = model.likelihood[NAME].theory_spectra()
+        assert seen.loglike == pytest.approx(pure.log_likelihood(*spectra, x))
+        still = model.logposterior({"omch2": 0.12, **dict.fromkeys(widths, 0.0)})
+        assert seen.loglike != pytest.approx(still.loglike, abs=1e-4), name
+        assert sum(still.logpriors) - sum(seen.logpriors) == pytest.approx(2.0)
+
+
 def test_a_far_cosmology_is_told_once(path, caplog):
     model = get_model(info(path))
     likelihood = model.likelihood[NAME]
@@ -203,7 +227,7 @@ def test_a_far_cosmology_is_told_once(path, caplog):
         caplog.clear()
         likelihood.theory_spectra = lambda: spectra
         with caplog.at_level("WARNING"):
-            likelihood.logp()
+            likelihood.logp(**INSTRUMENT)
         return caplog.text
 
     assert "leaves the range" not in said(near)

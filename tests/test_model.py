@@ -77,6 +77,22 @@ def test_second_order_is_the_square_of_the_amplitude(release):
     np.testing.assert_allclose(extra(0.04, -0.5), 0.0, atol=1e-6 * release.bandpowers.max())
 
 
+def test_nuisances_are_a_parabola_each(release, likelihood):
+    """The model moves by A x + B x², bin by bin, and the bins in use are the right ones."""
+    theory = release.fiducial_kk, release.fiducial_ee
+    x = np.array([0.01, -0.02, 0.03, 0.4])
+    moved = likelihood.model(*theory, x) - likelihood.model(*theory)
+    by_hand = sum(
+        release.nuisance_first[:, i] * x[i] + release.nuisance_second[:, i] * x[i] ** 2
+        for i in range(4)
+    )
+    np.testing.assert_allclose(moved, by_hand, rtol=1e-10)
+    np.testing.assert_array_equal(likelihood.model(*theory, np.zeros(4)), likelihood.model(*theory))
+    some = BandpowerLikelihood(release, L_min=200)
+    moved = some.model(*theory, x) - some.model(*theory)
+    np.testing.assert_allclose(moved, by_hand[some.bins], rtol=1e-10)
+
+
 def test_bands_are_weighted_by_their_number_of_modes(release, likelihood):
     """A change of part of a band counts by (2l+1) C_l, the variance it holds."""
     kk, ee = changed(release)

@@ -236,8 +236,17 @@ def test_wrong_units(document):
     refused(document, r"instrument\.noise_unit' must be 'uK arcmin'")
 
 
+def test_nuisances_are_those_of_the_likelihood(document):
+    other = copy.deepcopy(document)
+    other["nuisances"]["names"] = ["gain", "beam", "noise", "tilt"]
+    refused(other, r"nuisances\.names' must be \['gain', 'beam', 'noise', 'angle'\]")
+    for rows in document["nuisances"]["first"]:
+        rows.pop()
+    refused(document, r"nuisances\.first' has shape \(5, 3\); 4 entries are needed")
+
+
 def test_other_versions_and_files(document):
-    refused({**document, "version": 2}, "'version' is 2.*reads 1")
+    refused({**document, "version": 1}, "'version' is 1.*reads 2")
     refused({**document, "format": "sacc"}, "another kind of file")
     with pytest.raises(ReleaseError, match="holds a list"):
         from_document([1], "file.json")

@@ -1,5 +1,7 @@
 """Tables of measured numbers, from bandpowers whose answers are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,14 +10,20 @@ from cobaya_cnnlens.calibrate.assemble import calibration_of
 from cobaya_cnnlens.calibrate.measure import spectra_of
 from cobaya_cnnlens.calibrate.windows import bandpower_windows
 from cobaya_cnnlens.errors import CNNLensError
+from cobaya_cnnlens.model import BandpowerLikelihood
+from cobaya_cnnlens.report import tables
+from cobaya_cnnlens.report.coverage import coverage_table
 from cobaya_cnnlens.report.forecast import forecast
 from cobaya_cnnlens.report.tables import compare, residual_table
 from cobaya_cnnlens.report.text import (
     format_comparison,
+    format_coverage,
     format_forecasts,
     format_residual,
 )
 from cobaya_cnnlens.simulate.stage import spectra_for
+
+from .conftest import synthetic_release
 
 HASH = "a" * 64
 RESPONSE, NOISE = 0.5, 3.0
@@ -120,6 +128,47 @@ def test_forecast_of_a_known_slope(small_config):
     assert found.sigma_fixed == pytest.approx(expected, rel=0.1)
     assert found.sigma_fixed_error == pytest.approx(expected / np.sqrt(2 * 596), rel=0.1)
     assert "c2" in format_forecasts({"c2": found})
+
+
+def test_coverage_of_a_survey_whose_answer_is_known(small_config, monkeypatch):
+    """Gaussian bandpowers about the model itself: ranks are uniform, intervals hold the truth as
+    often as they say, pulls have unit variance; with half the covariance none of it is true."""
+    monkeypatch.setattr(tables, "OMCH2_NODES", np.array([0.1, 0.11, 0.1185, 0.13, 0.14]))
+    config = with_bandpowers(small_config, "c", NOISE, 0)
+    config = config.model_copy(
+        update={"coverage": config.coverage.model_copy(update={"skies": 100, "patches_each": 16})}
+    )
+    release = synthetic_release(4, n_patches=16, n_sim=10**6)
+    kinds = ("patch_covariance", "noise_covariance", "derivative_covariance")
+    release = replace(release, **{kind: getattr(release, kind) / 50 for kind in kinds})
+    likelihood = BandpowerLikelihood(release)
+    table = tables.Omch2Likelihood(config, likelihood)
+    # Patches whose mean over 16 has the survey's whole covariance.
+    root = np.linalg.cholesky(16 * release.covariance)
+    calibration, _ = calibration_of(config, HASH)
+    generator = np.random.default_rng(0)
+    for i in range(100):
+        draws = generator.standard_normal((160, 4)) @ root.T
+        data = table.model(config.coverage_cosmology(i).omch2) + draws
+        auto = (data + calibration.noise) * calibration.response**2
+        recipe = config.coverage_recipe(i, HASH)
+        products.write_product(
+            config.coverage_path(i), "coverage", recipe, {"auto": auto, "truth": auto}
+        )
+    found = coverage_table(config, HASH, release)
+    assert len(found.rank) == 1000
+    for probability in (0.68, 0.95):
+        part, error = found.covered(probability)
+        assert abs(part - probability) < 3 * error
+    assert found.uniformity > 0.01
+    assert found.pulls.std() == pytest.approx(1.0, abs=0.1)
+    bias, error = found.bias()
+    assert abs(bias) < 3 * error
+    assert "1000 disjoint surveys of 16 patches from 100 skies" in format_coverage(found)
+    narrow = replace(release, patch_covariance=release.patch_covariance / 2)
+    wrong = coverage_table(config, HASH, narrow)
+    assert wrong.covered(0.68)[0] < 0.62
+    assert wrong.uniformity < 0.01
 
 
 def test_residual_on_patches_that_gave_no_calibration(small_config):

@@ -11,12 +11,13 @@ import numpy as np
 
 from .. import __version__, products
 from ..config import Config
-from ..release import Release
+from ..release import NUISANCES, Release
 from ..simulate.stage import spectra_for
 from ..theory import settings_record
 from . import curvature, derivatives
 from .covariance import mean_covariance, sample_covariance
 from .measure import PatchBandpowers, read_bandpowers, spectra_of
+from .nuisances import read_nuisances
 from .response import Calibration, calibrate, standard_error
 from .windows import bandpower_windows
 
@@ -175,6 +176,7 @@ def make_release(
     first = read_derivatives(config, network_hash, calibration.response)
     kk, ee = first.kk, first.ee
     curved = read_curvature(config, network_hash, calibration.response, first)
+    by_patch = read_nuisances(config, network_hash, calibration.response)
     reach = max(windows.shape[1], kk.edges[-1], ee.edges[-1])
     truth = config.set_cosmology(f"survey-{survey}")
     return Release(
@@ -207,6 +209,11 @@ def make_release(
         curvature_errors=standard_error(curved.patches),
         kk_direction=curved.kk_direction,
         ee_direction=curved.ee_direction,
+        nuisance_steps=np.array([getattr(config.nuisances, name) for name in NUISANCES]),
+        nuisance_first=by_patch[0].mean(0),
+        nuisance_first_errors=standard_error(by_patch[0]),
+        nuisance_second=by_patch[1].mean(0),
+        nuisance_second_errors=standard_error(by_patch[1]),
         fiducial_kk=fiducial.kk[:reach],
         fiducial_ee=fiducial.ee[:reach],
         theory=settings_record(config.cosmology, config.camb),

@@ -73,9 +73,10 @@ def measure_derivatives(
 
 
 class Bench:
-    """One sky of the ``derivatives`` set, kept in memory while its bands are perturbed one by one.
+    """One sky, kept in memory while its bands are perturbed one by one.
 
-    ``cosmology`` changes its spectra, the fiducial's by default; phases and noise stay.
+    ``cosmology`` changes its spectra, the fiducial's by default; phases and noise are those of
+    ``set_name`` and ``index``.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Bench:
         index: int,
         nthreads: int,
         cosmology: Cosmology | None = None,
+        set_name: str = "derivatives",
     ):
         self.config, self.estimator, self.nthreads = config, estimator, nthreads
         self.step = config.derivatives.step
@@ -92,12 +94,12 @@ class Bench:
         self.mask = cosine_mask(config.patch, config.instrument.taper_deg)
         self.pointing = shards.pointing_of(config.patch, config.centres.nside, config.centres.poles)
         theory = spectra_for(config, cosmology or config.cosmology)
-        self.sky = shards.draw_sky(theory, config.sky.lmax, config.seed, "derivatives", index)
+        self.sky = shards.draw_sky(theory, config.sky.lmax, config.seed, set_name, index)
         self.gradient = patches.gradient_at(self.sky.philm, self.sky.lmax, self.pointing, nthreads)
         (self.lensed,) = self._lens([self.gradient])
         self.kappa = self._kappa(self.sky.philm)
         n = config.patch.n_padded
-        self.noise = sky_noise(config, "derivatives", index, len(self.lensed) // n**2)
+        self.noise = sky_noise(config, set_name, index, len(self.lensed) // n**2)
 
     def run(self, kind: str, band: int) -> dict[str, np.ndarray]:
         if kind == "fiducial":

@@ -318,6 +318,17 @@ class Omch2Likelihood:
         gain = inverse @ slope / (slope @ inverse @ slope)
         return float(np.sqrt(gain @ shared @ gain))
 
+    def posterior(
+        self, data: np.ndarray, covariance: np.ndarray, grid: np.ndarray, scale: float = 1.0
+    ) -> np.ndarray:
+        """exp[−scale (χ² − min χ²)/2] of each data vector (n, n_bins) on a grid of ω_c,
+        (n, n_grid)."""
+        inverse = scale * inverse_covariance(covariance)
+        mu = self._model(grid)
+        projected = mu @ inverse
+        chi2 = np.einsum("gb,gb->g", projected, mu) - 2.0 * data @ projected.T
+        return np.exp(-0.5 * (chi2 - chi2.min(1, keepdims=True)))
+
     def maximum(self, data: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, int]:
         """Best ω_c of each data vector (n, n_bins), and how many ended at the table's edge."""
         inverse = inverse_covariance(covariance)

@@ -9,7 +9,9 @@ import numpy as np
 from ..release import Release
 
 if TYPE_CHECKING:
+    from ..calibrate.nuisances import NuisanceCheck
     from ..config import Config
+    from .coverage import CoverageTable
     from .forecast import Forecast
     from .tables import Comparison, NoiseTable, ResidualTable
 
@@ -130,6 +132,60 @@ def format_forecasts(forecasts: dict[str, Forecast]) -> str:
             f"{name:{width}s}  {f.sigma:.5f}       {f.sigma_error:.5f}  {f.sigma_fixed:.5f}"
             f"            {f.sigma_fixed_error:.5f}  {f.recovered:.3f} +- {f.recovered_error:.3f}"
         )
+    return "\n".join(lines)
+
+
+def format_nuisance_checks(config: Config, checks: list[NuisanceCheck]) -> str:
+    """Shifts of the bandpowers that a changed instrument makes, and those predicted."""
+    from ..calibrate.measure import spectra_of
+
+    lines = []
+    for check in checks:
+        lines += [
+            f"{check.change} {check.size:+g}: shift of d_b in units of 1e-9",
+            "      L      found  predicted      +-   difference/+-",
+        ]
+        pulls = (check.found - check.predicted) / check.error
+        for L, found, predicted, error, pull in zip(
+            spectra_of(config).bins.centres,
+            check.found,
+            check.predicted,
+            check.error,
+            pulls,
+            strict=True,
+        ):
+            lines.append(
+                f"{L:7.1f}  {1e9 * found:9.4f}  {1e9 * predicted:9.4f}  {1e9 * error:6.4f}  "
+                f"{pull:+.2f}"
+            )
+        lines.append(f"{(np.abs(pulls) < 2).sum()} of {len(pulls)} bins within 2 standard errors\n")
+    return "\n".join(lines)
+
+
+def format_coverage(table: CoverageTable) -> str:
+    """Coverage of posteriors of ω_c, with binomial errors."""
+    from .coverage import INTERVALS
+
+    low, high = table.prior
+    bias, error = table.bias()
+    counts = np.histogram(table.rank, bins=10, range=(0, 1))[0]
+    lines = [
+        f"{len(table.rank)} disjoint surveys of {table.patches_each} patches from {table.n_skies} "
+        f"skies; omch2 drawn evenly from {low} to {high}",
+    ]
+    for probability in INTERVALS:
+        part, off = table.covered(probability)
+        lines.append(
+            f"{100 * probability:.0f}% interval holds the truth in {100 * part:.1f} +- "
+            f"{100 * off:.1f}% of them"
+        )
+    lines += [
+        f"ranks of the truth, tenths: {' '.join(map(str, counts))}; uniform with p = "
+        f"{table.uniformity:.3f} (Kolmogorov-Smirnov)",
+        f"maximum likelihood minus truth: {bias:+.5f} +- {error:.5f}, "
+        f"pulls {table.pulls.mean():+.3f} +- {table.pulls.std(ddof=1):.3f}; "
+        f"expected error {table.expected.mean():.5f}",
+    ]
     return "\n".join(lines)
 
 

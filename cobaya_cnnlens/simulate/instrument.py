@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -40,6 +40,36 @@ class Instrument:
         """Beam transfer function exp(−l²σ²/2), σ = FWHM/√(8 ln 2); same shape as ``ell``."""
         sigma = self.beam_fwhm_arcmin * ARCMIN / np.sqrt(8.0 * np.log(2.0))
         return np.exp(-0.5 * (np.asarray(ell) * sigma) ** 2)
+
+
+@dataclass(frozen=True)
+class Systematics:
+    """How an instrument differs from what it is taken for.
+
+    ``gain``: relative change of the sky's polarisation in the maps, whose noise stays;
+    ``beam``: of the beam's FWHM; ``noise``: of the noise rms; ``angle``: rotation of the
+    polarisation by so many degrees, Q + iU → e^{2iα}(Q + iU)
+    """
+
+    gain: float = 0.0
+    beam: float = 0.0
+    noise: float = 0.0
+    angle: float = 0.0
+
+    def of(self, instrument: Instrument) -> Instrument:
+        """The instrument with its beam and noise off."""
+        return replace(
+            instrument,
+            noise_uk_arcmin=instrument.noise_uk_arcmin * (1.0 + self.noise),
+            beam_fwhm_arcmin=instrument.beam_fwhm_arcmin * (1.0 + self.beam),
+        )
+
+    def distort(self, q: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Noiseless Q and U with gain and angle off; same shapes."""
+        if not self.gain and not self.angle:
+            return q, u
+        cos, sin = ((1.0 + self.gain) * f(2.0 * np.radians(self.angle)) for f in (np.cos, np.sin))
+        return cos * q - sin * u, sin * q + cos * u
 
 
 def cosine_mask(geometry: PatchGeometry, taper_deg: float) -> np.ndarray:

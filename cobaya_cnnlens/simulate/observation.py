@@ -8,8 +8,10 @@ import numpy as np
 
 from ..config import Config
 from . import shards
-from .instrument import convolve_beam, cosine_mask, white_noise
+from .instrument import Instrument, Systematics, convolve_beam, cosine_mask, white_noise
 from .skies import seed_sequence
+
+AS_CONFIGURED = Systematics()
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,12 @@ class ObservedPatches:
 
 
 def observe_sky(
-    config: Config, set_name: str, index: int, *, lensed: bool = True
+    config: Config,
+    set_name: str,
+    index: int,
+    *,
+    lensed: bool = True,
+    systematics: Systematics = AS_CONFIGURED,
 ) -> ObservedPatches:
     """Read one shard and apply beam, noise and mask.
 
@@ -36,23 +43,33 @@ def observe_sky(
     Parameters
     ----------
     lensed : False gives the unlensed Q, U with the same noise (null tests)
+    systematics : how the instrument differs from the configuration's
     """
     names = (*(("lensed_q", "lensed_u") if lensed else ("q", "u")), "e", "kappa")
     q, u, e, kappa = shards.read_fields(
         config.sky_path(set_name, index), names, config.sky_recipe(set_name, index)
     )
     mask = cosine_mask(config.patch, config.instrument.taper_deg).astype(np.float32)
-    noise = sky_noise(config, set_name, index, len(q))
+    instrument = systematics.of(config.instrument)
+    noise = sky_noise(config, set_name, index, len(q), instrument)
     q, u = (
-        (convolve_beam(maps, config.instrument, config.patch).astype(np.float32) + n) * mask
-        for maps, n in zip((q, u), noise, strict=True)
+        (convolve_beam(maps, instrument, config.patch).astype(np.float32) + n) * mask
+        for maps, n in zip(systematics.distort(q, u), noise, strict=True)
     )
     e, kappa = (config.patch.crop(maps) * mask for maps in (e, kappa))
     return ObservedPatches(q, u, e, kappa)
 
 
-def sky_noise(config: Config, set_name: str, index: int, n_patches: int) -> np.ndarray:
-    """Noise of Q and U of one sky, (2, n_patches, n_pixels, n_pixels) float32 in µK."""
+def sky_noise(
+    config: Config,
+    set_name: str,
+    index: int,
+    n_patches: int,
+    instrument: Instrument | None = None,
+) -> np.ndarray:
+    """Noise of Q and U of one sky, (2, n_patches, n_pixels, n_pixels) float32 in µK; that of the
+    configuration's instrument unless another is given."""
     generator = np.random.default_rng(seed_sequence(config.seed, f"noise/{set_name}", index))
     n = config.patch.n_pixels
-    return white_noise((2, n_patches, n, n), config.instrument, config.patch, generator)
+    shape = (2, n_patches, n, n)
+    return white_noise(shape, instrument or config.instrument, config.patch, generator)

@@ -30,16 +30,64 @@ rule derivatives:
         "cnnlens derivatives {CONFIG_FILE} --index {params.index} --threads {threads}"
 
 
+# Test skies seen by an instrument that is off in one way at a time.
+rule nuisances:
+    input:
+        sky=str(PIPELINE.sky_directory / "test" / "sky_{index}.h5"),
+        network=NETWORK,
+    output:
+        str(PIPELINE.products / "nuisances" / "sky_{index}.h5"),
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        index=lambda wildcards: int(wildcards.index),
+    shell:
+        "cnnlens nuisances {CONFIG_FILE} --index {params.index}"
+
+
 rule release:
     input:
         bandpowers("validation"),
         bandpowers("test"),
         derivatives(),
+        nuisances(),
         lambda wildcards: bandpowers(f"survey-{wildcards.survey}"),
     output:
         str(PIPELINE.products / "releases" / (PIPELINE.name + "_{survey}.json")),
     shell:
         "cnnlens release make {CONFIG_FILE} --survey {wildcards.survey}"
+
+
+# Skies of omch2 drawn from a prior: none is kept, only its bandpowers.
+rule coverage_sky:
+    input:
+        NETWORK,
+    output:
+        str(PIPELINE.products / "coverage" / "sky_{index}.h5"),
+    threads: 2
+    resources:
+        mem_mb=8000,
+        runtime=30,
+    params:
+        index=lambda wildcards: int(wildcards.index),
+    shell:
+        "cnnlens coverage {CONFIG_FILE} --index {params.index} --threads {threads}"
+
+
+rule coverage:
+    input:
+        [str(PIPELINE.coverage_path(i)) for i in range(PIPELINE.coverage.skies)],
+        bandpowers("validation"),
+        bandpowers("test"),
+        derivatives(),
+        nuisances(),
+        bandpowers(f"survey-{next(iter(PIPELINE.surveys))}"),
+    output:
+        str(PIPELINE.products / "coverage.txt"),
+    shell:
+        "cnnlens coverage {CONFIG_FILE} --table-only > {output}"
 
 
 # Reconstruction noise alone, for a network that is not to become a release.
