@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..release import Release
+from ..release import NUISANCES, Release
 
 if TYPE_CHECKING:
     from ..calibrate.nuisances import NuisanceCheck
@@ -44,6 +44,14 @@ def describe_release(release: Release) -> str:
             f"{1e9 * release.noise[b]:9.3f}  {1e9 * noise_mc[b]:8.3f}  "
             f"{1e9 * fiducial[b]:9.3f}  {release.response[b]:7.4f}"
         )
+    steps = ", ".join(f"{n} {s:g}" for n, s in zip(NUISANCES, release.nuisance_steps, strict=True))
+    lines += ["", f"shift of d_b over the fiducial, the instrument off by {steps}"]
+    lines.append("       L   " + "".join(f"{name:>9s}" for name in NUISANCES))
+    shifts = release.nuisance_first * release.nuisance_steps
+    shifts = (shifts + release.nuisance_second * release.nuisance_steps**2) / fiducial[:, None]
+    for b, row in enumerate(shifts):
+        cells = "".join(f"{x:+9.4f}" for x in row)
+        lines.append(f"{release.edges[b]:5d}-{release.edges[b + 1]:<5d}{cells}")
     return "\n".join(lines)
 
 
