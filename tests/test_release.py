@@ -1,6 +1,5 @@
 import copy
 import json
-import random
 from dataclasses import fields, replace
 
 import numpy as np
@@ -266,31 +265,3 @@ def test_a_bad_release_is_not_written(release, tmp_path):
     with pytest.raises(ReleaseError, match="not finite"):
         write_release(bad, tmp_path / "r.json")
     assert not list(tmp_path.iterdir())
-
-
-def test_random_damage_is_never_accepted(release, tmp_path):
-    """A thousand files with a piece cut, repeated or overwritten: refused in one clear line."""
-    path = tmp_path / "r.json"
-    write_release(release, path)
-    text = path.read_text()
-    source = random.Random(3)
-    for _ in range(1000):
-        a, b = sorted(source.randrange(len(text)) for _ in range(2))
-        b = min(b, a + source.choice((1, 5, 200)))
-        middle = source.choice(
-            ("", text[a:b] * 2, source.choice('0123456789.,[]{}":eE-') * (b - a), "null")
-        )
-        damaged = text[:a] + middle + text[b:]
-        if json_equal(damaged, text):
-            continue
-        path.write_text(damaged)
-        with pytest.raises(ReleaseError) as caught:
-            read_release(path)
-        assert str(path) in str(caught.value)
-
-
-def json_equal(a, b):
-    try:
-        return json.loads(a) == json.loads(b)
-    except (ValueError, RecursionError):
-        return False
