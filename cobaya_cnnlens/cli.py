@@ -146,6 +146,31 @@ def nuisances(
 
 
 @app.command()
+def points(
+    config: ConfigFile,
+    index: Indices = None,
+    threads: Threads = 0,
+    table_only: Annotated[bool, typer.Option(help="Print the table of what there is.")] = False,
+) -> None:
+    """Make test skies again at other cosmologies; print how far off omch2 is there, in sigmas."""
+    loaded = _load(config)
+    from .calibrate.points import measure_points
+    from .reconstruct.files import networks_hash
+    from .report.tables import points_table
+    from .report.text import format_points
+
+    if not loaded.points.at:
+        raise ConfigError(f"{config}: key 'points.at' lists no cosmologies; add some")
+    if not table_only:
+        estimator, network_hash = _network(loaded)
+        for i in range(loaded.points.skies) if index is None else index:
+            measure_points(loaded, estimator, network_hash, i, threads)
+    digest = networks_hash(loaded.network_paths)
+    for group in loaded.points.at:
+        typer.echo(format_points(group, points_table(loaded, digest, group)))
+
+
+@app.command()
 def coverage(
     config: ConfigFile,
     index: Indices = None,

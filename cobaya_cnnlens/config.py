@@ -31,6 +31,7 @@ ALGORITHM = {
     "curvature": 1,
     "nuisances": 1,
     "coverage": 1,
+    "points": 1,
 }
 # Skies of the coverage test have a cosmology each and are not kept: they are no set of shards.
 COVERAGE_SET = "coverage"
@@ -176,6 +177,14 @@ class Coverage(Section):
         return self
 
 
+class Points(Section):
+    """Cosmologies at which the model of the noise debias is tested: the first ``skies`` test
+    skies made again at every change of the fiducial cosmology in ``at``, grouped by name."""
+
+    skies: int = Field(1, gt=0)
+    at: dict[str, list[dict[str, float]]] = {}
+
+
 class Survey(Section):
     """A mock survey: its true ω_c and how many skies of 160 patches it has for tests."""
 
@@ -209,6 +218,7 @@ class Config(Section):
     derivatives: Derivatives
     nuisances: Nuisances = Nuisances()
     coverage: Coverage = Coverage()
+    points: Points = Points()
     surveys: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Survey]
 
     @model_validator(mode="after")
@@ -253,17 +263,20 @@ class Config(Section):
             raise ValueError("network.frozen_norm needs network.initial, whose batch norm it keeps")
         if self.training.loss == "spectral" and any(p.crop for p in self.training.phases):
             raise ValueError("training.loss 'spectral' weighs the modes of whole patches: crop 0")
-        for i, change in enumerate(self.train_cosmologies):
+        changes = {f"train_cosmologies.{i}": c for i, c in enumerate(self.train_cosmologies)}
+        for group, points in self.points.at.items():
+            changes |= {f"points.at.{group}.{i}": c for i, c in enumerate(points)}
+        for key, change in changes.items():
             if unknown := set(change) - set(asdict(self.cosmology)):
                 raise ValueError(
-                    f"train_cosmologies.{i}: no cosmological parameter {', '.join(unknown)}; "
+                    f"{key}: no cosmological parameter {', '.join(unknown)}; "
                     f"there are {', '.join(asdict(self.cosmology))}"
                 )
-        if self.nuisances.skies > self.skies.test:
-            raise ValueError(
-                f"nuisances.skies is {self.nuisances.skies}, but there are {self.skies.test} test "
-                "skies"
-            )
+        for name in ("nuisances", "points"):
+            if (skies := getattr(self, name).skies) > self.skies.test:
+                raise ValueError(
+                    f"{name}.skies is {skies}, but there are {self.skies.test} test skies"
+                )
         if not 0 <= self.centres.poles < 6 * self.centres.nside**2:
             raise ValueError("centres.poles leaves no patch on the sky")
         if self.instrument.noise_uk_arcmin < 0 or self.instrument.beam_fwhm_arcmin < 0:
@@ -373,6 +386,17 @@ class Config(Section):
             "coverage_algorithm": ALGORITHM["coverage"],
         }
 
+    def point_recipe(self, change: dict[str, float], index: int, network_hash: str) -> dict:
+        """What determines the bandpowers of a test sky made again at another cosmology."""
+        return {
+            "sky": {
+                **self.sky_recipe("test", index),
+                **self.spectra_recipe(self.cosmology.vary(**change)),
+            },
+            **self.measurement_recipe(network_hash),
+            "point_algorithm": ALGORITHM["points"],
+        }
+
     def coverage_cosmology(self, index: int) -> Cosmology:
         """The cosmology of a sky of the coverage test: ω_c drawn evenly from the prior."""
         seed = seed_sequence(self.seed, f"{COVERAGE_SET}/cosmology", index)
@@ -438,6 +462,11 @@ class Config(Section):
     def nuisance_path(self, index: int) -> Path:
         """Where the bandpowers of a test sky seen with systematics lie."""
         return self.products / "nuisances" / f"sky_{index:04d}.h5"
+
+    def point_path(self, change: dict[str, float], index: int) -> Path:
+        """Where the bandpowers of a test sky made again at another cosmology lie."""
+        name = "_".join(f"{key}={value:g}" for key, value in sorted(change.items()))
+        return self.products / "points" / f"sky_{index:04d}" / f"{name}.h5"
 
     def coverage_path(self, index: int) -> Path:
         """Where the bandpowers of a sky of the coverage test lie."""

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import yaml
 from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate.assemble import (
     band_changes,
@@ -23,9 +24,10 @@ from cobaya_cnnlens.calibrate.measure import (
     spectra_of,
 )
 from cobaya_cnnlens.calibrate.nuisances import measure_nuisances, read_nuisances
+from cobaya_cnnlens.calibrate.points import check_points, measure_points
 from cobaya_cnnlens.calibrate.response import calibrate
 from cobaya_cnnlens.config import Config
-from cobaya_cnnlens.errors import CNNLensError, ProductError
+from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
 from cobaya_cnnlens.model import BandpowerLikelihood
 from cobaya_cnnlens.release import read_release, write_release
 from cobaya_cnnlens.simulate.instrument import Systematics
@@ -228,6 +230,35 @@ def test_nuisances_of_a_linear_estimator(tiny):
     turned = observe_sky(quiet, "test", 0, systematics=Systematics(angle=45.0))
     np.testing.assert_allclose(turned.q, -clean.u, atol=1e-5 * np.abs(clean.u).max())
     np.testing.assert_allclose(turned.u, clean.q, atol=1e-5 * np.abs(clean.q).max())
+
+
+def test_another_cosmology_is_where_the_derivatives_put_it(tiny):
+    """Of κ̂ = Q̃ at a tenth more power: the change of its noise debias on one sky is what another
+    sky's derivatives say, to their errors; without them it is far off."""
+    points = {"skies": 1, "at": {"brighter": [{"As": 1.1 * tiny.cosmology.As}]}}
+    config = Config.model_validate({**tiny.model_dump(mode="json"), "points": points})
+    make_skies(config, "test", [0])
+    measure_skies(config, Linear(), HASH, "test", [0])
+    measure_derivatives(config, Linear(), HASH, 0)
+    measure_curvature(config, Linear(), HASH, 0)
+    measure_points(config, Linear(), HASH, 0)
+    first = read_derivatives(config, HASH, np.ones(4))
+    (check,) = check_points(config, HASH, np.ones(4), first, "brighter")
+    error = np.sqrt(np.diag(check.covariance))
+    assert (np.abs(check.residual) < 4 * error).all()
+    assert (np.abs(check.predicted) > 10 * error).all()
+    with pytest.raises(ConfigError, match="no cosmological parameter A_s"):
+        load_points(config, [{"A_s": 2e-9}])
+
+
+def load_points(config, changes):
+    """The configuration with other points, checked as when it is read from a file."""
+    from cobaya_cnnlens.config import load_config
+
+    content = {**config.model_dump(mode="json"), "points": {"at": {"group": changes}}}
+    path = config.products / "points.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return load_config(path)
 
 
 def test_coverage_skies_are_drawn_from_the_prior(tiny):

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from ..calibrate.assemble import calibration_of
+from ..calibrate.assemble import calibration_of, make_release, read_derivatives
 from ..calibrate.covariance import mean_covariance
 from ..calibrate.measure import PatchBandpowers, read_bandpowers, spectra_of
+from ..calibrate.points import check_points
 from ..calibrate.response import Calibration, calibrate, standard_error
 from ..calibrate.windows import bandpower_windows
 from ..config import Config
@@ -18,7 +19,7 @@ from ..model import BandpowerLikelihood
 from ..reconstruct.quadratic import Filter, n0_eb, n0_iterated
 from ..release import Release
 from ..simulate.stage import spectra_for
-from ..statistics import chi2_pte, inverse_covariance, pte_to_sigma
+from ..statistics import chi2_pte, hotelling_pte, inverse_covariance, pte_to_sigma
 
 # Range and spacing of ω_c over which the model is tabulated for maximum-likelihood tests.
 OMCH2_NODES = np.arange(0.080, 0.1651, 0.005)
@@ -284,6 +285,73 @@ class Recovered:
         return float(np.hypot(standard_error(self.estimates), self.shared_error))
 
 
+@dataclass(frozen=True)
+class PointsTable:
+    """What the model of the noise debias leaves at other cosmologies, as a survey's ω_c would see
+    it.
+
+    ``changes`` of the fiducial cosmology; ``shift`` and ``shift_error`` of ω_c in σ of a survey of
+    ``n_survey`` patches, by point, for the first order alone too; ``chi2`` and ``pte`` of each
+    point's residual bandpowers; ``mean_pte`` of their mean over the points
+    """
+
+    changes: list[dict[str, float]]
+    n_survey: int
+    n_patches: int
+    n_bins: int
+    shift: np.ndarray
+    shift_error: np.ndarray
+    shift_linear: np.ndarray
+    chi2: np.ndarray
+    pte: np.ndarray
+    mean_chi2: float
+    mean_pte: float
+
+
+def points_table(config: Config, network_hash: str, group: str) -> PointsTable:
+    """Bias of ω_c at a group of cosmologies, from skies that share phases with fiducial ones.
+
+    The survey is that of the configuration's first mock survey's release.
+    """
+    release = make_release(config, network_hash, next(iter(config.surveys)))
+    first = read_derivatives(config, network_hash, release.response)
+    both = [
+        check_points(config, network_hash, release.response, first, group, second_order)
+        for second_order in (True, False)
+    ]
+    checks, linear = both
+    table = Omch2Likelihood(config, BandpowerLikelihood(release))
+    slope = table.slope(config.cosmology.omch2)
+    weighted = inverse_covariance(release.covariance) @ slope
+    information = slope @ weighted
+    # Shift of ω_c over its σ: (F⁻¹ s·C⁻¹ r) √F.
+    gain = weighted / np.sqrt(information)
+    n = len(checks[0].found)
+
+    def judge(residual, covariance):
+        t2 = float(residual @ inverse_covariance(covariance) @ residual)
+        return t2, float(hotelling_pte(t2, n, len(residual)))
+
+    judged = [judge(c.residual, c.covariance) for c in checks]
+    mean = np.mean([c.residual for c in checks], axis=0)
+    scatter = mean_covariance(np.mean([c.found for c in checks], axis=0))
+    model = np.mean([c.model_covariance for c in checks], axis=0)
+    mean_chi2, mean_pte = judge(mean, scatter + model)
+    return PointsTable(
+        [c.change for c in checks],
+        release.n_patches,
+        n,
+        release.n_bins,
+        np.array([gain @ c.residual for c in checks]),
+        np.array([np.sqrt(gain @ c.covariance @ gain) for c in checks]),
+        np.array([gain @ c.residual for c in linear]),
+        np.array([t2 for t2, _ in judged]),
+        np.array([pte for _, pte in judged]),
+        mean_chi2,
+        mean_pte,
+    )
+
+
 class Omch2Likelihood:
     """χ² of ω_c alone for many data vectors: the model tabulated with CAMB and splined.
 
@@ -306,15 +374,19 @@ class Omch2Likelihood:
         """µ_b at ω_c, (..., n_bins)."""
         return self._model(omch2)
 
+    def slope(self, omch2: float) -> np.ndarray:
+        """∂µ_b/∂ω_c, (n_bins,)."""
+        return self._model(omch2, 1)
+
     def sigma(self, omch2: float, covariance: np.ndarray) -> float:
         """Fisher error of ω_c for data of this covariance."""
-        slope = self._model(omch2, 1)
+        slope = self.slope(omch2)
         return float(1.0 / np.sqrt(slope @ inverse_covariance(covariance) @ slope))
 
     def shift_error(self, omch2: float, covariance: np.ndarray, shared: np.ndarray) -> float:
         """1σ of ω_c that an error of the data with covariance ``shared`` causes."""
         inverse = inverse_covariance(covariance)
-        slope = self._model(omch2, 1)
+        slope = self.slope(omch2)
         gain = inverse @ slope / (slope @ inverse @ slope)
         return float(np.sqrt(gain @ shared @ gain))
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..config import Config
     from .coverage import CoverageTable
     from .forecast import Forecast
-    from .tables import Comparison, NoiseTable, ResidualTable
+    from .tables import Comparison, NoiseTable, PointsTable, ResidualTable
 
 
 def describe_release(release: Release) -> str:
@@ -167,6 +167,26 @@ def format_nuisance_checks(config: Config, checks: list[NuisanceCheck]) -> str:
                 f"{pull:+.2f}"
             )
         lines.append(f"{(np.abs(pulls) < 2).sum()} of {len(pulls)} bins within 2 standard errors\n")
+    return "\n".join(lines)
+
+
+def format_points(group: str, table: PointsTable) -> str:
+    """Bias of ω_c at other cosmologies, one line per point."""
+    lines = [
+        f"{group}: shift of omch2 in sigma of {table.n_survey} patches, from {table.n_patches} "
+        "patches that share phases and noise with fiducial ones",
+        "   shift   +-     first order only   chi2   PTE    at",
+    ]
+    for i, change in enumerate(table.changes):
+        at = ", ".join(f"{key} {value:g}" for key, value in change.items())
+        lines.append(
+            f"  {table.shift[i]:+.3f}  {table.shift_error[i]:.3f}  {table.shift_linear[i]:+.3f}"
+            f"             {table.chi2[i]:5.1f}  {table.pte[i]:.3f}  {at}"
+        )
+    lines.append(
+        f"mean residual of all: chi2 = {table.mean_chi2:.1f} for {table.n_bins} bins, "
+        f"PTE {table.mean_pte:.3f}\n"
+    )
     return "\n".join(lines)
 
 
