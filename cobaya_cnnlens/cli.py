@@ -83,13 +83,47 @@ def train(config: ConfigFile) -> None:
 
 
 @app.command()
-def reconstruct(config: ConfigFile, set_name: SetName, index: Indices = None) -> None:
-    """Reconstruct κ̂ on the skies of a set and measure its bandpowers."""
+def reconstruct(
+    config: ConfigFile,
+    set_name: Annotated[
+        str | None,
+        typer.Option("--set", help="train, validation, test, derivatives or survey-NAME."),
+    ] = None,
+    index: Indices = None,
+    maps: Annotated[
+        Path | None, typer.Option(help="Instead of a set: your own Q, U (FITS, HEALPix or .npz).")
+    ] = None,
+    centre: Annotated[
+        list[str] | None,
+        typer.Option(help="LON,LAT in degrees of a patch of a HEALPix map; repeatable."),
+    ] = None,
+    pixel_window: Annotated[
+        bool, typer.Option(help="Divide the HEALPix map's pixel window out.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for κ̂ of your own maps.")] = None,
+) -> None:
+    """Reconstruct κ̂ on the skies of a set, or on your own maps, and measure its bandpowers."""
     loaded = _load(config)
-    from .calibrate.measure import measure_skies
+    if (maps is None) == (set_name is None):
+        raise ConfigError("give either --set NAME or --maps FILE")
+    if maps is None:
+        from .calibrate.measure import measure_skies
 
+        estimator, network_hash = _network(loaded)
+        measure_skies(loaded, estimator, network_hash, set_name, index)
+        return
+    from . import maps as user_maps
+
+    found = user_maps.read_maps(
+        maps, loaded.patch, user_maps.parse_centres(centre or []), pixel_window
+    )
+    for warning in user_maps.check_maps(found, loaded, str(maps)):
+        typer.secho(f"warning: {maps}: {warning}", fg="yellow", err=True)
     estimator, network_hash = _network(loaded)
-    measure_skies(loaded, estimator, network_hash, set_name, index)
+    folder = out or maps.with_suffix("")
+    typer.echo(
+        user_maps.reconstruct_maps(loaded, estimator, network_hash, found, maps.name, folder)
+    )
 
 
 @app.command()
@@ -202,18 +236,30 @@ def coverage(
 @release_app.command("make")
 def release_make(
     config: ConfigFile,
-    survey: Annotated[str, typer.Option(help="Which survey of the configuration.")],
+    survey: Annotated[
+        str | None, typer.Option(help="Which mock survey of the configuration.")
+    ] = None,
     sky: Annotated[int, typer.Option(help="Which of its skies is the data.")] = 0,
+    data: Annotated[
+        Path | None, typer.Option(help="Instead: bandpowers of your own maps (`reconstruct`).")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write it.")] = None,
 ) -> None:
-    """Calibrate a survey's bandpowers and write its release file."""
+    """Calibrate a survey's bandpowers, or those of your own maps, and write the release file."""
     loaded = _load(config)
-    from .calibrate.assemble import make_release
+    from .calibrate.assemble import make_data_release, make_release
     from .reconstruct.files import networks_hash
     from .release import write_release
 
-    release = make_release(loaded, networks_hash(loaded.network_paths), survey, sky)
-    path = out or loaded.release_path(survey, sky)
+    if (data is None) == (survey is None):
+        raise ConfigError("give either --survey NAME or --data FILE")
+    digest = networks_hash(loaded.network_paths)
+    if data is not None:
+        path = out or data.with_name("release.json")
+        release = make_data_release(loaded, digest, data, path.stem)
+    else:
+        release = make_release(loaded, digest, survey, sky)
+        path = out or loaded.release_path(survey, sky)
     write_release(release, path)
     typer.echo(path)
 

@@ -348,6 +348,10 @@ class Config(Section):
             "bandpowers": self.bandpowers.model_dump(),
         }
 
+    def map_recipe(self, network_hash: str) -> dict:
+        """What turns a user's maps into bandpowers."""
+        return {"patch": asdict(self.patch), **self.measurement_recipe(network_hash)}
+
     def derivative_recipe(self, index: int, network_hash: str) -> dict:
         """What determines the derivatives measured on one sky."""
         return {

@@ -13,6 +13,10 @@ class ProductError(CNNLensError):
     """A product file that is missing, damaged, or made from another configuration."""
 
 
+class MapError(CNNLensError):
+    """A user's map that cannot be used."""
+
+
 class NetworkError(CNNLensError):
     """A network file that cannot be used."""
 

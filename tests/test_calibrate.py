@@ -7,6 +7,7 @@ import yaml
 from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate.assemble import (
     band_changes,
+    make_data_release,
     make_release,
     read_curvature,
     read_derivatives,
@@ -17,6 +18,7 @@ from cobaya_cnnlens.calibrate.coverage import measure_coverage, read_coverage
 from cobaya_cnnlens.calibrate.curvature import direction, measure_curvature, second_order
 from cobaya_cnnlens.calibrate.derivatives import measure_derivatives
 from cobaya_cnnlens.calibrate.measure import (
+    MAP_BANDPOWERS,
     PatchBandpowers,
     measure,
     measure_skies,
@@ -179,6 +181,17 @@ def test_a_release_is_assembled_from_products(tiny, tmp_path):
     release = make_release(tiny, HASH, "high")
     write_release(release, tmp_path / "r.json")
     assert read_release(tmp_path / "r.json").name == "test_high"
+    # The same patches as a user's own maps make the same release, but for its name and truth.
+    auto = read_bandpowers(tiny, HASH, "survey-high").auto
+    arrays = {"auto": auto, "source": np.bytes_(b"m.fits")}
+    products.write_product(tmp_path / "b.h5", MAP_BANDPOWERS, tiny.map_recipe(HASH), arrays)
+    own = make_data_release(tiny, HASH, tmp_path / "b.h5", "mine")
+    write_release(own, tmp_path / "own.json")
+    assert own.truth is None
+    np.testing.assert_array_equal(own.bandpowers, release.bandpowers)
+    np.testing.assert_array_equal(own.covariance, release.covariance)
+    with pytest.raises(ProductError, match="network"):
+        make_data_release(tiny, "b" * 64, tmp_path / "b.h5", "mine")
     np.testing.assert_allclose(release.response, 0.8, rtol=0.1)
     assert release.n_patches == release.n_sim == 40
     # Noise-debias derivatives: the oracle does not see C^κκ move, so the truth's change is all

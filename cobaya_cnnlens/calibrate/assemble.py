@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from ..simulate.stage import spectra_for
 from ..theory import settings_record
 from . import curvature, derivatives
 from .covariance import mean_covariance, sample_covariance
-from .measure import PatchBandpowers, read_bandpowers, spectra_of
+from .measure import MAP_BANDPOWERS, PatchBandpowers, read_bandpowers, spectra_of
 from .nuisances import read_nuisances
 from .response import Calibration, calibrate, standard_error
 from .windows import bandpower_windows
@@ -167,9 +168,43 @@ def make_release(
         if there are too few simulations for the number of bins
     """
     config.check_index(f"survey-{survey}", sky)
+    data = read_bandpowers(config, network_hash, f"survey-{survey}", [sky])
+    release = _assemble(config, network_hash, data.auto, {f"survey-{survey}": f"sky {sky}"})
+    return replace(
+        release,
+        name=config.release_name(survey, sky),
+        description=f"Mock survey of {release.description}",
+        provenance=release.provenance | {"packages": _package_versions() if packages else {}},
+        truth=asdict(config.set_cosmology(f"survey-{survey}")),
+    )
+
+
+def make_data_release(
+    config: Config, network_hash: str, bandpowers: str | Path, name: str
+) -> Release:
+    """The release of a user's own maps, from the bandpowers that :mod:`cobaya_cnnlens.maps` wrote.
+
+    Raises
+    ------
+    products.ProductError
+        if the file was made with another network, instrument, patch or binning
+    """
+    recipe = config.map_recipe(network_hash)
+    with products.open_product(bandpowers, MAP_BANDPOWERS, recipe) as product:
+        auto, source = product.array("auto"), bytes(product.array("source")).decode()
+    release = _assemble(config, network_hash, auto, {"maps": source})
+    return replace(
+        release,
+        name=name,
+        description=release.description,
+        provenance=release.provenance | {"packages": _package_versions()},
+    )
+
+
+def _assemble(config: Config, network_hash: str, auto: np.ndarray, origin: dict) -> Release:
+    """The release of measured ⟨κ̂κ̂*⟩, (n_patches, n_bins), that came from ``origin``."""
     calibration, test = calibration_of(config, network_hash)
     debiased = calibration.debias(test.auto)
-    data = read_bandpowers(config, network_hash, f"survey-{survey}", [sky])
     fiducial = spectra_for(config, config.cosmology)
     limit = config.sky.band_limit
     windows = trim_windows(bandpower_windows(spectra_of(config), limit), fiducial.kk)
@@ -178,17 +213,16 @@ def make_release(
     curved = read_curvature(config, network_hash, calibration.response, first)
     by_patch = read_nuisances(config, network_hash, calibration.response)
     reach = max(windows.shape[1], kk.edges[-1], ee.edges[-1])
-    truth = config.set_cosmology(f"survey-{survey}")
     return Release(
-        name=config.release_name(survey, sky),
+        name=config.name,
         description=(
-            f"Mock survey of {len(data.auto)} patches of {config.patch.size_deg:g} x "
+            f"{len(auto)} patches of {config.patch.size_deg:g} x "
             f"{config.patch.size_deg:g} deg at {config.instrument.noise_uk_arcmin:g} uK arcmin: "
             "ResUNet convergence bandpowers, debiased"
         ),
         edges=spectra_of(config).bins.edges,
-        bandpowers=calibration.debias(data.auto).mean(0),
-        n_patches=len(data.auto),
+        bandpowers=calibration.debias(auto).mean(0),
+        n_patches=len(auto),
         n_sim=len(debiased),
         patch_covariance=sample_covariance(debiased),
         noise_covariance=mean_covariance(debiased - test.truth),
@@ -230,13 +264,11 @@ def make_release(
             "seed": config.seed,
             "skies": {
                 **config.skies.model_dump(),
-                f"survey-{survey}": f"sky {sky}",
+                **origin,
             },
             "derivative_excursion_omch2": config.derivatives.omch2_step,
             "derivative_step": config.derivatives.step,
-            "packages": _package_versions() if packages else {},
         },
-        truth=asdict(truth),
     )
 
 

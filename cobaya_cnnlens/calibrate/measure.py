@@ -17,6 +17,8 @@ from ..simulate.observation import observe_sky
 from .bandpowers import Bins, FlatSpectra
 
 KIND = "bandpowers"
+# Those of a user's own maps, of which no true κ is known.
+MAP_BANDPOWERS = "map bandpowers"
 
 
 @dataclass(frozen=True)
