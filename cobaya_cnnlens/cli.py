@@ -399,7 +399,8 @@ def figure(
     stage: Annotated[
         str,
         typer.Argument(
-            help="spectra, sky, training, reconstruction, noise, bandpowers or derivatives."
+            help="spectra, sky, training, reconstruction, noise, bandpowers, derivatives, "
+            "nuisances or coverage."
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,

@@ -15,6 +15,7 @@ from ..reconstruct import Estimator
 from ..simulate.instrument import cosine_mask
 from ..simulate.observation import observe_sky
 from .bandpowers import Bins, FlatSpectra
+from .windows import bandpower_windows
 
 KIND = "bandpowers"
 # Those of a user's own maps, of which no true κ is known.
@@ -49,6 +50,12 @@ def spectra_of(config: Config) -> FlatSpectra:
         Bins(**config.bandpowers.model_dump()),
         cosine_mask(config.patch, config.instrument.taper_deg),
     )
+
+
+def signal_bandpowers(config: Config, kk: np.ndarray) -> np.ndarray:
+    """⟨κκ*⟩_b of masked patches for C_L^κκ from L = 0, (n_bins,)."""
+    limit = config.sky.band_limit
+    return bandpower_windows(spectra_of(config), limit) @ kk[: limit + 1]
 
 
 def measure(

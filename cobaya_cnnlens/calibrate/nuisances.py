@@ -6,7 +6,8 @@ differences give first and second order of each,
 
     d_b(x) = d_b(0) + A_b x + B_b x² ,   A = [d(x) − d(−x)]/2x ,  B = [d(x) + d(−x) − 2 d(0)]/2x² .
 
-The angle needs the second order: by parity its first vanishes.
+The angle needs the second order: by parity its first vanishes for an estimator that is equivariant
+under reflections, and is small for a network that has learned to be nearly so.
 """
 
 from __future__ import annotations

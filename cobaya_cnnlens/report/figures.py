@@ -12,16 +12,20 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from ..calibrate.assemble import calibration_of, read_derivatives
+from ..calibrate.assemble import calibration_of, make_release, read_derivatives
 from ..calibrate.bandpowers import e_and_b
-from ..calibrate.measure import read_bandpowers, spectra_of
-from ..calibrate.windows import bandpower_windows, expected_e_and_b
+from ..calibrate.measure import read_bandpowers, signal_bandpowers, spectra_of
+from ..calibrate.nuisances import read_nuisances
+from ..calibrate.response import standard_error
+from ..calibrate.windows import expected_e_and_b
 from ..config import Config
 from ..errors import CNNLensError
 from ..reconstruct.files import networks_hash
+from ..release import NUISANCES
 from ..simulate.observation import observe_sky
 from ..simulate.stage import spectra_for
 from ..theory import lensed_polarisation
+from .coverage import coverage_table
 from .tables import noise_table
 
 DPI = 130
@@ -92,9 +96,7 @@ def sky_figure(config: Config, patch: int = 40):
     axes[1, 1].set_title("observed E and B (points), CAMB through the mask + noise (lines)", size=8)
     axes[1, 1].legend()
     kappa = spectra.auto(seen.kappa)
-    model = (
-        bandpower_windows(spectra, config.sky.band_limit) @ theory.kk[: config.sky.band_limit + 1]
-    )
+    model = signal_bandpowers(config, theory.kk)
     error = kappa.std(0, ddof=1) / np.sqrt(len(kappa)) / model
     axes[1, 2].errorbar(L, kappa.mean(0) / model - 1, error, fmt=".")
     axes[1, 2].axhline(0, color="k", lw=0.8)
@@ -184,9 +186,7 @@ def derivatives_figure(config: Config):
     """Noise-debias derivatives, as fractions of the fiducial bandpower."""
     digest = networks_hash(config.network_paths)
     calibration, _ = calibration_of(config, digest)
-    theory = spectra_for(config, config.cosmology)
-    limit = config.sky.band_limit
-    signal = bandpower_windows(spectra_of(config), limit) @ theory.kk[: limit + 1]
+    signal = signal_bandpowers(config, spectra_for(config, config.cosmology).kk)
     measured = read_derivatives(config, digest, calibration.response)
     figure, axes = plt.subplots(1, 2, figsize=(13, 5))
     for axis, bands, label in zip(
@@ -215,10 +215,7 @@ def bandpowers_figure(config: Config):
     """Debiased bandpowers of every survey over the fiducial expectation."""
     digest = networks_hash(config.network_paths)
     calibration, _ = calibration_of(config, digest)
-    theory = spectra_for(config, config.cosmology)
-    limit = config.sky.band_limit
-    windows = bandpower_windows(spectra_of(config), limit)
-    fiducial = windows @ theory.kk[: limit + 1]
+    fiducial = signal_bandpowers(config, spectra_for(config, config.cosmology).kk)
     L = spectra_of(config).bins.centres
     figure, axis = plt.subplots(figsize=(8, 5))
     for i, name in enumerate(config.surveys):
@@ -229,10 +226,60 @@ def bandpowers_figure(config: Config):
             L + 8 * i, data.mean(0) / fiducial, error, fmt=".", color=f"C{i}", label=label
         )
         truth = spectra_for(config, config.set_cosmology(f"survey-{name}"))
-        axis.plot(L, windows @ truth.kk[: limit + 1] / fiducial, color=f"C{i}", lw=1)
+        axis.plot(L, signal_bandpowers(config, truth.kk) / fiducial, color=f"C{i}", lw=1)
     axis.set(xlabel="$L$", ylabel=r"$d_L\,/\,C_L^{\kappa\kappa}$ fiducial", ylim=(0.5, 1.7))
     axis.set_title("noise debias fixed at the fiducial (points), true signal (lines)", size=9)
     axis.legend()
+    return figure
+
+
+def nuisances_figure(config: Config):
+    """What the simulated steps of the instrument's systematics do to the bandpowers."""
+    digest = networks_hash(config.network_paths)
+    calibration, _ = calibration_of(config, digest)
+    first, second = read_nuisances(config, digest, calibration.response)
+    signal = signal_bandpowers(config, spectra_for(config, config.cosmology).kk)
+    L = spectra_of(config).bins.centres
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharex=True)
+    for i, (name, axis) in enumerate(zip(NUISANCES, axes.flat, strict=True)):
+        step = getattr(config.nuisances, name)
+        for sign, colour in ((1, "C0"), (-1, "C3")):
+            shift = sign * step * first[..., i] + step**2 * second[..., i]
+            axis.errorbar(
+                L,
+                shift.mean(0) / signal,
+                standard_error(shift) / signal,
+                fmt=".-",
+                color=colour,
+                label=f"{name} {sign * step:+g}",
+            )
+        axis.axhline(0, color="k", lw=0.8)
+        axis.legend()
+    for axis in axes[1]:
+        axis.set_xlabel("$L$")
+    for axis in axes[:, 0]:
+        axis.set_ylabel(r"$\Delta d_L\,/\,C_L^{\kappa\kappa}$")
+    figure.tight_layout()
+    return figure
+
+
+def coverage_figure(config: Config):
+    """Ranks of the truth in the posteriors of the coverage surveys, and their pulls."""
+    digest = networks_hash(config.network_paths)
+    release = make_release(config, digest, next(iter(config.surveys)))
+    table = coverage_table(config, digest, release)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    n_tenths = 10
+    left.hist(table.rank, n_tenths, range=(0, 1), histtype="step", lw=1.5)
+    expected = len(table.rank) / n_tenths
+    for off in (-1, 0, 1):
+        left.axhline(expected + off * np.sqrt(expected * 0.9), color="k", lw=0.8, ls=":")
+    left.set(xlabel="posterior probability below the truth", ylabel="surveys", ylim=(0, None))
+    left.set_title(f"{len(table.rank)} surveys of {table.patches_each} patches", size=9)
+    right.errorbar(table.truth, table.pulls, fmt=".", ms=3)
+    right.axhline(0, color="k", lw=0.8)
+    right.set(xlabel=r"true $\Omega_c h^2$", ylabel=r"(estimate - truth) / expected error")
+    figure.tight_layout()
     return figure
 
 
@@ -259,4 +306,6 @@ STAGES: dict[str, Callable] = {
     "noise": noise_figure,
     "bandpowers": bandpowers_figure,
     "derivatives": derivatives_figure,
+    "nuisances": nuisances_figure,
+    "coverage": coverage_figure,
 }

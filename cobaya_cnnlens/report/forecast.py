@@ -8,8 +8,7 @@ import numpy as np
 
 from ..calibrate.assemble import calibration_of, shifted_noise
 from ..calibrate.covariance import sample_covariance
-from ..calibrate.measure import spectra_of
-from ..calibrate.windows import bandpower_windows
+from ..calibrate.measure import signal_bandpowers
 from ..config import Config
 from ..simulate.stage import spectra_for
 from ..statistics import hartlap_factor, inverse_covariance
@@ -52,12 +51,11 @@ def forecast(config: Config, network_hash: str) -> Forecast:
     inverse = inverse_covariance(sample_covariance(debiased)) * hartlap_factor(n_sim, n_bins)
 
     step = 2.0 * config.derivatives.omch2_step
-    limit = config.sky.band_limit
     low, high = (
-        spectra_for(config, config.cosmology.vary(omch2=omch2)).kk[: limit + 1]
+        spectra_for(config, config.cosmology.vary(omch2=omch2)).kk
         for omch2 in config.shifted_omch2()
     )
-    signal = bandpower_windows(spectra_of(config), limit) @ (high - low) / step
+    signal = signal_bandpowers(config, high - low) / step
     below, above = shifted_noise(config, network_hash, calibration.response)
     noise = (above - below) / step
 

@@ -9,10 +9,14 @@ from scipy.interpolate import CubicSpline
 
 from ..calibrate.assemble import calibration_of, make_release, read_derivatives
 from ..calibrate.covariance import mean_covariance
-from ..calibrate.measure import PatchBandpowers, read_bandpowers, spectra_of
+from ..calibrate.measure import (
+    PatchBandpowers,
+    read_bandpowers,
+    signal_bandpowers,
+    spectra_of,
+)
 from ..calibrate.points import check_points
 from ..calibrate.response import Calibration, calibrate, standard_error
-from ..calibrate.windows import bandpower_windows
 from ..config import Config
 from ..errors import CNNLensError
 from ..model import BandpowerLikelihood
@@ -67,9 +71,7 @@ def noise_table(config: Config, network_hash: str, merge: int = 1) -> NoiseTable
     theory = spectra_for(config, config.cosmology)
     L = spectra.merge(spectra.bins.centres, merge)
     band = _filter(config)
-    limit = config.sky.band_limit
-    windows = bandpower_windows(spectra, limit)
-    expected = spectra.merge(windows @ theory.kk[: limit + 1], merge)
+    expected = spectra.merge(signal_bandpowers(config, theory.kk), merge)
     scatter = calibration.debias(test.auto).std(0, ddof=1)
     n_test, n_validation = noise_by_patch(calibration, validation, test)
     auto, cross, truth = (getattr(test, k).mean(0) for k in ("auto", "cross", "truth"))
