@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One process a core: threads that wait for each other would only hold each other up.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from cobaya_cnnlens.release import Release
 from cobaya_cnnlens.theory import CambSettings, Cosmology, Spectra, compute_spectra
