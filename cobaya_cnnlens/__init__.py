@@ -1,7 +1,7 @@
 """CMB lensing with a learned estimator: a Cobaya likelihood, and the pipeline that makes it."""
 
 __version__ = "0.1.0"
-__all__ = ["CNNLens", "NodeCAMB", "__version__"]
+__all__ = ["CNNLens", "EmulatedCAMB", "NodeCAMB", "__version__"]
 
 
 def __getattr__(name: str):
@@ -14,4 +14,8 @@ def __getattr__(name: str):
         from .nodes import NodeCAMB
 
         return NodeCAMB
+    if name == "EmulatedCAMB":
+        from .emulated import EmulatedCAMB
+
+        return EmulatedCAMB
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,6 +13,8 @@ from .errors import CNNLensError, ConfigError
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 release_app = typer.Typer(no_args_is_help=True, help="Make and look at release files.")
 app.add_typer(release_app, name="release")
+emulator_app = typer.Typer(no_args_is_help=True, help="Make and check emulators of CAMB.")
+app.add_typer(emulator_app, name="emulator")
 
 ConfigFile = Annotated[
     Path, typer.Argument(help="Pipeline configuration (YAML), or FILE#MEMBER of a study.")
@@ -391,6 +393,50 @@ def plot(
     from .report.posteriors import plot_posteriors
 
     typer.echo(plot_posteriors(chains, params, out))
+
+
+EmulatorPlan = Annotated[Path, typer.Argument(help="What to emulate (YAML).")]
+
+
+@emulator_app.command("make")
+def emulator_make(
+    plan: EmulatorPlan,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; in its products if absent.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="CAMB runs at a time.", min=1)] = 1,
+) -> None:
+    """Run CAMB at the points of a plan, resumable, and fit an emulator to them."""
+    _config_module()
+    from . import emulation
+    from .emulator import write_emulator
+
+    loaded = emulation.load_plan(plan)
+    emulation.run_design(loaded, jobs)
+    points, _ = emulation.read_points(loaded)
+    made = emulation.fit(loaded, points)
+    path = out or loaded.products / f"emulator_{loaded.name}.npz"
+    write_emulator(made.tables, made.record, path)
+    typer.echo(path)
+
+
+@emulator_app.command("check")
+def emulator_check(
+    plan: EmulatorPlan,
+    emulator: Annotated[str, typer.Option(help="A shipped emulator, or the path of one.")] = "lcdm",
+    release: Annotated[str, typer.Option(help="Release for Δχ².")] = "laptop_fiducial",
+) -> None:
+    """An emulator's errors at the plan's points that did not make it, against CAMB."""
+    _config_module()
+    from . import emulation
+    from .emulator import read_emulator
+    from .model import BandpowerLikelihood
+    from .release import read_release
+    from .report.text import format_emulator
+
+    _, checks = emulation.read_points(emulation.load_plan(plan))
+    likelihood = BandpowerLikelihood(read_release(release))
+    typer.echo(format_emulator(emulation.errors(read_emulator(emulator), checks, likelihood)))
 
 
 @app.command()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 import yaml
 
@@ -515,8 +515,24 @@ def load_config(path: str | Path) -> Config:
             f"{file} is a study of {len(members)} members; name one, as in "
             f"{file}#{next(iter(members))}"
         )
+    return _validated(Config, content, path)
+
+
+def load_as(kind: type, path: str | Path):
+    """A file that holds something else than a :class:`Config`: an instance of the dataclass
+    ``kind``, its keys and values checked in the same way.
+
+    Raises
+    ------
+    ConfigError
+        if the file cannot be read, or has a wrong key or value
+    """
+    return _validated(kind, _with_bases(Path(path), ()), path)
+
+
+def _validated(kind: type, content: dict, path: str | Path):
     try:
-        return Config.model_validate(content)
+        return TypeAdapter(kind).validate_python(content)
     except ValidationError as error:
         raise ConfigError(_explain(path, error)) from None
 

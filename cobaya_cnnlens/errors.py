@@ -13,6 +13,10 @@ class ProductError(CNNLensError):
     """A product file that is missing, damaged, or made from another configuration."""
 
 
+class EmulatorError(CNNLensError):
+    """An emulator that cannot be used, or is asked for a point outside its box."""
+
+
 class MapError(CNNLensError):
     """A user's map that cannot be used."""
 

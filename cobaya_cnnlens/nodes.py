@@ -11,7 +11,7 @@ In an input file it stands where ``camb`` stands and takes the same ``extra_args
     theory:
       camb:
         class: cobaya_cnnlens.NodeCAMB
-        nodes: {omch2: 0.001}
+        nodes: {omch2: 0.002}
         extra_args: {lens_potential_accuracy: 8}
 
 Without the ``class`` and ``nodes`` lines the same file runs CAMB at every step.
@@ -24,17 +24,17 @@ from time import perf_counter
 
 import numpy as np
 from cobaya.log import LoggedError
-from cobaya.theory import Theory
+
+from .spectra_theory import DERIVED, SpectraTheory
 
 INPUTS = (
     *("omch2", "ombh2", "omk", "As", "ns", "nrun", "tau", "H0", "cosmomc_theta", "thetastar"),
     *("mnu", "nnu", "YHe", "TCMB", "w", "wa", "Alens"),
 )
-DERIVED = ("sigma8", "omegam")
 MAX_NODE_PARAMETERS = 2
 
 
-class NodeCAMB(Theory):
+class NodeCAMB(SpectraTheory):
     """Provides ``Cl: pp``, ``unlensed_Cl: ee`` and the derived ``sigma8`` and ``omegam``.
 
     Options
@@ -45,14 +45,14 @@ class NodeCAMB(Theory):
 
     nodes: dict = {}  # noqa: RUF012  (Cobaya reads class attributes as the options' defaults)
     extra_args: dict = {}  # noqa: RUF012
-    speed = 1000
 
     def initialize(self) -> None:
+        super().initialize()
         if not self.nodes or len(self.nodes) > MAX_NODE_PARAMETERS:
             raise LoggedError(
                 self.log,
                 "option 'nodes' must name one or %d parameters with the spacing of their nodes, "
-                "e.g. {omch2: 0.001}; for more parameters use cobaya's own camb",
+                "e.g. {omch2: 0.002}; for more parameters use cobaya's own camb",
                 MAX_NODE_PARAMETERS,
             )
         for name, spacing in self.nodes.items():
@@ -62,31 +62,11 @@ class NodeCAMB(Theory):
                 raise LoggedError(
                     self.log, "option 'nodes': the spacing of '%s' must be positive", name
                 )
-        self._lmax = {"pp": 0, "ee": 0}
         self._fixed: dict | None = None
         self._table: dict[tuple[int, ...], np.ndarray] = {}
 
     def get_can_support_params(self):
         return list(INPUTS)
-
-    def get_can_provide_params(self):
-        return list(DERIVED)
-
-    def get_can_provide(self):
-        return ["Cl", "unlensed_Cl"]
-
-    def must_provide(self, **requirements):
-        super().must_provide(**requirements)
-        for key, spectra in requirements.items():
-            kind = {"Cl": "pp", "unlensed_Cl": "ee"}.get(key)
-            if kind is None:
-                continue
-            for name, lmax in spectra.items():
-                if name.lower() != kind:
-                    raise LoggedError(
-                        self.log, "NodeCAMB has no '%s: %s'; use cobaya's own camb", key, name
-                    )
-                self._lmax[kind] = max(self._lmax[kind], lmax)
 
     def calculate(self, state, want_derived=True, **params):
         missing = [name for name in self.nodes if name not in params]
@@ -144,22 +124,6 @@ class NodeCAMB(Theory):
         clee = results.get_unlensed_scalar_cls(n_ee + 1, CMB_unit="muK", raw_cl=True)
         derived = [results.get_sigma8_0(), parameters.omegam]
         return np.log(np.concatenate([clpp, clee[2 : n_ee + 2, 1], derived]))
-
-    def get_Cl(self, ell_factor=False, units="FIRASmuK2"):
-        pp = self.current_state["pp"].copy()
-        if ell_factor:
-            L = np.arange(len(pp))
-            pp *= (L * (L + 1.0)) ** 2 / (2.0 * np.pi)
-        return {"ell": np.arange(len(pp)), "pp": pp}
-
-    def get_unlensed_Cl(self, ell_factor=False, units="FIRASmuK2"):
-        if units not in ("muK2", "FIRASmuK2"):
-            raise LoggedError(self.log, "NodeCAMB gives C_l in muK2, not in '%s'", units)
-        ee = self.current_state["ee"].copy()
-        l = np.arange(len(ee))
-        if ell_factor:
-            ee *= l * (l + 1.0) / (2.0 * np.pi)
-        return {"ell": l, "ee": ee}
 
 
 def _cubic(position: float) -> tuple[int, np.ndarray]:

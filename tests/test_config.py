@@ -91,8 +91,8 @@ def test_crops_that_do_not_fit(content, tmp_path, crop):
 
 def test_skies_outside_a_set(content, tmp_path):
     config = load_config(write(tmp_path, content))
-    with pytest.raises(ConfigError, match="set 'train' has skies 0 to 1, not 2"):
-        config.check_index("train", 2)
+    with pytest.raises(ConfigError, match="set 'train' has skies 0 to 2, not 3"):
+        config.check_index("train", 3)
 
 
 def test_unreadable(tmp_path):

@@ -149,7 +149,7 @@ def test_offset_of_a_theory_is_what_its_spectra_give(coarse_release):
     likelihood = BandpowerLikelihood(release)
     extra = {"lens_potential_accuracy": 1.0, "halofit_version": "original", "mnu": 0.06}
     extra["num_massive_neutrinos"] = 1
-    node = {"class": "cobaya_cnnlens.NodeCAMB", "nodes": {"omch2": 0.001}, "extra_args": extra}
+    node = {"class": "cobaya_cnnlens.NodeCAMB", "nodes": {"omch2": 0.002}, "extra_args": extra}
     offset = theory_offset({"camb": node}, likelihood)
     cosmology = {k: v for k, v in release.theory["cosmology"].items() if k != "mnu"}
     results = camb.get_results(camb.set_params(lmax=1300, **cosmology, **extra))
@@ -311,7 +311,7 @@ def test_shipped_inputs_evaluate(path, monkeypatch):
 def test_node_camb_against_camb(path):
     """CAMB at nodes and CAMB at the point itself, in spectra, derived parameters and χ²."""
     nodes = info(path)
-    nodes["theory"]["camb"] |= {"class": "cobaya_cnnlens.NodeCAMB", "nodes": {"omch2": 0.001}}
+    nodes["theory"]["camb"] |= {"class": "cobaya_cnnlens.NodeCAMB", "nodes": {"omch2": 0.002}}
     plain = info(path)
     for content in (nodes, plain):
         content["theory"]["camb"]["extra_args"]["lens_potential_accuracy"] = 4
@@ -369,7 +369,7 @@ def test_units_of_node_camb(path):
 
 def test_node_camb_refuses_a_parameter_given_twice(path):
     content = info(path)
-    content["theory"]["camb"] |= {"class": "cobaya_cnnlens.NodeCAMB", "nodes": {"omch2": 0.001}}
+    content["theory"]["camb"] |= {"class": "cobaya_cnnlens.NodeCAMB", "nodes": {"omch2": 0.002}}
     content["theory"]["camb"]["extra_args"] = {"ns": 0.96}
     with pytest.raises(LoggedError, match=r"'ns'.*both as parameters and in 'extra_args'"):
         get_model(content).logposterior({"omch2": 0.12})

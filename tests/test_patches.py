@@ -152,25 +152,22 @@ def test_flat_e_has_the_sign_of_the_scalar_field(sky):
     assert correlation.min() > 0.99
 
 
-def test_lensed_spectra_of_320_patches_against_camb(fiducial):
+def test_lensed_spectra_of_160_patches_against_camb(fiducial):
     """EE within 1% and BB within 2% of CAMB for 300 < l < 3500, beyond Monte-Carlo error."""
     geometry = PatchGeometry(pad=0)
     bins = Bins(300, 320, 10)
     mask = cosine_mask(geometry, 0.5)
     spectra = FlatSpectra(geometry, bins, mask)
     pointing = patches.point_patches(patches.patch_centres(), geometry)
-    ee, bb, pure = [], [], []
-    for index in range(2):
-        sky = draw_sky(fiducial, 5000, 12, "tests", index)
-        gradient = patches.gradient_at(sky.philm, 5000, pointing)
-        p = patches.lensed_polarisation_at(
-            sky.elm, 5000, pointing, patches.deflect_by(gradient, pointing)
-        ).reshape(-1, 128, 128)
-        e, b = e_and_b(spectra, p.real * mask, p.imag * mask)
-        ee.append(spectra.cross(e, e))
-        bb.append(spectra.cross(b, b))
-        b = pure_b(spectra, p.real, p.imag)
-        pure.append(spectra.cross(b, b))
+    sky = draw_sky(fiducial, 5000, 12, "tests", 0)
+    gradient = patches.gradient_at(sky.philm, 5000, pointing)
+    p = patches.lensed_polarisation_at(
+        sky.elm, 5000, pointing, patches.deflect_by(gradient, pointing)
+    ).reshape(-1, 128, 128)
+    e, b = e_and_b(spectra, p.real * mask, p.imag * mask)
+    ee, bb = spectra.cross(e, e), spectra.cross(b, b)
+    b = pure_b(spectra, p.real, p.imag)
+    pure = spectra.cross(b, b)
     lensed_ee, lensed_bb = lensed_polarisation(fiducial)
     expected_ee, expected_bb = expected_e_and_b(spectra, lensed_ee, lensed_bb)
     expected_pure = expected_pure_b(spectra, lensed_bb)
@@ -180,7 +177,7 @@ def test_lensed_spectra_of_320_patches_against_camb(fiducial):
         ("BB", bb, expected_bb, 0.02, slice(None)),
         ("pure BB", pure, expected_pure, 0.02, clean),
     ):
-        each = np.concatenate(found) / expected
+        each = found / expected
         error = each.std(0, ddof=1) / np.sqrt(len(each))
         excess = np.abs(each.mean(0) - 1)[use]
         assert (excess < tolerance + 2 * error[use]).all(), (name, excess, error[use])

@@ -11,6 +11,7 @@ from ..release import NUISANCES, Release
 if TYPE_CHECKING:
     from ..calibrate.nuisances import NuisanceCheck
     from ..config import Config
+    from ..emulation import Errors
     from .coverage import CoverageTable
     from .forecast import Forecast
     from .tables import Comparison, NoiseTable, PointsTable, ResidualTable
@@ -243,4 +244,22 @@ def format_recovery(
             f"{name:10s}  chi2 = {chi2.mean():.1f} +- {chi2.std(ddof=1):.1f} for {release.n_bins} "
             f"bins, rejected at {sigma.mean():.2f} +- {sigma.std(ddof=1):.2f} sigma"
         )
+    return "\n".join(lines)
+
+
+def format_emulator(found: Errors) -> str:
+    """Errors of an emulator: median, 95% and largest over the points, and where that is."""
+    lines = [
+        f"{len(found.at)} points that did not make the emulator",
+        f"{'':34s}   median      95%  largest",
+    ]
+    rows = (
+        ("largest |dC/C| of C^kk, %", 100 * found.kk),
+        ("largest |dC/C| of C^EE, %", 100 * found.ee),
+        ("dchi2 of the survey's bandpowers", found.delta_chi2),
+        ("derived parameters, %", 100 * found.scalars),
+    )
+    for name, values in rows:
+        median, high, worst = np.percentile(values, (50, 95, 100))
+        lines.append(f"{name:34s} {median:8.4f} {high:8.4f} {worst:8.4f}")
     return "\n".join(lines)

@@ -1,0 +1,284 @@
+"""Making an emulator: CAMB at the points of a design, then the fit, then its errors.
+
+The points are a Sobol sequence in the box; those with Ω_m near 1 or above, which a flat universe
+with dark energy does not have, are left out. Every point is kept on disk when it is done.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from scipy.interpolate import CubicSpline
+from scipy.stats import qmc
+from tqdm import tqdm
+
+from . import products
+from .config import load_as
+from .emulator import (
+    AMPLITUDE,
+    LARGEST_DENSITY,
+    SCALARS,
+    Emulator,
+    Tables,
+    matter_density,
+    unit_box,
+)
+from .model import BandpowerLikelihood
+from .theory import (
+    CambSettings,
+    Cosmology,
+    camb_parameters,
+    convergence_from_potential,
+    settings_record,
+)
+
+KIND = "emulator point"
+# Spacing of the nodes: in ln L for C^κκ (1 at least), in x for C^EE.
+LOG_SPACING, STRETCHED_SPACING = 0.03, 6.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to emulate, read from a YAML file.
+
+    ``box`` parameter → its two sides (``logA`` is ln 10¹⁰A_s); ``fixed`` the other parameters of
+    :class:`~cobaya_cnnlens.theory.Cosmology`; ``camb`` settings, whose ``lmax`` must exceed the
+    emulator's by as much as θ* varies over the box; ``points`` in the design, and ``checks`` after
+    them that only measure errors; ``kernel`` and ``degree`` of the radial basis functions;
+    ``components`` of either spectrum.
+    """
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+
+    name: str
+    products: Path
+    box: dict[str, tuple[float, float]]
+    fixed: dict[str, float]
+    lmax: int = 4400
+    camb: CambSettings = field(default_factory=CambSettings)
+    points: int = 400
+    checks: int = 40
+    seed: int = 1
+    kernel: str = "cubic"
+    degree: int = 3
+    components: int = 16
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return tuple(self.box)
+
+    def sides(self) -> tuple[np.ndarray, np.ndarray]:
+        low, high = np.array(list(self.box.values()), dtype=float).T
+        return low, high
+
+    def design(self) -> np.ndarray:
+        """All points, those of the checks last, (points + checks, n_parameters)."""
+        low, high = self.sides()
+        wanted = self.points + self.checks
+        sobol = qmc.Sobol(len(low), scramble=True, seed=self.seed)
+        drawn = qmc.scale(sobol.random_base2(int(np.ceil(np.log2(4 * wanted)))), low, high)
+        flat = [self.cosmology(point) for point in drawn]
+        allowed = [matter_density(asdict(c)) < LARGEST_DENSITY for c in flat]
+        return drawn[allowed][:wanted]
+
+    def cosmology(self, point: Iterable[float]) -> Cosmology:
+        values = {**dict(zip(self.box, map(float, point), strict=True)), **self.fixed}
+        values["As"] = 1e-10 * float(np.exp(values.pop(AMPLITUDE)))
+        return Cosmology(**values)
+
+    def recipe(self, point: Iterable[float]) -> dict:
+        return settings_record(self.cosmology(point), self.camb)
+
+    def path(self, recipe: dict) -> Path:
+        return self.products / f"{products.identity_of(recipe)}.h5"
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read a plan.
+
+    Raises
+    ------
+    ConfigError
+        if the file cannot be read, or has a wrong key or value
+    """
+    return load_as(Plan, path)
+
+
+def run_design(plan: Plan, jobs: int = 1) -> None:
+    """Run CAMB at every point of the design that has not been, in ``jobs`` processes."""
+    design = plan.design()
+    missing = [p for p in design if not products.exists(*_product(plan, p))]
+    threads = max((os.cpu_count() or 1) // jobs, 1)
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _set_threads, (threads,)) as pool:
+        for _ in tqdm(
+            pool.map(_run_point, [plan] * len(missing), missing),
+            total=len(design),
+            initial=len(design) - len(missing),
+            desc=plan.name,
+            unit="point",
+            disable=not missing,
+        ):
+            pass
+
+
+def _product(plan: Plan, point: np.ndarray) -> tuple[Path, str, dict]:
+    recipe = plan.recipe(point)
+    return plan.path(recipe), KIND, recipe
+
+
+def _set_threads(threads: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def _run_point(plan: Plan, point: np.ndarray) -> None:
+    import camb
+
+    parameters = camb_parameters(plan.cosmology(point), plan.camb)
+    parameters.set_matter_power(redshifts=[0.0], kmax=parameters.Transfer.kmax)
+    results = camb.get_results(parameters)
+    lmax = plan.camb.lmax
+    clpp = results.get_lens_potential_cls(lmax, raw_cl=True)[:, 0]
+    clee = results.get_unlensed_scalar_cls(lmax, CMB_unit="muK", raw_cl=True)[:, 1]
+    scalars = {
+        "thetastar": results.get_derived_params()["thetastar"] / 100.0,
+        "sigma8": results.get_sigma8_0(),
+        "omegam": parameters.omegam,
+    }
+    path, kind, recipe = _product(plan, point)
+    arrays = {"kk": convergence_from_potential(clpp), "ee": clee}
+    products.write_product(path, kind, recipe, {**arrays, **scalars})
+
+
+@dataclass(frozen=True)
+class Points:
+    """CAMB at points of the design: ``at`` (n, p), ``kk`` and ``ee`` (n, camb.lmax + 1), and
+    ``scalars`` (n, 3)."""
+
+    at: np.ndarray
+    kk: np.ndarray
+    ee: np.ndarray
+    scalars: np.ndarray
+
+    def __getitem__(self, which) -> Points:
+        return Points(self.at[which], self.kk[which], self.ee[which], self.scalars[which])
+
+
+def read_points(plan: Plan) -> tuple[Points, Points]:
+    """The points of the design, and those that only check.
+
+    Raises
+    ------
+    ProductError
+        if one has not been run
+    """
+    design = plan.design()
+    kk, ee, scalars = [], [], []
+    for point in design:
+        with products.open_product(*_product(plan, point)) as product:
+            kk.append(product.array("kk"))
+            ee.append(product.array("ee"))
+            scalars.append([float(product.array(name)) for name in SCALARS])
+    found = Points(design, np.array(kk), np.array(ee), np.array(scalars))
+    return found[: plan.points], found[plan.points :]
+
+
+def fit(plan: Plan, points: Points) -> Emulator:
+    """The emulator of a design."""
+    low, high = plan.sides()
+    logA = points.at[:, plan.parameters.index(AMPLITUDE)][:, None]
+    L = np.unique(
+        np.round(np.exp(np.arange(np.log(2.0), np.log(plan.lmax), LOG_SPACING))).astype(int)
+    )
+    L = np.append(L[plan.lmax > L], plan.lmax)
+    kk = np.log(points.kk[:, L]) - logA
+    theta = points.scalars[:, SCALARS.index("thetastar")]
+    reference = float(np.exp(np.log(theta).mean()))
+    stretch = theta / reference
+    # Every point must reach the last node, which the largest stretch of lmax needs.
+    x = np.arange(
+        2.0 * stretch.max(), plan.lmax * stretch.max() + STRETCHED_SPACING, STRETCHED_SPACING
+    )
+    l = np.arange(2.0, plan.camb.lmax + 1.0)
+    ee = (
+        np.array(
+            [
+                CubicSpline(l * s, np.log(cl[2:]))(x)
+                for s, cl in zip(stretch, points.ee, strict=True)
+            ]
+        )
+        - logA
+    )
+    kk_mean, kk_basis, kk_parts = _components(kk, plan.components)
+    ee_mean, ee_basis, ee_parts = _components(ee, plan.components)
+    tables = Tables(
+        low=low,
+        high=high,
+        design=unit_box(points.at, low, high),
+        targets=np.hstack([kk_parts, ee_parts, np.log(points.scalars)]),
+        L=L,
+        kk_mean=kk_mean,
+        kk_basis=kk_basis,
+        x=x,
+        ee_mean=ee_mean,
+        ee_basis=ee_basis,
+        thetastar=np.array(reference),
+    )
+    record = {
+        "name": plan.name,
+        "parameters": list(plan.parameters),
+        "fixed": plan.fixed,
+        "kernel": plan.kernel,
+        "degree": plan.degree,
+        **{k: v for k, v in plan.recipe(points.at[0]).items() if k != "cosmology"},
+    }
+    return Emulator(tables, record)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """An emulator's errors at each of n points.
+
+    ``kk`` and ``ee`` largest relative error of C^κκ and of unlensed C^EE at any multipole of the
+    emulator; ``delta_chi2`` ΔµᵀC⁻¹Δµ of a survey's bandpowers; ``scalars`` the largest of the
+    derived parameters; (n,) each
+    """
+
+    at: np.ndarray
+    kk: np.ndarray
+    ee: np.ndarray
+    delta_chi2: np.ndarray
+    scalars: np.ndarray
+
+
+def errors(emulator: Emulator, points: Points, likelihood: BandpowerLikelihood) -> Errors:
+    """Errors of an emulator at points that did not make it, against CAMB's own spectra."""
+    rows = []
+    n = emulator.lmax + 1
+    for at, kk, ee, scalars in zip(points.at, points.kk, points.ee, points.scalars, strict=True):
+        kk, ee = kk[:n], ee[:n]
+        found_kk, found_ee, found = emulator(dict(zip(emulator.parameters, at, strict=True)))
+        moved = likelihood.model(found_kk, found_ee) - likelihood.model(kk, ee)
+        rows.append(
+            (
+                np.abs(found_kk[2:] / kk[2:] - 1.0).max(),
+                np.abs(found_ee[2:] / ee[2:] - 1.0).max(),
+                moved @ likelihood.inverse @ moved,
+                np.abs(np.array([found[name] for name in SCALARS]) / scalars - 1.0).max(),
+            )
+        )
+    return Errors(points.at, *np.array(rows).T)
+
+
+def _components(values: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, principal components (n, …) and the values' coordinates along them."""
+    mean = values.mean(0)
+    _, _, vt = np.linalg.svd(values - mean, full_matrices=False)
+    basis = vt[:n]
+    return mean, basis, (values - mean) @ basis.T

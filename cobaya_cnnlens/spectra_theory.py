@@ -1,0 +1,63 @@
+"""What :class:`~cobaya_cnnlens.NodeCAMB` and :class:`~cobaya_cnnlens.EmulatedCAMB` share: the two
+spectra of the likelihood, as Cobaya asks for them."""
+
+from __future__ import annotations
+
+import numpy as np
+from cobaya.log import LoggedError
+from cobaya.theory import Theory
+
+DERIVED = ("sigma8", "omegam")
+PROVIDED = {"Cl": "pp", "unlensed_Cl": "ee"}
+
+
+class SpectraTheory(Theory):
+    """Provides ``Cl: pp``, ``unlensed_Cl: ee`` and the derived ``sigma8`` and ``omegam``.
+
+    A subclass puts raw C_l from l = 0 into ``state["pp"]`` and ``state["ee"]`` (µK²), to at least
+    ``self._lmax`` of each.
+    """
+
+    speed = 1000
+
+    def initialize(self) -> None:
+        self._lmax = dict.fromkeys(PROVIDED.values(), 0)
+
+    def get_can_provide_params(self):
+        return list(DERIVED)
+
+    def get_can_provide(self):
+        return list(PROVIDED)
+
+    def must_provide(self, **requirements):
+        super().must_provide(**requirements)
+        for key, spectra in requirements.items():
+            for name, lmax in spectra.items() if key in PROVIDED else ():
+                kind = PROVIDED[key]
+                if name.lower() != kind:
+                    raise LoggedError(
+                        self.log,
+                        "%s has no '%s: %s'; use cobaya's own camb",
+                        type(self).__name__,
+                        key,
+                        name,
+                    )
+                self._lmax[kind] = max(self._lmax[kind], lmax)
+
+    def get_Cl(self, ell_factor=False, units="FIRASmuK2"):
+        pp = self.current_state["pp"].copy()
+        L = np.arange(len(pp))
+        if ell_factor:
+            pp *= (L * (L + 1.0)) ** 2 / (2.0 * np.pi)
+        return {"ell": L, "pp": pp}
+
+    def get_unlensed_Cl(self, ell_factor=False, units="FIRASmuK2"):
+        if units not in ("muK2", "FIRASmuK2"):
+            raise LoggedError(
+                self.log, "%s gives C_l in muK2, not in '%s'", type(self).__name__, units
+            )
+        ee = self.current_state["ee"].copy()
+        l = np.arange(len(ee))
+        if ell_factor:
+            ee *= l * (l + 1.0) / (2.0 * np.pi)
+        return {"ell": l, "ee": ee}
