@@ -24,12 +24,16 @@ from .config import load_as
 from .emulator import (
     AMPLITUDE,
     LARGEST_DENSITY,
+    REIONISATION,
     SCALARS,
     Emulator,
     Tables,
+    baselines,
     matter_density,
+    stretched,
     unit_box,
 )
+from .errors import EmulatorError
 from .model import BandpowerLikelihood
 from .theory import (
     CambSettings,
@@ -37,9 +41,14 @@ from .theory import (
     camb_parameters,
     convergence_from_potential,
     settings_record,
+    sigma8,
 )
 
 KIND = "emulator point"
+# Raised when a point's code changes what it gives.
+ALGORITHM = 2
+# The corners of a box stretch a little more than any point of the design.
+STRETCH_MARGIN = 0.02
 # Spacing of the nodes: in ln L for C^κκ (1 at least), in x for C^EE.
 LOG_SPACING, STRETCHED_SPACING = 0.03, 6.0
 
@@ -51,8 +60,8 @@ class Plan:
     ``box`` parameter → its two sides (``logA`` is ln 10¹⁰A_s); ``fixed`` the other parameters of
     :class:`~cobaya_cnnlens.theory.Cosmology`; ``camb`` settings, whose ``lmax`` must exceed the
     emulator's by as much as θ* varies over the box; ``points`` in the design, and ``checks`` after
-    them that only measure errors; ``kernel`` and ``degree`` of the radial basis functions;
-    ``components`` of either spectrum.
+    them that only measure errors; ``kernel``, ``degree`` and ``smoothing`` as
+    in the emulator; ``components`` of either spectrum.
     """
 
     __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
@@ -68,6 +77,7 @@ class Plan:
     seed: int = 1
     kernel: str = "cubic"
     degree: int = 3
+    smoothing: float = 1.0
     components: int = 16
 
     @property
@@ -94,7 +104,7 @@ class Plan:
         return Cosmology(**values)
 
     def recipe(self, point: Iterable[float]) -> dict:
-        return settings_record(self.cosmology(point), self.camb)
+        return {**settings_record(self.cosmology(point), self.camb), "algorithm": ALGORITHM}
 
     def path(self, recipe: dict) -> Path:
         return self.products / f"{products.identity_of(recipe)}.h5"
@@ -141,14 +151,13 @@ def _run_point(plan: Plan, point: np.ndarray) -> None:
     import camb
 
     parameters = camb_parameters(plan.cosmology(point), plan.camb)
-    parameters.set_matter_power(redshifts=[0.0], kmax=parameters.Transfer.kmax)
     results = camb.get_results(parameters)
     lmax = plan.camb.lmax
     clpp = results.get_lens_potential_cls(lmax, raw_cl=True)[:, 0]
     clee = results.get_unlensed_scalar_cls(lmax, CMB_unit="muK", raw_cl=True)[:, 1]
     scalars = {
         "thetastar": results.get_derived_params()["thetastar"] / 100.0,
-        "sigma8": results.get_sigma8_0(),
+        "sigma8": sigma8(parameters),
         "omegam": parameters.omegam,
     }
     path, kind, recipe = _product(plan, point)
@@ -190,8 +199,14 @@ def read_points(plan: Plan) -> tuple[Points, Points]:
 
 
 def fit(plan: Plan, points: Points) -> Emulator:
-    """The emulator of a design."""
-    low, high = plan.sides()
+    """The emulator of a design.
+
+    Raises
+    ------
+    EmulatorError
+        if CAMB's spectra do not reach as far as the stretched multipoles must
+    """
+    sides = plan.sides()
     logA = points.at[:, plan.parameters.index(AMPLITUDE)][:, None]
     L = np.unique(
         np.round(np.exp(np.arange(np.log(2.0), np.log(plan.lmax), LOG_SPACING))).astype(int)
@@ -201,27 +216,43 @@ def fit(plan: Plan, points: Points) -> Emulator:
     theta = points.scalars[:, SCALARS.index("thetastar")]
     reference = float(np.exp(np.log(theta).mean()))
     stretch = theta / reference
-    # Every point must reach the last node, which the largest stretch of lmax needs.
-    x = np.arange(
-        2.0 * stretch.max(), plan.lmax * stretch.max() + STRETCHED_SPACING, STRETCHED_SPACING
-    )
+    # Every point must reach the last node, which lmax needs where the stretch is largest.
     l = np.arange(2.0, plan.camb.lmax + 1.0)
+    first = stretched(l[:1], stretch.max())[0]
+    last = plan.lmax * (stretch.max() + STRETCH_MARGIN)
+    if plan.camb.lmax * stretch.min() < last:
+        raise EmulatorError(
+            f"{plan.name}: over this box θ* varies by {np.ptp(stretch):.0%}; raise 'camb.lmax' to "
+            f"{int(np.ceil(last / stretch.min() / 100)) * 100}, or shrink the box"
+        )
+    x = np.concatenate(
+        [np.arange(first, REIONISATION), np.arange(REIONISATION, last, STRETCHED_SPACING)]
+    )
+    # l²C_l is what stays put at fixed x.
     ee = (
-        np.array(
+        -logA
+        - 2.0 * np.log(stretch)[:, None]
+        + np.array(
             [
-                CubicSpline(l * s, np.log(cl[2:]))(x)
+                CubicSpline(stretched(l, s), np.log(cl[2:]))(x)
                 for s, cl in zip(stretch, points.ee, strict=True)
             ]
         )
-        - logA
     )
     kk_mean, kk_basis, kk_parts = _components(kk, plan.components)
-    ee_mean, ee_basis, ee_parts = _components(ee, plan.components)
+    low, high = (
+        _components(np.where(part, ee, 0.0), plan.components)
+        for part in (x < REIONISATION, x >= REIONISATION)
+    )
+    ee_mean, ee_basis = low[0] + high[0], np.concatenate([low[1], high[1]])
+    named = [dict(zip(plan.parameters, at, strict=True)) for at in points.at]
+    known = np.array([baselines({**plan.fixed, **point}) for point in named])
     tables = Tables(
-        low=low,
-        high=high,
-        design=unit_box(points.at, low, high),
-        targets=np.hstack([kk_parts, ee_parts, np.log(points.scalars)]),
+        low=sides[0],
+        high=sides[1],
+        design=unit_box(points.at, *sides),
+        targets=np.hstack([kk_parts, np.log(points.scalars / known)]),
+        linear=np.hstack([low[2], high[2]]),
         L=L,
         kk_mean=kk_mean,
         kk_basis=kk_basis,
@@ -236,6 +267,7 @@ def fit(plan: Plan, points: Points) -> Emulator:
         "fixed": plan.fixed,
         "kernel": plan.kernel,
         "degree": plan.degree,
+        "smoothing": plan.smoothing,
         **{k: v for k, v in plan.recipe(points.at[0]).items() if k != "cosmology"},
     }
     return Emulator(tables, record)
@@ -246,13 +278,14 @@ class Errors:
     """An emulator's errors at each of n points.
 
     ``kk`` and ``ee`` largest relative error of C^κκ and of unlensed C^EE at any multipole of the
-    emulator; ``delta_chi2`` ΔµᵀC⁻¹Δµ of a survey's bandpowers; ``scalars`` the largest of the
-    derived parameters; (n,) each
+    emulator; ``ee_bands`` of the power of C^EE in the bands of the release; ``delta_chi2``
+    ΔµᵀC⁻¹Δµ of a survey's bandpowers; ``scalars`` the largest of the derived parameters; (n,) each
     """
 
     at: np.ndarray
     kk: np.ndarray
     ee: np.ndarray
+    ee_bands: np.ndarray
     delta_chi2: np.ndarray
     scalars: np.ndarray
 
@@ -261,6 +294,12 @@ def errors(emulator: Emulator, points: Points, likelihood: BandpowerLikelihood) 
     """Errors of an emulator at points that did not make it, against CAMB's own spectra."""
     rows = []
     n = emulator.lmax + 1
+    edges = likelihood.release.ee_edges
+    weight = 2.0 * np.arange(edges[0], edges[-1]) + 1.0
+
+    def bands(cl):
+        return np.add.reduceat(weight * cl[edges[0] : edges[-1]], edges[:-1] - edges[0])
+
     for at, kk, ee, scalars in zip(points.at, points.kk, points.ee, points.scalars, strict=True):
         kk, ee = kk[:n], ee[:n]
         found_kk, found_ee, found = emulator(dict(zip(emulator.parameters, at, strict=True)))
@@ -269,6 +308,7 @@ def errors(emulator: Emulator, points: Points, likelihood: BandpowerLikelihood) 
             (
                 np.abs(found_kk[2:] / kk[2:] - 1.0).max(),
                 np.abs(found_ee[2:] / ee[2:] - 1.0).max(),
+                np.abs(bands(found_ee) / bands(ee) - 1.0).max(),
                 moved @ likelihood.inverse @ moved,
                 np.abs(np.array([found[name] for name in SCALARS]) / scalars - 1.0).max(),
             )

@@ -3,11 +3,12 @@
 ln C_L^κκ and ln C_l^EE (unlensed) were computed at the points of a design; radial basis functions
 (scipy's ``RBFInterpolator``) carry their principal components to any point of its box. Acoustic
 peaks would move through a fixed multipole, and no low order could follow them; so C^EE is emulated
-against x = l θ*/θ*_ref, at which peaks stay where they are, and θ* is emulated too. The amplitude
-A_s is taken out of both spectra first, so that only its non-linear effects are left.
+against x = l θ*/θ*_ref, at which peaks stay where they are (and l²C^EE with them); θ* is emulated
+too. At the lowest multipoles, which reionisation made, x goes over into l. The amplitude A_s is
+taken out of both spectra first, so that only its non-linear effects are left.
 
-The file of an emulator says what it was made with, and its error at points that did not make it;
-``emulation.py`` makes one.
+The file of an emulator says what it was made with; ``emulation.py`` makes one, and measures its
+error at points that did not make it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from scipy.interpolate import CubicSpline, RBFInterpolator
+from scipy.interpolate import CubicSpline, PPoly, RBFInterpolator
 
 from .errors import EmulatorError
 
@@ -30,8 +31,13 @@ SHIPPED = files("cobaya_cnnlens") / "data"
 # Emulated beside the components of the two spectra, through their logarithms.
 SCALARS = ("thetastar", "sigma8", "omegam")
 AMPLITUDE = "logA"
+# C^EE below this x depends on other things than above: its components are taken apart there.
+REIONISATION = 100.0
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(48)
 # A flat universe with dark energy has Ω_m < 1; a corner of a wide box has not.
 LARGEST_DENSITY = 0.95
+# Below this multipole C^EE is emulated at fixed l.
+LOW_MULTIPOLE = 30.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,9 @@ class Tables:
     ----------
     low, high : sides of the box, (p,)
     design : points in units of the box, each −1 to 1, (n, p)
-    targets : components of ln C^κκ/A_s, of ln C^EE/A_s, then ln of ``SCALARS``, (n, n_targets)
+    targets : components of ln C^κκ/A_s, then ln of ``SCALARS`` over their ``baselines``,
+        (n, n_kk + 3)
+    linear : components of ln C^EE/A_s, which A_s does not change, (n, n_ee)
     L, kk_mean, kk_basis : multipoles (n_L,); mean and principal components of ln C^κκ/A_s,
         (n_L,) and (n_kk, n_L)
     x, ee_mean, ee_basis : the same of C^EE in µK², at stretched multipoles
@@ -53,6 +61,7 @@ class Tables:
     high: np.ndarray
     design: np.ndarray
     targets: np.ndarray
+    linear: np.ndarray
     L: np.ndarray
     kk_mean: np.ndarray
     kk_basis: np.ndarray
@@ -68,8 +77,9 @@ class Emulator:
     Parameters
     ----------
     tables : what it interpolates
-    record : ``parameters`` in the order of the box; ``fixed`` parameters; ``kernel`` and ``degree``
-        of the radial basis functions; CAMB's ``settings`` and ``version``; ``errors`` found
+    record : ``parameters`` in the order of the box; ``fixed`` parameters; ``kernel``, ``degree``
+        and ``smoothing`` (of C^EE, whose troughs CAMB knows to 0.1%) of the radial basis functions;
+        CAMB's ``settings`` and ``version``
     """
 
     def __init__(self, tables: Tables, record: Mapping):
@@ -77,13 +87,24 @@ class Emulator:
         self.parameters = tuple(record["parameters"])
         self.fixed = dict(record["fixed"])
         self.lmax = int(tables.L[-1])
+        kernel, degree = record["kernel"], record["degree"]
         self._interpolate = RBFInterpolator(
-            tables.design, tables.targets, kernel=record["kernel"], degree=record["degree"]
+            tables.design, tables.targets, kernel=kernel, degree=degree
         )
-        # The spline through the nodes is linear in their values: taken to every L once.
+        self._linear_in = [i for i, name in enumerate(self.parameters) if name != AMPLITUDE]
+        self._linear = RBFInterpolator(
+            tables.design[:, self._linear_in],
+            tables.linear,
+            kernel=kernel,
+            degree=degree,
+            smoothing=record["smoothing"],
+        )
+        # A spline is linear in the values at its nodes: one for each component, made once. That in
+        # L is taken to every L, that in x is evaluated where a cosmology has its multipoles.
         nodes = np.vstack([tables.kk_mean, tables.kk_basis])
         self._ell = np.arange(2.0, self.lmax + 1.0)
         self._kk = CubicSpline(np.log(tables.L), nodes, axis=1)(np.log(self._ell))
+        self._ee = CubicSpline(tables.x, np.vstack([tables.ee_mean, tables.ee_basis]).T)
 
     def outside(self, point: Mapping[str, float]) -> list[str]:
         """Parameters of a point that lie outside the box, each with the box's sides."""
@@ -121,13 +142,15 @@ class Emulator:
         t = self.tables
         unit = unit_box(np.array([point[name] for name in self.parameters]), t.low, t.high)
         found = self._interpolate(unit[None])[0]
-        n_kk, n_ee = len(t.kk_basis), len(t.ee_basis)
-        scalars = dict(zip(SCALARS, np.exp(found[n_kk + n_ee :]).tolist(), strict=True))
-        amplitude = point[AMPLITUDE]
+        n_kk = len(t.kk_basis)
         kk = self._kk[0] + found[:n_kk] @ self._kk[1:]
-        nodes = t.ee_mean + found[n_kk : n_kk + n_ee] @ t.ee_basis
-        stretched = self._ell * (scalars["thetastar"] / float(t.thetastar))
-        ee = CubicSpline(t.x, nodes)(stretched)
+        along = np.concatenate([[1.0], self._linear(unit[None, self._linear_in])[0]])
+        spline = PPoly.construct_fast(self._ee.c @ along, self._ee.x)
+        values = np.exp(found[n_kk:]) * baselines({**self.fixed, **point})
+        scalars = dict(zip(SCALARS, values.tolist(), strict=True))
+        amplitude = point[AMPLITUDE]
+        stretch = scalars["thetastar"] / float(t.thetastar)
+        ee = spline(stretched(self._ell, stretch)) + 2.0 * np.log(stretch)
         return _from_logarithm(kk + amplitude), _from_logarithm(ee + amplitude), scalars
 
 
@@ -136,9 +159,44 @@ def matter_density(point: Mapping[str, float]) -> float:
     return (point["ombh2"] + point["omch2"]) / (0.01 * point["H0"]) ** 2
 
 
+def acoustic_angle(point: Mapping[str, float]) -> float:
+    """θ* = r_s(z*)/D_M(z*) of flat ΛCDM, with Hu & Sugiyama's z* (astro-ph/9510117, eq. E-1) and
+    neutrinos massless until today: within 1% of CAMB's, in a way that hardly varies."""
+    baryons, matter = point["ombh2"], point["ombh2"] + point["omch2"]
+    g1 = 0.0783 * baryons**-0.238 / (1.0 + 39.5 * baryons**0.763)
+    g2 = 0.560 / (1.0 + 21.1 * baryons**1.81)
+    a_star = 1.0 / (1.0 + 1048.0 * (1.0 + 0.00124 * baryons**-0.738) * (1.0 + g1 * matter**g2))
+    photons = 2.473e-5
+    radiation = photons * (1.0 + 0.2271 * 3.044)
+    dark_energy = (0.01 * point["H0"]) ** 2 - matter - radiation
+
+    # dη = da/(a²H) is smooth in √a; H in units of 100 km/s/Mpc cancels in the ratio.
+    def integral(low, high, factor):
+        root = 0.5 * (np.sqrt(high) - np.sqrt(low)) * (NODES + 1.0) + np.sqrt(low)
+        a = root**2
+        eta = 2.0 * root / np.sqrt(radiation + matter * a + dark_energy * a**4)
+        return 0.5 * (np.sqrt(high) - np.sqrt(low)) * np.sum(WEIGHTS * eta * factor(a))
+
+    sound = integral(
+        0.0, a_star, lambda a: 1.0 / np.sqrt(3.0 * (1.0 + 0.75 * baryons / photons * a))
+    )
+    return float(sound / integral(a_star, 1.0, np.ones_like))
+
+
+def baselines(point: Mapping[str, float]) -> np.ndarray:
+    """What ``SCALARS`` are divided by before they are emulated."""
+    return np.array([acoustic_angle(point), np.exp(0.5 * point[AMPLITUDE]), matter_density(point)])
+
+
 def unit_box(points: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Points in units of the box, −1 to 1."""
     return (2.0 * points - low - high) / (high - low)
+
+
+def stretched(l: np.ndarray, stretch: float) -> np.ndarray:
+    """x of multipoles l where θ* is ``stretch`` times the reference."""
+    low = (LOW_MULTIPOLE / l) ** 2
+    return l * (1.0 + (stretch - 1.0) / (1.0 + low * low * low))
 
 
 def _from_logarithm(values: np.ndarray) -> np.ndarray:
@@ -201,9 +259,11 @@ def _check(t: Tables, record: dict, path: Path) -> None:
         raise EmulatorError(
             f"{path}: field 'format' is {record.get('format')!r}, not {FORMAT!r}; {again}"
         )
-    for key in ("parameters", "fixed", "kernel", "degree"):
+    for key in ("parameters", "fixed", "kernel", "degree", "smoothing"):
         if key not in record:
             raise EmulatorError(f"{path}: field 'record' lacks '{key}'; {again}")
+    if missing := sorted({"ombh2", "omch2", "H0", AMPLITUDE} - set(record["parameters"])):
+        raise EmulatorError(f"{path}: field 'parameters' lacks {', '.join(missing)}; {again}")
     p = len(record["parameters"])
     if t.targets.ndim != 2 or t.kk_basis.ndim != 2 or t.ee_basis.ndim != 2:
         raise EmulatorError(f"{path}: fields 'targets' and '*_basis' must be tables; {again}")
@@ -212,7 +272,8 @@ def _check(t: Tables, record: dict, path: Path) -> None:
         "low": (p,),
         "high": (p,),
         "design": (n, p),
-        "targets": (n, n_kk + n_ee + len(SCALARS)),
+        "targets": (n, n_kk + len(SCALARS)),
+        "linear": (n, n_ee),
         "kk_mean": t.L.shape,
         "kk_basis": (n_kk, *t.L.shape),
         "ee_mean": t.x.shape,

@@ -26,6 +26,7 @@ import numpy as np
 from cobaya.log import LoggedError
 
 from .spectra_theory import DERIVED, SpectraTheory
+from .theory import sigma8
 
 INPUTS = (
     *("omch2", "ombh2", "omk", "As", "ns", "nrun", "tau", "H0", "cosmomc_theta", "thetastar"),
@@ -117,12 +118,11 @@ class NodeCAMB(SpectraTheory):
         parameters = camb.set_params(
             lmax=max(self._lmax.values()), **self._fixed, **at, **self.extra_args
         )
-        parameters.set_matter_power(redshifts=[0.0], kmax=parameters.Transfer.kmax)
         results = camb.get_results(parameters)
         n_pp, n_ee = self._lengths()
         clpp = results.get_lens_potential_cls(n_pp + 1, raw_cl=True)[2 : n_pp + 2, 0]
         clee = results.get_unlensed_scalar_cls(n_ee + 1, CMB_unit="muK", raw_cl=True)
-        derived = [results.get_sigma8_0(), parameters.omegam]
+        derived = [sigma8(parameters), parameters.omegam]
         return np.log(np.concatenate([clpp, clee[2 : n_ee + 2, 1], derived]))
 
 

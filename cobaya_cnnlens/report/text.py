@@ -251,15 +251,16 @@ def format_emulator(found: Errors) -> str:
     """Errors of an emulator: median, 95% and largest over the points, and where that is."""
     lines = [
         f"{len(found.at)} points that did not make the emulator",
-        f"{'':34s}   median      95%  largest",
+        f"{'':36s}   median      95%  largest",
     ]
     rows = (
         ("largest |dC/C| of C^kk, %", 100 * found.kk),
         ("largest |dC/C| of C^EE, %", 100 * found.ee),
+        ("largest |dC/C| of a band of C^EE, %", 100 * found.ee_bands),
         ("dchi2 of the survey's bandpowers", found.delta_chi2),
         ("derived parameters, %", 100 * found.scalars),
     )
     for name, values in rows:
         median, high, worst = np.percentile(values, (50, 95, 100))
-        lines.append(f"{name:34s} {median:8.4f} {high:8.4f} {worst:8.4f}")
+        lines.append(f"{name:36s} {median:8.4f} {high:8.4f} {worst:8.4f}")
     return "\n".join(lines)

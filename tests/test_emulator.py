@@ -1,0 +1,194 @@
+"""The emulator: against functions whose answer is known, through Cobaya, and its files."""
+
+import json
+from dataclasses import replace
+
+import camb
+import numpy as np
+import pytest
+from cobaya.log import LoggedError
+from cobaya.model import get_model
+
+from cobaya_cnnlens.emulation import Plan, Points, errors, fit, load_plan
+from cobaya_cnnlens.emulator import SCALARS, read_emulator, write_emulator
+from cobaya_cnnlens.errors import ConfigError, EmulatorError
+from cobaya_cnnlens.model import BandpowerLikelihood
+from cobaya_cnnlens.theory import CambSettings, convergence_from_potential
+
+from .conftest import REPOSITORY, synthetic_release
+
+FIDUCIAL = {"ombh2": 0.0222, "omch2": 0.1185, "ns": 0.9624, "H0": 67.94}
+INSTRUMENT = {f"cnnlens_{name}": 0 for name in ("gain", "beam", "noise", "angle")}
+
+
+def made_up(plan: Plan, at: np.ndarray) -> Points:
+    """A universe in closed form: peaks at multiples of π/θ*, a tilt, an amplitude."""
+    l = np.arange(plan.camb.lmax + 1.0)
+    kk, ee, scalars = [], [], []
+    for point in at:
+        p = dict(zip(plan.parameters, point, strict=True))
+        theta = 0.0104 * (p["omch2"] / 0.12) ** 0.1 * (p["H0"] / 68) ** 0.2
+        tilt = (1 + l * theta / 5.0) ** (p["ns"] - 2.5)
+        kk.append(np.exp(p["logA"]) * p["omch2"] ** 2 * (1 + l / 300.0) ** (p["ns"] - 2.8))
+        ee.append(
+            theta**2 * np.exp(p["logA"]) * tilt * (1.2 + np.cos(l * theta)) * (1 + 5 * p["ombh2"])
+        )
+        omegam = (p["ombh2"] + p["omch2"]) / (0.01 * p["H0"]) ** 2
+        scalars.append([theta, np.sqrt(np.exp(p["logA"]) * p["omch2"]), omegam])
+    return Points(at, np.array(kk), np.array(ee), np.array(scalars))
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    path = tmp_path_factory.mktemp("emulator") / "plan.yaml"
+    path.write_text(
+        "name: toy\nproducts: products\n"
+        "box: {ombh2: [.02, .024], omch2: [.1, .14], ns: [.9, 1.02], H0: [55, 80], "
+        "logA: [2.9, 3.2]}\n"
+        "fixed: {tau: .0943, mnu: .06}\nlmax: 1300\ncamb: {lmax: 1600}\npoints: 150\nchecks: 30\n"
+    )
+    return load_plan(path)
+
+
+@pytest.fixture(scope="module")
+def toy(plan):
+    return fit(plan, made_up(plan, plan.design()[: plan.points]))
+
+
+@pytest.fixture
+def toy_path(toy, tmp_path):
+    write_emulator(toy.tables, toy.record, tmp_path / "toy.npz")
+    return tmp_path / "toy.npz"
+
+
+def test_peaks_that_move_are_followed(plan, toy):
+    """Errors at points that did not make it are small, although peaks move."""
+    checks = made_up(plan, plan.design()[plan.points :])
+    period = 2 * np.pi / checks.scalars[:, 0]
+    assert np.ptp(1300 / period) > 0.1
+    found = errors(toy, checks, BandpowerLikelihood(synthetic_release()))
+    assert found.kk.max() < 3e-4
+    assert found.ee.max() < 1e-3
+    assert found.scalars.max() < 3e-4
+    assert (found.delta_chi2 >= 0).all()
+    # The measure of errors sees one that is put in.
+    wrong = Points(checks.at, 1.01 * checks.kk, checks.ee, checks.scalars)
+    worse = errors(toy, wrong, BandpowerLikelihood(synthetic_release()))
+    np.testing.assert_allclose(worse.kk, 0.01 / 1.01, atol=4e-4)
+
+
+def test_design_is_reproducible_and_inside_the_box(plan):
+    design = plan.design()
+    np.testing.assert_array_equal(design, plan.design())
+    low, high = plan.sides()
+    assert design.shape == (180, 5)
+    assert ((design >= low) & (design <= high)).all()
+
+
+def test_spectra_too_short_for_the_stretch_are_named(plan):
+    short = replace(plan, camb=CambSettings(lmax=1350))
+    with pytest.raises(EmulatorError, match=r"raise 'camb.lmax' to 1[45]00"):
+        fit(short, made_up(short, short.design()[: short.points]))
+
+
+def test_round_trip(toy, toy_path):
+    again = read_emulator(toy_path)
+    point = dict(zip(toy.parameters, (toy.tables.low + toy.tables.high) / 2, strict=True))
+    for one, two in zip(toy(point)[:2], again(point)[:2], strict=True):
+        np.testing.assert_array_equal(one, two)
+        assert one.shape == (1301,)
+    assert set(toy(point)[2]) == set(SCALARS)
+
+
+def test_outside_the_box_is_refused(toy):
+    point = dict(zip(toy.parameters, (toy.tables.low + toy.tables.high) / 2, strict=True))
+    with pytest.raises(EmulatorError, match=r"H0 = 90 \(from 55 to 80\)"):
+        toy({**point, "H0": 90.0})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda a: a["targets"].__setitem__((0, 0), np.nan), "'targets' is not finite"),
+        (lambda a: a.update(kk_mean=a["kk_mean"][:-1]), "'kk_mean' has shape"),
+        (lambda a: a.update(design=a["design"][:, :-1]), "'design' has shape"),
+        (lambda a: a.update(L=a["L"][::-1]), "'L' must increase"),
+        (lambda a: a.update(high=a["low"]), "'low' must lie below"),
+        (lambda a: a.pop("x"), "is not an emulator or is damaged"),
+        (lambda a: a.update(record=np.array("{}")), "field 'format'"),
+    ],
+)
+def test_damaged_files_are_refused(toy_path, damage, message):
+    with np.load(toy_path) as file:
+        arrays = dict(file)
+    damage(arrays)
+    np.savez(toy_path, **arrays)
+    with pytest.raises(EmulatorError, match=message) as raised:
+        read_emulator(toy_path)
+    assert "toy.npz" in str(raised.value)
+
+
+def test_missing_and_cut_files(toy_path):
+    with pytest.raises(EmulatorError, match="cannot be read"):
+        read_emulator("nowhere")
+    toy_path.write_bytes(toy_path.read_bytes()[:3000])
+    with pytest.raises(EmulatorError, match=r"toy.npz: is not an emulator or is damaged"):
+        read_emulator(toy_path)
+
+
+def test_plan_with_a_typo(tmp_path):
+    (tmp_path / "p.yaml").write_text("name: a\nproducts: p\nbox: {}\nfixed: {}\npoint: 3\n")
+    with pytest.raises(ConfigError, match="unknown key 'point'"):
+        load_plan(tmp_path / "p.yaml")
+
+
+def emulated(**params):
+    return {
+        "likelihood": {"cobaya_cnnlens.CNNLens": {"release": "laptop_fiducial"}},
+        "theory": {"cobaya_cnnlens.EmulatedCAMB": {"emulator": "lcdm"}},
+        "params": {**FIDUCIAL, "As": 2.21e-9, **INSTRUMENT, **params},
+    }
+
+
+def test_through_cobaya(fiducial):
+    """The shipped emulator at the fiducial cosmology against CAMB's own spectra."""
+    model = get_model(emulated(sigma8=None, omegam=None))
+    loglike, derived = model.loglike({})
+    derived = dict(zip(model.parameterization.derived_params(), derived, strict=True))
+    assert loglike < 0
+    provider = model.provider
+    kk = convergence_from_potential(provider.get_Cl(ell_factor=False)["pp"])
+    ee = provider.get_unlensed_Cl(ell_factor=False, units="muK2")["ee"]
+    np.testing.assert_allclose(kk[2:4001], fiducial.kk[2:4001], rtol=1e-3)
+    np.testing.assert_allclose(ee[30:4001], fiducial.ee[30:4001], rtol=1e-3)
+    expected = camb.set_params(**FIDUCIAL, As=2.21e-9, tau=0.0943, mnu=0.06).omegam
+    assert derived["omegam"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_point_outside_has_no_likelihood_and_says_so_once(caplog):
+    free = {"prior": {"min": 0.05, "max": 0.3}}
+    model = get_model(emulated(omch2=free))
+    assert np.isfinite(model.loglike({"omch2": 0.12})[0])
+    for value in (0.2, 0.21):
+        assert model.loglike({"omch2": value})[0] == -np.inf
+    said = [r for r in caplog.records if "outside the emulator's box" in r.getMessage()]
+    assert len(said) == 1
+    assert "omch2 = 0.2" in said[0].getMessage()
+
+
+def test_a_fixed_parameter_must_keep_its_value():
+    get_model(emulated(tau=0.0943)).loglike({})
+    with pytest.raises(LoggedError, match=r"made at 0\.0943"):
+        get_model(emulated(tau=0.06)).loglike({})
+
+
+def test_what_made_the_shipped_emulator_is_what_the_releases_were_made_with():
+    made = read_emulator("lcdm").record
+    plan = load_plan(REPOSITORY / "training" / "emulator.yaml")
+    release = json.loads(
+        (REPOSITORY / "cobaya_cnnlens" / "data" / "laptop_fiducial.json").read_text()
+    )
+    assert made["settings"]["lens_potential_accuracy"] == plan.camb.lens_potential_accuracy
+    theirs = release["theory"]["settings"]
+    for key in ("lens_potential_accuracy", "halofit_version"):
+        assert made["settings"][key] == theirs[key]
