@@ -86,8 +86,9 @@ class BandpowerLikelihood:
         if statistics == "hartlap":
             self.inverse = self.inverse * self.hartlap
         self._windows = _Windows(release.windows[self.bins])
-        self._kk = _Bands(release.kk_edges, release.fiducial_kk)
-        self._ee = _Bands(release.ee_edges, release.fiducial_ee)
+        self._bands = _Bands(
+            (release.kk_edges, release.fiducial_kk), (release.ee_edges, release.fiducial_ee)
+        )
         # First-order derivatives of every bin, and below them the direction that gives t.
         self._correction = np.block(
             [
@@ -100,8 +101,8 @@ class BandpowerLikelihood:
             [release.nuisance_first[self.bins], release.nuisance_second[self.bins]]
         )
         self._curvature = release.curvature[self.bins] if noise_debias == "quadratic" else 0.0
-        self.lmax_kk = max(release.windows.shape[1] - 1, self._kk.lmax)
-        self.lmax_ee = self._ee.lmax
+        lmax_kk, self.lmax_ee = self._bands.lmax
+        self.lmax_kk = max(release.windows.shape[1] - 1, lmax_kk)
 
     def model(
         self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None = None
@@ -145,7 +146,7 @@ class BandpowerLikelihood:
         return t, float(np.abs(changes - t * along / (along @ along)).max())
 
     def _changes(self, clkk, clee):
-        return np.concatenate((self._kk.change(clkk), self._ee.change(clee)))
+        return self._bands.change(clkk, clee)
 
     def residuals(
         self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None = None
@@ -209,7 +210,7 @@ class _Windows:
     """Σ_L W_bL C_L. A window is zero away from its bin: a few neighbouring bins at a time, over the
     multipoles that they see, halves the memory to go through, which is what the time goes to."""
 
-    BINS = 4
+    BINS = 8
 
     def __init__(self, windows: np.ndarray):
         self._n_bins = len(windows)
@@ -230,17 +231,27 @@ class _Windows:
 
 
 class _Bands:
-    """Relative change of band power."""
+    """Relative change of the power in the bands of several spectra, each a pair of band edges and
+    fiducial spectrum."""
 
-    def __init__(self, edges: np.ndarray, fiducial: np.ndarray):
-        self.lmax = int(edges[-1]) - 1
-        ell = np.arange(edges[0], edges[-1])
-        weight = 2.0 * ell + 1.0
-        starts = np.asarray(edges[:-1] - edges[0], dtype=np.intp)
-        power = np.add.reduceat(weight * fiducial[edges[0] : edges[-1]], starts)
-        self._weight = weight / np.repeat(power, np.diff(edges))
-        self._starts, self._range = starts, slice(int(edges[0]), int(edges[-1]))
+    def __init__(self, *spectra: tuple[np.ndarray, np.ndarray]):
+        self.lmax = [int(edges[-1]) - 1 for edges, _ in spectra]
+        self._parts, starts, size = [], [], 0
+        for edges, fiducial in spectra:
+            ell = np.arange(edges[0], edges[-1])
+            weight = 2.0 * ell + 1.0
+            first = np.asarray(edges[:-1] - edges[0], dtype=np.intp)
+            power = np.add.reduceat(weight * fiducial[edges[0] : edges[-1]], first)
+            weight /= np.repeat(power, np.diff(edges))
+            place = slice(size, size + len(ell))
+            self._parts.append((place, slice(int(edges[0]), int(edges[-1])), weight))
+            starts.append(first + size)
+            size += len(ell)
+        self._starts, self._size = np.concatenate(starts), size
 
-    def change(self, cl: np.ndarray) -> np.ndarray:
-        """δ_j, (n_bands,)."""
-        return np.add.reduceat(self._weight * cl[self._range], self._starts) - 1.0
+    def change(self, *spectra: np.ndarray) -> np.ndarray:
+        """δ_j of the bands of all, in their order."""
+        weighted = np.empty(self._size)
+        for cl, (place, multipoles, weight) in zip(spectra, self._parts, strict=True):
+            np.multiply(weight, cl[multipoles], out=weighted[place])
+        return np.add.reduceat(weighted, self._starts) - 1.0
