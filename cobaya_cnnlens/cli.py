@@ -191,7 +191,7 @@ def points(
     """Make test skies again at other cosmologies; print how far off omch2 is there, in sigmas."""
     loaded = _load(config)
     from .calibrate.points import measure_points
-    from .reconstruct.files import networks_hash
+    from .reconstruct.files import estimator_hash
     from .report.tables import points_table
     from .report.text import format_points
 
@@ -201,7 +201,7 @@ def points(
         estimator, network_hash = _network(loaded)
         for i in range(loaded.points.skies) if index is None else index:
             measure_points(loaded, estimator, network_hash, i, threads)
-    digest = networks_hash(loaded.network_paths)
+    digest = estimator_hash(loaded)
     for group in loaded.points.at:
         typer.echo(format_points(group, points_table(loaded, digest, group)))
 
@@ -222,7 +222,7 @@ def coverage(
     loaded = _load(config)
     from .calibrate.assemble import make_release
     from .calibrate.coverage import measure_coverage
-    from .reconstruct.files import networks_hash
+    from .reconstruct.files import estimator_hash
     from .report.coverage import coverage_table
     from .report.text import format_coverage
 
@@ -230,7 +230,7 @@ def coverage(
         estimator, network_hash = _network(loaded)
         measure_coverage(loaded, estimator, network_hash, index, threads)
     if index is None:
-        digest = networks_hash(loaded.network_paths)
+        digest = estimator_hash(loaded)
         release = make_release(loaded, digest, next(iter(loaded.surveys)))
         typer.echo(format_coverage(coverage_table(loaded, digest, release, patches_each)))
 
@@ -250,12 +250,12 @@ def release_make(
     """Calibrate a survey's bandpowers, or those of your own maps, and write the release file."""
     loaded = _load(config)
     from .calibrate.assemble import make_data_release, make_release
-    from .reconstruct.files import networks_hash
+    from .reconstruct.files import estimator_hash
     from .release import write_release
 
     if (data is None) == (survey is None):
         raise ConfigError("give either --survey NAME or --data FILE")
-    digest = networks_hash(loaded.network_paths)
+    digest = estimator_hash(loaded)
     if data is not None:
         path = out or data.with_name("release.json")
         release = make_data_release(loaded, digest, data, path.stem)
@@ -325,11 +325,11 @@ def evaluate(
 ) -> None:
     """Print the network's reconstruction noise beside the analytic curves."""
     loaded = _load(config)
-    from .reconstruct.files import networks_hash
+    from .reconstruct.files import estimator_hash
     from .report.tables import noise_table, residual_table
     from .report.text import format_noise, format_residual
 
-    digest = networks_hash(loaded.network_paths)
+    digest = estimator_hash(loaded)
     if on:
         typer.echo(format_residual(residual_table(loaded, digest, on, merge)))
     else:
@@ -343,11 +343,11 @@ def compare(
 ) -> None:
     """Print the reconstruction noise of several configurations, or of a study's, side by side."""
     loaded = [member for config in configs for member in _load_study(config).values()]
-    from .reconstruct.files import networks_hash
+    from .reconstruct.files import estimator_hash
     from .report import tables
     from .report.text import format_comparison
 
-    hashes = [networks_hash(config.network_paths) for config in loaded]
+    hashes = [estimator_hash(config) for config in loaded]
     typer.echo(format_comparison(tables.compare(loaded, hashes, merge)))
 
 
@@ -357,11 +357,11 @@ def forecast(
 ) -> None:
     """Print what one patch tells about omch2 (Fisher), with and without a debias that follows."""
     loaded = [member for config in configs for member in _load_study(config).values()]
-    from .reconstruct.files import networks_hash
+    from .reconstruct.files import estimator_hash
     from .report import forecast
     from .report.text import format_forecasts
 
-    found = {c.name: forecast.forecast(c, networks_hash(c.network_paths)) for c in loaded}
+    found = {c.name: forecast.forecast(c, estimator_hash(c)) for c in loaded}
     typer.echo(format_forecasts(found))
 
 
@@ -373,10 +373,10 @@ def recover(
     """Maximum-likelihood ω_c of the surveys' patches, and the null-hypothesis test."""
     loaded = _load(config)
     from .calibrate.assemble import make_release
-    from .reconstruct.files import networks_hash
+    from .reconstruct.files import estimator_hash
     from .report.text import format_recovery
 
-    digest = networks_hash(loaded.network_paths)
+    digest = estimator_hash(loaded)
     releases = {name: make_release(loaded, digest, name) for name in loaded.surveys}
     typer.echo(format_recovery(loaded, digest, releases, patches_each))
 
@@ -478,10 +478,10 @@ def _config_module():
 
 def _network(config):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from .reconstruct.files import networks_hash
-    from .reconstruct.resunet import estimator_for
+    from .reconstruct.estimators import estimator_for
+    from .reconstruct.files import estimator_hash
 
-    return estimator_for(config), networks_hash(config.network_paths)
+    return estimator_for(config), estimator_hash(config)
 
 
 def run() -> None:

@@ -32,6 +32,7 @@ ALGORITHM = {
     "nuisances": 1,
     "coverage": 1,
     "points": 1,
+    "baseline": 1,
 }
 # Skies of the coverage test have a cosmology each and are not kept: they are no set of shards.
 COVERAGE_SET = "coverage"
@@ -125,6 +126,22 @@ class Reconstruction(Section):
     symmetries: Literal[1, 8] = 1
 
 
+class Baseline(Section):
+    """An estimator without a network, to be measured in a network's place.
+
+    ``kind`` "quadratic" convolves filtered E and B, ``combination`` of them, with the mask's E→B
+    ``leakage`` left in ("naive", as in the paper) or taken out ("pure"); "wiener" is the quadratic
+    estimator of Wiener-filtered maps; "iterated" delenses and estimates again, ``passes`` in all.
+    The mean field comes from the first ``mean_field_skies`` training skies.
+    """
+
+    kind: Literal["quadratic", "wiener", "iterated"]
+    combination: Literal["eb", "ee", "mv"] = "eb"
+    leakage: Literal["naive", "pure"] = "naive"
+    passes: int = Field(9, ge=2)
+    mean_field_skies: int = Field(1, gt=0)
+
+
 class Bandpowers(Section):
     """Bins of equal ``width`` in L from ``lmin``, as in the paper (127)."""
 
@@ -214,6 +231,7 @@ class Config(Section):
     network: Network
     training: Training
     reconstruction: Reconstruction = Reconstruction()
+    baseline: Baseline | None = None
     bandpowers: Bandpowers = Bandpowers()
     derivatives: Derivatives
     nuisances: Nuisances = Nuisances()
@@ -272,6 +290,11 @@ class Config(Section):
                     f"{key}: no cosmological parameter {', '.join(unknown)}; "
                     f"there are {', '.join(asdict(self.cosmology))}"
                 )
+        if self.baseline and self.baseline.mean_field_skies > self.skies.train:
+            raise ValueError(
+                f"baseline.mean_field_skies is {self.baseline.mean_field_skies}, but there are "
+                f"{self.skies.train} training skies"
+            )
         for name in ("nuisances", "points"):
             if (skies := getattr(self, name).skies) > self.skies.test:
                 raise ValueError(
@@ -347,6 +370,19 @@ class Config(Section):
             **({"symmetries": n} if (n := self.reconstruction.symmetries) != 1 else {}),
             "bandpowers": self.bandpowers.model_dump(),
         }
+
+    def baseline_recipe(self) -> dict:
+        """What determines an estimator without a network; the place of a network's hash."""
+        return {
+            "algorithm": ALGORITHM["baseline"],
+            "baseline": self.baseline.model_dump(),
+            "instrument": asdict(self.instrument),
+            "sky": self.sky_recipe("train", 0),
+        }
+
+    def mean_field_recipe(self) -> dict:
+        """What determines a baseline's mean field."""
+        return {"mean_field": self.baseline_recipe()}
 
     def map_recipe(self, network_hash: str) -> dict:
         """What turns a user's maps into bandpowers."""
@@ -446,6 +482,11 @@ class Config(Section):
         if named is None:
             return (self.trained_path,)
         return tuple(named) if isinstance(named, list) else (named,)
+
+    @property
+    def mean_field_path(self) -> Path:
+        """Where the mean field of an estimator without a network lies."""
+        return self.products / "mean_field.h5"
 
     @property
     def training_directory(self) -> Path:

@@ -12,8 +12,8 @@ from cobaya_cnnlens.reconstruct.resunet import (
     NetworkEstimator,
     ResUNet,
     apply_symmetry,
-    estimator_for,
     load_network,
+    network_estimator,
     undo_symmetry,
 )
 from cobaya_cnnlens.reconstruct.training import save_atomically
@@ -100,7 +100,7 @@ def test_ensemble_is_the_mean(small_config, tmp_path, eager):
         paths.append(tmp_path / f"{seed}.keras")
         alone.append(NetworkEstimator(member).reconstruct_both(q, u))
     network = small_config.network.model_copy(update={"pretrained": paths})
-    ensemble = estimator_for(small_config.model_copy(update={"network": network}))
+    ensemble = network_estimator(small_config.model_copy(update={"network": network}))
     assert isinstance(ensemble, EnsembleEstimator)
     for head, values in ensemble.reconstruct_both(q, u).items():
         np.testing.assert_allclose(values, (alone[0][head] + alone[1][head]) / 2, rtol=1e-5)

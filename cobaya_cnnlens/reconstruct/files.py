@@ -1,4 +1,4 @@
-"""Network files as files: their hash, and whether a release was made with one. Loads no Keras."""
+"""Network files as files: their hash, and whether a release was made with one. No Keras here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..config import Config
 from ..errors import NetworkError
+from ..products import identity_of
 from ..release import Release
 
 
@@ -31,6 +33,14 @@ def networks_hash(paths: Iterable[str | Path]) -> str:
     """The file's hash of one network; of several, SHA-256 of their sorted hashes as text."""
     hashes = sorted(network_hash(path) for path in paths)
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def estimator_hash(config: Config) -> str:
+    """What stands for a configuration's estimator in recipes: the hash of its network or networks,
+    or of its baseline's recipe."""
+    if config.baseline is not None:
+        return identity_of(config.baseline_recipe())
+    return networks_hash(config.network_paths)
 
 
 def check_network(release: Release, paths: Iterable[str | Path]) -> None:

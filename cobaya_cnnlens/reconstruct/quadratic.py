@@ -64,35 +64,37 @@ def n0_iterated(
     Reconstruction and delensing of B alternate until N0 moves by less than ``tolerance``
     (Smith et al. 2012, arXiv:1010.0048, with the residual B of their eq. 12).
     """
+    phi_noise = None
+    for new, _ in delensing_passes(spectra, instrument, band):
+        moved = np.inf if phi_noise is None else np.max(np.abs(np.log(new / phi_noise)))
+        phi_noise = new
+        if moved < tolerance:
+            return _to_convergence(L, np.interp(L, np.arange(len(phi_noise)), phi_noise))
+
+
+def delensing_passes(spectra: Spectra, instrument: Instrument, band: Filter = Filter()):
+    """The passes of the iterated EB estimator, without end: N0^φ at every L of C^φφ, and the power
+    of the B modes, lensed or left by delensing, that it saw, in µK² at l up to the filter's lmax.
+
+    The first pass is the quadratic estimator's.
+    """
     _, _, noise = _inputs(spectra, instrument, band)
     ee = spectra.ee[: band.lmax + 1]
     pp = spectra.pp
     plane = _Plane(band)
     nodes = np.unique(np.geomspace(4, band.lmax, 60).round()).astype(float)
     grid = np.arange(len(pp), dtype=float)
-    lens_power = ee
     wiener_e = np.divide(ee**2, ee + noise, out=np.zeros_like(ee), where=ee > 0)
-    phi_noise = np.full(len(pp), np.inf)
+    lensed = np.array([plane.lensed_b(l, ee, pp) for l in nodes])
     zero = np.zeros_like(ee)
+    residual = lensed
     while True:
+        bb = np.exp(np.interp(np.log(grid[: len(noise)].clip(1)), np.log(nodes), np.log(residual)))
+        at_nodes = np.array([plane.eb_noise(x, ee, zero, ee + noise, bb + noise) for x in nodes])
+        phi_noise = np.exp(np.interp(np.log(grid.clip(1)), np.log(nodes), np.log(at_nodes)))
+        yield phi_noise, bb
         wiener_phi = np.divide(pp**2, pp + phi_noise, where=pp > 0, out=np.zeros_like(pp))
-        residual = np.array(
-            [
-                plane.lensed_b(l, lens_power, pp) - plane.lensed_b(l, wiener_e, wiener_phi)
-                for l in nodes
-            ]
-        )
-        bb_total = np.exp(
-            np.interp(np.log(grid[: len(noise)].clip(1)), np.log(nodes), np.log(residual))
-        )
-        at_nodes = np.array(
-            [plane.eb_noise(x, ee, zero, ee + noise, bb_total + noise) for x in nodes]
-        )
-        new = np.exp(np.interp(np.log(grid.clip(1)), np.log(nodes), np.log(at_nodes)))
-        moved = np.max(np.abs(np.log(new / phi_noise))) if np.isfinite(phi_noise).all() else np.inf
-        phi_noise = new
-        if moved < tolerance:
-            return _to_convergence(L, np.interp(L, grid, phi_noise))
+        residual = lensed - np.array([plane.lensed_b(l, wiener_e, wiener_phi) for l in nodes])
 
 
 def _to_convergence(L, phi_noise):

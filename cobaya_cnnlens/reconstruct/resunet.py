@@ -261,7 +261,7 @@ class EnsembleEstimator:
         return total
 
 
-def estimator_for(config: Config) -> NetworkEstimator | EnsembleEstimator:
+def network_estimator(config: Config) -> NetworkEstimator | EnsembleEstimator:
     """The configuration's network, or its networks' mean, applied as the configuration says."""
     members = [
         NetworkEstimator(

@@ -20,7 +20,7 @@ from ..calibrate.response import standard_error
 from ..calibrate.windows import expected_e_and_b
 from ..config import Config
 from ..errors import CNNLensError
-from ..reconstruct.files import networks_hash
+from ..reconstruct.files import estimator_hash
 from ..release import NUISANCES
 from ..simulate.observation import observe_sky
 from ..simulate.stage import spectra_for
@@ -135,7 +135,7 @@ def training_figure(config: Config):
 
 def reconstruction_figure(config: Config, patch: int = 40):
     """κ, κ̂ and E, Ê of one test patch with their differences; no E where a network gives Q, U."""
-    from ..reconstruct.resunet import estimator_for
+    from ..reconstruct.estimators import estimator_for
 
     seen = observe_sky(config, "test", 0)
     rows = slice(patch, patch + 1)
@@ -159,7 +159,7 @@ def reconstruction_figure(config: Config, patch: int = 40):
 
 def noise_figure(config: Config):
     """Reconstruction noise, its ratios to the analytic curves, and bandpower errors."""
-    table = noise_table(config, networks_hash(config.network_paths))
+    table = noise_table(config, estimator_hash(config))
     theory = spectra_for(config, config.cosmology)
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.3))
     L = np.arange(40, int(table.L[-1]) + 60)
@@ -184,7 +184,7 @@ def noise_figure(config: Config):
 
 def derivatives_figure(config: Config):
     """Noise-debias derivatives, as fractions of the fiducial bandpower."""
-    digest = networks_hash(config.network_paths)
+    digest = estimator_hash(config)
     calibration, _ = calibration_of(config, digest)
     signal = signal_bandpowers(config, spectra_for(config, config.cosmology).kk)
     measured = read_derivatives(config, digest, calibration.response)
@@ -213,7 +213,7 @@ def derivatives_figure(config: Config):
 
 def bandpowers_figure(config: Config):
     """Debiased bandpowers of every survey over the fiducial expectation."""
-    digest = networks_hash(config.network_paths)
+    digest = estimator_hash(config)
     calibration, _ = calibration_of(config, digest)
     fiducial = signal_bandpowers(config, spectra_for(config, config.cosmology).kk)
     L = spectra_of(config).bins.centres
@@ -235,7 +235,7 @@ def bandpowers_figure(config: Config):
 
 def nuisances_figure(config: Config):
     """What the simulated steps of the instrument's systematics do to the bandpowers."""
-    digest = networks_hash(config.network_paths)
+    digest = estimator_hash(config)
     calibration, _ = calibration_of(config, digest)
     first, second = read_nuisances(config, digest, calibration.response)
     signal = signal_bandpowers(config, spectra_for(config, config.cosmology).kk)
@@ -265,7 +265,7 @@ def nuisances_figure(config: Config):
 
 def coverage_figure(config: Config):
     """Ranks of the truth in the posteriors of the coverage surveys, and their pulls."""
-    digest = networks_hash(config.network_paths)
+    digest = estimator_hash(config)
     release = make_release(config, digest, next(iter(config.surveys)))
     table = coverage_table(config, digest, release)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))

@@ -14,7 +14,7 @@ import numpy as np
 
 from cobaya_cnnlens.config import load_config
 from cobaya_cnnlens.maps import PatchMaps, read_maps, to_meridian, write_images
-from cobaya_cnnlens.reconstruct.resunet import estimator_for
+from cobaya_cnnlens.reconstruct.resunet import network_estimator
 from cobaya_cnnlens.simulate.instrument import ARCMIN, cosine_mask
 from cobaya_cnnlens.simulate.patches import PatchGeometry, point_patches
 from cobaya_cnnlens.simulate.skies import scale_alm, unit_alm
@@ -25,7 +25,7 @@ NSIDE, LMAX = 2048, 6000
 CENTRES = np.radians([[90.0 - latitude, 40.0 * i] for i, latitude in enumerate((0, 20, 40, 60))])
 
 config = load_config(Path(__file__).parents[2] / "training" / "config" / "laptop.yaml")
-estimator = estimator_for(config)
+estimator = network_estimator(config)
 mask = cosine_mask(config.patch, config.instrument.taper_deg)
 flat = PatchGeometry(config.patch.size_deg, config.patch.n_pixels, pad=0)
 pointing = point_patches(CENTRES, flat)
