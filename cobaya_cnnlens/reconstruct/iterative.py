@@ -15,6 +15,7 @@ its measured response.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -59,7 +60,7 @@ class WienerEstimator:
         band = Filter(lmin=2, lmax=min(int(geometry.nyquist), spectra.lmax, 4600))
         self._box = box = Box(geometry, instrument, band.lmax)
         self._inverse_mask = np.divide(1.0, mask, out=np.zeros_like(mask), where=mask > 0)
-        self._threads = threads or None
+        self._threads = threads or os.cpu_count()
         floored = replace(instrument, noise_uk_arcmin=max(instrument.noise_uk_arcmin, FLOOR))
         rms = np.where(mask > 0, floored.noise_rms(geometry), np.inf)
         ell = np.maximum(box.ell, 1.0)
