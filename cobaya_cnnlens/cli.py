@@ -479,9 +479,11 @@ def _config_module():
 def _network(config):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from .reconstruct.files import networks_hash
+
+    digest = networks_hash(config.network_paths)  # a missing network is told before Keras is loaded
     from .reconstruct.resunet import estimator_for
 
-    return estimator_for(config), networks_hash(config.network_paths)
+    return estimator_for(config), digest
 
 
 def run() -> None:
