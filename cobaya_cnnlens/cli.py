@@ -478,10 +478,12 @@ def _config_module():
 
 def _network(config):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from .reconstruct.estimators import estimator_for
     from .reconstruct.files import estimator_hash
 
-    return estimator_for(config), estimator_hash(config)
+    digest = estimator_hash(config)  # a missing network is told before Keras is loaded
+    from .reconstruct.estimators import estimator_for
+
+    return estimator_for(config), digest
 
 
 def run() -> None:

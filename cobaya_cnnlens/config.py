@@ -103,6 +103,8 @@ class Training(Section):
     weighs the modes of κ's error so that every L counts by its relative error.
     ``noise_max_uk_arcmin`` draws the noise of each patch between 0 and this instead of using the
     instrument's; ``depth_variation`` lets ln(rms) vary by this much across every third patch.
+    ``jit_compile`` compiles with XLA, to train and to reconstruct; networks and sets so small that
+    compiling costs more than it saves go without.
     """
 
     phases: list[Phase] = Field(min_length=1)

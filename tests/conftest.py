@@ -1,5 +1,6 @@
 """Shared fixtures: a fiducial theory, a small configuration, a synthetic release."""
 
+import contextlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +14,45 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from cobaya_cnnlens.release import Release
-from cobaya_cnnlens.theory import CambSettings, Cosmology, Spectra, compute_spectra
+from cobaya_cnnlens.theory import (
+    CambSettings,
+    Cosmology,
+    Spectra,
+    compute_spectra,
+    settings_record,
+)
 
 REPOSITORY = Path(__file__).parents[1]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def camb_once(tmp_path_factory):
+    """The pipeline's CAMB runs once per cosmology and settings in all processes of a test run; the
+    fixture is :func:`compute_spectra` with that memory."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "spectra"
+
+    def remembered(cosmology: Cosmology, settings: CambSettings) -> Spectra:
+        from cobaya_cnnlens import products
+
+        recipe = settings_record(cosmology, settings)
+        path = folder / f"{products.identity_of(recipe)}.h5"
+        if not path.exists():
+            spectra = compute_spectra(cosmology, settings)
+            products.write_product(path, "spectra", recipe, vars(spectra))
+        with products.open_product(path, "spectra", recipe) as product:
+            return Spectra(**{name: product.array(name) for name in product.names()})
+
+    with pytest.MonkeyPatch.context() as patch:
+        with contextlib.suppress(ModuleNotFoundError):  # a light installation has no pipeline
+            patch.setattr("cobaya_cnnlens.simulate.stage.compute_spectra", remembered)
+        yield remembered
+
+
 @pytest.fixture(scope="session")
-def fiducial() -> Spectra:
+def fiducial(camb_once) -> Spectra:
     """Spectra of the fiducial cosmology to l = 5000, at the pipeline's accuracy."""
-    return compute_spectra(Cosmology(), CambSettings())
+    return camb_once(Cosmology(), CambSettings())
 
 
 @pytest.fixture

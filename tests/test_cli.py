@@ -75,7 +75,8 @@ def test_missing_stage_is_named(tmp_path):
     path.write_text(yaml.safe_dump(content))
     result = cnnlens("reconstruct", str(path), "--set", "test")
     assert result.returncode == 1
-    assert "no such network file; run `cnnlens train`" in result.stderr
+    assert "network.keras: the network cannot be read" in result.stderr
+    assert "run `cnnlens train`" in result.stderr
     result = cnnlens("figure", str(path), "moon")
     assert result.returncode == 1
     assert "no figure for stage 'moon'" in result.stderr

@@ -319,7 +319,7 @@ def test_node_camb_against_camb(path):
     nodes, plain, derived = info(path), info(path), info(path)
     nodes["theory"]["camb"] |= {"class": "cobaya_cnnlens.NodeCAMB", "nodes": {"omch2": 0.002}}
     for content in (nodes, plain, derived):
-        content["theory"]["camb"]["extra_args"]["lens_potential_accuracy"] = 4
+        content["theory"]["camb"]["extra_args"]["lens_potential_accuracy"] = 2
     for content in (nodes, derived):
         content["params"] |= {"sigma8": None, "omegam": None}
     found, expected, theirs = get_model(nodes), get_model(plain), get_model(derived)

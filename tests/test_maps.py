@@ -10,6 +10,7 @@ from astropy.wcs import WCS
 
 from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate.measure import MAP_BANDPOWERS, spectra_of
+from cobaya_cnnlens.config import load_config
 from cobaya_cnnlens.errors import MapError
 from cobaya_cnnlens.maps import (
     PatchMaps,
@@ -30,6 +31,8 @@ from cobaya_cnnlens.simulate.patches import (
 )
 from cobaya_cnnlens.simulate.skies import unit_alm
 from cobaya_cnnlens.simulate.stage import make_skies
+
+from .conftest import REPOSITORY
 
 GEOMETRY = PatchGeometry(n_pixels=64)
 CENTRE = np.radians([50.0, 120.0])
@@ -148,18 +151,18 @@ def test_files_that_are_no_maps(tmp_path, maps):
         parse_centres(["12"])
 
 
-@pytest.fixture
-def observed(small_config):
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory):
     """Unmasked, beamed and noisy patches of a simulated sky, of the configuration's instrument."""
-    make_skies(small_config, "test", [0])
+    config = load_config(REPOSITORY / "training" / "config" / "test.yaml")
+    config = config.model_copy(update={"products": tmp_path_factory.mktemp("observed")})
+    make_skies(config, "test", [0])
     fields = shards.read_fields(
-        small_config.sky_path("test", 0),
-        ("lensed_q", "lensed_u"),
-        small_config.sky_recipe("test", 0),
+        config.sky_path("test", 0), ("lensed_q", "lensed_u"), config.sky_recipe("test", 0)
     )
-    noise = sky_noise(small_config, "test", 0, len(fields[0]))
+    noise = sky_noise(config, "test", 0, len(fields[0]))
     q, u = (
-        convolve_beam(field, small_config.instrument, small_config.patch) + n
+        convolve_beam(field, config.instrument, config.patch) + n
         for field, n in zip(fields, noise, strict=True)
     )
     return PatchMaps(q, u, np.tile(CENTRE, (len(q), 1)))

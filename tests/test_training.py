@@ -21,8 +21,8 @@ def tiny(small_config):
     """A configuration whose skies are a few patches of noise, and a training of seconds."""
     config = small_config
     phases = [
-        Phase(steps=4, batch=2, crop=16, learning_rate=1e-3, warmup=1),
-        Phase(steps=2, batch=2, crop=0, learning_rate=1e-4),
+        Phase(steps=2, batch=2, crop=16, learning_rate=1e-3, warmup=1),
+        Phase(steps=1, batch=2, crop=0, learning_rate=1e-4),
     ]
     config = config.model_copy(
         update={
@@ -30,7 +30,7 @@ def tiny(small_config):
             "training": config.training.model_copy(
                 update={
                     "phases": phases,
-                    "steps_per_epoch": 2,
+                    "steps_per_epoch": 1,
                     "validation_patches": 4,
                     "jit_compile": False,
                 }
@@ -149,13 +149,22 @@ def test_a_stopped_run_goes_on_and_ends_where_it_would_have(tiny, tmp_path, eage
     assert state["best"] == f"epoch_{best:04d}.keras"
 
 
+# `cnnlens` without the minute of tracing.
+EAGER_COMMAND = """
+import tensorflow
+tensorflow.config.run_functions_eagerly(True)
+from cobaya_cnnlens.cli import run
+run()
+"""
+
+
 def test_a_killed_training_goes_on_from_its_checkpoint(tiny, tmp_path, eager):
     """kill −9 after an epoch is on disk, then run again: that epoch is kept, the rest is done."""
     phases = [Phase(steps=600, batch=2, crop=16, learning_rate=1e-3)]
     slow = tiny.model_copy(update={"training": tiny.training.model_copy(update={"phases": phases})})
     config_file = tmp_path / "config.yaml"
     config_file.write_text(slow.model_dump_json())
-    command = [sys.executable, "-m", "cobaya_cnnlens", "train", str(config_file)]
+    command = [sys.executable, "-c", EAGER_COMMAND, "train", str(config_file)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     directory = slow.training_directory
     deadline = time.time() + 240
@@ -166,7 +175,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tiny, tmp_path, eager):
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = json.loads((directory / "state.json").read_text())["history"]
-    assert 1 <= len(before) < 300
+    assert 1 <= len(before) < 600
     assert not slow.trained_path.exists()
     run = training.train(slow, directory)
     record = next(run)
@@ -175,7 +184,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tiny, tmp_path, eager):
     after = json.loads((directory / "state.json").read_text())
     assert after["history"] == [*before, record]
     network = keras.saving.load_model(directory / after["checkpoint"])
-    assert int(network.optimizer.iterations) == 2 * len(after["history"])
+    assert int(network.optimizer.iterations) == len(after["history"])
 
 
 def test_another_recipe_is_refused(tiny, tmp_path, eager):
@@ -183,6 +192,11 @@ def test_another_recipe_is_refused(tiny, tmp_path, eager):
     other = tiny.model_copy(update={"instrument": tiny.instrument.__class__(noise_uk_arcmin=5.0)})
     with pytest.raises(NetworkError, match=r"instrument\.noise_uk_arcmin"):
         next(training.train(other, tmp_path))
+    # XLA does not make another run of it, also where an older state names it.
+    state = json.loads((tmp_path / "state.json").read_text())
+    state["recipe"]["training"]["jit_compile"] = True
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    assert next(training.train(tiny, tmp_path))["epoch"] == 2
     (tmp_path / "state.json").write_text("{")
     with pytest.raises(NetworkError, match="damaged"):
         next(training.train(tiny, tmp_path))
@@ -259,7 +273,7 @@ def test_noise_channel_tells_the_noise(conditional):
     assert level.max() < 10.0 * np.exp(0.7)
 
 
-def test_start_from_a_network_without_noise_channel(tiny, conditional, tmp_path):
+def test_start_from_a_network_without_noise_channel(tiny, conditional, tmp_path, eager):
     """The new channel changes nothing until it has been trained."""
     patches = training.load_training_patches(tiny)
     plain = training.new_network(tiny, patches)

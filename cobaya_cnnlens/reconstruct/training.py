@@ -283,6 +283,7 @@ class TrainingRun:
             try:
                 state = json.loads(self._state_path.read_text())
                 found, self.history = state["recipe"], state["history"]
+                found["training"].pop("jit_compile", None)  # older runs name it
                 self._checkpoint, self._best = state["checkpoint"], state["best"]
             except (ValueError, KeyError) as error:
                 raise NetworkError(
@@ -350,7 +351,8 @@ def training_recipe(config: Config) -> dict:
         | ({"polarisation": head} if (head := config.network.polarisation) != "e" else {})
         | ({"frozen_norm": True} if config.network.frozen_norm else {})
         | ({"initial": network_hash(path)} if (path := config.network.initial) else {}),
-        "training": config.training.model_dump(),
+        # XLA changes how fast a run is and how it rounds, not what it is.
+        "training": config.training.model_dump(exclude={"jit_compile"}),
     }
 
 

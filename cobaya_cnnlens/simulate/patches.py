@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import ducc0
-import healpy
 import numpy as np
 
 from ..errors import CNNLensError
@@ -85,6 +84,8 @@ def patch_centres(nside: int = 4, poles: int = 16) -> np.ndarray:
     HEALPix pixel centres without the ``poles`` nearest each pole; at nside 4 they are
     14° apart, so that 5° patches do not overlap.
     """
+    import healpy  # takes a second or two, for matplotlib; every command reads this module
+
     theta, phi = healpy.pix2ang(nside, np.arange(healpy.nside2npix(nside)))
     return np.stack([theta, phi], axis=1)[poles : len(theta) - poles]
 
