@@ -395,6 +395,22 @@ def plot(
     typer.echo(plot_posteriors(chains, params, out))
 
 
+@app.command()
+def predictive(
+    chain: Annotated[str, typer.Argument(help="Chain root, e.g. chains/omegac.")],
+    samples: Annotated[int, typer.Option(min=1, help="Samples of the posterior.")] = 200,
+    out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
+) -> None:
+    """Posterior-predictive chi2 and PTE of a chain: would data drawn from it look like these?"""
+    from .report.predictive import draw_predictive
+    from .report.predictive import predictive as check_chain
+    from .report.text import format_predictive
+
+    check = check_chain(chain, samples)
+    typer.echo(format_predictive(check))
+    typer.echo(draw_predictive(check, out or Path(f"{chain}_predictive.png")))
+
+
 EmulatorPlan = Annotated[Path, typer.Argument(help="What to emulate (YAML).")]
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..emulation import Errors
     from .coverage import CoverageTable
     from .forecast import Forecast
+    from .predictive import Predictive
     from .tables import Comparison, NoiseTable, PointsTable, ResidualTable
 
 
@@ -127,6 +128,24 @@ def format_comparison(table: Comparison) -> str:
         lines += [f"{L:7.1f}  {100 * s:6.2f}" for L, s in zip(table.L, table.scatter, strict=True)]
         lines.append(f"   mean  {100 * table.scatter.mean():6.2f}")
     return "\n".join(lines)
+
+
+def format_predictive(check: Predictive) -> str:
+    """Posterior-predictive p, and χ² and PTE at the best fit."""
+    at = ", ".join(f"{name} = {value:.6g}" for name, value in check.best.items())
+    return "\n".join(
+        [
+            f"{len(check.chi2)} samples of the posterior, {len(check.data)} bins",
+            f"chi2(d, mu)               {check.chi2.mean():.2f} on average",
+            f"posterior-predictive p    {check.p:.4f}",
+            f"best sample               {at}",
+            f"chi2, PTE there           {check.best_chi2:.2f}, {check.best_pte:.4f} "
+            "(no parameter counted as fitted)",
+            f"chi2 less that on average {check.chi2.mean() - check.best_chi2:.2f} "
+            "(about the number of parameters that the data fix)",
+            f"largest difference from the chi2 in the chain  {check.difference:.2g}",
+        ]
+    )
 
 
 def format_forecasts(forecasts: dict[str, Forecast]) -> str:
