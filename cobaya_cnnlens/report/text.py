@@ -10,6 +10,7 @@ from ..release import NUISANCES, Release
 
 if TYPE_CHECKING:
     from ..calibrate.nuisances import NuisanceCheck
+    from ..calibrate.primary import JointCovariance
     from ..config import Config
     from ..emulation import Errors
     from .coverage import CoverageTable
@@ -146,6 +147,36 @@ def format_predictive(check: Predictive) -> str:
             f"largest difference from the chi2 in the chain  {check.difference:.2g}",
         ]
     )
+
+
+def format_joint(joint: JointCovariance, true: JointCovariance, largest: int = 8) -> str:
+    """Correlations of lensing with the primary CMB: the largest, and of neighbouring bins.
+
+    Parameters
+    ----------
+    joint, true : with the debiased bandpowers, and with those of the true κ
+    largest : how many of each pair of blocks
+    """
+    lines = [f"{joint.n_sim} patches; correlation coefficients with their Monte-Carlo errors"]
+    edges = joint.edges
+    for other in joint.blocks[1:]:
+        r = joint.block(joint.correlation, "kk", other)
+        error = joint.block(joint.correlation_error, "kk", other)
+        of_true = true.block(true.correlation, "kk", other)
+        # Σ z² of all pairs, each z of unit variance if there is no correlation.
+        z2 = (r.size, float(np.sum(r**2) * (joint.n_sim - 1.0)))
+        lines += [
+            "",
+            f"kk x {other}: mean {r.mean():+.4f}, sum of (r/error)^2 {z2[1]:.0f} for {z2[0]} pairs",
+            f"  L of kk      l of {other}        r       +-    with the true kappa",
+        ]
+        order = np.argsort(-np.abs(r), axis=None)[:largest]
+        for i, j in zip(*np.unravel_index(order, r.shape), strict=True):
+            lines.append(
+                f"  {edges[i]:4d}-{edges[i + 1]:<5d}  {edges[j]:4d}-{edges[j + 1]:<5d}  "
+                f"{r[i, j]:+.3f}  {error[i, j]:.3f}    {of_true[i, j]:+.3f}"
+            )
+    return "\n".join(lines)
 
 
 def format_forecasts(forecasts: dict[str, Forecast]) -> str:
