@@ -235,6 +235,32 @@ def coverage(
         typer.echo(format_coverage(coverage_table(loaded, digest, release, patches_each)))
 
 
+@app.command()
+def primary(
+    config: ConfigFile,
+    set_name: SetName = "test",
+    index: Indices = None,
+    largest: Annotated[int, typer.Option(min=1, help="Coefficients to print.")] = 8,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the joint covariance: .npz or .json.")
+    ] = None,
+) -> None:
+    """Joint covariance of the lensing bandpowers with E and B power of the same patches."""
+    loaded = _load(config)
+    from .calibrate.primary import measure_primary, read_joint, write_joint
+    from .reconstruct.files import networks_hash
+    from .report.text import format_joint
+
+    measure_primary(loaded, set_name, index)
+    digest = networks_hash(loaded.network_paths)
+    joint = read_joint(loaded, digest, set_name, index)
+    true = read_joint(loaded, digest, set_name, index, true_kappa=True)
+    typer.echo(format_joint(joint, true, largest))
+    if out is not None:
+        provenance = {"configuration": loaded.name, "set": set_name, "network_sha256": digest}
+        typer.echo(write_joint(joint, out, provenance))
+
+
 @release_app.command("make")
 def release_make(
     config: ConfigFile,
@@ -395,6 +421,22 @@ def plot(
     typer.echo(plot_posteriors(chains, params, out))
 
 
+@app.command()
+def predictive(
+    chain: Annotated[str, typer.Argument(help="Chain root, e.g. chains/omegac.")],
+    samples: Annotated[int, typer.Option(min=1, help="Samples of the posterior.")] = 200,
+    out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
+) -> None:
+    """Posterior-predictive chi2 and PTE of a chain: would data drawn from it look like these?"""
+    from .report.predictive import draw_predictive
+    from .report.predictive import predictive as check_chain
+    from .report.text import format_predictive
+
+    check = check_chain(chain, samples)
+    typer.echo(format_predictive(check))
+    typer.echo(draw_predictive(check, out or Path(f"{chain}_predictive.png")))
+
+
 EmulatorPlan = Annotated[Path, typer.Argument(help="What to emulate (YAML).")]
 
 
@@ -446,7 +488,7 @@ def figure(
         str,
         typer.Argument(
             help="spectra, sky, training, reconstruction, noise, bandpowers, derivatives, "
-            "nuisances or coverage."
+            "nuisances, coverage or primary."
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,

@@ -8,7 +8,6 @@ take for their EE whatever they are handed: the release's correction is in **unl
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 import yaml
 
 from .errors import CNNLensError
+from .model import band_matrix
 from .release import Release
 from .statistics import hartlap_factor
 
@@ -59,21 +59,11 @@ def linear_model(release: Release, noise_debias: str = "linear") -> LinearModel:
     windows[:, : release.windows.shape[1]] = release.windows
     kk, ee = np.zeros_like(windows), np.zeros_like(windows)
     if noise_debias == "linear":
-        kk = _band_matrix(release.kk_edges, release.fiducial_kk, release.kk_derivatives, size)
-        ee = _band_matrix(release.ee_edges, release.fiducial_ee, release.ee_derivatives, size)
+        kk = band_matrix(release.kk_edges, release.fiducial_kk, release.kk_derivatives, size)
+        ee = band_matrix(release.ee_edges, release.fiducial_ee, release.ee_derivatives, size)
     # Σ_j N'_bj: a band's own correction of the fiducial is its derivative.
     fiducial = kk.any() * (release.kk_derivatives.sum(1) + release.ee_derivatives.sum(1))
     return LinearModel(windows, kk, ee, fiducial)
-
-
-def _band_matrix(edges, fiducial, derivatives, size) -> np.ndarray:
-    """N'_bj (2l+1) / Σ_j (2l+1) C_l^fid for l in band j."""
-    matrix = np.zeros((len(derivatives), size))
-    for j, (low, high) in enumerate(itertools.pairwise(edges)):
-        weight = 2.0 * np.arange(low, high) + 1.0
-        power = (weight * fiducial[low:high]).sum()
-        matrix[:, low:high] = derivatives[:, j, None] * weight / power
-    return matrix
 
 
 def export_release(

@@ -28,6 +28,7 @@ class CNNLens(Likelihood):
     Attributes
     ----------
     release_data : the :class:`~cobaya_cnnlens.release.Release` in use
+    likelihood : the :class:`~cobaya_cnnlens.model.BandpowerLikelihood` that does the work
     bandpowers : d_b, (n_bins,)
     """
 
@@ -62,6 +63,10 @@ class CNNLens(Likelihood):
             self.release_data.n_patches,
             self.noise_debias,
         )
+
+    @property
+    def likelihood(self) -> BandpowerLikelihood:
+        return self._likelihood
 
     @property
     def bandpowers(self) -> np.ndarray:

@@ -13,6 +13,7 @@ the instrument's nuisances (gain, beam, noise and angle), zero for that of the s
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -85,24 +86,31 @@ class BandpowerLikelihood:
         self.hartlap = hartlap_factor(release.n_sim, len(self.bins))
         if statistics == "hartlap":
             self.inverse = self.inverse * self.hartlap
-        self._windows = _Windows(release.windows[self.bins])
-        self._bands = _Bands(
-            (release.kk_edges, release.fiducial_kk), (release.ee_edges, release.fiducial_ee)
-        )
-        # First-order derivatives of every bin, and below them the direction that gives t.
-        self._correction = np.block(
-            [
-                [release.kk_derivatives[self.bins], release.ee_derivatives[self.bins]],
-                [release.kk_direction, release.ee_direction],
-            ]
-        )
+        # Derivatives of every bin, and below them the direction that gives t.
+        kk = np.vstack([release.kk_derivatives[self.bins], release.kk_direction])
+        ee = np.vstack([release.ee_derivatives[self.bins], release.ee_direction])
+        self._direction = np.concatenate([release.kk_direction, release.ee_direction])
+        self._kk_bands = _Bands(release.kk_edges, release.fiducial_kk)
+        self._ee_bands = _Bands(release.ee_edges, release.fiducial_ee)
+        self.lmax_kk = max(release.windows.shape[1], int(release.kk_edges[-1])) - 1
+        self.lmax_ee = int(release.ee_edges[-1]) - 1
+        # All that is linear in C^κκ as one matrix, (n_bins + 1, multipoles): W, and N'^κκ of the
+        # bands on top of it. That and the bands of C^EE sum up 1 + δ: the ones are
+        # what ``_offset`` takes off.
+        linear = np.zeros((len(self.bins) + 1, self.lmax_kk + 1))
+        linear[:-1, : release.windows.shape[1]] = release.windows[self.bins]
+        if noise_debias != "fixed":
+            linear += band_matrix(release.kk_edges, release.fiducial_kk, kk, self.lmax_kk + 1)
+            self._ee_derivatives = ee
+            self._offset = kk.sum(1) + ee.sum(1)
+        used = np.flatnonzero(linear.any(0))
+        self._multipoles = slice(used[0], used[-1] + 1) if len(used) else slice(0, 0)
+        self._linear = np.ascontiguousarray(linear[:, self._multipoles])
         # What x and x² do to every bin.
         self._nuisances = np.hstack(
             [release.nuisance_first[self.bins], release.nuisance_second[self.bins]]
         )
         self._curvature = release.curvature[self.bins] if noise_debias == "quadratic" else 0.0
-        lmax_kk, self.lmax_ee = self._bands.lmax
-        self.lmax_kk = max(release.windows.shape[1] - 1, lmax_kk)
 
     def model(
         self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None = None
@@ -124,29 +132,30 @@ class BandpowerLikelihood:
             raise SpectrumError(
                 f"C_L^κκ ends at L = {len(clkk) - 1}, the release needs L = {self.lmax_kk}"
             )
-        signal = self._windows.bandpowers(clkk)
+        moved = self._linear @ clkk[self._multipoles]
+        if self.noise_debias != "fixed":
+            if len(clee) <= self.lmax_ee:
+                raise SpectrumError(
+                    f"unlensed C_l^EE ends at l = {len(clee) - 1}, the release needs l = "
+                    f"{self.lmax_ee}"
+                )
+            moved += self._ee_derivatives @ self._ee_bands.power(clee)
+            moved -= self._offset
+        t, bandpowers = moved[-1], moved[:-1]
+        bandpowers += t * t * self._curvature
         if nuisances is not None:
             x = np.asarray(nuisances, dtype=float)
-            signal += self._nuisances @ np.concatenate((x, x**2))
-        if self.noise_debias == "fixed":
-            return signal
-        if len(clee) <= self.lmax_ee:
-            raise SpectrumError(
-                f"unlensed C_l^EE ends at l = {len(clee) - 1}, the release needs l = {self.lmax_ee}"
-            )
-        moved = self._correction @ self._changes(clkk, clee)
-        return signal + moved[:-1] + moved[-1] ** 2 * self._curvature
+            bandpowers += self._nuisances @ np.concatenate((x, x * x))
+        return bandpowers
 
     def excursion(self, clkk: np.ndarray, clee: np.ndarray) -> tuple[float, float]:
         """How far the spectra are from the fiducial ones: t along ω_c, and the largest relative
         change of a band's power that t leaves. The noise debias was measured to |t| = 1 and, band
         by band, to changes of ``release.derivative_step``."""
-        changes, along = self._changes(clkk, clee), self._correction[-1]
+        along = self._direction
+        changes = np.concatenate([self._kk_bands.power(clkk), self._ee_bands.power(clee)]) - 1.0
         t = float(along @ changes)
         return t, float(np.abs(changes - t * along / (along @ along)).max())
-
-    def _changes(self, clkk, clee):
-        return self._bands.change(clkk, clee)
 
     def residuals(
         self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None = None
@@ -206,52 +215,29 @@ def _bins_between(edges: np.ndarray, L_min: float | None, L_max: float | None) -
     return inside
 
 
-class _Windows:
-    """Σ_L W_bL C_L. A window is zero away from its bin: a few neighbouring bins at a time, over the
-    multipoles that they see, halves the memory to go through, which is what the time goes to."""
-
-    BINS = 8
-
-    def __init__(self, windows: np.ndarray):
-        self._n_bins = len(windows)
-        self._blocks = []
-        for first in range(0, self._n_bins, self.BINS):
-            rows = windows[first : first + self.BINS]
-            seen = np.flatnonzero(rows.any(axis=0))
-            start, stop = (seen[0], seen[-1] + 1) if len(seen) else (0, 0)
-            block = np.ascontiguousarray(rows[:, start:stop])
-            self._blocks.append((slice(first, first + len(rows)), slice(start, stop), block))
-
-    def bandpowers(self, cl: np.ndarray) -> np.ndarray:
-        """(n_bins,)"""
-        found = np.empty(self._n_bins)
-        for bins, multipoles, block in self._blocks:
-            found[bins] = block @ cl[multipoles]
-        return found
+def band_matrix(
+    edges: np.ndarray, fiducial: np.ndarray, derivatives: np.ndarray, size: int
+) -> np.ndarray:
+    """N'_bj (2l+1) / Σ_j (2l+1) C_l^fid for l in band j: what the derivatives of each bin are as a
+    matrix on C_l, (n_bins, size) from l = 0."""
+    matrix = np.zeros((len(derivatives), size))
+    for j, (low, high) in enumerate(itertools.pairwise(edges)):
+        weight = 2.0 * np.arange(low, high) + 1.0
+        power = (weight * fiducial[low:high]).sum()
+        matrix[:, low:high] = derivatives[:, j, None] * weight / power
+    return matrix
 
 
 class _Bands:
-    """Relative change of the power in the bands of several spectra, each a pair of band edges and
-    fiducial spectrum."""
+    """Power in the bands of a spectrum, relative to that of the fiducial one: 1 + δ_j."""
 
-    def __init__(self, *spectra: tuple[np.ndarray, np.ndarray]):
-        self.lmax = [int(edges[-1]) - 1 for edges, _ in spectra]
-        self._parts, starts, size = [], [], 0
-        for edges, fiducial in spectra:
-            ell = np.arange(edges[0], edges[-1])
-            weight = 2.0 * ell + 1.0
-            first = np.asarray(edges[:-1] - edges[0], dtype=np.intp)
-            power = np.add.reduceat(weight * fiducial[edges[0] : edges[-1]], first)
-            weight /= np.repeat(power, np.diff(edges))
-            place = slice(size, size + len(ell))
-            self._parts.append((place, slice(int(edges[0]), int(edges[-1])), weight))
-            starts.append(first + size)
-            size += len(ell)
-        self._starts, self._size = np.concatenate(starts), size
+    def __init__(self, edges: np.ndarray, fiducial: np.ndarray):
+        self._multipoles = slice(int(edges[0]), int(edges[-1]))
+        self._starts = np.asarray(edges[:-1] - edges[0], dtype=np.intp)
+        weight = 2.0 * np.arange(edges[0], edges[-1]) + 1.0
+        power = np.add.reduceat(weight * fiducial[self._multipoles], self._starts)
+        self._weight = weight / np.repeat(power, np.diff(edges))
 
-    def change(self, *spectra: np.ndarray) -> np.ndarray:
-        """δ_j of the bands of all, in their order."""
-        weighted = np.empty(self._size)
-        for cl, (place, multipoles, weight) in zip(spectra, self._parts, strict=True):
-            np.multiply(weight, cl[multipoles], out=weighted[place])
-        return np.add.reduceat(weighted, self._starts) - 1.0
+    def power(self, cl: np.ndarray) -> np.ndarray:
+        """Σ (2l+1) C_l / Σ (2l+1) C_l^fid of every band, (n_bands,)."""
+        return np.add.reduceat(self._weight * cl[self._multipoles], self._starts)

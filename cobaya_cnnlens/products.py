@@ -1,7 +1,8 @@
 """Product files of the pipeline: HDF5 with a stated kind, identity and provenance.
 
 A product is written under a temporary name and renamed when complete, so a file
-that exists is whole. Its *identity* is the hash of everything that determined its
+that exists is whole; what a killed process left is removed when the product is
+next written. Its *identity* is the hash of everything that determined its
 content; reading with an expected identity refuses a file made from another
 configuration. Checksums (Fletcher-32) catch altered bytes.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,8 +39,31 @@ def _without_nulls(value):
 
 
 def temporary_name(path: Path) -> Path:
-    """The name under which ``path`` is being written; one per process."""
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """The name under which ``path`` is being written; one per process and machine."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove what processes of this machine that are no more (``kill -9``) left of ``path``.
+
+    Another machine's processes, on a shared disk, cannot be known to be dead: theirs stay.
+    """
+    own = temporary_name(path)
+    prefix = own.name.removesuffix(f"{os.getpid()}.partial")
+    for found in path.parent.iterdir():
+        pid = found.name.removeprefix(prefix).removesuffix(".partial")
+        if found.name == f"{prefix}{pid}.partial" and pid.isdecimal() and not _runs(int(pid)):
+            found.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's; no number of a process
+        return True
+    return True
 
 
 def write_product(
@@ -55,6 +80,7 @@ def write_product(
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path)
     partial = temporary_name(path)
     try:
         with h5py.File(partial, "w") as file:

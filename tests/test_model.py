@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 
 from cobaya_cnnlens.errors import CNNLensError, SpectrumError
 from cobaya_cnnlens.model import BandpowerLikelihood
+from cobaya_cnnlens.release import read_release
 
 from .conftest import synthetic_release
 
@@ -75,6 +77,37 @@ def test_second_order_is_the_square_of_the_amplitude(release):
         t = 5.0 * kk + 0.4 * ee
         np.testing.assert_allclose(extra(kk, ee), t**2 * release.curvature, rtol=1e-6)
     np.testing.assert_allclose(extra(0.04, -0.5), 0.0, atol=1e-6 * release.bandpowers.max())
+
+
+@pytest.mark.parametrize("noise_debias", ["quadratic", "linear", "fixed"])
+@pytest.mark.parametrize("L_min", [None, 600])
+def test_model_is_the_sum_of_its_terms(noise_debias, L_min):
+    """µ of a shipped release, its terms one by one as the module's docstring writes them."""
+    shipped = read_release("laptop_high")
+    likelihood = BandpowerLikelihood(shipped, noise_debias, L_min=L_min)
+    l = np.arange(len(shipped.fiducial_kk))
+
+    def changes(edges, cl, fiducial):
+        power = [
+            [((2 * l + 1) * c)[low:high].sum() for c in (cl, fiducial)]
+            for low, high in itertools.pairwise(edges)
+        ]
+        return np.array([one / other - 1 for one, other in power])
+
+    for a, b in ((0, 0), (0.05, 0.02), (-0.2, 0.1), (0.4, -0.3)):
+        kk = shipped.fiducial_kk * (1 + a * (1 + l / 3000))
+        ee = shipped.fiducial_ee * (1 + b * np.cos(l / 200))
+        want = shipped.windows @ kk[: shipped.windows.shape[1]]
+        if noise_debias != "fixed":
+            d_kk = changes(shipped.kk_edges, kk, shipped.fiducial_kk)
+            d_ee = changes(shipped.ee_edges, ee, shipped.fiducial_ee)
+            want += shipped.kk_derivatives @ d_kk + shipped.ee_derivatives @ d_ee
+        if noise_debias == "quadratic":
+            t = shipped.kk_direction @ d_kk + shipped.ee_direction @ d_ee
+            want += shipped.curvature * t**2
+        kk[0] = np.nan  # no release looks there
+        got = likelihood.model(kk, ee)
+        np.testing.assert_allclose(got, want[likelihood.bins], rtol=1e-10)
 
 
 def test_nuisances_are_a_parabola_each(release, likelihood):

@@ -1,3 +1,9 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import h5py
 import numpy as np
 import pytest
@@ -48,6 +54,49 @@ def test_a_file_appears_whole(path, monkeypatch):
     with pytest.raises(InterruptedError):
         products.write_product(path, "sky", RECIPE, {"maps": np.ones((1, 2))})
     assert path.read_bytes() == before
+
+
+WRITE_AND_WAIT = """
+import sys, time
+from pathlib import Path
+from cobaya_cnnlens.products import temporary_name
+temporary_name(Path(sys.argv[1])).write_text("half")
+time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_left_is_removed(path):
+    """SIGKILL leaves a hidden file, and the next write of that product removes it; that of a
+    process which lives, of another product or of another machine stays."""
+
+    def start(target):
+        child = subprocess.Popen([sys.executable, "-c", WRITE_AND_WAIT, str(target)])
+        name = products.temporary_name(target).name.replace(str(os.getpid()), str(child.pid))
+        deadline = time.monotonic() + 30
+        while not (path.parent / name).exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return child, path.parent / name
+
+    other = path.with_name("b.h5")
+    (dead, left), (alive, kept), (second, another) = start(path), start(path), start(other)
+    foreign = path.with_name(f".a.h5.elsewhere.{dead.pid}.partial")
+    foreign.write_text("half")
+    try:
+        for child in (dead, second):
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+        assert left.exists()
+        products.write_product(path, "sky", RECIPE, {"maps": np.ones((2, 2))})
+        assert {p.name for p in path.parent.iterdir()} == {
+            "a.h5",
+            kept.name,
+            another.name,
+            foreign.name,
+        }
+    finally:
+        for child in (dead, alive, second):
+            child.kill()
+            child.wait()
 
 
 def test_missing(tmp_path):

@@ -16,6 +16,7 @@ from ..calibrate.assemble import calibration_of, make_release, read_derivatives
 from ..calibrate.bandpowers import e_and_b
 from ..calibrate.measure import read_bandpowers, signal_bandpowers, spectra_of
 from ..calibrate.nuisances import read_nuisances
+from ..calibrate.primary import read_joint
 from ..calibrate.response import standard_error
 from ..calibrate.windows import expected_e_and_b
 from ..config import Config
@@ -263,6 +264,39 @@ def nuisances_figure(config: Config):
     return figure
 
 
+def primary_figure(config: Config):
+    """Correlation of the lensing bandpowers with E and B power of the same test patches."""
+    joint = read_joint(config, networks_hash(config.network_paths))
+    names = {"ee": r"lensed $C_\ell^{EE}$", "bb": r"lensed $C_\ell^{BB}$"}
+    figure, axes = plt.subplots(1, 3, figsize=(16, 4.6))
+    for axis, (name, label) in zip(axes, names.items(), strict=False):
+        r = joint.block(joint.correlation, "kk", name)
+        limit = np.abs(r).max()
+        mesh = axis.pcolormesh(joint.edges, joint.edges, r, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        axis.set(xlabel=rf"$\ell$ of {label}", ylabel="$L$ of the lensing bandpower")
+        figure.colorbar(mesh, ax=axis, label="correlation coefficient")
+    # With the power of all bins below L = 1000 together, what single bins hide in their error.
+    low = joint.edges[1:] <= 1000
+    n = len(low)
+    weight = np.zeros(len(joint.mean))
+    weight[:n][low] = 1.0 / joint.mean[:n][low]
+    covariance = joint.covariance @ weight
+    sigma = np.sqrt(np.diag(joint.covariance) * (weight @ covariance))
+    together = (covariance / sigma).reshape(len(joint.blocks), n)
+    centres = 0.5 * (joint.edges[1:] + joint.edges[:-1])
+    for r, label in zip(together[1:], names.values(), strict=True):
+        error = (1 - r**2) / np.sqrt(joint.n_sim - 1)
+        axes[2].errorbar(centres, r, error, fmt=".-", label=label)
+    axes[2].axhline(0, color="k", lw=0.8)
+    axes[2].set(xlabel=r"$\ell$", ylabel="correlation with the lensing power at $L < 1000$")
+    axes[2].legend()
+    figure.suptitle(
+        f"{joint.n_sim} patches; error of one coefficient {joint.n_sim**-0.5:.3f}", size=10
+    )
+    figure.tight_layout()
+    return figure
+
+
 def coverage_figure(config: Config):
     """Ranks of the truth in the posteriors of the coverage surveys, and their pulls."""
     digest = estimator_hash(config)
@@ -308,4 +342,5 @@ STAGES: dict[str, Callable] = {
     "derivatives": derivatives_figure,
     "nuisances": nuisances_figure,
     "coverage": coverage_figure,
+    "primary": primary_figure,
 }

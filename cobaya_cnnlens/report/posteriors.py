@@ -39,7 +39,7 @@ def plot_posteriors(
     CNNLensError
         if a chain is missing, or a parameter is not in it
     """
-    samples = [_load(root) for root in roots]
+    samples = [load_chain(root) for root in roots]
     if params is None:
         params = [p.name for p in samples[0].paramNames.names if not p.isDerived]
         params = [p for p in params if all(s.paramNames.hasParam(p) for s in samples)]
@@ -76,7 +76,14 @@ def plot_posteriors(
     return path
 
 
-def _load(root: str):
+def load_chain(root: str):
+    """The getdist samples of a chain without its first fifth.
+
+    Raises
+    ------
+    CNNLensError
+        if there is none
+    """
     if not Path(f"{root}.1.txt").exists():
         raise CNNLensError(f"{root}.1.txt: no such chain; run cobaya-run first")
     return loadMCSamples(root, settings={"ignore_rows": 0.2})

@@ -10,10 +10,12 @@ from ..release import NUISANCES, Release
 
 if TYPE_CHECKING:
     from ..calibrate.nuisances import NuisanceCheck
+    from ..calibrate.primary import JointCovariance
     from ..config import Config
     from ..emulation import Errors
     from .coverage import CoverageTable
     from .forecast import Forecast
+    from .predictive import Predictive
     from .tables import Comparison, NoiseTable, PointsTable, ResidualTable
 
 
@@ -126,6 +128,54 @@ def format_comparison(table: Comparison) -> str:
         lines += ["", "scatter of <khat khat> of one patch between the networks (eq. 18), in %"]
         lines += [f"{L:7.1f}  {100 * s:6.2f}" for L, s in zip(table.L, table.scatter, strict=True)]
         lines.append(f"   mean  {100 * table.scatter.mean():6.2f}")
+    return "\n".join(lines)
+
+
+def format_predictive(check: Predictive) -> str:
+    """Posterior-predictive p, and χ² and PTE at the best fit."""
+    at = ", ".join(f"{name} = {value:.6g}" for name, value in check.best.items())
+    return "\n".join(
+        [
+            f"{len(check.chi2)} samples of the posterior, {len(check.data)} bins",
+            f"chi2(d, mu)               {check.chi2.mean():.2f} on average",
+            f"posterior-predictive p    {check.p:.4f}",
+            f"best sample               {at}",
+            f"chi2, PTE there           {check.best_chi2:.2f}, {check.best_pte:.4f} "
+            "(no parameter counted as fitted)",
+            f"chi2 less that on average {check.chi2.mean() - check.best_chi2:.2f} "
+            "(about the number of parameters that the data fix)",
+            f"largest difference from the chi2 in the chain  {check.difference:.2g}",
+        ]
+    )
+
+
+def format_joint(joint: JointCovariance, true: JointCovariance, largest: int = 8) -> str:
+    """Correlations of lensing with the primary CMB: the largest, and of neighbouring bins.
+
+    Parameters
+    ----------
+    joint, true : with the debiased bandpowers, and with those of the true κ
+    largest : how many of each pair of blocks
+    """
+    lines = [f"{joint.n_sim} patches; correlation coefficients with their Monte-Carlo errors"]
+    edges = joint.edges
+    for other in joint.blocks[1:]:
+        r = joint.block(joint.correlation, "kk", other)
+        error = joint.block(joint.correlation_error, "kk", other)
+        of_true = true.block(true.correlation, "kk", other)
+        # Σ z² of all pairs, each z of unit variance if there is no correlation.
+        z2 = (r.size, float(np.sum(r**2) * (joint.n_sim - 1.0)))
+        lines += [
+            "",
+            f"kk x {other}: mean {r.mean():+.4f}, sum of (r/error)^2 {z2[1]:.0f} for {z2[0]} pairs",
+            f"  L of kk      l of {other}        r       +-    with the true kappa",
+        ]
+        order = np.argsort(-np.abs(r), axis=None)[:largest]
+        for i, j in zip(*np.unravel_index(order, r.shape), strict=True):
+            lines.append(
+                f"  {edges[i]:4d}-{edges[i + 1]:<5d}  {edges[j]:4d}-{edges[j + 1]:<5d}  "
+                f"{r[i, j]:+.3f}  {error[i, j]:.3f}    {of_true[i, j]:+.3f}"
+            )
     return "\n".join(lines)
 
 

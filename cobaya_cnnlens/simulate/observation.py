@@ -16,7 +16,7 @@ AS_CONFIGURED = Systematics()
 
 @dataclass(frozen=True)
 class ObservedPatches:
-    """Masked maps of one sky, each (n_patches, n_pixels, n_pixels) float32.
+    """Maps of one sky, masked unless asked otherwise, each (n_patches, n_pixels, n_pixels) float32.
 
     ``q``, ``u`` : beamed, noisy Q̃, Ũ in µK; ``e`` : unlensed E in µK; ``kappa``
     """
@@ -33,6 +33,7 @@ def observe_sky(
     index: int,
     *,
     lensed: bool = True,
+    masked: bool = True,
     systematics: Systematics = AS_CONFIGURED,
 ) -> ObservedPatches:
     """Read one shard and apply beam, noise and mask.
@@ -43,13 +44,16 @@ def observe_sky(
     Parameters
     ----------
     lensed : False gives the unlensed Q, U with the same noise (null tests)
+    masked : False leaves the mask out (pure B puts its own on)
     systematics : how the instrument differs from the configuration's
     """
     names = (*(("lensed_q", "lensed_u") if lensed else ("q", "u")), "e", "kappa")
     q, u, e, kappa = shards.read_fields(
         config.sky_path(set_name, index), names, config.sky_recipe(set_name, index)
     )
-    mask = cosine_mask(config.patch, config.instrument.taper_deg).astype(np.float32)
+    mask = np.float32(1.0)
+    if masked:
+        mask = cosine_mask(config.patch, config.instrument.taper_deg).astype(np.float32)
     instrument = systematics.of(config.instrument)
     noise = sky_noise(config, set_name, index, len(q), instrument)
     q, u = (
