@@ -248,11 +248,11 @@ def primary(
     """Joint covariance of the lensing bandpowers with E and B power of the same patches."""
     loaded = _load(config)
     from .calibrate.primary import measure_primary, read_joint, write_joint
-    from .reconstruct.files import networks_hash
+    from .reconstruct.files import estimator_hash
     from .report.text import format_joint
 
     measure_primary(loaded, set_name, index)
-    digest = networks_hash(loaded.network_paths)
+    digest = estimator_hash(loaded)
     joint = read_joint(loaded, digest, set_name, index)
     true = read_joint(loaded, digest, set_name, index, true_kappa=True)
     typer.echo(format_joint(joint, true, largest))

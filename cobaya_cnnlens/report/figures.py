@@ -266,7 +266,7 @@ def nuisances_figure(config: Config):
 
 def primary_figure(config: Config):
     """Correlation of the lensing bandpowers with E and B power of the same test patches."""
-    joint = read_joint(config, networks_hash(config.network_paths))
+    joint = read_joint(config, estimator_hash(config))
     names = {"ee": r"lensed $C_\ell^{EE}$", "bb": r"lensed $C_\ell^{BB}$"}
     figure, axes = plt.subplots(1, 3, figsize=(16, 4.6))
     for axis, (name, label) in zip(axes, names.items(), strict=False):
