@@ -84,6 +84,16 @@ def train(config: ConfigFile) -> None:
     typer.echo(f"network in {loaded.trained_path}")
 
 
+@app.command("mean-field")
+def mean_field(config: ConfigFile) -> None:
+    """Measure the mean field of an estimator without a network (``baseline``)."""
+    loaded = _load(config)
+    if loaded.baseline is None:
+        raise ConfigError(f"{config}: key 'baseline' names no estimator; a network needs no field")
+    _network(loaded)
+    typer.echo(loaded.mean_field_path)
+
+
 @app.command()
 def reconstruct(
     config: ConfigFile,

@@ -8,7 +8,7 @@ from cobaya_cnnlens.config import load_study
 STUDY = config["study"]
 MEMBERS = load_study(STUDY)
 BY_PRODUCTS = {str(member.products): path for path, member in MEMBERS.items()}
-TRAINED = [m for m in MEMBERS.values() if m.network.pretrained is None]
+TRAINED = [m for m in MEMBERS.values() if not (m.network.pretrained or m.baseline)]
 FOLDER = next(iter(MEMBERS.values())).products.parent
 TABLE = str(FOLDER / (Path(STUDY).stem + ".txt"))
 FORECAST = str(FOLDER / (Path(STUDY).stem + "_omch2.txt"))
@@ -110,9 +110,30 @@ if TRAINED:
             "cnnlens train '{params.path}'"
 
 
+def instrument_of(wildcards):
+    """What has to be there before a member can reconstruct: its networks, or its mean field."""
+    found = member(wildcards)
+    return [str(p) for p in ([found.mean_field_path] if found.baseline else found.network_paths)]
+
+
+rule mean_field:
+    input:
+        lambda w: skies(member(w), "train"),
+    output:
+        "{products}/mean_field.h5",
+    params:
+        path=lambda w: BY_PRODUCTS[w.products],
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    shell:
+        "cnnlens mean-field '{params.path}'"
+
+
 rule bandpowers:
     input:
-        networks=lambda w: [str(p) for p in member(w).network_paths],
+        instrument_of,
         sky=lambda w: str(member(w).sky_path(w.set_name, int(w.index))),
     output:
         "{products}/bandpowers/{set_name}/sky_{index}.h5",
