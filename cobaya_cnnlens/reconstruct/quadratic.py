@@ -70,18 +70,13 @@ def n0_iterated(
     plane = _Plane(band)
     nodes = np.unique(np.geomspace(4, band.lmax, 60).round()).astype(float)
     grid = np.arange(len(pp), dtype=float)
-    lens_power = ee
+    lensed_b = np.array([plane.lensed_b(l, ee, pp) for l in nodes])
     wiener_e = np.divide(ee**2, ee + noise, out=np.zeros_like(ee), where=ee > 0)
     phi_noise = np.full(len(pp), np.inf)
     zero = np.zeros_like(ee)
     while True:
         wiener_phi = np.divide(pp**2, pp + phi_noise, where=pp > 0, out=np.zeros_like(pp))
-        residual = np.array(
-            [
-                plane.lensed_b(l, lens_power, pp) - plane.lensed_b(l, wiener_e, wiener_phi)
-                for l in nodes
-            ]
-        )
+        residual = lensed_b - [plane.lensed_b(l, wiener_e, wiener_phi) for l in nodes]
         bb_total = np.exp(
             np.interp(np.log(grid[: len(noise)].clip(1)), np.log(nodes), np.log(residual))
         )
