@@ -62,7 +62,7 @@ def test_wrong_values_are_all_named(content, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sky": {"lmax": 2600, "band_limit": 3000}}, "Nyquist"),
+        ({"sky": {"lmax": 2300, "band_limit": 3000}}, "Nyquist"),
         ({"camb": {"lmax": 2000}}, r"camb\.lmax must reach"),
         ({"derivatives": {"kk_edges": [2, 500, 400], "ee_edges": [2, 9]}}, "must ascend"),
         (

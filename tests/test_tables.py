@@ -11,6 +11,7 @@ from cobaya_cnnlens.calibrate.measure import spectra_of
 from cobaya_cnnlens.calibrate.windows import bandpower_windows
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.model import BandpowerLikelihood
+from cobaya_cnnlens.reconstruct.quadratic import n0_iterated
 from cobaya_cnnlens.report import tables
 from cobaya_cnnlens.report.coverage import coverage_table
 from cobaya_cnnlens.report.forecast import forecast
@@ -27,6 +28,24 @@ from .conftest import synthetic_release
 
 HASH = "a" * 64
 RESPONSE, NOISE = 0.5, 3.0
+
+
+@pytest.fixture(autouse=True)
+def curves_once(monkeypatch, curves):
+    """The analytic curves of one instrument and cosmology are worked out once for all tests."""
+
+    def remembered(L, spectra, *instrument_and_filter):
+        key = (*L, *instrument_and_filter, spectra.kk.tobytes())
+        if key not in curves:
+            curves[key] = n0_iterated(L, spectra, *instrument_and_filter)
+        return curves[key]
+
+    monkeypatch.setattr(tables, "n0_iterated", remembered)
+
+
+@pytest.fixture(scope="module")
+def curves():
+    return {}
 
 
 def with_bandpowers(config, name, noise, seed, modes=200):
