@@ -1,54 +1,106 @@
-import json
-from dataclasses import replace
-from pathlib import Path
+"""The quadratic and the iterated estimators on periodic patches without a mask, where analytic
+noise and response are known."""
 
 import numpy as np
 import pytest
+import scipy.fft
 
-from cobaya_cnnlens.errors import CNNLensError
-from cobaya_cnnlens.reconstruct.quadratic import Filter, _Plane, n0_eb, n0_iterated
+from cobaya_cnnlens.calibrate.bandpowers import Bins, FlatSpectra
+from cobaya_cnnlens.reconstruct.iterative import WienerEstimator
+from cobaya_cnnlens.reconstruct.n0 import Filter, n0_eb
+from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
+from cobaya_cnnlens.reconstruct.wiener import Box
 from cobaya_cnnlens.simulate.instrument import Instrument
+from cobaya_cnnlens.simulate.patches import PatchGeometry
 
-REFERENCE = json.loads((Path(__file__).parent / "fixtures" / "n0_eb_pytempura.json").read_text())
-L = np.array([300.0, 1000.0, 2000.0])
-
-
-@pytest.mark.parametrize("level", ["1", "2", "5"])
-def test_n0_against_pytempura(fiducial, level):
-    """The curved-sky EB normalisation of an independent package; see the fixture's note."""
-    found = n0_eb(L, fiducial, Instrument(float(level)))
-    np.testing.assert_allclose(found, REFERENCE["n0_kappa"][level], rtol=0.01)
+GEOMETRY = PatchGeometry(pad=0)
+INSTRUMENT = Instrument(noise_uk_arcmin=1.0, beam_fwhm_arcmin=1.0)
+N = 24
 
 
-def test_first_order_lensed_b_against_camb(fiducial):
-    plane = _Plane(Filter(2, 5000))
-    for l in (300, 1000, 2000):
-        found = plane.lensed_b(float(l), fiducial.ee, fiducial.pp)
-        assert found == pytest.approx(fiducial.lensed_bb[l], rel=0.015)
+@pytest.fixture(scope="module")
+def patches(fiducial):
+    """Periodic patches: Q + iU as observed, and κ; unlensed E alone."""
+    box = Box(GEOMETRY, INSTRUMENT, 4600, border=0)
+    generator = np.random.default_rng(1)
+
+    def field(cl):
+        white = scipy.fft.fft2(generator.standard_normal((box.n, box.n)))
+        return white * np.sqrt(box.spectrum(cl)) / box.pixel
+
+    maps, kappas = [], []
+    rms = INSTRUMENT.noise_rms(GEOMETRY)
+    for _ in range(N):
+        e, phi = field(fiducial.ee), field(fiducial.pp)
+        lensed = box.blur(box.at(box.turn * e, box.positions(phi)))
+        noise = rms * generator.standard_normal((2, box.n, box.n))
+        maps.append(lensed + noise[0] + 1j * noise[1])
+        kappas.append(scipy.fft.ifft2(0.5 * box.ell**2 * phi).real)
+    return np.array(maps), np.array(kappas)
 
 
-def test_delensing_lowers_the_noise_where_b_is_lensing(fiducial):
-    ratio = {
-        level: n0_iterated(L, fiducial, Instrument(level)) / n0_eb(L, fiducial, Instrument(level))
-        for level in (1.0, 5.0)
-    }
-    assert (ratio[1.0] < 0.75).all()
-    assert (ratio[5.0] < 1.0).all()
-    assert (ratio[1.0] < ratio[5.0]).all()
+@pytest.fixture(scope="module")
+def spectra():
+    return FlatSpectra(GEOMETRY, Bins(100, 380, 5), np.ones((128, 128)))
 
 
-def test_iterated_noise_without_lensing_is_that_of_unlensed_b(fiducial):
-    """With φ = 0 there is nothing to delens: N0 is the QE's with B = 0 in filter and response."""
-    bare = replace(
-        fiducial,
-        kk=1e-6 * fiducial.kk,
-        lensed_ee=fiducial.ee,
-        lensed_bb=np.zeros_like(fiducial.ee),
+def measure(estimator, patches, spectra):
+    """Response and ⟨κ̂κ̂⟩/R² − C of every patch."""
+    maps, kappa = patches
+    found = spectra.transform(estimator.reconstruct(maps.real, maps.imag))
+    true = spectra.transform(kappa)
+    auto, cross, truth = (
+        spectra.cross(a, b) for a, b in ((found, found), (true, found), (true, true))
     )
-    found = n0_iterated(L, bare, Instrument(1.0))
-    np.testing.assert_allclose(found, n0_eb(L, bare, Instrument(1.0)), rtol=5e-3)
+    response = cross.mean(0) / truth.mean(0)
+    error = (cross - response * truth).std(0, ddof=1) / np.sqrt(len(maps)) / truth.mean(0)
+    return response, error, auto / response**2 - truth
 
 
-def test_short_spectra_are_refused(fiducial):
-    with pytest.raises(CNNLensError, match="filter needs 6000"):
-        n0_eb(L, fiducial, Instrument(), Filter(72, 6000))
+def test_eb_response_and_noise_without_a_mask(fiducial, patches, spectra):
+    """R is one to the few per cent by which lensed spectra in the weights are off, N is N0 and, at
+    low L, the N1 that makes it larger."""
+    estimator = QuadraticEstimator(
+        GEOMETRY, INSTRUMENT, np.ones((128, 128)), fiducial, band=Filter(72, 4600)
+    )
+    response, error, noise = measure(estimator, patches, spectra)
+    assert (np.abs(response - 1.0) < 0.03 + 3 * error).all(), (response, error)
+    n0 = n0_eb(spectra.bins.centres, fiducial, INSTRUMENT)
+    scatter = noise.std(0, ddof=1) / np.sqrt(N)
+    assert (noise.mean(0) - 0.97 * n0 > -3 * scatter).all(), (noise.mean(0) / n0, scatter / n0)
+    assert (noise.mean(0) - 1.15 * n0 < 3 * scatter).all(), (noise.mean(0) / n0, scatter / n0)
+
+
+def test_estimators_in_order_of_what_they_know(fiducial, patches, spectra):
+    """Every step beyond EB alone lowers the noise of the same patches: EE with it, then
+    delensing."""
+    ones = np.ones((128, 128))
+    estimators = [
+        QuadraticEstimator(GEOMETRY, INSTRUMENT, ones, fiducial),
+        QuadraticEstimator(GEOMETRY, INSTRUMENT, ones, fiducial, "mv"),
+        WienerEstimator(GEOMETRY, INSTRUMENT, ones, fiducial, passes=6),
+    ]
+    few = tuple(values[:6] for values in patches)
+    noise = [measure(estimator, few, spectra)[2].mean(0)[1:4].mean() for estimator in estimators]
+    assert noise[1] < noise[0]
+    assert noise[2] < 0.75 * noise[1]
+
+
+def test_pure_b_takes_the_leakage_out(fiducial):
+    """Of a masked, noiseless, unlensed sky of E modes alone, naive B is what the mask makes."""
+    box = Box(PatchGeometry(n_pixels=256, pad=0, size_deg=10.0), Instrument(0.0, 0.0), 3000, 0)
+    white = np.random.default_rng(2).standard_normal((box.n, box.n))
+    e = scipy.fft.fft2(white) * np.sqrt(box.spectrum(fiducial.ee)) / box.pixel
+    patch = box.at(box.turn * e, None)[:128, :128]
+    from cobaya_cnnlens.simulate.instrument import cosine_mask
+
+    mask = cosine_mask(GEOMETRY, 0.5)
+    power = {}
+    for leakage in ("naive", "pure"):
+        estimator = QuadraticEstimator(
+            GEOMETRY, Instrument(1.0, 0.0), mask, fiducial, leakage=leakage
+        )
+        modes = estimator._modes(mask * patch.real, mask * patch.imag)
+        inside = (estimator._box.ell > 300) & (estimator._box.ell < 2500)
+        power[leakage] = np.mean(np.abs(modes["b"][inside]) ** 2)
+    assert power["pure"] < 1e-3 * power["naive"]

@@ -11,7 +11,7 @@ from cobaya_cnnlens.calibrate.measure import spectra_of
 from cobaya_cnnlens.calibrate.windows import bandpower_windows
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.model import BandpowerLikelihood
-from cobaya_cnnlens.reconstruct.quadratic import n0_iterated
+from cobaya_cnnlens.reconstruct.n0 import n0_iterated
 from cobaya_cnnlens.report import tables
 from cobaya_cnnlens.report.coverage import coverage_table
 from cobaya_cnnlens.report.forecast import forecast

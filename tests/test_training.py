@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import pytest
 
-from cobaya_cnnlens.calibrate.bandpowers import mode_vectors, polarisation_angles
 from cobaya_cnnlens.config import Phase
 from cobaya_cnnlens.errors import NetworkError, ProductError
+from cobaya_cnnlens.flat import mode_vectors, polarisation_angles
 from cobaya_cnnlens.reconstruct import resunet, training
 from cobaya_cnnlens.simulate.instrument import cosine_mask
 from cobaya_cnnlens.simulate.shards import FIELDS, write_shard

@@ -20,9 +20,10 @@ from tqdm import tqdm
 from .. import products
 from ..config import Config
 from ..errors import CNNLensError
+from ..flat import mode_vectors
 from ..simulate.observation import ObservedPatches, observe_sky
 from .assemble import calibration_of
-from .bandpowers import FlatSpectra, e_and_b, mode_vectors, pure_b
+from .bandpowers import FlatSpectra, e_and_b, pure_b
 from .covariance import sample_covariance
 from .measure import read_bandpowers, spectra_of
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .bandpowers import FlatSpectra, mode_vectors, polarisation_angles
+from ..flat import mode_vectors, polarisation_angles
+from .bandpowers import FlatSpectra
 
 
 def bandpower_windows(spectra: FlatSpectra, lmax: int) -> np.ndarray:

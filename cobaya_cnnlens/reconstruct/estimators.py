@@ -12,6 +12,7 @@ from ..simulate.observation import observe_sky
 from ..simulate.stage import spectra_for
 from . import Estimator
 from .iterative import WienerEstimator
+from .quadratic import QuadraticEstimator
 
 KIND = "mean field"
 # Patches at a time while the mean field is summed.
@@ -52,13 +53,11 @@ def _baseline(config: Config) -> Estimator:
     mask = cosine_mask(config.patch, config.instrument.taper_deg)
     theory = spectra_for(config, config.cosmology)
     if baseline.kind == "quadratic":
-        from .quadratic import QuadraticEstimator
-
         return QuadraticEstimator(
             config.patch,
+            config.instrument,
             mask,
             theory,
-            config.instrument,
             combination=baseline.combination,
             leakage=baseline.leakage,
         )

@@ -26,11 +26,9 @@ import scipy.fft
 from ..simulate.instrument import Instrument
 from ..simulate.patches import PatchGeometry
 from ..theory import Spectra
-from .quadratic import Filter, delensing_passes
-from .wiener import Box, WienerFilter
+from .n0 import Filter, delensing_passes
+from .wiener import FLOOR, Box, WienerFilter
 
-# White noise in µK' that stands for none: the filter divides by the noise.
-FLOOR = 0.1
 # Fraction of a step that is taken after the first. Steps change the slope by up to twice what the
 # analytic N says; .3 and .45 converge, 1 and .7 swing with growing amplitude.
 DAMPING = 0.45

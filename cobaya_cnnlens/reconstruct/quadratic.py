@@ -1,156 +1,102 @@
-"""Quadratic estimators: analytic reconstruction noise (Hu & Okamoto 2002, Smith et al. 2012).
+"""Quadratic estimators of filtered E and B of masked patches (Hu & Okamoto 2002), flat sky.
 
-Flat sky. With l2 = L − l1 and φ12 the angle between them, the EB response is
+With P_l = e^{2iϑ}(E_l + iB_l), filtered once by C/(C + N) and once by 1/(C + N), the estimator is
 
-    f = [C^EE_l1 (L·l1) − C^BB_l2 (L·l2)] sin 2φ12,
+    g = −∇·Re[P̄* ∇P^W],   φ̂_L = N0_L g_L,
 
-the minimum-variance noise N0^φ = [∫ d²l1/(2π)² f² / (C^EE,tot_l1 C^BB,tot_l2)]⁻¹, and
-N0^κ = [L(L+1)]² N0^φ / 4. (In Caldeira et al. 2018 eq. 6 reads l·(L−l) for L·l, and eq. 8 lacks
-a power of 2π and gives R, not 1/R.)
+the slope of ln p(d | φ) at φ = 0 where every mode is filtered by itself, with lensed spectra: the
+pair (B̄, E^W) and its mirror image are EB, (Ē, E^W) is EE. On a masked patch the modes are mixed;
+what the mask makes of E is counted as B ("naive", as in Caldeira et al. 2018), unless B is pure.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
+import scipy.fft
 
-from ..errors import CNNLensError
-from ..simulate.instrument import ARCMIN, Instrument
+from ..flat import pure_b_modes
+from ..simulate.instrument import Instrument
+from ..simulate.patches import PatchGeometry
 from ..theory import Spectra
+from .n0 import Filter, n0_eb, polarisation_noise
+from .wiener import FLOOR, Box
+
+# Which of E and B is filtered by 1/(C + N), and which by C/(C + N).
+PAIRS = {"eb": [("b", "e"), ("e", "b")], "ee": [("e", "e")]}
+PAIRS["mv"] = [*PAIRS["eb"], *PAIRS["ee"]]
 
 
-@dataclass(frozen=True)
-class Filter:
-    """Multipoles lmin ≤ l ≤ lmax of E and B that enter the estimator."""
+class QuadraticEstimator:
+    """κ̂ of masked patches by a quadratic estimator, normalised by the EB estimator's N0.
 
-    lmin: int = 72
-    lmax: int = 4600
-
-
-def polarisation_noise(instrument: Instrument, lmax: int) -> np.ndarray:
-    """Beam-deconvolved white-noise spectrum of E and of B, (lmax + 1,) in µK²."""
-    white = (instrument.noise_uk_arcmin * ARCMIN) ** 2
-    return white / instrument.beam(np.arange(lmax + 1)) ** 2
-
-
-def n0_eb(
-    L: np.ndarray, spectra: Spectra, instrument: Instrument, band: Filter = Filter()
-) -> np.ndarray:
-    """N0^κ of the EB quadratic estimator at multipoles ``L``; same shape.
-
-    The response and the filters hold lensed spectra.
-
-    Raises
-    ------
-    CNNLensError
-        if the spectra end below the filter's lmax
+    Parameters
+    ----------
+    geometry, instrument : of the patches; modes are those of the patch, taken as periodic
+    mask : (n, n) that the maps carry
+    spectra : fiducial, whose lensed spectra are used
+    combination : "eb", "ee" or "mv", their sum
+    leakage : "naive" or "pure"; "pure" divides by the mask and needs one that tapers to the edge
+    band : multipoles of E and B in use
     """
-    ee, bb, noise = _inputs(spectra, instrument, band)
-    plane = _Plane(band)
-    phi_noise = np.array([plane.eb_noise(x, ee, bb, ee + noise, bb + noise) for x in L])
-    return _to_convergence(L, phi_noise)
 
-
-def n0_iterated(
-    L: np.ndarray,
-    spectra: Spectra,
-    instrument: Instrument,
-    band: Filter = Filter(),
-    tolerance: float = 1e-3,
-) -> np.ndarray:
-    """N0^κ of the iterated EB estimator at multipoles ``L``; same shape.
-
-    Reconstruction and delensing of B alternate until N0 moves by less than ``tolerance``
-    (Smith et al. 2012, arXiv:1010.0048, with the residual B of their eq. 12).
-    """
-    phi_noise = None
-    for new, _ in delensing_passes(spectra, instrument, band):
-        moved = np.inf if phi_noise is None else np.max(np.abs(np.log(new / phi_noise)))
-        phi_noise = new
-        if moved < tolerance:
-            return _to_convergence(L, np.interp(L, np.arange(len(phi_noise)), phi_noise))
-
-
-def delensing_passes(spectra: Spectra, instrument: Instrument, band: Filter = Filter()):
-    """The passes of the iterated EB estimator, without end: N0^φ at every L of C^φφ, and the power
-    of the B modes, lensed or left by delensing, that it saw, in µK² at l up to the filter's lmax.
-
-    The first pass is the quadratic estimator's.
-    """
-    _, _, noise = _inputs(spectra, instrument, band)
-    ee = spectra.ee[: band.lmax + 1]
-    pp = spectra.pp
-    plane = _Plane(band)
-    nodes = np.unique(np.geomspace(4, band.lmax, 60).round()).astype(float)
-    grid = np.arange(len(pp), dtype=float)
-    wiener_e = np.divide(ee**2, ee + noise, out=np.zeros_like(ee), where=ee > 0)
-    lensed = np.array([plane.lensed_b(l, ee, pp) for l in nodes])
-    zero = np.zeros_like(ee)
-    residual = lensed
-    while True:
-        bb = np.exp(np.interp(np.log(grid[: len(noise)].clip(1)), np.log(nodes), np.log(residual)))
-        at_nodes = np.array([plane.eb_noise(x, ee, zero, ee + noise, bb + noise) for x in nodes])
-        phi_noise = np.exp(np.interp(np.log(grid.clip(1)), np.log(nodes), np.log(at_nodes)))
-        yield phi_noise, bb
-        wiener_phi = np.divide(pp**2, pp + phi_noise, where=pp > 0, out=np.zeros_like(pp))
-        residual = lensed - np.array([plane.lensed_b(l, wiener_e, wiener_phi) for l in nodes])
-
-
-def _to_convergence(L, phi_noise):
-    L = np.asarray(L, dtype=float)
-    return 0.25 * (L * (L + 1.0)) ** 2 * phi_noise
-
-
-def _inputs(spectra, instrument, band):
-    if spectra.lmax < band.lmax:
-        raise CNNLensError(f"spectra end at l = {spectra.lmax}, the filter needs {band.lmax}")
-    stop = slice(band.lmax + 1)
-    return (
-        spectra.lensed_ee[stop],
-        spectra.lensed_bb[stop],
-        polarisation_noise(instrument, band.lmax),
-    )
-
-
-class _Plane:
-    """Polar quadrature over l1 within the filter's annulus."""
-
-    def __init__(self, band: Filter, n_radius: int = 300, n_angle: int = 120):
-        self.band = band
-        edges = np.linspace(band.lmin, band.lmax, n_radius + 1)
-        self.l1 = 0.5 * (edges[1:] + edges[:-1])[:, None]
-        angle = (np.arange(n_angle) + 0.5) * np.pi / n_angle  # upper half plane, counted twice
-        self.cos, self.sin = np.cos(angle)[None], np.sin(angle)[None]
-        self.measure = (
-            2.0 * self.l1 * np.diff(edges)[:, None] * (np.pi / n_angle) / (2 * np.pi) ** 2
+    def __init__(
+        self,
+        geometry: PatchGeometry,
+        instrument: Instrument,
+        mask: np.ndarray,
+        spectra: Spectra,
+        combination: str = "eb",
+        leakage: str = "naive",
+        band: Filter | None = None,
+    ):
+        band = band or Filter(
+            round(geometry.fundamental), min(int(geometry.nyquist), spectra.lmax, 4600)
         )
-        self.ell = np.arange(band.lmax + 1)
+        self._box = box = Box(geometry, instrument, band.lmax, border=0)
+        self._mask = mask if leakage == "pure" else None
+        self._pairs = PAIRS[combination]
+        floored = replace(instrument, noise_uk_arcmin=max(instrument.noise_uk_arcmin, FLOOR))
+        noise = polarisation_noise(floored, band.lmax)
+        inside = box.band & (box.ell >= band.lmin)
+        self._inverse, self._wiener = {}, {}
+        for name, cl in (("e", spectra.lensed_ee), ("b", spectra.lensed_bb)):
+            power = box.spectrum(cl[: band.lmax + 1])
+            total = power + box.spectrum(noise)
+            self._inverse[name] = np.divide(1.0, total, out=np.zeros_like(total), where=inside)
+            self._wiener[name] = power * self._inverse[name]
+        nodes = np.unique(np.geomspace(10, band.lmax, 40).round())
+        ell = np.maximum(box.ell, 1.0)
+        kappa_noise = np.log(n0_eb(nodes, spectra, floored, band))
+        # κ_L = ½ L² φ_L of φ̂_L = N0^φ g_L.
+        self._weight = 2.0 / ell**2 * np.exp(np.interp(np.log(ell), np.log(nodes), kappa_noise))
 
-    def _triangle(self, L):
-        """|l2|, L·l1 and sin² 2φ12 for l2 = L − l1."""
-        x, y = self.l1 * self.cos, self.l1 * self.sin
-        l2 = np.hypot(L - x, y)
-        dot = (x * (L - x) - y * y) / (self.l1 * l2)
-        cross = (-x * y - y * (L - x)) / (self.l1 * l2)
-        return l2, L * x, (2.0 * dot * cross) ** 2
+    def reconstruct(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
+        """Masked Q̃, Ũ in µK, each (n, ny, nx) → κ̂ (n, ny, nx)."""
+        return np.array([self._one(*maps) for maps in zip(q, u, strict=True)])
 
-    def _inside(self, l2):
-        return (l2 >= self.band.lmin) & (l2 <= self.band.lmax)
+    def _one(self, q, u):
+        box = self._box
+        modes = self._modes(q, u)
+        total = 0.0
+        for inverse, wiener in self._pairs:
+            left = box.at(box.turn * self._inverse[inverse] * modes[inverse], None)
+            right = 1j * box.turn * self._wiener[wiener] * modes[wiener]
+            total = total - 1j * sum(
+                l * scipy.fft.fft2((np.conj(left) * box.at(l * right, None)).real)
+                for l in (box.ly, box.lx)
+            )
+        return scipy.fft.ifft2(np.where(box.band, self._weight * total, 0.0)).real
 
-    def eb_noise(self, L, ee, bb, ee_total, bb_total):
-        l2, dot1, sin2 = self._triangle(L)
-        response = np.interp(self.l1, self.ell, ee) * dot1
-        response = response - np.interp(l2, self.ell, bb) * (L * L - dot1)
-        weight = 1.0 / (np.interp(self.l1, self.ell, ee_total) * np.interp(l2, self.ell, bb_total))
-        integrand = np.where(self._inside(l2), response**2 * sin2 * weight, 0.0)
-        return 1.0 / np.sum(integrand * self.measure)
-
-    def lensed_b(self, l, ee, pp):
-        """First-order lensed B: ∫ [l1·(l − l1)]² sin² 2φ_{l1,l} C^EE_l1 C^φφ_{|l−l1|}."""
-        x, y = self.l1 * self.cos, self.l1 * self.sin
-        L = np.hypot(l - x, y)
-        dot = x * (l - x) - y * y
-        sin2 = (2.0 * self.cos * self.sin) ** 2
-        weight = np.interp(self.l1, self.ell, ee) * np.interp(L, np.arange(len(pp)), pp, right=0.0)
-        return np.sum(dot**2 * sin2 * weight * self.measure)
+    def _modes(self, q, u):
+        """E_l and iB_l with the beam divided out."""
+        box = self._box
+        x = np.conj(box.turn) * scipy.fft.fft2(q + 1j * u) / box.beam
+        mirrored = np.conj(np.roll(x[::-1, ::-1], 1, (0, 1)))
+        found = {"e": 0.5 * (x + mirrored), "b": 0.5 * (x - mirrored)}
+        if self._mask is not None:
+            pure = pure_b_modes(q / self._mask, u / self._mask, self._mask, box.pixel)
+            real = np.fft.irfft2(pure / box.pixel**2, s=q.shape)
+            found["b"] = 1j * scipy.fft.fft2(real) / box.beam
+        return found

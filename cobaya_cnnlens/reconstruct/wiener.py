@@ -28,6 +28,8 @@ from ..simulate.patches import PatchGeometry
 
 # Of the non-uniform Fourier transforms, relative.
 EPSILON = 1e-6
+# White noise in µK' that stands for none: filters divide by the noise.
+FLOOR = 0.1
 
 
 class Box:

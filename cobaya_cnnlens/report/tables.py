@@ -20,7 +20,7 @@ from ..calibrate.response import Calibration, calibrate, standard_error
 from ..config import Config
 from ..errors import CNNLensError
 from ..model import BandpowerLikelihood
-from ..reconstruct.quadratic import Filter, n0_eb, n0_iterated
+from ..reconstruct.n0 import Filter, n0_eb, n0_iterated
 from ..release import Release
 from ..simulate.stage import spectra_for
 from ..statistics import chi2_pte, hotelling_pte, inverse_covariance, pte_to_sigma
