@@ -103,8 +103,7 @@ class Training(Section):
     weighs the modes of κ's error so that every L counts by its relative error.
     ``noise_max_uk_arcmin`` draws the noise of each patch between 0 and this instead of using the
     instrument's; ``depth_variation`` lets ln(rms) vary by this much across every third patch.
-    ``jit_compile`` compiles with XLA, to train and to reconstruct; networks and sets so small that
-    compiling costs more than it saves go without.
+    ``jit_compile`` compiles with XLA, for which a minute goes before the first step.
     """
 
     phases: list[Phase] = Field(min_length=1)
@@ -123,9 +122,11 @@ class Training(Section):
 
 class Reconstruction(Section):
     """How the network is applied: ``symmetries`` 8 averages κ̂ over the symmetries of the square,
-    at eight times the cost of 1."""
+    at eight times the cost of 1. ``jit_compile`` compiles with XLA; a network so small that it runs
+    for less time than that takes goes without."""
 
     symmetries: Literal[1, 8] = 1
+    jit_compile: bool = True
 
 
 class Baseline(Section):

@@ -9,6 +9,7 @@ from cobaya.model import get_model
 import yaml
 from cobaya_cnnlens.emulator import read_emulator
 from cobaya_cnnlens.model import BandpowerLikelihood
+from cobaya_cnnlens.nodes import NodeCAMB
 from cobaya_cnnlens.release import read_release, shipped_releases, write_release
 from cobaya_cnnlens.selfcheck import CLASS_SETTINGS, theory_offset
 from cobaya_cnnlens.theory import convergence_from_potential
@@ -19,6 +20,22 @@ NAME = "cobaya_cnnlens.CNNLens"
 # The instrument of the simulations, known exactly.
 INSTRUMENT = {f"cnnlens_{name}": 0 for name in ("gain", "beam", "noise", "angle")}
 INPUTS = sorted((REPOSITORY / "yaml").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nodes_once():
+    """What CAMB gives at a node is kept, by all that fixed it, for every model made here."""
+    kept, run = {}, NodeCAMB._run_camb
+
+    def remembered(self, at):
+        key = repr((self._lmax, self._fixed, at, self.extra_args))
+        if key not in kept:
+            kept[key] = run(self, at)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NodeCAMB, "_run_camb", remembered)
+        yield
 
 
 @pytest.fixture

@@ -270,7 +270,7 @@ def network_estimator(config: Config) -> NetworkEstimator | EnsembleEstimator:
             load_network(path),
             symmetries=config.reconstruction.symmetries,
             noise_rms=config.instrument.noise_rms(config.patch),
-            jit_compile=config.training.jit_compile,
+            jit_compile=config.reconstruction.jit_compile,
         )
         for path in config.network_paths
     ]
