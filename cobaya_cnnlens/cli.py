@@ -373,6 +373,30 @@ def evaluate(
 
 
 @app.command()
+def n0(
+    estimator: Annotated[str, typer.Option(help="eb, ee, mv (both) or eb-iterative.")] = "eb",
+    noise: Annotated[float, typer.Option(help="White noise of Q and of U, µK-arcmin.")] = 1.0,
+    beam: Annotated[float, typer.Option(help="FWHM of the beam, arcmin.")] = 1.0,
+    lmin: Annotated[int, typer.Option(help="Lowest multipole of E and B.")] = 72,
+    lmax: Annotated[int, typer.Option(help="Highest multipole of E and B.")] = 4600,
+    multipole: Annotated[
+        list[int] | None, typer.Option(help="L to print; repeatable; 20 of them by default.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="CSV file to write too.")] = None,
+) -> None:
+    """Analytic reconstruction noise N0 of κ at the fiducial cosmology, beside C_L of κ."""
+    _config_module()
+    from .reconstruct.n0 import Filter
+    from .report.analytic import analytic_noise
+    from .simulate.instrument import Instrument
+
+    table = analytic_noise(estimator, Instrument(noise, beam), Filter(lmin, lmax), multipole)
+    typer.echo(table.text())
+    if out:
+        table.write(out)
+
+
+@app.command()
 def compare(
     configs: Annotated[list[Path], typer.Argument(help="Pipeline configurations or studies.")],
     merge: Annotated[int, typer.Option(min=1, help="Neighbouring bins to take together.")] = 1,

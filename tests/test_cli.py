@@ -10,7 +10,7 @@ from cobaya_cnnlens.release import write_release
 COMMANDS = [
     *("spectra", "skies", "train", "reconstruct", "derivatives", "evaluate", "recover"),
     *("plot", "figure", "release make", "release show", "release list", "release check"),
-    *("compare", "forecast", "release export"),
+    *("compare", "forecast", "release export", "n0", "mean-field", "primary", "predictive"),
 ]
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from cobaya_cnnlens.cli import app
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.reconstruct.n0 import Filter, _Plane, n0_eb, n0_iterated
 from cobaya_cnnlens.simulate.instrument import Instrument
@@ -52,3 +54,18 @@ def test_iterated_noise_without_lensing_is_that_of_unlensed_b(fiducial):
 def test_short_spectra_are_refused(fiducial):
     with pytest.raises(CNNLensError, match="filter needs 6000"):
         n0_eb(L, fiducial, Instrument(), Filter(72, 6000))
+
+
+def test_the_table_of_a_command(tmp_path):
+    """`cnnlens n0` prints what the functions give, and writes it as CSV."""
+    options = ["--estimator", "ee", "--multipole", "300", "--multipole", "1000", "--lmax", "3000"]
+    path = tmp_path / "n0.csv"
+    result = CliRunner().invoke(app, ["n0", *options, "--out", str(path)])
+    assert result.exit_code == 0, result.output
+    table = np.genfromtxt(path, delimiter=",", names=True)
+    np.testing.assert_array_equal(table["L"], [300, 1000])
+    assert f"{table['n0_kappa'][1]:11.4e}" in result.output
+    for wrong in (["--estimator", "xy"], ["--lmax", "50"], ["--noise", "0"], ["--multipole", "1"]):
+        result = CliRunner().invoke(app, ["n0", *wrong])
+        assert isinstance(result.exception, CNNLensError)
+        assert wrong[0] in str(result.exception)

@@ -8,7 +8,7 @@ import scipy.fft
 from cobaya_cnnlens.calibrate.bandpowers import Bins, FlatSpectra
 from cobaya_cnnlens.flat import mode_vectors
 from cobaya_cnnlens.reconstruct.iterative import WienerEstimator
-from cobaya_cnnlens.reconstruct.n0 import Filter, n0_eb
+from cobaya_cnnlens.reconstruct.n0 import ESTIMATORS, Filter, n0_eb
 from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
 from cobaya_cnnlens.reconstruct.wiener import Box
 from cobaya_cnnlens.simulate.instrument import Instrument, cosine_mask
@@ -70,9 +70,9 @@ def test_eb_response_without_a_mask(fiducial, patches, spectra):
     assert (error[1:] < 0.02).all()
 
 
-def test_eb_noise_of_gaussian_maps_is_n0(fiducial, spectra):
+def test_noise_of_gaussian_maps_is_n0(fiducial, spectra):
     """Of Gaussian E and B with the lensed spectra and noise, κ̂κ̂* is the analytic N0 of each bin's
-    modes, and nothing else."""
+    modes, and nothing else; EE and both together are normalised as EB is."""
     box = Box(GEOMETRY, INSTRUMENT, 4600, border=0)
     generator = np.random.default_rng(3)
     roots = [np.sqrt(box.spectrum(c)) / box.pixel for c in (fiducial.lensed_ee, fiducial.lensed_bb)]
@@ -82,13 +82,19 @@ def test_eb_noise_of_gaussian_maps_is_n0(fiducial, spectra):
         x = roots[0] * scipy.fft.fft2(e) + 1j * roots[1] * scipy.fft.fft2(b)
         maps.append(box.blur(box.at(box.turn * x, None)) + rms * (noise[0] + 1j * noise[1]))
     maps = np.array(maps)
-    found = spectra.auto(eb(fiducial).reconstruct(maps.real, maps.imag))
     L = np.arange(100.0, 2001.0, 50.0)
-    n0 = np.interp(np.hypot(*mode_vectors(128, GEOMETRY.pixel)), L, n0_eb(L, fiducial, INSTRUMENT))
-    ratio = found / spectra.average_plane(n0)
-    error = ratio.std(0, ddof=1) / np.sqrt(len(maps))
-    assert (np.abs(ratio.mean(0) - 1.0) < 0.01 + 3 * error).all(), (ratio.mean(0), error)
-    assert (error < 0.03).all()
+    norm = n0_eb(L, fiducial, INSTRUMENT)
+    ell = np.hypot(*mode_vectors(128, GEOMETRY.pixel))
+    for name in ("eb", "ee", "mv"):
+        estimator = QuadraticEstimator(
+            GEOMETRY, INSTRUMENT, np.ones((128, 128)), fiducial, name, band=Filter(72, 4600)
+        )
+        found = spectra.auto(estimator.reconstruct(maps.real, maps.imag))
+        expected = np.interp(ell, L, norm**2 / ESTIMATORS[name](L, fiducial, INSTRUMENT))
+        ratio = found / spectra.average_plane(expected)
+        error = ratio.std(0, ddof=1) / np.sqrt(len(maps))
+        assert (np.abs(ratio.mean(0) - 1.0) < 0.01 + 3 * error).all(), (name, ratio.mean(0), error)
+        assert (error < 0.03).all()
 
 
 def test_estimators_in_order_of_what_they_know(fiducial, patches, spectra):

@@ -1,11 +1,13 @@
-"""Quadratic estimators: analytic reconstruction noise (Hu & Okamoto 2002, Smith et al. 2012).
+"""Analytic reconstruction noise of polarisation estimators (Hu & Okamoto 2002, Smith et al. 2012).
 
 Flat sky. With l2 = L − l1 and φ12 the angle between them, the EB response is
 
     f = [C^EE_l1 (L·l1) − C^BB_l2 (L·l2)] sin 2φ12,
 
 the minimum-variance noise N0^φ = [∫ d²l1/(2π)² f² / (C^EE,tot_l1 C^BB,tot_l2)]⁻¹, and
-N0^κ = [L(L+1)]² N0^φ / 4. (In Caldeira et al. 2018 eq. 6 reads l·(L−l) for L·l, and eq. 8 lacks
+N0^κ = [L(L+1)]² N0^φ / 4. For EE f = [C^EE_l1 (L·l1) + C^EE_l2 (L·l2)] cos 2φ12, over 2 C^EE,tot_l1
+C^EE,tot_l2; parity keeps the noise of EE and EB apart, so that their combination has 1/N = Σ 1/N.
+(In Caldeira et al. 2018 eq. 6 reads l·(L−l) for L·l, and eq. 8 lacks
 a power of 2π and gives R, not 1/R.)
 """
 
@@ -52,6 +54,23 @@ def n0_eb(
     return _to_convergence(L, phi_noise)
 
 
+def n0_ee(
+    L: np.ndarray, spectra: Spectra, instrument: Instrument, band: Filter = Filter()
+) -> np.ndarray:
+    """N0^κ of the EE quadratic estimator, as :func:`n0_eb`."""
+    ee, _, noise = _inputs(spectra, instrument, band)
+    plane = _Plane(band)
+    return _to_convergence(L, np.array([plane.ee_noise(x, ee, ee + noise) for x in L]))
+
+
+def n0_mv(
+    L: np.ndarray, spectra: Spectra, instrument: Instrument, band: Filter = Filter()
+) -> np.ndarray:
+    """N0^κ of EB and EE together, weighed by their noise, as :func:`n0_eb`."""
+    made_for = L, spectra, instrument, band
+    return 1.0 / (1.0 / n0_eb(*made_for) + 1.0 / n0_ee(*made_for))
+
+
 def n0_iterated(
     L: np.ndarray,
     spectra: Spectra,
@@ -95,6 +114,10 @@ def delensing_passes(spectra: Spectra, instrument: Instrument, band: Filter = Fi
         yield phi_noise, bb
         wiener_phi = np.divide(pp**2, pp + phi_noise, where=pp > 0, out=np.zeros_like(pp))
         residual = lensed - np.array([plane.lensed_b(l, wiener_e, wiener_phi) for l in nodes])
+
+
+# By the name a user gives.
+ESTIMATORS = {"eb": n0_eb, "ee": n0_ee, "mv": n0_mv, "eb-iterative": n0_iterated}
 
 
 def _to_convergence(L, phi_noise):
@@ -144,6 +167,14 @@ class _Plane:
         response = response - np.interp(l2, self.ell, bb) * (L * L - dot1)
         weight = 1.0 / (np.interp(self.l1, self.ell, ee_total) * np.interp(l2, self.ell, bb_total))
         integrand = np.where(self._inside(l2), response**2 * sin2 * weight, 0.0)
+        return 1.0 / np.sum(integrand * self.measure)
+
+    def ee_noise(self, L, ee, ee_total):
+        l2, dot1, sin2 = self._triangle(L)
+        response = np.interp(self.l1, self.ell, ee) * dot1
+        response = response + np.interp(l2, self.ell, ee) * (L * L - dot1)
+        total = np.interp(self.l1, self.ell, ee_total) * np.interp(l2, self.ell, ee_total)
+        integrand = np.where(self._inside(l2), response**2 * (1.0 - sin2) / (2.0 * total), 0.0)
         return 1.0 / np.sum(integrand * self.measure)
 
     def lensed_b(self, l, ee, pp):

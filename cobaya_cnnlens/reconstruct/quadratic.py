@@ -55,6 +55,7 @@ class QuadraticEstimator:
             round(geometry.fundamental), min(int(geometry.nyquist), spectra.lmax, 4600)
         )
         self._box = box = Box(geometry, instrument, band.lmax, border=0)
+        self._n_fine = scipy.fft.next_fast_len(3 * box.n // 2)
         self._mask = mask if leakage == "pure" else None
         self._pairs = PAIRS[combination]
         floored = replace(instrument, noise_uk_arcmin=max(instrument.noise_uk_arcmin, FLOOR))
@@ -81,13 +82,31 @@ class QuadraticEstimator:
         modes = self._modes(q, u)
         total = 0.0
         for inverse, wiener in self._pairs:
-            left = box.at(box.turn * self._inverse[inverse] * modes[inverse], None)
+            left = self._fine(box.turn * self._inverse[inverse] * modes[inverse])
             right = 1j * box.turn * self._wiener[wiener] * modes[wiener]
             total = total - 1j * sum(
-                l * scipy.fft.fft2((np.conj(left) * box.at(l * right, None)).real)
+                l * self._coarse((np.conj(left) * self._fine(l * right)).real)
                 for l in (box.ly, box.lx)
             )
         return scipy.fft.ifft2(np.where(box.band, self._weight * total, 0.0)).real
+
+    # The product of two fields has modes up to twice theirs: on pixels half as large again none of
+    # them is aliased onto a mode in use.
+
+    def _fine(self, modes):
+        """Modes to a map on the finer pixels."""
+        n, m = len(modes), self._n_fine
+        low = m // 2 - n // 2
+        padded = np.zeros((m, m), complex)
+        padded[low : low + n, low : low + n] = scipy.fft.fftshift(modes)
+        return scipy.fft.ifft2(scipy.fft.ifftshift(padded)) * (m / n) ** 2
+
+    def _coarse(self, values):
+        """A map on the finer pixels to modes."""
+        n, m = self._box.n, self._n_fine
+        low = m // 2 - n // 2
+        modes = scipy.fft.fftshift(scipy.fft.fft2(values))[low : low + n, low : low + n]
+        return scipy.fft.ifftshift(modes) * (n / m) ** 2
 
     def _modes(self, q, u):
         """E_l and iB_l with the beam divided out."""

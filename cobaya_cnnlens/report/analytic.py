@@ -1,0 +1,75 @@
+"""Analytic reconstruction noise at the fiducial cosmology, as a table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import CNNLensError
+from ..products import temporary_name
+from ..reconstruct.n0 import ESTIMATORS, Filter
+from ..simulate.instrument import Instrument
+from ..theory import CambSettings, Cosmology, compute_spectra
+
+MULTIPOLES = (50, 72, 100, 150, 200, *range(300, 2001, 100), 2500, 3000)
+
+
+@dataclass(frozen=True)
+class AnalyticNoise:
+    """L, N0^κ of an estimator and C_L^κκ, each (n,)."""
+
+    estimator: str
+    L: np.ndarray
+    n0: np.ndarray
+    kk: np.ndarray
+
+    def text(self) -> str:
+        """The table for a terminal."""
+        rows = (f"{x:5.0f}  {n:11.4e}  {c:11.4e}" for x, n, c in self._rows())
+        return "\n".join([f"    L  N0^kk {self.estimator:12s}  C_L^kk", *rows])
+
+    def write(self, path: Path) -> None:
+        """Write the table as CSV, atomically."""
+        partial = temporary_name(path)
+        rows = (f"{x:.0f},{n:.8e},{c:.8e}" for x, n, c in self._rows())
+        partial.write_text("\n".join(["L,n0_kappa,cl_kappa", *rows]) + "\n")
+        os.replace(partial, path)
+
+    def _rows(self):
+        return zip(self.L, self.n0, self.kk, strict=True)
+
+
+def analytic_noise(
+    estimator: str, instrument: Instrument, band: Filter, L: Sequence[int] | None = None
+) -> AnalyticNoise:
+    """N0^κ at the fiducial cosmology for an instrument and the multipoles of E and B in use.
+
+    Parameters
+    ----------
+    estimator : one of ``ESTIMATORS``
+    L : multipoles; ``MULTIPOLES`` within the filter's reach if None
+
+    Raises
+    ------
+    CNNLensError
+        for an unknown estimator, no noise, or multipoles that are none
+    """
+    if estimator not in ESTIMATORS:
+        raise CNNLensError(
+            f"--estimator: no estimator '{estimator}'; there are {', '.join(ESTIMATORS)}"
+        )
+    if not 2 <= band.lmin < band.lmax <= 8000:
+        raise CNNLensError(f"--lmin {band.lmin} --lmax {band.lmax}: give 2 <= lmin < lmax <= 8000")
+    if instrument.noise_uk_arcmin <= 0 or instrument.beam_fwhm_arcmin < 0:
+        raise CNNLensError("--noise must be positive and --beam not negative")
+    L = np.array(L or [x for x in MULTIPOLES if x <= band.lmax], dtype=float)
+    if (L < 2).any() or (band.lmax < L).any():
+        raise CNNLensError(f"--multipole must lie between 2 and --lmax {band.lmax}")
+    settings = CambSettings(lmax=max(5000, band.lmax + 500))
+    theory = compute_spectra(Cosmology(), settings)
+    found = ESTIMATORS[estimator](L, theory, instrument, band)
+    return AnalyticNoise(estimator, L, found, theory.kk[L.astype(int)])
