@@ -1,0 +1,84 @@
+"""The choice of an estimator: a baseline in a network's place, its mean field and its identity."""
+
+import numpy as np
+import pytest
+
+from cobaya_cnnlens.config import Config
+from cobaya_cnnlens.errors import ConfigError
+from cobaya_cnnlens.products import ProductError
+from cobaya_cnnlens.reconstruct.estimators import estimator_for
+from cobaya_cnnlens.reconstruct.files import estimator_hash
+from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
+from cobaya_cnnlens.simulate.instrument import cosine_mask
+from cobaya_cnnlens.simulate.observation import observe_sky
+from cobaya_cnnlens.simulate.shards import FIELDS, write_shard
+from cobaya_cnnlens.simulate.stage import spectra_for
+
+
+def with_baseline(config, **baseline):
+    return Config.model_validate({**config.model_dump(mode="json"), "baseline": baseline})
+
+
+@pytest.fixture
+def noisy(small_config):
+    """A configuration whose one training sky is five patches of noise."""
+    generator = np.random.default_rng(5)
+    n = small_config.patch.n_padded
+    fields = {f: generator.standard_normal((5, n, n)).astype("f4") for f in FIELDS}
+    recipe = small_config.sky_recipe("train", 0)
+    write_shard(small_config.sky_path("train", 0), recipe, fields)
+    return small_config
+
+
+def test_mean_field_is_subtracted_and_kept(noisy):
+    """κ̂ of the very patches that gave the mean field averages to nothing; a second run reads it."""
+    config = with_baseline(noisy, kind="quadratic")
+    estimator = estimator_for(config)
+    seen = observe_sky(config, "train", 0)
+    found = estimator.reconstruct(seen.q, seen.u)
+    mask = cosine_mask(config.patch, config.instrument.taper_deg)
+    bare = QuadraticEstimator(
+        config.patch, config.instrument, mask, spectra_for(config, config.cosmology)
+    ).reconstruct(seen.q, seen.u)
+    np.testing.assert_allclose(found, mask * (bare - bare.mean(0)), atol=1e-9 * bare.std())
+    np.testing.assert_allclose(found.mean(0), 0.0, atol=1e-9 * found.std())
+    config.sky_path("train", 0).unlink()
+    again = estimator_for(config).reconstruct(seen.q, seen.u)
+    np.testing.assert_array_equal(again, found)
+    config.mean_field_path.unlink()
+    with pytest.raises(ProductError, match=r"sky_0000\.h5: no such file"):
+        estimator_for(config)
+
+
+@pytest.mark.parametrize("kind", ["wiener", "iterated"])
+def test_threads_change_nothing(noisy, kind):
+    config = with_baseline(noisy, kind=kind, passes=2)
+    estimator = estimator_for(config)
+    seen = observe_sky(config, "train", 0)
+    one = estimator.reconstruct(seen.q[:2], seen.u[:2])
+    for i in (0, 1):
+        alone = estimator.reconstruct(seen.q[i : i + 1], seen.u[i : i + 1])
+        np.testing.assert_array_equal(one[i : i + 1], alone)
+    assert np.isfinite(one).all()
+    assert one.std() > 0
+
+
+def test_a_baseline_has_an_identity_of_its_own(small_config):
+    kinds = [{"kind": "quadratic"}, {"kind": "quadratic", "leakage": "pure"}, {"kind": "iterated"}]
+    hashes = {estimator_hash(with_baseline(small_config, **kind)) for kind in kinds}
+    assert len(hashes) == 3
+
+
+def test_wrong_baselines_are_refused(small_config, tmp_path):
+    import yaml
+    from cobaya_cnnlens.config import load_config
+
+    for baseline, message in (
+        ({"kind": "bilinear"}, "baseline.kind"),
+        ({"kind": "wiener", "mean_field_skies": 99}, "baseline.mean_field_skies is 99"),
+    ):
+        content = {**small_config.model_dump(mode="json"), "baseline": baseline}
+        path = tmp_path / "c.yaml"
+        path.write_text(yaml.safe_dump(content))
+        with pytest.raises(ConfigError, match=message):
+            load_config(path)
