@@ -21,10 +21,10 @@ def with_baseline(config, **baseline):
 
 @pytest.fixture
 def noisy(small_config):
-    """A configuration whose one training sky is five patches of noise."""
+    """A configuration whose one training sky is two patches of noise."""
     generator = np.random.default_rng(5)
     n = small_config.patch.n_padded
-    fields = {f: generator.standard_normal((5, n, n)).astype("f4") for f in FIELDS}
+    fields = {f: generator.standard_normal((2, n, n)).astype("f4") for f in FIELDS}
     recipe = small_config.sky_recipe("train", 0)
     write_shard(small_config.sky_path("train", 0), recipe, fields)
     return small_config
