@@ -139,6 +139,16 @@ def reconstruct(
 
 
 @app.command()
+def exhibit(config: ConfigFile) -> None:
+    """Keep maps of one test patch and the power of E on its sky, for the report."""
+    loaded = _load(config)
+    from .calibrate.exhibits import measure_exhibit
+
+    measure_exhibit(loaded, *_network(loaded))
+    typer.echo(loaded.exhibit_path)
+
+
+@app.command()
 def derivatives(
     config: ConfigFile,
     index: Indices = None,
@@ -227,12 +237,18 @@ def coverage(
     table_only: Annotated[
         bool, typer.Option(help="Print the table of the skies that there are.")
     ] = False,
+    release: Annotated[
+        str | None,
+        typer.Option(help="Release file or shipped release to test; made from products if absent."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
 ) -> None:
     """Simulate skies of omch2 drawn from a prior, and print how often posteriors hold the truth."""
     loaded = _load(config)
     from .calibrate.assemble import make_release
     from .calibrate.coverage import measure_coverage
     from .reconstruct.files import estimator_hash
+    from .release import read_release
     from .report.coverage import coverage_table
     from .report.text import format_coverage
 
@@ -241,8 +257,17 @@ def coverage(
         measure_coverage(loaded, estimator, network_hash, index, threads)
     if index is None:
         digest = estimator_hash(loaded)
-        release = make_release(loaded, digest, next(iter(loaded.surveys)))
-        typer.echo(format_coverage(coverage_table(loaded, digest, release, patches_each)))
+        tested = (
+            read_release(release)
+            if release
+            else make_release(loaded, digest, next(iter(loaded.surveys)))
+        )
+        table = coverage_table(loaded, digest, tested, patches_each)
+        typer.echo(format_coverage(table))
+        if out:
+            from .report.figures import draw_coverage, save
+
+            typer.echo(save(draw_coverage(table), out))
 
 
 @app.command()
@@ -439,6 +464,27 @@ def recover(
     digest = estimator_hash(loaded)
     releases = {name: make_release(loaded, digest, name) for name in loaded.surveys}
     typer.echo(format_recovery(loaded, digest, releases, patches_each))
+
+
+@app.command()
+def report(
+    plan: Annotated[Path, typer.Argument(help="What to put side by side (YAML).")],
+    out: Annotated[Path | None, typer.Option(help="Folder; the plan's if absent.")] = None,
+) -> None:
+    """Put the paper's figures and numbers beside ours, from products: an HTML page and tables."""
+    _config_module()
+    from dataclasses import replace
+
+    from .report.material import load_plan
+    from .report.report import make_report
+
+    loaded = load_plan(plan)
+    page, gaps = make_report(replace(loaded, out=out) if out else loaded)
+    for gap in gaps:
+        typer.secho(f"missing: {gap.what}: {gap.why}\n    {gap.command}", fg="yellow", err=True)
+    typer.echo(page)
+    if gaps:
+        raise SystemExit(1)
 
 
 @app.command()

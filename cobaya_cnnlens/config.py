@@ -33,6 +33,7 @@ ALGORITHM = {
     "coverage": 1,
     "points": 1,
     "baseline": 1,
+    "exhibit": 1,
 }
 # Skies of the coverage test have a cosmology each and are not kept: they are no set of shards.
 COVERAGE_SET = "coverage"
@@ -391,6 +392,13 @@ class Config(Section):
         """What turns a user's maps into bandpowers."""
         return {"patch": asdict(self.patch), **self.measurement_recipe(network_hash)}
 
+    def exhibit_recipe(self, network_hash: str) -> dict:
+        """What determines the maps and spectra that are kept to be looked at."""
+        return {
+            **self.bandpower_recipe("test", 0, network_hash),
+            "exhibit_algorithm": ALGORITHM["exhibit"],
+        }
+
     def derivative_recipe(self, index: int, network_hash: str) -> dict:
         """What determines the derivatives measured on one sky."""
         return {
@@ -498,6 +506,11 @@ class Config(Section):
     def bandpower_path(self, set_name: str, index: int) -> Path:
         """Where the bandpowers of one reconstructed sky lie."""
         return self.products / "bandpowers" / set_name / f"sky_{index:04d}.h5"
+
+    @property
+    def exhibit_path(self) -> Path:
+        """Where the maps and spectra that are kept to be looked at lie."""
+        return self.products / "exhibit.h5"
 
     def derivative_path(self, index: int) -> Path:
         """Where the derivatives measured on one sky lie."""

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import kstest
 
-from ..calibrate.assemble import calibration_of
 from ..calibrate.coverage import read_coverage
-from ..calibrate.response import standard_error
+from ..calibrate.response import Calibration, standard_error
 from ..config import Config
 from ..errors import CNNLensError
 from ..model import BandpowerLikelihood
@@ -80,16 +79,24 @@ def coverage_table(
 
     Parameters
     ----------
-    release : whose model and covariance are tested; its data play no part
+    release : whose calibration, model and covariance are tested; its data play no part
     patches_each : patches of one survey; the configuration's by default
 
     Raises
     ------
     CNNLensError
-        if a sky has fewer patches than a survey
+        if a sky has fewer patches than a survey, or another network made the release
     """
     patches_each = patches_each or config.coverage.patches_each
-    calibration, _ = calibration_of(config, network_hash)
+    if (made_with := release.provenance.get("network_sha256")) != network_hash:
+        raise CNNLensError(
+            f"release '{release.name}', field 'provenance.network_sha256': made with network "
+            f"{str(made_with)[:16]}…, the configuration's is {network_hash[:16]}…; use the release "
+            "that this network made"
+        )
+    calibration = Calibration(
+        release.response, release.response_error, release.noise, release.noise_error
+    )
     likelihood = BandpowerLikelihood(release, noise_debias)
     table = Omch2Likelihood(config, likelihood)
     shared = release.noise_covariance + release.derivative_covariance

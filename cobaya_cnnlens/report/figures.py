@@ -26,7 +26,7 @@ from ..release import NUISANCES
 from ..simulate.observation import observe_sky
 from ..simulate.stage import spectra_for
 from ..theory import lensed_polarisation
-from .coverage import coverage_table
+from .coverage import CoverageTable, coverage_table
 from .tables import noise_table
 
 DPI = 130
@@ -42,8 +42,11 @@ def draw(config: Config, stage: str, out: Path | None = None) -> Path:
     """
     if stage not in STAGES:
         raise CNNLensError(f"no figure for stage '{stage}'; choose one of {', '.join(STAGES)}")
-    path = out or config.products / "figures" / f"{stage}.png"
-    figure = STAGES[stage](config)
+    return save(STAGES[stage](config), out or config.products / "figures" / f"{stage}.png")
+
+
+def save(figure, path: Path) -> Path:
+    """Write a figure, close it and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, bbox_inches="tight")
     plt.close(figure)
@@ -301,7 +304,11 @@ def coverage_figure(config: Config):
     """Ranks of the truth in the posteriors of the coverage surveys, and their pulls."""
     digest = estimator_hash(config)
     release = make_release(config, digest, next(iter(config.surveys)))
-    table = coverage_table(config, digest, release)
+    return draw_coverage(coverage_table(config, digest, release))
+
+
+def draw_coverage(table: CoverageTable):
+    """The figure of a table of coverage."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     n_tenths = 10
     left.hist(table.rank, n_tenths, range=(0, 1), histtype="step", lw=1.5)

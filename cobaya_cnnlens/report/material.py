@@ -1,0 +1,117 @@
+"""What a report is made of: a plan that names configurations, and what their products hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+from ..calibrate.exhibits import Exhibit, read_exhibit
+from ..config import Config, load_as, load_config, load_study
+from ..errors import ConfigError
+from ..reconstruct.files import estimator_hash
+from .tables import NoiseTable, noise_table
+
+
+@dataclass(frozen=True)
+class ReportPlan:
+    """A report's configuration file; paths of files are relative to it.
+
+    ``out`` : folder of the report. ``estimators`` : a study of networks and of baselines, at one
+    or several noise levels, on the same patches. ``seeds`` and ``cutout`` : studies of random
+    initialisations and of patch sizes; ``trained`` : configurations whose learning curves are
+    shown; ``coverage`` : one whose coverage skies are judged under ``release``, a shipped release
+    or a file. What is left out is not in the report.
+    """
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+
+    title: str
+    out: Path
+    estimators: Path
+    seeds: Path | None = None
+    cutout: Path | None = None
+    trained: list[Path] = field(default_factory=list)
+    coverage: Path | None = None
+    release: str = "laptop_fiducial"
+
+
+def load_plan(path: str | Path) -> ReportPlan:
+    """Read a plan.
+
+    Raises
+    ------
+    ConfigError
+        if it cannot be read, or has a wrong key or value
+    """
+    plan = load_as(ReportPlan, path)
+    near = Path(path).parent
+    named = {
+        key: near / found
+        for key in ("estimators", "seeds", "cutout", "coverage")
+        if (found := getattr(plan, key)) is not None
+    }
+    trained = [near / p for p in plan.trained]
+    return ReportPlan(**{**vars(plan), **named, "trained": trained})
+
+
+class Material:
+    """A plan's configurations and their products, read when asked for and only once.
+
+    Raises
+    ------
+    ConfigError
+        if the study of estimators has no network
+    """
+
+    def __init__(self, plan: ReportPlan):
+        self.plan = plan
+        study = load_study(plan.estimators)
+        self._paths = {config.name: path for path, config in study.items()}
+        self.configs = list(study.values())
+        self.networks = sorted(
+            (c for c in self.configs if c.baseline is None),
+            key=lambda c: c.instrument.noise_uk_arcmin,
+        )
+        if not self.networks:
+            raise ConfigError(f"{plan.estimators}: no member is a network; a report needs one")
+        self._curves: dict = {}
+        self._noise: dict[tuple[str, int], NoiseTable] = {}
+
+    def path(self, config: Config) -> str:
+        """How commands name a configuration of the study of estimators."""
+        return self._paths[config.name]
+
+    def label(self, config: Config) -> str:
+        """A short name of an estimator: what it is, without the study's name or its noise."""
+        if (baseline := config.baseline) is None:
+            return "network"
+        if baseline.kind == "quadratic":
+            return f"QE, {baseline.leakage}"
+        return "QE, Wiener" if baseline.kind == "wiener" else "iterated, maps"
+
+    @cached_property
+    def levels(self) -> dict[float, list[Config]]:
+        """All estimators by noise level in µK′, the network first."""
+        found: dict[float, list[Config]] = {}
+        for config in [*self.networks, *(c for c in self.configs if c.baseline is not None)]:
+            found.setdefault(config.instrument.noise_uk_arcmin, []).append(config)
+        return dict(sorted(found.items()))
+
+    def noise(self, config: Config, merge: int) -> NoiseTable:
+        """Reconstruction noise of a configuration with ``merge`` bins together."""
+        key = config.name, merge
+        if key not in self._noise:
+            self._noise[key] = noise_table(config, estimator_hash(config), merge, self._curves)
+        return self._noise[key]
+
+    def exhibit(self, config: Config) -> Exhibit:
+        return read_exhibit(config, estimator_hash(config))
+
+    def study(self, path: Path) -> dict[str, Config]:
+        """Another study of the plan, by the path that names each member."""
+        return load_study(path)
+
+    def config(self, path: Path) -> Config:
+        return load_config(path)
