@@ -157,19 +157,19 @@ def test_coverage_of_a_survey_whose_answer_is_known(small_config, monkeypatch):
     config = config.model_copy(
         update={"coverage": config.coverage.model_copy(update={"skies": 100, "patches_each": 16})}
     )
-    release = synthetic_release(4, n_patches=16, n_sim=10**6)
+    made_with = {"provenance": {"network_sha256": HASH}}
+    release = synthetic_release(4, n_patches=16, n_sim=10**6, **made_with)
     kinds = ("patch_covariance", "noise_covariance", "derivative_covariance")
     release = replace(release, **{kind: getattr(release, kind) / 50 for kind in kinds})
     likelihood = BandpowerLikelihood(release)
     table = tables.Omch2Likelihood(config, likelihood)
     # Patches whose mean over 16 has the survey's whole covariance.
     root = np.linalg.cholesky(16 * release.covariance)
-    calibration, _ = calibration_of(config, HASH)
     generator = np.random.default_rng(0)
     for i in range(100):
         draws = generator.standard_normal((160, 4)) @ root.T
         data = table.model(config.coverage_cosmology(i).omch2) + draws
-        auto = (data + calibration.noise) * calibration.response**2
+        auto = (data + release.noise) * release.response**2
         recipe = config.coverage_recipe(i, HASH)
         products.write_product(
             config.coverage_path(i), "coverage", recipe, {"auto": auto, "truth": auto}
@@ -188,6 +188,8 @@ def test_coverage_of_a_survey_whose_answer_is_known(small_config, monkeypatch):
     wrong = coverage_table(config, HASH, narrow)
     assert wrong.covered(0.68)[0] < 0.62
     assert wrong.uniformity < 0.01
+    with pytest.raises(CNNLensError, match="made with network 0000"):
+        coverage_table(config, HASH, synthetic_release(4))
 
 
 def test_residual_on_patches_that_gave_no_calibration(small_config):

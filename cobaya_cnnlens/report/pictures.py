@@ -62,6 +62,7 @@ def spectra(
 
     ``kappa`` : ⟨κκ*⟩, ⟨κ̂κ̂*⟩ and ⟨|κ − κ̂|²⟩ by noise level, (n_bins,) each
     """
+    exhibits = {level: e for level, e in exhibits.items() if e.e_auto is not None}
     figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharex="col", height_ratios=(2, 1))
     for i, (noise, (truth, auto, difference)) in enumerate(kappa.items()):
         label = f"{noise:g} µK′"
@@ -70,8 +71,6 @@ def spectra(
         axes[0, 1].semilogy(L, auto, f"C{i}", label=label)
         axes[1, 1].plot(L, difference / truth, f"C{i}")
     for i, (noise, exhibit) in enumerate(exhibits.items()):
-        if exhibit.e_auto is None:
-            continue
         truth = exhibit.e_truth.mean(0)
         dl = L * (L + 1) / (2 * np.pi)
         if not i:
@@ -82,8 +81,10 @@ def spectra(
     axes[0, 1].set(ylabel=r"$C_L^{\kappa\kappa}$")
     axes[1, 0].set(xlabel=r"$\ell$", ylabel="power of E − Ê / of E", ylim=(0, 1.05))
     axes[1, 1].set(xlabel="$L$", ylabel="power of κ − κ̂ / of κ", ylim=(0, 1.05))
-    for axis in axes[0]:
-        axis.legend(fontsize=8)
+    axes[0, 1].legend(fontsize=8)
+    if not exhibits:
+        axes[0, 0].set_visible(False)
+        axes[1, 0].set_visible(False)
     figure.tight_layout()
     return png(figure)
 

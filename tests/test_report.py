@@ -1,0 +1,217 @@
+"""The report, from products whose answers are known."""
+
+import csv
+import json
+import zipfile
+from html.parser import HTMLParser
+from io import BytesIO
+
+import h5py
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from cobaya_cnnlens import products
+from cobaya_cnnlens.calibrate import exhibits
+from cobaya_cnnlens.calibrate.measure import spectra_of
+from cobaya_cnnlens.cli import app
+from cobaya_cnnlens.config import load_study
+from cobaya_cnnlens.errors import CNNLensError, NetworkError
+from cobaya_cnnlens.reconstruct.files import estimator_hash
+from cobaya_cnnlens.report import tables
+from cobaya_cnnlens.report.page import Measured
+from cobaya_cnnlens.report.paper import verdict
+from cobaya_cnnlens.report.sections import weights_in
+from cobaya_cnnlens.simulate.observation import ObservedPatches
+
+from .conftest import REPOSITORY
+
+RESPONSE = 0.5
+MODES, PATCHES = 100, 200
+# Noise over signal of the network's κ̂ and of the other estimators'.
+NOISE = {"network_1uk": 1.0, "naive": 2.0, "iterated": 0.5}
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A study of a network, one estimator with twice its noise and one with half of it."""
+    weights = BytesIO()
+    with h5py.File(weights, "w") as file:
+        file["layers/one"] = np.zeros((3, 4))
+        file["layers/two"] = np.zeros(5)
+    with zipfile.ZipFile(tmp_path / "network.keras", "w") as archive:
+        archive.writestr("model.weights.h5", weights.getvalue())
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        f"""
+base: {REPOSITORY}/training/config/test.yaml
+name: study
+products: {tmp_path}/products
+skies_from: {tmp_path}/skies
+members:
+  network_1uk: {{network: {{pretrained: {tmp_path}/network.keras}}}}
+  naive: {{baseline: {{kind: quadratic}}}}
+  iterated: {{baseline: {{kind: iterated}}}}
+"""
+    )
+    (tmp_path / "plan.yaml").write_text(
+        f"title: Side by side\nout: {tmp_path}/report\nestimators: study.yaml\n"
+        "trained: [study.yaml#network_1uk]\n"
+    )
+    for config in load_study(path).values():
+        write_bandpowers(config, NOISE[config.name.removeprefix("study_")])
+    return path
+
+
+def write_bandpowers(config, noise):
+    """Bandpowers of κ̂ = R(κ + n), κ and n of power 1 and ``noise``, κ the same for all."""
+    digest = estimator_hash(config)
+    for k, name in enumerate(("validation", "test")):
+        generator = np.random.default_rng(k)
+        shape = (PATCHES, MODES, config.bandpowers.n_bins)
+        kappa, extra = generator.standard_normal((2, *shape))
+        found = RESPONSE * (kappa + np.sqrt(noise) * extra)
+        arrays = {"auto": found**2, "cross": kappa * found, "truth": kappa**2}
+        products.write_product(
+            config.bandpower_path(name, 0),
+            "bandpowers",
+            config.bandpower_recipe(name, 0, digest),
+            {key: values.mean(1) for key, values in arrays.items()},
+        )
+
+
+@pytest.fixture(autouse=True)
+def flat_curves(monkeypatch):
+    """Analytic curves are tested elsewhere, and take seconds."""
+    for name in ("n0_eb", "n0_iterated"):
+        monkeypatch.setattr(tables, name, lambda L, *_: np.ones_like(L))
+
+
+def run(study, *options):
+    result = CliRunner().invoke(app, ["report", str(study.with_name("plan.yaml")), *options])
+    assert isinstance(result.exception, SystemExit), result.exception
+    folder = study.with_name("report")
+    return result, folder, json.loads((folder / "tables.json").read_text())
+
+
+def test_noise_and_verdicts(study):
+    result, folder, content = run(study)
+    assert result.exit_code == 1  # maps and surveys are missing
+    found = content["tables"]["noise_1uk"]["rows"]
+    for row in found:
+        assert row["N_L of the network"] == pytest.approx(
+            1.0, abs=4 * row["N_L of the network error"]
+        )
+        for label, expected in (("QE, naive", 2.0), ("iterated, maps", 0.5)):
+            ratio, error = (row[f"{label} / network{end}"] for end in ("", " error"))
+            assert ratio == pytest.approx(expected, abs=4 * error)
+    closest = {r["estimator"]: r for r in content["tables"]["network_against_others"]["rows"]}
+    assert closest["QE, naive"]["the network is"] == "better"
+    assert closest["iterated, maps"]["the network is"] == "worse"
+    with open(folder / "noise_1uk.csv") as file:
+        written = list(csv.DictReader(file))
+    assert [row["L"] for row in written] == [row["L"] for row in found]
+    [weights] = content["tables"]["network"]["rows"]
+    assert weights["numbers in its file"] == 17
+
+
+class Reader(HTMLParser):
+    """Images and open elements of a page."""
+
+    def __init__(self):
+        super().__init__()
+        self.images, self.open = [], []
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "img":
+            self.images.append(dict(attributes))
+        elif tag not in ("meta", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_page_is_whole_and_the_same_again(study):
+    _, folder, _ = run(study)
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    page = first["index.html"].decode()
+    reader = Reader()
+    reader.feed(page)
+    assert not reader.open
+    assert len(reader.images) >= 4
+    assert all(
+        i["src"].startswith("data:image/png;base64,iVBOR") and i["alt"] for i in reader.images
+    )
+    assert "http" not in page
+    run(study)
+    assert first == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_missing_products_are_named_with_their_command(study):
+    naive = load_study(study)[f"{study}#naive"]
+    naive.bandpower_path("test", 0).unlink()
+    result, _, content = run(study)
+    assert result.exit_code == 1
+    named = [gap for gap in content["missing"] if gap["what"] == "study_naive"]
+    assert [gap["command"] for gap in named] == [
+        " && ".join(
+            f"cnnlens reconstruct '{study}#naive' --set {s}" for s in ("validation", "test")
+        )
+    ]
+    assert "test/sky_0000.h5: no such file" in named[0]["why"]
+    assert named[0]["command"] in result.output
+    # The rest is there.
+    assert "iterated, maps / network" in content["tables"]["noise_1uk"]["rows"][0]
+    assert "QE, naive / network" not in content["tables"]["noise_1uk"]["rows"][0]
+
+
+def test_wrong_plans_and_files(study, tmp_path):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(plan.read_text() + "seed: seeds.yaml\n")
+    result = CliRunner().invoke(app, ["report", str(plan)])
+    assert isinstance(result.exception, CNNLensError)
+    assert "'seed'" in str(result.exception)
+    (tmp_path / "network.keras").write_bytes(b"no zip")
+    with pytest.raises(NetworkError, match="not a Keras file"):
+        weights_in(tmp_path / "network.keras")
+
+
+def test_measured_text():
+    assert str(Measured(0.12345, 0.0123)) == "0.123 ± 0.012"
+    assert str(Measured(12.3456, 2.5)) == "12.3 ± 2.5"
+    assert str(Measured(1.234e-8, 1.2e-10)) == "1.234e-08 ± 1.2e-10"
+    assert str(Measured(0.5)) == "0.5"
+
+
+def test_verdict():
+    assert verdict(1.0, 0.1, 1.5, 0.1) == "better"
+    assert verdict(1.5, 0.1, 1.0) == "worse"
+    assert verdict(1.0, 0.2, 1.3, 0.2) == "level"
+
+
+def test_exhibit_of_known_fields(small_config, monkeypatch):
+    generator = np.random.default_rng(0)
+    n = small_config.patch.n_pixels
+    q, u, e, kappa = generator.standard_normal((4, 45, n, n))
+    monkeypatch.setattr(exhibits, "observe_sky", lambda *_: ObservedPatches(q, u, e, kappa))
+
+    class Halved:
+        def reconstruct_both(self, q, u):
+            return {"e": 0.5 * e, "kappa": q + u}
+
+    config = small_config
+    exhibits.measure_exhibit(config, Halved(), "a")
+    found = exhibits.read_exhibit(config, "a")
+    np.testing.assert_allclose(found.kappa_found, (q + u)[exhibits.PATCH])
+    np.testing.assert_allclose(found.e_truth, spectra_of(config).auto(e))
+    np.testing.assert_allclose(found.e_auto, 0.25 * found.e_truth)
+    np.testing.assert_allclose(found.e_difference, 0.25 * found.e_truth)
+
+    class KappaAlone:
+        def reconstruct(self, q, u):
+            return q
+
+    config.exhibit_path.unlink()
+    exhibits.measure_exhibit(config, KappaAlone(), "b")
+    assert exhibits.read_exhibit(config, "b").e_found is None
