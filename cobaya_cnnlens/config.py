@@ -315,7 +315,8 @@ class Config(Section):
                 )
         if self.nulls.skies > self.skies.train:
             raise ValueError(
-                f"nulls.skies is {self.nulls.skies}, but there are {self.skies.train} training skies"
+                f"nulls.skies is {self.nulls.skies}, but there are {self.skies.train} training "
+                "skies"
             )
         if not 0 <= self.centres.poles < 6 * self.centres.nside**2:
             raise ValueError("centres.poles leaves no patch on the sky")

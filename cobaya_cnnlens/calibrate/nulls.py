@@ -71,7 +71,9 @@ def measure_nulls(
     A product holds, by patch and (n_patches, n_bins) each, ``auto`` ⟨κ̂κ̂*⟩, ``truth`` ⟨κκ*⟩ and
     ``cross`` ⟨κκ̂*⟩, the last of the pair of patches i and i + n/2 for ``swapped``, (n_patches/2,
     n_bins); ``even`` for ``parity``: ⟨κ̂κ̂*⟩ of the maps as they are, ``auto`` being that of κ̂_odd.
-    Of the mean κ̂ over the sky's patches there is ``mean_field``, see :func:`mean_field`.
+    Of the mean κ̂ over the sky's patches there is ``mean_field``, see :func:`mean_field`, with the
+    draws below it, (1 + N_FLIPS, n_bins), and for ``noise`` and ``b_only`` the same of
+    :func:`beyond_mask`, ``beyond_mask``.
     """
     names = check_names(names)
     todo = {}
@@ -144,7 +146,7 @@ class NullBench:
         )
         cl = spectra_for(self.config, self.config.cosmology).lensed_bb
         q, u = gaussian_b(self.config, cl, len(self.seen.q), generator)
-        return self._compare(self._reconstruct(*self._observe(q, u)), self.seen.kappa)
+        return self._mask_free(self._reconstruct(*self._observe(q, u)))
 
     def parity(self) -> dict[str, np.ndarray]:
         mirrored = self._reconstruct(self.seen.q[..., ::-1], -self.seen.u[..., ::-1])
@@ -179,16 +181,24 @@ class NullBench:
             raise CNNLensError("the convergence reconstructed in a null test is not finite")
         return estimate
 
+    def _mask_free(self, estimate):
+        odd = beyond_mask(estimate, self.config.instrument.depth_ratio is None)
+        found = {"beyond_mask": self._mean_field(self.spectra.transform(odd))}
+        return {**self._compare(estimate, self.seen.kappa), **found}
+
     def _compare(self, estimate, kappa):
         found, true = self.spectra.transform(estimate), self.spectra.transform(kappa)
-        seed = seed_sequence(self.config.seed, "nulls/signs", self.index)
-        power, draws = mean_field(self.spectra, found, np.random.default_rng(seed))
         return {
             "auto": self.spectra.cross(found, found),
             "cross": self.spectra.cross(true, found),
             "truth": self.spectra.cross(true, true),
-            "mean_field": np.concatenate([power[None], draws]),
+            "mean_field": self._mean_field(found),
         }
+
+    def _mean_field(self, modes):
+        seed = seed_sequence(self.config.seed, "nulls/signs", self.index)
+        power, draws = mean_field(self.spectra, modes, np.random.default_rng(seed))
+        return np.concatenate([power[None], draws])
 
 
 def turned(gradient: np.ndarray) -> np.ndarray:
@@ -209,6 +219,18 @@ def gaussian_b(
     power[ell >= config.patch.nyquist] = 0.0
     b = np.fft.rfft2(generator.standard_normal((n_patches, n, n))) * np.sqrt(power) / pixel
     return tuple(np.fft.irfft2(b * part, s=(n, n)) for part in (-sin2, cos2))
+
+
+def beyond_mask(maps: np.ndarray, square: bool = True) -> np.ndarray:
+    """Maps (..., n, n) less their mean over the symmetries of the square, or over those of y, the
+    mirror x → −x, if not ``square``.
+
+    Of isotropic inputs behind a mask with these symmetries, an equivariant estimator's mean field
+    is all in what is taken off.
+    """
+    quarters = range(4) if square else range(1)
+    rotated = [np.rot90(maps, turns, axes=(-2, -1)) for turns in quarters]
+    return maps - sum(m + m[..., ::-1] for m in rotated) / (2.0 * len(rotated))
 
 
 def mean_field(

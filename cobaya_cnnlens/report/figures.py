@@ -27,7 +27,7 @@ from ..simulate.observation import observe_sky
 from ..simulate.stage import spectra_for
 from ..theory import lensed_polarisation
 from .coverage import coverage_table
-from .nulls import nulls_figure
+from .nulls_figure import nulls_figure
 from .tables import noise_table
 
 DPI = 130

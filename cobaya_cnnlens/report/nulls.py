@@ -1,4 +1,4 @@
-"""Null tests as a table and a picture: is nothing found where there is nothing?"""
+"""Null tests as a table: is nothing found where there is nothing?"""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from .. import products
 from ..calibrate.assemble import calibration_of
 from ..calibrate.covariance import sample_covariance
 from ..calibrate.measure import read_bandpowers, spectra_of
-from ..calibrate.nulls import KIND, NULLS, check_names
+from ..calibrate.nulls import KIND, check_names
 from ..calibrate.response import standard_error
 from ..config import Config
-from ..errors import CNNLensError
-from ..reconstruct.files import estimator_hash
 from ..statistics import hotelling_pte, inverse_covariance
 
 # A null whose PTE lies below the second fails; below the first it is doubtful.
@@ -34,14 +32,15 @@ WHAT = {
     "parity": "mirror-odd part of khat x kappa",
     "curl": "curl-deflected maps x the potential's kappa",
 }
-MEAN_FIELDS = {"swapped": "test maps", "noise": "noise alone", "b_only": "Gaussian B and noise"}
-POWERS = {
-    "unlensed": "unlensed test maps: <khat khat>/R^2 over N_L of the same patches lensed",
-    "noise": "noise alone: <khat khat>/R^2 over N_L",
-    "b_only": "Gaussian B and noise: <khat khat>/R^2 over N_L",
-    "curl": "curl-deflected maps: <khat khat>/R^2 over N_L",
-    "parity": "mirror-odd part of khat: its power over that of khat",
+# Array of the product, and what it is the mean field of.
+MEAN_FIELDS = {
+    "swapped": ("mean_field", "mean khat of test maps"),
+    "noise": ("beyond_mask", "mean khat of noise, beyond the mask's symmetries"),
+    "b_only": ("beyond_mask", "mean khat of B and noise, beyond the mask's symmetries"),
 }
+# What needs not vanish: over N_L of the test sky's patches, lensed, and over κ̂'s own power.
+OVER_NOISE = ("unlensed", "noise", "b_only", "curl")
+OVER_OWN = {"parity": "odd part", "noise": "mean, noise", "b_only": "mean, b_only"}
 
 
 @dataclass(frozen=True)
@@ -80,11 +79,10 @@ class NullTest:
 
 @dataclass(frozen=True)
 class PowerRatio:
-    """Power of κ̂ that needs not vanish, over the noise N_L or over that of κ̂, with its standard
-    error; (n_bins,)."""
+    """Power that needs not vanish with its standard error, (n_bins,): of κ̂/R over N_L, or of a part
+    of κ̂ over that of κ̂."""
 
     name: str
-    what: str
     L: np.ndarray
     values: np.ndarray
     errors: np.ndarray
@@ -92,14 +90,16 @@ class PowerRatio:
 
 @dataclass(frozen=True)
 class NullTable:
-    """``cross`` and ``mean_fields``: nulls; ``powers``: ratios that are none; ``response`` R_b."""
+    """``cross`` and ``mean_fields``: nulls; ``over_noise`` and ``over_own``: ratios that are none,
+    of power to N_L and to ⟨κ̂κ̂*⟩; ``response`` R_b, (n_bins,)."""
 
     L: np.ndarray
     response: np.ndarray
     n_skies: int
     cross: list[NullTest]
     mean_fields: list[NullTest]
-    powers: list[PowerRatio]
+    over_noise: list[PowerRatio]
+    over_own: list[PowerRatio]
 
     @property
     def tests(self) -> list[NullTest]:
@@ -129,16 +129,19 @@ def nulls_table(
     names = check_names(names)
     indices = list(range(config.nulls.skies) if indices is None else indices)
     L = spectra_of(config).bins.centres
-    response = calibration_of(config, network_hash)[0].response
-    cross, fields, powers = [], [], []
+    calibration, _ = calibration_of(config, network_hash)
+    noise = _Noise(config, network_hash, calibration.response, indices)
+    cross, fields, over_noise, over_own = [], [], [], []
     for name in names:
         found = _read(config, network_hash, name, indices)
         cross.append(_cross_test(name, L, found))
         if name in MEAN_FIELDS:
             fields.append(_mean_field_test(name, L, found))
-        if name in POWERS:
-            powers.append(_power(config, network_hash, name, L, found, indices))
-    return NullTable(L, response, len(indices), cross, fields, powers)
+        if name in OVER_NOISE:
+            over_noise.append(PowerRatio(name, L, *noise.ratio(found["auto"])))
+        if name in OVER_OWN:
+            over_own.append(PowerRatio(OVER_OWN[name], L, *_over_own(name, found)))
+    return NullTable(L, calibration.response, len(indices), cross, fields, over_noise, over_own)
 
 
 def _read(config, network_hash, name, indices):
@@ -147,9 +150,11 @@ def _read(config, network_hash, name, indices):
         recipe = config.null_recipe(name, index, network_hash)
         with products.open_product(config.null_path(name, index), KIND, recipe) as product:
             parts.append({key: product.array(key) for key in product.names()})
-    draws = np.mean([part.pop("mean_field") for part in parts], axis=0)
-    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    return {**joined, "mean_field": draws}
+    skies = {"mean_field", "beyond_mask"}
+    return {
+        key: (np.mean if key in skies else np.concatenate)([part[key] for part in parts], axis=0)
+        for key in parts[0]
+    }
 
 
 def null_test(name: str, what: str, L: np.ndarray, samples: np.ndarray) -> NullTest:
@@ -181,21 +186,29 @@ def null_test(name: str, what: str, L: np.ndarray, samples: np.ndarray) -> NullT
 
 def _cross_test(name, L, found):
     if name == "parity" and (found["auto"].mean(0) < ROUNDING * found["even"].mean(0)).all():
-        zero = np.zeros(len(L))
-        return NullTest(name, WHAT[name], L, zero, zero, len(found["cross"]), 0.0, 0.0, 0.0, 1.0)
+        return _rounding(name, WHAT[name], L, len(found["cross"]))
     return null_test(name, WHAT[name], L, found["cross"] / found["truth"].mean(0))
 
 
+def _rounding(name, what, L, n_samples):
+    zero = np.zeros(len(L))
+    return NullTest(name, what, L, zero, zero, n_samples, 0.0, 0.0, 0.0, 1.0)
+
+
 def _mean_field_test(name, L, found):
-    relative = found["mean_field"] / found["auto"].mean(0)
+    array, what = MEAN_FIELDS[name]
+    name = "mean " + ("test" if name == "swapped" else name)
+    relative = found[array] / found["auto"].mean(0)
+    if np.abs(relative).max() < ROUNDING:
+        return _rounding(name, what, L, len(found["auto"]))
     values, draws = relative[0], relative[1:]
     inverse = inverse_covariance(np.cov(draws, rowvar=False))
     chi2, by_chance = (np.einsum("...b,bc,...c", x, inverse, x) for x in (values, draws))
     errors = draws.std(0, ddof=1)
     weight = errors**-2 / np.sum(errors**-2)
     return NullTest(
-        f"mean {name}" if name != "swapped" else "mean test",
-        f"power of the mean khat of {MEAN_FIELDS[name]}",
+        name,
+        what,
         L,
         values,
         errors,
@@ -208,21 +221,29 @@ def _mean_field_test(name, L, found):
     )
 
 
-def _power(config, network_hash, name, L, found, indices):
-    auto = found["auto"]
+def _over_own(name, found):
     if name == "parity":
-        ratio, error = _ratio(auto, found["even"])
-        return PowerRatio(name, POWERS[name], L, ratio, error)
-    response = calibration_of(config, network_hash)[0].response
-    lensed = read_bandpowers(config, network_hash, "test", indices)
-    noise = lensed.auto / response**2 - lensed.truth
-    ratio, error = _ratio(auto / response**2, noise)
-    # N_L R² = ⟨κ̂κ̂*⟩ − R²⟨κκ*⟩ moves with R, whose error is that of the validation patches.
-    validation = read_bandpowers(config, network_hash, "validation")
-    scatter = validation.cross - response * validation.truth
-    relative = standard_error(scatter) / validation.truth.mean(0) / response
-    by_response = 2.0 * ratio * lensed.truth.mean(0) / noise.mean(0) * relative
-    return PowerRatio(name, POWERS[name], L, ratio, np.hypot(error, by_response))
+        return _ratio(found["auto"], found["even"])
+    relative = found["mean_field"] / found["auto"].mean(0)
+    return relative[0], relative[1:].std(0, ddof=1)
+
+
+class _Noise:
+    """N_L = ⟨κ̂κ̂*⟩/R² − ⟨κκ*⟩ of test skies, for ratios to it on the same patches."""
+
+    def __init__(self, config, network_hash, response, indices):
+        self.response = response
+        self.lensed = read_bandpowers(config, network_hash, "test", indices)
+        validation = read_bandpowers(config, network_hash, "validation")
+        scatter = validation.cross - response * validation.truth
+        self.relative_error = standard_error(scatter) / validation.truth.mean(0) / response
+
+    def ratio(self, auto):
+        noise = self.lensed.auto / self.response**2 - self.lensed.truth
+        ratio, error = _ratio(auto / self.response**2, noise)
+        # N_L R² = ⟨κ̂κ̂*⟩ − R²⟨κκ*⟩ moves with R, whose error is that of the validation patches.
+        by_response = 2.0 * ratio * self.lensed.truth.mean(0) / noise.mean(0) * self.relative_error
+        return ratio, np.hypot(error, by_response)
 
 
 def _ratio(above, below):
@@ -233,13 +254,13 @@ def _ratio(above, below):
 
 def format_nulls(table: NullTable) -> str:
     """Verdicts first, then the bins."""
+    skies = "1 sky" if table.n_skies == 1 else f"{table.n_skies} skies"
     lines = [
-        f"{table.n_skies} sky(s); mean of <kappa khat>/<kappa kappa> over the bins (R for lensed "
-        "maps), weighted by 1/error^2;",
-        f"of mean fields, power of the mean khat over <khat khat>. {len(table.tests)} tests of "
-        f"{len(table.L)} bins",
+        f"{skies}, {len(table.L)} bins; mean of the bins, weighted by 1/error^2, of <kappa khat>/"
+        "<kappa kappa> (R for lensed maps);",
+        "of mean fields, of the mean map's power over <khat khat>",
         "",
-        f"{'null':11s} {'patches':>7s}  {'mean':>9s}   {'+-':7s}   {'chi2':>6s}   PTE     verdict",
+        f"{'null':11s} {'patches':>7s}  {'mean':>9s}  {'+-':7s}     {'chi2':>4s}   PTE     verdict",
     ]
     for t in table.tests:
         lines.append(
@@ -248,24 +269,25 @@ def format_nulls(table: NullTable) -> str:
         )
     lowest = min(t.pte for t in table.tests)
     by_chance = 1.0 - (1.0 - lowest) ** len(table.tests)
-    lines.append(
+    lines += [
         f"lowest PTE {lowest:.4f}; {len(table.tests)} independent tests of true nulls have one as "
-        f"low with probability {by_chance:.2f}"
-    )
-    lines += _remarks(table)
-    lines += ["", "<kappa khat>/<kappa kappa> in units of 1e-3", *_by_bin(table)]
-    for p in table.powers:
-        lines += ["", p.what]
-        lines += [f"{p.L[i]:7.1f}  {p.values[i]:.4f} +- {p.errors[i]:.4f}" for i in range(len(p.L))]
+        f"low with probability {by_chance:.2f}",
+        *_remarks(table),
+    ]
+    cross = [PowerRatio(t.name, t.L, 1e3 * t.values, 1e3 * t.errors) for t in table.cross]
+    lines += _block("<kappa khat>/<kappa kappa> in units of 1e-3", cross, "+.2f")
+    lines += _block("<khat khat>/R^2 over N_L of the test sky's patches", table.over_noise, ".4f")
+    lines += _block("power of parts of khat over <khat khat>", table.over_own, ".5f")
     return "\n".join(lines)
 
 
-def _by_bin(table):
-    lines = ["      L        R" + "".join(f"{t.name:>17s}" for t in table.cross)]
-    for b, L in enumerate(table.L):
-        cells = (f"{1e3 * t.values[b]:+8.2f} +-{1e3 * t.errors[b]:6.2f}" for t in table.cross)
-        row = "".join(f"{cell:>17s}" for cell in cells)
-        lines.append(f"{L:7.1f}  {1e3 * table.response[b]:7.1f}{row}")
+def _block(title, columns, form):
+    if not columns:
+        return []
+    lines = ["", title, "      L" + "".join(f"{c.name:>20s}" for c in columns)]
+    for b, L in enumerate(columns[0].L):
+        cells = (f"{c.values[b]:{form}} +- {c.errors[b]:{form.lstrip('+')}}" for c in columns)
+        lines.append(f"{L:7.1f}" + "".join(f"{cell:>20s}" for cell in cells))
     return lines
 
 
@@ -276,64 +298,30 @@ def _remarks(table):
             needed = t.n_samples * (t.mean_error / PAPER_LIMIT) ** 2
             lines.append(
                 f"training: {t.mean:+.1e} +- {t.mean_error:.1e}, {t.verdict}; Caldeira et al. (2018,"
-                f" eq. 14) have < {PAPER_LIMIT:.0e}, which takes {needed:,.0f} patches to see"
+                f" eq. 14): below {PAPER_LIMIT:.0e},\n  an error that takes {needed:,.0f} patches"
             )
-    for p in table.powers:
+    for p in table.over_noise:
         if p.name == "unlensed":
-            lines.append(
-                "unlensed: khat has less power than N_L, in which lensing's own part is missing: "
-                "without lensing there is no B but noise, which is what khat is made of"
+            low, high = (
+                f"{p.values[b]:.2f} +- {p.errors[b]:.2f} (L = {p.L[b]:.0f})"
+                for b in (np.argmin(p.values), np.argmax(p.values))
             )
-        if p.name == "parity":
             lines.append(
-                "parity: the odd part has no null of its own; it vanishes for an estimator that is "
-                "equivariant under mirrors (a network averaged over symmetries, a quadratic one)"
+                f"unlensed: power {low} to {high} of N_L (their Fig. 11: within a few per cent)"
             )
-    if any(t.name != "mean test" for t in table.mean_fields):
+            if p.values.mean() < 1:
+                lines.append(
+                    "  less is expected: B of unlensed maps is noise alone, that of lensed ones is "
+                    "part of what khat's noise is made of"
+                )
+    if any(p.name == "odd part" for p in table.over_own):
         lines.append(
-            "mean fields of noise and of B: the mask's, in maps without the power that the "
-            "estimator expects; no sky has these maps, and that of test maps is what counts"
+            "parity: the power of the odd part is no null; an equivariant estimator's is 0"
+        )
+    if any(p.name.startswith("mean") for p in table.over_own):
+        lines.append(
+            "mean fields of noise and of B are no nulls: the mask makes them where the power is not "
+            "what the estimator expects;\n  what is not symmetric in them as the mask is, is one for "
+            "an equivariant estimator"
         )
     return lines
-
-
-def nulls_figure(config: Config):
-    """Every null by bin with its PTE, mean fields, and the power of κ̂ that needs not vanish."""
-    import matplotlib.pyplot as plt
-
-    digest = estimator_hash(config)
-    made = [name for name in NULLS if config.null_path(name, 0).exists()]
-    if not made:
-        raise CNNLensError(
-            f"{config.products / 'nulls'}: no null test has been measured; run `cnnlens nulltest`"
-        )
-    table = nulls_table(config, digest, made)
-    figure, axes = plt.subplots(3, 3, figsize=(15, 11))
-    flat = axes.ravel()
-    for axis, t in zip(flat, table.cross, strict=False):
-        axis.errorbar(t.L, 1e3 * t.values, 1e3 * t.errors, fmt=".", color=f"C{NULLS.index(t.name)}")
-        title = f"{t.name}: {t.what.replace('kappa', 'κ').replace('khat', 'κ̂')}"
-        title += f"\nχ² = {t.chi2:.1f} for {len(t.L)} bins, PTE {t.pte:.3f}"
-        axis.set_title(title, size=9)
-        axis.set_ylabel(r"$\langle\kappa\hat\kappa\rangle/\langle\kappa\kappa\rangle$ [$10^{-3}$]")
-    for axis in flat[len(table.cross) : -2]:
-        axis.set_visible(False)
-    for i, t in enumerate(table.mean_fields):
-        label = f"{t.name.removeprefix('mean ')}, PTE {t.pte:.3f}"
-        axis = flat[-2]
-        axis.errorbar(t.L + 12 * i, t.values, t.errors, fmt=".", label=label)
-    flat[-2].set(ylabel=r"power of mean $\hat\kappa$ / $\langle\hat\kappa\hat\kappa\rangle$")
-    flat[-2].set_title("mean fields", size=9)
-    for p in table.powers:
-        colour = f"C{NULLS.index(p.name)}"
-        flat[-1].errorbar(p.L, p.values, p.errors, fmt=".-", color=colour, label=p.name)
-    flat[-1].axhline(1, color="k", lw=0.8, ls=":")
-    flat[-1].set_title("power of κ̂/R over $N_L$; of its odd part over its own", size=9)
-    for axis in flat[-2:]:
-        if axis.has_data():
-            axis.legend(fontsize=8)
-    for axis in flat:
-        axis.axhline(0, color="k", lw=0.8)
-        axis.set_xlabel("$L$")
-    figure.tight_layout()
-    return figure
