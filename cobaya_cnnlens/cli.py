@@ -271,6 +271,37 @@ def coverage(
 
 
 @app.command()
+def nulltest(
+    config: ConfigFile,
+    index: Annotated[
+        list[int] | None,
+        typer.Option("--index", help="Sky of the test and training sets; repeatable."),
+    ] = None,
+    threads: Threads = 0,
+    null: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="training, unlensed, swapped, noise, b_only, parity or curl; repeatable; all by "
+            "default."
+        ),
+    ] = None,
+    table_only: Annotated[bool, typer.Option(help="Print the table of what there is.")] = False,
+) -> None:
+    """Null tests: maps in which there is nothing to be found, and what the estimator finds."""
+    loaded = _load(config)
+    from .calibrate.nulls import check_names, measure_nulls
+    from .reconstruct.files import estimator_hash
+    from .report.nulls import format_nulls, nulls_table
+
+    names = check_names(null)
+    if not table_only:
+        estimator, network_hash = _network(loaded)
+        measure_nulls(loaded, estimator, network_hash, names, index, threads)
+    if table_only or index is None:
+        typer.echo(format_nulls(nulls_table(loaded, estimator_hash(loaded), names, index)))
+
+
+@app.command()
 def primary(
     config: ConfigFile,
     set_name: SetName = "test",
@@ -568,7 +599,7 @@ def figure(
         str,
         typer.Argument(
             help="spectra, sky, training, reconstruction, noise, bandpowers, derivatives, "
-            "nuisances, coverage or primary."
+            "nuisances, coverage, primary or nulls."
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,

@@ -32,11 +32,14 @@ ALGORITHM = {
     "nuisances": 1,
     "coverage": 1,
     "points": 1,
+    "nulls": 1,
     "baseline": 1,
     "exhibit": 1,
 }
 # Skies of the coverage test have a cosmology each and are not kept: they are no set of shards.
 COVERAGE_SET = "coverage"
+# The null tests whose inputs are not made of a test sky.
+NULL_SETS = {"training": "train"}
 
 
 class Section(BaseModel):
@@ -206,6 +209,12 @@ class Points(Section):
     at: dict[str, list[dict[str, float]]] = {}
 
 
+class Nulls(Section):
+    """On how many test and training skies, the first of each set, null tests are made."""
+
+    skies: int = Field(1, gt=0)
+
+
 class Survey(Section):
     """A mock survey: its true ω_c and how many skies of 160 patches it has for tests."""
 
@@ -241,6 +250,7 @@ class Config(Section):
     nuisances: Nuisances = Nuisances()
     coverage: Coverage = Coverage()
     points: Points = Points()
+    nulls: Nulls = Nulls()
     surveys: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Survey]
 
     @model_validator(mode="after")
@@ -299,11 +309,16 @@ class Config(Section):
                 f"baseline.mean_field_skies is {self.baseline.mean_field_skies}, but there are "
                 f"{self.skies.train} training skies"
             )
-        for name in ("nuisances", "points"):
+        for name in ("nuisances", "points", "nulls"):
             if (skies := getattr(self, name).skies) > self.skies.test:
                 raise ValueError(
                     f"{name}.skies is {skies}, but there are {self.skies.test} test skies"
                 )
+        if self.nulls.skies > self.skies.train:
+            raise ValueError(
+                f"nulls.skies is {self.nulls.skies}, but there are {self.skies.train} training "
+                "skies"
+            )
         if not 0 <= self.centres.poles < 6 * self.centres.nside**2:
             raise ValueError("centres.poles leaves no patch on the sky")
         if self.instrument.noise_uk_arcmin < 0 or self.instrument.beam_fwhm_arcmin < 0:
@@ -448,6 +463,14 @@ class Config(Section):
             "point_algorithm": ALGORITHM["points"],
         }
 
+    def null_recipe(self, null: str, index: int, network_hash: str) -> dict:
+        """What determines the bandpowers of one null test on one sky."""
+        return {
+            **self.bandpower_recipe(NULL_SETS.get(null, "test"), index, network_hash),
+            "null_algorithm": ALGORITHM["nulls"],
+            "null": null,
+        }
+
     def coverage_cosmology(self, index: int) -> Cosmology:
         """The cosmology of a sky of the coverage test: ω_c drawn evenly from the prior."""
         seed = seed_sequence(self.seed, f"{COVERAGE_SET}/cosmology", index)
@@ -528,6 +551,10 @@ class Config(Section):
         """Where the bandpowers of a test sky made again at another cosmology lie."""
         name = "_".join(f"{key}={value:g}" for key, value in sorted(change.items()))
         return self.products / "points" / f"sky_{index:04d}" / f"{name}.h5"
+
+    def null_path(self, null: str, index: int) -> Path:
+        """Where the bandpowers of one null test on one sky lie."""
+        return self.products / "nulls" / null / f"sky_{index:04d}.h5"
 
     def coverage_path(self, index: int) -> Path:
         """Where the bandpowers of a sky of the coverage test lie."""

@@ -19,9 +19,9 @@ from cobaya_cnnlens.config import load_study
 from cobaya_cnnlens.errors import CNNLensError, NetworkError
 from cobaya_cnnlens.reconstruct.files import estimator_hash
 from cobaya_cnnlens.report import tables
+from cobaya_cnnlens.report.inference_sections import weights_in
 from cobaya_cnnlens.report.page import Measured
 from cobaya_cnnlens.report.paper import verdict
-from cobaya_cnnlens.report.sections import weights_in
 from cobaya_cnnlens.simulate.observation import ObservedPatches
 
 from .conftest import REPOSITORY

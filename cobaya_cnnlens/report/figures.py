@@ -27,6 +27,7 @@ from ..simulate.observation import observe_sky
 from ..simulate.stage import spectra_for
 from ..theory import lensed_polarisation
 from .coverage import CoverageTable, coverage_table
+from .nulls_figure import nulls_figure
 from .tables import noise_table
 
 DPI = 130
@@ -350,4 +351,5 @@ STAGES: dict[str, Callable] = {
     "nuisances": nuisances_figure,
     "coverage": coverage_figure,
     "primary": primary_figure,
+    "nulls": nulls_figure,
 }

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from ..calibrate.exhibits import Exhibit
+from .nulls import PowerRatio
 from .tables import NoiseTable
 
 DPI = 110
@@ -133,6 +134,17 @@ def errors(tables: dict[float, NoiseTable]) -> bytes:
         axis.semilogy(table.L, table.relative_error, f"C{i}o-", ms=3, label=f"{level:g} µK′")
     axis.set(xlabel="$L$", ylabel="error of one patch's bandpower / $C_L$")
     axis.legend()
+    return png(figure)
+
+
+def unlensed(ratios: dict[str, PowerRatio]) -> bytes:
+    """Fig. 11: power of κ̂/R of unlensed maps over N_L of the lensed ones, by name."""
+    figure, axis = plt.subplots(figsize=(7, 4.3))
+    for i, (name, r) in enumerate(ratios.items()):
+        axis.errorbar(r.L + 6 * i, r.values, r.errors, fmt=".-", lw=0.8, label=name)
+    axis.axhline(1.0, color="k", lw=0.8)
+    axis.set(xlabel="$L$", ylabel=r"unlensed $\langle\hat\kappa\hat\kappa^*\rangle/R^2\,/\,N_L$")
+    axis.legend(fontsize=8)
     return png(figure)
 
 

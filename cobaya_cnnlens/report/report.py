@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..errors import CNNLensError
-from . import sections
+from . import inference_sections, sections
 from .material import Material, ReportPlan
 from .page import Missing, Section, write
 
@@ -46,10 +46,11 @@ PARTS = (
     Part("noise", "Reconstruction noise", sections.noise, None, _study("estimators")),
     Part("errors", "Bandpower errors", sections.errors, None, _study("estimators")),
     Part("correlation", "Correlation", sections.correlation, None, _study("estimators")),
+    Part("nulls", "Null tests", sections.nulls, None, _on_first("nulltest {path}")),
     Part(
         "cosmology",
         "Cosmology",
-        sections.cosmology,
+        inference_sections.cosmology,
         None,
         _on_first(
             "reconstruct {path} --set survey-fiducial",
@@ -59,17 +60,19 @@ PARTS = (
             "nuisances {path}",
         ),
     ),
-    Part("cutout", "Size of the cut-out", sections.cutout, "cutout", _study("cutout")),
-    Part("seeds", "Initialisations", sections.seeds, "seeds", _study("seeds")),
-    Part("learning", "Learning curves", sections.learning, "trained", _study("estimators")),
+    Part("cutout", "Size of the cut-out", inference_sections.cutout, "cutout", _study("cutout")),
+    Part("seeds", "Initialisations", inference_sections.seeds, "seeds", _study("seeds")),
+    Part(
+        "learning", "Learning curves", inference_sections.learning, "trained", _study("estimators")
+    ),
     Part(
         "coverage",
         "Coverage",
-        sections.coverage,
+        inference_sections.coverage,
         "coverage",
         lambda material: f"cnnlens coverage {material.plan.coverage}",
     ),
-    Part("network", "The network", sections.network, None, _study("estimators")),
+    Part("network", "The network", inference_sections.network, None, _study("estimators")),
 )
 
 

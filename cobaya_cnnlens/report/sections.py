@@ -6,25 +6,21 @@ missing, with the command that makes it; an error ends the section there.
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Callable
-from pathlib import Path
 
-import h5py
 import numpy as np
 
-from ..calibrate.assemble import make_release
 from ..calibrate.measure import read_bandpowers
 from ..config import Config
-from ..errors import CNNLensError, NetworkError
+from ..errors import CNNLensError
 from ..reconstruct.files import estimator_hash
 from ..reconstruct.n0 import delensed_part
 from ..simulate.stage import spectra_for
 from . import paper, pictures
 from .material import Material
+from .nulls import nulls_table
 from .page import Measured, Missing, Picture, Section, Table
-from .tables import compare, noise_table, null_significance, recovered_omch2
+from .tables import compare
 
 # Bins taken together where curves and tables are shown, and the range of L in which an estimator
 # is said to be below another.
@@ -33,10 +29,10 @@ RANGE = (300.0, 2500.0)
 
 
 def maps(material: Material, section: Section) -> None:
-    shown = _gather(material, section, material.networks, material.exhibit, "exhibit")
+    shown = gather(material, section, material.networks, material.exhibit, "exhibit")
     if not shown:
         return
-    by_noise = {_level(c): e for c, e in shown}
+    by_noise = {level_of(c): e for c, e in shown}
     first = next(iter(by_noise.values()))
     size = material.networks[0].patch.size_deg
     inputs = [
@@ -63,20 +59,20 @@ def maps(material: Material, section: Section) -> None:
 
 
 def spectra(material: Material, section: Section) -> None:
-    exhibits = _gather(material, section, material.networks, material.exhibit, "exhibit")
-    tables = _gather(material, section, material.networks, lambda c: material.noise(c, 1))
+    exhibits = gather(material, section, material.networks, material.exhibit, "exhibit")
+    tables = gather(material, section, material.networks, lambda c: material.noise(c, 1))
     if not tables:
         return
     kappa = {}
     for config, _ in tables:
         test = read_bandpowers(config, estimator_hash(config), "test")
         auto, cross, truth = (getattr(test, k).mean(0) for k in ("auto", "cross", "truth"))
-        kappa[_level(config)] = truth, auto, auto - 2.0 * cross + truth
+        kappa[level_of(config)] = truth, auto, auto - 2.0 * cross + truth
     L = tables[0][1].L
     caption = "Power of true and recovered E and κ; below, of the difference (Fig. 8)"
-    png = pictures.spectra(L, {_level(c): e for c, e in exhibits}, kappa)
+    png = pictures.spectra(L, {level_of(c): e for c, e in exhibits}, kappa)
     section.pictures.append(Picture(caption, png))
-    if (quiet := {_level(c): t for c, t in tables}.get(0.0)) is not None:
+    if (quiet := {level_of(c): t for c, t in tables}.get(0.0)) is not None:
         rows = [
             (
                 f"{L[b]:.0f}",
@@ -94,7 +90,7 @@ def spectra(material: Material, section: Section) -> None:
 def noise(material: Material, section: Section) -> None:
     levels, rows = {}, []
     for level, configs in material.levels.items():
-        found = _gather(material, section, configs, lambda c: material.noise(c, MERGE))
+        found = gather(material, section, configs, lambda c: material.noise(c, MERGE))
         if not found or found[0][0].baseline is not None:
             continue
         names = {c.name: material.label(c) for c, _ in found}
@@ -151,15 +147,15 @@ def noise(material: Material, section: Section) -> None:
 
 
 def errors(material: Material, section: Section) -> None:
-    found = _gather(material, section, material.networks, lambda c: material.noise(c, 1))
+    found = gather(material, section, material.networks, lambda c: material.noise(c, 1))
     if not found:
         return
-    tables = {_level(c): t for c, t in found}
+    tables = {level_of(c): t for c, t in found}
     section.pictures.append(
         Picture("Relative error of one patch's bandpowers (Fig. 10)", pictures.errors(tables))
     )
     n_patches = {
-        _level(c): len(read_bandpowers(c, estimator_hash(c), "test").auto) for c, _ in found
+        level_of(c): len(read_bandpowers(c, estimator_hash(c), "test").auto) for c, _ in found
     }
     rows = []
     for level, table in tables.items():
@@ -182,7 +178,7 @@ def correlation(material: Material, section: Section) -> None:
     left: dict = {}
     for level, configs in material.levels.items():
         chosen = [c for c in configs if material.label(c) in ("network", "iterated, maps")]
-        for config, table in _gather(material, section, chosen, lambda c: material.noise(c, 1)):
+        for config, table in gather(material, section, chosen, lambda c: material.noise(c, 1)):
             label = material.label(config)
             theory = spectra_for(config, config.cosmology)
             rho = np.interp(np.arange(len(theory.pp)), table.L, table.correlation)
@@ -208,164 +204,67 @@ def correlation(material: Material, section: Section) -> None:
     section.tables.append(Table("b_power_left", "Lensed B power left", columns, rows))
 
 
-def cosmology(material: Material, section: Section) -> None:
-    config = material.networks[0]
-    level = _level(config)
-    digest = estimator_hash(config)
-    release = make_release(config, digest, next(iter(config.surveys)), packages=False)
-    estimates: dict = {}
-    rows = []
-    for debias, label in (("fixed", "fixed debias"), ("quadratic", "corrected debias")):
-        for name, survey in config.surveys.items():
-            found = recovered_omch2(config, digest, release, name, 1, debias)
-            estimates.setdefault(label, {})[name] = found.estimates
-            quoted, spread = (
-                paper.OMCH2.get(name, (None, None)) if debias == "fixed" else (None,) * 2
-            )
-            rows.append(
-                (
-                    survey.omch2,
-                    label,
-                    len(found.estimates),
-                    Measured(found.mean, found.error),
-                    float(found.scatter),
-                    quoted,
-                    spread,
-                )
-            )
-    truths = {name: survey.omch2 for name, survey in config.surveys.items()}
-    caption = f"Maximum-likelihood ω_c of single patches at {level:g} µK′ (§6.3)"
-    section.pictures.append(Picture(caption, pictures.cosmology(estimates, truths)))
-    columns = ("true ω_c", "debias", "patches", "mean", "scatter", "paper's mean", "its scatter")
-    caption = (
-        f"ω_c of single patches at {level:g} µK′, the paper's setting, of {paper.OMCH2_PATCHES} "
-        "realisations; the paper has the fixed debias only"
+def nulls(material: Material, section: Section) -> None:
+    found = gather(
+        material,
+        section,
+        material.networks,
+        lambda c: nulls_table(c, estimator_hash(c)),
+        "nulltest",
     )
-    section.tables.append(Table("omch2", caption, columns, rows))
-    rows = []
-    for name in config.surveys:
-        _, sigma = null_significance(config, digest, release, name)
-        quoted = paper.NULL_SIGMA.get(name, (None, None))
-        scatter = float(sigma.std(ddof=1))
-        mean = Measured(float(sigma.mean()), scatter / len(sigma) ** 0.5)
-        rows.append((config.surveys[name].omch2, mean, scatter, *quoted))
-    columns = ("true ω_c", "mean σ", "scatter", "paper", "its scatter")
-    caption = "Significance at which single patches reject the fiducial cosmology (eq. 16)"
-    section.tables.append(Table("null_hypothesis", caption, columns, rows))
-
-
-def cutout(material: Material, section: Section) -> None:
-    study = material.study(material.plan.cutout)
-    found = {c.name: noise_table(c, estimator_hash(c)) for c in study.values()}
-    left = {name: 1.0 - t.correlation**2 for name, t in found.items()}
-    caption = "Part of κ's power that κ̂ does not know, by size of the patch (Fig. 12)"
-    png = pictures.ratio(
-        {name: t.L for name, t in found.items()}, left, r"$1-\rho_L^2$", "size of the cut-out"
-    )
-    section.pictures.append(Picture(caption, png))
-
-
-def seeds(material: Material, section: Section) -> None:
-    study = material.study(material.plan.seeds)
-    each = {p: c for p, c in study.items() if not isinstance(c.network.pretrained, list)}
-    hashes = [estimator_hash(config) for config in each.values()]
-    table = compare(list(each.values()), hashes, MERGE)
-    if table.scatter is None:
-        raise CNNLensError(f"{material.plan.seeds}: fewer than three networks on the same patches")
-    rows = [
-        (f"{L:.0f}", float(s), paper.SEED_SCATTER)
-        for L, s in zip(table.L, table.scatter, strict=True)
-    ]
-    columns = ("L", f"scatter, {len(each)} networks", "paper, 20 networks, all bins")
-    caption = "Scatter of one patch's bandpower between initialisations (eq. 18)"
-    section.tables.append(Table("seed_scatter", caption, columns, rows))
-
-
-def learning(material: Material, section: Section) -> None:
-    from ..reconstruct.training import TrainingRun, training_recipe
-
-    histories = {}
-    for path in material.plan.trained:
-        config = material.config(path)
-        command = f"cnnlens train {path}"
-        if config.network.pretrained is not None:
-            section.notes.append(f"{config.name}: its network was trained elsewhere.")
-            continue
-        try:
-            history = TrainingRun(config.training_directory, training_recipe(config)).history
-        except CNNLensError as error:
-            section.missing.append(Missing(f"training of {config.name}", str(error), command))
-            continue
-        if history:
-            histories[config.name] = history
-        else:
-            why = f"{config.training_directory}: no finished epoch."
-            section.missing.append(Missing(f"training of {config.name}", why, command))
-    if histories:
-        caption = "Loss against epoch: validation full, training dotted"
-        section.pictures.append(Picture(caption, pictures.learning(histories)))
-
-
-def coverage(material: Material, section: Section) -> None:
-    from ..release import read_release
-    from .coverage import INTERVALS, coverage_table
-    from .figures import draw_coverage
-
-    config = material.config(material.plan.coverage)
-    release = read_release(material.plan.release)
-    rows = []
-    for patches_each in (config.coverage.patches_each, 1):
-        table = coverage_table(config, estimator_hash(config), release, patches_each)
-        if patches_each > 1:
-            caption = "Rank of the truth in the posteriors, and pulls, of disjoint mock surveys"
-            section.pictures.append(Picture(caption, pictures.png(draw_coverage(table))))
-        covered = [Measured(*table.covered(p)) for p in INTERVALS]
-        bias = Measured(*table.bias())
-        rows.append(
-            (patches_each, len(table.rank), table.n_skies, *covered, table.uniformity, bias)
-        )
-    columns = ("patches", "surveys", "skies", "in 68%", "in 95%", "p(uniform ranks)", "bias of ω_c")
-    caption = (
-        f"Posteriors of ω_c with the {release.name} release's likelihood; ω_c of every sky drawn "
-        "from the prior"
-    )
-    section.tables.append(Table("coverage", caption, columns, rows))
-
-
-def network(material: Material, section: Section) -> None:
-    rows = []
-    for config in material.networks:
-        for path in config.network_paths:
-            rows.append((config.name, weights_in(path), paper.PARAMETERS))
+    if not found:
+        return
     section.notes.append(
-        "The paper's network is width 64, of 5,401,418 parameters and a receptive field of "
-        f"{paper.RECEPTIVE_FIELD} pixels when built from its description, which the tests check. "
-        f"Its times ({paper.EPOCH_SECONDS} s an epoch, {paper.PATCH_MILLISECONDS} ms a patch on a "
-        "P100 GPU) depend on the machine and are no product: tests/benchmarks/network.py prints "
-        "ours beside them."
+        "Each null is ⟨κκ̂*⟩/⟨κκ*⟩ of inputs that hold no lensing by that κ, averaged over the bins "
+        "by their errors, or the mean κ̂ of inputs that should have none; χ² is over all bins. "
+        f"The paper's eq. 14 for the first: below {paper.TRAINING_CROSS:g}. Unlensed maps hold no "
+        "lensed B, which is part of what the noise of κ̂ is made of, so that their κ̂ has less "
+        f"power than N_L; the paper's Fig. 11 finds {paper.UNLENSED_POWER} differences."
     )
-    columns = ("network", "numbers in its file", "paper's parameters")
-    section.tables.append(Table("network", "The networks (§§4, 5)", columns, rows))
+    unlensed = {
+        f"{level_of(c):g} µK′": ratio
+        for c, table in found
+        for ratio in table.over_noise
+        if ratio.name == "unlensed"
+    }
+    caption = "Power of κ̂/R of unlensed maps over N_L of the same patches, lensed (Fig. 11)"
+    section.pictures.append(Picture(caption, pictures.unlensed(unlensed)))
+    rows = [
+        (
+            f"{level_of(config):g}",
+            test.what.replace("khat", "κ̂").replace("kappa", "κ"),
+            test.n_samples,
+            Measured(test.mean, test.mean_error),
+            float(test.chi2),
+            len(test.L),
+            float(test.pte),
+            test.verdict,
+        )
+        for config, table in found
+        for test in table.tests
+    ]
+    columns = ("µK′", "null", "patches", "mean", "χ²", "bins", "PTE", "verdict")
+    section.tables.append(Table("nulls", "Null tests (§6.2)", columns, rows))
+    rows = [
+        (
+            f"{level_of(c):g}",
+            p.name,
+            *(Measured(p.values[b], p.errors[b]) for b in (0, 3, 7, 11, 15)),
+        )
+        for c, table in found
+        for p in [*table.over_noise, *table.over_own]
+    ]
+    L = found[0][1].L
+    columns = ("µK′", "input", *(f"L = {L[b]:.0f}" for b in (0, 3, 7, 11, 15)))
+    caption = "What need not vanish: power of κ̂/R over N_L; odd part and means over κ̂'s own power"
+    section.tables.append(Table("null_powers", caption, columns, rows))
 
 
-def weights_in(path: Path) -> int:
-    """How many numbers the weights of a ``.keras`` file are, normalisation included."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            weights = io.BytesIO(archive.read("model.weights.h5"))
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise NetworkError(f"{path}: not a Keras file ({error}); train the network again") from None
-    sizes = []
-    with h5py.File(weights) as file:
-        file.visititems(lambda _, x: sizes.append(x.size) if isinstance(x, h5py.Dataset) else None)
-    return sum(sizes)
-
-
-def _level(config: Config) -> float:
+def level_of(config: Config) -> float:
     return config.instrument.noise_uk_arcmin
 
 
-def _gather(
+def gather(
     material: Material,
     section: Section,
     configs: list[Config],

@@ -1,0 +1,171 @@
+"""The report's sections on what κ̂ is used for: cosmology, and the networks themselves."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import h5py
+
+from ..calibrate.assemble import make_release
+from ..errors import CNNLensError, NetworkError
+from ..reconstruct.files import estimator_hash
+from . import paper, pictures
+from .material import Material
+from .page import Measured, Missing, Picture, Section, Table
+from .sections import MERGE, level_of
+from .tables import compare, noise_table, null_significance, recovered_omch2
+
+
+def cosmology(material: Material, section: Section) -> None:
+    config = material.networks[0]
+    level = level_of(config)
+    digest = estimator_hash(config)
+    release = make_release(config, digest, next(iter(config.surveys)), packages=False)
+    estimates: dict = {}
+    rows = []
+    for debias, label in (("fixed", "fixed debias"), ("quadratic", "corrected debias")):
+        for name, survey in config.surveys.items():
+            found = recovered_omch2(config, digest, release, name, 1, debias)
+            estimates.setdefault(label, {})[name] = found.estimates
+            quoted, spread = (
+                paper.OMCH2.get(name, (None, None)) if debias == "fixed" else (None,) * 2
+            )
+            rows.append(
+                (
+                    survey.omch2,
+                    label,
+                    len(found.estimates),
+                    Measured(found.mean, found.error),
+                    float(found.scatter),
+                    quoted,
+                    spread,
+                )
+            )
+    truths = {name: survey.omch2 for name, survey in config.surveys.items()}
+    caption = f"Maximum-likelihood ω_c of single patches at {level:g} µK′ (§6.3)"
+    section.pictures.append(Picture(caption, pictures.cosmology(estimates, truths)))
+    columns = ("true ω_c", "debias", "patches", "mean", "scatter", "paper's mean", "its scatter")
+    caption = (
+        f"ω_c of single patches at {level:g} µK′, the paper's setting, of {paper.OMCH2_PATCHES} "
+        "realisations; the paper has the fixed debias only"
+    )
+    section.tables.append(Table("omch2", caption, columns, rows))
+    rows = []
+    for name in config.surveys:
+        _, sigma = null_significance(config, digest, release, name)
+        quoted = paper.NULL_SIGMA.get(name, (None, None))
+        scatter = float(sigma.std(ddof=1))
+        mean = Measured(float(sigma.mean()), scatter / len(sigma) ** 0.5)
+        rows.append((config.surveys[name].omch2, mean, scatter, *quoted))
+    columns = ("true ω_c", "mean σ", "scatter", "paper", "its scatter")
+    caption = "Significance at which single patches reject the fiducial cosmology (eq. 16)"
+    section.tables.append(Table("null_hypothesis", caption, columns, rows))
+
+
+def cutout(material: Material, section: Section) -> None:
+    study = material.study(material.plan.cutout)
+    found = {c.name: noise_table(c, estimator_hash(c)) for c in study.values()}
+    left = {name: 1.0 - t.correlation**2 for name, t in found.items()}
+    caption = "Part of κ's power that κ̂ does not know, by size of the patch (Fig. 12)"
+    png = pictures.ratio(
+        {name: t.L for name, t in found.items()}, left, r"$1-\rho_L^2$", "size of the cut-out"
+    )
+    section.pictures.append(Picture(caption, png))
+
+
+def seeds(material: Material, section: Section) -> None:
+    study = material.study(material.plan.seeds)
+    each = {p: c for p, c in study.items() if not isinstance(c.network.pretrained, list)}
+    hashes = [estimator_hash(config) for config in each.values()]
+    table = compare(list(each.values()), hashes, MERGE)
+    if table.scatter is None:
+        raise CNNLensError(f"{material.plan.seeds}: fewer than three networks on the same patches")
+    rows = [
+        (f"{L:.0f}", float(s), paper.SEED_SCATTER)
+        for L, s in zip(table.L, table.scatter, strict=True)
+    ]
+    columns = ("L", f"scatter, {len(each)} networks", "paper, 20 networks, all bins")
+    caption = "Scatter of one patch's bandpower between initialisations (eq. 18)"
+    section.tables.append(Table("seed_scatter", caption, columns, rows))
+
+
+def learning(material: Material, section: Section) -> None:
+    from ..reconstruct.training import TrainingRun, training_recipe
+
+    histories = {}
+    for path in material.plan.trained:
+        config = material.config(path)
+        command = f"cnnlens train {path}"
+        if config.network.pretrained is not None:
+            section.notes.append(f"{config.name}: its network was trained elsewhere.")
+            continue
+        try:
+            history = TrainingRun(config.training_directory, training_recipe(config)).history
+        except CNNLensError as error:
+            section.missing.append(Missing(f"training of {config.name}", str(error), command))
+            continue
+        if history:
+            histories[config.name] = history
+        else:
+            why = f"{config.training_directory}: no finished epoch."
+            section.missing.append(Missing(f"training of {config.name}", why, command))
+    if histories:
+        caption = "Loss against epoch: validation full, training dotted"
+        section.pictures.append(Picture(caption, pictures.learning(histories)))
+
+
+def coverage(material: Material, section: Section) -> None:
+    from ..release import read_release
+    from .coverage import INTERVALS, coverage_table
+    from .figures import draw_coverage
+
+    config = material.config(material.plan.coverage)
+    release = read_release(material.plan.release)
+    rows = []
+    for patches_each in (config.coverage.patches_each, 1):
+        table = coverage_table(config, estimator_hash(config), release, patches_each)
+        if patches_each > 1:
+            caption = "Rank of the truth in the posteriors, and pulls, of disjoint mock surveys"
+            section.pictures.append(Picture(caption, pictures.png(draw_coverage(table))))
+        covered = [Measured(*table.covered(p)) for p in INTERVALS]
+        bias = Measured(*table.bias())
+        rows.append(
+            (patches_each, len(table.rank), table.n_skies, *covered, table.uniformity, bias)
+        )
+    columns = ("patches", "surveys", "skies", "in 68%", "in 95%", "p(uniform ranks)", "bias of ω_c")
+    caption = (
+        f"Posteriors of ω_c with the {release.name} release's likelihood; ω_c of every sky drawn "
+        "from the prior"
+    )
+    section.tables.append(Table("coverage", caption, columns, rows))
+
+
+def network(material: Material, section: Section) -> None:
+    rows = []
+    for config in material.networks:
+        for path in config.network_paths:
+            rows.append((config.name, weights_in(path), paper.PARAMETERS))
+    section.notes.append(
+        "The paper's network is width 64, of 5,401,418 parameters and a receptive field of "
+        f"{paper.RECEPTIVE_FIELD} pixels when built from its description, which the tests check. "
+        f"Its times ({paper.EPOCH_SECONDS} s an epoch, {paper.PATCH_MILLISECONDS} ms a patch on a "
+        "P100 GPU) depend on the machine and are no product: tests/benchmarks/network.py prints "
+        "ours beside them."
+    )
+    columns = ("network", "numbers in its file", "paper's parameters")
+    section.tables.append(Table("network", "The networks (§§4, 5)", columns, rows))
+
+
+def weights_in(path: Path) -> int:
+    """How many numbers the weights of a ``.keras`` file are, normalisation included."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            weights = io.BytesIO(archive.read("model.weights.h5"))
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise NetworkError(f"{path}: not a Keras file ({error}); train the network again") from None
+    sizes = []
+    with h5py.File(weights) as file:
+        file.visititems(lambda _, x: sizes.append(x.size) if isinstance(x, h5py.Dataset) else None)
+    return sum(sizes)

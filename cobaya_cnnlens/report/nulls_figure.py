@@ -1,0 +1,55 @@
+"""Null tests as a picture."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+
+from ..calibrate.nulls import NULLS
+from ..config import Config
+from ..errors import CNNLensError
+from ..reconstruct.files import estimator_hash
+from .nulls import nulls_table
+
+
+def nulls_figure(config: Config):
+    """Every null by bin with its PTE, mean fields, and the power of κ̂ that needs not vanish."""
+    digest = estimator_hash(config)
+    made = [name for name in NULLS if config.null_path(name, 0).exists()]
+    if not made:
+        raise CNNLensError(
+            f"{config.products / 'nulls'}: no null test has been measured; run `cnnlens nulltest`"
+        )
+    table = nulls_table(config, digest, made)
+    figure, axes = plt.subplots(3, 3, figsize=(15, 11))
+    flat = axes.ravel()
+    for axis, t in zip(flat, table.cross, strict=False):
+        axis.errorbar(t.L, 1e3 * t.values, 1e3 * t.errors, fmt=".", color=f"C{NULLS.index(t.name)}")
+        title = f"{t.name}: {t.what.replace('kappa', 'κ').replace('khat', 'κ̂')}"
+        title += f"\nχ² = {t.chi2:.1f} for {len(t.L)} bins, PTE {t.pte:.3f}"
+        axis.set_title(title, size=9)
+        axis.set_ylabel(r"$\langle\kappa\hat\kappa\rangle/\langle\kappa\kappa\rangle$ [$10^{-3}$]")
+    for axis in flat[len(table.cross) : -2]:
+        axis.set_visible(False)
+    for i, t in enumerate(table.mean_fields):
+        label = f"{t.name.removeprefix('mean ')}, PTE {t.pte:.3f}"
+        axis = flat[-2]
+        axis.errorbar(t.L + 12 * i, t.values, t.errors, fmt=".", label=label)
+    flat[-2].set(ylabel=r"power of mean $\hat\kappa$ / $\langle\hat\kappa\hat\kappa\rangle$")
+    flat[-2].set_title("mean fields, of noise and B beyond the mask's symmetries", size=9)
+    for p in table.over_noise:
+        colour = f"C{NULLS.index(p.name)}"
+        flat[-1].errorbar(p.L, p.values, p.errors, fmt=".-", color=colour, label=p.name)
+    for p in table.over_own:
+        flat[-1].errorbar(p.L, p.values, p.errors, fmt=".:", label=p.name)
+    flat[-1].axhline(1, color="k", lw=0.8, ls=":")
+    flat[-1].set_yscale("log", nonpositive="mask")
+    flat[-1].set_title("power of κ̂/R over $N_L$; of parts of κ̂ over κ̂'s (dotted)", size=9)
+    for axis in flat[-2:]:
+        if axis.has_data():
+            axis.legend(fontsize=8)
+    for axis in flat[:-1]:
+        axis.axhline(0, color="k", lw=0.8)
+    for axis in flat:
+        axis.set_xlabel("$L$")
+    figure.tight_layout()
+    return figure
