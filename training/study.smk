@@ -11,6 +11,9 @@ BY_PRODUCTS = {str(member.products): path for path, member in MEMBERS.items()}
 TRAINED = [m for m in MEMBERS.values() if not (m.network.pretrained or m.baseline)]
 FOLDER = next(iter(MEMBERS.values())).products.parent
 TABLE = str(FOLDER / (Path(STUDY).stem + ".txt"))
+NETWORKS = sorted(
+    (m for m in MEMBERS.values() if not m.baseline), key=lambda m: m.instrument.noise_uk_arcmin
+)
 FORECAST = str(FOLDER / (Path(STUDY).stem + "_omch2.txt"))
 
 
@@ -18,7 +21,7 @@ FORECAST = str(FOLDER / (Path(STUDY).stem + "_omch2.txt"))
 def sky_rows():
     rows = {}
     for path, member in MEMBERS.items():
-        for set_name in ("train", "validation", "test"):
+        for set_name in member.set_names():
             for index in range(member.set_size(set_name)):
                 rows.setdefault(str(member.sky_path(set_name, index)), (path, set_name, index))
     return rows
@@ -59,6 +62,22 @@ rule table:
         TABLE,
     shell:
         "cnnlens compare {STUDY} > {output}"
+
+
+# On request: snakemake … for_report: what `cnnlens report` shows of the networks beyond the table,
+# and the cosmology of the one with the least noise.
+rule for_report:
+    input:
+        TABLE,
+        [str(m.exhibit_path) for m in NETWORKS],
+        [str(m.null_path("curl", i)) for m in NETWORKS for i in range(m.nulls.skies)],
+        [
+            str(NETWORKS[0].bandpower_path(f"survey-{name}", i))
+            for name, survey in NETWORKS[0].surveys.items()
+            for i in range(survey.skies)
+        ],
+        [str(NETWORKS[0].curvature_path(i)) for i in range(NETWORKS[0].skies.derivatives)],
+        [str(NETWORKS[0].nuisance_path(i)) for i in range(NETWORKS[0].nuisances.skies)],
 
 
 # On request: snakemake … forecast
@@ -146,3 +165,57 @@ rule bandpowers:
         runtime=20,
     shell:
         "cnnlens reconstruct '{params.path}' --set {wildcards.set_name} --index {params.index}"
+
+
+rule exhibit:
+    input:
+        instrument_of,
+        lambda w: str(member(w).sky_path("test", 0)),
+    output:
+        "{products}/exhibit.h5",
+    params:
+        path=lambda w: BY_PRODUCTS[w.products],
+    threads: 2
+    shell:
+        "cnnlens exhibit '{params.path}'"
+
+
+rule nulls:
+    input:
+        lambda w: measured(BY_PRODUCTS[w.products]),
+        lambda w: skies(member(w), "train", "test"),
+    output:
+        "{products}/nulls/curl/sky_{index}.h5",
+    params:
+        path=lambda w: BY_PRODUCTS[w.products],
+        index=lambda w: int(w.index),
+    threads: 2
+    shell:
+        "cnnlens nulltest '{params.path}' --index {params.index}"
+
+
+rule derivatives:
+    input:
+        instrument_of,
+    output:
+        "{products}/curvature/sky_{index}.h5",
+    params:
+        path=lambda w: BY_PRODUCTS[w.products],
+        index=lambda w: int(w.index),
+    threads: 2
+    shell:
+        "cnnlens derivatives '{params.path}' --index {params.index}"
+
+
+rule nuisances:
+    input:
+        instrument_of,
+        lambda w: str(member(w).sky_path("test", int(w.index))),
+    output:
+        "{products}/nuisances/sky_{index}.h5",
+    params:
+        path=lambda w: BY_PRODUCTS[w.products],
+        index=lambda w: int(w.index),
+    threads: 2
+    shell:
+        "cnnlens nuisances '{params.path}' --index {params.index}"

@@ -9,7 +9,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..errors import CNNLensError
-from . import inference_sections, sections
+from . import inference_sections as inference
+from . import sections
 from .material import Material, ReportPlan
 from .page import Missing, Section, write
 
@@ -50,7 +51,7 @@ PARTS = (
     Part(
         "cosmology",
         "Cosmology",
-        inference_sections.cosmology,
+        inference.cosmology,
         None,
         _on_first(
             "reconstruct {path} --set survey-fiducial",
@@ -60,19 +61,17 @@ PARTS = (
             "nuisances {path}",
         ),
     ),
-    Part("cutout", "Size of the cut-out", inference_sections.cutout, "cutout", _study("cutout")),
-    Part("seeds", "Initialisations", inference_sections.seeds, "seeds", _study("seeds")),
-    Part(
-        "learning", "Learning curves", inference_sections.learning, "trained", _study("estimators")
-    ),
+    Part("cutout", "Size of the cut-out", inference.cutout, "cutout", _study("cutout")),
+    Part("seeds", "Initialisations", inference.seeds, "seeds", _study("seeds")),
+    Part("learning", "Learning curves", inference.learning, "trained", _study("estimators")),
     Part(
         "coverage",
         "Coverage",
-        inference_sections.coverage,
+        inference.coverage,
         "coverage",
         lambda material: f"cnnlens coverage {material.plan.coverage}",
     ),
-    Part("network", "The network", inference_sections.network, None, _study("estimators")),
+    Part("network", "The network", inference.network, None, _study("estimators")),
 )
 
 

@@ -1,4 +1,4 @@
-"""The report's sections: each figure and each number of Caldeira et al. 2018, ours beside it.
+"""The report's sections on κ̂ itself: the figures and numbers of Caldeira et al. 2018, ours beside.
 
 A section takes the material and a :class:`Section` to fill. What it cannot show it lists as
 missing, with the command that makes it; an error ends the section there.
@@ -245,17 +245,14 @@ def nulls(material: Material, section: Section) -> None:
     ]
     columns = ("µK′", "null", "patches", "mean", "χ²", "bins", "PTE", "verdict")
     section.tables.append(Table("nulls", "Null tests (§6.2)", columns, rows))
+    L = found[0][1].L
+    shown = range(0, len(L), -(-len(L) // 6))
     rows = [
-        (
-            f"{level_of(c):g}",
-            p.name,
-            *(Measured(p.values[b], p.errors[b]) for b in (0, 3, 7, 11, 15)),
-        )
+        (f"{level_of(c):g}", p.name, *(Measured(p.values[b], p.errors[b]) for b in shown))
         for c, table in found
         for p in [*table.over_noise, *table.over_own]
     ]
-    L = found[0][1].L
-    columns = ("µK′", "input", *(f"L = {L[b]:.0f}" for b in (0, 3, 7, 11, 15)))
+    columns = ("µK′", "input", *(f"L = {L[b]:.0f}" for b in shown))
     caption = "What need not vanish: power of κ̂/R over N_L; odd part and means over κ̂'s own power"
     section.tables.append(Table("null_powers", caption, columns, rows))
 
