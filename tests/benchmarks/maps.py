@@ -24,7 +24,12 @@ from cobaya_cnnlens.theory import lensed_polarisation
 NSIDE, LMAX = 2048, 6000
 CENTRES = np.radians([[90.0 - latitude, 40.0 * i] for i, latitude in enumerate((0, 20, 40, 60))])
 
-config = load_config(Path(__file__).parents[2] / "training" / "config" / "laptop.yaml")
+TRAINING = Path(__file__).parents[2] / "training"
+config = load_config(TRAINING / "config" / "laptop.yaml")
+shipped = config.network.model_copy(
+    update={"pretrained": TRAINING / "networks" / "laptop_1uk.keras"}
+)
+config = config.model_copy(update={"network": shipped})
 estimator = network_estimator(config)
 mask = cosine_mask(config.patch, config.instrument.taper_deg)
 flat = PatchGeometry(config.patch.size_deg, config.patch.n_pixels, pad=0)
