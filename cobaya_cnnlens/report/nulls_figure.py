@@ -13,13 +13,12 @@ from .nulls import nulls_table
 
 def nulls_figure(config: Config):
     """Every null by bin with its PTE, mean fields, and the power of κ̂ that needs not vanish."""
-    digest = estimator_hash(config)
     made = [name for name in NULLS if config.null_path(name, 0).exists()]
     if not made:
         raise CNNLensError(
             f"{config.products / 'nulls'}: no null test has been measured; run `cnnlens nulltest`"
         )
-    table = nulls_table(config, digest, made)
+    table = nulls_table(config, estimator_hash(config), made)
     figure, axes = plt.subplots(3, 3, figsize=(15, 11))
     flat = axes.ravel()
     for axis, t in zip(flat, table.cross, strict=False):
