@@ -135,6 +135,22 @@ def test_a_good_estimator_passes(config, shown):
         assert words in text
 
 
+def test_maps_are_what_they_are_said_to_be(config, shown):
+    """Test maps are noiseless ones and the noise; B differs from noise by B; a curl from both."""
+    quiet = config.model_copy(update={"instrument": config.instrument.__class__(0.0)})
+    lensed, unlensed = (observe_sky(quiet, "test", 0, lensed=choice) for choice in (True, False))
+    noise = shown["noise"][0]
+    for name, clean in (("swapped", lensed), ("unlensed", unlensed)):
+        np.testing.assert_allclose(shown[name][0], clean.q + noise, atol=1e-5)
+    np.testing.assert_array_equal(shown["parity"][1], -shown["swapped"][1][..., ::-1])
+    spectra = spectra_of(config)
+    e, b = e_and_b(spectra, *(a - c for a, c in zip(shown["b_only"], shown["noise"], strict=True)))
+    # The mask makes little E of B.
+    assert (spectra.cross(e, e).mean(0) < 0.2 * spectra.cross(b, b).mean(0)).all()
+    moved = [np.std(shown["curl"][0] - noise - other.q) for other in (lensed, unlensed)]
+    assert min(moved) > 0.1 * lensed.q.std()
+
+
 def test_figure_is_drawn(config, shown, tmp_path):
     with pytest.raises(CNNLensError, match="no null test has been measured"):
         draw(config.model_copy(update={"products": tmp_path}), "nulls")
