@@ -33,7 +33,7 @@ ALGORITHM = {
     "coverage": 1,
     "points": 1,
     "nulls": 1,
-    "baseline": 1,
+    "baseline": 2,
     "exhibit": 1,
 }
 # Skies of the coverage test have a cosmology each and are not kept: they are no set of shards.

@@ -136,9 +136,7 @@ class NullBench:
         return {**self._compare(self.estimate, self.seen.kappa), "cross": 0.5 * cross}
 
     def noise(self) -> dict[str, np.ndarray]:
-        return self._compare(
-            self._reconstruct(*(self.instrument_noise * self.mask)), self.seen.kappa
-        )
+        return self._mask_free(self._reconstruct(*(self.instrument_noise * self.mask)))
 
     def b_only(self) -> dict[str, np.ndarray]:
         generator = np.random.default_rng(

@@ -26,7 +26,7 @@ import scipy.fft
 from ..simulate.instrument import Instrument
 from ..simulate.patches import PatchGeometry
 from ..theory import Spectra
-from .n0 import Filter, delensing_passes
+from .n0 import band_of, delensing_passes
 from .wiener import FLOOR, Box, WienerFilter
 
 # Fraction of a step that is taken after the first. Steps change the slope by up to twice what the
@@ -55,7 +55,7 @@ class WienerEstimator:
         passes: int = 1,
         threads: int = 0,
     ):
-        band = Filter(lmin=2, lmax=min(int(geometry.nyquist), spectra.lmax, 4600))
+        band = band_of(geometry, spectra, 2)
         self._box = box = Box(geometry, instrument, band.lmax)
         self._inverse_mask = np.divide(1.0, mask, out=np.zeros_like(mask), where=mask > 0)
         self._threads = threads or os.cpu_count()

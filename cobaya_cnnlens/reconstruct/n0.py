@@ -13,12 +13,14 @@ a power of 2π and gives R, not 1/R.)
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import CNNLensError
 from ..simulate.instrument import ARCMIN, Instrument
+from ..simulate.patches import PatchGeometry
 from ..theory import Spectra
 
 
@@ -28,6 +30,15 @@ class Filter:
 
     lmin: int = 72
     lmax: int = 4600
+
+
+def band_of(geometry: PatchGeometry, spectra: Spectra, lmin: int) -> Filter:
+    """Multipoles from ``lmin`` that a patch's modes, its beam and the spectra allow.
+
+    Modes at the Nyquist multipole itself have no mirror image, with which an estimator would find
+    another κ̂ in a mirrored patch.
+    """
+    return Filter(lmin, min(math.ceil(geometry.nyquist) - 1, spectra.lmax, 4600))
 
 
 def polarisation_noise(instrument: Instrument, lmax: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from ..flat import pure_b_modes
 from ..simulate.instrument import Instrument
 from ..simulate.patches import PatchGeometry
 from ..theory import Spectra
-from .n0 import Filter, n0_eb, polarisation_noise
+from .n0 import Filter, band_of, n0_eb, polarisation_noise
 from .wiener import FLOOR, Box
 
 # Which of E and B is filtered by 1/(C + N), and which by C/(C + N).
@@ -51,9 +51,7 @@ class QuadraticEstimator:
         leakage: str = "naive",
         band: Filter | None = None,
     ):
-        band = band or Filter(
-            round(geometry.fundamental), min(int(geometry.nyquist), spectra.lmax, 4600)
-        )
+        band = band or band_of(geometry, spectra, round(geometry.fundamental))
         self._box = box = Box(geometry, instrument, band.lmax, border=0)
         self._n_fine = scipy.fft.next_fast_len(3 * box.n // 2)
         self._mask = mask if leakage == "pure" else None

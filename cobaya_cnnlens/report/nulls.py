@@ -276,6 +276,8 @@ def format_nulls(table: NullTable) -> str:
     ]
     cross = [PowerRatio(t.name, t.L, 1e3 * t.values, 1e3 * t.errors) for t in table.cross]
     lines += _block("<kappa khat>/<kappa kappa> in units of 1e-3", cross, "+.2f")
+    fields = [PowerRatio(t.name, t.L, 1e3 * t.values, 1e3 * t.errors) for t in table.mean_fields]
+    lines += _block("power of mean khat over <khat khat> in units of 1e-3", fields, "+.2f")
     lines += _block("<khat khat>/R^2 over N_L of the test sky's patches", table.over_noise, ".4f")
     lines += _block("power of parts of khat over <khat khat>", table.over_own, ".5f")
     return "\n".join(lines)
@@ -297,8 +299,9 @@ def _remarks(table):
         if t.name == "training" and t.mean_error > 0:
             needed = t.n_samples * (t.mean_error / PAPER_LIMIT) ** 2
             lines.append(
-                f"training: {t.mean:+.1e} +- {t.mean_error:.1e}, {t.verdict}; Caldeira et al. (2018,"
-                f" eq. 14): below {PAPER_LIMIT:.0e},\n  an error that takes {needed:,.0f} patches"
+                f"training: {t.mean:+.1e} +- {t.mean_error:.1e}, {t.verdict}; Caldeira et al. "
+                f"(2018, eq. 14): below {PAPER_LIMIT:.0e},\n  an error that takes "
+                f"{needed:,.0f} patches"
             )
     for p in table.over_noise:
         if p.name == "unlensed":
@@ -320,8 +323,8 @@ def _remarks(table):
         )
     if any(p.name.startswith("mean") for p in table.over_own):
         lines.append(
-            "mean fields of noise and of B are no nulls: the mask makes them where the power is not "
-            "what the estimator expects;\n  what is not symmetric in them as the mask is, is one for "
-            "an equivariant estimator"
+            "mean fields of noise and of B are no nulls: the mask makes them where the power is "
+            "not what the estimator expects;\n  what is not symmetric in them as the mask is, is "
+            "one for an equivariant estimator"
         )
     return lines

@@ -13,18 +13,18 @@ from .nulls import nulls_table
 
 def nulls_figure(config: Config):
     """Every null by bin with its PTE, mean fields, and the power of κ̂ that needs not vanish."""
-    digest = estimator_hash(config)
     made = [name for name in NULLS if config.null_path(name, 0).exists()]
     if not made:
         raise CNNLensError(
             f"{config.products / 'nulls'}: no null test has been measured; run `cnnlens nulltest`"
         )
-    table = nulls_table(config, digest, made)
+    table = nulls_table(config, estimator_hash(config), made)
     figure, axes = plt.subplots(3, 3, figsize=(15, 11))
     flat = axes.ravel()
     for axis, t in zip(flat, table.cross, strict=False):
         axis.errorbar(t.L, 1e3 * t.values, 1e3 * t.errors, fmt=".", color=f"C{NULLS.index(t.name)}")
-        title = f"{t.name}: {t.what.replace('kappa', 'κ').replace('khat', 'κ̂')}"
+        what = t.what.replace("kappa", "κ").replace("khat", "κ̂").replace(" x ", " × ")
+        title = f"{t.name}: {what}"
         title += f"\nχ² = {t.chi2:.1f} for {len(t.L)} bins, PTE {t.pte:.3f}"
         axis.set_title(title, size=9)
         axis.set_ylabel(r"$\langle\kappa\hat\kappa\rangle/\langle\kappa\kappa\rangle$ [$10^{-3}$]")
@@ -40,13 +40,18 @@ def nulls_figure(config: Config):
         colour = f"C{NULLS.index(p.name)}"
         flat[-1].errorbar(p.L, p.values, p.errors, fmt=".-", color=colour, label=p.name)
     for p in table.over_own:
-        flat[-1].errorbar(p.L, p.values, p.errors, fmt=".:", label=p.name)
+        name = p.name.removeprefix("mean, ").replace("odd part", "parity")
+        colour = f"C{NULLS.index(name)}"
+        flat[-1].errorbar(p.L, p.values, p.errors, fmt=".:", color=colour, label=p.name)
     flat[-1].axhline(1, color="k", lw=0.8, ls=":")
     flat[-1].set_yscale("log", nonpositive="mask")
     flat[-1].set_title("power of κ̂/R over $N_L$; of parts of κ̂ over κ̂'s (dotted)", size=9)
-    for axis in flat[-2:]:
+    for axis, place in (
+        (flat[-2], {}),
+        (flat[-1], {"loc": "center left", "bbox_to_anchor": (1, 0.5)}),
+    ):
         if axis.has_data():
-            axis.legend(fontsize=8)
+            axis.legend(fontsize=8, **place)
     for axis in flat[:-1]:
         axis.axhline(0, color="k", lw=0.8)
     for axis in flat:

@@ -20,7 +20,7 @@ from ..calibrate.response import Calibration, calibrate, standard_error
 from ..config import Config
 from ..errors import CNNLensError
 from ..model import BandpowerLikelihood
-from ..reconstruct.n0 import Filter, n0_eb, n0_iterated
+from ..reconstruct.n0 import band_of, n0_eb, n0_iterated
 from ..release import Release
 from ..simulate.stage import spectra_for
 from ..statistics import chi2_pte, hotelling_pte, inverse_covariance, pte_to_sigma
@@ -115,16 +115,12 @@ def noise_by_patch(
 
 def _analytic_noise(config, L, theory, curves):
     """N0 of the EB and of the iterated EB estimator, which takes seconds."""
-    key = (config.instrument, config.cosmology, config.camb, _filter(config), tuple(L))
+    band = band_of(config.patch, theory, round(config.patch.fundamental))
+    key = (config.instrument, config.cosmology, config.camb, band, tuple(L))
     if key not in curves:
-        made_for = theory, config.instrument, _filter(config)
+        made_for = theory, config.instrument, band
         curves[key] = n0_eb(L, *made_for), n0_iterated(L, *made_for)
     return curves[key]
-
-
-def _filter(config: Config) -> Filter:
-    lmin = round(config.patch.fundamental)
-    return Filter(lmin, min(int(config.patch.nyquist), config.camb.lmax, 4600))
 
 
 @dataclass(frozen=True)
