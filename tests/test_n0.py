@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from cobaya_cnnlens.cli import app
 from cobaya_cnnlens.errors import CNNLensError
-from cobaya_cnnlens.reconstruct.n0 import Filter, _Plane, n0_eb, n0_iterated
+from cobaya_cnnlens.reconstruct.n0 import Filter, Plane, n0_eb, n0_iterated
 from cobaya_cnnlens.simulate.instrument import Instrument
 
 REFERENCE = json.loads((Path(__file__).parent / "fixtures" / "n0_eb_pytempura.json").read_text())
@@ -23,7 +23,7 @@ def test_n0_against_pytempura(fiducial, level):
 
 
 def test_first_order_lensed_b_against_camb(fiducial):
-    plane = _Plane(Filter(2, 5000))
+    plane = Plane(Filter(2, 5000))
     for l in (300, 1000, 2000):
         found = plane.lensed_b(float(l), fiducial.ee, fiducial.pp)
         assert found == pytest.approx(fiducial.lensed_bb[l], rel=0.015)

@@ -124,7 +124,7 @@ def test_pure_b_takes_the_leakage_out(fiducial):
         estimator = QuadraticEstimator(
             GEOMETRY, Instrument(1.0, 0.0), mask, fiducial, leakage=leakage
         )
-        modes = estimator._modes(mask * patch.real, mask * patch.imag)
+        modes = estimator.modes(mask * patch.real, mask * patch.imag)
         inside = (estimator._box.ell > 300) & (estimator._box.ell < 2500)
         power[leakage] = np.mean(np.abs(modes["b"][inside]) ** 2)
     assert power["pure"] < 1e-3 * power["naive"]

@@ -2,13 +2,15 @@
 
 Flat sky. With l2 = L − l1 and φ12 the angle between them, the EB response is
 
-    f = [C^EE_l1 (L·l1) − C^BB_l2 (L·l2)] sin 2φ12,
+    f = [C^EE_l1 (L·l1) + C^BB_l2 (L·l2)] sin 2φ12,
 
+(with X̃(n) = X(n + ∇φ), δE_l = −∫[E_l' cos 2φ_l'l − B_l' sin 2φ_l'l] φ_l−l' l'·(l − l') and δB_l the
+same of B cos + E sin; ⟨E_l1 δB_l2⟩ and ⟨δE_l1 B_l2⟩ then have the same sign),
 the minimum-variance noise N0^φ = [∫ d²l1/(2π)² f² / (C^EE,tot_l1 C^BB,tot_l2)]⁻¹, and
-N0^κ = [L(L+1)]² N0^φ / 4. For EE f = [C^EE_l1 (L·l1) + C^EE_l2 (L·l2)] cos 2φ12, over 2 C^EE,tot_l1
+N0^κ = L⁴ N0^φ / 4. For EE f = [C^EE_l1 (L·l1) + C^EE_l2 (L·l2)] cos 2φ12, over 2 C^EE,tot_l1
 C^EE,tot_l2; parity keeps the noise of EE and EB apart, so that their combination has 1/N = Σ 1/N.
 (In Caldeira et al. 2018 eq. 6 reads l·(L−l) for L·l, and eq. 8 lacks
-a power of 2π and gives R, not 1/R.)
+a power of 2π and gives R, not 1/R.) Estimators with temperature are in :mod:`.n0_temperature`.
 """
 
 from __future__ import annotations
@@ -60,9 +62,9 @@ def n0_eb(
         if the spectra end below the filter's lmax
     """
     ee, bb, noise = _inputs(spectra, instrument, band)
-    plane = _Plane(band)
+    plane = Plane(band)
     phi_noise = np.array([plane.eb_noise(x, ee, bb, ee + noise, bb + noise) for x in L])
-    return _to_convergence(L, phi_noise)
+    return phi_to_convergence(L, phi_noise)
 
 
 def n0_ee(
@@ -70,8 +72,8 @@ def n0_ee(
 ) -> np.ndarray:
     """N0^κ of the EE quadratic estimator, as :func:`n0_eb`."""
     ee, _, noise = _inputs(spectra, instrument, band)
-    plane = _Plane(band)
-    return _to_convergence(L, np.array([plane.ee_noise(x, ee, ee + noise) for x in L]))
+    plane = Plane(band)
+    return phi_to_convergence(L, np.array([plane.ee_noise(x, ee, ee + noise) for x in L]))
 
 
 def n0_mv(
@@ -99,7 +101,7 @@ def n0_iterated(
         moved = np.inf if phi_noise is None else np.max(np.abs(np.log(new / phi_noise)))
         phi_noise = new
         if moved < tolerance:
-            return _to_convergence(L, np.interp(L, np.arange(len(phi_noise)), phi_noise))
+            return phi_to_convergence(L, np.interp(L, np.arange(len(phi_noise)), phi_noise))
 
 
 def delensing_passes(spectra: Spectra, instrument: Instrument, band: Filter = Filter()):
@@ -111,7 +113,7 @@ def delensing_passes(spectra: Spectra, instrument: Instrument, band: Filter = Fi
     _, _, noise = _inputs(spectra, instrument, band)
     ee = spectra.ee[: band.lmax + 1]
     pp = spectra.pp
-    plane = _Plane(band)
+    plane = Plane(band)
     nodes = np.unique(np.geomspace(4, band.lmax, 60).round()).astype(float)
     grid = np.arange(len(pp), dtype=float)
     wiener_e = np.divide(ee**2, ee + noise, out=np.zeros_like(ee), where=ee > 0)
@@ -136,7 +138,7 @@ def delensed_part(l: np.ndarray, spectra: Spectra, correlation: np.ndarray) -> n
     ----------
     correlation : ρ_L of κ̂ with κ at every L of C^φφ
     """
-    plane = _Plane(Filter(2, spectra.lmax))
+    plane = Plane(Filter(2, spectra.lmax))
     left = spectra.pp * (1.0 - correlation**2)
     powers = [[plane.lensed_b(x, spectra.ee, pp) for x in l] for pp in (left, spectra.pp)]
     return np.divide(*np.array(powers))
@@ -146,9 +148,9 @@ def delensed_part(l: np.ndarray, spectra: Spectra, correlation: np.ndarray) -> n
 ESTIMATORS = {"eb": n0_eb, "ee": n0_ee, "mv": n0_mv, "eb-iterative": n0_iterated}
 
 
-def _to_convergence(L, phi_noise):
-    L = np.asarray(L, dtype=float)
-    return 0.25 * (L * (L + 1.0)) ** 2 * phi_noise
+def phi_to_convergence(L: np.ndarray, phi_noise: np.ndarray) -> np.ndarray:
+    """L⁴/4 times a spectrum of φ at multipoles ``L``, κ = ½L²φ of the flat sky; same shape."""
+    return 0.25 * np.asarray(L, dtype=float) ** 4 * np.asarray(phi_noise)
 
 
 def _inputs(spectra, instrument, band):
@@ -162,7 +164,7 @@ def _inputs(spectra, instrument, band):
     )
 
 
-class _Plane:
+class Plane:
     """Polar quadrature over l1 within the filter's annulus."""
 
     def __init__(self, band: Filter, n_radius: int = 300, n_angle: int = 120):
@@ -176,32 +178,36 @@ class _Plane:
         )
         self.ell = np.arange(band.lmax + 1)
 
-    def _triangle(self, L):
-        """|l2|, L·l1 and sin² 2φ12 for l2 = L − l1."""
+    def triangle(self, L):
+        """|l2|, L·l1, cos 2φ12 and sin 2φ12 for l2 = L − l1."""
         x, y = self.l1 * self.cos, self.l1 * self.sin
         l2 = np.hypot(L - x, y)
         dot = (x * (L - x) - y * y) / (self.l1 * l2)
         cross = (-x * y - y * (L - x)) / (self.l1 * l2)
-        return l2, L * x, (2.0 * dot * cross) ** 2
+        return l2, L * x, dot**2 - cross**2, 2.0 * dot * cross
 
-    def _inside(self, l2):
-        return (l2 >= self.band.lmin) & (l2 <= self.band.lmax)
+    def at(self, l, cl):
+        """A spectrum from l = 0 at multipoles ``l``."""
+        return np.interp(l, self.ell, cl)
+
+    def integral(self, l2, integrand):
+        """∫ d²l1/(2π)² over l1 and l2 within the filter."""
+        inside = (l2 >= self.band.lmin) & (l2 <= self.band.lmax)
+        return np.sum(np.where(inside, integrand, 0.0) * self.measure)
 
     def eb_noise(self, L, ee, bb, ee_total, bb_total):
-        l2, dot1, sin2 = self._triangle(L)
+        l2, dot1, _, sin = self.triangle(L)
         response = np.interp(self.l1, self.ell, ee) * dot1
-        response = response - np.interp(l2, self.ell, bb) * (L * L - dot1)
+        response = response + np.interp(l2, self.ell, bb) * (L * L - dot1)
         weight = 1.0 / (np.interp(self.l1, self.ell, ee_total) * np.interp(l2, self.ell, bb_total))
-        integrand = np.where(self._inside(l2), response**2 * sin2 * weight, 0.0)
-        return 1.0 / np.sum(integrand * self.measure)
+        return 1.0 / self.integral(l2, (response * sin) ** 2 * weight)
 
     def ee_noise(self, L, ee, ee_total):
-        l2, dot1, sin2 = self._triangle(L)
+        l2, dot1, cos, _ = self.triangle(L)
         response = np.interp(self.l1, self.ell, ee) * dot1
         response = response + np.interp(l2, self.ell, ee) * (L * L - dot1)
         total = np.interp(self.l1, self.ell, ee_total) * np.interp(l2, self.ell, ee_total)
-        integrand = np.where(self._inside(l2), response**2 * (1.0 - sin2) / (2.0 * total), 0.0)
-        return 1.0 / np.sum(integrand * self.measure)
+        return 1.0 / self.integral(l2, (response * cos) ** 2 / (2.0 * total))
 
     def lensed_b(self, l, ee, pp):
         """First-order lensed B: ∫ [l1·(l − l1)]² sin² 2φ_{l1,l} C^EE_l1 C^φφ_{|l−l1|}."""

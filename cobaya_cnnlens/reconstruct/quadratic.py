@@ -73,11 +73,11 @@ class QuadraticEstimator:
 
     def reconstruct(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
         """Masked Q̃, Ũ in µK, each (n, ny, nx) → κ̂ (n, ny, nx)."""
-        return np.array([self._one(*maps) for maps in zip(q, u, strict=True)])
+        return np.array([self.combine(self.modes(*maps)) for maps in zip(q, u, strict=True)])
 
-    def _one(self, q, u):
+    def combine(self, modes: dict[str, np.ndarray]) -> np.ndarray:
+        """κ̂ (n, n) of the modes of E and iB, which may be those of two maps (:mod:`.n1`)."""
         box = self._box
-        modes = self._modes(q, u)
         total = 0.0
         for inverse, wiener in self._pairs:
             left = self._fine(box.turn * self._inverse[inverse] * modes[inverse])
@@ -106,8 +106,8 @@ class QuadraticEstimator:
         modes = scipy.fft.fftshift(scipy.fft.fft2(values))[low : low + n, low : low + n]
         return scipy.fft.ifftshift(modes) * (n / m) ** 2
 
-    def _modes(self, q, u):
-        """E_l and iB_l with the beam divided out."""
+    def modes(self, q: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
+        """``e`` E_l and ``b`` iB_l of one patch with the beam divided out, (n, n) each."""
         box = self._box
         x = np.conj(box.turn) * scipy.fft.fft2(q + 1j * u) / box.beam
         mirrored = np.conj(np.roll(x[::-1, ::-1], 1, (0, 1)))
