@@ -10,9 +10,9 @@ from cobaya_cnnlens.flat import mode_vectors
 from cobaya_cnnlens.reconstruct.iterative import WienerEstimator
 from cobaya_cnnlens.reconstruct.n0 import ESTIMATORS, Filter, n0_eb
 from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
-from cobaya_cnnlens.reconstruct.wiener import Box
 from cobaya_cnnlens.simulate.instrument import Instrument, cosine_mask
 from cobaya_cnnlens.simulate.patches import PatchGeometry
+from cobaya_cnnlens.simulate.periodic import Box
 
 GEOMETRY = PatchGeometry(pad=0)
 INSTRUMENT = Instrument(noise_uk_arcmin=1.0, beam_fwhm_arcmin=1.0)

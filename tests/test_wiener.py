@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import scipy.fft
 
-from cobaya_cnnlens.reconstruct.wiener import Box, WienerFilter
+from cobaya_cnnlens.reconstruct.wiener import WienerFilter
 from cobaya_cnnlens.simulate.instrument import Instrument
 from cobaya_cnnlens.simulate.patches import PatchGeometry
+from cobaya_cnnlens.simulate.periodic import Box
 
 GEOMETRY = PatchGeometry(size_deg=0.5, n_pixels=8, pad=0)
 INSTRUMENT = Instrument(noise_uk_arcmin=1.0, beam_fwhm_arcmin=3.0)

@@ -25,9 +25,10 @@ import scipy.fft
 
 from ..simulate.instrument import Instrument
 from ..simulate.patches import PatchGeometry
+from ..simulate.periodic import Box
 from ..theory import Spectra
 from .n0 import band_of, delensing_passes
-from .wiener import FLOOR, Box, WienerFilter
+from .wiener import FLOOR, WienerFilter
 
 # Fraction of a step that is taken after the first. Steps change the slope by up to twice what the
 # analytic N says; .3 and .45 converge, 1 and .7 swing with growing amplitude.

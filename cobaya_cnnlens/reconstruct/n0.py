@@ -67,6 +67,29 @@ def n0_eb(
     return phi_to_convergence(L, phi_noise)
 
 
+def response_eb(
+    L: np.ndarray,
+    spectra: Spectra,
+    gradient: tuple[np.ndarray, np.ndarray],
+    instrument: Instrument,
+    band: Filter = Filter(),
+) -> np.ndarray:
+    """⟨κκ̂*⟩/⟨κκ*⟩ of the EB estimator that :func:`n0_eb` normalises, beyond first order in φ; same
+    shape as ``L``.
+
+    Parameters
+    ----------
+    gradient : C_l^{E∇E} and C_l^{B∇B}, which hold the response in the lensed spectra's place
+        (Lewis, Hanson & Challinor 2011, arXiv:1101.2234)
+    """
+    ee, bb, noise = _inputs(spectra, instrument, band)
+    plane = Plane(band)
+    weights = ee, bb, ee + noise, bb + noise
+    true = [cl[: band.lmax + 1] for cl in gradient]
+    information = np.array([plane.eb_information(x, *weights, *true) for x in L])
+    return information * [plane.eb_noise(x, *weights) for x in L]
+
+
 def n0_ee(
     L: np.ndarray, spectra: Spectra, instrument: Instrument, band: Filter = Filter()
 ) -> np.ndarray:
@@ -196,11 +219,17 @@ class Plane:
         return np.sum(np.where(inside, integrand, 0.0) * self.measure)
 
     def eb_noise(self, L, ee, bb, ee_total, bb_total):
+        return 1.0 / self.eb_information(L, ee, bb, ee_total, bb_total, ee, bb)
+
+    def eb_information(self, L, ee, bb, ee_total, bb_total, true_ee, true_bb):
+        """∫ f f' / (C^EE,tot C^BB,tot), with f of the weights' spectra and f' of the true ones."""
         l2, dot1, _, sin = self.triangle(L)
-        response = np.interp(self.l1, self.ell, ee) * dot1
-        response = response + np.interp(l2, self.ell, bb) * (L * L - dot1)
-        weight = 1.0 / (np.interp(self.l1, self.ell, ee_total) * np.interp(l2, self.ell, bb_total))
-        return 1.0 / self.integral(l2, (response * sin) ** 2 * weight)
+        dot2 = L * L - dot1
+        f = self.at(self.l1, ee) * dot1 + self.at(l2, bb) * dot2
+        true = self.at(self.l1, true_ee) * dot1 + self.at(l2, true_bb) * dot2
+        return self.integral(
+            l2, f * true * sin**2 / (self.at(self.l1, ee_total) * self.at(l2, bb_total))
+        )
 
     def ee_noise(self, L, ee, ee_total):
         l2, dot1, cos, _ = self.triangle(L)

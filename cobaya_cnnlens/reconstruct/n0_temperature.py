@@ -25,7 +25,7 @@ def n0_temperature(
     spectra: Spectra,
     temperature: TemperatureSpectra,
     instrument: Instrument,
-    band: Filter = Filter(),
+    band: Filter | None = None,
 ) -> np.ndarray:
     """N0^κ of the quadratic estimator "tt", "te" or "tb" at multipoles ``L``; same shape.
 
@@ -36,6 +36,7 @@ def n0_temperature(
     CNNLensError
         for another estimator, or if the spectra end below the filter's lmax
     """
+    band = band or Filter()
     if estimator not in TEMPERATURE_ESTIMATORS:
         raise CNNLensError(
             f"no estimator '{estimator}'; there are {', '.join(TEMPERATURE_ESTIMATORS)}"

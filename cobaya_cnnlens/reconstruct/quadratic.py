@@ -19,9 +19,10 @@ import scipy.fft
 from ..flat import pure_b_modes
 from ..simulate.instrument import Instrument
 from ..simulate.patches import PatchGeometry
+from ..simulate.periodic import Box
 from ..theory import Spectra
 from .n0 import Filter, band_of, n0_eb, polarisation_noise
-from .wiener import FLOOR, Box
+from .wiener import FLOOR
 
 # Which of E and B is filtered by 1/(C + N), and which by C/(C + N).
 PAIRS = {"eb": [("b", "e"), ("e", "b")], "ee": [("e", "e")]}

@@ -18,105 +18,14 @@ this is the quadratic estimator of E and B together.
 
 from __future__ import annotations
 
-import ducc0
 import numpy as np
 import scipy.fft
 from scipy.sparse.linalg import LinearOperator, cg
 
-from ..simulate.instrument import Instrument
-from ..simulate.patches import PatchGeometry
+from ..simulate.periodic import Box
 
-# Of the non-uniform Fourier transforms, relative.
-EPSILON = 1e-6
 # White noise in µK' that stands for none: filters divide by the noise.
 FLOOR = 0.1
-
-
-class Box:
-    """The periodic box around a patch: modes within a band of multipoles, beam and lensing.
-
-    Parameters
-    ----------
-    geometry : the patch, in the box's corner
-    instrument : for the beam
-    lmax : modes beyond are left out
-    border : pixels of the box beyond the patch, at least
-    """
-
-    def __init__(
-        self, geometry: PatchGeometry, instrument: Instrument, lmax: int, border: int = 28
-    ):
-        self.n_patch, self.pixel = geometry.n_pixels, geometry.pixel
-        self.n = scipy.fft.next_fast_len(self.n_patch + border)
-        frequency = 2.0 * np.pi * np.fft.fftfreq(self.n, self.pixel)
-        self.ly, self.lx = np.meshgrid(frequency, frequency, indexing="ij")
-        self.ell = np.hypot(self.ly, self.lx)
-        self.band = (self.ell > 0) & (self.ell <= lmax)
-        self.beam = instrument.beam(self.ell)
-        # e^{2iϑ}, ϑ from south towards east.
-        with np.errstate(invalid="ignore", divide="ignore"):
-            turn = (self.ly - 1j * self.lx) ** 2 / self.ell**2
-        self.turn = np.where(self.band, turn, 0.0)
-        at = np.arange(self.n) * self.pixel
-        self._grid = np.stack(np.meshgrid(at, at, indexing="ij"), -1)
-
-    def spectrum(self, cl: np.ndarray) -> np.ndarray:
-        """C_l from l = 0 on the box's modes within the band, zero elsewhere, (n, n)."""
-        found = np.interp(self.ell, np.arange(len(cl)), cl, right=0.0)
-        return np.where(self.band, found, 0.0)
-
-    def gradient(self, phi: np.ndarray) -> np.ndarray:
-        """∇φ on the box's pixels, (n, n, 2), from the modes of φ."""
-        parts = [scipy.fft.ifft2(1j * l * phi).real for l in (self.ly, self.lx)]
-        return np.stack(parts, -1)
-
-    def positions(self, phi: np.ndarray | None) -> np.ndarray | None:
-        """Displaced positions x + ∇φ, (n², 2); None for no lensing."""
-        if phi is None:
-            return None
-        return (self._grid + self.gradient(phi)).reshape(-1, 2)
-
-    def at(self, modes: np.ndarray, positions: np.ndarray | None) -> np.ndarray:
-        """Σ_l f_l e^{il·x}/n² at the positions, (n, n)."""
-        if positions is None:
-            return scipy.fft.ifft2(modes)
-        found = ducc0.nufft.u2nu(
-            grid=modes,
-            coord=positions,
-            forward=False,
-            epsilon=EPSILON,
-            nthreads=1,
-            periodicity=self.n * self.pixel,
-            fft_order=True,
-        )
-        return found.reshape(self.n, self.n) / self.n**2
-
-    def adjoint_at(self, values: np.ndarray, positions: np.ndarray | None) -> np.ndarray:
-        """The adjoint of :meth:`at`: values at the positions → modes, (n, n)."""
-        if positions is None:
-            return scipy.fft.fft2(values) / self.n**2
-        out = np.empty((self.n, self.n), complex)
-        ducc0.nufft.nu2u(
-            points=values.ravel(),
-            coord=positions,
-            forward=True,
-            epsilon=EPSILON,
-            nthreads=1,
-            out=out,
-            periodicity=self.n * self.pixel,
-            fft_order=True,
-        )
-        return out / self.n**2
-
-    def blur(self, values: np.ndarray) -> np.ndarray:
-        """Beam-convolved values, (n, n)."""
-        return scipy.fft.ifft2(self.beam * scipy.fft.fft2(values))
-
-    def pad(self, values: np.ndarray) -> np.ndarray:
-        """A patch's values in the box, zero around it."""
-        out = np.zeros((self.n, self.n), values.dtype)
-        out[: self.n_patch, : self.n_patch] = values
-        return out
 
 
 class WienerFilter:

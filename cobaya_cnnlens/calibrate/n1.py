@@ -5,8 +5,8 @@ unlensed E and noise give (Story et al. 2015, arXiv:1412.4760, eq. 17; Namikawa 
 
     N0 + N1 = ⟨|κ̂_12|²⟩ + ⟨κ̂_12 κ̂_21*⟩,
 
-since nothing in E_1 B_2 responds to their φ; maps of different φ give N0 alone. Both are of the same
-E and noise, so that the difference has little of their scatter.
+since nothing in E_1 B_2 responds to their φ; maps of different φ give N0 alone. Both are made of
+the same E and noise, so that the difference has little of their scatter.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from ..calibrate.bandpowers import Bins, FlatSpectra
-from ..calibrate.response import standard_error
+from ..reconstruct.n0 import Filter
+from ..reconstruct.quadratic import QuadraticEstimator
 from ..simulate.instrument import Instrument
 from ..simulate.patches import PatchGeometry
 from ..simulate.periodic import PeriodicSkies
 from ..simulate.skies import seed_sequence
 from ..theory import Spectra
-from .n0 import Filter
-from .quadratic import QuadraticEstimator
+from .bandpowers import Bins, FlatSpectra
+from .response import standard_error
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def n1_eb(
     bins: Bins,
     n_pairs: int,
     seed: int = 0,
-    band: Filter = Filter(),
+    band: Filter | None = None,
 ) -> MonteCarloN1:
     """N1^κ of the EB estimator with N0's normalisation, in bins, from ``n_pairs`` pairs of maps of
     periodic patches.
@@ -58,6 +58,7 @@ def n1_eb(
     n = geometry.n_pixels
     skies = PeriodicSkies(geometry, instrument, spectra)
     measured = FlatSpectra(geometry, bins, np.ones((n, n)))
+    band = band or Filter()
     estimator = QuadraticEstimator(geometry, instrument, np.ones((n, n)), spectra, band=band)
 
     def power(one, two):
