@@ -2,6 +2,9 @@
 
 import csv
 import json
+import re
+import shutil
+import subprocess
 import zipfile
 from html.parser import HTMLParser
 from io import BytesIO
@@ -146,6 +149,42 @@ def test_page_is_whole_and_the_same_again(study):
     assert "http" not in page
     run(study)
     assert first == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+# What a reader's browser finds: images that did not load, and how far the page sticks out sideways.
+PROBE = """<script>addEventListener("load", () => {
+  const bad = [...document.images].filter(i => !(i.complete && i.naturalWidth > 100)).length;
+  const out = document.documentElement.scrollWidth - innerWidth;
+  document.title = JSON.stringify({images: document.images.length, bad, out, width: innerWidth});
+})</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_page_in_a_browser(study, width):
+    _, folder, _ = run(study)
+    page = folder / "probed.html"
+    page.write_text((folder / "index.html").read_text().replace("</body>", PROBE + "</body>"))
+    # A frame has the width it is given; a window may not be as narrow.
+    frame = folder / "frame.html"
+    frame.write_text(
+        f'<iframe src="probed.html" style="width:{width}px;height:900px;border:0" '
+        'onload="document.title = this.contentDocument.title"></iframe>'
+    )
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+    dom = subprocess.run(
+        [BROWSER, *options, "--virtual-time-budget=20000", "--dump-dom", frame.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+    found = json.loads(re.search(r"<title>(.*?)</title>", dom)[1])
+    assert found["width"] == width
+    assert found["images"] >= 4
+    assert found["bad"] == 0
+    assert found["out"] <= 0
 
 
 def test_missing_products_are_named_with_their_command(study):
