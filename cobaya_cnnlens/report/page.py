@@ -87,7 +87,7 @@ color:#444;text-align:left;padding:.3em 0}.wide{overflow-x:auto}table{border-col
 font-size:.85rem;font-variant-numeric:tabular-nums}td,th{padding:.2em .7em;border-bottom:1px solid
 #ddd;text-align:right;white-space:nowrap}td:first-child,th:first-child{text-align:left}
 .better{color:#0a6b2d}.worse{color:#a3180e}.missing{background:#fdf0ee;border-left:4px solid
-#a3180e;padding:.5em 1em;overflow-wrap:anywhere}nav a{margin-right:1em;white-space:nowrap}
+#a3180e;padding:.5em 1em;overflow-wrap:anywhere;font-size:.9rem}nav a{margin-right:1em;white-space:nowrap}
 nav{line-height:2}code{font-size:.9em}
 """
 
@@ -112,11 +112,13 @@ def render(title: str, preface: list[str], sections: list[Section]) -> str:
 def _section(section: Section) -> str:
     parts = [f'<section id="{section.name}"><h2>{html.escape(section.title)}</h2>']
     parts += [f"<p>{html.escape(note)}</p>" for note in section.notes]
-    for missing in section.missing:
-        parts.append(
-            f'<div class="missing"><p><b>Missing: {html.escape(missing.what)}.</b> '
-            f"{html.escape(missing.why)}</p><p><code>{html.escape(missing.command)}</code></p></div>"
+    if section.missing:
+        gaps = (
+            f"<li><b>{html.escape(gap.what)}</b>: {html.escape(gap.why)}<br>"
+            f"<code>{html.escape(gap.command)}</code></li>"
+            for gap in section.missing
         )
+        parts.append(f'<div class="missing"><b>Missing</b><ul>{"".join(gaps)}</ul></div>')
     for picture in section.pictures:
         data = base64.b64encode(picture.png).decode()
         caption = html.escape(picture.caption)

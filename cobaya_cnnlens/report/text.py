@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -261,10 +262,19 @@ def format_coverage(table: CoverageTable) -> str:
     lines += [
         f"ranks of the truth, tenths: {' '.join(map(str, counts))}; uniform with p = "
         f"{table.uniformity:.3f} (Kolmogorov-Smirnov)",
+        "without the prior: maximum likelihood within 1, 1.96 expected errors of the truth in "
+        + ", ".join(f"{100 * np.mean(np.abs(table.pulls) < z):.1f}%" for z in (1.0, 1.96)),
         f"maximum likelihood minus truth: {bias:+.5f} +- {error:.5f}, "
         f"pulls {table.pulls.mean():+.3f} +- {table.pulls.std(ddof=1):.3f}; "
         f"expected error {table.expected.mean():.5f}",
     ]
+    edges = np.linspace(low, high, 5)
+    for a, b in itertools.pairwise(edges):
+        pulls = table.pulls[(table.truth >= a) & (table.truth < b)]
+        if len(pulls) > 1:
+            lines.append(
+                f"  truth {a:.4f}-{b:.4f}: pulls {pulls.mean():+.3f} +- {pulls.std(ddof=1):.3f}"
+            )
     return "\n".join(lines)
 
 
