@@ -87,8 +87,8 @@ color:#444;text-align:left;padding:.3em 0}.wide{overflow-x:auto}table{border-col
 font-size:.85rem;font-variant-numeric:tabular-nums}td,th{padding:.2em .7em;border-bottom:1px solid
 #ddd;text-align:right;white-space:nowrap}td:first-child,th:first-child{text-align:left}
 .better{color:#0a6b2d}.worse{color:#a3180e}.missing{background:#fdf0ee;border-left:4px solid
-#a3180e;padding:.5em 1em;overflow-wrap:anywhere;font-size:.9rem}nav a{margin-right:1em;white-space:nowrap}
-nav{line-height:2}code{font-size:.9em}
+#a3180e;padding:.5em 1em;overflow-wrap:anywhere;font-size:.9rem}nav a{margin-right:1em;
+white-space:nowrap}nav{line-height:2}code{font-size:.9em}
 """
 
 
