@@ -293,7 +293,7 @@ def nulltest(
     from .reconstruct.files import estimator_hash
     from .report.nulls import format_nulls, nulls_table
 
-    names = check_names(null)
+    names = check_names(loaded, null)
     if not table_only:
         estimator, network_hash = _network(loaded)
         measure_nulls(loaded, estimator, network_hash, names, index, threads)

@@ -44,18 +44,24 @@ N_FLIPS = 2000
 CHUNK = 250
 
 
-def check_names(names: Iterable[str] | None = None) -> tuple[str, ...]:
-    """Names of null tests in their order; all for None.
+def check_names(config: Config, names: Iterable[str] | None = None) -> tuple[str, ...]:
+    """Names of null tests in their order; for None all of which the configuration has the input:
+    without noise there is no noise alone.
 
     Raises
     ------
     CNNLensError
-        for one that does not exist
+        for one that does not exist, or has no input
     """
-    chosen = set(NULLS if names is None else names)
-    if unknown := chosen - set(NULLS):
-        raise CNNLensError(f"no null test '{min(unknown)}'; choose of {', '.join(NULLS)}")
-    return tuple(name for name in NULLS if name in chosen)
+    quiet = config.instrument.noise_uk_arcmin == 0
+    there = [name for name in NULLS if not (quiet and name == "noise")]
+    chosen = set(there if names is None else names)
+    if unknown := chosen - set(there):
+        raise CNNLensError(
+            f"no null test '{min(unknown)}' of configuration '{config.name}'; choose of "
+            f"{', '.join(there)}"
+        )
+    return tuple(name for name in there if name in chosen)
 
 
 def measure_nulls(
@@ -75,7 +81,7 @@ def measure_nulls(
     draws below it, (1 + N_FLIPS, n_bins), and for ``noise`` and ``b_only`` the same of
     :func:`beyond_mask`, ``beyond_mask``.
     """
-    names = check_names(names)
+    names = check_names(config, names)
     todo = {}
     for index in range(config.nulls.skies) if indices is None else indices:
         for name in names:

@@ -126,7 +126,7 @@ def nulls_table(
     CNNLensError
         if there are no more patches than bins
     """
-    names = check_names(names)
+    names = check_names(config, names)
     indices = list(range(config.nulls.skies) if indices is None else indices)
     L = spectra_of(config).bins.centres
     calibration, _ = calibration_of(config, network_hash)
