@@ -16,6 +16,7 @@ from cobaya_cnnlens.calibrate.nulls import (
     NULLS,
     NullBench,
     beyond_mask,
+    check_names,
     gaussian_b,
     mean_field,
     measure_nulls,
@@ -28,7 +29,7 @@ from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
 from cobaya_cnnlens.report.figures import draw
 from cobaya_cnnlens.report.nulls import ROUNDING, format_nulls, null_test, nulls_table
 from cobaya_cnnlens.simulate import patches, shards
-from cobaya_cnnlens.simulate.instrument import cosine_mask
+from cobaya_cnnlens.simulate.instrument import Instrument, cosine_mask
 from cobaya_cnnlens.simulate.observation import observe_sky
 from cobaya_cnnlens.simulate.stage import make_skies, spectra_for
 
@@ -244,9 +245,8 @@ def test_an_estimator_that_knows_left_from_right(config, quadratic):
 class CurlQuadratic(QuadraticEstimator):
     """The quadratic estimator of a curl potential ω, of deflection (∂ω/∂x, −∂ω/∂y) along (y, x)."""
 
-    def _one(self, q, u):
+    def combine(self, modes):
         box = self._box
-        modes = self._modes(q, u)
         total = 0.0
         for inverse, wiener in self._pairs:
             left = self._fine(box.turn * self._inverse[inverse] * modes[inverse])
@@ -346,10 +346,14 @@ def test_ptes_of_true_nulls_are_uniform():
 
 
 def test_bad_input_is_refused(config, shown, tmp_path):
-    with pytest.raises(CNNLensError, match="no null test 'moon' of configuration '.*'; choose of training"):
+    with pytest.raises(CNNLensError, match="no null test 'moon' of .*; choose of training"):
         measure_nulls(config, None, HASH, ["moon"])
     with pytest.raises(ConfigError, match="set 'test' has skies 0 to 0, not 1"):
         measure_nulls(config, None, HASH, ["noise"], [1])
+    quiet = config.model_copy(update={"instrument": Instrument(0.0, 1.0)})
+    assert "noise" not in check_names(quiet)
+    with pytest.raises(CNNLensError, match="no null test 'noise'"):
+        measure_nulls(quiet, None, HASH, ["noise"])
     with pytest.raises(ProductError, match="network"):
         measure_nulls(config, None, "b" * 64, ["noise"])
     with pytest.raises(CNNLensError, match="not finite"):

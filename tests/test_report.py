@@ -128,7 +128,7 @@ class Reader(HTMLParser):
     def handle_starttag(self, tag, attributes):
         if tag == "img":
             self.images.append(dict(attributes))
-        elif tag not in ("meta", "link"):
+        elif tag not in ("meta", "link", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
