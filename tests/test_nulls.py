@@ -346,7 +346,7 @@ def test_ptes_of_true_nulls_are_uniform():
 
 
 def test_bad_input_is_refused(config, shown, tmp_path):
-    with pytest.raises(CNNLensError, match="no null test 'moon' of .*; choose of training"):
+    with pytest.raises(CNNLensError, match=r"no null test 'moon' of .*; choose of training"):
         measure_nulls(config, None, HASH, ["moon"])
     with pytest.raises(ConfigError, match="set 'test' has skies 0 to 0, not 1"):
         measure_nulls(config, None, HASH, ["noise"], [1])
