@@ -105,11 +105,11 @@ def test_noise_and_verdicts(study):
         assert row["N_L of the network"] == pytest.approx(
             1.0, abs=4 * row["N_L of the network error"]
         )
-        for label, expected in (("QE, naive", 2.0), ("iterated, maps", 0.5)):
+        for label, expected in (("EB QE, naive", 2.0), ("iterated, maps", 0.5)):
             ratio, error = (row[f"{label} / network{end}"] for end in ("", " error"))
             assert ratio == pytest.approx(expected, abs=4 * error)
     closest = {r["estimator"]: r for r in content["tables"]["network_against_others"]["rows"]}
-    assert closest["QE, naive"]["the network is"] == "better"
+    assert closest["EB QE, naive"]["the network is"] == "better"
     assert closest["iterated, maps"]["the network is"] == "worse"
     with open(folder / "noise_1uk.csv") as file:
         written = list(csv.DictReader(file))
@@ -202,7 +202,7 @@ def test_missing_products_are_named_with_their_command(study):
     assert named[0]["command"] in result.output
     # The rest is there.
     assert "iterated, maps / network" in content["tables"]["noise_1uk"]["rows"][0]
-    assert "QE, naive / network" not in content["tables"]["noise_1uk"]["rows"][0]
+    assert "EB QE, naive / network" not in content["tables"]["noise_1uk"]["rows"][0]
 
 
 def test_wrong_plans_and_files(study, tmp_path):

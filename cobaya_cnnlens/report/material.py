@@ -88,8 +88,8 @@ class Material:
         if (baseline := config.baseline) is None:
             return "network"
         if baseline.kind == "quadratic":
-            return f"QE, {baseline.leakage}"
-        return "QE, Wiener" if baseline.kind == "wiener" else "iterated, maps"
+            return f"{baseline.combination.upper()} QE, {baseline.leakage}"
+        return "Wiener QE of E and B" if baseline.kind == "wiener" else "iterated, maps"
 
     @cached_property
     def levels(self) -> dict[float, list[Config]]:
