@@ -23,6 +23,7 @@ from cobaya_cnnlens.errors import CNNLensError, NetworkError
 from cobaya_cnnlens.reconstruct.files import estimator_hash
 from cobaya_cnnlens.report import tables
 from cobaya_cnnlens.report.inference_sections import weights_in
+from cobaya_cnnlens.report.material import Material, load_plan
 from cobaya_cnnlens.report.page import Measured
 from cobaya_cnnlens.report.paper import verdict
 from cobaya_cnnlens.simulate.observation import ObservedPatches
@@ -254,3 +255,16 @@ def test_exhibit_of_known_fields(small_config, monkeypatch):
     config.exhibit_path.unlink()
     exhibits.measure_exhibit(config, KappaAlone(), "b")
     assert exhibits.read_exhibit(config, "b").e_found is None
+
+
+def test_shipped_plan():
+    plan = load_plan(REPOSITORY / "training" / "report.yaml")
+    material = Material(plan)
+    assert list(material.levels) == [0.0, 1.0, 2.0, 5.0]
+    for configs in material.levels.values():
+        labels = [material.label(config) for config in configs]
+        assert labels[0] == "network"
+        assert len(set(labels)) == 5
+    for path in (plan.seeds, plan.cutout):
+        assert len(material.study(path)) >= 3
+    assert material.config(plan.coverage).coverage.skies == 100
