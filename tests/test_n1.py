@@ -83,7 +83,7 @@ def test_command(fiducial, monkeypatch):
     result = CliRunner().invoke(app, options)
     assert result.exit_code == 0, result.output
     assert "N1 by Monte Carlo, 2 pairs" in result.output
-    for wrong in (["--pairs", "1"], ["--noise", "0"], ["--lmin", "0"]):
+    for wrong in (["--pairs", "1"], ["--noise", "0"], ["--lmin", "0"], ["--lmax", "150"]):
         result = CliRunner().invoke(app, ["n1", *wrong])
         assert isinstance(result.exception, CNNLensError)
         assert wrong[0] in str(result.exception)

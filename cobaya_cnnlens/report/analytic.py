@@ -95,11 +95,15 @@ def monte_carlo_n1(
     Raises
     ------
     CNNLensError
-        for no noise, multipoles that are none, or fewer than two pairs
+        for no noise, multipoles that are none or too few, or fewer than two pairs
     """
     _check(instrument, band)
     if n_pairs < 2:
         raise CNNLensError(f"--pairs {n_pairs}: an error needs two pairs at least")
+    if band.lmax < 500:
+        raise CNNLensError(
+            f"--lmax {band.lmax}: modes below l = 500 alone hold no lensing to speak of"
+        )
     theory = compute_spectra(Cosmology(), CambSettings(lmax=max(5000, band.lmax + 500)))
     # Pixels that resolve the lensed B of modes in use, and what lensing lifts beyond them.
     geometry = PatchGeometry(size_deg=10.0, n_pixels=2 * round(band.lmax / 24), pad=0)
