@@ -15,13 +15,14 @@ from ..calibrate.exhibits import Exhibit
 from .nulls import PowerRatio
 from .tables import NoiseTable
 
-DPI = 110
+# Maps of noise are files as large as their pixels are many.
+DPI, MAPS_DPI = 110, 70
 
 
-def png(figure) -> bytes:
+def png(figure, dpi: int = DPI) -> bytes:
     """The figure's bytes, the same for the same content; the figure is closed."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(stream, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
     return stream.getvalue()
 
@@ -51,7 +52,7 @@ def maps(rows: list[list[tuple[str, np.ndarray] | None]], size_deg: float, unit:
             axis.set_title(title, size=9)
             axis.tick_params(labelsize=7)
         figure.colorbar(image, ax=line, fraction=0.02, pad=0.01, label=unit)
-    return png(figure)
+    return png(figure, MAPS_DPI)
 
 
 def spectra(
