@@ -79,7 +79,7 @@ def seeds(material: Material, section: Section) -> None:
     study = material.study(material.plan.seeds)
     each = {p: c for p, c in study.items() if not isinstance(c.network.pretrained, list)}
     hashes = [estimator_hash(config) for config in each.values()]
-    table = compare(list(each.values()), hashes, MERGE)
+    table = compare(list(each.values()), hashes, MERGE, material.curves)
     if table.scatter is None:
         raise CNNLensError(f"{material.plan.seeds}: fewer than three networks on the same patches")
     rows = [

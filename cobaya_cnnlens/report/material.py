@@ -76,7 +76,8 @@ class Material:
         )
         if not self.networks:
             raise ConfigError(f"{plan.estimators}: no member is a network; a report needs one")
-        self._curves: dict = {}
+        # Analytic noise curves, which tables share.
+        self.curves: dict = {}
         self._noise: dict[tuple[str, int], NoiseTable] = {}
 
     def path(self, config: Config) -> str:
@@ -103,7 +104,7 @@ class Material:
         """Reconstruction noise of a configuration with ``merge`` bins together."""
         key = config.name, merge
         if key not in self._noise:
-            self._noise[key] = noise_table(config, estimator_hash(config), merge, self._curves)
+            self._noise[key] = noise_table(config, estimator_hash(config), merge, self.curves)
         return self._noise[key]
 
     def exhibit(self, config: Config) -> Exhibit:

@@ -95,7 +95,9 @@ def noise(material: Material, section: Section) -> None:
             continue
         names = {c.name: material.label(c) for c, _ in found}
         levels[level] = {names[c.name]: t for c, t in found}
-        table = compare([c for c, _ in found], [estimator_hash(c) for c, _ in found], MERGE)
+        table = compare(
+            [c for c, _ in found], [estimator_hash(c) for c, _ in found], MERGE, material.curves
+        )
         network = found[0][1]
         # Without noise delensing goes on for ever, and the analytic curve to zero.
         iterated = np.full(len(table.L), level > 0)

@@ -114,13 +114,13 @@ def noise_by_patch(
 
 
 def _analytic_noise(config, L, theory, curves):
-    """N0 of the EB and of the iterated EB estimator, which takes seconds."""
+    """N0 of the EB estimator, and of the iterated one: seconds, for all L at a time."""
     band = band_of(config.patch, theory, round(config.patch.fundamental))
-    key = (config.instrument, config.cosmology, config.camb, band, tuple(L))
+    key = (config.instrument, config.cosmology, config.camb, band)
+    every = np.arange(band.lmax + 1.0)
     if key not in curves:
-        made_for = theory, config.instrument, band
-        curves[key] = n0_eb(L, *made_for), n0_iterated(L, *made_for)
-    return curves[key]
+        curves[key] = n0_iterated(every, theory, config.instrument, band)
+    return n0_eb(L, theory, config.instrument, band), np.interp(L, every, curves[key])
 
 
 @dataclass(frozen=True)
@@ -149,13 +149,16 @@ class Comparison:
     scatter: np.ndarray | None
 
 
-def compare(configs: list[Config], hashes: list[str], merge: int = 1) -> Comparison:
+def compare(
+    configs: list[Config], hashes: list[str], merge: int = 1, curves: dict | None = None
+) -> Comparison:
     """N_L of several networks, noise levels, patches or ways of application, side by side.
 
     Parameters
     ----------
     configs, hashes : configurations with the same bins, and their networks' hashes
     merge : number of neighbouring bins to take together
+    curves : analytic curves already computed, to which these are added
 
     Raises
     ------
@@ -169,7 +172,8 @@ def compare(configs: list[Config], hashes: list[str], merge: int = 1) -> Compari
                 f"configurations '{first.name}' and '{other.name}' differ in 'bandpowers'; only "
                 "the same bins can be compared"
             )
-    tables, noises, autos, curves = [], [], [], {}
+    tables, noises, autos = [], [], []
+    curves = {} if curves is None else curves
     for config, digest in zip(configs, hashes, strict=True):
         validation, test = merged_bandpowers(config, digest, merge)
         tables.append(noise_table(config, digest, merge, curves))
