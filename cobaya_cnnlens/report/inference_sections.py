@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from pathlib import Path
 
@@ -92,8 +93,6 @@ def seeds(material: Material, section: Section) -> None:
 
 
 def learning(material: Material, section: Section) -> None:
-    from ..reconstruct.training import TrainingRun, training_recipe
-
     histories = {}
     for path in material.plan.trained:
         config = material.config(path)
@@ -102,7 +101,7 @@ def learning(material: Material, section: Section) -> None:
             section.notes.append(f"{config.name}: its network was trained elsewhere.")
             continue
         try:
-            history = TrainingRun(config.training_directory, training_recipe(config)).history
+            history = read_history(config.training_directory / "state.json")
         except CNNLensError as error:
             section.missing.append(Missing(f"training of {config.name}", str(error), command))
             continue
@@ -114,6 +113,18 @@ def learning(material: Material, section: Section) -> None:
     if histories:
         caption = "Loss against epoch: validation full, training dotted"
         section.pictures.append(Picture(caption, pictures.learning(histories)))
+
+
+def read_history(path: Path) -> list[dict]:
+    """Losses by epoch of a training run's state, read without Keras; none if there is no run."""
+    if not path.exists():
+        return []
+    try:
+        return json.loads(path.read_text())["history"]
+    except (ValueError, KeyError) as error:
+        raise NetworkError(
+            f"{path}: damaged ({error!r}); delete the folder and train again"
+        ) from None
 
 
 def coverage(material: Material, section: Section) -> None:
