@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# As in cobaya_cnnlens.reconstruct, for tests that load Keras before it.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One process a core: threads that wait for each other would only hold each other up.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
