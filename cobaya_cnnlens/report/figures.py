@@ -326,7 +326,13 @@ def draw_coverage(table: CoverageTable):
 
 
 def _map(figure, axis, values, title, half, scale=None):
-    scale = scale or 3 * values.std()
+    image = draw_map(axis, values, title, half, scale or 3 * values.std())
+    axis.set_xlabel("x [deg]")
+    figure.colorbar(image, ax=axis, fraction=0.046)
+
+
+def draw_map(axis, values, title, half, scale, size=None):
+    """One map, (n, n) and 2·``half`` degrees a side, in colours from −scale to scale."""
     image = axis.imshow(
         values,
         origin="lower",
@@ -335,9 +341,8 @@ def _map(figure, axis, values, title, half, scale=None):
         vmax=scale,
         cmap="RdBu_r",
     )
-    axis.set_title(title)
-    axis.set_xlabel("x [deg]")
-    figure.colorbar(image, ax=axis, fraction=0.046)
+    axis.set_title(title, size=size)
+    return image
 
 
 STAGES: dict[str, Callable] = {

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from ..calibrate.exhibits import Exhibit
+from .figures import draw_map
 from .nulls import PowerRatio
 from .tables import NoiseTable
 
@@ -41,15 +42,7 @@ def maps(rows: list[list[tuple[str, np.ndarray] | None]], size_deg: float, unit:
                 axis.axis("off")
                 continue
             title, values = shown
-            image = axis.imshow(
-                values,
-                origin="lower",
-                extent=(-half, half, -half, half),
-                vmin=-scale,
-                vmax=scale,
-                cmap="RdBu_r",
-            )
-            axis.set_title(title, size=9)
+            image = draw_map(axis, values, title, half, scale, size=9)
             axis.tick_params(labelsize=7)
         figure.colorbar(image, ax=line, fraction=0.02, pad=0.01, label=unit)
     return png(figure, MAPS_DPI)
