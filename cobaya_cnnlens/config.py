@@ -139,7 +139,9 @@ class Baseline(Section):
     ``kind`` "quadratic" convolves filtered E and B, ``combination`` of them, with the mask's E→B
     ``leakage`` left in ("naive", as in the paper) or taken out ("pure"); "wiener" is the quadratic
     estimator of Wiener-filtered maps; "iterated" delenses and estimates again, ``passes`` in all.
-    The mean field comes from the first ``mean_field_skies`` training skies.
+    The mean field comes from the first ``mean_field_skies`` training skies. Filters divide by the
+    noise: they take ``noise_floor`` (µK′) for less. E beyond the band is below .3 µK′; with .1 it
+    counts as signal, and a Wiener filter without noise has three times the N_L at L < 1000.
     """
 
     kind: Literal["quadratic", "wiener", "iterated"]
@@ -147,6 +149,7 @@ class Baseline(Section):
     leakage: Literal["naive", "pure"] = "naive"
     passes: int = Field(9, ge=2)
     mean_field_skies: int = Field(1, gt=0)
+    noise_floor: float = Field(0.3, gt=0)
 
 
 class Bandpowers(Section):
@@ -392,9 +395,10 @@ class Config(Section):
 
     def baseline_recipe(self) -> dict:
         """What determines an estimator without a network; the place of a network's hash."""
+        floored = self.instrument.noise_uk_arcmin < self.baseline.noise_floor
         return {
             "algorithm": ALGORITHM["baseline"],
-            "baseline": self.baseline.model_dump(),
+            "baseline": self.baseline.model_dump(exclude=set() if floored else {"noise_floor"}),
             "instrument": asdict(self.instrument),
             "sky": self.sky_recipe("train", 0),
         }

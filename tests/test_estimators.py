@@ -1,13 +1,16 @@
 """The choice of an estimator: a baseline in a network's place, its mean field and its identity."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from cobaya_cnnlens.config import Config
-from cobaya_cnnlens.errors import ConfigError
+from cobaya_cnnlens.errors import CNNLensError, ConfigError
 from cobaya_cnnlens.products import ProductError
 from cobaya_cnnlens.reconstruct.estimators import estimator_for
 from cobaya_cnnlens.reconstruct.files import estimator_hash
+from cobaya_cnnlens.reconstruct.iterative import WienerEstimator
 from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
 from cobaya_cnnlens.simulate.instrument import cosine_mask
 from cobaya_cnnlens.simulate.observation import observe_sky
@@ -67,6 +70,31 @@ def test_a_baseline_has_an_identity_of_its_own(small_config):
     kinds = [{"kind": "quadratic"}, {"kind": "quadratic", "leakage": "pure"}, {"kind": "iterated"}]
     hashes = {estimator_hash(with_baseline(small_config, **kind)) for kind in kinds}
     assert len(hashes) == 3
+
+
+def noiseless(config):
+    instrument = replace(config.instrument, noise_uk_arcmin=0.0)
+    return config.model_copy(update={"instrument": instrument})
+
+
+def test_filters_take_the_floor_for_less_noise(noisy):
+    """κ̂ of noiseless maps is that of filters made for the floor; above it, the floor is nothing."""
+    config = with_baseline(noiseless(noisy), kind="wiener", noise_floor=0.5)
+    seen = observe_sky(config, "train", 0)
+    mask = cosine_mask(config.patch, config.instrument.taper_deg)
+    theory = spectra_for(config, config.cosmology)
+    floored = replace(config.instrument, noise_uk_arcmin=0.5)
+    bare = WienerEstimator(config.patch, floored, mask, theory).reconstruct(seen.q, seen.u)
+    found = estimator_for(config).reconstruct(seen.q, seen.u)
+    np.testing.assert_allclose(found, mask * (bare - bare.mean(0)), atol=1e-9 * bare.std())
+    with pytest.raises(CNNLensError, match="divides by the noise"):
+        WienerEstimator(config.patch, config.instrument, mask, theory)
+    low, high = (
+        [estimator_hash(with_baseline(c, kind="wiener", noise_floor=x)) for x in (0.3, 0.5)]
+        for c in (noiseless(noisy), noisy)
+    )
+    assert low[0] != low[1]
+    assert high[0] == high[1]
 
 
 def test_wrong_baselines_are_refused(small_config, tmp_path):

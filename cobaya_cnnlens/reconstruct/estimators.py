@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from tqdm import tqdm
 
@@ -52,17 +54,21 @@ def _baseline(config: Config) -> Estimator:
     baseline = config.baseline
     mask = cosine_mask(config.patch, config.instrument.taper_deg)
     theory = spectra_for(config, config.cosmology)
+    instrument = config.instrument
+    filtered_for = replace(
+        instrument, noise_uk_arcmin=max(instrument.noise_uk_arcmin, baseline.noise_floor)
+    )
     if baseline.kind == "quadratic":
         return QuadraticEstimator(
             config.patch,
-            config.instrument,
+            filtered_for,
             mask,
             theory,
             combination=baseline.combination,
             leakage=baseline.leakage,
         )
     passes = baseline.passes if baseline.kind == "iterated" else 1
-    return WienerEstimator(config.patch, config.instrument, mask, theory, passes)
+    return WienerEstimator(config.patch, filtered_for, mask, theory, passes)
 
 
 def _mean_field(config: Config, estimator: Estimator) -> np.ndarray:

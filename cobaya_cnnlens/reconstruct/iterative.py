@@ -18,17 +18,17 @@ import itertools
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 import scipy.fft
 
+from ..errors import CNNLensError
 from ..simulate.instrument import Instrument
 from ..simulate.patches import PatchGeometry
 from ..simulate.periodic import Box
 from ..theory import Spectra
 from .n0 import band_of, delensing_passes
-from .wiener import FLOOR, WienerFilter
+from .wiener import WienerFilter
 
 # Fraction of a step that is taken after the first. Steps change the slope by up to twice what the
 # analytic N says; .3 and .45 converge, 1 and .7 swing with growing amplitude.
@@ -40,7 +40,7 @@ class WienerEstimator:
 
     Parameters
     ----------
-    geometry, instrument : of the patches
+    geometry, instrument : of the patches; some noise, which the filter divides by
     mask : (n, n); divided out, pixels where it is zero are left out
     spectra : fiducial
     passes : 1 for the quadratic estimator
@@ -56,15 +56,19 @@ class WienerEstimator:
         passes: int = 1,
         threads: int = 0,
     ):
+        if not instrument.noise_uk_arcmin > 0:
+            raise CNNLensError(
+                f"noise of {instrument.noise_uk_arcmin} µK-arcmin: a Wiener filter divides by the "
+                "noise; give it the least that the maps can be taken to have"
+            )
         band = band_of(geometry, spectra, 2)
         self._box = box = Box(geometry, instrument, band.lmax)
         self._inverse_mask = np.divide(1.0, mask, out=np.zeros_like(mask), where=mask > 0)
         self._threads = threads or os.cpu_count()
-        floored = replace(instrument, noise_uk_arcmin=max(instrument.noise_uk_arcmin, FLOOR))
-        rms = np.where(mask > 0, floored.noise_rms(geometry), np.inf)
+        rms = np.where(mask > 0, instrument.noise_rms(geometry), np.inf)
         ell = np.maximum(box.ell, 1.0)
         self._passes = []
-        analytic = delensing_passes(spectra, floored, band)
+        analytic = delensing_passes(spectra, instrument, band)
         for number, (noise, clbb) in enumerate(itertools.islice(analytic, passes)):
             clee = spectra.ee if number else spectra.lensed_ee
             wiener = WienerFilter(box, clee, clbb if number else spectra.lensed_bb, rms)

@@ -11,8 +11,6 @@ what the mask makes of E is counted as B ("naive", as in Caldeira et al. 2018), 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import scipy.fft
 
@@ -22,7 +20,6 @@ from ..simulate.patches import PatchGeometry
 from ..simulate.periodic import Box
 from ..theory import Spectra
 from .n0 import Filter, band_of, n0_eb, polarisation_noise
-from .wiener import FLOOR
 
 # Which of E and B is filtered by 1/(C + N), and which by C/(C + N).
 PAIRS = {"eb": [("b", "e"), ("e", "b")], "ee": [("e", "e")]}
@@ -57,8 +54,7 @@ class QuadraticEstimator:
         self._n_fine = scipy.fft.next_fast_len(3 * box.n // 2)
         self._mask = mask if leakage == "pure" else None
         self._pairs = PAIRS[combination]
-        floored = replace(instrument, noise_uk_arcmin=max(instrument.noise_uk_arcmin, FLOOR))
-        noise = polarisation_noise(floored, band.lmax)
+        noise = polarisation_noise(instrument, band.lmax)
         inside = box.band & (box.ell >= band.lmin)
         self._inverse, self._wiener = {}, {}
         for name, cl in (("e", spectra.lensed_ee), ("b", spectra.lensed_bb)):
@@ -68,7 +64,7 @@ class QuadraticEstimator:
             self._wiener[name] = power * self._inverse[name]
         nodes = np.unique(np.geomspace(10, band.lmax, 40).round())
         ell = np.maximum(box.ell, 1.0)
-        kappa_noise = np.log(n0_eb(nodes, spectra, floored, band))
+        kappa_noise = np.log(n0_eb(nodes, spectra, instrument, band))
         # κ_L = ½ L² φ_L of φ̂_L = N0^φ g_L.
         self._weight = 2.0 / ell**2 * np.exp(np.interp(np.log(ell), np.log(nodes), kappa_noise))
 

@@ -24,9 +24,6 @@ from scipy.sparse.linalg import LinearOperator, cg
 
 from ..simulate.periodic import Box
 
-# White noise in µK' that stands for none: filters divide by the noise.
-FLOOR = 0.1
-
 
 class WienerFilter:
     """Wiener filter of X = E + iB under known lensing, by conjugate gradients.
