@@ -48,12 +48,14 @@ NOISE_TOLERANCE = 0.15
 
 @dataclass(frozen=True)
 class PatchMaps:
-    """Unmasked Q and U in µK in the patches' frame, (n_patches, n, n) each, and the centres,
-    colatitude and longitude in radians, (n_patches, 2)."""
+    """Unmasked Q and U in µK in the patches' frame, (n_patches, n, n) each; the centres,
+    colatitude and longitude in radians, (n_patches, 2); the multipole where the maps end, if
+    that is known."""
 
     q: np.ndarray
     u: np.ndarray
     centres: np.ndarray
+    lmax: int | None = None
 
 
 def read_maps(
@@ -228,7 +230,7 @@ def _cut_healpix(path, header, geometry, centres, pixel_window, nthreads) -> Pat
         nthreads=nthreads,
     )
     p = ((q + 1j * u) * np.exp(-2j * pointing.frame)).reshape(-1, flat.n_pixels, flat.n_pixels)
-    return PatchMaps(p.real, p.imag, np.asarray(centres))
+    return PatchMaps(p.real, p.imag, np.asarray(centres), lmax)
 
 
 def _unit(path: Path, header: fits.Header, key: str) -> float:
@@ -250,8 +252,9 @@ def check_maps(maps: PatchMaps, config: Config, source: str) -> list[str]:
 
     Returns
     -------
-    warnings: the rms of Q and U off by more than a quarter, noise at the highest multipoles off by
-    more than 15%, or less B power with U's sign flipped than as it is
+    warnings: a map that ends below the patches' Nyquist multipole, the rms of Q and U off by more
+    than a quarter, noise at the highest multipoles off by more than 15%, or less B power with U's
+    sign flipped than as it is
 
     Raises
     ------
@@ -272,6 +275,12 @@ def check_maps(maps: PatchMaps, config: Config, source: str) -> list[str]:
         raise MapError(
             f"{source}: Q and U have rms {rms:.3g} µK, {expected:.3g} µK are expected; look at "
             "their unit"
+        )
+    if maps.lmax is not None and maps.lmax < (nyquist := round(config.patch.nyquist)):
+        nside = 2 ** int(np.ceil(np.log2(nyquist / 2.0)))
+        warnings.append(
+            f"the map ends at l = {maps.lmax} (2 nside), the patches that the network knows at "
+            f"{nyquist}: κ̂ is not what calibrated it; take nside {nside} or more"
         )
     if abs(rms / expected - 1.0) > RMS_TOLERANCE:
         warnings.append(f"Q and U have rms {rms:.3g} µK where {expected:.3g} µK are expected")

@@ -97,6 +97,7 @@ def test_patches_of_a_healpix_map_are_synthesis_at_their_pixels(tmp_path):
     healpy.write_map(path, [0 * q, q, u], column_names=names, column_units="uK", dtype=np.float64)
     centres = parse_centres(["120,40", "-75.5,-20"])
     found = read_maps(path, GEOMETRY, centres)
+    assert found.lmax == 2 * nside
     pointing = point_patches(centres, replace(GEOMETRY, pad=0))
     p = polarisation_at(elm, lmax, pointing).reshape(2, 64, 64)
     np.testing.assert_allclose(found.q, p.real, atol=2e-3 * p.real.std())
@@ -182,6 +183,10 @@ def test_maps_are_checked_against_the_training(small_config, observed):
     rms = 4.0 * small_config.instrument.noise_rms(small_config.patch)
     noisy = (m + rms * generator.standard_normal(m.shape) for m in (observed.q, observed.u))
     assert "at the highest multipoles" in warned(*noisy)
+    nyquist = round(small_config.patch.nyquist)
+    [coarse] = check_maps(replace(observed, lmax=nyquist - 1), small_config, "x")
+    assert f"ends at l = {nyquist - 1} (2 nside)" in coarse
+    assert check_maps(replace(observed, lmax=nyquist), small_config, "x") == []
     with pytest.raises(MapError, match="look at their unit"):
         warned(1e-6 * observed.q, 1e-6 * observed.u)
 
