@@ -7,6 +7,7 @@ import scipy.fft
 
 from cobaya_cnnlens.calibrate.bandpowers import Bins, FlatSpectra
 from cobaya_cnnlens.flat import mode_vectors
+from cobaya_cnnlens.reconstruct import iterative
 from cobaya_cnnlens.reconstruct.iterative import WienerEstimator
 from cobaya_cnnlens.reconstruct.n0 import ESTIMATORS, Filter, n0_eb
 from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
@@ -110,6 +111,15 @@ def test_estimators_in_order_of_what_they_know(fiducial, patches, spectra):
     noise = [measure(estimator, few, spectra)[2].mean(0)[1:4].mean() for estimator in estimators]
     assert noise[1] < noise[0]
     assert noise[2] < 0.75 * noise[1]
+
+
+def test_an_iteration_that_swings_is_told(fiducial, patches, monkeypatch):
+    """Whole steps overshoot; damped ones, in the tests above, give no warning."""
+    monkeypatch.setattr(iterative, "DAMPING", 1.0)
+    estimator = WienerEstimator(GEOMETRY, INSTRUMENT, np.ones((128, 128)), fiducial, passes=6)
+    maps = patches[0][:2]
+    with pytest.warns(UserWarning, match="2 of 2 patches: the iteration does not converge"):
+        estimator.reconstruct(maps.real, maps.imag)
 
 
 def test_pure_b_takes_the_leakage_out(fiducial):
