@@ -85,7 +85,8 @@ h1{font-size:1.6rem;line-height:1.2}h2{font-size:1.25rem;margin-top:2.2em;border
 #ccc}figure{margin:1em 0}img{max-width:100%;height:auto}figcaption,caption{font-size:.9rem;
 color:#444;text-align:left;padding:.3em 0}.wide{overflow-x:auto}table{border-collapse:collapse;
 font-size:.85rem;font-variant-numeric:tabular-nums}td,th{padding:.2em .7em;border-bottom:1px solid
-#ddd;text-align:right;white-space:nowrap}td:first-child,th:first-child{text-align:left}
+#ddd;text-align:right;white-space:nowrap}th{white-space:normal;vertical-align:bottom}
+td:first-child,th:first-child{text-align:left}
 .better{color:#0a6b2d}.worse{color:#a3180e}.missing{background:#fdf0ee;border-left:4px solid
 #a3180e;padding:.5em 1em;overflow-wrap:anywhere;font-size:.9rem}nav a{margin-right:1em;
 white-space:nowrap}nav{line-height:2}code{font-size:.9em}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -109,12 +110,14 @@ def format_comparison(table: Comparison) -> str:
     """N_L of several configurations side by side."""
     width = max(16, *(len(name) + 2 for name in table.names))
 
+    def rows(cells: Callable[[int], Iterable[str]]) -> list[str]:
+        """The names, and a line for each bin b of ``cells(b)``."""
+        entries = [("L", table.names), *((f"{L:.1f}", cells(b)) for b, L in enumerate(table.L))]
+        return [" ".join([f"{L:>7s}", *(f"{c:>{width}s}" for c in line)]) for L, line in entries]
+
     def block(title: str, values: np.ndarray, errors: np.ndarray) -> list[str]:
-        lines = [title, "      L" + "".join(f"{name:>{width}s}" for name in table.names)]
-        for b, L in enumerate(table.L):
-            cells = (f"{v[b]:.3f} +- {e[b]:.3f}" for v, e in zip(values, errors, strict=True))
-            lines.append(f"{L:7.1f}" + "".join(f"{cell:>{width}s}" for cell in cells))
-        return lines
+        pairs = list(zip(values, errors, strict=True))
+        return [title, *rows(lambda b: [f"{v[b]:.3f} +- {e[b]:.3f}" for v, e in pairs])]
 
     lines = block("N_L over the analytic N0 of the iterated EB", table.excess, table.excess_error)
     errors = "paired errors" if table.paired.all() else "errors of unlike patches unpaired"
@@ -122,9 +125,7 @@ def format_comparison(table: Comparison) -> str:
         f"N_L over that of {table.names[0]}, {errors}", table.relative, table.relative_error
     )
     lines += ["", *relative, "", "power of khat over that of kappa, before calibration"]
-    lines.append("      L" + "".join(f"{name:>{width}s}" for name in table.names))
-    for b, L in enumerate(table.L):
-        lines.append(f"{L:7.1f}" + "".join(f"{p[b]:>{width}.3f}" for p in table.power))
+    lines += rows(lambda b: [f"{p[b]:.3f}" for p in table.power])
     if table.scatter is not None:
         lines += ["", "scatter of <khat khat> of one patch between the networks (eq. 18), in %"]
         lines += [f"{L:7.1f}  {100 * s:6.2f}" for L, s in zip(table.L, table.scatter, strict=True)]
