@@ -258,9 +258,7 @@ def coverage(
     if index is None:
         digest = estimator_hash(loaded)
         tested = (
-            read_release(release)
-            if release
-            else make_release(loaded, digest, next(iter(loaded.surveys)))
+            read_release(release) if release else make_release(loaded, digest, loaded.first_survey)
         )
         table = coverage_table(loaded, digest, tested, patches_each)
         typer.echo(format_coverage(table))
@@ -325,6 +323,18 @@ def primary(
     if out is not None:
         provenance = {"configuration": loaded.name, "set": set_name, "network_sha256": digest}
         typer.echo(write_joint(joint, out, provenance))
+
+
+@app.command()
+def ship(config: ConfigFile) -> None:
+    """Collect bandpowers, derivatives and nuisances in one small file to commit (key `shipped`)."""
+    loaded = _load(config)
+    from .calibrate.shipping import ship_products
+
+    counts = ship_products(loaded)
+    for what, number in counts.items():
+        typer.echo(f"{number:4d} skies of {what}")
+    typer.echo(f"{loaded.shipped} ({loaded.shipped.stat().st_size / 1e6:.2f} MB)")
 
 
 @release_app.command("make")
@@ -399,7 +409,7 @@ def release_check(
         typer.Option("--network", help="The network that should have made it; repeatable."),
     ],
 ) -> None:
-    """Check that a release was made with a network, by the hash of its file."""
+    """Check that a release was made with a network, by the hash of its weights."""
     from .reconstruct.files import check_network
     from .release import read_release
 
@@ -652,9 +662,11 @@ def _config_module():
 
 def _network(config):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from .reconstruct.files import estimator_hash
+    from .reconstruct.files import estimator_hash, networks_hash
 
     digest = estimator_hash(config)  # a missing network is told before Keras is loaded
+    if config.baseline is None:  # nor do bandpowers that are shipped replace it
+        networks_hash(config.network_paths)
     from .reconstruct.estimators import estimator_for
 
     return estimator_for(config), digest
@@ -666,4 +678,8 @@ def run() -> None:
         app()
     except CNNLensError as error:
         typer.secho(f"error: {error}", fg="red", err=True)
+        raise SystemExit(1) from None
+    except OSError as error:  # a full disk, a folder that may not be written
+        where = f"{error.filename}: " if error.filename else ""
+        typer.secho(f"error: {where}{error.strerror or error}", fg="red", err=True)
         raise SystemExit(1) from None

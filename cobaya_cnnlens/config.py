@@ -229,13 +229,15 @@ class Config(Section):
     """The whole pipeline, from one file.
 
     ``train_cosmologies`` are changes of the fiducial cosmology, e.g. ``{omch2: 0.1285}``, that the
-    training skies take in turn; the other sets keep the fiducial one.
+    training skies take in turn; the other sets keep the fiducial one. ``shipped`` is a file of
+    bandpowers that commands read where ``products`` has none (`cnnlens ship` writes it).
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     seed: int = Field(ge=0)
     products: Path
     skies_from: Path | None = None
+    shipped: Path | None = None
     cosmology: Cosmology = Cosmology()
     train_cosmologies: list[dict[str, float]] = []
     camb: CambSettings = CambSettings()
@@ -494,11 +496,27 @@ class Config(Section):
         ------
         ConfigError
         """
-        if not 0 <= index < self.set_size(name):
+        size = self.coverage.skies if name == COVERAGE_SET else self.set_size(name)
+        if not 0 <= index < size:
             raise ConfigError(
-                f"configuration '{self.name}': set '{name}' has skies 0 to "
-                f"{self.set_size(name) - 1}, not {index}"
+                f"configuration '{self.name}': set '{name}' has skies 0 to {size - 1}, not {index}"
             )
+
+    @property
+    def first_survey(self) -> str:
+        """The survey whose release stands for the configuration where any would do.
+
+        Raises
+        ------
+        ConfigError
+            if there is none
+        """
+        if not self.surveys:
+            raise ConfigError(
+                f"configuration '{self.name}': key 'surveys' is empty, but a release needs the "
+                "data of one; add a survey"
+            )
+        return next(iter(self.surveys))
 
     @property
     def sky_directory(self) -> Path:

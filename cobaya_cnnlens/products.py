@@ -245,7 +245,7 @@ class Product:
 
 
 def open_product(
-    path: str | Path, kind: str, recipe: Mapping | None = None, shipped: Path | None = None
+    path: str | Path, kind: str, recipe: Mapping | None = None, shipped: str | Path | None = None
 ) -> Product:
     """Open a product for reading.
 
@@ -365,10 +365,14 @@ def _what_is_wrong(header: bytes) -> str:
     return "is no product of cobaya_cnnlens: it was cut off or damaged"
 
 
-def exists(path: str | Path, kind: str, recipe: Mapping) -> bool:
-    """Whether the finished product of this recipe is there; another one raises ProductError."""
+def exists(path: str | Path, kind: str, recipe: Mapping, shipped: str | Path | None = None) -> bool:
+    """Whether the finished product of this recipe is there, or shipped; another one raises
+    ProductError."""
     if not Path(path).exists():
-        return False
+        found = open_shipped(shipped, kind, recipe) if shipped else None
+        if found:
+            found.close()
+        return found is not None
     open_product(path, kind, recipe).close()
     return True
 
@@ -394,7 +398,7 @@ def ship(
     write_product(path, SHIPPED, recipe, arrays, compress=True)
 
 
-def open_shipped(path: Path, kind: str, recipe: Mapping | None) -> Product | None:
+def open_shipped(path: str | Path, kind: str, recipe: Mapping | None) -> Product | None:
     """A product among the shipped ones of a file, or None if it is not there.
 
     Raises

@@ -63,7 +63,7 @@ def read_derivatives(config: Config, network_hash: str, response: np.ndarray) ->
     for index in range(config.skies.derivatives):
         recipe = config.derivative_recipe(index, network_hash)
         path = config.derivative_path(index)
-        with products.open_product(path, derivatives.KIND, recipe) as product:
+        with products.open_product(path, derivatives.KIND, recipe, config.shipped) as product:
             kk.append(product.array("kk") / response**2 - product.array("kk_truth"))
             ee.append(product.array("ee") / response**2)
             centre.append(product.array("auto") / response**2 - product.array("truth"))
@@ -116,7 +116,7 @@ def shifted_noise(config: Config, network_hash: str, response: np.ndarray) -> np
     for index in range(config.skies.derivatives):
         recipe = config.curvature_recipe(index, network_hash)
         path = config.curvature_path(index)
-        with products.open_product(path, curvature.KIND, recipe) as product:
+        with products.open_product(path, curvature.KIND, recipe, config.shipped) as product:
             shifted.append(product.array("auto") / response**2 - product.array("truth"))
     return np.concatenate(shifted, axis=1)
 

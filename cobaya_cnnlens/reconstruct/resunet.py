@@ -14,6 +14,7 @@ from keras import layers
 
 from ..config import Config
 from ..errors import NetworkError
+from .files import read_network
 
 # The noise rms (µK per pixel) where its logarithmic input turns linear; 1 µK′ is 0.43.
 NOISE_UNIT = 0.2
@@ -166,9 +167,7 @@ def load_network(path: str | Path) -> ResUNet:
     NetworkError
         if the file is missing, cut off, or not a network of this package
     """
-    path = Path(path)
-    if not path.exists():
-        raise NetworkError(f"{path}: no such network file; run `cnnlens train`")
+    read_network(path)
     try:
         network = keras.saving.load_model(path, compile=False)
     except Exception as error:
@@ -177,8 +176,6 @@ def load_network(path: str | Path) -> ResUNet:
             f"{str(error)[:200]}); "
             "the file is damaged: restore it or train again"
         ) from None
-    if not isinstance(network, ResUNet):
-        raise NetworkError(f"{path}: holds a {type(network).__name__}, not a ResUNet")
     return network
 
 

@@ -304,7 +304,7 @@ def primary_figure(config: Config):
 def coverage_figure(config: Config):
     """Ranks of the truth in the posteriors of the coverage surveys, and their pulls."""
     digest = estimator_hash(config)
-    release = make_release(config, digest, next(iter(config.surveys)))
+    release = make_release(config, digest, config.first_survey)
     return draw_coverage(coverage_table(config, digest, release))
 
 

@@ -23,7 +23,7 @@ def cosmology(material: Material, section: Section) -> None:
     config = material.networks[0]
     level = level_of(config)
     digest = estimator_hash(config)
-    release = make_release(config, digest, next(iter(config.surveys)), packages=False)
+    release = make_release(config, digest, config.first_survey, packages=False)
     estimates: dict = {}
     rows = []
     for debias, label in (("fixed", "fixed debias"), ("quadratic", "corrected debias")):
