@@ -58,8 +58,8 @@ def ship_products(config: Config) -> dict[str, int]:
         counts[what] += 1
     if not found:
         raise ProductError(
-            f"{config.products}: none of the products of '{config.name}' that are shipped is there; "
-            "run `cnnlens reconstruct CONFIG --set test` and its like"
+            f"{config.products}: holds nothing to ship of '{config.name}'; run `cnnlens "
+            "reconstruct CONFIG --set test` and its like first"
         )
     products.ship(config.shipped, recipe, found)
     return dict(counts)
