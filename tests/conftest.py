@@ -1,7 +1,10 @@
 """Shared fixtures: a fiducial theory, a small configuration, a synthetic release."""
 
 import contextlib
+import io
+import json
 import os
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +77,33 @@ def eager():
     tensorflow.config.run_functions_eagerly(True)
     yield
     tensorflow.config.run_functions_eagerly(False)
+
+
+def write_network(path, weights=None, date="2026-01-01@00:00:00", **arguments) -> Path:
+    """A ``.keras`` file as Keras writes it, without Keras: of width 1, with a kernel of its widest
+    layer and a bias unless ``weights`` are given by path, and with other ``arguments``."""
+    import h5py
+
+    if weights is None:
+        weights = {
+            "layers/c7/vars/0": np.arange(12.0, dtype="f4").reshape(1, 1, 3, 4),
+            "layers/c7/vars/1": np.ones(4, "f4"),
+        }
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        for name, values in weights.items():
+            file[name] = values
+    config = {
+        "module": "cobaya_cnnlens.reconstruct.resunet",
+        "class_name": "ResUNet",
+        "config": {"width": 1, "input_std": [1.0, 1.0], "output_std": [1.0, 1.0], **arguments},
+        "registered_name": "cobaya_cnnlens>ResUNet",
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("metadata.json", json.dumps({"date_saved": date}))
+        archive.writestr("config.json", json.dumps(config))
+        archive.writestr("model.weights.h5", content.getvalue())
+    return path
 
 
 def synthetic_release(n_bins: int = 5, **changes) -> Release:

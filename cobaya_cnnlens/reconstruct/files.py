@@ -23,7 +23,7 @@ from ..release import Release
 if TYPE_CHECKING:
     from ..config import Config
 
-CLASS = "ResUNet"
+CLASS = "cobaya_cnnlens>ResUNet"
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 # Keras stores weights as they are: what unpacks to more than this many times its size is no
 # network.
@@ -63,7 +63,7 @@ def read_network(path: str | Path) -> NetworkFile:
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            limit = MAX_EXPANSION * path.stat().st_size
+            limit = MAX_EXPANSION * path.stat().st_size + (1 << 20)
             if (size := sum(member.file_size for member in archive.infolist())) > limit:
                 raise NetworkError(
                     f"{path}: {size} bytes inside a file of {path.stat().st_size}: no network is "
@@ -71,8 +71,8 @@ def read_network(path: str | Path) -> NetworkFile:
                 )
             config = json.loads(archive.read(CONFIG))
             content = archive.read(WEIGHTS)
-        if config["class_name"] != CLASS or config.get("registered_name", "")[-8:] != f">{CLASS}":
-            raise NetworkError(f"{path}: holds a {config['class_name']}, not a {CLASS}")
+        if config.get("registered_name") != CLASS:
+            raise NetworkError(f"{path}: holds a {config['class_name']}, not a ResUNet")
         arguments, weights = config["config"], _read_weights(path, content)
         _check_weights(path, arguments["width"], weights)
     except OSError as error:

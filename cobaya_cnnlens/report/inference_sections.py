@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
 from pathlib import Path
-
-import h5py
 
 from ..calibrate.assemble import make_release
 from ..errors import CNNLensError, NetworkError
-from ..reconstruct.files import estimator_hash
+from ..reconstruct.files import estimator_hash, read_network
 from . import paper, pictures
 from .material import Material
 from .page import Measured, Missing, Picture, Section, Table
@@ -171,12 +167,4 @@ def network(material: Material, section: Section) -> None:
 
 def weights_in(path: Path) -> int:
     """How many numbers the weights of a ``.keras`` file are, normalisation included."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            weights = io.BytesIO(archive.read("model.weights.h5"))
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise NetworkError(f"{path}: not a Keras file ({error}); train the network again") from None
-    sizes = []
-    with h5py.File(weights) as file:
-        file.visititems(lambda _, x: sizes.append(x.size) if isinstance(x, h5py.Dataset) else None)
-    return sum(sizes)
+    return sum(values.size for values in read_network(path).weights.values())
