@@ -230,8 +230,8 @@ def test_a_release_needs_a_survey(content, tmp_path):
     config = load_config(write(tmp_path, content))
     with pytest.raises(ConfigError, match=r"key 'surveys' is empty"):
         _ = config.first_survey
-    content["surveys"] = {"low": {"omch2": 0.11}, "high": {"omch2": 0.12}}
-    assert load_config(write(tmp_path, content)).first_survey == "low"
+    surveys = {name: schema.Survey(omch2=0.11) for name in ("low", "high")}
+    assert config.model_copy(update={"surveys": surveys}).first_survey == "low"
 
 
 @pytest.mark.parametrize("name", ["train", "test", "survey-low", schema.COVERAGE_SET])

@@ -202,6 +202,43 @@ def test_another_recipe_is_refused(tiny, tmp_path, eager):
         next(training.train(tiny, tmp_path))
 
 
+class Saved:
+    """Stands for a network of which only the file matters."""
+
+    def save(self, path):
+        path.write_text("network")
+
+
+def test_the_best_epoch_is_kept_and_the_last(tmp_path):
+    """Of equal losses the later; every other file goes once the state is on disk."""
+    run = training.TrainingRun(tmp_path, {"seed": 1})
+    kept = []
+    for loss in (3.0, 1.0, 2.0, 1.0, 1.5):
+        run.finish_epoch(Saved(), {"val_loss": loss})
+        state = json.loads((tmp_path / "state.json").read_text())
+        assert {p.name for p in tmp_path.glob("*.keras")} == {state["best"], state["checkpoint"]}
+        kept.append((state["best"][6:10], state["checkpoint"][6:10]))
+    best, last = zip(*kept, strict=True)
+    assert best == ("0001", "0002", "0002", "0004", "0004")
+    assert last == ("0001", "0002", "0003", "0004", "0005")
+    again = training.TrainingRun(tmp_path, {"seed": 1})
+    assert [h["val_loss"] for h in again.history] == [3.0, 1.0, 2.0, 1.0, 1.5]
+    assert [p.name for p in tmp_path.glob(".*")] == []
+
+
+def test_a_checkpoint_that_is_gone_or_damaged_is_named(tmp_path):
+    """Which of the files, and what to do: no traceback of Keras."""
+    run = training.TrainingRun(tmp_path, {"seed": 1})
+    assert run.load_checkpoint() is None
+    for loss in (1.0, 2.0):
+        run.finish_epoch(Saved(), {"val_loss": loss})
+    with pytest.raises(NetworkError, match=r"epoch_0002\.keras: state.json names .*train again"):
+        run.load_checkpoint()
+    (tmp_path / "epoch_0001.keras").unlink()
+    with pytest.raises(NetworkError, match=r"epoch_0001\.keras: state.json .* missing or damaged"):
+        training.TrainingRun(tmp_path, {"seed": 1}).best()
+
+
 def test_a_missing_sky_is_named(tiny, tmp_path):
     tiny.sky_path("train", 1).unlink()
     with pytest.raises(ProductError, match=r"train/sky_0001\.h5: no such file"):
