@@ -11,7 +11,7 @@ COMMANDS = [
     *("spectra", "skies", "train", "reconstruct", "derivatives", "evaluate", "recover"),
     *("plot", "figure", "release make", "release show", "release list", "release check"),
     *("compare", "forecast", "release export", "n0", "mean-field", "primary", "predictive"),
-    "nulltest",
+    *("nulltest", "ship"),
 ]
 
 
