@@ -16,6 +16,8 @@ missing an image is taken as IAU, a HEALPix map as COSMO, as their standards say
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +133,7 @@ def _read_arrays(path: Path, geometry: PatchGeometry) -> PatchMaps:
             if missing:
                 raise MapError(f"{path}: no array '{min(missing)}'; it needs 'q' and 'u' in µK")
             q, u = (np.asarray(file[k], dtype=float) for k in ("q", "u"))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, MapError):
             raise
         raise MapError(f"{path}: cannot be read as arrays ({error}); restore it") from None

@@ -131,6 +131,16 @@ def test_a_wrong_header_is_one_clear_error(tmp_path, maps, key, value, message):
         read_maps(path, GEOMETRY)
 
 
+@pytest.mark.parametrize("keep", [0, 30, 0.5, 0.99])
+def test_arrays_cut_off(tmp_path, maps, keep):
+    path = tmp_path / "m.npz"
+    np.savez(path, q=maps.q, u=maps.u)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(keep * len(whole)) if keep < 1 else keep])
+    with pytest.raises(MapError, match=r"m\.npz: cannot be read as arrays .*; restore it"):
+        read_maps(path, GEOMETRY)
+
+
 def test_files_that_are_no_maps(tmp_path, maps):
     with pytest.raises(MapError, match="no such file"):
         read_maps(tmp_path / "none.fits", GEOMETRY)

@@ -109,6 +109,23 @@ def test_a_shard_cut_off_is_named_and_remade_after_deletion(tiny):
     assert hash(path.read_bytes()) == hash(whole)
 
 
+def test_a_sky_that_is_not_finite_is_not_written(tiny, monkeypatch):
+    """Nor does it stop short of naming the file and the field."""
+    plain = shards.sample_patches
+
+    def broken(*arguments):
+        fields = plain(*arguments)
+        fields["u"][2, 3, 4] = np.nan
+        return fields
+
+    monkeypatch.setattr(shards, "sample_patches", broken)
+    with pytest.raises(
+        ProductError, match=r"sky_0000\.h5: field 'u': 1 of 5184 values are not fin"
+    ):
+        stage.make_skies(tiny, "train", [0])
+    assert not tiny.sky_path("train", 0).exists()
+
+
 def test_sets_have_their_own_phases_and_surveys_their_cosmology(tiny):
     train = content(stage.make_skies(tiny, "train", [0])[0])
     validation = content(stage.make_skies(tiny, "validation", [0])[0])
