@@ -128,7 +128,7 @@ def parse_centres(texts: Sequence[str]) -> np.ndarray:
 
 def _read_arrays(path: Path, geometry: PatchGeometry) -> PatchMaps:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             missing = {"q", "u"} - set(file.files)
             if missing:
                 raise MapError(f"{path}: no array '{min(missing)}'; it needs 'q' and 'u' in µK")
