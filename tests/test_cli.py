@@ -1,10 +1,13 @@
+import errno
 import subprocess
 import sys
 
 import pytest
 from typer.testing import CliRunner
 
+from cobaya_cnnlens import cli
 from cobaya_cnnlens.cli import app
+from cobaya_cnnlens.errors import ConfigError
 from cobaya_cnnlens.release import write_release
 
 COMMANDS = [
@@ -50,6 +53,40 @@ def test_errors_are_one_line(arguments, message):
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stderr.startswith("error: ")
+
+
+def test_errors_of_the_system_are_one_line(monkeypatch, capsys):
+    """A full disk, a folder that may not be written: wherever it happens."""
+
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device", "products/x")
+
+    monkeypatch.setattr(cli, "app", full)
+    with pytest.raises(SystemExit, match="1"):
+        cli.run()
+    assert capsys.readouterr().err == "error: products/x: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(("skies", "--set", "test"), ("reconstruct", "--set", "test"), ("primary",)),
+        *(("derivatives",), ("nuisances",), ("points",), ("coverage",), ("nulltest",)),
+    ],
+)
+def test_an_index_below_zero_is_refused(tmp_path, arguments, monkeypatch):
+    import yaml
+
+    from .conftest import REPOSITORY
+
+    content = yaml.safe_load((REPOSITORY / "training" / "config" / "test.yaml").read_text())
+    content |= {"products": str(tmp_path / "p"), "points": {"at": {"one": [{"ns": 0.95}]}}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(cli, "_network", lambda config: (None, "a" * 64))
+    command, *options = arguments
+    result = CliRunner().invoke(app, [command, str(tmp_path / "c.yaml"), *options, "--index", "-1"])
+    assert isinstance(result.exception, ConfigError), result.exception
+    assert "not -1" in str(result.exception)
 
 
 def test_a_pretrained_network_is_not_trained(tmp_path):
