@@ -506,6 +506,7 @@ def test_shifted_cosmologies_ascend(full):
 
 
 def test_paths_of_different_products_differ(full):
+    points = (POINT, {"H0": 71.0}, {"ns": 70.0}, {**POINT, "ns": 0.9}, {**POINT, "ns": 0.95})
     paths = [
         *(full.sky_path(name, i) for name in full.set_names() for i in (0, 1)),
         *(full.bandpower_path(name, i) for name in full.set_names() for i in (0, 1)),
@@ -514,7 +515,7 @@ def test_paths_of_different_products_differ(full):
         *(full.curvature_path(i) for i in (0, 1)),
         *(full.nuisance_path(i) for i in (0, 1)),
         *(full.coverage_path(i) for i in (0, 1)),
-        *(full.point_path(c, i) for c in (POINT, {"H0": 71.0}, {"ns": 70.0}) for i in (0, 1)),
+        *(full.point_path(c, i) for c in points for i in (0, 1)),
         *(full.null_path(n, i) for n in ("noise", "curl") for i in (0, 1)),
         *(full.release_path(s, i) for s in ("low", "high") for i in (0, 1)),
         full.mean_field_path,

@@ -296,6 +296,15 @@ def test_a_file_is_compared_once(path, monkeypatch):
         assert product.array("maps", slice(3, 4)).shape == (1, 20, 20)
 
 
+def test_rows_of_large_arrays_are_stored_apart(tmp_path):
+    """A selected patch is read without its neighbours; small rows are taken together."""
+    arrays = {"maps": np.ones((6, 140, 140), "f4"), "auto": np.ones((160, 24)), "kk": np.ones(9)}
+    products.write_product(tmp_path / "a.h5", "sky", RECIPE, arrays)
+    with h5py.File(tmp_path / "a.h5") as file:
+        chunks = [file[name].chunks for name in arrays]
+    assert chunks == [(1, 140, 140), (160, 24), (9,)]
+
+
 @pytest.mark.parametrize(
     "change",
     [
