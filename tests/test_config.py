@@ -461,6 +461,14 @@ def test_a_changed_algorithm_makes_its_products_stale(full, monkeypatch, stage):
     assert {name for name in after if after[name] != before[name]} == expected
 
 
+def test_a_training_is_of_all_its_cosmologies(full):
+    """Those of its other skies, and their order: the first sky alone does not tell."""
+    others = ([{"ns": 0.95}, {"ns": 0.9}], [{"ns": 0.95}, {"ns": 0.9}, {"ns": 0.8}])
+    recipes = [training_recipe(full)]
+    recipes += [training_recipe(changed(full, ("train_cosmologies",), o)) for o in others]
+    assert len({identity_of(recipe) for recipe in recipes}) == 3
+
+
 def test_the_noise_floor_counts_where_it_is_used(full):
     """Above it the filters do not see it."""
     louder = changed(full, ("instrument", "noise_uk_arcmin"), 1.0)
