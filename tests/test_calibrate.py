@@ -1,5 +1,7 @@
 """Response, noise, derivatives and assembly, with estimators whose answers are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -158,6 +160,40 @@ def test_derivatives_resume_band_by_band(tiny, monkeypatch):
     assert hash(path.read_bytes()) == hash(whole)
 
 
+@pytest.mark.parametrize(("kind", "band"), [("kk", 0), ("ee", 1)])
+def test_a_scaled_band_is_a_sky_of_the_scaled_spectrum(tiny, monkeypatch, kind, band):
+    """What the estimator sees with a band at 1 ± ε, ε = .6, is the sky of the spectrum scaled in
+    this band, with the same phases and noise; the derivative is the difference over 2ε."""
+    from cobaya_cnnlens.calibrate import derivatives
+
+    settings = tiny.derivatives.model_copy(update={"step": 0.6})
+    config = tiny.model_copy(update={"derivatives": settings})
+    fiducial = spectra_for(config, config.cosmology)
+    shown = []
+
+    class Recording:
+        def reconstruct(self, q, u):
+            shown.append((q, u))
+            return q
+
+    bench = derivatives.Bench(config, Recording(), 0, 1)
+    found = bench.run(kind, band)
+    low, high = getattr(settings, f"{kind}_edges")[band : band + 2]
+    power = []
+    for maps, factor in zip(list(shown), (1.6, 0.4), strict=True):
+        cl = getattr(fiducial, kind).copy()
+        cl[low:high] *= factor
+        scaled = replace(fiducial, **{kind: cl})
+        monkeypatch.setattr(derivatives, "spectra_for", lambda *_, scaled=scaled: scaled)
+        power.append(derivatives.Bench(config, Recording(), 0, 1).unperturbed())
+        for one, other in zip(maps, shown[-1], strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-4 * other.std())
+    for name, values in found.items():
+        difference = (power[0][name] - power[1][name]) / (2 * 0.6)
+        scale = np.abs(difference).max()
+        np.testing.assert_allclose(values, difference, rtol=1e-3, atol=1e-4 * scale)
+
+
 class Oracle:
     """κ̂ with a known response, from the true κ of the sky being reconstructed."""
 
@@ -281,8 +317,13 @@ def test_coverage_skies_are_drawn_from_the_prior(tiny):
     assert len(set(values)) == 200
     assert 0.1085 <= min(values) < 0.1087
     assert 0.128 < max(values) <= 0.1285
+    with pytest.raises(ProductError, match="sky_0000"):
+        read_coverage(tiny, HASH)
+    measure_coverage(tiny, Linear(), HASH, [0])
+    (first,) = read_coverage(tiny, HASH)
     measure_coverage(tiny, Linear(), HASH)
     one, two = read_coverage(tiny, HASH)
+    np.testing.assert_array_equal(first.auto, one.auto)
     assert (one.omch2, two.omch2) == tuple(values[:2])
     assert np.abs(np.corrcoef(one.auto[:, 0], two.auto[:, 0])[0, 1]) < 0.6
     before = tiny.coverage_path(0).stat().st_mtime_ns
