@@ -27,7 +27,7 @@ from cobaya_cnnlens.calibrate.primary import KIND as PRIMARY
 from cobaya_cnnlens.calibrate.primary import _path as primary_path
 from cobaya_cnnlens.calibrate.primary import _recipe as primary_recipe
 from cobaya_cnnlens.calibrate.primary import read_joint
-from cobaya_cnnlens.config import Config
+from cobaya_cnnlens.config import Config, load_config
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.model import BandpowerLikelihood
 from cobaya_cnnlens.release import NUISANCES, from_document, seal, to_document
@@ -44,18 +44,21 @@ from cobaya_cnnlens.simulate.observation import observe_sky
 from cobaya_cnnlens.simulate.stage import make_skies, spectra_for
 from cobaya_cnnlens.statistics import inverse_covariance
 
+from .conftest import REPOSITORY
+
 HASH = "a" * 64
 N_BINS, PER_SKY = 4, 10
 RESPONSE = np.array([0.8, 0.7, 0.55, 0.4])
 
 
-@pytest.fixture
-def config(small_config) -> Config:
-    content = small_config.model_dump(mode="json")
+def small(folder) -> dict:
+    """A configuration of coarse pixels and few bins, as a file holds it."""
+    content = load_config(REPOSITORY / "training" / "config" / "test.yaml").model_dump(mode="json")
+    content["products"] = str(folder)
     content["camb"]["lmax"] = content["sky"]["lmax"] = 1000
     content["sky"]["band_limit"] = 800
     content["patch"] = {"size_deg": 10.0, "n_pixels": 48, "pad": 2}
-    content["centres"] = {"nside": 2, "poles": 4}
+    content["centres"] = {"nside": 1, "poles": 1}  # 10 patches of a sky
     content["bandpowers"] = {"lmin": 36, "width": 150, "n_bins": N_BINS}
     content["derivatives"] = {
         "kk_edges": [2, 400, 801],
@@ -66,7 +69,12 @@ def config(small_config) -> Config:
     content["nuisances"] = {"skies": 2}
     content["surveys"]["high"]["skies"] = 2
     content["points"] = {"skies": 2, "at": {"some": [{"As": 2.3e-9}, {"omch2": 0.122}]}}
-    return Config.model_validate(content)
+    return content
+
+
+@pytest.fixture
+def config(tmp_path) -> Config:
+    return Config.model_validate(small(tmp_path / "products"))
 
 
 def white(seed, n, width):
@@ -83,8 +91,8 @@ class Written:
     covariance ``cosmic`` and n of ``own``.
     """
 
-    def __init__(self, config):
-        self.config = config
+    def __init__(self, config, digest=HASH):
+        self.config, self.digest = config, digest
         self.signal = signal_bandpowers(config, spectra_for(config, config.cosmology).kk)
         self.noise = self.signal * np.array([0.5, 1.1, 2.0, 3.1])
         n = config.skies.test * PER_SKY
@@ -121,7 +129,7 @@ class Written:
             products.write_product(
                 self.config.bandpower_path(set_name, i),
                 "bandpowers",
-                self.config.bandpower_recipe(set_name, i, HASH),
+                self.config.bandpower_recipe(set_name, i, self.digest),
                 {"auto": auto[rows], "cross": cross[rows], "truth": truth[rows]},
             )
 
@@ -166,7 +174,7 @@ class Written:
             products.write_product(
                 config.derivative_path(i),
                 "derivatives",
-                config.derivative_recipe(i, HASH),
+                config.derivative_recipe(i, self.digest),
                 {
                     "kk": RESPONSE**2 * (kk + kk_truth)[:, rows],
                     "ee": RESPONSE**2 * ee[:, rows],
@@ -179,7 +187,7 @@ class Written:
             products.write_product(
                 config.curvature_path(i),
                 "curvature",
-                config.curvature_recipe(i, HASH),
+                config.curvature_recipe(i, self.digest),
                 {"auto": shifted[:, rows], "truth": truths[:, rows]},
             )
 
@@ -204,7 +212,7 @@ class Written:
                     ]
                 )
                 arrays[name] = self.auto[rows] + RESPONSE**2 * shifts
-            recipe = config.nuisance_recipe(i, HASH)
+            recipe = config.nuisance_recipe(i, self.digest)
             products.write_product(config.nuisance_path(i), "nuisances", recipe, arrays)
 
 
