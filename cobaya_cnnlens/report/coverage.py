@@ -16,6 +16,7 @@ That is so on average over calibrations. The surveys at hand are not independent
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,10 +33,10 @@ from .tables import Omch2Likelihood
 INTERVALS = (0.68, 0.95)
 N_TENTHS = 10
 # Sets of skies drawn with replacement for the errors, and their seed; simulated sets of surveys,
-# whose seed is the configuration's; and their nodes of ω_c, a tenth of a survey's error apart.
+# whose seed is the configuration's; and nodes of their posteriors in an expected error of ω_c.
 N_RESAMPLED, RESAMPLING_SEED = 4000, 0
 N_SIMULATED = 499
-N_NODES = 301
+NODES_PER_SIGMA = 8
 
 
 @dataclass(frozen=True)
@@ -192,8 +193,10 @@ def simulate_ranks(
     prior : two ends of ω_c's
     scale : factor of the inverse covariance in the posteriors
     """
-    grid = np.linspace(*prior, N_NODES)
     mu, covariance = table.model(truth), own + shared
+    narrowest = min(table.sigma(end, covariance) for end in prior)
+    nodes = math.ceil(NODES_PER_SIGMA * (prior[1] - prior[0]) / narrowest)
+    grid = np.linspace(*prior, max(nodes, 2 * NODES_PER_SIGMA) + 1)
     zero = np.zeros(len(own))
     tenths, covered = [], []
     for _ in range(n_sets):
