@@ -20,7 +20,7 @@ from cobaya_cnnlens.report import coverage, figures, tables
 from cobaya_cnnlens.simulate.stage import make_skies
 
 from .conftest import REPOSITORY
-from .test_assemble import Written, small
+from .written import Written, small
 
 NETWORK = REPOSITORY / "tests" / "fixtures" / "width4.keras"
 # Theirs are tests of their own: test_nulls draws the nulls.
