@@ -182,9 +182,10 @@ class Written:
             products.write_product(config.nuisance_path(i), "nuisances", recipe, arrays)
 
 
-def with_points(config, written, off):
+def with_points(written, off):
     """Test skies at the points: the debias of patch p moves by what its derivatives say and
     ``off``, the truth by something of κ's size. Gives the change of the debias that was put in."""
+    config = written.config
     put = []
     for change in config.points.at["some"]:
         delta = written.changes(**change)
