@@ -674,6 +674,8 @@ def _network(config):
 
 def run() -> None:
     """Entry point: errors a user can mend are one line, without a traceback."""
+    # Commands write pictures and show none: where pyplot is used, it must look for no display.
+    os.environ["MPLBACKEND"] = "Agg"
     try:
         app()
     except CNNLensError as error:

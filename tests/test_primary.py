@@ -5,17 +5,25 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate.bandpowers import Bins, FlatSpectra
+from cobaya_cnnlens.calibrate.primary import KIND as PRIMARY
+from cobaya_cnnlens.calibrate.primary import _path as primary_path
+from cobaya_cnnlens.calibrate.primary import _recipe as primary_recipe
 from cobaya_cnnlens.calibrate.primary import (
     joint_covariance,
     primary_bandpowers,
+    read_joint,
     write_joint,
 )
 from cobaya_cnnlens.calibrate.windows import expected_e_and_b, expected_pure_b
+from cobaya_cnnlens.config import Config
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.simulate.instrument import Instrument, convolve_beam, cosine_mask
 from cobaya_cnnlens.simulate.observation import ObservedPatches
 from cobaya_cnnlens.simulate.patches import PatchGeometry
+
+from .written import HASH, N_BINS, PER_SKY, Written, covariance_of_mean, small
 
 EDGES = np.array([36, 163, 290, 417])
 
@@ -120,3 +128,35 @@ def test_bad_requests(tmp_path):
         write_joint(joint, tmp_path / "joint.txt")
     with pytest.raises(CNNLensError, match="10 simulated patches cannot give a covariance"):
         joint_covariance(EDGES, **samples(10, 0.5, np.random.default_rng(3)))
+
+
+@pytest.mark.parametrize("true_kappa", [False, True])
+def test_joint_covariance_of_products(tmp_path, true_kappa):
+    """Blocks κκ, EE, BB of the same patches in order; κκ debiased, or of the true κ."""
+    written = Written(Config.model_validate(small(tmp_path / "products")))
+    config = written.config
+    n = config.skies.test * PER_SKY
+    power = np.random.default_rng(7).random((2, n, N_BINS))
+    power *= np.array([1e-4, 1e-6])[:, None, None]
+    for i in range(config.skies.test):
+        rows = slice(i * PER_SKY, (i + 1) * PER_SKY)
+        arrays = {"ee": power[0, rows], "bb": power[1, rows]}
+        recipe = primary_recipe(config, "test", i)
+        products.write_product(primary_path(config, "test", i), PRIMARY, recipe, arrays)
+    joint = read_joint(config, HASH, true_kappa=true_kappa)
+    kk = written.truth if true_kappa else written.truth + written.n
+    samples = np.concatenate([kk, power[0], power[1]], axis=1)
+    assert joint.blocks == ("kk", "ee", "bb")
+    assert joint.n_sim == n
+    np.testing.assert_allclose(joint.mean, samples.mean(0), rtol=1e-7)
+    expected = n * covariance_of_mean(samples)
+    sigma = np.sqrt(np.diag(expected))
+    np.testing.assert_allclose(
+        joint.covariance / np.outer(sigma, sigma), expected / np.outer(sigma, sigma), atol=1e-7
+    )
+    r = joint.correlation
+    np.testing.assert_allclose(r, np.corrcoef(samples, rowvar=False), atol=1e-7)
+    np.testing.assert_allclose(joint.correlation_error, (1 - r**2) / np.sqrt(n - 1), rtol=1e-12)
+    np.testing.assert_array_equal(joint.block(r, "kk", "bb"), r[:N_BINS, 2 * N_BINS :])
+    some = read_joint(config, HASH, indices=[1, 2], true_kappa=true_kappa)
+    np.testing.assert_allclose(some.mean, samples[PER_SKY:].mean(0), rtol=1e-7)

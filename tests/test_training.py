@@ -14,6 +14,7 @@ from cobaya_cnnlens.flat import mode_vectors, polarisation_angles
 from cobaya_cnnlens.reconstruct import resunet, training
 from cobaya_cnnlens.simulate.instrument import cosine_mask
 from cobaya_cnnlens.simulate.shards import FIELDS, write_shard
+from cobaya_cnnlens.simulate.stage import spectra_for
 
 
 @pytest.fixture
@@ -278,6 +279,51 @@ def test_spectral_loss_of_the_signal_itself_is_one():
     loss = training.SpectralMSE(pixel, l.tolist(), kk.tolist())
     got = float(loss(np.zeros_like(maps, "f4"), maps.astype("f4")))
     assert got == pytest.approx(1.0, abs=0.03)
+
+
+def test_spectral_loss_of_a_configuration(tiny):
+    """Its C_L^κκ is the fiducial's, and at L = 0 and 1, where there is none, that of L = 50: a
+    κ̂ that is off by a constant has a finite loss."""
+    phases = [phase.model_copy(update={"crop": 0}) for phase in tiny.training.phases]
+    changes = {"loss": "spectral", "phases": phases}
+    config = tiny.model_copy(update={"training": tiny.training.model_copy(update=changes)})
+    network = training.new_network(config, training.load_training_patches(config))
+    loss = network.loss["kappa"]
+    content = loss.get_config()
+    l, kk = np.array(content["l"]), np.array(content["kk"])
+    expected = spectra_for(config, config.cosmology).kk[l]
+    np.testing.assert_allclose(kk[1:], expected[1:], rtol=1e-12)
+    assert kk[0] == kk[1]
+    assert content["pixel"] == config.patch.pixel
+    n = config.patch.n_pixels
+    zero = np.zeros((1, n, n, 1), "f4")
+    found = float(loss(zero, zero + np.float32(1e-3)))
+    assert 0 < found < np.inf
+    assert type(network.loss["e"]) is training.ScaledMSE
+    assert network.loss["e"].get_config()["std"] == network.output_std["e"]
+
+
+def test_the_papers_noise_is_one_realisation_per_patch(tiny):
+    """Without ``fresh_noise`` a patch carries the same noise in every epoch; with it, another."""
+    n = tiny.patch.n_pixels
+    blank = training.TrainingPatches(*np.zeros((2, 1, n, n, 2), "f4"))
+    phase = Phase(steps=1, batch=2, learning_rate=1.0)
+    seen = {}
+    for fresh in (True, False):
+        changes = {"fresh_noise": fresh, "augment": False}
+        config = tiny.model_copy(update={"training": tiny.training.model_copy(update=changes)})
+        seen[fresh] = [
+            training.EpochBatches(blank, config, phase, epoch, 1)[0][0] for epoch in (0, 1)
+        ]
+    one, two = seen[False]
+    np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(one[0], one[1])
+    one, two = seen[True]
+    assert np.abs(one - two).max() > 0.1
+    assert np.abs(one[0] - one[1]).max() > 0.1
+    rms = tiny.instrument.noise_rms(tiny.patch)
+    mask = cosine_mask(tiny.patch, tiny.instrument.taper_deg)
+    assert np.std(one[..., mask > 0.99, :]) == pytest.approx(rms, rel=0.05)
 
 
 @pytest.fixture

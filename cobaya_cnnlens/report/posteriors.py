@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 from getdist import loadMCSamples, plots
 from matplotlib.lines import Line2D
 
