@@ -385,8 +385,8 @@ def release_export(
     noise_debias: Annotated[
         str,
         typer.Option(
-            help="fixed, or linear: with a Python module for Cobaya, since the codes themselves are "
-            "handed lensed EE."
+            help="fixed; or linear, with a Python module for Cobaya, which hands lensed EE to the "
+            "codes themselves."
         ),
     ] = "fixed",
 ) -> None:

@@ -36,10 +36,11 @@ from .statistics import (
 
 NOISE_DEBIAS = ("quadratic", "linear", "fixed")
 STATISTICS = ("hartlap", "sellentin-heavens", "gaussian")
-# Power over the fiducial's, on average over bands, that a spectrum may have. At the corners of
-# .08 < omch2 < .16, 2.5 < ln(1e10 As) < 3.7, 50 < H0 < 90, .5 < A_L < 2, Σm_ν < 1 eV it is .03 to
-# 17 in C^κκ and .4 to 2.6 in C^EE; the wrong forms below give less than 4e-5, or more than 7,000.
-LEAST_POWER, MOST_POWER = 1e-4, 300.0
+# Power over the fiducial's, on average over the upper half of the bands, that a spectrum may have.
+# At the corners of .08 < omch2 < .16, 2.5 < ln(1e10 As) < 3.7, 50 < H0 < 90, .5 < A_L < 2,
+# Σm_ν < 1 eV it is .02 to 20 in C^κκ and .3 to 3.1 in C^EE; the wrong forms below give less than
+# 3e-5, or more than 1,900.
+LEAST_POWER, MOST_POWER = 3e-4, 200.0
 # A wrong form is named if, put right, every band is within this factor of the fiducial.
 _RECOGNISED = 100.0
 _T_CMB = 2.7255e6  # µK
@@ -102,12 +103,11 @@ class BandpowerLikelihood:
         inverse = inverse_covariance(self.covariance)
         self.hartlap = hartlap_factor(release.n_sim, len(self.bins))
         self.inverse = read_only(inverse * self.hartlap if statistics == "hartlap" else inverse)
-        # Derivatives of every bin; below them the direction that gives t, and the averages over
-        # bands of the power in C^κκ and in C^EE over the fiducial's.
+        # Derivatives of every bin; below them the direction that gives t, and the power in C^κκ and
+        # in C^EE over the fiducial's.
         n_kk, n_ee = len(release.kk_direction), len(release.ee_direction)
         kk = np.vstack([release.kk_derivatives[self.bins], release.kk_direction, np.zeros(n_kk)])
         ee = np.vstack([release.ee_derivatives[self.bins], release.ee_direction, np.zeros(n_ee)])
-        kk_average, ee_average = np.full((1, n_kk), 1.0 / n_kk), np.full((1, n_ee), 1.0 / n_ee)
         self._direction = np.concatenate([release.kk_direction, release.ee_direction])
         self._kk_bands = _Bands(release.kk_edges, release.fiducial_kk)
         self._ee_bands = _Bands(release.ee_edges, release.fiducial_ee)
@@ -115,14 +115,14 @@ class BandpowerLikelihood:
         self.lmax_ee = int(release.ee_edges[-1]) - 1
         # All that is linear in C^κκ as one matrix, (n_bins + 3, multipoles): W, and N'^κκ of the
         # bands on top of it. That and the bands of C^EE sum up 1 + δ: the ones are
-        # what ``_offset`` takes off, except from the averages.
+        # what ``_offset`` takes off, except from the two powers.
         linear = np.zeros((len(self.bins) + 3, self.lmax_kk + 1))
         linear[:-3, : release.windows.shape[1]] = release.windows[self.bins]
         bands = release.kk_edges, release.fiducial_kk
-        linear[-2] = band_matrix(*bands, kk_average, self.lmax_kk + 1)
+        linear[-2] = band_matrix(*bands, _upper_half(n_kk), self.lmax_kk + 1)
         if noise_debias != "fixed":
             linear[:-1] += band_matrix(*bands, kk, self.lmax_kk + 1)
-            self._ee_derivatives = np.vstack([ee, ee_average])
+            self._ee_derivatives = np.vstack([ee, _upper_half(n_ee)])
             self._offset = np.append(kk.sum(1) + ee.sum(1), 0.0)
         used = np.flatnonzero(linear.any(0))
         self._multipoles = slice(used[0], used[-1] + 1) if len(used) else slice(0, 0)
@@ -251,6 +251,14 @@ def _bins_between(edges: np.ndarray, L_min: float | None, L_max: float | None) -
             f"lie between L = {edges[0]} and {edges[-1]}, the first is {edges[0]}-{edges[1]}"
         )
     return inside
+
+
+def _upper_half(n_bands: int) -> np.ndarray:
+    """Weights (1, n_bands) that average over the upper half of the bands, where the wrong forms of
+    a spectrum differ most."""
+    weights = np.zeros((1, n_bands))
+    weights[:, n_bands // 2 :] = 1.0
+    return weights / weights.sum()
 
 
 def band_matrix(
@@ -382,8 +390,7 @@ _FORMS: dict[_Quantity, tuple[_Form, ...]] = {
 def _diagnosis(
     quantity: _Quantity, cl: np.ndarray, power: float, bands: dict[_Quantity, _Bands]
 ) -> str:
-    """What is wrong with a spectrum whose power in the bands is on average ``power`` times that of
-    the fiducial."""
+    """What is wrong with a spectrum whose power is ``power`` times that of the fiducial."""
     if not math.isfinite(power):
         return f"{quantity.name} is not finite; check the theory"
     said = f"{quantity.name} has {power:.1e} times the power of the release's fiducial one"
