@@ -174,10 +174,11 @@ class BandpowerLikelihood:
     def _refuse(self, clkk, clee, kk_power: float, ee_power: float) -> None:
         """Say what is wrong with spectra of impossible power; no lensing at all is let through."""
         bands = {KAPPA: self._kk_bands, UNLENSED_E: self._ee_bands}
+        given = {KAPPA: clkk, UNLENSED_E: clee}
         if not LEAST_POWER < kk_power < MOST_POWER and clkk[self._multipoles].any():
-            raise SpectrumError(_diagnosis(KAPPA, clkk, kk_power, bands))
+            raise SpectrumError(_diagnosis(KAPPA, kk_power, given, bands))
         if not LEAST_POWER < ee_power < MOST_POWER:
-            raise SpectrumError(_diagnosis(UNLENSED_E, clee, ee_power, bands))
+            raise SpectrumError(_diagnosis(UNLENSED_E, ee_power, given, bands))
 
     @np.errstate(all="ignore")
     def excursion(self, clkk: np.ndarray, clee: np.ndarray) -> tuple[float, float]:
@@ -388,13 +389,16 @@ _FORMS: dict[_Quantity, tuple[_Form, ...]] = {
 
 
 def _diagnosis(
-    quantity: _Quantity, cl: np.ndarray, power: float, bands: dict[_Quantity, _Bands]
+    quantity: _Quantity,
+    power: float,
+    given: dict[_Quantity, np.ndarray],
+    bands: dict[_Quantity, _Bands],
 ) -> str:
     """What is wrong with a spectrum whose power is ``power`` times that of the fiducial."""
     if not math.isfinite(power):
         return f"{quantity.name} is not finite; check the theory"
     said = f"{quantity.name} has {power:.1e} times the power of the release's fiducial one"
-    miss, what, mend = min(_candidates(quantity, cl, bands), key=lambda found: found[0])
+    miss, what, mend = min(_candidates(quantity, given, bands), key=lambda found: found[0])
     if miss < math.log(_RECOGNISED):
         return f"{said}: it looks like {what}; {mend}"
     return (
@@ -404,19 +408,20 @@ def _diagnosis(
 
 
 def _candidates(
-    quantity: _Quantity, cl: np.ndarray, bands: dict[_Quantity, _Bands]
+    quantity: _Quantity, given: dict[_Quantity, np.ndarray], bands: dict[_Quantity, _Bands]
 ) -> Iterator[tuple[float, str, str]]:
-    """Largest |ln(power over the fiducial's)| of any band if ``cl`` is put right from each wrong
-    form; its name; the mend."""
+    """Largest |ln(power over the fiducial's)| of any band if the spectrum is put right from each
+    wrong form; its name; the mend."""
 
     def miss(of: _Bands, corrected: np.ndarray) -> float:
+        if np.ndim(corrected) != 1 or len(corrected) < of.stop:
+            return math.inf
         power = of.power(corrected)
         return float(np.abs(np.log(power)).max()) if (power > 0).all() else math.inf
 
-    l = np.arange(len(cl), dtype=float)
+    l = np.arange(len(given[quantity]), dtype=float)
     for what, mend, factor in _FORMS[quantity]:
-        yield miss(bands[quantity], cl * factor(l * (l + 1.0))), what, mend
+        yield miss(bands[quantity], given[quantity] * factor(l * (l + 1.0))), what, mend
+    swapped = max(miss(bands[KAPPA], given[UNLENSED_E]), miss(bands[UNLENSED_E], given[KAPPA]))
     other = UNLENSED_E if quantity is KAPPA else KAPPA
-    if len(cl) >= bands[other].stop:
-        mend = f"are the arguments swapped? {KAPPA.name} comes first"
-        yield miss(bands[other], cl), other.name, mend
+    yield swapped, other.name, f"are the arguments swapped? {KAPPA.name} comes first"

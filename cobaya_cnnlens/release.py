@@ -212,7 +212,10 @@ def write_release(release: Release, path: str | Path) -> None:
         if the release would not be accepted when read, or the file cannot be written
     """
     path = Path(path)
-    document = seal(to_document(release))
+    try:
+        document = seal(to_document(release))
+    except RecursionError:
+        raise ReleaseError(f"{path}: its metadata are nested too deeply; flatten them") from None
     from_document(document, str(path))
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
