@@ -392,7 +392,13 @@ def release_export(
     file: Annotated[str, typer.Argument(help="A release file, or the name of a shipped one.")],
     format: Annotated[str, typer.Option("--format", help="cmblikes, candl or sacc.")],
     out: Annotated[Path, typer.Option(help="New folder to write to.")],
-    noise_debias: Annotated[str, typer.Option(help="linear or fixed.")] = "linear",
+    noise_debias: Annotated[
+        str,
+        typer.Option(
+            help="fixed; or linear, with a Python module for Cobaya, which hands lensed EE to the "
+            "codes themselves."
+        ),
+    ] = "fixed",
 ) -> None:
     """Write a release for cobaya's CMBlikes, for candl, or as SACC."""
     from .export import export_release

@@ -112,6 +112,7 @@ def synthetic_release(n_bins: int = 5, **changes) -> Release:
     l = np.arange(1201, dtype=float)
     kk = 1e-7 / (1.0 + (l / 200.0) ** 1.5)
     ee = 1e-4 * np.exp(-l / 400.0) * (1.2 + np.sin(l / 50.0))
+    kk[:2] = ee[:2] = 0.0
     edges = 36 + 200 * np.arange(n_bins + 1)
     windows = np.zeros((n_bins, 1100))
     for b in range(n_bins):

@@ -29,11 +29,13 @@ def made_up(plan: Plan, at: np.ndarray) -> Points:
         p = dict(zip(plan.parameters, point, strict=True))
         theta = 0.0104 * (p["omch2"] / 0.12) ** 0.1 * (p["H0"] / 68) ** 0.2
         tilt = (1 + l * theta / 5.0) ** (p["ns"] - 2.5)
-        kk.append(np.exp(p["logA"]) * p["omch2"] ** 2 * (1 + l / 300.0) ** (p["ns"] - 2.8))
+        amplitude = 3e-7 * np.exp(p["logA"])
+        kk.append(amplitude * p["omch2"] ** 2 * (1 + l / 300.0) ** (p["ns"] - 2.8))
         ee.append(
             theta**2 * np.exp(p["logA"]) * tilt * (1.2 + np.cos(l * theta)) * (1 + 5 * p["ombh2"])
         )
         omegam = (p["ombh2"] + p["omch2"]) / (0.01 * p["H0"]) ** 2
+        kk[-1][:2] = ee[-1][:2] = 0.0
         scalars.append([theta, np.sqrt(np.exp(p["logA"]) * p["omch2"]), omegam])
     return Points(at, np.array(kk), np.array(ee), np.array(scalars))
 

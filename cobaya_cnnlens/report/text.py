@@ -63,11 +63,12 @@ def describe_release(release: Release) -> str:
 def _mapping(title: str, content: dict, indent: int = 0) -> list[str]:
     pad = " " * indent
     lines = [f"{pad}{title}"]
+    width = max((len(key) for key, x in content.items() if not isinstance(x, dict)), default=0)
     for key, value in content.items():
         if isinstance(value, dict):
             lines += _mapping(key, value, indent + 2)
         else:
-            lines.append(f"{pad}  {key:24s}{value}")
+            lines.append(f"{pad}  {key:{max(width + 2, 24)}s}{value}")
     return lines
 
 
