@@ -39,6 +39,7 @@ from .theory import (
     CambSettings,
     Cosmology,
     camb_parameters,
+    camb_refusals,
     convergence_from_potential,
     settings_record,
     sigma8,
@@ -150,16 +151,17 @@ def _set_threads(threads: int) -> None:
 def _run_point(plan: Plan, point: np.ndarray) -> None:
     import camb
 
-    parameters = camb_parameters(plan.cosmology(point), plan.camb)
-    results = camb.get_results(parameters)
-    lmax = plan.camb.lmax
-    clpp = results.get_lens_potential_cls(lmax, raw_cl=True)[:, 0]
-    clee = results.get_unlensed_scalar_cls(lmax, CMB_unit="muK", raw_cl=True)[:, 1]
-    scalars = {
-        "thetastar": results.get_derived_params()["thetastar"] / 100.0,
-        "sigma8": sigma8(parameters),
-        "omegam": parameters.omegam,
-    }
+    cosmology, lmax = plan.cosmology(point), plan.camb.lmax
+    with camb_refusals(cosmology):
+        parameters = camb_parameters(cosmology, plan.camb)
+        results = camb.get_results(parameters)
+        clpp = results.get_lens_potential_cls(lmax, raw_cl=True)[:, 0]
+        clee = results.get_unlensed_scalar_cls(lmax, CMB_unit="muK", raw_cl=True)[:, 1]
+        scalars = {
+            "thetastar": results.get_derived_params()["thetastar"] / 100.0,
+            "sigma8": sigma8(parameters),
+            "omegam": parameters.omegam,
+        }
     path, kind, recipe = _product(plan, point)
     arrays = {"kk": convergence_from_potential(clpp), "ee": clee}
     products.write_product(path, kind, recipe, {**arrays, **scalars})
