@@ -13,11 +13,14 @@ error at points that did not make it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 
@@ -38,6 +41,9 @@ NODES, WEIGHTS = np.polynomial.legendre.leggauss(48)
 LARGEST_DENSITY = 0.95
 # Below this multipole C^EE is emulated at fixed l.
 LOW_MULTIPOLE = 30.0
+# An emulator takes some megabytes; a file that unpacks to more, or has more points, is none.
+LARGEST_FILE = 64_000_000
+MOST_POINTS = 4000
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,15 @@ class Emulator:
         self._kk = CubicSpline(np.log(tables.L), nodes, axis=1)(np.log(self._ell))
         self._ee = CubicSpline(tables.x, np.vstack([tables.ee_mean, tables.ee_basis]).T)
 
+    @cached_property
+    def digest(self) -> str:
+        """Hash of everything that the emulator is made of, 16 hex digits."""
+        digest = hashlib.sha256(json.dumps(self.record, sort_keys=True, default=str).encode())
+        for field in fields(Tables):
+            values = np.ascontiguousarray(getattr(self.tables, field.name), dtype=float)
+            digest.update(f"{field.name}{values.shape}".encode() + values.tobytes())
+        return digest.hexdigest()[:16]
+
     def outside(self, point: Mapping[str, float]) -> list[str]:
         """Parameters of a point that lie outside the box, each with the box's sides."""
         sides = zip(self.parameters, self.tables.low, self.tables.high, strict=True)
@@ -139,6 +154,10 @@ class Emulator:
         """
         if outside := self.outside(point):
             raise EmulatorError(f"outside the emulator's box: {', '.join(outside)}")
+        with np.errstate(all="ignore"):  # whatever the caller has made of underflows
+            return self._spectra(point)
+
+    def _spectra(self, point: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray, dict]:
         t = self.tables
         unit = unit_box(np.array([point[name] for name in self.parameters]), t.low, t.high)
         found = self._interpolate(unit[None])[0]
@@ -235,26 +254,66 @@ def read_emulator(source: str | Path) -> Emulator:
     path = Path(source)
     if not path.suffix and not path.exists():
         path = Path(str(SHIPPED / f"emulator_{source}.npz"))
+    again = "make it again with `cnnlens emulator make`"
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            record = json.loads(str(file["record"]))
-            tables = Tables(**{field.name: file[field.name] for field in fields(Tables)})
+        with path.open("rb") as opened:
+            _check_size(opened, path)
+            with np.load(opened, allow_pickle=False) as file:
+                record = json.loads(str(file["record"]))
+                tables = Tables(**{field.name: file[field.name] for field in fields(Tables)})
     except OSError as error:
         raise EmulatorError(
             f"{source}: cannot be read ({error.strerror or error}); give the path of an emulator, "
             "or the name of a shipped one"
         ) from None
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except EmulatorError:
+        raise
+    except _DAMAGE as error:
         raise EmulatorError(
-            f"{path}: is not an emulator or is damaged ({error}); make it again with `cnnlens "
-            "emulator make`"
+            f"{path}: is not an emulator or is damaged ({_line(error)}); {again}"
         ) from None
     _check(tables, record, path)
-    return Emulator(tables, record)
+    try:
+        with np.errstate(all="ignore"):
+            return Emulator(tables, record)
+    except (ValueError, TypeError, KeyError, np.linalg.LinAlgError) as error:
+        raise EmulatorError(f"{path}: cannot be interpolated ({_line(error)}); {again}") from None
+
+
+# What zipfile, NumPy and json raise for a file that is cut off, altered or none of theirs.
+_DAMAGE = (
+    *(KeyError, ValueError, TypeError, AttributeError, EOFError, MemoryError, RecursionError),
+    *(
+        NotImplementedError,
+        RuntimeError,
+        OverflowError,
+        SyntaxError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ),
+)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{error}".split())[:200] or type(error).__name__
+
+
+def _check_size(opened, path: Path) -> None:
+    """What a file unpacks to, from its directory: before anything is unpacked."""
+    with zipfile.ZipFile(opened) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    opened.seek(0)
+    if size > LARGEST_FILE:
+        raise EmulatorError(
+            f"{path}: unpacks to {size / 1e6:.0f} MB, more than an emulator's "
+            f"{LARGEST_FILE / 1e6:.0f}; it is damaged or no emulator"
+        )
 
 
 def _check(t: Tables, record: dict, path: Path) -> None:
     again = "make it again with `cnnlens emulator make`"
+    if not isinstance(record, dict):
+        raise EmulatorError(f"{path}: field 'record' is not a mapping; {again}")
     if record.get("format") != FORMAT:
         raise EmulatorError(
             f"{path}: field 'format' is {record.get('format')!r}, not {FORMAT!r}; {again}"
@@ -262,12 +321,21 @@ def _check(t: Tables, record: dict, path: Path) -> None:
     for key in ("parameters", "fixed", "kernel", "degree", "smoothing"):
         if key not in record:
             raise EmulatorError(f"{path}: field 'record' lacks '{key}'; {again}")
+    kinds = {"parameters": list, "fixed": dict, "kernel": str, "degree": int, "smoothing": float}
+    for key, kind in kinds.items():
+        wanted = (int, float) if kind is float else kind
+        if not isinstance(record[key], wanted) or isinstance(record[key], bool):
+            raise EmulatorError(f"{path}: field '{key}' is not a {kind.__name__}; {again}")
+    if len(set(map(str, record["parameters"]))) < len(record["parameters"]):
+        raise EmulatorError(f"{path}: field 'parameters' names one twice; {again}")
     if missing := sorted({"ombh2", "omch2", "H0", AMPLITUDE} - set(record["parameters"])):
         raise EmulatorError(f"{path}: field 'parameters' lacks {', '.join(missing)}; {again}")
     p = len(record["parameters"])
     if t.targets.ndim != 2 or t.kk_basis.ndim != 2 or t.ee_basis.ndim != 2:
         raise EmulatorError(f"{path}: fields 'targets' and '*_basis' must be tables; {again}")
     n, n_kk, n_ee = len(t.targets), len(t.kk_basis), len(t.ee_basis)
+    if n > MOST_POINTS:
+        raise EmulatorError(f"{path}: has {n} points, more than {MOST_POINTS}; {again}")
     wanted = {
         "low": (p,),
         "high": (p,),

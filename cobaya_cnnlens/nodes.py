@@ -247,7 +247,9 @@ class NodeCAMB(SpectraTheory):
             except camb.CAMBValueError:
                 raise
             except (ValueError, TypeError) as error:  # a name or setting that CAMB does not know
-                raise LoggedError(self.log, "CAMB cannot be run with %s: %s", asked, error) from None
+                raise LoggedError(
+                    self.log, "CAMB cannot be run with %s: %s", asked, error
+                ) from None
             results = camb.get_results(parameters)
             clpp = results.get_lens_potential_cls(n_pp + 1, raw_cl=True)[2 : n_pp + 2, 0]
             clee = results.get_unlensed_scalar_cls(n_ee + 1, CMB_unit="muK", raw_cl=True)
