@@ -61,7 +61,7 @@ class Plan:
     ``box`` parameter → its two sides (``logA`` is ln 10¹⁰A_s); ``fixed`` the other parameters of
     :class:`~cobaya_cnnlens.theory.Cosmology`; ``camb`` settings, whose ``lmax`` must exceed the
     emulator's by as much as θ* varies over the box; ``points`` in the design, and ``checks`` after
-    them that only measure errors; ``kernel``, ``degree`` and ``smoothing`` as
+    them that only measure errors; ``kernel``, ``degree``, ``smoothing`` and ``scales`` as
     in the emulator; ``components`` of either spectrum.
     """
 
@@ -79,7 +79,13 @@ class Plan:
     kernel: str = "cubic"
     degree: int = 3
     smoothing: float = 1.0
+    scales: dict[str, float] = field(default_factory=dict)
     components: int = 16
+
+    def __post_init__(self) -> None:
+        for name, scale in self.scales.items():
+            if name not in self.box or not 0 < scale < np.inf:
+                raise ValueError(f"scales: {name} {scale}; give parameters of the box, positive")
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -270,6 +276,7 @@ def fit(plan: Plan, points: Points) -> Emulator:
         "kernel": plan.kernel,
         "degree": plan.degree,
         "smoothing": plan.smoothing,
+        "scales": plan.scales,
         **{k: v for k, v in plan.recipe(points.at[0]).items() if k != "cosmology"},
     }
     return Emulator(tables, record)

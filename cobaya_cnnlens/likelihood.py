@@ -56,6 +56,7 @@ class CNNLens(Likelihood):
     likelihood : the :class:`~cobaya_cnnlens.model.BandpowerLikelihood` that does the work
     bandpowers : d_b, (n_bins,)
     nuisance_parameters : names of the instrument's nuisances, in the order of the release's
+    chi2_parameter : name of the derived χ²
     """
 
     release: str
@@ -91,7 +92,7 @@ class CNNLens(Likelihood):
         self._digest = data_digest(self.release_data)
         refuse_other_version(self, f"release '{self.release}'")
         self.nuisance_parameters = tuple(parameter(name, self.suffix) for name in NUISANCES)
-        self._chi2, self._pte = (parameter(name, self.suffix) for name in ("chi2", "pte"))
+        self.chi2_parameter = parameter("chi2", self.suffix)
         self._watch = Watch()
         L = np.arange(self._likelihood.lmax_kk + 1, dtype=float)
         self._kappa_factor = 0.25 * (L * (L + 1.0)) ** 2
@@ -188,8 +189,8 @@ class CNNLens(Likelihood):
         if self.noise_debias != "fixed" and self._watch.near(chi2):
             self._count_excursion(*self._likelihood.excursion(*spectra))
         if _derived is not None:
-            _derived[self._chi2] = chi2
-            _derived[self._pte] = self._likelihood.pte(chi2)
+            _derived[self.chi2_parameter] = chi2
+            _derived[parameter("pte", self.suffix)] = self._likelihood.pte(chi2)
         return self._likelihood.log_likelihood_of(chi2)
 
     def _count_excursion(self, t: float, rest: float) -> None:
