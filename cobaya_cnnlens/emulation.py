@@ -39,6 +39,7 @@ from .theory import (
     CambSettings,
     Cosmology,
     camb_parameters,
+    camb_refusals,
     convergence_from_potential,
     settings_record,
     sigma8,
@@ -60,7 +61,7 @@ class Plan:
     ``box`` parameter → its two sides (``logA`` is ln 10¹⁰A_s); ``fixed`` the other parameters of
     :class:`~cobaya_cnnlens.theory.Cosmology`; ``camb`` settings, whose ``lmax`` must exceed the
     emulator's by as much as θ* varies over the box; ``points`` in the design, and ``checks`` after
-    them that only measure errors; ``kernel``, ``degree`` and ``smoothing`` as
+    them that only measure errors; ``kernel``, ``degree``, ``smoothing`` and ``scales`` as
     in the emulator; ``components`` of either spectrum.
     """
 
@@ -78,7 +79,13 @@ class Plan:
     kernel: str = "cubic"
     degree: int = 3
     smoothing: float = 1.0
+    scales: dict[str, float] = field(default_factory=dict)
     components: int = 16
+
+    def __post_init__(self) -> None:
+        for name, scale in self.scales.items():
+            if name not in self.box or not 0 < scale < np.inf:
+                raise ValueError(f"scales: {name} {scale}; give parameters of the box, positive")
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -150,16 +157,17 @@ def _set_threads(threads: int) -> None:
 def _run_point(plan: Plan, point: np.ndarray) -> None:
     import camb
 
-    parameters = camb_parameters(plan.cosmology(point), plan.camb)
-    results = camb.get_results(parameters)
-    lmax = plan.camb.lmax
-    clpp = results.get_lens_potential_cls(lmax, raw_cl=True)[:, 0]
-    clee = results.get_unlensed_scalar_cls(lmax, CMB_unit="muK", raw_cl=True)[:, 1]
-    scalars = {
-        "thetastar": results.get_derived_params()["thetastar"] / 100.0,
-        "sigma8": sigma8(parameters),
-        "omegam": parameters.omegam,
-    }
+    cosmology, lmax = plan.cosmology(point), plan.camb.lmax
+    with camb_refusals(cosmology):
+        parameters = camb_parameters(cosmology, plan.camb)
+        results = camb.get_results(parameters)
+        clpp = results.get_lens_potential_cls(lmax, raw_cl=True)[:, 0]
+        clee = results.get_unlensed_scalar_cls(lmax, CMB_unit="muK", raw_cl=True)[:, 1]
+        scalars = {
+            "thetastar": results.get_derived_params()["thetastar"] / 100.0,
+            "sigma8": sigma8(parameters),
+            "omegam": parameters.omegam,
+        }
     path, kind, recipe = _product(plan, point)
     arrays = {"kk": convergence_from_potential(clpp), "ee": clee}
     products.write_product(path, kind, recipe, {**arrays, **scalars})
@@ -268,6 +276,7 @@ def fit(plan: Plan, points: Points) -> Emulator:
         "kernel": plan.kernel,
         "degree": plan.degree,
         "smoothing": plan.smoothing,
+        "scales": plan.scales,
         **{k: v for k, v in plan.recipe(points.at[0]).items() if k != "cosmology"},
     }
     return Emulator(tables, record)

@@ -54,6 +54,16 @@ def camb_once(tmp_path_factory):
         yield remembered
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nodes_of_this_run(tmp_path_factory):
+    """NodeCAMB's nodes are kept for all processes of a test run, and nowhere else."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield
+
+
 @pytest.fixture(scope="session")
 def fiducial(camb_once) -> Spectra:
     """Spectra of the fiducial cosmology to l = 5000, at the pipeline's accuracy."""

@@ -1,6 +1,8 @@
 """The emulator: against functions whose answer is known, through Cobaya, and its files."""
 
 import json
+import tracemalloc
+import zipfile
 from dataclasses import replace
 
 import camb
@@ -108,6 +110,11 @@ def test_outside_the_box_is_refused(toy):
         toy({**point, "H0": 90.0})
 
 
+def rerecord(arrays, **changes):
+    record = json.loads(str(arrays["record"])) | changes
+    arrays["record"] = np.array(json.dumps(record))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -118,6 +125,18 @@ def test_outside_the_box_is_refused(toy):
         (lambda a: a.update(high=a["low"]), "'low' must lie below"),
         (lambda a: a.pop("x"), "is not an emulator or is damaged"),
         (lambda a: a.update(record=np.array("{}")), "field 'format'"),
+        (lambda a: a.update(record=np.array("[]")), "'record' is not a mapping"),
+        (lambda a: a.update(record=np.array("[" * 100_000)), "is not an emulator or is damaged"),
+        (lambda a: a.update(L=np.linspace(2, 1e12, len(a["L"]))), "'L' runs from 2 to 1e.12"),
+        (lambda a: rerecord(a, kernel="no such"), "cannot be interpolated"),
+        (lambda a: rerecord(a, degree=40), "cannot be interpolated"),
+        (lambda a: rerecord(a, degree="3"), "'degree' is not a int"),
+        (lambda a: rerecord(a, fixed=[1]), "'fixed' is not a dict"),
+        (lambda a: rerecord(a, smoothing=True), "'smoothing' is not a float"),
+        (
+            lambda a: rerecord(a, parameters=["ombh2", "omch2", "H0", "H0", "logA"]),
+            "'parameters' names one twice",
+        ),
     ],
 )
 def test_damaged_files_are_refused(toy_path, damage, message):
@@ -136,6 +155,60 @@ def test_missing_and_cut_files(toy_path):
     toy_path.write_bytes(toy_path.read_bytes()[:3000])
     with pytest.raises(EmulatorError, match=r"toy.npz: is not an emulator or is damaged"):
         read_emulator(toy_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00", b"PK\x05\x06" + bytes(18)])
+def test_empty_files_are_refused(tmp_path, content):
+    (tmp_path / "e.npz").write_bytes(content)
+    with pytest.raises(EmulatorError, match=r"e\.npz: is not an emulator or is damaged"):
+        read_emulator(tmp_path / "e.npz")
+
+
+def test_damage_is_refused_wherever_it_is(toy, toy_path):
+    """A bit or a stretch of bytes altered, or the end cut off: refused, or read as it was."""
+    whole = toy_path.read_bytes()
+    generator = np.random.default_rng(3)
+    for i in range(60):
+        content = bytearray(whole)
+        at = int(generator.integers(len(whole)))
+        if i % 3 == 0:
+            content[at] ^= 1 << int(generator.integers(8))
+        elif i % 3 == 1:
+            content[-1 - at % 1500] ^= 1 << int(generator.integers(8))
+        else:
+            del content[at:]
+        toy_path.write_bytes(content)
+        try:
+            assert read_emulator(toy_path).digest == toy.digest
+        except EmulatorError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
+    path = tmp_path / "bomb.npz"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("targets.npy", "w", force_zip64=True) as entry,
+    ):
+        for _ in range(80):
+            entry.write(bytes(1_000_000))
+    assert path.stat().st_size < 200_000
+    tracemalloc.start()
+    with pytest.raises(EmulatorError, match=r"bomb\.npz: unpacks to 80 MB"):
+        read_emulator(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+def test_floating_point_errors_that_the_caller_raises():
+    """`np.seterr(all="raise")` in a notebook changes neither reading nor spectra."""
+    point = FIDUCIAL | {"logA": np.log(22.1)}
+    usual = read_emulator("lcdm")(point)
+    with np.errstate(all="raise"):
+        strict = read_emulator("lcdm")(point)
+    np.testing.assert_array_equal(strict[0], usual[0])
+    np.testing.assert_array_equal(strict[1], usual[1])
 
 
 def test_plan_with_a_typo(tmp_path):

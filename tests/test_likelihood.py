@@ -8,8 +8,8 @@ from cobaya.model import get_model
 
 import yaml
 from cobaya_cnnlens.emulator import read_emulator
+from cobaya_cnnlens.likelihood import TOLERATED, WATCHED, Watch
 from cobaya_cnnlens.model import BandpowerLikelihood
-from cobaya_cnnlens.nodes import NodeCAMB
 from cobaya_cnnlens.release import read_release, shipped_releases, write_release
 from cobaya_cnnlens.selfcheck import CLASS_SETTINGS, theory_offset
 from cobaya_cnnlens.theory import convergence_from_potential
@@ -20,22 +20,6 @@ NAME = "cobaya_cnnlens.CNNLens"
 # The instrument of the simulations, known exactly.
 INSTRUMENT = {f"cnnlens_{name}": 0 for name in ("gain", "beam", "noise", "angle")}
 INPUTS = sorted((REPOSITORY / "yaml").glob("*.yaml"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nodes_once():
-    """What CAMB gives at a node is kept, by all that fixed it, for every model made here."""
-    kept, run = {}, NodeCAMB._run_camb
-
-    def remembered(self, at):
-        key = repr((self._lmax, self._fixed, at, self.extra_args))
-        if key not in kept:
-            kept[key] = run(self, at)
-        return kept[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(NodeCAMB, "_run_camb", remembered)
-        yield
 
 
 @pytest.fixture
@@ -279,24 +263,55 @@ def test_nuisances_reach_the_model(path):
         assert sum(still.logpriors) - sum(seen.logpriors) == pytest.approx(2.0)
 
 
-def test_a_far_cosmology_is_told_once(path, caplog):
-    model = get_model(info(path))
-    likelihood = model.likelihood[NAME]
-    near = (likelihood.release_data.fiducial_kk, likelihood.release_data.fiducial_ee)
-    far = (1.3 * near[0], near[1])
-
-    def said(spectra):
-        caplog.clear()
-        likelihood.theory_spectra = lambda: spectra
-        with caplog.at_level("WARNING"):
+def told_of_range(likelihood, spectra, points, caplog):
+    """What is said while ``points`` of these spectra pass."""
+    caplog.clear()
+    likelihood.theory_spectra = lambda: spectra
+    with caplog.at_level("WARNING"):
+        for _ in range(points):
             likelihood.logp(**INSTRUMENT)
-        return caplog.text
+    return caplog.text
 
-    assert "leaves the range" not in said(near)
-    text = said(far)
-    assert "leaves the range" in text
-    assert "(measured to 10%)" in text
-    assert "leaves the range" not in said(far)
+
+def test_a_posterior_beyond_the_range_is_told_once(release, tmp_path, caplog):
+    """Where most points near the best fit lie beyond what was measured; not for a single point."""
+    from dataclasses import replace
+
+    far = (1.3 * release.fiducial_kk, release.fiducial_ee)
+    moved = BandpowerLikelihood(release).model(*far)
+    write_release(replace(release, bandpowers=moved), tmp_path / "far.json")
+    likelihood = get_model(info(str(tmp_path / "far.json"))).likelihood[NAME]
+    assert not told_of_range(likelihood, far, WATCHED - 1, caplog)
+    text = told_of_range(likelihood, far, 1, caplog)
+    assert "100% of the points within 4 of the lowest" in text
+    assert "(measured to 10%)" in text.replace(", measured to", " (measured to")
+    assert not told_of_range(likelihood, far, 2 * WATCHED, caplog)
+
+
+def test_tails_and_burn_in_beyond_the_range_are_not_told(path, caplog):
+    """A chain that begins far off, finds the data's cosmology, and visits its tails."""
+    likelihood = get_model(info(path)).likelihood[NAME]
+    release = likelihood.release_data
+    near, far = ((factor * release.fiducial_kk, release.fiducial_ee) for factor in (1.0, 1.3))
+    assert not told_of_range(likelihood, far, WATCHED - 1, caplog)
+    assert not told_of_range(likelihood, near, 1, caplog)
+    for _ in range(3):
+        assert not told_of_range(likelihood, far, WATCHED, caplog)
+        assert not told_of_range(likelihood, near, WATCHED, caplog)
+
+
+def test_the_watch_counts_what_carries_the_posterior():
+    """A third of the points near the lowest χ² beyond: told; a tenth: not."""
+    for every, told in ((3, True), (10, False)):
+        watch = Watch()
+        fractions = [
+            watch.count(i % every == 0) for i in range(WATCHED) if watch.near(20.0 + i % 3)
+        ]
+        assert fractions[-1] == pytest.approx(1 / every, abs=0.01)
+        assert (fractions[-1] > TOLERATED) is told
+    watch = Watch()
+    assert watch.near(20.0)
+    assert not watch.near(24.1)
 
 
 @pytest.mark.parametrize(
@@ -305,6 +320,15 @@ def test_a_far_cosmology_is_told_once(path, caplog):
         ({"noise_debias": "none"}, "noise_debias is 'none'; choose one of"),
         ({"statistics": "t"}, "statistics is 't'; choose one of"),
         ({"release": "no_such_release"}, "no such release"),
+        ({"release": 3}, "option 'release' is 3"),
+        ({"calibration_errors": "false"}, "option 'calibration_errors' is 'false'; give true or"),
+        ({"calibration_errors": 0}, "option 'calibration_errors' is 0; give true or false"),
+        ({"check_theory": "no"}, "option 'check_theory' is 'no'; give true or false"),
+        ({"L_min": "100"}, "option 'L_min' is '100'; give a number"),
+        ({"L_max": True}, "option 'L_max' is True; give a number"),
+        ({"L_max": float("nan")}, "option 'L_max' is nan; give a number"),
+        ({"statistics": None}, "option 'statistics' is None; give a word"),
+        ({"suffix": 2}, "option 'suffix' is 2; give a text"),
     ],
 )
 def test_wrong_options_are_one_clear_error(path, options, message, capsys):
@@ -412,7 +436,7 @@ def test_node_camb_against_camb(path):
     [
         ({}, "must name one or 2"),
         ({"omega": 0.1}, "'omega' is not a CAMB parameter"),
-        ({"omch2": -1.0}, "spacing of 'omch2' must be positive"),
+        ({"omch2": -1.0}, "spacing of 'omch2' is -1.0; it must be a positive"),
         ({"ns": 0.01}, None),
     ],
 )
