@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import CNNLensError, ConfigError
+from .errors import CNNLensError, ConfigError, ReleaseError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 release_app = typer.Typer(no_args_is_help=True, help="Make and look at release files.")
@@ -136,14 +136,18 @@ def reconstruct(
     """Reconstruct κ̂ on the skies of a set, or on your own maps, and measure its bandpowers."""
     if bool(maps) == (set_name is not None):
         raise ConfigError("give either --set NAME or --maps FILE")
+    _config_module()  # tells what to install if it is the pipeline that is missing
+    from .calibrate.own_maps import is_release
+
     if not maps:
+        if is_release(config):
+            raise ConfigError(f"{config} is a release: --set needs the configuration that made it")
         loaded = _load(config)
         from .calibrate.measure import measure_skies
 
         estimator, network_hash = _network(loaded)
         measure_skies(loaded, estimator, network_hash, set_name, index)
         return
-    _config_module()  # tells what to install if it is the pipeline that is missing
     from . import maps as own
 
     setup, load_estimator = _map_setup(config, network)
@@ -422,7 +426,13 @@ def release_make(
         else:
             release = make_release(loaded, digest, survey, sky)
             path = path or loaded.release_path(survey, sky)
-    write_release(release, path)
+    try:
+        write_release(release, path)
+    except OSError as error:
+        raise ReleaseError(
+            f"{path}: cannot be written ({error.strerror or error}); name another file with --out, "
+            "or make room"
+        ) from None
     typer.echo(path)
 
 

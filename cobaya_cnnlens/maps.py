@@ -267,7 +267,8 @@ class _Fits:
 
 def _read_fits(path: Path) -> _Fits:
     found = None
-    with _reading(path), fits.open(path, memmap=False) as file:
+    # Opened here: what fits.open opens of a damaged file it leaves open.
+    with _reading(path), path.open("rb") as opened, fits.open(opened, memmap=False) as file:
         for part in file:
             if part.header.get("PIXTYPE") == "HEALPIX":
                 found = _Fits(part.header.copy(), None)
@@ -327,8 +328,8 @@ def _frame_of_image(path: Path, header: fits.Header) -> str:
     axis = 1 if all(kinds[0] != first for first, _ in AXES.values()) else 2
     raise MapError(
         f"{path}: CTYPE{axis} is '{kinds[axis - 1]}'; patches are in the equal-area projection ZEA "
-        "about their centre, longitude along x ('RA---ZEA', 'DEC--ZEA'): reproject, or give the map "
-        "as HEALPix"
+        "about their centre, longitude along x ('RA---ZEA', 'DEC--ZEA'): reproject, or give "
+        "the map as HEALPix"
     )
 
 
@@ -408,7 +409,7 @@ def _cut_healpix(path, header, geometry, centres, pixel_window, nthreads, unit) 
     lmax = min(2 * nside, int(np.sqrt(2.0) * geometry.nyquist))
     elm, blm = healpy.map2alm_spin([q, u], 2, lmax=lmax)
     if pixel_window:
-        window = healpy.pixwin(nside, pol=True, lmax=lmax)[1]
+        window = _pixel_window(path, nside, lmax)
         keep = np.where(window > 0, 1.0 / np.where(window > 0, window, 1.0), 0.0)
         elm, blm = (healpy.almxfl(a, keep) for a in (elm, blm))
     flat = PatchGeometry(geometry.size_deg, geometry.n_pixels, pad=0)
@@ -423,6 +424,17 @@ def _cut_healpix(path, header, geometry, centres, pixel_window, nthreads, unit) 
     )
     p = ((q + 1j * u) * np.exp(-2j * pointing.frame)).reshape(-1, flat.n_pixels, flat.n_pixels)
     return PatchMaps(p.real, p.imag, np.asarray(centres), lmax, frame)
+
+
+def _pixel_window(path: Path, nside: int, lmax: int) -> np.ndarray:
+    """Window of polarisation of a HEALPix map's pixels, (lmax + 1,)."""
+    try:
+        return healpy.pixwin(nside, pol=True, lmax=lmax)[1]
+    except (OSError, ValueError) as error:
+        raise MapError(
+            f"{path}: healpy has no pixel window for nside {nside} and fetches it from the network "
+            f"({error}); run `python -c 'import healpy; healpy.pixwin({nside})'` where there is one"
+        ) from None
 
 
 def _unit(path: Path, header: fits.Header, keys: Sequence[str], given: str | None) -> float:
