@@ -490,7 +490,7 @@ def check_maps(maps: PatchMaps, setup: MapSetup, source: str) -> list[str]:
             "array 'centres', longitude and latitude in degrees"
         )
     warned += _check_polarisation(maps, setup, theory, source)
-    found, want = _high_l_power(setup, maps, theory)
+    found, want = _high_l_power(maps, setup, theory)
     if abs(np.sqrt(found / want) - 1.0) > NOISE_TOLERANCE:
         warned.append(
             f"at the highest multipoles the maps have {np.sqrt(found / want):.2f} times the "
@@ -667,13 +667,15 @@ def _refuse_wrong_axes(maps: PatchMaps, setup: MapSetup, theory, source: str, wh
         )
 
 
-def _high_l_power(setup: MapSetup, maps: PatchMaps, theory) -> tuple[float, float]:
-    """Mean power of Q and U over modes of .8 to 1 Nyquist, measured and expected."""
+def _high_l_power(maps: PatchMaps, setup: MapSetup, theory) -> tuple[float, float]:
+    """Mean power of Q and U over modes of .8 to 1 Nyquist, or of the last fifth before the maps
+    end, measured and expected."""
     patch, instrument, mask = setup.patch, setup.instrument, setup.mask
     n, pixel = patch.n_pixels, patch.pixel
     ly = 2.0 * np.pi * np.fft.fftfreq(n, pixel)
     ell = np.hypot(ly[:, None], ly[None, :])
-    ring = (ell > 0.8 * patch.nyquist) & (ell < patch.nyquist)
+    end = min(patch.nyquist, maps.lmax or np.inf)
+    ring = (ell > 0.8 * end) & (ell < end)
     area = (n * pixel) ** 2 * np.mean(mask**2)
     found = np.mean(
         [
