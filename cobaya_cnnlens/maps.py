@@ -650,7 +650,7 @@ def _refuse_wrong_axes(maps: PatchMaps, setup: MapSetup, theory, source: str, wh
     left = {}
     for name, p in {
         "": q + 1j * u,
-        "the sign of U is the other one: is POLCCONV right?": q - 1j * u,
+        "the sign of U is the other one: is POLCCONV right, or an axis reversed?": q - 1j * u,
         "Q and U are swapped": u + 1j * q,
     }.items():
         turn = _polarisation(setup, theory, p.real, p.imag).angle if not name else 0.0
