@@ -139,7 +139,7 @@ def read_maps(
         if found.healpix:
             if not given:
                 raise MapError(f"{path}: a HEALPix map; say where to cut patches with --centre")
-            maps = _cut_healpix(path, found.header, geometry, centres, pixel_window, nthreads, unit)
+            maps = _cut_healpix(path, found, geometry, centres, pixel_window, nthreads, unit)
         else:
             _refuse(path, given, "--centre", "an image says itself where it lies")
             _refuse(path, pixel_window, "--pixel-window", "an image has no pixel window of HEALPix")
@@ -255,8 +255,10 @@ def _header(file: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype
 
 @dataclass(frozen=True)
 class _Fits:
-    """What a FITS file holds: the header of a HEALPix map, or an image with its header."""
+    """What a FITS file holds in its extension ``number``: the header of a HEALPix map, or an image
+    with its header."""
 
+    number: int
     header: fits.Header
     image: np.ndarray | None
 
@@ -269,12 +271,12 @@ def _read_fits(path: Path) -> _Fits:
     found = None
     # Opened here: what fits.open opens of a damaged file it leaves open.
     with _reading(path), path.open("rb") as opened, fits.open(opened, memmap=False) as file:
-        for part in file:
+        for number, part in enumerate(file):
             if part.header.get("PIXTYPE") == "HEALPIX":
-                found = _Fits(part.header.copy(), None)
+                found = _Fits(number, part.header.copy(), None)
                 break
             if found is None and part.header.get("NAXIS", 0) == 3 and part.data is not None:
-                found = _Fits(part.header.copy(), np.asarray(part.data, dtype=float))
+                found = _Fits(number, part.header.copy(), np.asarray(part.data, dtype=float))
     if found is None or not (found.healpix or len(found.image) in (2, 3)):
         raise MapError(
             f"{path}: no image with planes (Q, U) or (I, Q, U), and no HEALPix map; write one"
@@ -374,7 +376,8 @@ def _check_places(path: Path, header: fits.Header, pointing, geometry: PatchGeom
         )
 
 
-def _cut_healpix(path, header, geometry, centres, pixel_window, nthreads, unit) -> PatchMaps:
+def _cut_healpix(path, found, geometry, centres, pixel_window, nthreads, unit) -> PatchMaps:
+    header = found.header
     names = [str(header.get(f"TTYPE{i + 1}", "")).upper() for i in range(header["TFIELDS"])]
     columns = [
         next((i for i, name in enumerate(names) if name.startswith(letter)), None)
@@ -392,7 +395,9 @@ def _cut_healpix(path, header, geometry, centres, pixel_window, nthreads, unit) 
         )
     factor = _unit(path, header, [f"TUNIT{column + 1}" for column in columns], unit)
     with _reading(path):
-        q, u = healpy.read_map(path, field=columns, dtype=np.float64)
+        # By name: healpy does not count the column of pixel numbers that a part of the sky has.
+        fields = [header[f"TTYPE{column + 1}"] for column in columns]
+        q, u = healpy.read_map(path, field=fields, hdu=found.number, dtype=np.float64)
         nside = healpy.get_nside(q)
     unseen = (q == healpy.UNSEEN) | (u == healpy.UNSEEN) | ~np.isfinite(q) | ~np.isfinite(u)
     half_diagonal = np.radians(geometry.size_deg) / np.sqrt(2.0)

@@ -267,6 +267,44 @@ def test_holes_and_centres_of_a_healpix_map(tmp_path, sky):
     assert len(read_maps(path, GEOMETRY, CENTRES[:1]).q) == 1
 
 
+@pytest.mark.parametrize("nest", [False, True])
+def test_a_part_of_the_sky_with_its_pixel_numbers(tmp_path, sky, nest):
+    """Columns PIXEL, I, Q, U, QQ, as experiments publish: Q and U are those, wherever they are."""
+    _, (q, u) = sky
+    whole = read_maps(write_healpix(tmp_path / "sky.fits", q, u), GEOMETRY, CENTRES[:1])
+    seen = healpy.query_disc(NSIDE, healpy.ang2vec(*CENTRES[0]), np.radians(60.0))
+    unseen = np.ones(len(q), bool)
+    unseen[seen] = False
+    planes = np.where(unseen, healpy.UNSEEN, [0 * q, q, u, 1.0 + 0 * q])
+    planes = healpy.reorder(planes, r2n=True) if nest else planes
+    names = ["I_STOKES", "Q_STOKES", "U_STOKES", "QQ_COV"]
+    part = tmp_path / "part.fits"
+    healpy.write_map(part, planes, nest, float, partial=True, column_names=names, column_units="uK")
+    found = read_maps(part, GEOMETRY, CENTRES[:1])
+    # What ends 57 degrees away moves the patch little.
+    np.testing.assert_allclose(found.q, whole.q, atol=0.02 * whole.q.std())
+    np.testing.assert_allclose(found.u, whole.u, atol=0.02 * whole.u.std())
+
+
+def test_an_image_and_a_healpix_map_of_one_sky_are_the_same_patch(tmp_path, sky):
+    """Q and U of the sphere at the pixels where astropy's own WCS puts them, as an image, beside
+    the patch that the simulations would cut: the meridian turns by degrees across it."""
+    elm, (q, u) = sky
+    centre = parse_centres(["120,60"])
+    write_images(tmp_path / "m.fits", np.zeros((2, 64, 64)), centre[0], GEOMETRY, "uK")
+    y, x = np.mgrid[:64, :64]
+    with fits.open(tmp_path / "m.fits", mode="update") as file:
+        header = file[0].header
+        longitude, latitude = WCS(header, naxis=2).wcs_pix2world(x.ravel(), y.ravel(), 0)
+        at = Pointing(np.radians(90 - latitude), np.radians(longitude), np.zeros(64 * 64))
+        p = polarisation_at(elm, LMAX, at).reshape(64, 64)
+        file[0].data = np.array([p.real, -p.imag])
+        header["POLCCONV"] = "IAU"
+    image = read_maps(tmp_path / "m.fits", GEOMETRY)
+    cut = read_maps(write_healpix(tmp_path / "sky.fits", q, u), GEOMETRY, centre)
+    close(image, cut.q[0] + 1j * cut.u[0])
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
