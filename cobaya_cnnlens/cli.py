@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import CNNLensError, ConfigError
+from .errors import CNNLensError, ConfigError, ReleaseError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 release_app = typer.Typer(no_args_is_help=True, help="Make and look at release files.")
@@ -96,14 +96,24 @@ def mean_field(config: ConfigFile) -> None:
 
 @app.command()
 def reconstruct(
-    config: ConfigFile,
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="Pipeline configuration (YAML), or FILE#MEMBER of a study; with --maps also a "
+            "release file or the name of a shipped one, which knows its network and instrument."
+        ),
+    ],
     set_name: Annotated[
         str | None,
         typer.Option("--set", help="train, validation, test, derivatives or survey-NAME."),
     ] = None,
     index: Indices = None,
     maps: Annotated[
-        Path | None, typer.Option(help="Instead of a set: your own Q, U (FITS, HEALPix or .npz).")
+        list[Path] | None,
+        typer.Option(
+            help="Instead of a set: your own Q, U (FITS, HEALPix or .npz); repeatable, for the "
+            "patches of one survey."
+        ),
     ] = None,
     centre: Annotated[
         list[str] | None,
@@ -112,30 +122,72 @@ def reconstruct(
     pixel_window: Annotated[
         bool, typer.Option(help="Divide the HEALPix map's pixel window out.")
     ] = False,
+    unit: Annotated[
+        str | None, typer.Option(help="uK, mK or K: of Q and U where the file does not say.")
+    ] = None,
+    network: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="The network that made the release, if it is no shipped one; repeatable."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for κ̂ of your own maps.")] = None,
 ) -> None:
     """Reconstruct κ̂ on the skies of a set, or on your own maps, and measure its bandpowers."""
-    loaded = _load(config)
-    if (maps is None) == (set_name is None):
+    if bool(maps) == (set_name is not None):
         raise ConfigError("give either --set NAME or --maps FILE")
-    if maps is None:
+    _config_module()  # tells what to install if it is the pipeline that is missing
+    from .calibrate.own_maps import is_release
+
+    if not maps:
+        if is_release(config):
+            raise ConfigError(f"{config} is a release: --set needs the configuration that made it")
+        loaded = _load(config)
         from .calibrate.measure import measure_skies
 
         estimator, network_hash = _network(loaded)
         measure_skies(loaded, estimator, network_hash, set_name, index)
         return
-    from . import maps as user_maps
+    from . import maps as own
 
-    found = user_maps.read_maps(
-        maps, loaded.patch, user_maps.parse_centres(centre or []), pixel_window
+    setup, load_estimator = _map_setup(config, network)
+    folder = out or maps[0].with_suffix("")
+    own.check_folder(folder)
+    centres, source = own.parse_centres(centre or []), ", ".join(path.name for path in maps)
+    found = own.PatchMaps.join(
+        [own.read_maps(path, setup.patch, centres, pixel_window, unit=unit) for path in maps],
+        setup.patch.size_deg,
+        source,
     )
-    for warning in user_maps.check_maps(found, loaded, str(maps)):
-        typer.secho(f"warning: {maps}: {warning}", fg="yellow", err=True)
-    estimator, network_hash = _network(loaded)
-    folder = out or maps.with_suffix("")
-    typer.echo(
-        user_maps.reconstruct_maps(loaded, estimator, network_hash, found, maps.name, folder)
-    )
+    for warning in own.check_maps(found, setup, source):
+        typer.secho(f"warning: {source}: {warning}", fg="yellow", err=True)
+    typer.echo(own.reconstruct_maps(setup, load_estimator(), found, source, folder))
+
+
+def _map_setup(source: Path, networks: list[Path] | None):
+    """What a configuration or a release says of the maps it fits, and a function that loads its
+    estimator; a missing network is told here, before maps are read and Keras is loaded."""
+    from .calibrate.own_maps import MapSetup, find_networks, is_release
+    from .reconstruct.files import estimator_hash
+
+    if not is_release(source):
+        if networks:
+            raise ConfigError(f"{source}: names its network itself; leave --network out")
+        loaded = _load(source)
+        return MapSetup.of_config(loaded, estimator_hash(loaded)), lambda: _network(loaded)[0]
+    from .release import read_release
+
+    release = read_release(source)
+    setup, paths = MapSetup.of_release(release), find_networks(release, networks or ())
+
+    def load():
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        from .reconstruct.resunet import networks_estimator
+
+        rms = setup.instrument.noise_rms(setup.patch)
+        return networks_estimator(paths, setup.symmetries, rms)
+
+    return setup, load
 
 
 @app.command()
@@ -339,32 +391,58 @@ def ship(config: ConfigFile) -> None:
 
 @release_app.command("make")
 def release_make(
-    config: ConfigFile,
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="Pipeline configuration (YAML); none with --calibration."),
+    ] = None,
     survey: Annotated[
         str | None, typer.Option(help="Which mock survey of the configuration.")
     ] = None,
     sky: Annotated[int, typer.Option(help="Which of its skies is the data.")] = 0,
     data: Annotated[
-        Path | None, typer.Option(help="Instead: bandpowers of your own maps (`reconstruct`).")
+        list[Path] | None,
+        typer.Option(
+            help="Instead: bandpowers of your own maps (`reconstruct`); repeatable, for the "
+            "patches of one survey."
+        ),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="With --data, instead of CONFIG and its products: the release, or name of a "
+            "shipped one, whose calibration to use."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write it.")] = None,
 ) -> None:
     """Calibrate a survey's bandpowers, or those of your own maps, and write the release file."""
-    loaded = _load(config)
-    from .calibrate.assemble import make_data_release, make_release
-    from .reconstruct.files import estimator_hash
-    from .release import write_release
-
-    if (data is None) == (survey is None):
+    if bool(data) == (survey is not None):
         raise ConfigError("give either --survey NAME or --data FILE")
-    digest = estimator_hash(loaded)
-    if data is not None:
-        path = out or data.with_name("release.json")
-        release = make_data_release(loaded, digest, data, path.stem)
+    if (config is None) == (calibration is None) or (calibration is not None and not data):
+        raise ConfigError("give either CONFIG, or --data FILE with --calibration RELEASE")
+    _config_module()  # tells what to install if it is the pipeline that is missing
+    from .calibrate.assemble import make_calibrated_release, make_data_release, make_release
+    from .reconstruct.files import estimator_hash
+    from .release import read_release, write_release
+
+    path = out or (data[0].with_name("release.json") if data else None)
+    if calibration is not None:
+        release = make_calibrated_release(data, read_release(calibration), path.stem)
     else:
-        release = make_release(loaded, digest, survey, sky)
-        path = out or loaded.release_path(survey, sky)
-    write_release(release, path)
+        loaded = _load(config)
+        digest = estimator_hash(loaded)
+        if data:
+            release = make_data_release(loaded, digest, data, path.stem)
+        else:
+            release = make_release(loaded, digest, survey, sky)
+            path = path or loaded.release_path(survey, sky)
+    try:
+        write_release(release, path)
+    except OSError as error:
+        raise ReleaseError(
+            f"{path}: cannot be written ({error.strerror or error}); name another file with --out, "
+            "or make room"
+        ) from None
     typer.echo(path)
 
 

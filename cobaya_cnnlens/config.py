@@ -410,8 +410,9 @@ class Config(Section):
         return {"mean_field": self.baseline_recipe()}
 
     def map_recipe(self, network_hash: str) -> dict:
-        """What turns a user's maps into bandpowers."""
-        return {"patch": asdict(self.patch), **self.measurement_recipe(network_hash)}
+        """What turns a user's maps, which have the beam already, into bandpowers."""
+        patch = {"size_deg": self.patch.size_deg, "n_pixels": self.patch.n_pixels}
+        return {"patch": patch, **self.measurement_recipe(network_hash)}
 
     def exhibit_recipe(self, network_hash: str) -> dict:
         """What determines the maps and spectra that are kept to be looked at."""

@@ -44,6 +44,7 @@ from cobaya_cnnlens.release import (
 )
 from cobaya_cnnlens.simulate.instrument import Systematics
 from cobaya_cnnlens.simulate.observation import observe_sky
+from cobaya_cnnlens.simulate.patches import patch_centres
 from cobaya_cnnlens.simulate.stage import make_skies, spectra_for
 
 from .written import (
@@ -237,7 +238,12 @@ def test_a_release_is_assembled_from_products(tiny, tmp_path):
     assert read_release(tmp_path / "r.json").name == "test_high"
     # The same patches as a user's own maps make the same release, but for its name and truth.
     auto = read_bandpowers(tiny, HASH, "survey-high").auto
-    arrays = {"auto": auto, "source": np.bytes_(b"m.fits")}
+    arrays = {
+        "auto": auto,
+        "centres": patch_centres(2, 4),
+        "frame": np.bytes_(b"C"),
+        "source": np.bytes_(b"m.fits"),
+    }
     products.write_product(tmp_path / "b.h5", MAP_BANDPOWERS, tiny.map_recipe(HASH), arrays)
     own = make_data_release(tiny, HASH, tmp_path / "b.h5", "mine")
     write_release(own, tmp_path / "own.json")
