@@ -1,15 +1,18 @@
-"""Network files as files: their hash, and whether a release was made with one. No Keras here."""
+"""Network files as files: their hash, and whether a release was made with one. A light
+installation is enough for that."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..config import Config
 from ..errors import NetworkError
-from ..products import identity_of
 from ..release import Release
+
+if TYPE_CHECKING:
+    from ..config import Config
 
 
 def network_hash(path: str | Path) -> str:
@@ -39,6 +42,8 @@ def estimator_hash(config: Config) -> str:
     """What stands for a configuration's estimator in recipes: the hash of its network or networks,
     or of its baseline's recipe."""
     if config.baseline is not None:
+        from ..products import identity_of
+
         return identity_of(config.baseline_recipe())
     return networks_hash(config.network_paths)
 

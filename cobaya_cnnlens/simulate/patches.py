@@ -10,6 +10,8 @@ from the centre along great circles. The flat-sky E and B that go with this are 
 :mod:`cobaya_cnnlens.calibrate.bandpowers`.
 
 Lensing is X̃(n) = X(n + ∇φ) with κ = −½∇²φ, CAMB's and lenspyx's sign.
+
+ducc0 is imported where it is called: the geometry alone, as analytic noise needs it, goes without.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import ducc0
 import numpy as np
 
 from ..errors import CNNLensError
@@ -145,6 +146,8 @@ def _local_axes(theta, phi):
 
 def scalar_at(alm: np.ndarray, lmax: int, pointing: Pointing, nthreads: int = 0) -> np.ndarray:
     """A scalar field at the pixels, shape (n,)."""
+    import ducc0
+
     return ducc0.sht.synthesis_general(
         alm=alm[None],
         spin=0,
@@ -166,6 +169,8 @@ class Deflection:
 
 def gradient_at(philm: np.ndarray, lmax: int, pointing: Pointing, nthreads: int = 0) -> np.ndarray:
     """∇φ at the pixels: components along south and east, (n, 2). Linear in ``philm``."""
+    import ducc0
+
     gradient = ducc0.sht.synthesis_general(
         alm=philm[None],
         spin=1,
@@ -180,6 +185,8 @@ def gradient_at(philm: np.ndarray, lmax: int, pointing: Pointing, nthreads: int 
 
 def deflect_by(gradient: np.ndarray, pointing: Pointing, nthreads: int = 0) -> Deflection:
     """Move every pixel by ∇φ (n, 2) along a great circle (Lewis 2005, astro-ph/0502469, app. A)."""
+    import ducc0
+
     n = len(pointing.theta)
     angles = ducc0.misc.get_deflected_angles(
         theta=pointing.theta,
@@ -226,6 +233,8 @@ def lensed_and_unlensed_at(
 
 
 def _spin2(elm, lmax, theta, phi, nthreads):
+    import ducc0
+
     q, u = ducc0.sht.synthesis_general(
         alm=elm[None],
         spin=2,
