@@ -91,6 +91,24 @@ def patch_centres(nside: int = 4, poles: int = 16) -> np.ndarray:
     return np.stack([theta, phi], axis=1)[poles : len(theta) - poles]
 
 
+def closest_centres(nside: int, poles: int, wanted: float) -> float:
+    """The angle between the two closest of :func:`patch_centres`, in degrees; or, if that is
+    enough, a bound that lies above ``wanted``, for which healpy need not be loaded.
+
+    Neighbouring HEALPix centres are never closer than .79 of the root of a pixel's area.
+    """
+    bound = 0.79 * np.degrees(np.sqrt(np.pi / 3.0)) / nside
+    centres = 12 * nside**2 - 2 * poles
+    if bound > wanted or centres < 2:
+        return bound if centres > 1 else 180.0
+    from scipy.spatial import cKDTree
+
+    theta, phi = patch_centres(nside, poles).T
+    points = np.stack(_local_axes(theta, phi)[2].T, axis=1)
+    chord = cKDTree(points).query(points, 2)[0][:, 1].min()
+    return float(np.degrees(2.0 * np.arcsin(0.5 * chord)))
+
+
 def point_patch(centre: np.ndarray, geometry: PatchGeometry) -> Pointing:
     """Positions of the padded patch's pixels, row-major, n = n_padded².
 
