@@ -243,7 +243,7 @@ class Coverage(Section):
 
     skies: int = Field(100, gt=0, le=100_000)
     omch2: tuple[float, float] = (0.1085, 0.1285)
-    patches_each: int = Field(16, gt=0)
+    patches_each: int = Field(16, gt=0, le=100_000)
 
     @model_validator(mode="after")
     def _ascending(self):
@@ -410,16 +410,10 @@ class Config(Section):
                 f"instrument.taper_deg {self.instrument.taper_deg:g} leaves no pixel of a patch of "
                 f"{patch.size_deg:g}° unmasked; take at most half of patch.size_deg"
             )
-        n_patches = 12 * centres.nside**2 - 2 * centres.poles
-        if n_patches <= 0:
+        if centres.poles >= 6 * centres.nside**2:
             raise ValueError(
                 f"centres.poles {centres.poles} leaves no patch on the sky; take fewer than "
                 f"{6 * centres.nside**2}"
-            )
-        if self.coverage.patches_each > n_patches:
-            raise ValueError(
-                f"coverage.patches_each is {self.coverage.patches_each}, but centres gives a sky "
-                f"{n_patches} patches"
             )
         diagonal = math.sqrt(2) * patch.size_deg
         if (closest := closest_centres(centres.nside, centres.poles, diagonal)) < diagonal:
