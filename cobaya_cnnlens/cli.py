@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from . import __version__
 from .errors import CNNLensError, ConfigError, ReleaseError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
@@ -30,8 +32,24 @@ Threads = Annotated[
 ]
 
 
+# What the `pipeline` extra installs and a light installation may lack, but for TensorFlow: Keras
+# runs on jax too.
+PIPELINE_PACKAGES = ("ducc0", "healpy", "keras", "pydantic", "tqdm", "yaml")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cobaya_cnnlens {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
+    ] = False,
+) -> None:
     """CMB lensing with a ResUNet: from simulated skies to a Cobaya likelihood."""
 
 
@@ -457,6 +475,18 @@ def release_show(
     typer.echo(describe_release(read_release(file)))
 
 
+@release_app.command("plot")
+def release_plot(
+    file: Annotated[str, typer.Argument(help="A release file, or the name of a shipped one.")],
+    out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
+) -> None:
+    """Draw a release: bandpowers, fiducial theory, noise and residuals."""
+    from .release import read_release
+    from .report.release_figure import draw_release
+
+    typer.echo(draw_release(read_release(file), out or Path(f"{Path(file).stem}.png")))
+
+
 @release_app.command("list")
 def release_list() -> None:
     """Names of the shipped releases."""
@@ -537,7 +567,6 @@ def n0(
     out: Annotated[Path | None, typer.Option(help="CSV file to write too.")] = None,
 ) -> None:
     """Analytic reconstruction noise N0 of κ at the fiducial cosmology, beside C_L of κ."""
-    _config_module()
     from .reconstruct.n0 import Filter
     from .report.analytic import analytic_noise
     from .simulate.instrument import Instrument
@@ -735,13 +764,20 @@ def _load_study(path: Path):
 
 
 def _config_module():
-    try:
-        from . import config
-    except ModuleNotFoundError as error:
-        raise SystemExit(
-            f"error: the pipeline needs {error.name}; install it with pip install '.[pipeline]'"
-        ) from None
+    """The pipeline's configuration, if the pipeline is installed: told before anything starts."""
+    for name in PIPELINE_PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            raise _not_installed(name)
+    from . import config
+
     return config
+
+
+def _not_installed(package: str) -> CNNLensError:
+    return CNNLensError(
+        f"this command needs the pipeline, of which {package} is not installed; "
+        "install it with: pip install '.[pipeline]'"
+    )
 
 
 def _network(config):
@@ -761,7 +797,13 @@ def run() -> None:
     # Commands write pictures and show none: where pyplot is used, it must look for no display.
     os.environ["MPLBACKEND"] = "Agg"
     try:
-        app()
+        try:
+            app()
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in (*PIPELINE_PACKAGES, "tensorflow", "jax"):
+                raise
+            raise _not_installed(package) from None
     except CNNLensError as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         raise SystemExit(1) from None

@@ -2,8 +2,14 @@
 is in its identity, and nothing else is.
 """
 
+import json
+import math
+import re
+from copy import deepcopy
 from dataclasses import is_dataclass, replace
+from functools import reduce
 
+import numpy as np
 import pytest
 
 import yaml
@@ -13,6 +19,7 @@ from cobaya_cnnlens.config import Config, load_config, load_study
 from cobaya_cnnlens.errors import ConfigError
 from cobaya_cnnlens.products import identity_of
 from cobaya_cnnlens.reconstruct.files import training_recipe
+from cobaya_cnnlens.simulate.patches import closest_centres, patch_centres
 
 from .conftest import REPOSITORY, write_network
 
@@ -81,7 +88,17 @@ def test_wrong_values_are_all_named(content, tmp_path):
         ({"bandpowers": {"width": 254, "n_bins": 40}}, "last bin ends at L = 10196"),
         ({"patch": {"n_pixels": 66}}, r"n_pixels is 66; the network needs multiples of 4"),
         ({"centres": {"nside": 4, "poles": 96}}, "no patch"),
-        ({"instrument": {"noise_uk_arcmin": -1.0}}, "must not be negative"),
+        ({"instrument": {"noise_uk_arcmin": -1.0}}, "must lie between 0 and 1000"),
+        ({"instrument": {"taper_deg": 3.0}}, r"taper_deg 3 leaves no pixel of a patch of 5°"),
+        ({"patch": {"n_pixels": 64, "pad": 65}}, r"patch\.pad 65 must not lie above"),
+        ({"patch": {"n_pixels": 64, "size_deg": 0}}, r"size_deg is 0; it must lie between"),
+        ({"centres": {"nside": 16}}, r"nside 16 puts centres of patches 2\.98° apart, less"),
+        ({"camb": {"lmax": 2600, "halofit_version": "mead2022"}}, "'mead2022' is none of CAMB's"),
+        ({"sky": {"lmax": 2100, "band_limit": 2200}}, "band_limit 2200 must not lie above"),
+        ({"surveys": {"high": {"omch2": 2}}}, r"surveys\.high\.omch2 is 2; it must lie between"),
+        ({"coverage": {"omch2": [0.001, 0.12]}}, r"coverage\.omch2\.0\.omch2 is 0\.001"),
+        ({"points": {"at": {"a": [{"ns": 9.6}]}}}, r"points\.at\.a\.0\.ns is 9\.6"),
+        ({"products": "a\nb"}, "key 'products': a path holds control characters"),
         ({"surveys": {"a/b": {"omch2": 0.12}}}, "a/b"),
     ],
 )
@@ -89,6 +106,128 @@ def test_inconsistent_values(content, tmp_path, change, message):
     content.update(change)
     with pytest.raises(ConfigError, match=message):
         load_config(write(tmp_path, content))
+
+
+EVERYTHING = {
+    "train_cosmologies": [{"omch2": 0.12}],
+    "baseline": {"kind": "wiener"},
+    "points": {"at": {"lcdm": [{"ns": 0.97, "H0": 68.0}]}},
+}
+
+
+def numbers_of(content, above=()):
+    """Keys of all numbers in a configuration."""
+    if isinstance(content, dict | list | tuple):
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from numbers_of(value, (*above, key))
+    elif isinstance(content, int | float) and not isinstance(content, bool):
+        yield above
+
+
+def test_no_number_can_be_senseless(content, monkeypatch):
+    """Every numeric key of the schema refuses what is no number, none that is finite, negative, or
+    beyond all measure; the message names the file and the section."""
+    content |= EVERYTHING
+    content["instrument"]["depth_ratio"] = 2.0
+    content["network"]["noise_map"] = True
+    content["training"]["noise_max_uk_arcmin"] = 5.0
+    monkeypatch.setattr(schema, "_read_yaml", lambda path, named: deepcopy(content))
+    content = json.loads(load_config("c.yaml").model_dump_json(exclude_none=True))
+    fields = list(numbers_of(content))
+    assert len(fields) >= 70
+    bad = [math.nan, math.inf, -math.inf, -1, -0.5, 1e30, 10**30, True, "wide", [1], {}]
+    for field in fields:
+        for value in bad:
+            *sections, key = field
+            part = reduce(lambda inner, name: inner[name], sections, content)
+            kept, part[key] = part[key], value
+            try:
+                with pytest.raises(ConfigError, match=rf"^c\.yaml: .*{field[0]}"):
+                    load_config("c.yaml")
+            finally:
+                part[key] = kept
+    load_config("c.yaml")
+
+
+def test_patches_of_a_sky_do_not_overlap(content, tmp_path):
+    """Closest centres of HEALPix against the diagonal: nside 4 takes patches of 9° at most."""
+    content["centres"] = {"nside": 4, "poles": 16}
+    content["bandpowers"] = {"lmin": 36, "width": 100, "n_bins": 4}
+    content["derivatives"] = {"kk_edges": [2, 900], "ee_edges": [2, 900]}
+    content["sky"] = content["camb"] = {"lmax": 1200}
+    content["sky"] = {"lmax": 1200, "band_limit": 1000}
+    for size, fits in ((9.0, True), (9.1, False)):  # 12.77° / √2 = 9.03°
+        content["patch"] = {"size_deg": size, "n_pixels": 64}
+        if fits:
+            load_config(write(tmp_path, content))
+        else:
+            with pytest.raises(ConfigError, match=r"12\.77° apart, less than the diagonal 12\.87°"):
+                load_config(write(tmp_path, content))
+
+
+@pytest.mark.parametrize("nside", [1, 2, 3, 4, 8, 16])
+def test_closest_centres(nside):
+    """The bound that spares loading healpy lies below the closest pair."""
+    exact = closest_centres(nside, 0, 180.0)
+    theta, phi = patch_centres(nside, 0).T
+    x, y, z = np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)
+    cosines = np.outer(x, x) + np.outer(y, y) + np.outer(z, z) - 2 * np.eye(len(x))
+    assert exact == pytest.approx(np.degrees(np.arccos(cosines.max())), rel=1e-9)
+    assert 0 < closest_centres(nside, 0, 0.0) < exact
+
+
+def test_halofit_versions_are_cambs():
+    from camb.nonlinear import halofit_version_names
+
+    assert set(schema.HALOFIT_VERSIONS) == set(halofit_version_names)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nseed: 1\nname: b\n", "key 'name' stands twice in one section, in lines 1 and 3"),
+        ("instrument: {taper_deg: 1, taper_deg: 2}\n", "key 'taper_deg' stands twice"),
+        ("name: \xe9".encode("latin-1"), "not UTF-8 at byte 6"),
+        ("a: " + "[" * 40 + "]" * 40, "nested too deeply"),
+        ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("a: &a [*a]", "nested too deeply"),
+        ("a: 2020-13-45", "holds a value that YAML cannot read"),
+        ("name: \0", "not valid YAML"),
+        (b"x" * 1_100_000, "larger than a configuration can be"),
+        ("? [1, 2]\n: 3\n", "c.yaml"),
+        ("1: 2", "c.yaml"),
+        ("", "must hold a mapping"),
+    ],
+    ids=range(12),
+)
+def test_files_that_are_no_configuration(tmp_path, text, message):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < 3000
+
+
+def test_an_alias_bomb_is_refused_at_once(tmp_path, content):
+    """9⁹ values in 300 bytes, where a message would print the name; an alias itself is fine."""
+    levels = ["x: [&a0 [1]]"]
+    levels += [f"y{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
+    (tmp_path / "c.yaml").write_text("\n".join([*levels, "name: *a9"]))
+    with pytest.raises(ConfigError, match="holds more than 20000 values"):
+        load_config(tmp_path / "c.yaml")
+    del content["surveys"]
+    text = yaml.safe_dump(content) + "surveys: {one: &s {omch2: 0.12}, two: *s}\n"
+    (tmp_path / "c.yaml").write_text(text)
+    assert load_config(tmp_path / "c.yaml").surveys["two"].omch2 == 0.12
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)  # a folder
+    (tmp_path / "c.yaml").write_text('base: "a\\0b"')
+    with pytest.raises(ConfigError, match="key 'base' must be the path"):
+        load_config(tmp_path / "c.yaml")
 
 
 @pytest.mark.parametrize("crop", [63, 500])
@@ -203,6 +342,28 @@ def test_members_of_a_study(tmp_path, content):
         load_config(f"{path}#two")
     with pytest.raises(ConfigError, match="key 'members' must map names"):
         load_config(write(tmp_path, {**content, "members": ["one"]}))
+
+
+def test_members_name_folders(tmp_path, content):
+    """No member leads out of the study's folder, and none makes up what the study does not say."""
+    for name in ("..", "a/b", "$(touch x)", ".hidden"):
+        with pytest.raises(ConfigError, match="key 'members' has the name"):
+            load_study(write(tmp_path, {**content, "members": {name: {}}}))
+    del content["products"], content["name"]
+    content["members"] = {"one": {}}
+    with pytest.raises(ConfigError, match="key 'products': Field required"):
+        load_config(f"{write(tmp_path, content)}#one")
+
+
+def test_a_file_with_a_hash_in_its_name(tmp_path, content):
+    folder = tmp_path / "a#b"
+    folder.mkdir()
+    path = write(folder, content)
+    assert load_study(path) == {str(path): load_config(path)}
+    content["members"] = {"one": {}}
+    path = write(folder, content)
+    assert list(load_study(path)) == [f"{path}#one"]
+    assert load_config(f"{path}#one").name == "test_one"
 
 
 def test_a_plain_configuration_is_a_study_of_itself(tmp_path, content):
