@@ -465,6 +465,8 @@ STALE = {
     "camb": FROM_SPECTRA,
     "sky": FROM_SKIES,
     "patch": FROM_SKIES | {"maps"},
+    # The beam is in one's own maps already, for which the pad is.
+    "patch.pad": FROM_SKIES,
     "centres": FROM_SKIES,
     "instrument": SEEN,
     "skies": NOTHING,
