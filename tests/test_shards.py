@@ -14,7 +14,7 @@ from cobaya_cnnlens.config import Config
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
 from cobaya_cnnlens.simulate import shards, stage
 from cobaya_cnnlens.simulate.instrument import convolve_beam, cosine_mask
-from cobaya_cnnlens.simulate.observation import observe_sky
+from cobaya_cnnlens.simulate.observation import observe_sky, sky_noise
 from cobaya_cnnlens.theory import Spectra
 
 
@@ -200,6 +200,19 @@ def test_sets_have_their_own_phases_and_surveys_their_cosmology(tiny):
     assert np.abs(train[4] - validation[4]).max() > 1
     assert tiny.set_cosmology("survey-high").omch2 == 0.1285
     assert tiny.set_cosmology("train").omch2 == 0.1185
+
+
+def test_noise_is_its_own_in_every_set_sky_and_map(tiny):
+    """White, of the instrument's rms, without correlation between any two; the same again."""
+    skies = [("test", 0), ("validation", 0), ("train", 0), ("train", 1)]
+    maps = [sky_noise(tiny, *sky, 4) for sky in skies]
+    maps.append(sky_noise(tiny.model_copy(update={"seed": tiny.seed + 1}), "test", 0, 4))
+    flat = np.array([m for noise in maps for m in noise]).reshape(2 * len(maps), -1)
+    rms = tiny.instrument.noise_rms(tiny.patch)
+    np.testing.assert_allclose(flat.std(1), rms, rtol=5 / np.sqrt(2 * flat.shape[1]))
+    correlation = np.corrcoef(flat) - np.eye(len(flat))
+    assert np.abs(correlation).max() < 5 / np.sqrt(flat.shape[1])
+    np.testing.assert_array_equal(sky_noise(tiny, "train", 1, 4), maps[3])
 
 
 def test_observation_is_masked_noisy_and_repeatable(tiny):
