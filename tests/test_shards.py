@@ -88,6 +88,19 @@ def test_a_killed_simulation_resumes_with_identical_shards(tiny, tmp_path):
     assert all(p.stat().st_mtime_ns == t for p, t in times.items())  # nothing was made twice
 
 
+def test_without_a_potential_nothing_is_lensed(tiny):
+    """The lensed Q and U are the unlensed, each with its sign, κ is zero, and E is as it was."""
+    pointing = shards.pointing_of(tiny.patch, tiny.centres.nside, tiny.centres.poles)
+    sky = shards.draw_sky(made_up_spectra(600), 600, 5, "test", 0)
+    smooth = replace(sky, philm=np.zeros_like(sky.philm))
+    fields = shards.sample_patches(smooth, tiny.sky, tiny.patch, pointing)
+    for lensed, plain in (("lensed_q", "q"), ("lensed_u", "u")):
+        scale = fields[plain].std()
+        np.testing.assert_allclose(fields[lensed], fields[plain], atol=1e-4 * scale)
+    assert not fields["kappa"].any()
+    assert fields["e"].std() == pytest.approx(np.hypot(fields["q"].std(), fields["u"].std()), 0.3)
+
+
 def test_fields_and_their_statistics(tiny):
     (path,) = stage.make_skies(tiny, "train", [0])
     fields = dict(zip(shards.FIELDS, content(path), strict=True))
