@@ -302,7 +302,7 @@ def test_an_image_and_a_healpix_map_of_one_sky_are_the_same_patch(tmp_path, sky)
         header["POLCCONV"] = "IAU"
     image = read_maps(tmp_path / "m.fits", GEOMETRY)
     cut = read_maps(write_healpix(tmp_path / "sky.fits", q, u), GEOMETRY, centre)
-    close(image, cut.q[0] + 1j * cut.u[0])
+    close(image, cut.q + 1j * cut.u)
 
 
 @pytest.mark.parametrize(
