@@ -515,7 +515,7 @@ def test_separation_of_patches():
 
 def test_maps_of_several_files_are_one_survey(maps):
     other = replace(maps, centres=CENTRES[1:], lmax=4000)
-    third = replace(maps, centres=CENTRES[1:] + [0.5, 0.0], lmax=3000)
+    third = replace(maps, centres=parse_centres(["0,0"]), lmax=3000)
     joined = PatchMaps.join([maps, other, third], 5.0, "x")
     assert joined.q.shape == (3, 64, 64)
     assert joined.lmax == 3000  # the shortest: what is warned of
