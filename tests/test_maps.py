@@ -576,7 +576,7 @@ def test_maps_as_simulated_raise_no_warning(setup, observed):
         Instrument(5.0, 1.0),
         Instrument(1.0, 8.0),
         Instrument(0.0, 1.0),
-        Instrument(2.0, 1.0, taper_deg=1.2),
+        Instrument(10.0, 1.0, taper_deg=1.2),
         Instrument(1.5, 1.0, taper_deg=0.0),
         Instrument(4.0, 1.0, depth_ratio=9.0),
     ],
