@@ -39,6 +39,7 @@ from .errors import MapError
 from .flat import mode_vectors, pure_b_modes
 from .products import temporary_name
 from .reconstruct import Estimator
+from .simulate.instrument import cosine_mask
 from .simulate.patches import EPSILON, PatchGeometry, point_patch, point_patches
 
 # To µK; the spellings of FITS headers.
@@ -578,8 +579,8 @@ def _check_repeated(maps: PatchMaps, setup: MapSetup, source: str) -> None:
 
 @dataclass(frozen=True)
 class _Polarisation:
-    """Power of pure E and of pure B over what is expected, mean over modes, and the turn of the
-    polarisation in degrees with its error, each (n_patches,); ``angle`` of all patches."""
+    """Power of pure E and of pure B over what is expected, mean over modes, (n_patches,) each, and
+    by how many degrees all patches' polarisation is turned, with its error."""
 
     e: np.ndarray
     b: np.ndarray
@@ -590,7 +591,9 @@ class _Polarisation:
 def _polarisation(setup: MapSetup, theory, q: np.ndarray, u: np.ndarray) -> _Polarisation:
     """What E and B of unmasked Q, U say about their axes. A turn by α, Q + iU → e^{2iα}(Q + iU),
     makes ⟨EB⟩ of C^EE − C^BB; every mode counts by 1/(C^EE C^BB)."""
-    patch, instrument, mask = setup.patch, setup.instrument, setup.mask
+    patch, instrument = setup.patch, setup.instrument
+    # Pure B needs a mask that vanishes at the edge, whatever that of κ̂ is.
+    mask = cosine_mask(patch, max(instrument.taper_deg, 0.1 * patch.size_deg))
     ell = np.hypot(*mode_vectors(patch.n_pixels, patch.pixel))
     # Above a few wavelengths of the patch the mask bends no spectrum, below .6 Nyquist no power
     # aliases, and theory has to have B.

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 import yaml
 from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate.assemble import make_calibrated_release
+from cobaya_cnnlens.calibrate.bandpowers import Bins
 from cobaya_cnnlens.calibrate.measure import MAP_BANDPOWERS, spectra_of
 from cobaya_cnnlens.calibrate.own_maps import MapSetup, check_separate, find_networks, is_release
 from cobaya_cnnlens.cli import app
@@ -46,6 +47,7 @@ from cobaya_cnnlens.simulate.instrument import (
     Systematics,
     convolve_beam,
     cosine_mask,
+    white_noise,
 )
 from cobaya_cnnlens.simulate.observation import sky_noise
 from cobaya_cnnlens.simulate.patches import (
@@ -263,6 +265,15 @@ def test_holes_and_centres_of_a_healpix_map(tmp_path, sky):
     holed[healpy.ang2pix(NSIDE, *CENTRES[1])] = healpy.UNSEEN
     with pytest.raises(MapError, match=r"1 unseen .* \(lon, lat\) = \(-75\.5, -20\)"):
         read_maps(write_healpix(path, holed, u), GEOMETRY, CENTRES)
+    # In U alone, and in the patch's corner, 3.2 of 3.5 degrees from its middle.
+    corner = healpy.ang2pix(
+        NSIDE, *(CENTRES[1] + np.radians([2.26, 2.26 / np.cos(np.radians(20))]))
+    )
+    for hole in (healpy.UNSEEN, np.nan, np.inf):
+        holed = u.copy()
+        holed[corner] = hole
+        with pytest.raises(MapError, match="1 unseen or non-finite pixels"):
+            read_maps(write_healpix(path, q, holed), GEOMETRY, CENTRES)
     # A hole elsewhere is none of the patch's business.
     assert len(read_maps(path, GEOMETRY, CENTRES[:1]).q) == 1
 
@@ -302,7 +313,7 @@ def test_an_image_and_a_healpix_map_of_one_sky_are_the_same_patch(tmp_path, sky)
         header["POLCCONV"] = "IAU"
     image = read_maps(tmp_path / "m.fits", GEOMETRY)
     cut = read_maps(write_healpix(tmp_path / "sky.fits", q, u), GEOMETRY, centre)
-    close(image, cut.q[0] + 1j * cut.u[0])
+    close(image, cut.q + 1j * cut.u)
 
 
 @pytest.mark.parametrize(
@@ -514,13 +525,20 @@ def test_separation_of_patches():
 
 def test_maps_of_several_files_are_one_survey(maps):
     other = replace(maps, centres=CENTRES[1:], lmax=4000)
-    joined = PatchMaps.join([maps, other], 5.0, "x")
-    assert joined.q.shape == (2, 64, 64)
-    assert joined.lmax == 4000
+    third = replace(maps, centres=parse_centres(["0,0"]), lmax=3000)
+    joined = PatchMaps.join([maps, other, third], 5.0, "x")
+    assert joined.q.shape == (3, 64, 64)
+    assert joined.lmax == 3000  # the shortest: what is warned of
     with pytest.raises(MapError, match=r"x: patches 0 .* and 1 .* are 0 degrees apart"):
         PatchMaps.join([maps, maps], 5.0, "x")
     with pytest.raises(MapError, match="different frames"):
         PatchMaps.join([maps, replace(other, frame="G")], 5.0, "x")
+
+
+@pytest.fixture(scope="module")
+def theory():
+    """At the fiducial of the shipped releases."""
+    return MapSetup.of_release(read_release("laptop_fiducial")).theory
 
 
 @pytest.fixture(scope="module")
@@ -560,6 +578,40 @@ def test_maps_as_simulated_raise_no_warning(setup, observed):
     for i in range(len(observed.q)):
         one = PatchMaps(*(getattr(observed, k)[i : i + 1] for k in ("q", "u", "centres")))
         assert check_maps(one, setup, "x") == []
+
+
+@pytest.mark.parametrize(
+    "instrument",
+    [
+        Instrument(5.0, 1.0),
+        Instrument(1.0, 8.0),
+        Instrument(0.0, 1.0),
+        Instrument(10.0, 1.0, taper_deg=1.2),
+        Instrument(1.5, 1.0, taper_deg=0.0),
+        Instrument(4.0, 1.0, depth_ratio=9.0),
+    ],
+    ids=str,
+)
+def test_what_is_expected_is_what_the_instrument_gives(theory, instrument):
+    """Maps of noise, beam, mask and depth as stated raise no warning; those of
+    3 µK-arcmin and 1′ do."""
+    patch, n = PatchGeometry(5.0, 64), 6
+
+    def seen_by(instrument):
+        clear = replace(instrument, noise_uk_arcmin=0.0, depth_ratio=None)
+        skies = PeriodicSkies(PatchGeometry(10.0, 128), clear, theory)
+        generator = np.random.default_rng(8)
+        draws = [(skies.draw("e", generator), skies.draw("phi", generator)) for _ in range(n)]
+        p = np.array([skies.lensed(*draw)[:64, :64] for draw in draws])
+        noise = white_noise((2, n, 64, 64), instrument, patch, generator)
+        return PatchMaps(p.real + noise[0], p.imag + noise[1], patch_centres(4, 16)[:n])
+
+    bins = Bins(36, 140, 4)
+    release = read_release("laptop_fiducial")
+    known = MapSetup("x", patch, instrument, bins, HASH, {}, 1, release)
+    vars(known)["theory"] = theory
+    assert check_maps(seen_by(instrument), known, "x") == []
+    assert check_maps(seen_by(Instrument(3.0)), known, "x")
 
 
 def test_maps_of_another_instrument_are_told(setup, observed):
@@ -882,10 +934,9 @@ def test_the_network_of_a_release_is_found(calibration, tmp_path):
     assert not is_release("training/config/study.yaml#member")
 
 
-def own_patches(n, seed=11):
+def own_patches(theory, n, seed=11):
     """Unmasked, beamed, noisy Q, U of 5° patches of 128² pixels at 1 µK-arcmin, cut from boxes four
     times as large, at the fiducial of the shipped releases."""
-    theory = MapSetup.of_release(read_release("laptop_fiducial")).theory
     skies = PeriodicSkies(PatchGeometry(10.0, 256), Instrument(), theory)
     generator = np.random.default_rng(seed)
     p = []
@@ -923,12 +974,12 @@ def fast_run(release, output):
     return run
 
 
-def test_own_maps_to_a_posterior(tmp_path):
+def test_own_maps_to_a_posterior(theory, tmp_path):
     """FITS images and arrays of the same patches → κ̂ → release → posterior of omch2, by the
     shipped release's network and calibration, without any product of the pipeline."""
     from cobaya.run import run as cobaya_run
 
-    maps = own_patches(2)
+    maps = own_patches(theory, 2)
     images = [write_patch(tmp_path / f"p{k}.fits", maps, k) for k in range(2)]
     longitude, latitude = np.degrees(maps.centres[:, 1]), 90.0 - np.degrees(maps.centres[:, 0])
     np.savez(
@@ -960,13 +1011,12 @@ def test_own_maps_to_a_posterior(tmp_path):
     assert 0.09 < sampler.products()["sample"]["omch2"].mean() < 0.15
 
 
-def healpix_patch(path, seed=12):
+def healpix_patch(theory, path, seed=12):
     """A lensed sky of nside 2048 with 1 µK-arcmin of noise, seen within 9° of (30, 25); (lon, lat).
 
     E and φ are evaluated at the pixels as in the simulations' patches, but for the beam.
     """
     nside, lmax, centre = 2048, 4400, np.radians([65.0, 30.0])
-    theory = MapSetup.of_release(read_release("laptop_fiducial")).theory
     elm, philm = (
         scale_alm(unit_alm(lmax, np.random.default_rng([seed, i])), np.sqrt(cl[: lmax + 1]))
         for i, cl in enumerate((theory.ee, theory.pp))
@@ -1006,7 +1056,7 @@ def installed(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fits", "healpix", "npz"])
-def test_own_maps_to_a_posterior_from_a_wheel(installed, tmp_path, kind):
+def test_own_maps_to_a_posterior_from_a_wheel(installed, theory, tmp_path, kind):
     """In an empty folder: one patch → κ̂ → release → chain of omch2, commands as a user gives."""
 
     def run(*arguments):
@@ -1027,11 +1077,11 @@ def test_own_maps_to_a_posterior_from_a_wheel(installed, tmp_path, kind):
     assert found.stdout.startswith(installed["PYTHONPATH"])
     options = ["--maps", "sky.fits"]
     if kind == "healpix":
-        options += ["--centre", healpix_patch(tmp_path / "sky.fits")]
+        options += ["--centre", healpix_patch(theory, tmp_path / "sky.fits")]
     elif kind == "fits":
-        write_patch(tmp_path / "sky.fits", own_patches(1))
+        write_patch(tmp_path / "sky.fits", own_patches(theory, 1))
     else:
-        maps = own_patches(1)
+        maps = own_patches(theory, 1)
         np.savez(tmp_path / "sky.npz", q=maps.q, u=maps.u)
         options[1] = "sky.npz"
     start = time.perf_counter()
