@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).parents[1]
 LIST = REPOSITORY / "tests" / "mutants.json"
 # pytest's exit codes for failed tests and for tests that cannot even be imported
 NOTICED = (1, 2)
+LONGEST = 900  # seconds that a mutant's tests may take
 
 
 def planted(mutant: dict, text: str) -> str:
@@ -60,9 +61,17 @@ def noticed(mutant: dict, folder: Path) -> bool:
 def run(tests: list[str], folder: Path) -> int:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        [*command, *tests], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    try:
+        done = subprocess.run(
+            [*command, *tests],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=LONGEST,
+        )
+    except subprocess.TimeoutExpired:  # it hangs: noticed
+        return NOTICED[0]
     if done.returncode not in (0, *NOTICED):
         raise SystemExit(f"pytest {' '.join(tests)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return done.returncode
