@@ -31,6 +31,7 @@ from cobaya_cnnlens.report.tables import (
     noise_table,
     null_significance,
     points_table,
+    recovered_omch2,
     residual_table,
 )
 from cobaya_cnnlens.report.text import (
@@ -309,6 +310,36 @@ def test_tables_of_the_same_products(written):
     np.testing.assert_allclose(residual.residual, 0.0, atol=1e-9 * written.signal.max())
     np.testing.assert_allclose(residual.error, own, rtol=1e-7)
     assert residual.n_patches == 2 * PER_SKY
+
+
+@pytest.mark.parametrize("patches_each", [1, 5])
+def test_recovered_omch2(written, monkeypatch, patches_each):
+    """ω_c of the lowest χ² of every group's mean, with the covariance of a group; errors of their
+    mean with what all groups share."""
+    config = written.config
+    monkeypatch.setattr(tables, "OMCH2_NODES", np.array([0.1, 0.11, 0.1185, 0.13, 0.14]))
+    release = make_release(config, HASH, "high")
+    found = recovered_omch2(config, HASH, release, "high", patches_each)
+    assert (found.truth, found.patches_each) == (0.1285, patches_each)
+    shared = release.noise_covariance + release.derivative_covariance
+    covariance = release.patch_covariance / patches_each + shared
+    inverse = np.linalg.inv(covariance)
+    table = Omch2Likelihood(config, BandpowerLikelihood(release))
+    grid = np.linspace(0.1, 0.14, 20001)
+    mu = table.model(grid)
+    groups = written.high.reshape(-1, patches_each, N_BINS).mean(1)
+    best = [grid[np.argmin(np.einsum("gb,bc,gc->g", d - mu, inverse, d - mu))] for d in groups]
+    np.testing.assert_allclose(found.estimates, best, atol=4e-6)
+    assert found.at_edge == np.sum(np.isin(best, [0.1, 0.14]))
+    slope = table.slope(0.1285)
+    gain = inverse @ slope / (slope @ inverse @ slope)
+    assert found.shared_error == pytest.approx(np.sqrt(gain @ shared @ gain), rel=1e-6)
+    own = np.std(best, ddof=1) / np.sqrt(len(best))
+    assert found.error == pytest.approx(np.hypot(own, found.shared_error), rel=1e-2)
+    assert found.mean == pytest.approx(np.mean(best), rel=1e-4)
+    assert found.scatter == pytest.approx(np.std(best, ddof=1), rel=1e-2)
+    with pytest.raises(CNNLensError, match="20 patches: too few for two groups of 11"):
+        recovered_omch2(config, HASH, release, "high", 11)
 
 
 def test_single_patches_against_the_fiducial(written):
