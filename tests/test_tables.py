@@ -9,7 +9,7 @@ from scipy.stats import kstest, norm
 
 from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate.assemble import calibration_of, make_release
-from cobaya_cnnlens.calibrate.measure import spectra_of
+from cobaya_cnnlens.calibrate.measure import signal_bandpowers, spectra_of
 from cobaya_cnnlens.calibrate.windows import bandpower_windows
 from cobaya_cnnlens.config import Config
 from cobaya_cnnlens.errors import CNNLensError
@@ -45,7 +45,15 @@ from cobaya_cnnlens.statistics import inverse_covariance
 
 from . import written as written_by_hand
 from .conftest import synthetic_release
-from .written import N_BINS, PER_SKY, Written, covariance_of_mean, small, with_points
+from .written import (
+    N_BINS,
+    PER_SKY,
+    Written,
+    covariance_of_mean,
+    error_of_mean,
+    small,
+    with_points,
+)
 
 HASH = "a" * 64
 RESPONSE, NOISE = 0.5, 3.0
@@ -340,6 +348,32 @@ def test_recovered_omch2(written, monkeypatch, patches_each):
     assert found.scatter == pytest.approx(np.std(best, ddof=1), rel=1e-2)
     with pytest.raises(CNNLensError, match="20 patches: too few for two groups of 11"):
         recovered_omch2(config, HASH, release, "high", 11)
+
+
+def test_forecast_and_its_errors(written):
+    """The part of a change that is found is linear in the patches' slopes, so that its jackknife
+    error is their standard error; σ of a fixed debias has that of the covariance alone."""
+    config = written.config
+    low, high = (
+        spectra_for(config, config.cosmology.vary(omch2=omch2)).kk for omch2 in (0.1085, 0.1285)
+    )
+    signal = signal_bandpowers(config, high - low) / 0.02
+    slopes = (written.moved[1] - written.moved[0]) / 0.02
+    n_sim = config.skies.test * PER_SKY
+    hartlap = (n_sim - N_BINS - 2) / (n_sim - 1)
+    inverse = np.linalg.inv(written.cosmic + written.own) * hartlap
+    information = signal @ inverse @ signal
+    found = forecast(config, HASH)
+    by_patch = slopes @ inverse @ signal / information
+    assert found.recovered == pytest.approx(1 + by_patch.mean(), rel=1e-5)
+    assert found.recovered_error == pytest.approx(error_of_mean(by_patch), rel=1e-5)
+    assert found.sigma_fixed == pytest.approx(information**-0.5, rel=1e-6)
+    relative = 1 / np.sqrt(2 * (n_sim - N_BINS))
+    assert found.sigma_fixed_error == pytest.approx(found.sigma_fixed * relative, rel=1e-6)
+    slope = signal + slopes.mean(0)
+    assert found.sigma == pytest.approx((slope @ inverse @ slope) ** -0.5, rel=1e-5)
+    assert found.sigma_error > found.sigma * relative
+    assert (found.n_sim, found.n_bins) == (n_sim, N_BINS)
 
 
 def test_single_patches_against_the_fiducial(written):
