@@ -129,6 +129,32 @@ def test_pure_b_of_power_beyond_nyquist():
     np.testing.assert_allclose(found, expected_pure_b(spectra, to_nyquist), rtol=1e-3)
 
 
+def test_window_of_the_monopole():
+    """A constant of variance 1 is C_0 = 4π: its power is the mask's own, exactly."""
+    spectra = FlatSpectra(GEOMETRY, BINS, MASK)
+    windows = bandpower_windows(spectra, 1)
+    np.testing.assert_allclose(4 * np.pi * windows[:, 0], spectra.auto(MASK[None])[0], rtol=1e-6)
+
+
+def test_pure_b_is_coupled_as_l_squared_b():
+    """⟨|B_l|²⟩ = l⁻⁴ ∫ |M_{l−l'}|² l'⁴ C_l' d²l'/(2π)², as a convolution over a wider box."""
+    spectra = FlatSpectra(GEOMETRY, BINS, MASK)
+    l = np.arange(2305, dtype=float)
+    clbb = 1e-6 * np.exp(-l / 400)
+    wide, pixel = 1024, GEOMETRY.pixel
+    frequency = 2 * np.pi * np.fft.fftfreq(wide, pixel)
+    ell = np.hypot(frequency[:, None], frequency)
+    power = np.interp(ell, l, clbb * l**4, right=0.0)
+    mask = np.abs(np.fft.fft2(MASK, s=(wide, wide))) ** 2
+    coupled = np.fft.ifft2(np.fft.fft2(mask) * np.fft.fft2(power)).real * (pixel / wide) ** 2
+    step = wide // 64
+    modes = ell[::step, ::step][:, :33]
+    expected = coupled[::step, ::step][:, :33] / np.where(modes > 0, modes, np.inf) ** 4
+    area = (64 * pixel) ** 2 * np.mean(MASK**2)
+    expected = spectra.average_plane(expected) / area
+    np.testing.assert_allclose(expected_pure_b(spectra, clbb), expected, rtol=1e-3)
+
+
 def test_windows_of_one_multipole():
     """A map of one L alone: W_bL is the power that a wave of this L has in the bin, mask and all,
     averaged over its directions."""

@@ -6,12 +6,14 @@ import pytest
 from scipy import stats
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate.bandpowers import Bins, FlatSpectra
+from cobaya_cnnlens.calibrate.bandpowers import Bins, FlatSpectra, e_and_b, pure_b
+from cobaya_cnnlens.calibrate.measure import spectra_of
 from cobaya_cnnlens.calibrate.primary import KIND as PRIMARY
 from cobaya_cnnlens.calibrate.primary import _path as primary_path
 from cobaya_cnnlens.calibrate.primary import _recipe as primary_recipe
 from cobaya_cnnlens.calibrate.primary import (
     joint_covariance,
+    measure_primary,
     primary_bandpowers,
     read_joint,
     write_joint,
@@ -19,9 +21,11 @@ from cobaya_cnnlens.calibrate.primary import (
 from cobaya_cnnlens.calibrate.windows import expected_e_and_b, expected_pure_b
 from cobaya_cnnlens.config import Config
 from cobaya_cnnlens.errors import CNNLensError
+from cobaya_cnnlens.flat import mode_vectors
 from cobaya_cnnlens.simulate.instrument import Instrument, convolve_beam, cosine_mask
-from cobaya_cnnlens.simulate.observation import ObservedPatches
+from cobaya_cnnlens.simulate.observation import ObservedPatches, observe_sky
 from cobaya_cnnlens.simulate.patches import PatchGeometry
+from cobaya_cnnlens.simulate.stage import make_skies
 
 from .written import HASH, N_BINS, PER_SKY, Written, covariance_of_mean, small
 
@@ -105,6 +109,27 @@ def test_e_and_b_power_of_observed_patches():
     for name, power in found.items():
         error = power.std(0, ddof=1) / np.sqrt(len(power))
         np.testing.assert_allclose(power.mean(0), expected[name], atol=4 * error.max(), rtol=0.02)
+
+
+def test_power_of_a_sky_that_was_measured(tmp_path):
+    """E of the masked maps, pure B of the unmasked ones, the beam divided out mode by mode; noise
+    and all. What is there is not measured again."""
+    config = Config.model_validate(small(tmp_path / "products"))
+    make_skies(config, "test", [1], 1)
+    measure_primary(config, indices=[1])
+    path, recipe = primary_path(config, "test", 1), primary_recipe(config, "test", 1)
+    with products.open_product(path, PRIMARY, recipe) as product:
+        found = {name: product.array(name) for name in ("ee", "bb")}
+    spectra = spectra_of(config)
+    beam = config.instrument.beam(np.hypot(*mode_vectors(48, config.patch.pixel)))
+    masked, bare = (observe_sky(config, "test", 1, masked=choice) for choice in (True, False))
+    e, _ = e_and_b(spectra, masked.q, masked.u)
+    b = pure_b(spectra, bare.q, bare.u)
+    np.testing.assert_allclose(found["ee"], spectra.cross(e / beam, e / beam), rtol=1e-4)
+    np.testing.assert_allclose(found["bb"], spectra.cross(b / beam, b / beam), rtol=1e-4)
+    before = path.stat().st_mtime_ns
+    measure_primary(config, indices=[1])
+    assert path.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".json"])

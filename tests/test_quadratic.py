@@ -11,7 +11,13 @@ from cobaya_cnnlens.calibrate.bandpowers import Bins, FlatSpectra
 from cobaya_cnnlens.flat import mode_vectors
 from cobaya_cnnlens.reconstruct import iterative
 from cobaya_cnnlens.reconstruct.iterative import WienerEstimator
-from cobaya_cnnlens.reconstruct.n0 import ESTIMATORS, Filter, n0_eb
+from cobaya_cnnlens.reconstruct.n0 import (
+    ESTIMATORS,
+    Filter,
+    band_of,
+    delensing_passes,
+    n0_eb,
+)
 from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
 from cobaya_cnnlens.simulate.instrument import Instrument, cosine_mask
 from cobaya_cnnlens.simulate.patches import PatchGeometry
@@ -184,6 +190,34 @@ def test_periodic_skies_are_what_is_drawn(fiducial):
         ratio = power[box.band] * (geometry.pixel / 32) ** 2 / box.spectrum(cl)[box.band]
         assert ratio.mean() == pytest.approx(1.0, abs=4 / np.sqrt(ratio.size * 400 / 2))
         assert (power[~box.band] == 0).all()
+
+
+def test_every_pass_knows_what_delensing_left(fiducial, monkeypatch):
+    """The first filter holds the lensed spectra; the others unlensed E, and of B what the analytic
+    iteration leaves, less from pass to pass; unseen pixels are unseen."""
+    geometry, instrument = PatchGeometry(n_pixels=32, pad=0), Instrument(1.0, 1.0)
+    made = []
+
+    class Recording(iterative.WienerFilter):
+        def __init__(self, box, *arguments):
+            made.append(arguments)
+            super().__init__(box, *arguments)
+
+    monkeypatch.setattr(iterative, "WienerFilter", Recording)
+    mask = np.ones((32, 32))
+    mask[3, 4] = 0.0
+    WienerEstimator(geometry, instrument, mask, fiducial, passes=3)
+    (first_e, first_b, rms), *rest = made
+    np.testing.assert_array_equal(first_e, fiducial.lensed_ee)
+    np.testing.assert_array_equal(first_b, fiducial.lensed_bb)
+    assert np.flatnonzero(np.isinf(rms)).tolist() == [3 * 32 + 4]
+    assert rms[0, 0] == instrument.noise_rms(geometry)
+    band = band_of(geometry, fiducial, 2)
+    analytic = itertools.islice(delensing_passes(fiducial, instrument, band), 1, 3)
+    for (clee, clbb, _), (_, left) in zip(rest, analytic, strict=True):
+        np.testing.assert_array_equal(clee, fiducial.ee)
+        np.testing.assert_allclose(clbb, left, rtol=1e-12)
+    assert rest[1][1][500] < rest[0][1][500] < 0.8 * first_b[500]
 
 
 def test_the_iteration_ends_at_the_most_probable_phi(fiducial):

@@ -57,6 +57,22 @@ def test_outputs_are_in_physical_units(network):
     assert 0.05 < out["e"].std() / 6.0 < 20
 
 
+def test_normalisation_is_part_of_the_network(eager):
+    """Q̃ and Ũ over their standard deviations and ln(1 + rms/.2 µK) go in; each head's end comes out
+    times its own."""
+    network = ResUNet(2, input_std=(4.0, 5.0), output_std=(6.0, 0.07), noise_map=True)
+    maps = np.random.default_rng(0).random((1, 8, 8, 3)).astype("f4")
+    ends = [network.get_layer(name) for name in ("with_noise", "e", "kappa")]
+    inner = keras.Model(network.input, [ends[0].output, ends[1].input, ends[2].input])
+    first, e, kappa = (keras.ops.convert_to_numpy(x) for x in inner(maps))
+    np.testing.assert_allclose(first[..., 0], maps[..., 0] / 4.0, rtol=1e-5)
+    np.testing.assert_allclose(first[..., 1], maps[..., 1] / 5.0, rtol=1e-5)
+    np.testing.assert_allclose(first[..., 2], np.log1p(maps[..., 2] / 0.2), rtol=1e-5)
+    out = network(maps)
+    np.testing.assert_allclose(out["e"], 6.0 * e, rtol=1e-5)
+    np.testing.assert_allclose(out["kappa"], 0.07 * kappa, rtol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(32, 32), (64, 48), (128, 128)])
 def test_any_map_size(network, shape):
     out = network.predict(np.zeros((1, *shape, 2), "f4"), verbose=0)

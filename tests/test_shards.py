@@ -12,9 +12,10 @@ import pytest
 
 from cobaya_cnnlens.config import Config
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
-from cobaya_cnnlens.simulate import shards, stage
+from cobaya_cnnlens.simulate import patches, shards, stage
 from cobaya_cnnlens.simulate.instrument import convolve_beam, cosine_mask
 from cobaya_cnnlens.simulate.observation import observe_sky, sky_noise
+from cobaya_cnnlens.simulate.skies import scale_alm
 from cobaya_cnnlens.theory import Spectra
 
 
@@ -179,6 +180,34 @@ def test_a_set_has_no_more_skies_than_it_says(tiny):
 def test_spectra_that_end_below_the_skys(tiny):
     with pytest.raises(CNNLensError, match="spectra end at l = 250, the sky needs lmax = 300"):
         shards.draw_sky(made_up_spectra(250), 300, 5, "test", 2)
+
+
+def test_fields_are_what_they_are_called(tiny):
+    """Each from its own synthesis of the sky's a_lm: Q̃ and Ũ lensed, Q and U not, E and κ."""
+    (path,) = stage.make_skies(tiny, "train", [0])
+    found = dict(zip(shards.FIELDS, content(path), strict=True))
+    theory = stage.spectra_for(tiny, tiny.cosmology)
+    sky = shards.draw_sky(theory, 600, tiny.seed, "train", 0)
+    pointing = shards.pointing_of(tiny.patch, tiny.centres.nside, tiny.centres.poles)
+    gradient = patches.gradient_at(sky.philm, 600, pointing)
+    deflection = patches.deflect_by(gradient, pointing)
+    lensed = patches.lensed_polarisation_at(sky.elm, 600, pointing, deflection)
+    unlensed = patches.polarisation_at(sky.elm, 600, pointing)
+    l = np.arange(601)
+    kappa = scale_alm(sky.philm, 0.5 * l * (l + 1.0))
+    expected = {
+        "lensed_q": lensed.real,
+        "lensed_u": lensed.imag,
+        "q": unlensed.real,
+        "u": unlensed.imag,
+        "e": patches.scalar_at(scale_alm(sky.elm, l <= 500.0), 600, pointing),
+        "kappa": patches.scalar_at(scale_alm(kappa, l <= 500.0), 600, pointing),
+    }
+    assert list(expected) == list(shards.FIELDS)
+    for name, values in expected.items():
+        scale = values.std()
+        off = found[name] - values.reshape(found[name].shape)
+        assert np.abs(off).max() < 1e-3 * scale, name
 
 
 def test_a_shard_cut_off_is_named_and_remade_after_deletion(tiny):

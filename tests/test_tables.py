@@ -9,7 +9,7 @@ from scipy.stats import kstest, norm
 
 from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate.assemble import calibration_of, make_release
-from cobaya_cnnlens.calibrate.measure import spectra_of
+from cobaya_cnnlens.calibrate.measure import signal_bandpowers, spectra_of
 from cobaya_cnnlens.calibrate.windows import bandpower_windows
 from cobaya_cnnlens.config import Config
 from cobaya_cnnlens.errors import CNNLensError
@@ -31,6 +31,7 @@ from cobaya_cnnlens.report.tables import (
     noise_table,
     null_significance,
     points_table,
+    recovered_omch2,
     residual_table,
 )
 from cobaya_cnnlens.report.text import (
@@ -44,7 +45,15 @@ from cobaya_cnnlens.statistics import inverse_covariance
 
 from . import written as written_by_hand
 from .conftest import synthetic_release
-from .written import N_BINS, PER_SKY, Written, covariance_of_mean, small, with_points
+from .written import (
+    N_BINS,
+    PER_SKY,
+    Written,
+    covariance_of_mean,
+    error_of_mean,
+    small,
+    with_points,
+)
 
 HASH = "a" * 64
 RESPONSE, NOISE = 0.5, 3.0
@@ -309,6 +318,62 @@ def test_tables_of_the_same_products(written):
     np.testing.assert_allclose(residual.residual, 0.0, atol=1e-9 * written.signal.max())
     np.testing.assert_allclose(residual.error, own, rtol=1e-7)
     assert residual.n_patches == 2 * PER_SKY
+
+
+@pytest.mark.parametrize("patches_each", [1, 5])
+def test_recovered_omch2(written, monkeypatch, patches_each):
+    """ω_c of the lowest χ² of every group's mean, with the covariance of a group; errors of their
+    mean with what all groups share."""
+    config = written.config
+    monkeypatch.setattr(tables, "OMCH2_NODES", np.array([0.1, 0.11, 0.1185, 0.13, 0.14]))
+    release = make_release(config, HASH, "high")
+    found = recovered_omch2(config, HASH, release, "high", patches_each)
+    assert (found.truth, found.patches_each) == (0.1285, patches_each)
+    shared = release.noise_covariance + release.derivative_covariance
+    covariance = release.patch_covariance / patches_each + shared
+    inverse = np.linalg.inv(covariance)
+    table = Omch2Likelihood(config, BandpowerLikelihood(release))
+    grid = np.linspace(0.1, 0.14, 20001)
+    mu = table.model(grid)
+    groups = written.high.reshape(-1, patches_each, N_BINS).mean(1)
+    best = [grid[np.argmin(np.einsum("gb,bc,gc->g", d - mu, inverse, d - mu))] for d in groups]
+    np.testing.assert_allclose(found.estimates, best, atol=4e-6)
+    assert found.at_edge == np.sum(np.isin(best, [0.1, 0.14]))
+    slope = table.slope(0.1285)
+    gain = inverse @ slope / (slope @ inverse @ slope)
+    assert found.shared_error == pytest.approx(np.sqrt(gain @ shared @ gain), rel=1e-6)
+    own = np.std(best, ddof=1) / np.sqrt(len(best))
+    assert found.error == pytest.approx(np.hypot(own, found.shared_error), rel=1e-2)
+    assert found.mean == pytest.approx(np.mean(best), rel=1e-4)
+    assert found.scatter == pytest.approx(np.std(best, ddof=1), rel=1e-2)
+    with pytest.raises(CNNLensError, match="20 patches: too few for two groups of 11"):
+        recovered_omch2(config, HASH, release, "high", 11)
+
+
+def test_forecast_and_its_errors(written):
+    """The part of a change that is found is linear in the patches' slopes, so that its jackknife
+    error is their standard error; σ of a fixed debias has that of the covariance alone."""
+    config = written.config
+    low, high = (
+        spectra_for(config, config.cosmology.vary(omch2=omch2)).kk for omch2 in (0.1085, 0.1285)
+    )
+    signal = signal_bandpowers(config, high - low) / 0.02
+    slopes = (written.moved[1] - written.moved[0]) / 0.02
+    n_sim = config.skies.test * PER_SKY
+    hartlap = (n_sim - N_BINS - 2) / (n_sim - 1)
+    inverse = np.linalg.inv(written.cosmic + written.own) * hartlap
+    information = signal @ inverse @ signal
+    found = forecast(config, HASH)
+    by_patch = slopes @ inverse @ signal / information
+    assert found.recovered == pytest.approx(1 + by_patch.mean(), rel=1e-5)
+    assert found.recovered_error == pytest.approx(error_of_mean(by_patch), rel=1e-5)
+    assert found.sigma_fixed == pytest.approx(information**-0.5, rel=1e-6)
+    relative = 1 / np.sqrt(2 * (n_sim - N_BINS))
+    assert found.sigma_fixed_error == pytest.approx(found.sigma_fixed * relative, rel=1e-6)
+    slope = signal + slopes.mean(0)
+    assert found.sigma == pytest.approx((slope @ inverse @ slope) ** -0.5, rel=1e-5)
+    assert found.sigma_error > found.sigma * relative
+    assert (found.n_sim, found.n_bins) == (n_sim, N_BINS)
 
 
 def test_single_patches_against_the_fiducial(written):

@@ -98,6 +98,15 @@ def test_normalisation_is_that_of_the_masked_noisy_maps(tiny):
     np.testing.assert_allclose(outputs, np.sqrt(np.mean(masked**2, (0, 1, 2))), rtol=1e-5)
 
 
+def test_normalisation_of_q_and_u():
+    """Of a head that gives Q and U both are in the rms of the two together."""
+    maps = np.random.default_rng(0).standard_normal((2, 8, 8, 3)) * [1.0, 2.0, 3.0]
+    targets = training.TrainingPatches(maps[..., :2], maps)
+    _, (qu, kappa) = training.normalisation(targets, np.ones((8, 8)), 0.0)
+    assert qu == pytest.approx(np.sqrt(np.mean(maps[..., :2] ** 2)))
+    assert kappa == pytest.approx(np.sqrt(np.mean(maps[..., 2] ** 2)))
+
+
 def test_batches_depend_on_epoch_and_step_only(tiny):
     patches = training.load_training_patches(tiny)
 

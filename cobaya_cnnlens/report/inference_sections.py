@@ -144,7 +144,8 @@ def coverage(material: Material, section: Section) -> None:
     columns = ("patches", "surveys", "skies", "in 68%", "in 95%", "p(uniform ranks)", "bias of ω_c")
     caption = (
         f"Posteriors of ω_c with the {release.name} release's likelihood; ω_c of every sky drawn "
-        "from the prior"
+        "from the prior. Errors: block bootstrap over the skies; ranks: among simulated surveys "
+        "that share a calibration error"
     )
     section.tables.append(Table("coverage", caption, columns, rows))
 
