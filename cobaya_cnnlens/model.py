@@ -419,7 +419,7 @@ def _candidates(
         power = of.power(corrected)
         return float(np.abs(np.log(power)).max()) if (power > 0).all() else math.inf
 
-    l = np.arange(len(given[quantity]), dtype=float)
+    l = np.arange(len(given[quantity])).clip(1.0)
     for what, mend, factor in _FORMS[quantity]:
         yield miss(bands[quantity], given[quantity] * factor(l * (l + 1.0))), what, mend
     swapped = max(miss(bands[KAPPA], given[UNLENSED_E]), miss(bands[UNLENSED_E], given[KAPPA]))
