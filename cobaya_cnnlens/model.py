@@ -36,10 +36,10 @@ from .statistics import (
 
 NOISE_DEBIAS = ("quadratic", "linear", "fixed")
 STATISTICS = ("hartlap", "sellentin-heavens", "gaussian")
-# Power over the fiducial's that a spectrum may have, C^κκ at one L and C^EE in one band, both in the
-# middle of the release's. At the corners of .08 < omch2 < .16, 2.5 < ln(1e10 As) < 3.7, 50 < H0 < 90,
-# .5 < A_L < 2, Σm_ν < 1 eV it is .01 to 20 in C^κκ and .3 to 4 in C^EE; the wrong forms below give
-# less than 1e-4, or more than 600.
+# Power over the fiducial's that a spectrum may have: C^κκ at one L and C^EE in one band, both in
+# the middle of the release's. At the corners of .08 < omch2 < .16, 2.5 < ln(1e10 As) < 3.7,
+# 50 < H0 < 90, .5 < A_L < 2, Σm_ν < 1 eV it is .02 to 18 in C^κκ and .4 to 2 in C^EE; the wrong
+# forms below give less than 6e-5, or more than 3,000.
 LEAST_POWER, MOST_POWER = 5e-4, 200.0
 # A wrong form is named if, put right, every band is within this factor of the fiducial.
 _RECOGNISED = 100.0
