@@ -373,6 +373,21 @@ def test_fixed_debias_does_not_look_at_ee(cut):
         fixed.chi2(l * (l + 1) / 6.28 * cut.fiducial_kk, None)
 
 
+def test_monopole_and_dipole(release, likelihood):
+    """κ and E have no monopole; a dipole, or "undefined", is nobody's mistake."""
+    kk, ee = changed(release)
+    want = likelihood.chi2(kk, ee)
+    for l, value, good in ((0, 1e-9, False), (1, 1e-9, True), (0, np.nan, True), (1, np.nan, True)):
+        for i in range(2):
+            spectra = [kk.copy(), ee.copy()]
+            spectra[i][l] = value
+            if good:
+                assert likelihood.chi2(*spectra) == want
+            else:
+                with pytest.raises(SpectrumError, match="has power at . = 0"):
+                    likelihood.chi2(*spectra)
+
+
 def test_what_is_no_spectrum(release, likelihood):
     kk, ee = changed(release)
     for bad, words in (
