@@ -384,7 +384,7 @@ def test_monopole_and_dipole(release, likelihood):
             if good:
                 assert likelihood.chi2(*spectra) == want
             else:
-                with pytest.raises(SpectrumError, match="has power at . = 0"):
+                with pytest.raises(SpectrumError, match=r"has power at . = 0"):
                     likelihood.chi2(*spectra)
 
 
