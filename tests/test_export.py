@@ -276,8 +276,8 @@ def test_what_cannot_be_exported(release, tmp_path):
     with pytest.raises(CNNLensError, match=r"file/out: cannot be written \(Not a directory\)"):
         export_release(release, "candl", tmp_path / "file" / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "there"]
-    export_release(replace(release, name="one"), "cmblikes", tmp_path / "new")
-    assert (tmp_path / "new" / "one.dataset").exists()
+    export_release(replace(release, name="one"), "cmblikes", tmp_path / "a" / "new")
+    assert (tmp_path / "a" / "new" / "one.dataset").exists()
 
 
 def test_command_line_exports_what_is_right_when_run(tmp_path):

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from cobaya_cnnlens.errors import CNNLensError, SpectrumError
-from cobaya_cnnlens.model import BandpowerLikelihood
+from cobaya_cnnlens.model import (
+    _FORMS,
+    KAPPA,
+    UNLENSED_E,
+    BandpowerLikelihood,
+    _Bands,
+    _candidates,
+)
 from cobaya_cnnlens.release import read_release
 from cobaya_cnnlens.statistics import hotelling_pte
 from cobaya_cnnlens.theory import convergence_from_potential, potential_from_convergence
@@ -260,6 +267,11 @@ def corners():
     return [spectra_at(corner, 1650) for corner in CORNERS]
 
 
+def dls(cl):
+    l = np.arange(len(cl))
+    return l * (l + 1.0) / (2 * np.pi) * cl
+
+
 def wrong_forms(kk, ee):
     """Every wrong form of the two spectra, with the words that name it."""
     l = np.arange(len(kk))
@@ -268,16 +280,16 @@ def wrong_forms(kk, ee):
     zeros = [0.0, 0.0]
     t2 = 2.7255e6**2
     return (
-        (x / (2 * np.pi) * kk, ee, r"C_L\^κκ .* looks like D_L = L\(L\+1\) C_L/2π"),
+        (dls(kk), ee, r"C_L\^κκ .* looks like D_L = L\(L\+1\) C_L/2π"),
         (pp, ee, r"C_L\^κκ .* looks like C_L\^φφ; give C_L\^κκ = \[L\(L\+1\)\]²/4 C_L\^φφ"),
         (x * pp, ee, r"C_L\^κκ .* looks like L\(L\+1\) C_L\^φφ(/2π)?;"),
-        (x / (2 * np.pi) * pp, ee, r"C_L\^κκ .* looks like L\(L\+1\) C_L\^φφ(/2π)?;"),
+        (dls(pp), ee, r"C_L\^κκ .* looks like L\(L\+1\) C_L\^φφ(/2π)?;"),
         (ee, kk, r"C_L\^κκ .* looks like unlensed C_l\^EE; are the arguments swapped\?"),
-        (kk, x / (2 * np.pi) * ee, r"C_l\^EE .* looks like D_l = l\(l\+1\) C_l/2π; give C_l"),
+        (kk, dls(ee), r"C_l\^EE .* looks like D_l = l\(l\+1\) C_l/2π; give C_l"),
         (kk, 1e-12 * ee, r"C_l\^EE .* looks like C_l in (K²|units of T_CMB²); give µK²"),
         (kk, 1e-6 * ee, r"C_l\^EE .* looks like C_l in mK²; give µK²"),
         (kk, ee / t2, r"C_l\^EE .* looks like C_l in (K²|units of T_CMB²); give µK²"),
-        (kk, x / (2 * np.pi) * ee / t2, r"C_l\^EE .* looks like D_l in (K²|units of T_CMB²); give"),
+        (kk, dls(ee) / t2, r"C_l\^EE .* looks like D_l in (K²|units of T_CMB²); give"),
         (np.r_[kk[2:], zeros], ee, r"C_L\^κκ has power at L = 0, as if its first entry were L = 2"),
         (kk, np.r_[ee[2:], zeros], r"C_l\^EE has power at l = 0, as if its first entry were l = 2"),
         (np.r_[zeros, kk], ee, r"C_L\^κκ begins at L = 4, as if L = 0 and 1 were there twice"),
@@ -306,6 +318,24 @@ def test_wrong_forms_are_named(cut, corners):
     for wrong, said in ((deflection, "C_L^φφ;"), (deflection / (2 * np.pi), "C_L^φφ/2π;")):
         with pytest.raises(SpectrumError, match=re.escape(f"looks like L(L+1) {said}")):
             likelihood.chi2(wrong, ee)
+
+
+def test_forms_are_put_right_exactly(cut):
+    """The fiducial in each wrong form, put right, is the fiducial: its bands are off by nothing."""
+    kk, ee = cut.fiducial_kk[:1600], cut.fiducial_ee[:1600]
+    bands = {
+        KAPPA: _Bands(cut.kk_edges, cut.fiducial_kk),
+        UNLENSED_E: _Bands(cut.ee_edges, cut.fiducial_ee),
+    }
+    seen = set()
+    for wrong_kk, wrong_ee, _ in (*wrong_forms(kk, ee)[:10], (kk, dls(ee) * 1e-12, "")):
+        quantity = KAPPA if wrong_kk is not kk else UNLENSED_E
+        given = {KAPPA: wrong_kk, UNLENSED_E: wrong_ee}
+        miss, what, _ = min(_candidates(quantity, given, bands))
+        assert miss < 1e-9
+        seen.add((quantity, what))
+    every = {(quantity, form[0]) for quantity, forms in _FORMS.items() for form in forms}
+    assert seen == every | {(KAPPA, "unlensed C_l^EE")}
 
 
 def test_cosmologies_are_not_refused(cut, corners):
@@ -341,6 +371,21 @@ def test_fixed_debias_does_not_look_at_ee(cut):
     l = np.arange(len(cut.fiducial_kk))
     with pytest.raises(SpectrumError, match="looks like D_L"):
         fixed.chi2(l * (l + 1) / 6.28 * cut.fiducial_kk, None)
+
+
+def test_monopole_and_dipole(release, likelihood):
+    """κ and E have no monopole; a dipole, or "undefined", is nobody's mistake."""
+    kk, ee = changed(release)
+    want = likelihood.chi2(kk, ee)
+    for l, value, good in ((0, 1e-9, False), (1, 1e-9, True), (0, np.nan, True), (1, np.nan, True)):
+        for i in range(2):
+            spectra = [kk.copy(), ee.copy()]
+            spectra[i][l] = value
+            if good:
+                assert likelihood.chi2(*spectra) == want
+            else:
+                with pytest.raises(SpectrumError, match=r"has power at . = 0"):
+                    likelihood.chi2(*spectra)
 
 
 def test_what_is_no_spectrum(release, likelihood):

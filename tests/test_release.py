@@ -167,6 +167,49 @@ def test_wrong_types(document):
     refused(document, r"'data\.n_patches' must be int")
 
 
+def test_arrays_of_the_wrong_kind(document):
+    """What is no list of numbers, or nested too little or too much, in every array's place."""
+    arrays = [
+        (section, name)
+        for section, content in document.items()
+        if isinstance(content, dict)
+        for name, value in content.items()
+        if isinstance(value, list) and (section, name) != ("nuisances", "names")
+    ]
+    assert len(arrays) == 28
+    for section, name in arrays:
+        was = document[section][name]
+        nested = isinstance(was[0], list)
+        for value in (5, 0.0, "a", {}, [], None, True, [was], was[0], [[]], [None], [[0.0], [{}]]):
+            broken = {**document, section: {**document[section], name: value}}
+            refused(broken, f"field '{section}.{name}' (holds|must|has)")
+        if not nested:
+            refused({**document, section: {**document[section], name: [[1.0]] * len(was)}}, name)
+    integers = copy.deepcopy(document)
+    integers["derivatives"]["ee_edges"][1] = 300.5
+    refused(integers, "'derivatives.ee_edges' holds 300.5 where an integer is needed")
+
+
+def test_windows_are_one_row_a_bin(document):
+    windows = document["windows"]
+    for change in (
+        {"first": windows["first"][:-1]},
+        {"values": windows["values"][:-1]},
+        {"first": [*windows["first"], 3], "values": [*windows["values"], [1.0]]},
+    ):
+        broken = {**document, "windows": {**windows, **change}}
+        refused(broken, r"'windows\.values' must hold 5 rows, one per bin")
+    negative = {**windows, "first": [-1, *windows["first"][1:]]}
+    refused(
+        {**document, "windows": negative}, r"'windows\.first' must hold multipoles from zero up"
+    )
+    zero = {**windows, "first": [0, *windows["first"][1:]]}
+    read = accepted({**document, "windows": zero}).windows
+    assert read.shape == (5, 1036)
+    np.testing.assert_array_equal(np.flatnonzero(read[0]), np.arange(200))
+    np.testing.assert_array_equal(np.flatnonzero(read[4]), np.arange(836, 1036))
+
+
 def test_huge_integers(document):
     for key, part in (("bins", "edges"), ("derivatives", "kk_edges"), ("windows", "first")):
         broken = copy.deepcopy(document)
@@ -245,6 +288,9 @@ def test_edges_ascend_from_zero(release):
         double[1] = double[0]
         below = edges.copy()
         below[0] = -1
+        zero = edges.copy()
+        zero[0] = 0
+        accepted(to_document(replace(release, **{name: zero})))
         for bad in (edges[::-1], double, below):
             refused(to_document(replace(release, **{name: bad})), "must ascend from zero or above")
 

@@ -95,7 +95,7 @@ def test_asymmetries_beyond_rounding():
 
 def test_variances_that_are_not_positive():
     for variance in (0.0, -1.0, np.nan):
-        covariance = np.diag([2.0, variance, 3.0])
+        covariance = np.diag([0.2, variance, 0.3])
         with pytest.raises(CNNLensError, match=r"variance of bins \[1\] is not positive"):
             inverse_covariance(covariance)
 
@@ -149,5 +149,7 @@ def test_sellentin_heavens_is_the_t_distribution():
 def test_hotelling_needs_more_simulations_than_bins():
     with pytest.raises(CNNLensError, match="cannot judge 20 bins"):
         hotelling_pte(3.0, 20, 20)
+    # (n_sim − p)/(p (n_sim − 1)) T² is F of p and n_sim − p degrees of freedom.
+    assert hotelling_pte(9.0, 10, 2) == pytest.approx(stats.f.sf(8 / 18 * 9.0, 2, 8), rel=1e-12)
     got = hotelling_pte([5.0, 30.0], 10**8, 12)
     np.testing.assert_allclose(got, chi2_pte([5.0, 30.0], 12), rtol=1e-5)
