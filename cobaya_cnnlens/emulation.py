@@ -29,7 +29,9 @@ from .emulator import (
     Emulator,
     Tables,
     baselines,
+    check_base,
     matter_density,
+    read_emulator,
     stretched,
     unit_box,
 )
@@ -62,7 +64,8 @@ class Plan:
     :class:`~cobaya_cnnlens.theory.Cosmology`; ``camb`` settings, whose ``lmax`` must exceed the
     emulator's by as much as θ* varies over the box; ``points`` in the design, and ``checks`` after
     them that only measure errors; ``kernel``, ``degree``, ``smoothing`` and ``scales`` as
-    in the emulator; ``components`` of either spectrum.
+    in the emulator; ``components`` of either spectrum; ``upon`` a shipped emulator, or the path of
+    one, from which this one goes on: then only what the other parameters do is left to learn.
     """
 
     __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
@@ -81,6 +84,7 @@ class Plan:
     smoothing: float = 1.0
     scales: dict[str, float] = field(default_factory=dict)
     components: int = 16
+    upon: str = ""
 
     def __post_init__(self) -> None:
         for name, scale in self.scales.items():
@@ -212,8 +216,10 @@ def fit(plan: Plan, points: Points) -> Emulator:
     Raises
     ------
     EmulatorError
-        if CAMB's spectra do not reach as far as the stretched multipoles must
+        if CAMB's spectra do not reach as far as the stretched multipoles must, or the base does not
+        hold the box
     """
+    base = read_emulator(plan.upon) if plan.upon else None
     sides = plan.sides()
     logA = points.at[:, plan.parameters.index(AMPLITUDE)][:, None]
     L = np.unique(
@@ -222,7 +228,7 @@ def fit(plan: Plan, points: Points) -> Emulator:
     L = np.append(L[plan.lmax > L], plan.lmax)
     kk = np.log(points.kk[:, L]) - logA
     theta = points.scalars[:, SCALARS.index("thetastar")]
-    reference = float(np.exp(np.log(theta).mean()))
+    reference = float(base.tables.thetastar if base else np.exp(np.log(theta).mean()))
     stretch = theta / reference
     # Every point must reach the last node, which lmax needs where the stretch is largest.
     l = np.arange(2.0, plan.camb.lmax + 1.0)
@@ -247,19 +253,27 @@ def fit(plan: Plan, points: Points) -> Emulator:
             ]
         )
     )
+    named = [dict(zip(plan.parameters, at, strict=True)) for at in points.at]
+    if base:
+        known = []
+        for i, point in enumerate(named):
+            below, splines, scalars = base.logarithms(point)
+            kk[i] -= below[L - 2]
+            ee[i] -= sum(spline(x) for spline in splines)
+            known.append(np.exp(scalars))
+    else:
+        known = [baselines({**plan.fixed, **point}) for point in named]
     kk_mean, kk_basis, kk_parts = _components(kk, plan.components)
     low, high = (
         _components(np.where(part, ee, 0.0), plan.components)
         for part in (x < REIONISATION, x >= REIONISATION)
     )
     ee_mean, ee_basis = low[0] + high[0], np.concatenate([low[1], high[1]])
-    named = [dict(zip(plan.parameters, at, strict=True)) for at in points.at]
-    known = np.array([baselines({**plan.fixed, **point}) for point in named])
     tables = Tables(
         low=sides[0],
         high=sides[1],
         design=unit_box(points.at, *sides),
-        targets=np.hstack([kk_parts, np.log(points.scalars / known)]),
+        targets=np.hstack([kk_parts, np.log(points.scalars / np.array(known))]),
         linear=np.hstack([low[2], high[2]]),
         L=L,
         kk_mean=kk_mean,
@@ -277,9 +291,12 @@ def fit(plan: Plan, points: Points) -> Emulator:
         "degree": plan.degree,
         "smoothing": plan.smoothing,
         "scales": plan.scales,
+        **({"base": plan.upon, "base_digest": base.digest} if base else {}),
         **{k: v for k, v in plan.recipe(points.at[0]).items() if k != "cosmology"},
     }
-    return Emulator(tables, record)
+    if base:
+        check_base(base, list(plan.parameters), plan.fixed, tables, plan.name)
+    return Emulator(tables, record, base)
 
 
 @dataclass(frozen=True)
