@@ -255,6 +255,7 @@ def fit(plan: Plan, points: Points) -> Emulator:
     )
     named = [dict(zip(plan.parameters, at, strict=True)) for at in points.at]
     if base:
+        check_base(base, plan.box, plan.fixed, (L[-1], x[-1]), plan.name)
         known = []
         for i, point in enumerate(named):
             below, splines, scalars = base.logarithms(point)
@@ -294,8 +295,6 @@ def fit(plan: Plan, points: Points) -> Emulator:
         **({"base": plan.upon, "base_digest": base.digest} if base else {}),
         **{k: v for k, v in plan.recipe(points.at[0]).items() if k != "cosmology"},
     }
-    if base:
-        check_base(base, list(plan.parameters), plan.fixed, tables, plan.name)
     return Emulator(tables, record, base)
 
 

@@ -308,30 +308,36 @@ def _read_base(record: dict, tables: Tables, path: Path) -> Emulator | None:
             f"{path}: was made from another emulator '{name}' than there is now; make it again "
             "with `cnnlens emulator make`"
         )
-    check_base(base, record["parameters"], record["fixed"], tables, str(path))
+    sides = zip(tables.low, tables.high, strict=True)
+    box = dict(zip(record["parameters"], sides, strict=True))
+    check_base(base, box, record["fixed"], (tables.L[-1], tables.x[-1]), str(path))
     return base
 
 
 def check_base(
-    base: Emulator, parameters: list[str], fixed: dict, tables: Tables, source: str
+    base: Emulator,
+    box: Mapping[str, tuple[float, float]],
+    fixed: Mapping[str, float],
+    ends: tuple[float, float],
+    source: str,
 ) -> None:
-    """Whether an emulator can go on from another one.
+    """Whether an emulator of this box, these fixed parameters and last nodes in L and x can go on
+    from another one; ``source`` names it in errors.
 
     Raises
     ------
     EmulatorError
         if the other one has other parameters, a smaller box, or shorter spectra
     """
-    inside = dict(zip(parameters, zip(tables.low, tables.high, strict=True), strict=True))
     for name, low, high in zip(base.parameters, base.tables.low, base.tables.high, strict=True):
-        if name not in inside or not low <= inside[name][0] < inside[name][1] <= high:
+        if name not in box or not low <= box[name][0] < box[name][1] <= high:
             raise EmulatorError(
                 f"{source}: its box in {name} must lie between {low:g} and {high:g}, as its base's"
             )
     for name, value in base.fixed.items():
-        if name not in inside and fixed.get(name) != value:
+        if name not in box and fixed.get(name) != value:
             raise EmulatorError(f"{source}: its base was made at {name} = {value:g}, fix it so")
-    if base.lmax < tables.L[-1] or base.tables.x[-1] < tables.x[-1]:
+    if base.lmax < ends[0] or base.tables.x[-1] < ends[1]:
         raise EmulatorError(
             f"{source}: its base ends at l = {base.lmax}, it must not reach further"
         )

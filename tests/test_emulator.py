@@ -357,7 +357,7 @@ def test_a_point_outside_has_no_likelihood_and_says_so_once(caplog):
 
 
 def test_lensing_amplitude_is_exact():
-    """C_L^φφ is proportional to Alens (CAMB's is, to rounding: see the nodes), C^EE is not touched."""
+    """C_L^φφ is proportional to Alens, as CAMB's is to rounding, and C^EE is not touched."""
     model = get_model(emulated(Alens={"prior": {"min": 0, "max": 3}}))
     spectra = {}
     for amplitude in (1.0, 0.05, 1.7):
