@@ -258,12 +258,21 @@ def fit(plan: Plan, points: Points) -> Emulator:
         check_base(base, plan.box, plan.fixed, (L[-1], x[-1]), plan.name)
         known = []
         for i, point in enumerate(named):
-            below, splines, scalars = base.logarithms(point)
+            below, splines, logarithms = base.logarithms(point)
             kk[i] -= below[L - 2]
             ee[i] -= sum(spline(x) for spline in splines)
-            known.append(np.exp(scalars))
+            known.append(np.exp(logarithms))
     else:
         known = [baselines({**plan.fixed, **point}) for point in named]
+    at, scalars = points.at, np.log(points.scalars / np.array(known))
+    if base:
+        # Where the further parameters are the base's, nothing is left of any of these.
+        known_at = at.copy()
+        for i, name in enumerate(plan.parameters):
+            if name not in base.parameters:
+                known_at[:, i] = base.fixed[name]
+        at = np.vstack([at, known_at])
+        kk, ee, scalars = (np.vstack([rest, np.zeros_like(rest)]) for rest in (kk, ee, scalars))
     kk_mean, kk_basis, kk_parts = _components(kk, plan.components)
     low, high = (
         _components(np.where(part, ee, 0.0), plan.components)
@@ -273,8 +282,8 @@ def fit(plan: Plan, points: Points) -> Emulator:
     tables = Tables(
         low=sides[0],
         high=sides[1],
-        design=unit_box(points.at, *sides),
-        targets=np.hstack([kk_parts, np.log(points.scalars / np.array(known))]),
+        design=unit_box(at, *sides),
+        targets=np.hstack([kk_parts, scalars]),
         linear=np.hstack([low[2], high[2]]),
         L=L,
         kk_mean=kk_mean,
