@@ -65,7 +65,8 @@ class Plan:
     emulator's by as much as θ* varies over the box; ``points`` in the design, and ``checks`` after
     them that only measure errors; ``kernel``, ``degree``, ``smoothing`` and ``scales`` as
     in the emulator; ``components`` of either spectrum; ``upon`` a shipped emulator, or the path of
-    one, from which this one goes on: then only what the other parameters do is left to learn.
+    one, from which this one goes on: then only what the other parameters do is left to learn;
+    ``at_low_side`` how many of the first points have a parameter at the low side of the box.
     """
 
     __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
@@ -85,8 +86,11 @@ class Plan:
     scales: dict[str, float] = field(default_factory=dict)
     components: int = 16
     upon: str = ""
+    at_low_side: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if unknown := set(self.at_low_side) - set(self.box):
+            raise ValueError(f"at_low_side: {sorted(unknown)} are not in the box")
         for name, scale in self.scales.items():
             if name not in self.box or not 0 < scale < np.inf:
                 raise ValueError(f"scales: {name} {scale}; give parameters of the box, positive")
@@ -107,7 +111,11 @@ class Plan:
         drawn = qmc.scale(sobol.random_base2(int(np.ceil(np.log2(4 * wanted)))), low, high)
         flat = [self.cosmology(point) for point in drawn]
         allowed = [matter_density(asdict(c)) < LARGEST_DENSITY for c in flat]
-        return drawn[allowed][:wanted]
+        points = drawn[allowed][:wanted]
+        for name, count in self.at_low_side.items():
+            index = self.parameters.index(name)
+            points[:count, index] = low[index]
+        return points
 
     def cosmology(self, point: Iterable[float]) -> Cosmology:
         values = {**dict(zip(self.box, map(float, point), strict=True)), **self.fixed}

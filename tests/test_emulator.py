@@ -194,6 +194,15 @@ def test_design_is_reproducible_and_inside_the_box(plan):
     assert ((design >= low) & (design <= high)).all()
 
 
+def test_points_at_the_low_side(plan):
+    """So many of the first, with nothing else of the design changed."""
+    design, moved = plan.design(), replace(plan, at_low_side={"H0": 6}).design()
+    column = plan.parameters.index("H0")
+    assert (moved[:6, column] == 55).all()
+    moved[:6, column] = design[:6, column]
+    np.testing.assert_array_equal(moved, design)
+
+
 def test_spectra_too_short_for_the_stretch_are_named(plan):
     short = replace(plan, camb=CambSettings(lmax=1350))
     with pytest.raises(EmulatorError, match=r"raise 'camb.lmax' to 1[45]00"):
