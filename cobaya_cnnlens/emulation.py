@@ -66,7 +66,7 @@ class Plan:
     them that only measure errors; ``kernel``, ``degree``, ``smoothing`` and ``scales`` as
     in the emulator; ``components`` of either spectrum; ``upon`` a shipped emulator, or the path of
     one, from which this one goes on: then only what the other parameters do is left to learn;
-    ``at_low_side`` how many of the first points have a parameter at the low side of the box.
+    ``at_low_side`` how many of the first points are taken once more at a parameter's low side.
     """
 
     __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
@@ -112,10 +112,12 @@ class Plan:
         flat = [self.cosmology(point) for point in drawn]
         allowed = [matter_density(asdict(c)) < LARGEST_DENSITY for c in flat]
         points = drawn[allowed][:wanted]
+        sides = []
         for name, count in self.at_low_side.items():
-            index = self.parameters.index(name)
-            points[:count, index] = low[index]
-        return points
+            side = points[:count].copy()
+            side[:, self.parameters.index(name)] = low[self.parameters.index(name)]
+            sides.append(side)
+        return np.vstack([points[: self.points], *sides, points[self.points :]])
 
     def cosmology(self, point: Iterable[float]) -> Cosmology:
         values = {**dict(zip(self.box, map(float, point), strict=True)), **self.fixed}
@@ -215,7 +217,8 @@ def read_points(plan: Plan) -> tuple[Points, Points]:
             ee.append(product.array("ee"))
             scalars.append([float(product.array(name)) for name in SCALARS])
     found = Points(design, np.array(kk), np.array(ee), np.array(scalars))
-    return found[: plan.points], found[plan.points :]
+    last = len(design) - plan.checks
+    return found[:last], found[last:]
 
 
 def fit(plan: Plan, points: Points) -> Emulator:
