@@ -282,8 +282,11 @@ def fit(plan: Plan, points: Points) -> Emulator:
         for i, name in enumerate(plan.parameters):
             if name not in base.parameters:
                 known_at[:, i] = base.fixed[name]
-        at = np.vstack([at, known_at])
-        kk, ee, scalars = (np.vstack([rest, np.zeros_like(rest)]) for rest in (kk, ee, scalars))
+        known_at = np.unique(known_at, axis=0)
+        at, n = np.vstack([at, known_at]), len(known_at)
+        kk, ee, scalars = (
+            np.vstack([rest, np.zeros((n, rest.shape[1]))]) for rest in (kk, ee, scalars)
+        )
     kk_mean, kk_basis, kk_parts = _components(kk, plan.components)
     low, high = (
         _components(np.where(part, ee, 0.0), plan.components)
