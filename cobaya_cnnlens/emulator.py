@@ -87,10 +87,12 @@ class Emulator:
         and ``smoothing`` (of C^EE, whose troughs CAMB knows to 0.1%) of the radial basis functions;
         CAMB's ``settings`` and ``version``; ``scales``, by which the box counts as longer along a
         parameter that bends the spectra more than others, so that near points weigh more (else 1)
+    base : another emulator, of fewer parameters: the tables are then of what is left when its
+        logarithms are taken off, with its ``thetastar`` for θ*_ref
     """
 
-    def __init__(self, tables: Tables, record: Mapping):
-        self.tables, self.record = tables, dict(record)
+    def __init__(self, tables: Tables, record: Mapping, base: Emulator | None = None):
+        self.tables, self.record, self.base = tables, dict(record), base
         self.parameters = tuple(record["parameters"])
         self.fixed = dict(record["fixed"])
         self.lmax = int(tables.L[-1])
@@ -161,6 +163,17 @@ class Emulator:
             return self._spectra(point)
 
     def _spectra(self, point: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray, dict]:
+        kk, splines, logarithms = self.logarithms(point)
+        scalars = dict(zip(SCALARS, np.exp(logarithms).tolist(), strict=True))
+        amplitude = point[AMPLITUDE]
+        stretch = scalars["thetastar"] / float(self.tables.thetastar)
+        x = stretched(self._ell, stretch)
+        ee = sum(spline(x) for spline in splines) + 2.0 * np.log(stretch)
+        return _from_logarithm(kk + amplitude), _from_logarithm(ee + amplitude), scalars
+
+    def logarithms(self, point: Mapping[str, float]) -> tuple[np.ndarray, list[PPoly], np.ndarray]:
+        """ln C_L^κκ/A_s from L = 2; splines in x whose sum is ln C^EE/A_s, without what the stretch
+        adds; and ln of ``SCALARS``, (3,)."""
         t = self.tables
         unit = unit_box(np.array([point[name] for name in self.parameters]), t.low, t.high)
         unit *= self._scales
@@ -168,13 +181,11 @@ class Emulator:
         n_kk = len(t.kk_basis)
         kk = self._kk[0] + found[:n_kk] @ self._kk[1:]
         along = np.concatenate([[1.0], self._linear(unit[None, self._linear_in])[0]])
-        spline = PPoly.construct_fast(self._ee.c @ along, self._ee.x)
-        values = np.exp(found[n_kk:]) * baselines({**self.fixed, **point})
-        scalars = dict(zip(SCALARS, values.tolist(), strict=True))
-        amplitude = point[AMPLITUDE]
-        stretch = scalars["thetastar"] / float(t.thetastar)
-        ee = spline(stretched(self._ell, stretch)) + 2.0 * np.log(stretch)
-        return _from_logarithm(kk + amplitude), _from_logarithm(ee + amplitude), scalars
+        splines = [PPoly.construct_fast(self._ee.c @ along, self._ee.x)]
+        if self.base is None:
+            return kk, splines, found[n_kk:] + np.log(baselines({**self.fixed, **point}))
+        below, others, known = self.base.logarithms(point)
+        return kk + below[: len(kk)], splines + others, found[n_kk:] + known
 
 
 def matter_density(point: Mapping[str, float]) -> float:
@@ -277,11 +288,59 @@ def read_emulator(source: str | Path) -> Emulator:
             f"{path}: is not an emulator or is damaged ({_line(error)}); {again}"
         ) from None
     _check(tables, record, path)
+    base = _read_base(record, tables, path)
     try:
         with np.errstate(all="ignore"):
-            return Emulator(tables, record)
+            return Emulator(tables, record, base)
     except (ValueError, TypeError, KeyError, AttributeError, np.linalg.LinAlgError) as error:
         raise EmulatorError(f"{path}: cannot be interpolated ({_line(error)}); {again}") from None
+
+
+def _read_base(record: dict, tables: Tables, path: Path) -> Emulator | None:
+    """The emulator that another one goes on from, as it was then."""
+    if not (name := record.get("base")):
+        return None
+    if not isinstance(name, str) or name == record.get("name"):
+        raise EmulatorError(f"{path}: field 'base' is {name!r}, not another emulator's name")
+    base = read_emulator(name)
+    if base.base is not None or base.digest != record.get("base_digest"):
+        raise EmulatorError(
+            f"{path}: was made from another emulator '{name}' than there is now; make it again "
+            "with `cnnlens emulator make`"
+        )
+    sides = zip(tables.low, tables.high, strict=True)
+    box = dict(zip(record["parameters"], sides, strict=True))
+    check_base(base, box, record["fixed"], (tables.L[-1], tables.x[-1]), str(path))
+    return base
+
+
+def check_base(
+    base: Emulator,
+    box: Mapping[str, tuple[float, float]],
+    fixed: Mapping[str, float],
+    ends: tuple[float, float],
+    source: str,
+) -> None:
+    """Whether an emulator of this box, these fixed parameters and last nodes in L and x can go on
+    from another one; ``source`` names it in errors.
+
+    Raises
+    ------
+    EmulatorError
+        if the other one has other parameters, a smaller box, or shorter spectra
+    """
+    for name, low, high in zip(base.parameters, base.tables.low, base.tables.high, strict=True):
+        if name not in box or not low <= box[name][0] < box[name][1] <= high:
+            raise EmulatorError(
+                f"{source}: its box in {name} must lie between {low:g} and {high:g}, as its base's"
+            )
+    for name, value in base.fixed.items():
+        if name not in box and fixed.get(name) != value:
+            raise EmulatorError(f"{source}: its base was made at {name} = {value:g}, fix it so")
+    if base.lmax < ends[0] or base.tables.x[-1] < ends[1]:
+        raise EmulatorError(
+            f"{source}: its base ends at l = {base.lmax}, it must not reach further"
+        )
 
 
 def _line(error: BaseException) -> str:

@@ -31,7 +31,10 @@ def made_up(plan: Plan, at: np.ndarray) -> Points:
         p = dict(zip(plan.parameters, point, strict=True))
         theta = 0.0104 * (p["omch2"] / 0.12) ** 0.1 * (p["H0"] / 68) ** 0.2
         tilt = (1 + l * theta / 5.0) ** (p["ns"] - 2.5)
-        amplitude = 3e-7 * np.exp(p["logA"])
+        mass = p.get("mnu", plan.fixed.get("mnu"))
+        suppression = 1 - 0.3 * mass * l / (l + 100.0)
+        theta *= 1 - 0.02 * mass
+        amplitude = 3e-7 * suppression * np.exp(p["logA"])
         kk.append(amplitude * p["omch2"] ** 2 * (1 + l / 300.0) ** (p["ns"] - 2.8))
         ee.append(
             theta**2 * np.exp(p["logA"]) * tilt * (1.2 + np.cos(l * theta)) * (1 + 5 * p["ombh2"])
@@ -60,6 +63,24 @@ def toy(plan):
 
 
 @pytest.fixture
+def massive(plan, toy, tmp_path):
+    """A plan that goes on from the toy to another mass of the neutrinos, in a smaller box."""
+    write_emulator(toy.tables, toy.record, tmp_path / "below.npz")
+    box = {"ombh2": (0.021, 0.023), "omch2": (0.11, 0.13), "ns": (0.93, 0.99), "H0": (62, 75)}
+    box |= {"logA": (2.95, 3.15), "mnu": (0.0, 0.5)}
+    return replace(
+        plan,
+        box=box,
+        fixed={"tau": 0.0943},
+        points=25,
+        checks=10,
+        degree=1,
+        scales={"mnu": 16.0},
+        upon=str(tmp_path / "below.npz"),
+    )
+
+
+@pytest.fixture
 def toy_path(toy, tmp_path):
     write_emulator(toy.tables, toy.record, tmp_path / "toy.npz")
     return tmp_path / "toy.npz"
@@ -81,12 +102,107 @@ def test_peaks_that_move_are_followed(plan, toy):
     np.testing.assert_allclose(worse.kk, 0.01 / 1.01, atol=4e-4)
 
 
+def test_an_emulator_goes_on_from_another(plan, toy, massive, tmp_path):
+    """What a sixth parameter does is learnt from 25 points where the rest is known: at others, also
+    from the file, the universe in closed form comes out, and at the base's mass the base."""
+    design = massive.design()
+    made = fit(massive, made_up(massive, design[:25]))
+    write_emulator(made.tables, made.record, tmp_path / "massive.npz")
+    read = read_emulator(tmp_path / "massive.npz")
+    checks = made_up(massive, design[25:])
+    likelihood = BandpowerLikelihood(synthetic_release())
+    for emulator in (made, read):
+        found = errors(emulator, checks, likelihood)
+        assert found.kk.max() < 5e-4
+        assert found.ee.max() < 2e-3
+        assert found.scalars.max() < 3e-4
+    alone = fit(replace(massive, upon=""), made_up(massive, design[:25]))
+    assert errors(alone, checks, likelihood).kk.max() > 5 * found.kk.max()
+    point = FIDUCIAL | {"logA": 3.05}
+    for one, two in zip(read(point | {"mnu": 0.06})[:2], toy(point)[:2], strict=True):
+        np.testing.assert_allclose(one[2:], two[2:], rtol=2e-3)
+    assert read.digest == made.digest != alone.digest
+    # Another base under the same name is refused, and what is no base.
+    wrong = replace(toy.tables, kk_mean=1.001 * toy.tables.kk_mean)
+    write_emulator(wrong, toy.record, tmp_path / "below.npz")
+    with pytest.raises(EmulatorError, match="was made from another emulator"):
+        read_emulator(tmp_path / "massive.npz")
+    rest = replace(massive, upon=str(tmp_path / "massive.npz"))
+    write_emulator(toy.tables, toy.record, tmp_path / "below.npz")
+    write_emulator(
+        made.tables,
+        made.record | {"base": rest.upon, "base_digest": made.digest},
+        tmp_path / "third.npz",
+    )
+    with pytest.raises(EmulatorError, match="was made from another emulator"):
+        read_emulator(tmp_path / "third.npz")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"box": {"H0": (50, 75)}}, "box in H0 must lie between 55 and 80"),
+        ({"fixed": {"tau": 0.06}}, r"base was made at tau = 0\.0943"),
+        ({"lmax": 1310}, "base ends at l = 1300"),
+    ],
+)
+def test_a_base_must_hold_what_goes_on_from_it(massive, changes, message):
+    changes = {k: getattr(massive, k) | v if k == "box" else v for k, v in changes.items()}
+    other = replace(massive, **changes)
+    with pytest.raises(EmulatorError, match=message):
+        fit(other, made_up(massive, other.design()[:25]))
+
+
+@pytest.mark.parametrize("scales", ["{tau: 2}", "{H0: 0}", "{H0: .inf}"])
+def test_scales_of_a_plan(tmp_path, scales):
+    (tmp_path / "p.yaml").write_text(
+        f"name: a\nproducts: p\nbox: {{H0: [1, 2]}}\nfixed: {{}}\nscales: {scales}\n"
+    )
+    with pytest.raises(ConfigError, match="give parameters of the box, positive"):
+        load_plan(tmp_path / "p.yaml")
+
+
+def test_scales_bring_points_nearer(plan):
+    """A bend along one parameter is followed better where that one is measured longer."""
+    design = plan.design()
+    checks = made_up(plan, design[plan.points :])
+    likelihood = BandpowerLikelihood(synthetic_release())
+
+    def bent(points):
+        factor = np.exp(0.05 * np.sin(150 * points.at[:, [1]]))
+        return Points(points.at, factor * points.kk, points.ee, points.scalars)
+
+    worst = {
+        scale: errors(
+            fit(
+                replace(plan, degree=1, scales={"omch2": scale}),
+                bent(made_up(plan, design[: plan.points])),
+            ),
+            bent(checks),
+            likelihood,
+        ).kk.max()
+        for scale in (1.0, 8.0)
+    }
+    assert worst[8.0] < 0.5 * worst[1.0]
+
+
 def test_design_is_reproducible_and_inside_the_box(plan):
     design = plan.design()
     np.testing.assert_array_equal(design, plan.design())
     low, high = plan.sides()
     assert design.shape == (180, 5)
     assert ((design >= low) & (design <= high)).all()
+
+
+def test_points_at_the_low_side(plan):
+    """So many of the first once more; the points and checks stay."""
+    design, more = plan.design(), replace(plan, at_low_side={"H0": 6}).design()
+    column = plan.parameters.index("H0")
+    n = plan.points
+    np.testing.assert_array_equal(np.vstack([more[:n], more[n + 6 :]]), design)
+    assert (more[n : n + 6, column] == 55).all()
+    rest = [i for i in range(5) if i != column]
+    np.testing.assert_array_equal(more[n : n + 6][:, rest], design[:6][:, rest])
 
 
 def test_spectra_too_short_for_the_stretch_are_named(plan):
@@ -251,15 +367,57 @@ def test_a_point_outside_has_no_likelihood_and_says_so_once(caplog):
     assert "omch2 = 0.2" in said[0].getMessage()
 
 
+def test_lensing_amplitude_is_exact():
+    """C_L^φφ is proportional to Alens, as CAMB's is to rounding, and C^EE is not touched."""
+    model = get_model(emulated(Alens={"prior": {"min": 0, "max": 3}}))
+    spectra = {}
+    for amplitude in (1.0, 0.05, 1.7):
+        model.loglike({"Alens": amplitude})
+        spectra[amplitude] = (
+            model.provider.get_Cl(ell_factor=False)["pp"],
+            model.provider.get_unlensed_Cl(ell_factor=False, units="muK2")["ee"],
+        )
+        np.testing.assert_allclose(spectra[amplitude][0], amplitude * spectra[1.0][0], rtol=1e-14)
+        np.testing.assert_array_equal(spectra[amplitude][1], spectra[1.0][1])
+
+
+def test_a_name_is_wanted():
+    content = emulated()
+    content["theory"]["cobaya_cnnlens.EmulatedCAMB"]["emulator"] = 3
+    with pytest.raises(LoggedError, match="option 'emulator' is 3; give a name or path"):
+        get_model(content)
+
+
+def test_the_mass_of_the_neutrinos(fiducial):
+    """The emulator that knows it: at .06 eV and the fiducial it is CAMB; through Cobaya, beside the
+    one that does not."""
+    made = read_emulator("mnu")
+    kk, ee, _ = made(FIDUCIAL | {"logA": np.log(22.1), "mnu": 0.06})
+    np.testing.assert_allclose(kk[2:4001], fiducial.kk[2:4001], rtol=1e-3)
+    np.testing.assert_allclose(ee[30:4001], fiducial.ee[30:4001], rtol=1.5e-3)
+    content = emulated(mnu={"prior": {"min": 0, "max": 0.6}})
+    content["theory"]["cobaya_cnnlens.EmulatedCAMB"]["emulator"] = "mnu"
+    model = get_model(content)
+    logs = [model.loglike({"mnu": m})[0] for m in (0.0, 0.06, 0.3, 0.6)]
+    assert logs[1] > logs[2] > logs[3]
+    with pytest.raises(LoggedError, match="'mnu' has the neutrinos' mass"):
+        get_model(emulated(mnu=0.1)).loglike({})
+
+
 def test_a_fixed_parameter_must_keep_its_value():
     get_model(emulated(tau=0.0943)).loglike({})
     with pytest.raises(LoggedError, match=r"made at 0\.0943"):
         get_model(emulated(tau=0.06)).loglike({})
 
 
-def test_what_made_the_shipped_emulator_is_what_the_releases_were_made_with():
-    made = read_emulator("lcdm").record
-    plan = load_plan(REPOSITORY / "training" / "emulator.yaml")
+@pytest.mark.parametrize(("name", "file"), [("lcdm", "emulator"), ("mnu", "emulator_mnu")])
+def test_what_made_a_shipped_emulator_is_what_the_releases_were_made_with(name, file):
+    made = read_emulator(name).record
+    plan = load_plan(REPOSITORY / "training" / f"{file}.yaml")
+    assert made["parameters"] == list(plan.parameters)
+    np.testing.assert_array_equal(
+        [read_emulator(name).tables.low, read_emulator(name).tables.high], plan.sides()
+    )
     release = json.loads(
         (REPOSITORY / "cobaya_cnnlens" / "data" / "laptop_fiducial.json").read_text()
     )

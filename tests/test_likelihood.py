@@ -7,8 +7,9 @@ from cobaya.log import LoggedError
 from cobaya.model import get_model
 
 import yaml
+from cobaya_cnnlens.emulated import EmulatedCAMB
 from cobaya_cnnlens.emulator import read_emulator
-from cobaya_cnnlens.likelihood import TOLERATED, WATCHED, Watch
+from cobaya_cnnlens.likelihood import TOLERATED, WATCHED, CNNLens, Watch, data_digest
 from cobaya_cnnlens.model import BandpowerLikelihood
 from cobaya_cnnlens.release import read_release, shipped_releases, write_release
 from cobaya_cnnlens.selfcheck import CLASS_SETTINGS, theory_offset
@@ -338,6 +339,168 @@ def test_wrong_options_are_one_clear_error(path, options, message, capsys):
             if "release" not in options
             else info(options["release"])
         )
+
+
+FAST = {"cobaya_cnnlens.EmulatedCAMB": {"emulator": "lcdm"}}
+
+
+def emulated(likelihoods, **params):
+    """The fiducial cosmology, with omch2 sampled, from the emulator."""
+    fixed = {"ombh2": 0.0222, "As": 2.21e-9, "ns": 0.9624, "H0": 67.94}
+    sampled = {"omch2": {"prior": {"min": 0.11, "max": 0.13}, "ref": 0.1185, "proposal": 0.0005}}
+    return {"likelihood": likelihoods, "theory": FAST, "params": sampled | fixed | params}
+
+
+def survey(release="laptop_fiducial", **options):
+    return {"class": NAME, "release": release, "check_theory": False, **options}
+
+
+def test_two_surveys_in_one_run():
+    """Each has its own χ² and nuisances; what they share is tied in the input."""
+    both = {"low": survey("laptop_low"), "north": survey("laptop_high", suffix="_north")}
+    tied = {f"{name}_north": f"lambda {name}: {name}" for name in INSTRUMENT}
+    model = get_model(emulated(both, **INSTRUMENT | tied))
+    found = model.logposterior({"omch2": 0.12})
+    derived = dict(zip(model.parameterization.derived_params(), found.derived, strict=True))
+    assert derived["cnnlens_chi2"] == pytest.approx(-2 * found.loglikes[0])
+    assert derived["cnnlens_chi2_north"] == pytest.approx(-2 * found.loglikes[1])
+    for i, release in enumerate(("laptop_low", "laptop_high")):
+        alone = get_model(emulated({"one": survey(release)}, **INSTRUMENT))
+        assert alone.loglike({"omch2": 0.12})[0] == pytest.approx(found.loglikes[i])
+    apart = get_model(emulated(both, **INSTRUMENT))
+    assert list(apart.parameterization.sampled_params())[1:] == [f"{n}_north" for n in INSTRUMENT]
+    moved = apart.loglikes({"omch2": 0.12, **dict.fromkeys(tied, 0.0), "cnnlens_gain_north": 0.01})
+    assert moved[0][0] == pytest.approx(found.loglikes[0])
+    assert moved[0][1] != pytest.approx(found.loglikes[1], abs=0.1)
+
+
+def chain_of(info, output, **options):
+    import warnings
+
+    from cobaya.run import run
+
+    sampler = {"mcmc": {"max_samples": 12, "burn_in": 0, "seed": 1, "covmat": None}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pandas, on how cobaya writes its progress
+        return run(info | {"output": str(output), "sampler": sampler}, no_mpi=True, **options)
+
+
+def test_a_chain_is_not_resumed_with_other_data(tmp_path):
+    """Another bandpower under the same name is refused; the same data under other words is not."""
+    from dataclasses import replace
+
+    data = read_release("laptop_fiducial")
+    write_release(data, tmp_path / "r.json")
+    content = emulated({NAME: survey(str(tmp_path / "r.json"))}, **INSTRUMENT)
+    chain_of(content, tmp_path / "c")
+    write_release(replace(data, description="the same"), tmp_path / "r.json")
+    chain_of(content, tmp_path / "c", resume=True)
+    write_release(replace(data, bandpowers=1.001 * data.bandpowers), tmp_path / "r.json")
+    with pytest.raises(LoggedError, match=r"r\.json' is not the one that the chain was begun with"):
+        chain_of(content, tmp_path / "c", resume=True)
+    # The chain's own input is refused too, and its own change of version with one line.
+    again = yaml.safe_load((tmp_path / "c.updated.yaml").read_text())
+    with pytest.raises(LoggedError, match="is not the one that the chain was begun with"):
+        get_model({k: again[k] for k in ("likelihood", "theory", "params")})
+    chain_of(content, tmp_path / "c", resume=True, allow_changes=True)
+
+
+def test_a_chain_is_not_resumed_with_another_emulator(tmp_path):
+    from cobaya_cnnlens.emulator import write_emulator
+
+    made = read_emulator("lcdm")
+    write_emulator(made.tables, made.record, tmp_path / "e.npz")
+    content = emulated({NAME: survey()}, **INSTRUMENT)
+    content["theory"] = {"cobaya_cnnlens.EmulatedCAMB": {"emulator": str(tmp_path / "e.npz")}}
+    chain_of(content, tmp_path / "c")
+    chain_of(content, tmp_path / "c", resume=True)
+    made.tables.kk_mean[3] *= 1.0001
+    write_emulator(made.tables, made.record, tmp_path / "e.npz")
+    with pytest.raises(LoggedError, match=r"e\.npz' is not the one that the chain was begun with"):
+        chain_of(content, tmp_path / "c", resume=True)
+
+
+@pytest.mark.parametrize("component", [CNNLens, EmulatedCAMB])
+def test_another_digest_counts_as_newer(component):
+    """Cobaya refuses to resume when the chain's version is higher than the one asked for."""
+    assert component.compare_versions("ab12", "cd34", equal=False)
+    assert not component.compare_versions("ab12", "ab12", equal=False)
+    assert component.compare_versions("ab12", "ab12")
+    assert not component.compare_versions("ab12", "cd34")
+
+
+def test_digest_is_of_what_enters_the_likelihood(release):
+    from dataclasses import fields, replace
+
+    digests = {data_digest(release)}
+    for field in fields(release):
+        value = getattr(release, field.name)
+        changed = 1 + value if isinstance(value, int) else value
+        if isinstance(value, np.ndarray):
+            changed = value.copy()
+            changed.flat[-1] += 1
+        other = data_digest(replace(release, **{field.name: changed}))
+        assert (other in digests) is (changed is value), field.name
+        digests.add(other)
+
+
+@pytest.mark.parametrize("L_min", [None, 800])
+def test_the_worst_bin_is_one_of_the_release(L_min):
+    """Spectra wrong in one bin alone are found in that bin, whichever bins are in use."""
+    from dataclasses import replace
+
+    data = read_release("laptop_fiducial")
+    fiducial = data.fiducial_kk.copy()
+    bin_ = int(np.searchsorted(data.edges, 1300)) - 1
+    fiducial[data.edges[bin_] : data.edges[bin_ + 1]] *= 1.1
+    likelihood = BandpowerLikelihood(replace(data, fiducial_kk=fiducial), "fixed", L_min=L_min)
+    offset = theory_offset(FAST, likelihood)
+    assert offset.worst_bin == bin_
+    assert -0.095 < offset.worst_change < -0.05
+    change = likelihood.model(data.fiducial_kk, data.fiducial_ee) - likelihood.model(
+        fiducial, data.fiducial_ee
+    )
+    assert offset.sigmas == pytest.approx(np.sqrt(change @ likelihood.inverse @ change), rel=0.02)
+
+
+def test_the_worst_bin_is_told_by_its_multipoles(tmp_path, caplog):
+    from dataclasses import replace
+
+    data = read_release("laptop_fiducial")
+    fiducial = data.fiducial_kk.copy()
+    bin_ = int(np.searchsorted(data.edges, 1300)) - 1
+    low, high = data.edges[bin_ : bin_ + 2]
+    fiducial[low:high] *= 1.1
+    write_release(replace(data, fiducial_kk=fiducial), tmp_path / "r.json")
+    options = {"check_theory": True, "L_min": 800, "noise_debias": "fixed"}
+    with caplog.at_level("WARNING"):
+        get_model(emulated({NAME: survey(str(tmp_path / "r.json"), **options)}, **INSTRUMENT))
+    assert f"most in L = {low}-{high}, by -" in caplog.text
+
+
+@pytest.mark.parametrize("path", [p for p in INPUTS if "fast" in p.stem], ids=lambda p: p.stem)
+def test_the_box_holds_the_priors_of_fast_inputs(path):
+    """Flat ones whole, Gaussian ones to five sigma."""
+    content = yaml.safe_load(path.read_text())
+    emulator = read_emulator(content["theory"]["cobaya_cnnlens.EmulatedCAMB"]["emulator"])
+    sides = dict(
+        zip(
+            emulator.parameters,
+            zip(emulator.tables.low, emulator.tables.high, strict=True),
+            strict=True,
+        )
+    )
+    checked = 0
+    for name, (low, high) in sides.items():
+        prior = (content["params"].get(name) or {}) if name in content["params"] else {}
+        prior = prior.get("prior") if isinstance(prior, dict) else None
+        if prior is None:
+            continue
+        checked += 1
+        spread = 5 * prior.get("scale", 0.0)
+        assert low <= prior.get("min", prior.get("loc")) - spread + 1e-9, name
+        assert prior.get("max", prior.get("loc")) + spread - 1e-9 <= high, name
+    assert checked
 
 
 def test_unknown_option_is_refused(path):

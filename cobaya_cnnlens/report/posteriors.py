@@ -80,11 +80,17 @@ def load_chain(root: str):
     Raises
     ------
     CNNLensError
-        if there is none
+        if there is none, or too little of one
     """
     if not Path(f"{root}.1.txt").exists():
         raise CNNLensError(f"{root}.1.txt: no such chain; run cobaya-run first")
-    return loadMCSamples(root, no_cache=True, settings={"ignore_rows": 0.2})
+    try:
+        return loadMCSamples(root, no_cache=True, settings={"ignore_rows": 0.2})
+    except Exception as error:  # whatever getdist raises for files that are empty or damaged
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise CNNLensError(
+            f"{root}: the chain cannot be read ({said:.200}); it has hardly begun, or is damaged"
+        ) from None
 
 
 def chain_input(root: str) -> dict:
