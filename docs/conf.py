@@ -44,9 +44,10 @@ nb_execution_cache_path = str(HERE / "_build" / ".jupyter_cache")
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
-# Their shell commands are this environment's, and draw no progress bars.
+# Their shell commands are this environment's, without progress bars and TensorFlow's greetings.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 os.environ["TQDM_DISABLE"] = "1"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 autosummary_generate = True
 autodoc_default_options = {"members": True, "member-order": "bysource"}
