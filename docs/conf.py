@@ -44,10 +44,9 @@ nb_execution_cache_path = str(HERE / "_build" / ".jupyter_cache")
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
-# Their shell commands are this environment's, without progress bars and TensorFlow's greetings.
+# Their shell commands are this environment's, and draw no progress bars.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 os.environ["TQDM_DISABLE"] = "1"
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 autosummary_generate = True
 autodoc_default_options = {"members": True, "member-order": "bysource"}
@@ -56,21 +55,14 @@ autodoc_preserve_defaults = True
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 
-html_theme = "pydata_sphinx_theme"
+# Every page in the left margin under its heading, light and dark, made for telephones too; glass and
+# many of Python's tools use it.
+html_theme = "furo"
 html_title = "cobaya_cnnlens"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_copy_source = False
 html_show_sourcelink = False
-html_theme_options = {
-    "header_links_before_dropdown": 4,
-    "navigation_with_keys": False,
-    "navbar_align": "left",
-    "secondary_sidebar_items": ["page-toc"],
-    "show_prev_next": True,
-    "footer_start": ["copyright"],
-    "footer_end": [],
-}
 
 
 def release_fields() -> str:
