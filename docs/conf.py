@@ -55,7 +55,7 @@ autodoc_preserve_defaults = True
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 
-# Every page in the left margin under its heading, light and dark, made for telephones too; glass and
+# Every page in the left margin under its heading, light and dark, for telephones too; glass and
 # many of Python's tools use it.
 html_theme = "furo"
 html_title = "cobaya_cnnlens"
