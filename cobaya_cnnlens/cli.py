@@ -632,12 +632,12 @@ def recover(
 ) -> None:
     """Maximum-likelihood ω_c of the surveys' patches, and the null-hypothesis test."""
     loaded = _load(config)
-    from .calibrate.assemble import make_release
+    from .calibrate.assemble import make_releases
     from .reconstruct.files import estimator_hash
     from .report.text import format_recovery
 
     digest = estimator_hash(loaded)
-    releases = {name: make_release(loaded, digest, name) for name in loaded.surveys}
+    releases = make_releases(loaded, digest, dict.fromkeys(loaded.surveys, 0))
     typer.echo(format_recovery(loaded, digest, releases, patches_each))
 
 

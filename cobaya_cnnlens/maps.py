@@ -779,7 +779,9 @@ def reconstruct_maps(
         path = folder / "bandpowers.h5"
         arrays = {
             "auto": setup.spectra.auto(kappa),
-            "centres": maps.centres,
+            # Products hold no NaN: unknown centres are zero, and said to be unknown.
+            "centres": np.nan_to_num(maps.centres),
+            "known": np.isfinite(maps.centres).all(1),
             "frame": np.bytes_(maps.frame.encode()),
             "source": np.bytes_(source.encode()),
         }

@@ -241,6 +241,7 @@ def test_a_release_is_assembled_from_products(tiny, tmp_path):
     arrays = {
         "auto": auto,
         "centres": patch_centres(2, 4),
+        "known": np.ones(len(patch_centres(2, 4)), bool),
         "frame": np.bytes_(b"C"),
         "source": np.bytes_(b"m.fits"),
     }

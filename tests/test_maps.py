@@ -778,7 +778,8 @@ def write_bandpowers(path, calibration, auto, centres, frame="C", **changed):
         recipe = recipe | {section: {**recipe[section], name: value} if name else value}
     arrays = {
         "auto": auto,
-        "centres": centres,
+        "centres": np.nan_to_num(centres),
+        "known": np.isfinite(centres).all(1),
         "frame": np.bytes_(frame.encode()),
         "source": np.bytes_(path.stem.encode()),
     }
@@ -924,7 +925,7 @@ def test_the_network_of_a_release_is_found(calibration, tmp_path):
     assert shipped.name == "laptop_1uk.keras"
     assert find_networks(release, [shipped]) == [shipped]
     other = REPOSITORY / "training" / "networks" / "dedicated_2uk.keras"
-    with pytest.raises(NetworkError, match=r"dedicated_2uk\.keras: its hash is"):
+    with pytest.raises(NetworkError, match=r"dedicated_2uk\.keras: the hash of its weights is"):
         find_networks(release, [other])
     with pytest.raises(NetworkError, match="does not come with the package; name its file with"):
         find_networks(calibration)

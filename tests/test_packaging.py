@@ -10,7 +10,7 @@ import pytest
 from .conftest import REPOSITORY
 
 # Tracked, but of no use to whoever has a source distribution.
-NOT_SHIPPED = (".ci/", ".git", ".pre-commit", ".readthedocs", "docs/")
+NOT_SHIPPED = (".ci/", ".git", ".pre-commit", ".readthedocs")
 
 
 def tracked() -> list[str]:
@@ -68,6 +68,8 @@ def test_building_a_source_distribution(tmp_path):
 def bounds() -> dict[str, str]:
     """Lower bounds of pyproject.toml by package."""
     text = (REPOSITORY / "pyproject.toml").read_text().partition("test = [")[0]
+    # What builds the documentation is tried as it comes.
+    text = re.sub(r"\ndocs = \[.*?\n\]", "", text, flags=re.DOTALL)
     return {k.lower(): v for k, v in re.findall(r'"([A-Za-z0-9_-]+)>=([0-9.]+)"', text)}
 
 

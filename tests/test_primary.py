@@ -9,13 +9,13 @@ from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate.bandpowers import Bins, FlatSpectra, e_and_b, pure_b
 from cobaya_cnnlens.calibrate.measure import spectra_of
 from cobaya_cnnlens.calibrate.primary import KIND as PRIMARY
-from cobaya_cnnlens.calibrate.primary import _path as primary_path
-from cobaya_cnnlens.calibrate.primary import _recipe as primary_recipe
 from cobaya_cnnlens.calibrate.primary import (
     joint_covariance,
     measure_primary,
+    path_of,
     primary_bandpowers,
     read_joint,
+    recipe_of,
     write_joint,
 )
 from cobaya_cnnlens.calibrate.windows import expected_e_and_b, expected_pure_b
@@ -117,7 +117,7 @@ def test_power_of_a_sky_that_was_measured(tmp_path):
     config = Config.model_validate(small(tmp_path / "products"))
     make_skies(config, "test", [1], 1)
     measure_primary(config, indices=[1])
-    path, recipe = primary_path(config, "test", 1), primary_recipe(config, "test", 1)
+    path, recipe = path_of(config, "test", 1), recipe_of(config, "test", 1)
     with products.open_product(path, PRIMARY, recipe) as product:
         found = {name: product.array(name) for name in ("ee", "bb")}
     spectra = spectra_of(config)
@@ -166,8 +166,8 @@ def test_joint_covariance_of_products(tmp_path, true_kappa):
     for i in range(config.skies.test):
         rows = slice(i * PER_SKY, (i + 1) * PER_SKY)
         arrays = {"ee": power[0, rows], "bb": power[1, rows]}
-        recipe = primary_recipe(config, "test", i)
-        products.write_product(primary_path(config, "test", i), PRIMARY, recipe, arrays)
+        recipe = recipe_of(config, "test", i)
+        products.write_product(path_of(config, "test", i), PRIMARY, recipe, arrays)
     joint = read_joint(config, HASH, true_kappa=true_kappa)
     kk = written.truth if true_kappa else written.truth + written.n
     samples = np.concatenate([kk, power[0], power[1]], axis=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -14,8 +14,6 @@ import numpy as np
 from .. import __version__, products
 from ..config import Config
 from ..release import NUISANCES, Release, seal, to_document
-from ..simulate.instrument import Instrument
-from ..simulate.patches import PatchGeometry
 from ..simulate.stage import spectra_for
 from ..theory import settings_record
 from . import curvature, derivatives
@@ -171,16 +169,41 @@ def make_release(
     ValueError
         if there are too few simulations for the number of bins
     """
-    config.check_index(f"survey-{survey}", sky)
-    data = read_bandpowers(config, network_hash, f"survey-{survey}", [sky])
-    release = _assemble(config, network_hash, data.auto, {f"survey-{survey}": f"sky {sky}"})
-    return replace(
-        release,
-        name=config.release_name(survey, sky),
-        description=f"Mock survey of {release.description}",
-        provenance=release.provenance | {"packages": _package_versions() if packages else {}},
-        truth=asdict(config.set_cosmology(f"survey-{survey}")),
-    )
+    [release] = make_releases(config, network_hash, {survey: sky}, packages).values()
+    return release
+
+
+def make_releases(
+    config: Config, network_hash: str, surveys: Mapping[str, int], packages: bool = True
+) -> dict[str, Release]:
+    """The releases of several mock surveys by name, as :func:`make_release` of each; what they
+    share, all but the data, is assembled once.
+
+    Parameters
+    ----------
+    surveys : name of each survey, and which of its skies is the data
+    """
+    data = {}
+    for survey, sky in surveys.items():
+        config.check_index(f"survey-{survey}", sky)
+        data[survey] = read_bandpowers(config, network_hash, f"survey-{survey}", [sky]).auto
+    made, calibrated = {}, None
+    for survey, sky in surveys.items():
+        origin = {f"survey-{survey}": f"sky {sky}"}
+        if calibrated is None:
+            calibrated = _assemble(config, network_hash, data[survey], {})
+        made[survey] = replace(
+            calibrated,
+            name=config.release_name(survey, sky),
+            description=f"Mock survey of {_description(len(data[survey]), config)}",
+            bandpowers=_debiased(data[survey], calibrated),
+            n_patches=len(data[survey]),
+            provenance=calibrated.provenance
+            | {"skies": calibrated.provenance["skies"] | origin}
+            | {"packages": _package_versions() if packages else {}},
+            truth=asdict(config.set_cosmology(f"survey-{survey}")),
+        )
+    return made
 
 
 def make_data_release(
@@ -229,7 +252,6 @@ def make_calibrated_release(
     measured = read_map_bandpowers(
         bandpowers, setup.recipe, setup.patch.size_deg, f"release '{calibration.name}'"
     )
-    debiased = measured.auto / calibration.response**2 - calibration.noise
     # The calibration's own data are no part of this release.
     skies = {
         key: value
@@ -239,9 +261,9 @@ def make_calibrated_release(
     return replace(
         calibration,
         name=name,
-        description=_description(len(debiased), setup.patch, setup.instrument),
-        bandpowers=debiased.mean(0),
-        n_patches=len(debiased),
+        description=_description(len(measured.auto), setup),
+        bandpowers=_debiased(measured.auto, calibration),
+        n_patches=len(measured.auto),
         provenance=calibration.provenance
         | {
             "skies": {**skies, "maps": measured.source},
@@ -269,7 +291,7 @@ def _assemble(config: Config, network_hash: str, auto: np.ndarray, origin: dict)
     reach = max(windows.shape[1], kk.edges[-1], ee.edges[-1])
     return Release(
         name=config.name,
-        description=_description(len(auto), config.patch, config.instrument),
+        description=_description(len(auto), config),
         edges=spectra_of(config).bins.edges,
         bandpowers=calibration.debias(auto).mean(0),
         n_patches=len(auto),
@@ -324,10 +346,15 @@ def _assemble(config: Config, network_hash: str, auto: np.ndarray, origin: dict)
     )
 
 
-def _description(n_patches: int, patch: PatchGeometry, instrument: Instrument) -> str:
+def _debiased(auto: np.ndarray, calibration: Release) -> np.ndarray:
+    """Mean over patches of ⟨|κ̂|²⟩_b/R_b² − N_b, (n_bins,), by a release's calibration."""
+    return (auto / calibration.response**2 - calibration.noise).mean(0)
+
+
+def _description(n_patches: int, of: Config | MapSetup) -> str:
     return (
-        f"{n_patches} patches of {patch.size_deg:g} x {patch.size_deg:g} deg at "
-        f"{instrument.noise_uk_arcmin:g} uK arcmin: ResUNet convergence bandpowers, debiased"
+        f"{n_patches} patches of {of.patch.size_deg:g} x {of.patch.size_deg:g} deg at "
+        f"{of.instrument.noise_uk_arcmin:g} uK arcmin: ResUNet convergence bandpowers, debiased"
     )
 
 

@@ -235,7 +235,8 @@ def read_map_bandpowers(
             )
         with products.open_product(path, MAP_BANDPOWERS, recipe) as product:
             auto.append(product.array("auto"))
-            centres.append(product.array("centres"))
+            known = product.array("known")[:, None]
+            centres.append(np.where(known, product.array("centres"), np.nan))
             frames.append(bytes(product.array("frame")).decode())
             sources.append(bytes(product.array("source")).decode())
     named = ", ".join(map(str, paths))
