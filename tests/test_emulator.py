@@ -153,12 +153,19 @@ def test_a_base_must_hold_what_goes_on_from_it(massive, changes, message):
         fit(other, made_up(massive, other.design()[:25]))
 
 
-@pytest.mark.parametrize("scales", ["{tau: 2}", "{H0: 0}", "{H0: .inf}"])
-def test_scales_of_a_plan(tmp_path, scales):
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ("{tau: 2}", "give parameters of the box, positive"),
+        ("{H0: 0}", "give parameters of the box, positive"),
+        ("{H0: .inf}", r"'scales\.H0' is inf; give a finite number"),
+    ],
+)
+def test_scales_of_a_plan(tmp_path, scales, message):
     (tmp_path / "p.yaml").write_text(
         f"name: a\nproducts: p\nbox: {{H0: [1, 2]}}\nfixed: {{}}\nscales: {scales}\n"
     )
-    with pytest.raises(ConfigError, match="give parameters of the box, positive"):
+    with pytest.raises(ConfigError, match=message):
         load_plan(tmp_path / "p.yaml")
 
 
