@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from cobaya.log import LoggedError
 from cobaya.model import get_model
+from typer.testing import CliRunner
 
+from cobaya_cnnlens.cli import app
 from cobaya_cnnlens.emulation import Plan, Points, errors, fit, load_plan
 from cobaya_cnnlens.emulator import SCALARS, read_emulator, write_emulator
 from cobaya_cnnlens.errors import ConfigError, EmulatorError
 from cobaya_cnnlens.model import BandpowerLikelihood
+from cobaya_cnnlens.release import write_release
 from cobaya_cnnlens.theory import CambSettings, convergence_from_potential
 
 from .conftest import REPOSITORY, synthetic_release
@@ -332,6 +335,34 @@ def test_floating_point_errors_that_the_caller_raises():
         strict = read_emulator("lcdm")(point)
     np.testing.assert_array_equal(strict[0], usual[0])
     np.testing.assert_array_equal(strict[1], usual[1])
+
+
+def test_a_check_runs_camb_at_its_own_points(plan, toy_path, tmp_path):
+    """From a clone without products, and only there: those that made the emulator are many."""
+    write_release(synthetic_release(), tmp_path / "release.json")
+    settings = (
+        "lmax: 1300\ncamb: {lmax: 1600, lens_potential_accuracy: 0}\npoints: 150\nchecks: 1\n"
+    )
+    box = {name: list(sides) for name, sides in plan.box.items()}
+    (tmp_path / "plan.yaml").write_text(
+        f"name: toy\nproducts: {tmp_path / 'products'}\nbox: {box}\nfixed: {plan.fixed}\n{settings}"
+    )
+
+    def check(emulator):
+        options = ["--emulator", emulator, "--release", f"{tmp_path / 'release.json'}"]
+        return CliRunner().invoke(
+            app,
+            ["emulator", "check", f"{tmp_path / 'plan.yaml'}", *options],
+            env={"COLUMNS": "200"},
+        )
+
+    done = check(f"{toy_path}")
+    assert done.exit_code == 0, done.output
+    assert "1 points that did not make the emulator" in done.output
+    assert len(list((tmp_path / "products").glob("*.h5"))) == 1
+    refused = check("mnu")
+    assert refused.exit_code == 1
+    assert "emulator 'mnu' is one of ombh2, omch2, ns, H0, logA, mnu" in str(refused.exception)
 
 
 def test_plan_with_a_typo(tmp_path):

@@ -191,6 +191,16 @@ def test_nodes_are_kept_for_the_next_run(tmp_path, counted):
         assert len(counted) == 4
 
 
+def test_nodes_of_other_multipoles_are_not_used(tmp_path, counted):
+    """Also where both spectra together have as many."""
+    for i, (pp, ee) in enumerate(((200, 300), (300, 200), (200, 300))):
+        made = theory(tmp_path, lmax=pp)
+        made.must_provide(unlensed_Cl={"ee": ee})
+        state = spectra(made)
+        assert len(counted) == (4, 8, 8)[i]
+    assert (len(state["pp"]), len(state["ee"])) == (201, 301)
+
+
 @pytest.mark.parametrize(("of", "name"), [(camb, "__version__"), (nodes, "ALGORITHM")])
 def test_nodes_of_another_version_are_not_used(tmp_path, counted, monkeypatch, of, name):
     spectra(theory(tmp_path))
