@@ -12,9 +12,10 @@ from cobaya.log import LoggedError
 from cobaya.model import get_model
 from typer.testing import CliRunner
 
+from cobaya_cnnlens import emulation
 from cobaya_cnnlens.cli import app
 from cobaya_cnnlens.emulation import Plan, Points, errors, fit, load_plan
-from cobaya_cnnlens.emulator import SCALARS, read_emulator, write_emulator
+from cobaya_cnnlens.emulator import SCALARS, read_emulator, unit_box, write_emulator
 from cobaya_cnnlens.errors import ConfigError, EmulatorError
 from cobaya_cnnlens.model import BandpowerLikelihood
 from cobaya_cnnlens.release import write_release
@@ -94,15 +95,23 @@ def test_peaks_that_move_are_followed(plan, toy):
     checks = made_up(plan, plan.design()[plan.points :])
     period = 2 * np.pi / checks.scalars[:, 0]
     assert np.ptp(1300 / period) > 0.1
-    found = errors(toy, checks, BandpowerLikelihood(synthetic_release()))
+    likelihood = BandpowerLikelihood(synthetic_release())
+    found = errors(toy, checks, likelihood)
     assert found.kk.max() < 3e-4
     assert found.ee.max() < 1e-3
     assert found.scalars.max() < 3e-4
     assert (found.delta_chi2 >= 0).all()
     # The measure of errors sees one that is put in.
     wrong = Points(checks.at, 1.01 * checks.kk, checks.ee, checks.scalars)
-    worse = errors(toy, wrong, BandpowerLikelihood(synthetic_release()))
+    worse = errors(toy, wrong, likelihood)
     np.testing.assert_allclose(worse.kk, 0.01 / 1.01, atol=4e-4)
+    # That of the bandpowers goes through either spectrum.
+    for factors in ((1.01, 1.0), (1.0, 1.01)):
+        wrong = Points(checks.at, factors[0] * checks.kk, factors[1] * checks.ee, checks.scalars)
+        worse = errors(toy, wrong, likelihood).delta_chi2
+        for kk, ee, delta in zip(checks.kk, checks.ee, worse, strict=True):
+            moved = likelihood.model(factors[0] * kk, factors[1] * ee) - likelihood.model(kk, ee)
+            assert delta == pytest.approx(moved @ likelihood.inverse @ moved, rel=0.2)
 
 
 def test_an_emulator_goes_on_from_another(plan, toy, massive, tmp_path):
@@ -213,6 +222,26 @@ def test_points_at_the_low_side(plan):
     assert (more[n : n + 6, column] == 55).all()
     rest = [i for i in range(5) if i != column]
     np.testing.assert_array_equal(more[n : n + 6][:, rest], design[:6][:, rest])
+    np.testing.assert_array_equal(plan.check_points(), design[n:])
+    assert replace(plan, checks=0).check_points().shape == (0, 5)
+
+
+def test_the_points_that_check_do_not_make_an_emulator(plan, tmp_path, monkeypatch):
+    """Those at a parameter's low side do."""
+    asked = []
+    monkeypatch.setattr(emulation, "run_camb", lambda plan, points, jobs: asked.append(points))
+    monkeypatch.setattr(emulation, "read_points", made_up)
+    sides = {name: list(pair) for name, pair in plan.box.items()}
+    (tmp_path / "plan.yaml").write_text(
+        f"name: toy\nproducts: {tmp_path}\nbox: {sides}\nfixed: {plan.fixed}\nlmax: 1300\n"
+        "camb: {lmax: 1600}\npoints: 60\nchecks: 10\ndegree: 1\nat_low_side: {H0: 5}\n"
+    )
+    done = CliRunner().invoke(app, ["emulator", "make", f"{tmp_path / 'plan.yaml'}"])
+    assert done.exit_code == 0, done.output
+    assert len(asked[0]) == 75
+    made = read_emulator(tmp_path / "emulator_toy.npz")
+    expected = unit_box(asked[0][:65], *plan.sides())
+    np.testing.assert_allclose(made.tables.design, expected, atol=1e-12)
 
 
 def test_spectra_too_short_for_the_stretch_are_named(plan):
