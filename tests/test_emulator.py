@@ -215,14 +215,16 @@ def test_design_is_reproducible_and_inside_the_box(plan):
 
 def test_points_at_the_low_side(plan):
     """So many of the first once more; the points and checks stay."""
-    design, more = plan.design(), replace(plan, at_low_side={"H0": 6}).design()
+    sided = replace(plan, at_low_side={"H0": 6})
+    design, more = plan.design(), sided.design()
     column = plan.parameters.index("H0")
     n = plan.points
     np.testing.assert_array_equal(np.vstack([more[:n], more[n + 6 :]]), design)
     assert (more[n : n + 6, column] == 55).all()
     rest = [i for i in range(5) if i != column]
     np.testing.assert_array_equal(more[n : n + 6][:, rest], design[:6][:, rest])
-    np.testing.assert_array_equal(plan.check_points(), design[n:])
+    for either in (plan, sided):
+        np.testing.assert_array_equal(either.check_points(), design[n:])
     assert replace(plan, checks=0).check_points().shape == (0, 5)
 
 
