@@ -709,9 +709,10 @@ def emulator_make(
     from .emulator import write_emulator
 
     loaded = emulation.load_plan(plan)
-    emulation.run_design(loaded, jobs)
-    points, _ = emulation.read_points(loaded)
-    made = emulation.fit(loaded, points)
+    design = loaded.design()
+    emulation.run_camb(loaded, design, jobs)
+    learnt = design[: len(design) - loaded.checks]
+    made = emulation.fit(loaded, emulation.read_points(loaded, learnt))
     path = out or loaded.products / f"emulator_{loaded.name}.npz"
     write_emulator(made.tables, made.record, path)
     typer.echo(path)
@@ -722,8 +723,9 @@ def emulator_check(
     plan: EmulatorPlan,
     emulator: Annotated[str, typer.Option(help="A shipped emulator, or the path of one.")] = "lcdm",
     release: Annotated[str, typer.Option(help="Release for Δχ².")] = "laptop_fiducial",
+    jobs: Annotated[int, typer.Option(help="CAMB runs at a time.", min=1)] = 1,
 ) -> None:
-    """An emulator's errors at the plan's points that did not make it, against CAMB."""
+    """An emulator's errors at the plan's points that did not make it, against CAMB run there."""
     _config_module()
     from . import emulation
     from .emulator import read_emulator
@@ -731,9 +733,17 @@ def emulator_check(
     from .release import read_release
     from .report.text import format_emulator
 
-    _, checks = emulation.read_points(emulation.load_plan(plan))
+    loaded, made = emulation.load_plan(plan), read_emulator(emulator)
+    if made.parameters != loaded.parameters or loaded.checks < 1:
+        raise ConfigError(
+            f"{plan}: has {loaded.checks} checks in {', '.join(loaded.parameters)}; emulator "
+            f"'{emulator}' is one of {', '.join(made.parameters)}"
+        )
     likelihood = BandpowerLikelihood(read_release(release))
-    typer.echo(format_emulator(emulation.errors(read_emulator(emulator), checks, likelihood)))
+    at = loaded.check_points()
+    emulation.run_camb(loaded, at, jobs)
+    checks = emulation.read_points(loaded, at)
+    typer.echo(format_emulator(emulation.errors(made, checks, likelihood)))
 
 
 @app.command()

@@ -119,6 +119,11 @@ class Plan:
             sides.append(side)
         return np.vstack([points[: self.points], *sides, points[self.points :]])
 
+    def check_points(self) -> np.ndarray:
+        """Those of the design that only check, (checks, n_parameters)."""
+        design = self.design()
+        return design[len(design) - self.checks :]
+
     def cosmology(self, point: Iterable[float]) -> Cosmology:
         values = {**dict(zip(self.box, map(float, point), strict=True)), **self.fixed}
         values["As"] = 1e-10 * float(np.exp(values.pop(AMPLITUDE)))
@@ -142,16 +147,15 @@ def load_plan(path: str | Path) -> Plan:
     return load_as(Plan, path)
 
 
-def run_design(plan: Plan, jobs: int = 1) -> None:
-    """Run CAMB at every point of the design that has not been, in ``jobs`` processes."""
-    design = plan.design()
-    missing = [p for p in design if not products.exists(*_product(plan, p))]
+def run_camb(plan: Plan, points: np.ndarray, jobs: int = 1) -> None:
+    """Run CAMB at every one of a design's points that has not been, in ``jobs`` processes."""
+    missing = [p for p in points if not products.exists(*_product(plan, p))]
     threads = max((os.cpu_count() or 1) // jobs, 1)
     with ProcessPoolExecutor(jobs, get_context("spawn"), _set_threads, (threads,)) as pool:
         for _ in tqdm(
             pool.map(_run_point, [plan] * len(missing), missing),
-            total=len(design),
-            initial=len(design) - len(missing),
+            total=len(points),
+            initial=len(points) - len(missing),
             desc=plan.name,
             unit="point",
             disable=not missing,
@@ -201,24 +205,21 @@ class Points:
         return Points(self.at[which], self.kk[which], self.ee[which], self.scalars[which])
 
 
-def read_points(plan: Plan) -> tuple[Points, Points]:
-    """The points of the design, and those that only check.
+def read_points(plan: Plan, at: np.ndarray) -> Points:
+    """CAMB at points of the design, (n, n_parameters).
 
     Raises
     ------
     ProductError
         if one has not been run
     """
-    design = plan.design()
     kk, ee, scalars = [], [], []
-    for point in design:
+    for point in at:
         with products.open_product(*_product(plan, point)) as product:
             kk.append(product.array("kk"))
             ee.append(product.array("ee"))
             scalars.append([float(product.array(name)) for name in SCALARS])
-    found = Points(design, np.array(kk), np.array(ee), np.array(scalars))
-    last = len(design) - plan.checks
-    return found[:last], found[last:]
+    return Points(at, np.array(kk), np.array(ee), np.array(scalars))
 
 
 def fit(plan: Plan, points: Points) -> Emulator:

@@ -10,7 +10,7 @@ import numpy as np
 from cobaya.likelihood import Likelihood
 from cobaya.log import LoggedError
 
-from .errors import CNNLensError
+from .errors import CNNLensError, SpectrumError
 from .model import BandpowerLikelihood
 from .release import NUISANCES, Release, read_release
 from .selfcheck import theory_offset
@@ -94,6 +94,7 @@ class CNNLens(Likelihood):
         self.nuisance_parameters = tuple(parameter(name, self.suffix) for name in NUISANCES)
         self.chi2_parameter = parameter("chi2", self.suffix)
         self._watch = Watch()
+        self._computed = self._refused = False
         L = np.arange(self._likelihood.lmax_kk + 1, dtype=float)
         self._kappa_factor = 0.25 * (L * (L + 1.0)) ** 2
         self.log.info(
@@ -185,13 +186,27 @@ class CNNLens(Likelihood):
     def logp(self, _derived: dict | None = None, **params) -> float:
         spectra = self.theory_spectra()
         nuisances = [params[name] for name in self.nuisance_parameters]
-        chi2 = self._likelihood.chi2(*spectra, nuisances)
+        try:
+            chi2 = self._likelihood.chi2(*spectra, nuisances)
+        except SpectrumError as error:
+            self._refuse(error)
+            raise
+        self._computed = True
         if self.noise_debias != "fixed" and self._watch.near(chi2):
             self._count_excursion(*self._likelihood.excursion(*spectra))
         if _derived is not None:
             _derived[self.chi2_parameter] = chi2
             _derived[parameter("pte", self.suffix)] = self._likelihood.pte(chi2)
         return self._likelihood.log_likelihood_of(chi2)
+
+    def _refuse(self, error: SpectrumError) -> None:
+        """Stop at spectra that cannot be used, if they are the first: their form is wrong at every
+        point. Once some could be used, Cobaya gives such a point no likelihood; it is said once."""
+        if self.stop_at_error or not self._computed:
+            raise LoggedError(self.log, "%s", error) from None
+        if not self._refused:
+            self._refused = True
+            self.log.warning("such a point has no likelihood: %s. This is said once.", error)
 
     def _count_excursion(self, t: float, rest: float) -> None:
         step = self.release_data.derivative_step

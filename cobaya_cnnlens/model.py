@@ -93,6 +93,8 @@ class BandpowerLikelihood:
             raise CNNLensError(f"noise_debias is {noise_debias!r}; choose one of {NOISE_DEBIAS}")
         if statistics not in STATISTICS:
             raise CNNLensError(f"statistics is {statistics!r}; choose one of {STATISTICS}")
+        if not isinstance(calibration_errors, bool | np.bool_):  # the text "false" counts as true
+            raise CNNLensError(f"calibration_errors is {calibration_errors!r}; give true or false")
         self.release, self.noise_debias, self.statistics = release, noise_debias, statistics
         self.bins = read_only(_bins_between(release.edges, L_min, L_max))
         self.bandpowers = read_only(release.bandpowers[self.bins])

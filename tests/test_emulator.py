@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 from cobaya.log import LoggedError
 from cobaya.model import get_model
+from typer.testing import CliRunner
 
+from cobaya_cnnlens import emulation
+from cobaya_cnnlens.cli import app
 from cobaya_cnnlens.emulation import Plan, Points, errors, fit, load_plan
-from cobaya_cnnlens.emulator import SCALARS, read_emulator, write_emulator
+from cobaya_cnnlens.emulator import SCALARS, read_emulator, unit_box, write_emulator
 from cobaya_cnnlens.errors import ConfigError, EmulatorError
 from cobaya_cnnlens.model import BandpowerLikelihood
+from cobaya_cnnlens.release import write_release
 from cobaya_cnnlens.theory import CambSettings, convergence_from_potential
 
 from .conftest import REPOSITORY, synthetic_release
@@ -91,15 +95,23 @@ def test_peaks_that_move_are_followed(plan, toy):
     checks = made_up(plan, plan.design()[plan.points :])
     period = 2 * np.pi / checks.scalars[:, 0]
     assert np.ptp(1300 / period) > 0.1
-    found = errors(toy, checks, BandpowerLikelihood(synthetic_release()))
+    likelihood = BandpowerLikelihood(synthetic_release())
+    found = errors(toy, checks, likelihood)
     assert found.kk.max() < 3e-4
     assert found.ee.max() < 1e-3
     assert found.scalars.max() < 3e-4
     assert (found.delta_chi2 >= 0).all()
     # The measure of errors sees one that is put in.
     wrong = Points(checks.at, 1.01 * checks.kk, checks.ee, checks.scalars)
-    worse = errors(toy, wrong, BandpowerLikelihood(synthetic_release()))
+    worse = errors(toy, wrong, likelihood)
     np.testing.assert_allclose(worse.kk, 0.01 / 1.01, atol=4e-4)
+    # That of the bandpowers goes through either spectrum.
+    for factors in ((1.01, 1.0), (1.0, 1.01)):
+        wrong = Points(checks.at, factors[0] * checks.kk, factors[1] * checks.ee, checks.scalars)
+        worse = errors(toy, wrong, likelihood).delta_chi2
+        for kk, ee, delta in zip(checks.kk, checks.ee, worse, strict=True):
+            moved = likelihood.model(factors[0] * kk, factors[1] * ee) - likelihood.model(kk, ee)
+            assert delta == pytest.approx(moved @ likelihood.inverse @ moved, rel=0.2)
 
 
 def test_an_emulator_goes_on_from_another(plan, toy, massive, tmp_path):
@@ -153,12 +165,19 @@ def test_a_base_must_hold_what_goes_on_from_it(massive, changes, message):
         fit(other, made_up(massive, other.design()[:25]))
 
 
-@pytest.mark.parametrize("scales", ["{tau: 2}", "{H0: 0}", "{H0: .inf}"])
-def test_scales_of_a_plan(tmp_path, scales):
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ("{tau: 2}", "give parameters of the box, positive"),
+        ("{H0: 0}", "give parameters of the box, positive"),
+        ("{H0: .inf}", r"'scales\.H0' is inf; give a finite number"),
+    ],
+)
+def test_scales_of_a_plan(tmp_path, scales, message):
     (tmp_path / "p.yaml").write_text(
         f"name: a\nproducts: p\nbox: {{H0: [1, 2]}}\nfixed: {{}}\nscales: {scales}\n"
     )
-    with pytest.raises(ConfigError, match="give parameters of the box, positive"):
+    with pytest.raises(ConfigError, match=message):
         load_plan(tmp_path / "p.yaml")
 
 
@@ -196,13 +215,35 @@ def test_design_is_reproducible_and_inside_the_box(plan):
 
 def test_points_at_the_low_side(plan):
     """So many of the first once more; the points and checks stay."""
-    design, more = plan.design(), replace(plan, at_low_side={"H0": 6}).design()
+    sided = replace(plan, at_low_side={"H0": 6})
+    design, more = plan.design(), sided.design()
     column = plan.parameters.index("H0")
     n = plan.points
     np.testing.assert_array_equal(np.vstack([more[:n], more[n + 6 :]]), design)
     assert (more[n : n + 6, column] == 55).all()
     rest = [i for i in range(5) if i != column]
     np.testing.assert_array_equal(more[n : n + 6][:, rest], design[:6][:, rest])
+    for either in (plan, sided):
+        np.testing.assert_array_equal(either.check_points(), design[n:])
+    assert replace(plan, checks=0).check_points().shape == (0, 5)
+
+
+def test_the_points_that_check_do_not_make_an_emulator(plan, tmp_path, monkeypatch):
+    """Those at a parameter's low side do."""
+    asked = []
+    monkeypatch.setattr(emulation, "run_camb", lambda plan, points, jobs: asked.append(points))
+    monkeypatch.setattr(emulation, "read_points", made_up)
+    sides = {name: list(pair) for name, pair in plan.box.items()}
+    (tmp_path / "plan.yaml").write_text(
+        f"name: toy\nproducts: {tmp_path}\nbox: {sides}\nfixed: {plan.fixed}\nlmax: 1300\n"
+        "camb: {lmax: 1600}\npoints: 60\nchecks: 10\ndegree: 1\nat_low_side: {H0: 5}\n"
+    )
+    done = CliRunner().invoke(app, ["emulator", "make", f"{tmp_path / 'plan.yaml'}"])
+    assert done.exit_code == 0, done.output
+    assert len(asked[0]) == 75
+    made = read_emulator(tmp_path / "emulator_toy.npz")
+    expected = unit_box(asked[0][:65], *plan.sides())
+    np.testing.assert_allclose(made.tables.design, expected, atol=1e-12)
 
 
 def test_spectra_too_short_for_the_stretch_are_named(plan):
@@ -325,6 +366,34 @@ def test_floating_point_errors_that_the_caller_raises():
         strict = read_emulator("lcdm")(point)
     np.testing.assert_array_equal(strict[0], usual[0])
     np.testing.assert_array_equal(strict[1], usual[1])
+
+
+def test_a_check_runs_camb_at_its_own_points(plan, toy_path, tmp_path):
+    """From a clone without products, and only there: those that made the emulator are many."""
+    write_release(synthetic_release(), tmp_path / "release.json")
+    settings = (
+        "lmax: 1300\ncamb: {lmax: 1600, lens_potential_accuracy: 0}\npoints: 2\nchecks: 1\n"
+    )
+    box = {name: list(sides) for name, sides in plan.box.items()}
+    (tmp_path / "plan.yaml").write_text(
+        f"name: toy\nproducts: {tmp_path / 'products'}\nbox: {box}\nfixed: {plan.fixed}\n{settings}"
+    )
+
+    def check(emulator):
+        options = ["--emulator", emulator, "--release", f"{tmp_path / 'release.json'}"]
+        return CliRunner().invoke(
+            app,
+            ["emulator", "check", f"{tmp_path / 'plan.yaml'}", *options],
+            env={"COLUMNS": "200"},
+        )
+
+    done = check(f"{toy_path}")
+    assert done.exit_code == 0, done.output
+    assert "1 points that did not make the emulator" in done.output
+    assert len(list((tmp_path / "products").glob("*.h5"))) == 1
+    refused = check("mnu")
+    assert refused.exit_code == 1
+    assert "emulator 'mnu' is one of ombh2, omch2, ns, H0, logA, mnu" in str(refused.exception)
 
 
 def test_plan_with_a_typo(tmp_path):

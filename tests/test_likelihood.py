@@ -20,6 +20,7 @@ from .conftest import REPOSITORY
 NAME = "cobaya_cnnlens.CNNLens"
 # The instrument of the simulations, known exactly.
 INSTRUMENT = {f"cnnlens_{name}": 0 for name in ("gain", "beam", "noise", "angle")}
+FAST = {"cobaya_cnnlens.EmulatedCAMB": {"emulator": "lcdm"}}
 INPUTS = sorted((REPOSITORY / "yaml").glob("*.yaml"))
 
 
@@ -223,6 +224,37 @@ def test_short_theory_is_one_clear_error(path, monkeypatch):
         likelihood.logp(**INSTRUMENT)
 
 
+def test_spectra_in_a_wrong_form_stop_the_run(path):
+    """Cobaya would give every point no likelihood, and never say why."""
+    model = get_model(info(path) | {"theory": FAST})
+    spectra = model.likelihood[NAME].release_data
+    wrong = (spectra.fiducial_kk, 1e-12 * spectra.fiducial_ee)
+    model.likelihood[NAME].theory_spectra = lambda: wrong
+    with pytest.raises(LoggedError, match=r"C_l\^EE has .* it looks like C_l in K²; give µK²"):
+        model.loglike({"omch2": 0.12})
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_point_whose_spectra_are_senseless(path, caplog, stop):
+    """After others it has no likelihood, as a point that CAMB refuses; or stops, if asked to."""
+    model = get_model(info(path, stop_at_error=stop) | {"theory": FAST})
+    likelihood = model.likelihood[NAME]
+    kk, ee = likelihood.release_data.fiducial_kk, likelihood.release_data.fiducial_ee
+    likelihood.theory_spectra = lambda: (kk, ee)
+    assert np.isfinite(model.loglike({"omch2": 0.12})[0])
+    likelihood.theory_spectra = lambda: (np.nan * kk, ee)
+    if stop:
+        with pytest.raises(LoggedError, match="C_L\\^κκ is not finite; check the theory"):
+            model.loglike({"omch2": 0.121})
+        return
+    for value in (0.121, 0.122):
+        assert model.loglike({"omch2": value})[0] == -np.inf
+    said = [r for r in caplog.records if "such a point has no likelihood" in r.getMessage()]
+    assert len(said) == 1
+    likelihood.theory_spectra = lambda: (kk, ee)
+    assert np.isfinite(model.loglike({"omch2": 0.123})[0])
+
+
 def test_options_reach_the_model(path):
     """Through Cobaya as through the pure function, each option by itself."""
     model = get_model(info(path))
@@ -341,9 +373,6 @@ def test_wrong_options_are_one_clear_error(path, options, message, capsys):
         )
 
 
-FAST = {"cobaya_cnnlens.EmulatedCAMB": {"emulator": "lcdm"}}
-
-
 def emulated(likelihoods, **params):
     """The fiducial cosmology, with omch2 sampled, from the emulator."""
     fixed = {"ombh2": 0.0222, "As": 2.21e-9, "ns": 0.9624, "H0": 67.94}
@@ -446,13 +475,16 @@ def test_digest_is_of_what_enters_the_likelihood(release):
 
 @pytest.mark.parametrize("L_min", [None, 800])
 def test_the_worst_bin_is_one_of_the_release(L_min):
-    """Spectra wrong in one bin alone are found in that bin, whichever bins are in use."""
+    """Spectra wrong in two bins are found in the one where the power changes by more of itself,
+    whichever bins are in use."""
     from dataclasses import replace
 
     data = read_release("laptop_fiducial")
     fiducial = data.fiducial_kk.copy()
     bin_ = int(np.searchsorted(data.edges, 1300)) - 1
     fiducial[data.edges[bin_] : data.edges[bin_ + 1]] *= 1.1
+    other = int(np.searchsorted(data.edges, 1000)) - 1
+    fiducial[data.edges[other] : data.edges[other + 1]] *= 1.08
     likelihood = BandpowerLikelihood(replace(data, fiducial_kk=fiducial), "fixed", L_min=L_min)
     offset = theory_offset(FAST, likelihood)
     assert offset.worst_bin == bin_
@@ -460,6 +492,7 @@ def test_the_worst_bin_is_one_of_the_release(L_min):
     change = likelihood.model(data.fiducial_kk, data.fiducial_ee) - likelihood.model(
         fiducial, data.fiducial_ee
     )
+    assert likelihood.bins[np.abs(change).argmax()] == other
     assert offset.sigmas == pytest.approx(np.sqrt(change @ likelihood.inverse @ change), rel=0.02)
 
 

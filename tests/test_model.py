@@ -411,6 +411,15 @@ def test_what_is_no_spectrum(release, likelihood):
     assert likelihood.chi2((1.1 * kk).astype(np.float32), ee) == pytest.approx(want, rel=1e-4)
 
 
+def test_flags_that_are_texts_or_numbers(release):
+    """bool("false") is true."""
+    for bad in ("false", "no", 0, None):
+        with pytest.raises(CNNLensError, match=r"calibration_errors is .*; give true or false"):
+            BandpowerLikelihood(release, calibration_errors=bad)
+    without = BandpowerLikelihood(release, calibration_errors=np.False_).covariance
+    np.testing.assert_array_equal(without, release.patch_covariance / release.n_patches)
+
+
 def test_nuisances_of_the_wrong_shape(release, likelihood):
     spectra = changed(release)
     for bad in (0.01, [0.01] * 3, [0.01] * 5, [[0.01] * 4], "gain", {"gain": 0.01}):

@@ -1,7 +1,6 @@
 """CAMB at nodes, against CAMB itself at points between them; and what is kept of it on disk."""
 
 import threading
-import time
 
 import camb
 import numpy as np
@@ -191,6 +190,16 @@ def test_nodes_are_kept_for_the_next_run(tmp_path, counted):
         assert len(counted) == 4
 
 
+def test_nodes_of_other_multipoles_are_not_used(tmp_path, counted):
+    """Also where both spectra together have as many."""
+    for i, (pp, ee) in enumerate(((200, 300), (300, 200), (200, 300))):
+        made = theory(tmp_path, lmax=pp)
+        made.must_provide(unlensed_Cl={"ee": ee})
+        state = spectra(made)
+        assert len(counted) == (4, 8, 8)[i]
+    assert (len(state["pp"]), len(state["ee"])) == (201, 301)
+
+
 @pytest.mark.parametrize(("of", "name"), [(camb, "__version__"), (nodes, "ALGORITHM")])
 def test_nodes_of_another_version_are_not_used(tmp_path, counted, monkeypatch, of, name):
     spectra(theory(tmp_path))
@@ -245,9 +254,14 @@ def test_processes_share_the_work(tmp_path, counted, monkeypatch):
     """Of processes that need the same nodes at once each node is made by one, and the others go on
     with the rest meanwhile. (Locks of a file know threads apart as they do processes.)"""
     quick = NodeCAMB._run_camb
+    inside, together = [], threading.Event()
 
     def slow(self, at):
-        time.sleep(0.15)
+        """Until all three are at a node, each at its own."""
+        inside.append(at)
+        if len(inside) == 3:
+            together.set()
+        together.wait(timeout=10)
         return quick(self, at)
 
     monkeypatch.setattr(NodeCAMB, "_run_camb", slow)
@@ -262,6 +276,8 @@ def test_processes_share_the_work(tmp_path, counted, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
+    assert len({at["omch2"] for at in inside[:3]}) == 3
+    assert together.is_set()
     assert len(counted) == 4
     assert len({at["omch2"] for at in counted}) == 4
     for i in (1, 2):
