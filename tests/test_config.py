@@ -655,7 +655,7 @@ PINNED = {
     "training": "4fe5472d36f5ebf1",
     "bandpowers": "5902e5ff9671d712",
     "survey": "2a67274828386c1c",
-    "maps": "e1fd7885ac180868",
+    "maps": "5f428921b7aaecfb",
     "exhibit": "66c30a86992948cd",
     "derivatives": "a84a791dab814d48",
     "curvature": "b88826897bf4fd14",
