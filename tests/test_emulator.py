@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from cobaya_cnnlens import emulation
 from cobaya_cnnlens.cli import app
 from cobaya_cnnlens.emulation import Plan, Points, errors, fit, load_plan
-from cobaya_cnnlens.emulator import SCALARS, read_emulator, unit_box, write_emulator
+from cobaya_cnnlens.emulator import SCALARS, Emulator, read_emulator, unit_box, write_emulator
 from cobaya_cnnlens.errors import ConfigError, EmulatorError
 from cobaya_cnnlens.model import BandpowerLikelihood
 from cobaya_cnnlens.release import write_release
@@ -150,6 +150,17 @@ def test_an_emulator_goes_on_from_another(plan, toy, massive, tmp_path):
         read_emulator(tmp_path / "third.npz")
 
 
+@pytest.mark.parametrize("sides", [{}, {"mnu": 5}])
+def test_at_the_base_s_mass_it_is_the_base(toy, massive, sides):
+    """Also where no mass was .06, and where a point and its fellow at the side become one."""
+    plan = replace(massive, at_low_side=sides)
+    made = fit(plan, made_up(plan, plan.design()[: 25 + sum(sides.values())]))
+    for at in plan.check_points():
+        point = dict(zip(plan.parameters, at, strict=True)) | {"mnu": 0.06}
+        for one, two in zip(made(point)[:2], toy(point)[:2], strict=True):
+            np.testing.assert_allclose(one[2:], two[2:], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -267,6 +278,16 @@ def test_outside_the_box_is_refused(toy):
         toy({**point, "H0": 90.0})
 
 
+def test_a_universe_without_dark_energy_is_outside(toy):
+    """A box may have such a corner; the design leaves it out."""
+    low = np.where(np.array(toy.parameters) == "H0", 30.0, toy.tables.low)
+    wide = Emulator(replace(toy.tables, low=low), toy.record)
+    point = dict(zip(toy.parameters, toy.tables.high, strict=True))
+    assert not wide.outside(point | {"H0": 43.0})
+    with pytest.raises(EmulatorError, match=r"\(ombh2 \+ omch2\)/h² = 1\.0\d \(to 0\.95\)"):
+        wide(point | {"H0": 40.0})
+
+
 def rerecord(arrays, **changes):
     record = json.loads(str(arrays["record"])) | changes
     arrays["record"] = np.array(json.dumps(record))
@@ -371,9 +392,7 @@ def test_floating_point_errors_that_the_caller_raises():
 def test_a_check_runs_camb_at_its_own_points(plan, toy_path, tmp_path):
     """From a clone without products, and only there: those that made the emulator are many."""
     write_release(synthetic_release(), tmp_path / "release.json")
-    settings = (
-        "lmax: 1300\ncamb: {lmax: 1600, lens_potential_accuracy: 0}\npoints: 2\nchecks: 1\n"
-    )
+    settings = "lmax: 1300\ncamb: {lmax: 1600, lens_potential_accuracy: 0}\npoints: 2\nchecks: 1\n"
     box = {name: list(sides) for name, sides in plan.box.items()}
     (tmp_path / "plan.yaml").write_text(
         f"name: toy\nproducts: {tmp_path / 'products'}\nbox: {box}\nfixed: {plan.fixed}\n{settings}"

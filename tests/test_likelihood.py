@@ -255,6 +255,19 @@ def test_a_point_whose_spectra_are_senseless(path, caplog, stop):
     assert np.isfinite(model.loglike({"omch2": 0.123})[0])
 
 
+def test_derived_parameters_near_the_best_fit(path):
+    """Where the probability to exceed is neither 0 nor 1."""
+    model = get_model(info(path) | {"theory": FAST})
+    likelihood = model.likelihood[NAME]
+    release = likelihood.release_data
+    likelihood.theory_spectra = lambda: (1.05 * release.fiducial_kk, release.fiducial_ee)
+    found = model.logposterior({"omch2": 0.12}, as_dict=True)["derived"]
+    chi2 = likelihood.likelihood.chi2(*likelihood.theory_spectra())
+    assert found["cnnlens_chi2"] == pytest.approx(chi2)
+    assert found["cnnlens_pte"] == pytest.approx(likelihood.likelihood.pte(chi2))
+    assert 0.01 < found["cnnlens_pte"] < 0.99
+
+
 def test_options_reach_the_model(path):
     """Through Cobaya as through the pure function, each option by itself."""
     model = get_model(info(path))
@@ -319,6 +332,8 @@ def test_a_posterior_beyond_the_range_is_told_once(release, tmp_path, caplog):
     assert "100% of the points within 4 of the lowest" in text
     assert "(measured to 10%)" in text.replace(", measured to", " (measured to")
     assert not told_of_range(likelihood, far, 2 * WATCHED, caplog)
+    fixed = get_model(info(str(tmp_path / "far.json"), noise_debias="fixed")).likelihood[NAME]
+    assert not told_of_range(fixed, far, WATCHED, caplog)
 
 
 def test_tails_and_burn_in_beyond_the_range_are_not_told(path, caplog):

@@ -133,12 +133,18 @@ def test_weights_are_those_of_the_cubic():
             assert weights @ at**power == pytest.approx(position**power, abs=1e-12)
 
 
-def test_more_multipoles_later(tmp_path):
+def test_more_multipoles_later(tmp_path, monkeypatch):
     """A requirement that comes after the first point makes nodes that reach it."""
     made = theory(tmp_path, lmax=200)
     spectra(made)
     made.must_provide(Cl={"pp": LMAX})
-    state = spectra(made)
+    with monkeypatch.context() as patch:
+        reach, set_params = [], camb.set_params
+        patch.setattr(
+            camb, "set_params", lambda **given: reach.append(given["lmax"]) or set_params(**given)
+        )
+        state = spectra(made)
+    assert reach == [LMAX] * 4
     assert (len(state["pp"]), len(state["ee"])) == (LMAX + 1, 201)
     other = theory(tmp_path / "other", lmax=200)
     other.must_provide(Cl={"pp": LMAX})
@@ -254,14 +260,14 @@ def test_processes_share_the_work(tmp_path, counted, monkeypatch):
     """Of processes that need the same nodes at once each node is made by one, and the others go on
     with the rest meanwhile. (Locks of a file know threads apart as they do processes.)"""
     quick = NodeCAMB._run_camb
-    inside, together = [], threading.Event()
+    inside, met, together = [], [], threading.Event()
 
     def slow(self, at):
         """Until all three are at a node, each at its own."""
         inside.append(at)
         if len(inside) == 3:
             together.set()
-        together.wait(timeout=10)
+        met.append(together.wait(timeout=10))
         return quick(self, at)
 
     monkeypatch.setattr(NodeCAMB, "_run_camb", slow)
@@ -277,7 +283,7 @@ def test_processes_share_the_work(tmp_path, counted, monkeypatch):
     for thread in threads:
         thread.join()
     assert len({at["omch2"] for at in inside[:3]}) == 3
-    assert together.is_set()
+    assert all(met)
     assert len(counted) == 4
     assert len({at["omch2"] for at in counted}) == 4
     for i in (1, 2):
@@ -294,6 +300,31 @@ def test_what_a_dead_process_locked_is_free(tmp_path):
         assert ours
         with files.alone(recipe, wait=False) as second:
             assert not second
+
+
+def test_a_node_that_another_makes_is_waited_for(tmp_path):
+    files, recipe, ours = NodeFiles(tmp_path), {"a": 1}, []
+
+    def wait():
+        with files.alone(recipe, wait=True) as mine:
+            ours.append(mine)
+
+    waiting = threading.Thread(target=wait)
+    with files.alone(recipe, wait=False):
+        waiting.start()
+        waiting.join(timeout=0.2)
+        assert not ours
+    waiting.join()
+    assert ours == [True]
+
+
+@pytest.mark.parametrize("values", [np.ones(4), np.ones((3, 1)), np.ones(3, "f4"), [1, np.nan, 1]])
+def test_a_node_of_another_form_is_not_used(tmp_path, values):
+    files = NodeFiles(tmp_path)
+    files.write({"a": 1}, np.ones(3))
+    np.testing.assert_array_equal(files.read({"a": 1}, 3), np.ones(3))
+    files.write({"a": 1}, np.array(values))
+    assert files.read({"a": 1}, 3) is None
 
 
 def test_a_sampled_parameter_without_nodes_fills_no_disk(tmp_path, counted, caplog):
