@@ -1,21 +1,27 @@
 """CMB lensing with a learned estimator: a Cobaya likelihood, and the pipeline that makes it."""
 
+from importlib import import_module
+
 __version__ = "0.1.0"
-__all__ = ["CNNLens", "EmulatedCAMB", "NodeCAMB", "__version__"]
+# What the package offers by its own name, and where that is: imported when it is asked for, so that
+# Cobaya is loaded only for its own components.
+_PUBLIC = {
+    "BandpowerLikelihood": "model",
+    "CNNLens": "likelihood",
+    "EmulatedCAMB": "emulated",
+    "NodeCAMB": "nodes",
+    "read_emulator": "emulator",
+    "read_release": "release",
+    "shipped_releases": "release",
+}
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str):
-    # Cobaya is imported only when one of its components is asked for.
-    if name == "CNNLens":
-        from .likelihood import CNNLens
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
 
-        return CNNLens
-    if name == "NodeCAMB":
-        from .nodes import NodeCAMB
 
-        return NodeCAMB
-    if name == "EmulatedCAMB":
-        from .emulated import EmulatedCAMB
-
-        return EmulatedCAMB
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .errors import CNNLensError, ConfigError
+from . import __version__
+from .errors import CNNLensError, ConfigError, ReleaseError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 release_app = typer.Typer(no_args_is_help=True, help="Make and look at release files.")
@@ -30,8 +32,24 @@ Threads = Annotated[
 ]
 
 
+# What the `pipeline` extra installs and a light installation may lack, but for TensorFlow: Keras
+# runs on jax too.
+PIPELINE_PACKAGES = ("ducc0", "healpy", "keras", "pydantic", "tqdm", "yaml")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cobaya_cnnlens {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
+    ] = False,
+) -> None:
     """CMB lensing with a ResUNet: from simulated skies to a Cobaya likelihood."""
 
 
@@ -96,14 +114,24 @@ def mean_field(config: ConfigFile) -> None:
 
 @app.command()
 def reconstruct(
-    config: ConfigFile,
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="Pipeline configuration (YAML), or FILE#MEMBER of a study; with --maps also a "
+            "release file or the name of a shipped one, which knows its network and instrument."
+        ),
+    ],
     set_name: Annotated[
         str | None,
         typer.Option("--set", help="train, validation, test, derivatives or survey-NAME."),
     ] = None,
     index: Indices = None,
     maps: Annotated[
-        Path | None, typer.Option(help="Instead of a set: your own Q, U (FITS, HEALPix or .npz).")
+        list[Path] | None,
+        typer.Option(
+            help="Instead of a set: your own Q, U (FITS, HEALPix or .npz); repeatable, for the "
+            "patches of one survey."
+        ),
     ] = None,
     centre: Annotated[
         list[str] | None,
@@ -112,30 +140,72 @@ def reconstruct(
     pixel_window: Annotated[
         bool, typer.Option(help="Divide the HEALPix map's pixel window out.")
     ] = False,
+    unit: Annotated[
+        str | None, typer.Option(help="uK, mK or K: of Q and U where the file does not say.")
+    ] = None,
+    network: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="The network that made the release, if it is no shipped one; repeatable."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for κ̂ of your own maps.")] = None,
 ) -> None:
     """Reconstruct κ̂ on the skies of a set, or on your own maps, and measure its bandpowers."""
-    loaded = _load(config)
-    if (maps is None) == (set_name is None):
+    if bool(maps) == (set_name is not None):
         raise ConfigError("give either --set NAME or --maps FILE")
-    if maps is None:
+    _config_module()  # tells what to install if it is the pipeline that is missing
+    from .calibrate.own_maps import is_release
+
+    if not maps:
+        if is_release(config):
+            raise ConfigError(f"{config} is a release: --set needs the configuration that made it")
+        loaded = _load(config)
         from .calibrate.measure import measure_skies
 
         estimator, network_hash = _network(loaded)
         measure_skies(loaded, estimator, network_hash, set_name, index)
         return
-    from . import maps as user_maps
+    from . import maps as own
 
-    found = user_maps.read_maps(
-        maps, loaded.patch, user_maps.parse_centres(centre or []), pixel_window
+    setup, load_estimator = _map_setup(config, network)
+    folder = out or maps[0].with_suffix("")
+    own.check_folder(folder)
+    centres, source = own.parse_centres(centre or []), ", ".join(path.name for path in maps)
+    found = own.PatchMaps.join(
+        [own.read_maps(path, setup.patch, centres, pixel_window, unit=unit) for path in maps],
+        setup.patch.size_deg,
+        source,
     )
-    for warning in user_maps.check_maps(found, loaded, str(maps)):
-        typer.secho(f"warning: {maps}: {warning}", fg="yellow", err=True)
-    estimator, network_hash = _network(loaded)
-    folder = out or maps.with_suffix("")
-    typer.echo(
-        user_maps.reconstruct_maps(loaded, estimator, network_hash, found, maps.name, folder)
-    )
+    for warning in own.check_maps(found, setup, source):
+        typer.secho(f"warning: {source}: {warning}", fg="yellow", err=True)
+    typer.echo(own.reconstruct_maps(setup, load_estimator(), found, source, folder))
+
+
+def _map_setup(source: Path, networks: list[Path] | None):
+    """What a configuration or a release says of the maps it fits, and a function that loads its
+    estimator; a missing network is told here, before maps are read and Keras is loaded."""
+    from .calibrate.own_maps import MapSetup, find_networks, is_release
+    from .reconstruct.files import estimator_hash
+
+    if not is_release(source):
+        if networks:
+            raise ConfigError(f"{source}: names its network itself; leave --network out")
+        loaded = _load(source)
+        return MapSetup.of_config(loaded, estimator_hash(loaded)), lambda: _network(loaded)[0]
+    from .release import read_release
+
+    release = read_release(source)
+    setup, paths = MapSetup.of_release(release), find_networks(release, networks or ())
+
+    def load():
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        from .reconstruct.resunet import networks_estimator
+
+        rms = setup.instrument.noise_rms(setup.patch)
+        return networks_estimator(paths, setup.symmetries, rms)
+
+    return setup, load
 
 
 @app.command()
@@ -258,9 +328,7 @@ def coverage(
     if index is None:
         digest = estimator_hash(loaded)
         tested = (
-            read_release(release)
-            if release
-            else make_release(loaded, digest, next(iter(loaded.surveys)))
+            read_release(release) if release else make_release(loaded, digest, loaded.first_survey)
         )
         table = coverage_table(loaded, digest, tested, patches_each)
         typer.echo(format_coverage(table))
@@ -327,34 +395,72 @@ def primary(
         typer.echo(write_joint(joint, out, provenance))
 
 
+@app.command()
+def ship(config: ConfigFile) -> None:
+    """Collect bandpowers, derivatives and nuisances in one small file to commit (key `shipped`)."""
+    loaded = _load(config)
+    from .calibrate.shipping import ship_products
+
+    counts = ship_products(loaded)
+    for what, number in counts.items():
+        typer.echo(f"{number:4d} skies of {what}")
+    typer.echo(f"{loaded.shipped} ({loaded.shipped.stat().st_size / 1e6:.2f} MB)")
+
+
 @release_app.command("make")
 def release_make(
-    config: ConfigFile,
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="Pipeline configuration (YAML); none with --calibration."),
+    ] = None,
     survey: Annotated[
         str | None, typer.Option(help="Which mock survey of the configuration.")
     ] = None,
     sky: Annotated[int, typer.Option(help="Which of its skies is the data.")] = 0,
     data: Annotated[
-        Path | None, typer.Option(help="Instead: bandpowers of your own maps (`reconstruct`).")
+        list[Path] | None,
+        typer.Option(
+            help="Instead: bandpowers of your own maps (`reconstruct`); repeatable, for the "
+            "patches of one survey."
+        ),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="With --data, instead of CONFIG and its products: the release, or name of a "
+            "shipped one, whose calibration to use."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write it.")] = None,
 ) -> None:
     """Calibrate a survey's bandpowers, or those of your own maps, and write the release file."""
-    loaded = _load(config)
-    from .calibrate.assemble import make_data_release, make_release
-    from .reconstruct.files import estimator_hash
-    from .release import write_release
-
-    if (data is None) == (survey is None):
+    if bool(data) == (survey is not None):
         raise ConfigError("give either --survey NAME or --data FILE")
-    digest = estimator_hash(loaded)
-    if data is not None:
-        path = out or data.with_name("release.json")
-        release = make_data_release(loaded, digest, data, path.stem)
+    if (config is None) == (calibration is None) or (calibration is not None and not data):
+        raise ConfigError("give either CONFIG, or --data FILE with --calibration RELEASE")
+    _config_module()  # tells what to install if it is the pipeline that is missing
+    from .calibrate.assemble import make_calibrated_release, make_data_release, make_release
+    from .reconstruct.files import estimator_hash
+    from .release import read_release, write_release
+
+    path = out or (data[0].with_name("release.json") if data else None)
+    if calibration is not None:
+        release = make_calibrated_release(data, read_release(calibration), path.stem)
     else:
-        release = make_release(loaded, digest, survey, sky)
-        path = out or loaded.release_path(survey, sky)
-    write_release(release, path)
+        loaded = _load(config)
+        digest = estimator_hash(loaded)
+        if data:
+            release = make_data_release(loaded, digest, data, path.stem)
+        else:
+            release = make_release(loaded, digest, survey, sky)
+            path = path or loaded.release_path(survey, sky)
+    try:
+        write_release(release, path)
+    except OSError as error:
+        raise ReleaseError(
+            f"{path}: cannot be written ({error.strerror or error}); name another file with --out, "
+            "or make room"
+        ) from None
     typer.echo(path)
 
 
@@ -367,6 +473,18 @@ def release_show(
     from .report.text import describe_release
 
     typer.echo(describe_release(read_release(file)))
+
+
+@release_app.command("plot")
+def release_plot(
+    file: Annotated[str, typer.Argument(help="A release file, or the name of a shipped one.")],
+    out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
+) -> None:
+    """Draw a release: bandpowers, fiducial theory, noise and residuals."""
+    from .release import read_release
+    from .report.release_figure import draw_release
+
+    typer.echo(draw_release(read_release(file), out or Path(f"{Path(file).stem}.png")))
 
 
 @release_app.command("list")
@@ -382,7 +500,13 @@ def release_export(
     file: Annotated[str, typer.Argument(help="A release file, or the name of a shipped one.")],
     format: Annotated[str, typer.Option("--format", help="cmblikes, candl or sacc.")],
     out: Annotated[Path, typer.Option(help="New folder to write to.")],
-    noise_debias: Annotated[str, typer.Option(help="linear or fixed.")] = "linear",
+    noise_debias: Annotated[
+        str,
+        typer.Option(
+            help="fixed; or linear, with a Python module for Cobaya, which hands lensed EE to the "
+            "codes themselves."
+        ),
+    ] = "fixed",
 ) -> None:
     """Write a release for cobaya's CMBlikes, for candl, or as SACC."""
     from .export import export_release
@@ -399,7 +523,7 @@ def release_check(
         typer.Option("--network", help="The network that should have made it; repeatable."),
     ],
 ) -> None:
-    """Check that a release was made with a network, by the hash of its file."""
+    """Check that a release was made with a network, by the hash of its weights."""
     from .reconstruct.files import check_network
     from .release import read_release
 
@@ -443,7 +567,6 @@ def n0(
     out: Annotated[Path | None, typer.Option(help="CSV file to write too.")] = None,
 ) -> None:
     """Analytic reconstruction noise N0 of κ at the fiducial cosmology, beside C_L of κ."""
-    _config_module()
     from .reconstruct.n0 import Filter
     from .report.analytic import analytic_noise
     from .simulate.instrument import Instrument
@@ -509,12 +632,12 @@ def recover(
 ) -> None:
     """Maximum-likelihood ω_c of the surveys' patches, and the null-hypothesis test."""
     loaded = _load(config)
-    from .calibrate.assemble import make_release
+    from .calibrate.assemble import make_releases
     from .reconstruct.files import estimator_hash
     from .report.text import format_recovery
 
     digest = estimator_hash(loaded)
-    releases = {name: make_release(loaded, digest, name) for name in loaded.surveys}
+    releases = make_releases(loaded, digest, dict.fromkeys(loaded.surveys, 0))
     typer.echo(format_recovery(loaded, digest, releases, patches_each))
 
 
@@ -586,9 +709,10 @@ def emulator_make(
     from .emulator import write_emulator
 
     loaded = emulation.load_plan(plan)
-    emulation.run_design(loaded, jobs)
-    points, _ = emulation.read_points(loaded)
-    made = emulation.fit(loaded, points)
+    design = loaded.design()
+    emulation.run_camb(loaded, design, jobs)
+    learnt = design[: len(design) - loaded.checks]
+    made = emulation.fit(loaded, emulation.read_points(loaded, learnt))
     path = out or loaded.products / f"emulator_{loaded.name}.npz"
     write_emulator(made.tables, made.record, path)
     typer.echo(path)
@@ -599,8 +723,9 @@ def emulator_check(
     plan: EmulatorPlan,
     emulator: Annotated[str, typer.Option(help="A shipped emulator, or the path of one.")] = "lcdm",
     release: Annotated[str, typer.Option(help="Release for Δχ².")] = "laptop_fiducial",
+    jobs: Annotated[int, typer.Option(help="CAMB runs at a time.", min=1)] = 1,
 ) -> None:
-    """An emulator's errors at the plan's points that did not make it, against CAMB."""
+    """An emulator's errors at the plan's points that did not make it, against CAMB run there."""
     _config_module()
     from . import emulation
     from .emulator import read_emulator
@@ -608,9 +733,17 @@ def emulator_check(
     from .release import read_release
     from .report.text import format_emulator
 
-    _, checks = emulation.read_points(emulation.load_plan(plan))
+    loaded, made = emulation.load_plan(plan), read_emulator(emulator)
+    if made.parameters != loaded.parameters or loaded.checks < 1:
+        raise ConfigError(
+            f"{plan}: has {loaded.checks} checks in {', '.join(loaded.parameters)}; emulator "
+            f"'{emulator}' is one of {', '.join(made.parameters)}"
+        )
     likelihood = BandpowerLikelihood(read_release(release))
-    typer.echo(format_emulator(emulation.errors(read_emulator(emulator), checks, likelihood)))
+    at = loaded.check_points()
+    emulation.run_camb(loaded, at, jobs)
+    checks = emulation.read_points(loaded, at)
+    typer.echo(format_emulator(emulation.errors(made, checks, likelihood)))
 
 
 @app.command()
@@ -641,20 +774,29 @@ def _load_study(path: Path):
 
 
 def _config_module():
-    try:
-        from . import config
-    except ModuleNotFoundError as error:
-        raise SystemExit(
-            f"error: the pipeline needs {error.name}; install it with pip install '.[pipeline]'"
-        ) from None
+    """The pipeline's configuration, if the pipeline is installed: told before anything starts."""
+    for name in PIPELINE_PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            raise _not_installed(name)
+    from . import config
+
     return config
+
+
+def _not_installed(package: str) -> CNNLensError:
+    return CNNLensError(
+        f"this command needs the pipeline, of which {package} is not installed; "
+        "install it with: pip install '.[pipeline]'"
+    )
 
 
 def _network(config):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from .reconstruct.files import estimator_hash
+    from .reconstruct.files import estimator_hash, networks_hash
 
     digest = estimator_hash(config)  # a missing network is told before Keras is loaded
+    if config.baseline is None:  # nor do bandpowers that are shipped replace it
+        networks_hash(config.network_paths)
     from .reconstruct.estimators import estimator_for
 
     return estimator_for(config), digest
@@ -662,8 +804,20 @@ def _network(config):
 
 def run() -> None:
     """Entry point: errors a user can mend are one line, without a traceback."""
+    # Commands write pictures and show none: where pyplot is used, it must look for no display.
+    os.environ["MPLBACKEND"] = "Agg"
     try:
-        app()
+        try:
+            app()
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in (*PIPELINE_PACKAGES, "tensorflow", "jax"):
+                raise
+            raise _not_installed(package) from None
     except CNNLensError as error:
         typer.secho(f"error: {error}", fg="red", err=True)
+        raise SystemExit(1) from None
+    except OSError as error:  # a full disk, a folder that may not be written
+        where = f"{error.filename}: " if error.filename else ""
+        typer.secho(f"error: {where}{error.strerror or error}", fg="red", err=True)
         raise SystemExit(1) from None

@@ -7,18 +7,29 @@ change to the training leaves the skies valid, and a change to the cosmology doe
 from __future__ import annotations
 
 import itertools
+import math
+import re
+import reprlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 import yaml
 
 from .errors import ConfigError
 from .simulate.instrument import Instrument
-from .simulate.patches import PatchGeometry
+from .simulate.patches import PatchGeometry, closest_centres
 from .simulate.shards import SkySettings
 from .simulate.skies import seed_sequence
 from .theory import CambSettings, Cosmology
@@ -40,28 +51,65 @@ ALGORITHM = {
 COVERAGE_SET = "coverage"
 # The null tests whose inputs are not made of a test sky.
 NULL_SETS = {"training": "train"}
+# What the values of the sections without a class of their own here may be, ends included: wide
+# enough for any experiment, and CAMB runs throughout.
+RANGES = {
+    "cosmology": {
+        "ombh2": (0.005, 0.1),
+        "omch2": (0.01, 0.5),
+        "As": (1e-10, 1e-8),
+        "ns": (0.5, 1.5),
+        "tau": (0.01, 0.5),
+        "H0": (30, 120),
+        "mnu": (0, 5),
+    },
+    "camb": {"lmax": (100, 20_000), "lens_potential_accuracy": (1, 30)},
+    "sky": {"lmax": (100, 20_000), "band_limit": (100, 20_000)},
+    "patch": {"size_deg": (0.1, 30), "n_pixels": (8, 4096), "pad": (0, 4096)},
+    "instrument": {
+        "noise_uk_arcmin": (0, 1000),
+        "beam_fwhm_arcmin": (0, 120),
+        "taper_deg": (0, 15),
+        "depth_ratio": (0.01, 100),
+    },
+}
+HALOFIT_VERSIONS = (
+    *("original", "bird", "peacock", "takahashi", "casarini", "mead", "mead2015", "mead2016"),
+    *("mead2020", "mead2020_feedback", "halomodel"),
+)
+# Of the YAML: more is no configuration but an attack, or a product's name given by mistake.
+MOST_BYTES, MOST_VALUES, MOST_LEVELS = 1_000_000, 20_000, 20
+
+
+def _plain_path(path: Path) -> Path:
+    if not str(path).isprintable():
+        raise ValueError("a path holds control characters; take them out")
+    return path
+
+
+FilePath = Annotated[Path, AfterValidator(_plain_path)]
 
 
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values do not change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SkyCounts(Section):
     """Number of fiducial skies per set; the sets never share phases."""
 
-    train: int = Field(gt=0)
-    validation: int = Field(gt=0)
-    test: int = Field(gt=0)
-    derivatives: int = Field(gt=0)
+    train: int = Field(gt=0, le=100_000)
+    validation: int = Field(gt=0, le=100_000)
+    test: int = Field(gt=0, le=100_000)
+    derivatives: int = Field(gt=0, le=100_000)
 
 
 class PatchCentres(Section):
     """HEALPix nside of the centres, and how many are left out at each pole."""
 
-    nside: int = Field(4, gt=0)
-    poles: int = Field(16, ge=0)
+    nside: int = Field(4, gt=0, le=64)
+    poles: int = Field(16, ge=0, le=24_576)
 
 
 class Network(Section):
@@ -73,14 +121,14 @@ class Network(Section):
     ``pretrained`` names one to use as it is, instead of training, or several whose mean κ̂ is used.
     """
 
-    pretrained: Path | Annotated[list[Path], Field(min_length=1)] | None = None
-    initial: Path | None = None
-    width: int = Field(64, gt=0)
+    pretrained: FilePath | Annotated[list[FilePath], Field(min_length=1)] | None = None
+    initial: FilePath | None = None
+    width: int = Field(64, gt=0, le=1024)
     dropout: float = Field(0.0, ge=0, lt=1)
     noise_map: bool = False
     polarisation: Literal["e", "qu"] = "e"
     frozen_norm: bool = False
-    seed: int = 1
+    seed: int = Field(1, ge=0, lt=2**32)
 
 
 class Phase(Section):
@@ -91,11 +139,11 @@ class Phase(Section):
     10, as in the paper.
     """
 
-    steps: int = Field(gt=0)
-    batch: int = Field(32, gt=0)
+    steps: int = Field(gt=0, le=10**9)
+    batch: int = Field(32, gt=0, le=100_000)
     crop: int = Field(0, ge=0)
-    learning_rate: float = Field(gt=0)
-    final_rate: float = Field(0.0, ge=0)
+    learning_rate: float = Field(gt=0, le=10)
+    final_rate: float = Field(0.0, ge=0, le=10)
     warmup: int = Field(0, ge=0)
     schedule: str = Field("cosine", pattern="^(cosine|plateau)$")
 
@@ -111,17 +159,17 @@ class Training(Section):
     """
 
     phases: list[Phase] = Field(min_length=1)
-    clip_norm: float | None = 1.0
+    clip_norm: float | None = Field(1.0, gt=0, le=1e6)
     augment: bool = True
     fresh_noise: bool = True
     loss: str = Field("pixel", pattern="^(pixel|spectral)$")
-    noise_max_uk_arcmin: float | None = Field(None, gt=0)
-    depth_variation: float = Field(0.0, ge=0)
-    steps_per_epoch: int = Field(200, gt=0)
-    validation_patches: int = Field(160, gt=0)
+    noise_max_uk_arcmin: float | None = Field(None, gt=0, le=1000)
+    depth_variation: float = Field(0.0, ge=0, le=5)
+    steps_per_epoch: int = Field(200, gt=0, le=10**9)
+    validation_patches: int = Field(160, gt=0, le=10**7)
     precision: str = Field("float32", pattern="^(float32|mixed_bfloat16)$")
     jit_compile: bool = True
-    seed: int = 1
+    seed: int = Field(1, ge=0, lt=2**32)
 
 
 class Reconstruction(Section):
@@ -147,9 +195,9 @@ class Baseline(Section):
     kind: Literal["quadratic", "wiener", "iterated"]
     combination: Literal["eb", "ee", "mv"] = "eb"
     leakage: Literal["naive", "pure"] = "naive"
-    passes: int = Field(9, ge=2)
-    mean_field_skies: int = Field(1, gt=0)
-    noise_floor: float = Field(0.3, gt=0)
+    passes: int = Field(9, ge=2, le=1000)
+    mean_field_skies: int = Field(1, gt=0, le=100_000)
+    noise_floor: float = Field(0.3, gt=0, le=1000)
 
 
 class Bandpowers(Section):
@@ -193,9 +241,9 @@ class Coverage(Section):
     """Skies for the coverage test: how many, the two ends of the prior from which the ω_c of each
     is drawn, and into surveys of how many patches they are cut."""
 
-    skies: int = Field(100, gt=0)
+    skies: int = Field(100, gt=0, le=100_000)
     omch2: tuple[float, float] = (0.1085, 0.1285)
-    patches_each: int = Field(16, gt=0)
+    patches_each: int = Field(16, gt=0, le=100_000)
 
     @model_validator(mode="after")
     def _ascending(self):
@@ -221,21 +269,23 @@ class Nulls(Section):
 class Survey(Section):
     """A mock survey: its true ω_c and how many skies of 160 patches it has for tests."""
 
-    omch2: float = Field(gt=0)
-    skies: int = Field(1, gt=0)
+    omch2: float
+    skies: int = Field(1, gt=0, le=100_000)
 
 
 class Config(Section):
     """The whole pipeline, from one file.
 
     ``train_cosmologies`` are changes of the fiducial cosmology, e.g. ``{omch2: 0.1285}``, that the
-    training skies take in turn; the other sets keep the fiducial one.
+    training skies take in turn; the other sets keep the fiducial one. ``shipped`` is a file of
+    bandpowers that commands read where ``products`` has none (`cnnlens ship` writes it).
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    seed: int = Field(ge=0)
-    products: Path
-    skies_from: Path | None = None
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=100)
+    seed: int = Field(ge=0, lt=2**63)
+    products: FilePath
+    skies_from: FilePath | None = None
+    shipped: FilePath | None = None
     cosmology: Cosmology = Cosmology()
     train_cosmologies: list[dict[str, float]] = []
     camb: CambSettings = CambSettings()
@@ -254,14 +304,27 @@ class Config(Section):
     coverage: Coverage = Coverage()
     points: Points = Points()
     nulls: Nulls = Nulls()
-    surveys: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Survey]
+    surveys: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=50)], Survey]
 
     @model_validator(mode="after")
     def _consistent(self):
+        for section, ranges in RANGES.items():
+            _check_ranges(section, getattr(self, section), ranges)
+        self._check_cosmologies()
+        self._check_patches()
+        if self.camb.halofit_version not in HALOFIT_VERSIONS:
+            raise ValueError(
+                f"camb.halofit_version {self.camb.halofit_version!r:.40} is none of CAMB's: "
+                f"{', '.join(HALOFIT_VERSIONS)}"
+            )
         if self.sky.band_limit >= self.patch.nyquist:
             raise ValueError(
                 f"sky.band_limit {self.sky.band_limit} must lie below the patch's Nyquist "
                 f"multipole {self.patch.nyquist:.0f}"
+            )
+        if self.sky.band_limit > self.sky.lmax:
+            raise ValueError(
+                f"sky.band_limit {self.sky.band_limit} must not lie above sky.lmax {self.sky.lmax}"
             )
         if self.camb.lmax < self.sky.lmax:
             raise ValueError(f"camb.lmax must reach sky.lmax = {self.sky.lmax}")
@@ -282,6 +345,11 @@ class Config(Section):
             sizes[f"training.phases.{i}.crop"] = phase.crop
             if phase.schedule == "plateau" and i + 1 < len(self.training.phases):
                 raise ValueError(f"training.phases.{i}: only the last phase can be a plateau")
+            if phase.final_rate > phase.learning_rate or phase.warmup > phase.steps:
+                raise ValueError(
+                    f"training.phases.{i}: final_rate must not lie above learning_rate, nor "
+                    "warmup above steps"
+                )
         for key, size in sizes.items():
             if size % 4 or size > self.patch.n_pixels:
                 raise ValueError(
@@ -298,15 +366,6 @@ class Config(Section):
             raise ValueError("network.frozen_norm needs network.initial, whose batch norm it keeps")
         if self.training.loss == "spectral" and any(p.crop for p in self.training.phases):
             raise ValueError("training.loss 'spectral' weighs the modes of whole patches: crop 0")
-        changes = {f"train_cosmologies.{i}": c for i, c in enumerate(self.train_cosmologies)}
-        for group, points in self.points.at.items():
-            changes |= {f"points.at.{group}.{i}": c for i, c in enumerate(points)}
-        for key, change in changes.items():
-            if unknown := set(change) - set(asdict(self.cosmology)):
-                raise ValueError(
-                    f"{key}: no cosmological parameter {', '.join(unknown)}; "
-                    f"there are {', '.join(asdict(self.cosmology))}"
-                )
         if self.baseline and self.baseline.mean_field_skies > self.skies.train:
             raise ValueError(
                 f"baseline.mean_field_skies is {self.baseline.mean_field_skies}, but there are "
@@ -322,13 +381,49 @@ class Config(Section):
                 f"nulls.skies is {self.nulls.skies}, but there are {self.skies.train} training "
                 "skies"
             )
-        if not 0 <= self.centres.poles < 6 * self.centres.nside**2:
-            raise ValueError("centres.poles leaves no patch on the sky")
-        if self.instrument.noise_uk_arcmin < 0 or self.instrument.beam_fwhm_arcmin < 0:
-            raise ValueError("instrument: noise and beam must not be negative")
-        if self.instrument.depth_ratio is not None and self.instrument.depth_ratio <= 0:
-            raise ValueError("instrument.depth_ratio must be positive")
         return self
+
+    def _check_cosmologies(self) -> None:
+        """Every cosmology that some stage will ask CAMB for."""
+        changes = {f"train_cosmologies.{i}": c for i, c in enumerate(self.train_cosmologies)}
+        for group, points in self.points.at.items():
+            changes |= {f"points.at.{group}.{i}": c for i, c in enumerate(points)}
+        changes |= {f"surveys.{name}": {"omch2": s.omch2} for name, s in self.surveys.items()}
+        changes |= {f"coverage.omch2.{i}": {"omch2": x} for i, x in enumerate(self.coverage.omch2)}
+        for sign, omch2 in zip("-+", self.shifted_omch2(), strict=True):
+            changes[f"cosmology.omch2 {sign} derivatives.omch2_step"] = {"omch2": omch2}
+        for key, change in changes.items():
+            if unknown := set(change) - set(asdict(self.cosmology)):
+                raise ValueError(
+                    f"{key}: no cosmological parameter {', '.join(unknown)}; "
+                    f"there are {', '.join(asdict(self.cosmology))}"
+                )
+            _check_ranges(key, self.cosmology.vary(**change), RANGES["cosmology"])
+
+    def _check_patches(self) -> None:
+        """Patches that fit into the mask's tapers and onto the sky, none over another."""
+        patch, centres = self.patch, self.centres
+        if patch.pad > patch.n_pixels:
+            raise ValueError(
+                f"patch.pad {patch.pad} must not lie above patch.n_pixels {patch.n_pixels}"
+            )
+        if 2 * self.instrument.taper_deg > patch.size_deg:
+            raise ValueError(
+                f"instrument.taper_deg {self.instrument.taper_deg:g} leaves no pixel of a patch of "
+                f"{patch.size_deg:g}° unmasked; take at most half of patch.size_deg"
+            )
+        if centres.poles >= 6 * centres.nside**2:
+            raise ValueError(
+                f"centres.poles {centres.poles} leaves no patch on the sky; take fewer than "
+                f"{6 * centres.nside**2}"
+            )
+        diagonal = math.sqrt(2) * patch.size_deg
+        if (closest := closest_centres(centres.nside, centres.poles, diagonal)) < diagonal:
+            raise ValueError(
+                f"centres.nside {centres.nside} puts centres of patches {closest:.2f}° apart, less "
+                f"than the diagonal {diagonal:.2f}° of a patch: what they share would count "
+                "twice; take a smaller nside or patch.size_deg"
+            )
 
     def set_names(self) -> list[str]:
         """All sky sets: the fiducial ones and ``survey-NAME`` for each survey."""
@@ -408,8 +503,9 @@ class Config(Section):
         return {"mean_field": self.baseline_recipe()}
 
     def map_recipe(self, network_hash: str) -> dict:
-        """What turns a user's maps into bandpowers."""
-        return {"patch": asdict(self.patch), **self.measurement_recipe(network_hash)}
+        """What turns a user's maps, which have the beam already, into bandpowers."""
+        patch = {"size_deg": self.patch.size_deg, "n_pixels": self.patch.n_pixels}
+        return {"patch": patch, **self.measurement_recipe(network_hash)}
 
     def exhibit_recipe(self, network_hash: str) -> dict:
         """What determines the maps and spectra that are kept to be looked at."""
@@ -494,11 +590,27 @@ class Config(Section):
         ------
         ConfigError
         """
-        if not 0 <= index < self.set_size(name):
+        size = self.coverage.skies if name == COVERAGE_SET else self.set_size(name)
+        if not 0 <= index < size:
             raise ConfigError(
-                f"configuration '{self.name}': set '{name}' has skies 0 to "
-                f"{self.set_size(name) - 1}, not {index}"
+                f"configuration '{self.name}': set '{name}' has skies 0 to {size - 1}, not {index}"
             )
+
+    @property
+    def first_survey(self) -> str:
+        """The survey whose release stands for the configuration where any would do.
+
+        Raises
+        ------
+        ConfigError
+            if there is none
+        """
+        if not self.surveys:
+            raise ConfigError(
+                f"configuration '{self.name}': key 'surveys' is empty, but a release needs the "
+                "data of one; add a survey"
+            )
+        return next(iter(self.surveys))
 
     @property
     def sky_directory(self) -> Path:
@@ -587,7 +699,7 @@ def load_config(path: str | Path) -> Config:
         if a file is missing, is not YAML, has a wrong key or value, is its own base, or if a
         study is named without one of its members
     """
-    file, _, member = str(path).partition("#")
+    file, member = _split(path)
     content = _with_bases(Path(file), ())
     members = _members(file, content)
     if member:
@@ -596,8 +708,9 @@ def load_config(path: str | Path) -> Config:
                 f"{file}: no member '{member}'; key 'members' has {', '.join(members) or 'none'}"
             )
         content = _merged(content, members[member])
-        content["name"] = f"{content.get('name')}_{member}"
-        content["products"] = f"{content.get('products')}/{member}"
+        for key, joint in (("name", "_"), ("products", "/")):
+            if key in content:
+                content[key] = f"{content[key]}{joint}{member}"
     elif members:
         raise ConfigError(
             f"{file} is a study of {len(members)} members; name one, as in "
@@ -619,10 +732,55 @@ def load_as(kind: type, path: str | Path):
 
 
 def _validated(kind: type, content: dict, path: str | Path):
+    for keys, value in _leaves(content):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{path}: key '{_dotted(keys)}' is {value}; give a finite number")
     try:
-        return TypeAdapter(kind).validate_python(content)
+        found = TypeAdapter(kind).validate_python(content)
     except ValidationError as error:
         raise ConfigError(_explain(path, error)) from None
+    for keys, value in _leaves(content):
+        if isinstance(value, bool) and not isinstance(_at(found, keys), bool):
+            raise ConfigError(f"{path}: key '{_dotted(keys)}' is {value}; give a number")
+    return found
+
+
+def _leaves(content, above: tuple = ()):
+    """Keys and values of all that is no mapping or list."""
+    if isinstance(content, (dict, list)):
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from _leaves(value, (*above, key))
+    else:
+        yield above, content
+
+
+def _dotted(keys: tuple) -> str:
+    return ".".join(map(str, keys))
+
+
+def _at(found, keys: tuple):
+    """What has become of a value of the file in the checked configuration."""
+    for key in keys:
+        found = found[key] if isinstance(found, (dict, list, tuple)) else getattr(found, key)
+    return found
+
+
+def _check_ranges(name: str, section, ranges: dict[str, tuple[float, float]]) -> None:
+    for key, (low, high) in ranges.items():
+        value = getattr(section, key)
+        if value is not None and not low <= value <= high:
+            raise ValueError(
+                f"{name}.{key} is {value:.6g}; it must lie between {low:g} and {high:g}"
+            )
+
+
+def _split(path: str | Path) -> tuple[str, str]:
+    """FILE#MEMBER → the two; a file whose own name holds a # is one."""
+    whole = str(path)
+    if "#" not in whole or Path(whole).is_file():
+        return whole, ""
+    file, _, member = whole.rpartition("#")
+    return file, member
 
 
 def load_study(path: str | Path) -> dict[str, Config]:
@@ -635,7 +793,7 @@ def load_study(path: str | Path) -> dict[str, Config]:
         as :func:`load_config`
     """
     paths = [str(path)]
-    if "#" not in str(path):
+    if not _split(path)[1]:
         members = _members(path, _with_bases(Path(path), ()))
         paths = [f"{path}#{member}" for member in members] or paths
     return {p: load_config(p) for p in paths}
@@ -650,27 +808,95 @@ def _members(path: str | Path, content: dict) -> dict[str, dict]:
         raise ConfigError(
             f"{path}: key 'members' must map names to changes of the configuration, {{}} for none"
         )
+    for name in members:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", str(name)):
+            raise ConfigError(
+                f"{path}: key 'members' has the name {name!r:.40}, which becomes a folder's; take "
+                "letters, digits, _, - and . only"
+            )
     return {str(name): changes for name, changes in members.items()}
 
 
 def _with_bases(path: Path, above: tuple[Path, ...]) -> dict:
     if path.resolve() in above:
         raise ConfigError(f"{path}: key 'base' leads back to this file")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        named = f" (named as 'base' by {above[-1]})" if above else ""
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}){named}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    named = f" (named as 'base' by {above[-1]})" if above else ""
+    content = _read_yaml(path, named)
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must hold a mapping of sections, not {type(content).__name__}")
     base = content.pop("base", None)
     if base is None:
         return content
-    if not isinstance(base, str):
+    if not isinstance(base, str) or not base.isprintable():
         raise ConfigError(f"{path}: key 'base' must be the path of a configuration, not {base!r}")
     return _merged(_with_bases(path.parent / base, (*above, path.resolve())), content)
+
+
+def _read_yaml(path: Path, named: str):
+    """What a YAML file holds, each key once and not more than a configuration can be.
+
+    Raises
+    ------
+    ConfigError
+        if it cannot be read, or is not such a file; ``named`` tells who asked for it
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}){named}") from None
+    if len(raw) > MOST_BYTES:
+        raise ConfigError(f"{path}: is larger than a configuration can be; name another file")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: not UTF-8 at byte {error.start}; save it in that encoding"
+        ) from None
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_node(node, path)
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deeply; take the inner levels out") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    except (ValueError, OverflowError, TypeError) as error:  # dates, numbers, keys that are none
+        raise ConfigError(f"{path}: holds a value that YAML cannot read: {error}") from None
+
+
+def _check_node(root: yaml.Node, path: Path) -> None:
+    """Refuse a document that has a key twice, or that aliases blow up beyond all measure."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node, levels: int) -> int:
+        if levels > MOST_LEVELS:
+            raise ConfigError(f"{path}: is nested too deeply; take the inner levels out")
+        if id(node) not in sizes:
+            parts = []
+            if isinstance(node, yaml.MappingNode):
+                lines: dict[str, int] = {}
+                for key, _ in node.value:
+                    if not isinstance(key, yaml.ScalarNode):
+                        continue
+                    line = key.start_mark.line + 1
+                    if key.value in lines:
+                        raise ConfigError(
+                            f"{path}: key '{key.value}' stands twice in one section, in lines "
+                            f"{lines[key.value]} and {line}; keep one"
+                        )
+                    lines[key.value] = line
+                parts = [part for pair in node.value for part in pair]
+            elif isinstance(node, yaml.SequenceNode):
+                parts = node.value
+            sizes[id(node)] = 1 + sum(size(part, levels + 1) for part in parts)
+        return sizes[id(node)]
+
+    if size(root, 0) > MOST_VALUES:
+        raise ConfigError(f"{path}: holds more than {MOST_VALUES} values; take some out")
 
 
 def _merged(base: dict, changes: dict) -> dict:
@@ -688,9 +914,13 @@ def _merged(base: dict, changes: dict) -> dict:
 def _explain(path: str | Path, error: ValidationError) -> str:
     lines = []
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "(whole file)"
+        key = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             lines.append(f"{path}: unknown key '{key}'; remove it or correct its spelling")
+        elif key:
+            given = reprlib.repr(item.get("input"))
+            lines.append(f"{path}: key '{key}': {message} (got {given:.80})")
         else:
-            lines.append(f"{path}: key '{key}': {item['msg']} (got {item.get('input')!r:.80})")
+            lines.append(f"{path}: {message}")
     return "\n".join(lines)

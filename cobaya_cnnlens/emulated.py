@@ -5,7 +5,9 @@ for ``logA``::
 
     theory:
       cobaya_cnnlens.EmulatedCAMB:
-        emulator: lcdm   # a shipped emulator, or the path of one
+        emulator: lcdm   # a shipped emulator (lcdm, mnu), or the path of one
+
+``Alens`` may be given too: C_L^φφ is proportional to it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from cobaya.log import LoggedError
 
 from .emulator import AMPLITUDE, Emulator, read_emulator
 from .errors import EmulatorError
-from .spectra_theory import DERIVED, SpectraTheory
+from .spectra_theory import DERIVED, SpectraTheory, refuse_other_version
 from .theory import potential_from_convergence
 
 
@@ -34,15 +36,28 @@ class EmulatedCAMB(SpectraTheory):
 
     def initialize(self) -> None:
         super().initialize()
+        if not isinstance(self.emulator, str):
+            raise LoggedError(
+                self.log, "option 'emulator' is %r; give a name or path", self.emulator
+            )
         try:
             self.source: Emulator = read_emulator(self.emulator)
         except EmulatorError as error:
             raise LoggedError(self.log, "%s", error) from None
+        refuse_other_version(self, f"emulator '{self.emulator}'")
         self._inputs = ["As" if name == AMPLITUDE else name for name in self.source.parameters]
         self._left_the_box = False
 
+    def get_version(self) -> str:
+        return self.source.digest
+
+    @classmethod
+    def compare_versions(cls, version_a, version_b, equal=True):
+        """Digests have no order: another one counts as higher, so that Cobaya refuses it."""
+        return (version_a == version_b) is equal
+
     def get_can_support_params(self):
-        return [*self._inputs, *self.source.fixed]
+        return [*self._inputs, *self.source.fixed, "Alens"]
 
     def must_provide(self, **requirements):
         super().must_provide(**requirements)
@@ -64,7 +79,8 @@ class EmulatedCAMB(SpectraTheory):
                 raise LoggedError(
                     self.log,
                     "%s = %g, but the emulator '%s' was made at %g; remove the parameter from "
-                    "the input, or use cobaya's own camb",
+                    "the input, take another emulator ('mnu' has the neutrinos' mass), or use "
+                    "cobaya's own camb",
                     name,
                     params[name],
                     self.emulator,
@@ -84,7 +100,8 @@ class EmulatedCAMB(SpectraTheory):
                 )
             return False
         clkk, clee, scalars = self.source(point)
-        state["pp"], state["ee"] = potential_from_convergence(clkk), clee
+        state["pp"] = params.get("Alens", 1.0) * potential_from_convergence(clkk)
+        state["ee"] = clee
         if want_derived:
             state["derived"] = {name: scalars[name] for name in DERIVED}
         return True

@@ -29,7 +29,9 @@ from .emulator import (
     Emulator,
     Tables,
     baselines,
+    check_base,
     matter_density,
+    read_emulator,
     stretched,
     unit_box,
 )
@@ -39,6 +41,7 @@ from .theory import (
     CambSettings,
     Cosmology,
     camb_parameters,
+    camb_refusals,
     convergence_from_potential,
     settings_record,
     sigma8,
@@ -60,8 +63,10 @@ class Plan:
     ``box`` parameter → its two sides (``logA`` is ln 10¹⁰A_s); ``fixed`` the other parameters of
     :class:`~cobaya_cnnlens.theory.Cosmology`; ``camb`` settings, whose ``lmax`` must exceed the
     emulator's by as much as θ* varies over the box; ``points`` in the design, and ``checks`` after
-    them that only measure errors; ``kernel``, ``degree`` and ``smoothing`` as
-    in the emulator; ``components`` of either spectrum.
+    them that only measure errors; ``kernel``, ``degree``, ``smoothing`` and ``scales`` as
+    in the emulator; ``components`` of either spectrum; ``upon`` a shipped emulator, or the path of
+    one, from which this one goes on: then only what the other parameters do is left to learn;
+    ``at_low_side`` how many of the first points are taken once more at a parameter's low side.
     """
 
     __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
@@ -78,7 +83,17 @@ class Plan:
     kernel: str = "cubic"
     degree: int = 3
     smoothing: float = 1.0
+    scales: dict[str, float] = field(default_factory=dict)
     components: int = 16
+    upon: str = ""
+    at_low_side: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.at_low_side) - set(self.box):
+            raise ValueError(f"at_low_side: {sorted(unknown)} are not in the box")
+        for name, scale in self.scales.items():
+            if name not in self.box or not 0 < scale < np.inf:
+                raise ValueError(f"scales: {name} {scale}; give parameters of the box, positive")
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -96,7 +111,18 @@ class Plan:
         drawn = qmc.scale(sobol.random_base2(int(np.ceil(np.log2(4 * wanted)))), low, high)
         flat = [self.cosmology(point) for point in drawn]
         allowed = [matter_density(asdict(c)) < LARGEST_DENSITY for c in flat]
-        return drawn[allowed][:wanted]
+        points = drawn[allowed][:wanted]
+        sides = []
+        for name, count in self.at_low_side.items():
+            side = points[:count].copy()
+            side[:, self.parameters.index(name)] = low[self.parameters.index(name)]
+            sides.append(side)
+        return np.vstack([points[: self.points], *sides, points[self.points :]])
+
+    def check_points(self) -> np.ndarray:
+        """Those of the design that only check, (checks, n_parameters)."""
+        design = self.design()
+        return design[len(design) - self.checks :]
 
     def cosmology(self, point: Iterable[float]) -> Cosmology:
         values = {**dict(zip(self.box, map(float, point), strict=True)), **self.fixed}
@@ -121,16 +147,15 @@ def load_plan(path: str | Path) -> Plan:
     return load_as(Plan, path)
 
 
-def run_design(plan: Plan, jobs: int = 1) -> None:
-    """Run CAMB at every point of the design that has not been, in ``jobs`` processes."""
-    design = plan.design()
-    missing = [p for p in design if not products.exists(*_product(plan, p))]
+def run_camb(plan: Plan, points: np.ndarray, jobs: int = 1) -> None:
+    """Run CAMB at every one of a design's points that has not been, in ``jobs`` processes."""
+    missing = [p for p in points if not products.exists(*_product(plan, p))]
     threads = max((os.cpu_count() or 1) // jobs, 1)
     with ProcessPoolExecutor(jobs, get_context("spawn"), _set_threads, (threads,)) as pool:
         for _ in tqdm(
             pool.map(_run_point, [plan] * len(missing), missing),
-            total=len(design),
-            initial=len(design) - len(missing),
+            total=len(points),
+            initial=len(points) - len(missing),
             desc=plan.name,
             unit="point",
             disable=not missing,
@@ -150,16 +175,17 @@ def _set_threads(threads: int) -> None:
 def _run_point(plan: Plan, point: np.ndarray) -> None:
     import camb
 
-    parameters = camb_parameters(plan.cosmology(point), plan.camb)
-    results = camb.get_results(parameters)
-    lmax = plan.camb.lmax
-    clpp = results.get_lens_potential_cls(lmax, raw_cl=True)[:, 0]
-    clee = results.get_unlensed_scalar_cls(lmax, CMB_unit="muK", raw_cl=True)[:, 1]
-    scalars = {
-        "thetastar": results.get_derived_params()["thetastar"] / 100.0,
-        "sigma8": sigma8(parameters),
-        "omegam": parameters.omegam,
-    }
+    cosmology, lmax = plan.cosmology(point), plan.camb.lmax
+    with camb_refusals(cosmology):
+        parameters = camb_parameters(cosmology, plan.camb)
+        results = camb.get_results(parameters)
+        clpp = results.get_lens_potential_cls(lmax, raw_cl=True)[:, 0]
+        clee = results.get_unlensed_scalar_cls(lmax, CMB_unit="muK", raw_cl=True)[:, 1]
+        scalars = {
+            "thetastar": results.get_derived_params()["thetastar"] / 100.0,
+            "sigma8": sigma8(parameters),
+            "omegam": parameters.omegam,
+        }
     path, kind, recipe = _product(plan, point)
     arrays = {"kk": convergence_from_potential(clpp), "ee": clee}
     products.write_product(path, kind, recipe, {**arrays, **scalars})
@@ -179,23 +205,21 @@ class Points:
         return Points(self.at[which], self.kk[which], self.ee[which], self.scalars[which])
 
 
-def read_points(plan: Plan) -> tuple[Points, Points]:
-    """The points of the design, and those that only check.
+def read_points(plan: Plan, at: np.ndarray) -> Points:
+    """CAMB at points of the design, (n, n_parameters).
 
     Raises
     ------
     ProductError
         if one has not been run
     """
-    design = plan.design()
     kk, ee, scalars = [], [], []
-    for point in design:
+    for point in at:
         with products.open_product(*_product(plan, point)) as product:
             kk.append(product.array("kk"))
             ee.append(product.array("ee"))
             scalars.append([float(product.array(name)) for name in SCALARS])
-    found = Points(design, np.array(kk), np.array(ee), np.array(scalars))
-    return found[: plan.points], found[plan.points :]
+    return Points(at, np.array(kk), np.array(ee), np.array(scalars))
 
 
 def fit(plan: Plan, points: Points) -> Emulator:
@@ -204,8 +228,10 @@ def fit(plan: Plan, points: Points) -> Emulator:
     Raises
     ------
     EmulatorError
-        if CAMB's spectra do not reach as far as the stretched multipoles must
+        if CAMB's spectra do not reach as far as the stretched multipoles must, or the base does not
+        hold the box
     """
+    base = read_emulator(plan.upon) if plan.upon else None
     sides = plan.sides()
     logA = points.at[:, plan.parameters.index(AMPLITUDE)][:, None]
     L = np.unique(
@@ -214,7 +240,7 @@ def fit(plan: Plan, points: Points) -> Emulator:
     L = np.append(L[plan.lmax > L], plan.lmax)
     kk = np.log(points.kk[:, L]) - logA
     theta = points.scalars[:, SCALARS.index("thetastar")]
-    reference = float(np.exp(np.log(theta).mean()))
+    reference = float(base.tables.thetastar if base else np.exp(np.log(theta).mean()))
     stretch = theta / reference
     # Every point must reach the last node, which lmax needs where the stretch is largest.
     l = np.arange(2.0, plan.camb.lmax + 1.0)
@@ -239,19 +265,40 @@ def fit(plan: Plan, points: Points) -> Emulator:
             ]
         )
     )
+    named = [dict(zip(plan.parameters, at, strict=True)) for at in points.at]
+    if base:
+        check_base(base, plan.box, plan.fixed, (L[-1], x[-1]), plan.name)
+        known = []
+        for i, point in enumerate(named):
+            below, splines, logarithms = base.logarithms(point)
+            kk[i] -= below[L - 2]
+            ee[i] -= sum(spline(x) for spline in splines)
+            known.append(np.exp(logarithms))
+    else:
+        known = [baselines({**plan.fixed, **point}) for point in named]
+    at, scalars = points.at, np.log(points.scalars / np.array(known))
+    if base:
+        # Where the further parameters are the base's, nothing is left of any of these.
+        known_at = at.copy()
+        for i, name in enumerate(plan.parameters):
+            if name not in base.parameters:
+                known_at[:, i] = base.fixed[name]
+        known_at = np.unique(known_at, axis=0)
+        at, n = np.vstack([at, known_at]), len(known_at)
+        kk, ee, scalars = (
+            np.vstack([rest, np.zeros((n, rest.shape[1]))]) for rest in (kk, ee, scalars)
+        )
     kk_mean, kk_basis, kk_parts = _components(kk, plan.components)
     low, high = (
         _components(np.where(part, ee, 0.0), plan.components)
         for part in (x < REIONISATION, x >= REIONISATION)
     )
     ee_mean, ee_basis = low[0] + high[0], np.concatenate([low[1], high[1]])
-    named = [dict(zip(plan.parameters, at, strict=True)) for at in points.at]
-    known = np.array([baselines({**plan.fixed, **point}) for point in named])
     tables = Tables(
         low=sides[0],
         high=sides[1],
-        design=unit_box(points.at, *sides),
-        targets=np.hstack([kk_parts, np.log(points.scalars / known)]),
+        design=unit_box(at, *sides),
+        targets=np.hstack([kk_parts, scalars]),
         linear=np.hstack([low[2], high[2]]),
         L=L,
         kk_mean=kk_mean,
@@ -268,9 +315,11 @@ def fit(plan: Plan, points: Points) -> Emulator:
         "kernel": plan.kernel,
         "degree": plan.degree,
         "smoothing": plan.smoothing,
+        "scales": plan.scales,
+        **({"base": plan.upon, "base_digest": base.digest} if base else {}),
         **{k: v for k, v in plan.recipe(points.at[0]).items() if k != "cosmology"},
     }
-    return Emulator(tables, record)
+    return Emulator(tables, record, base)
 
 
 @dataclass(frozen=True)

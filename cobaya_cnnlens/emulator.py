@@ -13,11 +13,13 @@ error at points that did not make it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 
@@ -38,6 +40,10 @@ NODES, WEIGHTS = np.polynomial.legendre.leggauss(48)
 LARGEST_DENSITY = 0.95
 # Below this multipole C^EE is emulated at fixed l.
 LOW_MULTIPOLE = 30.0
+# An emulator takes some megabytes; a file that unpacks to more, or has more points, is none.
+LARGEST_FILE = 64_000_000
+MOST_POINTS = 4000
+LARGEST_MULTIPOLE = 50_000
 
 
 @dataclass(frozen=True)
@@ -79,21 +85,25 @@ class Emulator:
     tables : what it interpolates
     record : ``parameters`` in the order of the box; ``fixed`` parameters; ``kernel``, ``degree``
         and ``smoothing`` (of C^EE, whose troughs CAMB knows to 0.1%) of the radial basis functions;
-        CAMB's ``settings`` and ``version``
+        CAMB's ``settings`` and ``version``; ``scales``, by which the box counts as longer along a
+        parameter that bends the spectra more than others, so that near points weigh more (else 1)
+    base : another emulator, of fewer parameters: the tables are then of what is left when its
+        logarithms are taken off, with its ``thetastar`` for θ*_ref
     """
 
-    def __init__(self, tables: Tables, record: Mapping):
-        self.tables, self.record = tables, dict(record)
+    def __init__(self, tables: Tables, record: Mapping, base: Emulator | None = None):
+        self.tables, self.record, self.base = tables, dict(record), base
         self.parameters = tuple(record["parameters"])
         self.fixed = dict(record["fixed"])
         self.lmax = int(tables.L[-1])
         kernel, degree = record["kernel"], record["degree"]
-        self._interpolate = RBFInterpolator(
-            tables.design, tables.targets, kernel=kernel, degree=degree
-        )
+        scales = record.get("scales", {})
+        self._scales = np.array([float(scales.get(name, 1.0)) for name in self.parameters])
+        design = self._scales * tables.design
+        self._interpolate = RBFInterpolator(design, tables.targets, kernel=kernel, degree=degree)
         self._linear_in = [i for i, name in enumerate(self.parameters) if name != AMPLITUDE]
         self._linear = RBFInterpolator(
-            tables.design[:, self._linear_in],
+            design[:, self._linear_in],
             tables.linear,
             kernel=kernel,
             degree=degree,
@@ -105,6 +115,16 @@ class Emulator:
         self._ell = np.arange(2.0, self.lmax + 1.0)
         self._kk = CubicSpline(np.log(tables.L), nodes, axis=1)(np.log(self._ell))
         self._ee = CubicSpline(tables.x, np.vstack([tables.ee_mean, tables.ee_basis]).T)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of everything that the emulator is made of, 16 hex digits."""
+        record = {key: value for key, value in self.record.items() if key != "format"}
+        digest = hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode())
+        for field in fields(Tables):
+            values = np.ascontiguousarray(getattr(self.tables, field.name), dtype=float)
+            digest.update(f"{field.name}{values.shape}".encode() + values.tobytes())
+        return digest.hexdigest()[:16]
 
     def outside(self, point: Mapping[str, float]) -> list[str]:
         """Parameters of a point that lie outside the box, each with the box's sides."""
@@ -139,19 +159,33 @@ class Emulator:
         """
         if outside := self.outside(point):
             raise EmulatorError(f"outside the emulator's box: {', '.join(outside)}")
+        with np.errstate(all="ignore"):  # whatever the caller has made of underflows
+            return self._spectra(point)
+
+    def _spectra(self, point: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray, dict]:
+        kk, splines, logarithms = self.logarithms(point)
+        scalars = dict(zip(SCALARS, np.exp(logarithms).tolist(), strict=True))
+        amplitude = point[AMPLITUDE]
+        stretch = scalars["thetastar"] / float(self.tables.thetastar)
+        x = stretched(self._ell, stretch)
+        ee = sum(spline(x) for spline in splines) + 2.0 * np.log(stretch)
+        return _from_logarithm(kk + amplitude), _from_logarithm(ee + amplitude), scalars
+
+    def logarithms(self, point: Mapping[str, float]) -> tuple[np.ndarray, list[PPoly], np.ndarray]:
+        """ln C_L^κκ/A_s from L = 2; splines in x whose sum is ln C^EE/A_s, without what the stretch
+        adds; and ln of ``SCALARS``, (3,)."""
         t = self.tables
         unit = unit_box(np.array([point[name] for name in self.parameters]), t.low, t.high)
+        unit *= self._scales
         found = self._interpolate(unit[None])[0]
         n_kk = len(t.kk_basis)
         kk = self._kk[0] + found[:n_kk] @ self._kk[1:]
         along = np.concatenate([[1.0], self._linear(unit[None, self._linear_in])[0]])
-        spline = PPoly.construct_fast(self._ee.c @ along, self._ee.x)
-        values = np.exp(found[n_kk:]) * baselines({**self.fixed, **point})
-        scalars = dict(zip(SCALARS, values.tolist(), strict=True))
-        amplitude = point[AMPLITUDE]
-        stretch = scalars["thetastar"] / float(t.thetastar)
-        ee = spline(stretched(self._ell, stretch)) + 2.0 * np.log(stretch)
-        return _from_logarithm(kk + amplitude), _from_logarithm(ee + amplitude), scalars
+        splines = [PPoly.construct_fast(self._ee.c @ along, self._ee.x)]
+        if self.base is None:
+            return kk, splines, found[n_kk:] + np.log(baselines({**self.fixed, **point}))
+        below, others, known = self.base.logarithms(point)
+        return kk + below[: len(kk)], splines + others, found[n_kk:] + known
 
 
 def matter_density(point: Mapping[str, float]) -> float:
@@ -235,26 +269,100 @@ def read_emulator(source: str | Path) -> Emulator:
     path = Path(source)
     if not path.suffix and not path.exists():
         path = Path(str(SHIPPED / f"emulator_{source}.npz"))
+    again = "make it again with `cnnlens emulator make`"
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            record = json.loads(str(file["record"]))
-            tables = Tables(**{field.name: file[field.name] for field in fields(Tables)})
+        with path.open("rb") as opened:
+            _check_size(opened, path)
+            with np.load(opened, allow_pickle=False) as file:
+                record = json.loads(str(file["record"]))
+                tables = Tables(**{field.name: file[field.name] for field in fields(Tables)})
     except OSError as error:
         raise EmulatorError(
             f"{source}: cannot be read ({error.strerror or error}); give the path of an emulator, "
             "or the name of a shipped one"
         ) from None
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except EmulatorError:
+        raise
+    except Exception as error:  # whatever zipfile, NumPy and json raise for a damaged file
         raise EmulatorError(
-            f"{path}: is not an emulator or is damaged ({error}); make it again with `cnnlens "
-            "emulator make`"
+            f"{path}: is not an emulator or is damaged ({_line(error)}); {again}"
         ) from None
     _check(tables, record, path)
-    return Emulator(tables, record)
+    base = _read_base(record, tables, path)
+    try:
+        with np.errstate(all="ignore"):
+            return Emulator(tables, record, base)
+    except (ValueError, TypeError, KeyError, AttributeError, np.linalg.LinAlgError) as error:
+        raise EmulatorError(f"{path}: cannot be interpolated ({_line(error)}); {again}") from None
+
+
+def _read_base(record: dict, tables: Tables, path: Path) -> Emulator | None:
+    """The emulator that another one goes on from, as it was then."""
+    if not (name := record.get("base")):
+        return None
+    if not isinstance(name, str) or name == record.get("name"):
+        raise EmulatorError(f"{path}: field 'base' is {name!r}, not another emulator's name")
+    base = read_emulator(name)
+    if base.base is not None or base.digest != record.get("base_digest"):
+        raise EmulatorError(
+            f"{path}: was made from another emulator '{name}' than there is now; make it again "
+            "with `cnnlens emulator make`"
+        )
+    sides = zip(tables.low, tables.high, strict=True)
+    box = dict(zip(record["parameters"], sides, strict=True))
+    check_base(base, box, record["fixed"], (tables.L[-1], tables.x[-1]), str(path))
+    return base
+
+
+def check_base(
+    base: Emulator,
+    box: Mapping[str, tuple[float, float]],
+    fixed: Mapping[str, float],
+    ends: tuple[float, float],
+    source: str,
+) -> None:
+    """Whether an emulator of this box, these fixed parameters and last nodes in L and x can go on
+    from another one; ``source`` names it in errors.
+
+    Raises
+    ------
+    EmulatorError
+        if the other one has other parameters, a smaller box, or shorter spectra
+    """
+    for name, low, high in zip(base.parameters, base.tables.low, base.tables.high, strict=True):
+        if name not in box or not low <= box[name][0] < box[name][1] <= high:
+            raise EmulatorError(
+                f"{source}: its box in {name} must lie between {low:g} and {high:g}, as its base's"
+            )
+    for name, value in base.fixed.items():
+        if name not in box and fixed.get(name) != value:
+            raise EmulatorError(f"{source}: its base was made at {name} = {value:g}, fix it so")
+    if base.lmax < ends[0] or base.tables.x[-1] < ends[1]:
+        raise EmulatorError(
+            f"{source}: its base ends at l = {base.lmax}, it must not reach further"
+        )
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{error}".split())[:200] or type(error).__name__
+
+
+def _check_size(opened, path: Path) -> None:
+    """What a file unpacks to, from its directory: before anything is unpacked."""
+    with zipfile.ZipFile(opened) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    opened.seek(0)
+    if size > LARGEST_FILE:
+        raise EmulatorError(
+            f"{path}: unpacks to {size / 1e6:.0f} MB, more than an emulator's "
+            f"{LARGEST_FILE / 1e6:.0f}; it is damaged or no emulator"
+        )
 
 
 def _check(t: Tables, record: dict, path: Path) -> None:
     again = "make it again with `cnnlens emulator make`"
+    if not isinstance(record, dict):
+        raise EmulatorError(f"{path}: field 'record' is not a mapping; {again}")
     if record.get("format") != FORMAT:
         raise EmulatorError(
             f"{path}: field 'format' is {record.get('format')!r}, not {FORMAT!r}; {again}"
@@ -262,12 +370,21 @@ def _check(t: Tables, record: dict, path: Path) -> None:
     for key in ("parameters", "fixed", "kernel", "degree", "smoothing"):
         if key not in record:
             raise EmulatorError(f"{path}: field 'record' lacks '{key}'; {again}")
+    kinds = {"parameters": list, "fixed": dict, "kernel": str, "degree": int, "smoothing": float}
+    for key, kind in kinds.items():
+        wanted = (int, float) if kind is float else kind
+        if not isinstance(record[key], wanted) or isinstance(record[key], bool):
+            raise EmulatorError(f"{path}: field '{key}' is not a {kind.__name__}; {again}")
+    if len(set(map(str, record["parameters"]))) < len(record["parameters"]):
+        raise EmulatorError(f"{path}: field 'parameters' names one twice; {again}")
     if missing := sorted({"ombh2", "omch2", "H0", AMPLITUDE} - set(record["parameters"])):
         raise EmulatorError(f"{path}: field 'parameters' lacks {', '.join(missing)}; {again}")
     p = len(record["parameters"])
     if t.targets.ndim != 2 or t.kk_basis.ndim != 2 or t.ee_basis.ndim != 2:
         raise EmulatorError(f"{path}: fields 'targets' and '*_basis' must be tables; {again}")
     n, n_kk, n_ee = len(t.targets), len(t.kk_basis), len(t.ee_basis)
+    if n > MOST_POINTS:
+        raise EmulatorError(f"{path}: has {n} points, more than {MOST_POINTS}; {again}")
     wanted = {
         "low": (p,),
         "high": (p,),
@@ -292,5 +409,10 @@ def _check(t: Tables, record: dict, path: Path) -> None:
     for name in ("L", "x"):
         if not (np.diff(getattr(t, name)) > 0).all():
             raise EmulatorError(f"{path}: field '{name}' must increase; {again}")
+    if not 2 <= t.L[0] < t.L[-1] <= LARGEST_MULTIPOLE:
+        raise EmulatorError(
+            f"{path}: field 'L' runs from {t.L[0]:g} to {t.L[-1]:g}, not from 2 or more to at most "
+            f"{LARGEST_MULTIPOLE}; {again}"
+        )
     if not (t.low < t.high).all():
         raise EmulatorError(f"{path}: field 'low' must lie below 'high'; {again}")

@@ -31,3 +31,7 @@ class ReleaseError(CNNLensError):
 
 class SpectrumError(CNNLensError):
     """A spectrum that is too short, not finite, or of the wrong shape."""
+
+
+class TheoryError(CNNLensError):
+    """Parameters for which the theory code gives no spectra."""

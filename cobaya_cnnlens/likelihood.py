@@ -2,34 +2,61 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 from cobaya.likelihood import Likelihood
 from cobaya.log import LoggedError
 
-from .errors import CNNLensError
+from .errors import CNNLensError, SpectrumError
 from .model import BandpowerLikelihood
 from .release import NUISANCES, Release, read_release
 from .selfcheck import theory_offset
+from .spectra_theory import refuse_other_version
 
-# Beyond this many times the excursion at which the noise debias was measured a warning is due.
-EXCURSION = 1.25
+# Points count as beyond the range of the noise debias at this many times the excursion at which it
+# was measured, and as carrying the posterior within this of the lowest χ² seen. A warning is due
+# when of so many such points more than this fraction is beyond: 1% is in lensing-only ΛCDM of a
+# survey at the fiducial and 5% of one at omch2 + .01, where a noise debias that does not go on
+# beyond its range moves no parameter by more than .07 and .22 σ.
+EXCURSION, NEAR, WATCHED, TOLERATED = 1.25, 4.0, 300, 0.2
 # Offset of the theory at the fiducial, in σ of the survey, beyond which a warning is due.
 THEORY_TOLERANCE = 0.1
-NUISANCE_PARAMETERS = tuple(f"cnnlens_{name}" for name in NUISANCES)
+# Fields of a release that do not enter the likelihood.
+NOT_DATA = ("name", "description", "theory", "instrument", "provenance", "truth")
+
+
+def parameter(name: str, suffix: str = "") -> str:
+    """A parameter of the likelihood as inputs and chains name it."""
+    return f"cnnlens_{name}{suffix}"
+
+
+def data_digest(release: Release) -> str:
+    """Hash of everything in a release that the likelihood depends on, 16 hex digits."""
+    digest = hashlib.sha256()
+    for field in fields(release):
+        if field.name not in NOT_DATA:
+            value = np.asarray(getattr(release, field.name), dtype=float)
+            digest.update(f"{field.name}{value.shape}".encode() + value.tobytes())
+    return digest.hexdigest()[:16]
 
 
 class CNNLens(Likelihood):
     """CMB-lensing bandpowers measured by a ResUNet on polarisation maps.
 
-    Needs C_L^φφ and unlensed C_l^EE from the theory. Options are in ``CNNLens.yaml``.
+    Needs C_L^φφ and unlensed C_l^EE from the theory. Options are in ``CNNLens.yaml``. Its version,
+    as Cobaya keeps it beside a chain, is the digest of the release: a chain is not resumed with
+    other data.
 
     Attributes
     ----------
     release_data : the :class:`~cobaya_cnnlens.release.Release` in use
     likelihood : the :class:`~cobaya_cnnlens.model.BandpowerLikelihood` that does the work
     bandpowers : d_b, (n_bins,)
+    nuisance_parameters : names of the instrument's nuisances, in the order of the release's
+    chi2_parameter : name of the derived χ²
     """
 
     release: str
@@ -39,8 +66,17 @@ class CNNLens(Likelihood):
     L_max: float | None
     calibration_errors: bool
     check_theory: bool
+    suffix: str
+
+    @classmethod
+    def get_modified_defaults(cls, defaults, input_options=None):
+        """The parameters carry the suffix."""
+        suffix = (input_options or {}).get("suffix") or ""
+        named = {f"{name}{suffix}": content for name, content in defaults["params"].items()}
+        return {**defaults, "params": named}
 
     def initialize(self) -> None:
+        self._check_options()
         try:
             self.release_data: Release = read_release(self.release)
             self._likelihood = BandpowerLikelihood(
@@ -53,7 +89,12 @@ class CNNLens(Likelihood):
             )
         except CNNLensError as error:
             raise LoggedError(self.log, "%s", error) from None
-        self._left_the_range = False
+        self._digest = data_digest(self.release_data)
+        refuse_other_version(self, f"release '{self.release}'")
+        self.nuisance_parameters = tuple(parameter(name, self.suffix) for name in NUISANCES)
+        self.chi2_parameter = parameter("chi2", self.suffix)
+        self._watch = Watch()
+        self._computed = self._refused = False
         L = np.arange(self._likelihood.lmax_kk + 1, dtype=float)
         self._kappa_factor = 0.25 * (L * (L + 1.0)) ** 2
         self.log.info(
@@ -63,6 +104,34 @@ class CNNLens(Likelihood):
             self.release_data.n_patches,
             self.noise_debias,
         )
+
+    def _check_options(self) -> None:
+        """What YAML reads as another type, as the text "false" for false, is told."""
+        kinds = {
+            "release": (str, "a name or path"),
+            "noise_debias": (str, "a word"),
+            "statistics": (str, "a word"),
+            "L_min": (float | int | None, "a number, or null for no limit"),
+            "L_max": (float | int | None, "a number, or null for no limit"),
+            "calibration_errors": (bool, "true or false"),
+            "check_theory": (bool, "true or false"),
+            "suffix": (str, "a text, e.g. _north"),
+        }
+        for name, (kind, wanted) in kinds.items():
+            value = getattr(self, name)
+            number = isinstance(value, float | int) and not isinstance(value, bool)
+            if not isinstance(value, kind) or (
+                kind is not bool and (isinstance(value, bool) or (number and np.isnan(value)))
+            ):
+                raise LoggedError(self.log, "option '%s' is %r; give %s", name, value, wanted)
+
+    def get_version(self) -> str:
+        return self._digest
+
+    @classmethod
+    def compare_versions(cls, version_a, version_b, equal=True):
+        """Digests have no order: another one counts as higher, so that Cobaya refuses it."""
+        return (version_a == version_b) is equal
 
     @property
     def likelihood(self) -> BandpowerLikelihood:
@@ -116,25 +185,45 @@ class CNNLens(Likelihood):
 
     def logp(self, _derived: dict | None = None, **params) -> float:
         spectra = self.theory_spectra()
-        nuisances = [params[name] for name in NUISANCE_PARAMETERS]
-        chi2 = self._likelihood.chi2(*spectra, nuisances)
-        if not self._left_the_range and self.noise_debias != "fixed":
-            self._warn_of_excursion(*self._likelihood.excursion(*spectra))
+        nuisances = [params[name] for name in self.nuisance_parameters]
+        try:
+            chi2 = self._likelihood.chi2(*spectra, nuisances)
+        except SpectrumError as error:
+            self._refuse(error)
+            raise
+        self._computed = True
+        if self.noise_debias != "fixed" and self._watch.near(chi2):
+            self._count_excursion(*self._likelihood.excursion(*spectra))
         if _derived is not None:
-            _derived["cnnlens_chi2"] = chi2
-            _derived["cnnlens_pte"] = self._likelihood.pte(chi2)
+            _derived[self.chi2_parameter] = chi2
+            _derived[parameter("pte", self.suffix)] = self._likelihood.pte(chi2)
         return self._likelihood.log_likelihood_of(chi2)
 
-    def _warn_of_excursion(self, t: float, rest: float) -> None:
+    def _refuse(self, error: SpectrumError) -> None:
+        """Stop at spectra that cannot be used, if they are the first: their form is wrong at every
+        point. Once some could be used, Cobaya gives such a point no likelihood; it is said once."""
+        if self.stop_at_error or not self._computed:
+            raise LoggedError(self.log, "%s", error) from None
+        if not self._refused:
+            self._refused = True
+            self.log.warning("such a point has no likelihood: %s. This is said once.", error)
+
+    def _count_excursion(self, t: float, rest: float) -> None:
         step = self.release_data.derivative_step
-        if abs(t) <= EXCURSION and rest <= EXCURSION * step:
+        beyond = self._watch.count(abs(t) > EXCURSION or rest > EXCURSION * step)
+        if beyond <= TOLERATED:
             return
-        self._left_the_range = True
+        self._watch.over = True
         self.log.warning(
-            "a sampled cosmology leaves the range in which the noise debias was measured: "
-            "%.2f times the measured change along omch2 (1 is %s of it), and beyond that a band's "
-            "power changes by %.0f%% (measured to %.0f%%). Posteriors that reach so far rest on an "
-            "extrapolation; make a release at a nearer fiducial. This is said once.",
+            "the posterior lies where the noise debias was not measured: %.0f%% of the points "
+            "within %g of the lowest chi^2 (the last: %.2f times the measured change along omch2, "
+            "1 is %s of it; beyond that a band's power changes by %.0f%%, measured to %.0f%%). "
+            "Run it with noise_debias: linear and fixed too: what moves between them rests on an "
+            "extrapolation. If that matters, add data or priors that hold the cosmology nearer to "
+            "the release's, or calibrate a release at the best fit ('cosmology' in its "
+            "configuration). This is said once.",
+            100 * beyond,
+            NEAR,
             t,
             self.release_data.provenance.get("derivative_excursion_omch2", "one step"),
             100 * rest,
@@ -175,3 +264,32 @@ class CNNLens(Likelihood):
     def residuals(self, nuisances: Sequence[float] | None = None) -> np.ndarray:
         """d_b − µ_b of the spectra of the point being sampled, (n_bins,)."""
         return self._likelihood.residuals(*self.theory_spectra(), nuisances)
+
+
+class Watch:
+    """Which part of the points that carry the posterior lies beyond a range.
+
+    Single points say little: the tails of a wide posterior leave any range, and burn-in begins
+    anywhere. Counted is what lies near the lowest χ² seen, anew when a much lower one is found.
+    """
+
+    def __init__(self) -> None:
+        self.over = False
+        self._lowest = np.inf
+        self._seen = self._beyond = 0
+
+    def near(self, chi2: float) -> bool:
+        """Whether a point of this χ² counts."""
+        if chi2 < self._lowest - 1.0:
+            self._lowest, self._seen, self._beyond = chi2, 0, 0
+        return not self.over and chi2 < self._lowest + NEAR
+
+    def count(self, beyond: bool) -> float:
+        """Count a point; the fraction beyond of every ``WATCHED``, and zero until then."""
+        self._seen += 1
+        self._beyond += beyond
+        if self._seen < WATCHED:
+            return 0.0
+        fraction = self._beyond / self._seen
+        self._seen = self._beyond = 0
+        return fraction

@@ -1,27 +1,67 @@
-"""Product files of the pipeline: HDF5 with a stated kind, identity and provenance.
+"""Product files of the pipeline: HDF5 with a stated kind, identity, provenance and digest.
 
-A product is written under a temporary name and renamed when complete, so a file
-that exists is whole; what a killed process left is removed when the product is
-next written. Its *identity* is the hash of everything that determined its
-content; reading with an expected identity refuses a file made from another
-configuration. Checksums (Fletcher-32) catch altered bytes.
+A product is written under a temporary name and renamed when complete, so a file that exists is
+whole; what a killed process left is removed when the product is next written. Its *identity* is
+the hash of everything that determined its content; reading with an expected identity refuses a
+file made from another configuration.
+
+The first 512 bytes, HDF5's user block, say format and version, and hold the SHA-256 of all the
+rest. It is compared before HDF5 sees the file (once per process and state of the file), because
+HDF5's own checksums do not cover all that tells where the data lie: one altered bit could read
+back as zeros, or end the process.
+
+Products may also be *shipped*, many in one file: :func:`open_product` looks there for what the
+configuration's own folder lacks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
+import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import numpy as np
 
 from .errors import ProductError
 
-FORMAT_VERSION = 1
+try:
+    import fcntl
+except ModuleNotFoundError:  # no POSIX system: nothing is known to be abandoned
+    fcntl = None
+
+FORMAT_VERSION = 2
+# HDF5's user block must be 512 bytes or a power of two above.
+USER_BLOCK = 512
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+# Rows of an array are read, checked and compressed in chunks of at least this many bytes.
+CHUNK_BYTES = 1 << 16
+SHIPPED = "shipped"
+# What makes each kind of product; set and index are those of its sky.
+COMMANDS = {
+    "spectra": "spectra CONFIG",
+    "sky": "skies CONFIG --set {set} --index {index}",
+    "mean field": "mean-field CONFIG",
+    "bandpowers": "reconstruct CONFIG --set {set} --index {index}",
+    "map bandpowers": "reconstruct CONFIG --maps FILE",
+    "derivatives": "derivatives CONFIG --index {index}",
+    "curvature": "derivatives CONFIG --index {index}",
+    "nuisances": "nuisances CONFIG --index {index}",
+    "points": "points CONFIG --index {index}",
+    "coverage": "coverage CONFIG --index {index}",
+    "nulls": "nulltest CONFIG --index {index}",
+    "primary": "primary CONFIG --set {set} --index {index}",
+    "exhibit": "exhibit CONFIG",
+    "emulator point": "emulator make PLAN",
+    SHIPPED: "ship CONFIG",
+}
 
 
 def identity_of(recipe: Mapping) -> str:
@@ -39,35 +79,58 @@ def _without_nulls(value):
 
 
 def temporary_name(path: Path) -> Path:
-    """The name under which ``path`` is being written; one per process and machine."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
+    """A name under which ``path`` may be written; another one at every call, since processes of
+    different containers may share a host's name and a number."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{secrets.token_hex(8)}.partial")
 
 
 def remove_abandoned(path: Path) -> None:
-    """Remove what processes of this machine that are no more (``kill -9``) left of ``path``.
+    """Remove what writers of ``path`` on this machine that are no more (``kill -9``) left of it.
 
-    Another machine's processes, on a shared disk, cannot be known to be dead: theirs stay.
+    A writer holds a lock on its file, which ends with its process. Another machine's, on a shared
+    disk, may not be seen from here: those stay, and so does all where there are no locks.
     """
-    own = temporary_name(path)
-    prefix = own.name.removesuffix(f"{os.getpid()}.partial")
+    prefix = f".{path.name}.{socket.gethostname()}."
     for found in path.parent.iterdir():
-        pid = found.name.removeprefix(prefix).removesuffix(".partial")
-        if found.name == f"{prefix}{pid}.partial" and pid.isdecimal() and not _runs(int(pid)):
-            found.unlink(missing_ok=True)
+        if found.name.startswith(prefix) and found.name.endswith(".partial"):
+            with contextlib.suppress(OSError), found.open("r+b") as opened:
+                if _locked(opened, wait=False):
+                    found.unlink(missing_ok=True)
 
 
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+def _locked(file: BinaryIO, wait: bool) -> bool:
+    """Lock an open file; whether this process has the lock now."""
+    if fcntl is None:
         return False
-    except (PermissionError, OverflowError):  # another user's; no number of a process
-        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
     return True
 
 
+@contextlib.contextmanager
+def _new_partial(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """A new file beside ``path``, locked while it is open, and gone at the end."""
+    while True:
+        partial = temporary_name(path)
+        with partial.open("xb") as file:
+            # Between its making and its locking the file looks abandoned and may be removed.
+            if _locked(file, wait=True) and os.fstat(file.fileno()).st_nlink == 0:
+                continue
+            try:
+                yield file, partial
+            finally:
+                partial.unlink(missing_ok=True)
+            return
+
+
 def write_product(
-    path: str | Path, kind: str, recipe: Mapping, arrays: Mapping[str, np.ndarray]
+    path: str | Path,
+    kind: str,
+    recipe: Mapping,
+    arrays: Mapping[str, np.ndarray],
+    compress: bool = False,
 ) -> None:
     """Write arrays atomically.
 
@@ -76,56 +139,100 @@ def write_product(
     path : destination; parent folders are made
     kind : what the file is, e.g. ``"sky"``
     recipe : JSON-able mapping of everything that determined the arrays
-    arrays : named arrays; each is chunked along its first axis and checksummed
+    arrays : named arrays; a name may hold slashes, which make groups
+    compress : lossless, for what goes into a repository
+
+    Raises
+    ------
+    ProductError
+        if an array holds NaN or infinity, or the file cannot be written
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(path)
-    partial = temporary_name(path)
+    for name, array in arrays.items():
+        _check_finite(path, name, np.asarray(array))
+    # HDF5 writes to memory: on a disk that fills up it would end the process.
+    content = io.BytesIO()
+    with h5py.File(content, "w", userblock_size=USER_BLOCK) as file:
+        file.attrs["kind"] = kind
+        file.attrs["identity"] = identity_of(recipe)
+        file.attrs["recipe"] = json.dumps(recipe, sort_keys=True)
+        for name, array in arrays.items():
+            _add_array(file, name, np.asarray(array), compress)
+    content.seek(0)
+    content.write(_header(hashlib.sha256(content.getbuffer()[USER_BLOCK:]).hexdigest()))
     try:
-        with h5py.File(partial, "w") as file:
-            file.attrs["format"] = "cobaya_cnnlens product"
-            file.attrs["format_version"] = FORMAT_VERSION
-            file.attrs["kind"] = kind
-            file.attrs["identity"] = identity_of(recipe)
-            file.attrs["recipe"] = json.dumps(recipe, sort_keys=True)
-            for name, array in arrays.items():
-                array = np.asarray(array)
-                if array.ndim == 0 or array.size == 0:
-                    file.create_dataset(name, data=array)
-                else:
-                    chunks = (1, *array.shape[1:]) if array.ndim > 1 else True
-                    file.create_dataset(name, data=array, chunks=chunks, fletcher32=True)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path)
+        with _new_partial(path) as (file, partial):
+            file.write(content.getbuffer())
+            file.flush()
+            os.replace(partial, path)
+    except OSError as error:
+        raise ProductError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space or give the "
+            "configuration another 'products' folder"
+        ) from None
+
+
+def _check_finite(path: Path, name: str, array: np.ndarray) -> None:
+    if array.dtype.kind in "fc" and not (finite := np.isfinite(array)).all():
+        raise ProductError(
+            f"{path}: field '{name}': {(~finite).sum()} of {array.size} values are not finite; "
+            "not written: look for NaN in what it was made from (maps, weights of the network)"
+        )
+
+
+def _add_array(file: h5py.File, name: str, array: np.ndarray, compress: bool) -> None:
+    if array.ndim == 0 or array.size == 0:
+        file.create_dataset(name, data=array)
+        return
+    rows = max(CHUNK_BYTES * len(array) // array.nbytes, 1)
+    filters = {"shuffle": True, "compression": "gzip"} if compress else {}
+    chunks = (min(rows, len(array)), *array.shape[1:])
+    file.create_dataset(name, data=array, chunks=chunks, fletcher32=True, **filters)
+
+
+def _header(digest: str) -> bytes:
+    text = f"cobaya_cnnlens product\nformat_version {FORMAT_VERSION}\nsha256 {digest}\n"
+    return text.encode().ljust(USER_BLOCK, b"\n")
 
 
 class Product:
-    """An open product; arrays are read on access. Use :func:`open_product`."""
+    """An open product; arrays are read on access. Use :func:`open_product`.
 
-    def __init__(self, file: h5py.File, path: Path):
-        self._file, self.path = file, path
-        self.recipe: dict = json.loads(file.attrs["recipe"])
-        self.identity: str = file.attrs["identity"]
+    Parameters
+    ----------
+    file : the open file
+    path : its path, for messages
+    group : where the arrays are, the file's root for an own product; those of a shipped one are
+        stored in single precision and handed out in double
+    recipe : of the arrays, where that is not the file's
+    """
+
+    def __init__(self, file: h5py.File, path: Path, group: h5py.Group | None = None, recipe=None):
+        self._file, self._group, self.path = file, file if group is None else group, path
+        self._shipped = group is not None
+        self.recipe: dict = json.loads(file.attrs["recipe"]) if recipe is None else recipe
+        self.identity: str = identity_of(self.recipe)
 
     def names(self) -> list[str]:
-        return list(self._file)
+        return [name for name in self._group if name != "recipe"]
 
     def array(self, name: str, selection=()) -> np.ndarray:
         """One array, or the part of it that ``selection`` picks."""
-        if name not in self._file:
+        if name not in self._group:
             raise ProductError(
-                f"{self.path}: no field '{name}' (it has {', '.join(self._file)}); "
+                f"{self.path}: no field '{name}' (it has {', '.join(self.names())}); "
                 "delete the file and make it again with this version"
             )
         try:
-            return self._file[name][selection]
+            values = self._group[name][selection]
         except OSError as error:
             raise ProductError(
                 f"{self.path}: field '{name}' is damaged ({error}); "
                 "delete the file and run the stage again"
             ) from None
+        return values.astype(float) if self._shipped else values
 
     def close(self) -> None:
         self._file.close()
@@ -137,34 +244,48 @@ class Product:
         self.close()
 
 
-def open_product(path: str | Path, kind: str, recipe: Mapping | None = None) -> Product:
+def open_product(
+    path: str | Path, kind: str, recipe: Mapping | None = None, shipped: str | Path | None = None
+) -> Product:
     """Open a product for reading.
+
+    Parameters
+    ----------
+    path : the product
+    kind : what it must be
+    recipe : what must have determined it
+    shipped : a file of shipped products, to be looked into if there is nothing at ``path``
 
     Raises
     ------
     ProductError
-        if the file is missing, cut off, of another kind, or of another identity
+        if the file is missing, cut off, altered, of another kind, or of another identity
     """
     path = Path(path)
     if not path.exists():
-        raise ProductError(f"{path}: no such file; run the stage that makes the '{kind}' product")
+        found = shipped and open_shipped(shipped, kind, recipe)
+        if found:
+            return found
+        nor = f" and {shipped} has none of this configuration" if shipped else ""
+        raise ProductError(f"{path}: no such file{nor}; run {_command(kind, recipe)}")
+    _verify(path)
     try:
-        file = h5py.File(path, "r")
+        # A finished product never changes, so that no lock is needed to read it.
+        file = h5py.File(path, "r", locking=False)
     except OSError as error:
         raise ProductError(
-            f"{path}: cannot be read as HDF5 ({error}); it was cut off or damaged: "
-            "delete it and run the stage again"
+            f"{path}: cannot be read as HDF5 ({error}); delete it and run the stage again"
         ) from None
     try:
         found = file.attrs.get("kind")
         if found != kind:
             raise ProductError(f"{path}: field 'kind' is {found!r} where {kind!r} is needed")
-        if file.attrs.get("format_version") != FORMAT_VERSION:
-            raise ProductError(
-                f"{path}: field 'format_version' is {file.attrs.get('format_version')}, this "
-                f"version reads {FORMAT_VERSION}; delete the file and run the stage again"
-            )
         product = Product(file, path)
+        if product.identity != file.attrs.get("identity"):
+            raise ProductError(
+                f"{path}: field 'identity' is {file.attrs.get('identity')}, but that of its recipe "
+                f"is {product.identity}: the file was edited; delete it and run the stage again"
+            )
         if recipe is not None and product.identity != identity_of(recipe):
             wanted = json.loads(json.dumps(recipe))
             raise ProductError(
@@ -172,18 +293,134 @@ def open_product(path: str | Path, kind: str, recipe: Mapping | None = None) -> 
                 f"{'; '.join(differences(product.recipe, wanted)) or 'nothing named'}; delete the "
                 "file and run the stage again, or use another products directory"
             )
+    except (KeyError, ValueError, TypeError) as error:
+        file.close()
+        raise ProductError(
+            f"{path}: field 'recipe' cannot be read ({error!r}); delete the file and run the "
+            "stage again"
+        ) from None
     except BaseException:
         file.close()
         raise
     return product
 
 
-def exists(path: str | Path, kind: str, recipe: Mapping) -> bool:
-    """Whether the finished product of this recipe is there; another one raises ProductError."""
+def _command(kind: str, recipe: Mapping | None) -> str:
+    """The command that makes a product."""
+    if kind not in COMMANDS:
+        return f"the stage that makes the '{kind}' product"
+    recipe = recipe or {}
+    sky = recipe.get("sky", {}) if "set" not in recipe else recipe
+    where = {"set": sky.get("set", "SET"), "index": sky.get("index", "INDEX")}
+    return f"`cnnlens {COMMANDS[kind].format(**where)}`"
+
+
+# What of each file the digest was last compared for: its device, inode, size and time of change.
+_verified: dict[Path, tuple[int, ...]] = {}
+
+
+def _verify(path: Path) -> None:
+    """Compare a file's digest with its content.
+
+    Raises
+    ------
+    ProductError
+        if they differ, or if it is no product of this format
+    """
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            if _verified.get(path) == state:
+                return
+            header = file.read(USER_BLOCK)
+            digest = _digest(file)
+    except OSError as error:
+        raise ProductError(f"{path}: cannot be read ({error.strerror})") from None
+    if header != _header(digest):
+        raise ProductError(f"{path}: {_what_is_wrong(header)}; delete it and run the stage again")
+    _verified[path] = state
+
+
+def _digest(file: BinaryIO) -> str:
+    digest, block = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    while n := file.readinto(block):
+        digest.update(block[:n])
+    return digest.hexdigest()
+
+
+def _what_is_wrong(header: bytes) -> str:
+    if header.startswith(HDF5_SIGNATURE):
+        return f"'format_version' is 1, without a digest; this version reads {FORMAT_VERSION}"
+    lines = header.split(b"\n")
+    if (
+        len(lines) > 2
+        and lines[0] == b"cobaya_cnnlens product"
+        and lines[1][:15] == (b"format_version ")
+    ):
+        version = lines[1][15:].decode(errors="replace")
+        if version != str(FORMAT_VERSION):
+            return f"'format_version' is {version}, this version reads {FORMAT_VERSION}"
+        return "its content is not what was written ('sha256'): it was cut off, damaged or edited"
+    return "is no product of cobaya_cnnlens: it was cut off or damaged"
+
+
+def exists(path: str | Path, kind: str, recipe: Mapping, shipped: str | Path | None = None) -> bool:
+    """Whether the finished product of this recipe is there, or shipped; another one raises
+    ProductError."""
     if not Path(path).exists():
-        return False
+        found = open_shipped(shipped, kind, recipe) if shipped else None
+        if found:
+            found.close()
+        return found is not None
     open_product(path, kind, recipe).close()
     return True
+
+
+def ship(
+    path: str | Path, recipe: Mapping, contents: Iterable[tuple[str, Mapping, Mapping]]
+) -> None:
+    """Write many products into one file, in single precision.
+
+    Parameters
+    ----------
+    path : destination
+    recipe : what the file as a whole says of itself
+    contents : kind, recipe and arrays of each product
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for kind, own, values in contents:
+        group = f"{kind}/{identity_of(own)}"
+        text = json.dumps(own, sort_keys=True).encode()
+        arrays[f"{group}/recipe"] = np.frombuffer(text, np.uint8)
+        for name, array in values.items():
+            arrays[f"{group}/{name}"] = np.asarray(array, np.float32)
+    write_product(path, SHIPPED, recipe, arrays, compress=True)
+
+
+def open_shipped(path: str | Path, kind: str, recipe: Mapping | None) -> Product | None:
+    """A product among the shipped ones of a file, or None if it is not there.
+
+    Raises
+    ------
+    ProductError
+        if the file is there but is not whole
+    """
+    if recipe is None or not Path(path).exists():
+        return None
+    file = open_product(path, SHIPPED)._file
+    group = file.get(f"{kind}/{identity_of(recipe)}")
+    if group is None:
+        file.close()
+        return None
+    found = json.loads(bytes(group["recipe"][()]))
+    if identity_of(found) != identity_of(recipe):
+        file.close()
+        raise ProductError(
+            f"{path}: group '{group.name}' holds another recipe, which differs in "
+            f"{'; '.join(differences(found, recipe))}: the file was edited; restore it"
+        )
+    return Product(file, Path(path), group, found)
 
 
 def differences(recipe: Mapping, other: Mapping, prefix: str = "") -> list[str]:

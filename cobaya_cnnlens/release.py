@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 import os
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -97,6 +98,13 @@ class Release:
     provenance: dict = field(default_factory=dict)
     truth: dict | None = None
 
+    def __post_init__(self):
+        # What is handed out must not be written to: a χ² would change with it.
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, np.ndarray) and value.flags.writeable:
+                object.__setattr__(self, item.name, read_only(value.copy()))
+
     @property
     def n_bins(self) -> int:
         return len(self.bandpowers)
@@ -114,11 +122,17 @@ class Release:
     @cached_property
     def covariance(self) -> np.ndarray:
         """Covariance of the survey's bandpowers about the model, (n_bins, n_bins)."""
-        return (
+        return read_only(
             self.patch_covariance / self.n_patches
             + self.noise_covariance
             + self.derivative_covariance
         )
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """The same array, which can no longer be written to."""
+    array.setflags(write=False)
+    return array
 
 
 # Field of the document → (attribute, shape); shapes name dimensions that must agree.
@@ -172,6 +186,14 @@ _NOT_NEGATIVE = (
 # Beyond any multipole or number of simulations; keeps arithmetic on a hostile file finite.
 _LARGEST_INTEGER = 10**9
 _LARGEST_MULTIPOLE = 100_000
+# Files are named after a release, so its name must be a file's on any system.
+_NAME = re.compile(r"\w[\w .+-]*")
+_LONGEST_NAME = 100
+# Sections of free content, and how deep they may be nested.
+_FREE = ("name", "description", "theory", "instrument", "provenance", "truth")
+_DEEPEST = 20
+# Control characters, and halves of UTF-16 pairs, which JSON can write and no file can hold.
+_NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 # Fields whose content is a convention: any other is refused.
 _CONVENTIONS = {
     "instrument.noise_unit": "uK arcmin",
@@ -187,18 +209,24 @@ def write_release(release: Release, path: str | Path) -> None:
     Raises
     ------
     ReleaseError
-        if the release would not be accepted when read
+        if the release would not be accepted when read, or the file cannot be written
     """
     path = Path(path)
-    document = seal(to_document(release))
+    try:
+        document = seal(to_document(release))
+    except RecursionError:
+        raise ReleaseError(f"{path}: its metadata are nested too deeply; flatten them") from None
     from_document(document, str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(_format(document), encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(_format(document), encoding="utf-8")
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise ReleaseError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def read_release(path: str | Path) -> Release:
@@ -228,8 +256,10 @@ def read_release(path: str | Path) -> Release:
             f"{path}: no such release; give the path of a file, or one of the shipped "
             f"{', '.join(shipped_releases())}"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ReleaseError(f"{path}: cannot be read as text ({error}); restore the file") from None
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a path that cannot be one
+        raise ReleaseError(
+            f"{str(path)!r}: cannot be read as text ({error}); restore the file"
+        ) from None
     try:
         document = json.loads(text, parse_constant=_reject_constant)
     except RecursionError:
@@ -274,6 +304,7 @@ def seal(document: dict) -> dict:
     return {**document, "digest": _digest(document)}
 
 
+@np.errstate(all="ignore")
 def from_document(document: dict, source: str) -> Release:
     """Validate a document in full; ``source`` names it in errors.
 
@@ -306,14 +337,7 @@ def from_document(document: dict, source: str) -> Release:
     values["truth"] = document["truth"]
     if values["truth"] is not None and not isinstance(values["truth"], dict):
         raise ReleaseError(f"{source}: field 'truth' must be a mapping or null")
-    for section, keys in (("truth", None), ("instrument", ("noise", "beam_fwhm"))):
-        for key, value in (values[section] or {}).items():
-            if keys is not None and key not in keys:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ReleaseError(f"{source}: field '{section}.{key}' must be a number")
-            if keys is not None and value < 0:
-                raise ReleaseError(f"{source}: field '{section}.{key}' must not be negative")
+    _check_metadata(values, source)
     dimensions: dict[str, int] = {"n_nuisances": len(NUISANCES)}
     for key, (attribute, shape) in _ARRAYS.items():
         values[attribute] = _array(document, key, shape, dimensions, source)
@@ -333,14 +357,82 @@ def from_document(document: dict, source: str) -> Release:
     return release
 
 
-def _check_physics(release: Release, source: str) -> None:
+def check_name(name: str) -> str | None:
+    """What is wrong with a release's name, whose exported files bear it; None if nothing is."""
+    if _NAME.fullmatch(name) and len(name) <= _LONGEST_NAME:
+        return None
+    return (
+        f"is {name!r:.60}; give at most {_LONGEST_NAME} letters, digits, spaces and any of "
+        "_ . + -, beginning with a letter, digit or _"
+    )
+
+
+def _check_metadata(values: dict, source: str) -> None:
+    """The free sections hold text and finite numbers, and numbers where numbers are read."""
+    stack = [(key, values[key], 0) for key in _FREE]
+    while stack:
+        key, value, depth = stack.pop()
+        if depth > _DEEPEST:
+            raise ReleaseError(f"{source}: field '{key:.40}…' is nested too deeply; flatten it")
+        if isinstance(value, str) and _NO_TEXT.search(value):
+            raise ReleaseError(
+                f"{source}: field '{key}' holds {value!r:.60}, which is no plain text"
+            )
+        if isinstance(value, int | float) and not abs(value) < 1e300:
+            raise ReleaseError(f"{source}: field '{key}' holds {value!r:.40}, which is not finite")
+        if isinstance(value, list):
+            stack += [(f"{key}[{i}]", item, depth + 1) for i, item in enumerate(value)]
+        if isinstance(value, dict):
+            for name, item in value.items():
+                if _NO_TEXT.search(name):
+                    raise ReleaseError(
+                        f"{source}: field '{key}' has the key {name!r:.60}, which is no plain text"
+                    )
+                stack.append((f"{key}.{name}", item, depth + 1))
+    if problem := check_name(values["name"]):
+        raise ReleaseError(f"{source}: field 'name' {problem}")
+    theory, provenance = values["theory"], values["provenance"]
+    for key in ("cosmology", "settings"):
+        if not isinstance(theory.get(key, {}), dict):
+            raise ReleaseError(f"{source}: field 'theory.{key}' must be a mapping")
+    for section, content, keys, least in (
+        ("truth", values["truth"] or {}, None, -math.inf),
+        ("theory.cosmology", theory.get("cosmology", {}), None, -math.inf),
+        ("instrument", values["instrument"], ("noise", "beam_fwhm"), 0.0),
+        ("provenance", provenance, ("derivative_step",), 0.0),
+    ):
+        for key, value in content.items():
+            if keys is not None and key not in keys:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ReleaseError(f"{source}: field '{section}.{key}' must be a number")
+            if value < least:
+                raise ReleaseError(f"{source}: field '{section}.{key}' must not be negative")
+
+
+def _check_bands(release: Release, source: str) -> None:
+    """Edges ascend, and the fiducial spectra have power in every band."""
+
     def refuse(key, problem):
-        raise ReleaseError(f"{source}: field '{key}' {problem}")
+        raise ReleaseError(f"{source}: field '{_key_of(key)}' {problem}")
 
     for key in ("edges", "kk_edges", "ee_edges"):
         edges = getattr(release, key)
         if (np.diff(edges) <= 0).any() or edges[0] < 0:
-            refuse(_key_of(key), "must ascend from zero or above; correct the order")
+            refuse(key, "must ascend from zero or above; correct the order")
+    for key, edges in (("fiducial_kk", release.kk_edges), ("fiducial_ee", release.ee_edges)):
+        spectrum = getattr(release, key)
+        if len(spectrum) < edges[-1]:
+            refuse(key, f"ends at l = {len(spectrum) - 1}, its bands at {edges[-1] - 1}")
+        if not (spectrum[max(2, edges[0]) : edges[-1]] > 0).all():
+            refuse(key, "must be positive within its bands")
+
+
+def _check_physics(release: Release, source: str) -> None:
+    def refuse(key, problem):
+        raise ReleaseError(f"{source}: field '{key}' {problem}")
+
+    _check_bands(release, source)
     if release.n_patches < 1:
         refuse("data.n_patches", f"is {release.n_patches}; a survey has at least one patch")
     if release.n_sim <= release.n_bins + 2:
@@ -358,12 +450,6 @@ def _check_physics(release: Release, source: str) -> None:
     empty = np.flatnonzero(~release.windows.any(axis=1)).tolist()
     if empty:
         refuse("windows.values", f"has no weight in bins {empty}; make the release again")
-    for key, edges in (("fiducial_kk", release.kk_edges), ("fiducial_ee", release.ee_edges)):
-        spectrum = getattr(release, key)
-        if len(spectrum) < edges[-1]:
-            refuse(_key_of(key), f"ends at l = {len(spectrum) - 1}, its bands at {edges[-1] - 1}")
-        if (spectrum[max(2, edges[0]) : edges[-1]] <= 0).any():
-            refuse(_key_of(key), "must be positive within its bands")
     if release.windows.shape[1] > len(release.fiducial_kk):
         refuse("windows.values", f"reach L = {release.windows.shape[1] - 1}, beyond fiducial.kk")
     for key in ("patch_covariance", "noise_covariance", "derivative_covariance"):
@@ -389,11 +475,11 @@ def _check_keys(document: dict, source: str) -> None:
     whole = {"theory", "instrument", "provenance", "truth"}
     for section, content in document.items():
         if section not in sections:
-            raise ReleaseError(f"{source}: unknown field '{section}'; remove it")
+            raise ReleaseError(f"{source}: unknown field {section!r}; remove it")
         if isinstance(content, dict) and section not in whole:
             for key in content:
                 if f"{section}.{key}" not in known:
-                    raise ReleaseError(f"{source}: unknown field '{section}.{key}'; remove it")
+                    raise ReleaseError(f"{source}: unknown field {f'{section}.{key}'!r}; remove it")
     for key in ("truth", "digest"):
         if key not in document:
             raise ReleaseError(f"{source}: field '{key}' is missing; restore the file")
@@ -402,6 +488,14 @@ def _check_keys(document: dict, source: str) -> None:
 def _array(document, key, shape, dimensions, source) -> np.ndarray:
     value = _get(document, key, source)
     array = _numbers(value, len(shape), key, source, integers=key in _INTEGER_ARRAYS)
+    _check_shape(array, key, shape, dimensions, source)
+    return array
+
+
+def _check_shape(array, key, shape, dimensions, source) -> None:
+    """Compare with the dimensions' names in ``shape``, whose lengths are kept in ``dimensions``."""
+    if array.ndim != len(shape):
+        raise ReleaseError(f"{source}: field '{key}' must have {len(shape)} dimensions")
     for length, name in zip(array.shape, shape, strict=True):
         base, _, extra = name.partition("+")
         expected = dimensions.setdefault(base, length - int(extra or 0)) + int(extra or 0)
@@ -410,7 +504,20 @@ def _array(document, key, shape, dimensions, source) -> np.ndarray:
                 f"{source}: field '{key}' has shape {array.shape}; {expected} entries are needed "
                 f"where there are {length}: other fields fix {base} = {dimensions[base]}"
             )
-    return array
+
+
+def check_arrays(release: Release) -> None:
+    """Whether the arrays of a release, perhaps made by hand, fit together and every band has power.
+
+    Raises
+    ------
+    ReleaseError
+    """
+    dimensions: dict[str, int] = {"n_nuisances": len(NUISANCES)}
+    shapes = {**_ARRAYS, "windows.values": ("windows", ("n_bins", "L_windows"))}
+    for key, (attribute, shape) in shapes.items():
+        _check_shape(np.asarray(getattr(release, attribute)), key, shape, dimensions, release.name)
+    _check_bands(release, release.name)
 
 
 def _numbers(value, depth, key, source, integers=False) -> np.ndarray:
@@ -443,9 +550,7 @@ def _numbers(value, depth, key, source, integers=False) -> np.ndarray:
         raise ReleaseError(
             f"{source}: field '{key}' has rows of different lengths; restore the file"
         )
-    array = np.array(value, dtype=np.int64 if integers else float)
-    array.setflags(write=False)
-    return array
+    return read_only(np.array(value, dtype=np.int64 if integers else float))
 
 
 def _windows(document, n_bins, source) -> np.ndarray:
@@ -460,8 +565,7 @@ def _windows(document, n_bins, source) -> np.ndarray:
     windows = np.zeros((n_bins, stop))
     for b, (start, row) in enumerate(zip(first, rows, strict=True)):
         windows[b, start : start + len(row)] = row
-    windows.setflags(write=False)
-    return windows
+    return read_only(windows)
 
 
 def _get(document, key, source):

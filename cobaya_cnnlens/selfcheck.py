@@ -35,7 +35,7 @@ CLASS_SETTINGS = {
 }
 CLASS_DEFAULTS = CLASS_SETTINGS | {"k_max_limber_over_l_max_scalars": 0.001}
 # Options of NodeCAMB that CAMB itself does not have.
-NODE_OPTIONS = ("class", "nodes")
+NODE_OPTIONS = ("class", "nodes", "cache")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,30 @@ DERIVED = ("sigma8", "omegam")
 PROVIDED = {"Cl": "pp", "unlensed_Cl": "ee"}
 
 
+def refuse_other_version(component, file: str) -> None:
+    """Refuse to go on with a file that is not the one that a chain was begun with.
+
+    A chain's input holds the version of every component, which is the digest of the file for ours;
+    Cobaya hands it over when the chain is resumed, or its input is used again.
+
+    Raises
+    ------
+    LoggedError
+        if that is not the version at hand
+    """
+    begun_with, found = component.version, component.get_version()
+    if begun_with is not None and begun_with != found:
+        raise LoggedError(
+            component.log,
+            "%s is not the one that the chain was begun with (digest %s, then %s). Bring that file "
+            "back; or begin anew (cobaya-run --force); or, if the change does not matter, go on "
+            "with --allow-changes. In an input file, remove 'version'.",
+            file,
+            found,
+            begun_with,
+        )
+
+
 class SpectraTheory(Theory):
     """Provides ``Cl: pp``, ``unlensed_Cl: ee`` and the derived ``sigma8`` and ``omegam``.
 

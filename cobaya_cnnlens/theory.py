@@ -6,10 +6,14 @@ Every spectrum is raw (no l(l+1) factor), filled from l = 0. Polarisation is in
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+
+from .errors import TheoryError
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,25 @@ def convergence_from_potential(clpp: np.ndarray) -> np.ndarray:
     return 0.25 * (L * (L + 1.0)) ** 2 * clpp
 
 
+@contextmanager
+def camb_refusals(asked: object) -> Iterator[None]:
+    """Turn what CAMB raises inside the context into one line that says what was asked of it.
+
+    Raises
+    ------
+    TheoryError
+        for values that CAMB refuses, or cannot compute
+    """
+    import camb
+
+    refusals = (camb.CAMBError, camb.CAMBFortranError, ValueError, TypeError)
+    try:
+        yield
+    except refusals as error:
+        said = " ".join(str(error).split())
+        raise TheoryError(f"CAMB refuses {asked}: {said}; change the parameters") from None
+
+
 def camb_parameters(cosmology: Cosmology, settings: CambSettings):
     """The ``camb.CAMBparams`` that :func:`compute_spectra` runs."""
     import camb
@@ -118,15 +141,21 @@ def compute_spectra(
     Returns
     -------
     Spectra to ``settings.lmax``
+
+    Raises
+    ------
+    TheoryError
+        if CAMB refuses the parameters
     """
     import camb
 
     cosmology, settings = cosmology or Cosmology(), settings or CambSettings()
-    results = camb.get_results(camb_parameters(cosmology, settings))
     lmax = settings.lmax
-    unlensed = results.get_unlensed_scalar_cls(lmax, CMB_unit="muK", raw_cl=True)
-    lensed = results.get_lensed_scalar_cls(lmax, CMB_unit="muK", raw_cl=True)
-    clpp = results.get_lens_potential_cls(lmax, raw_cl=True)[:, 0]
+    with camb_refusals(cosmology):
+        results = camb.get_results(camb_parameters(cosmology, settings))
+        unlensed = results.get_unlensed_scalar_cls(lmax, CMB_unit="muK", raw_cl=True)
+        lensed = results.get_lensed_scalar_cls(lmax, CMB_unit="muK", raw_cl=True)
+        clpp = results.get_lens_potential_cls(lmax, raw_cl=True)[:, 0]
     return Spectra(
         ee=np.ascontiguousarray(unlensed[:, 1]),
         kk=convergence_from_potential(clpp),
@@ -147,8 +176,9 @@ def temperature_spectra(cosmology: Cosmology, settings: CambSettings) -> Tempera
     """Run CAMB for the lensed spectra of temperature, which the pipeline itself does not need."""
     import camb
 
-    results = camb.get_results(camb_parameters(cosmology, settings))
-    lensed = results.get_lensed_scalar_cls(settings.lmax, CMB_unit="muK", raw_cl=True)
+    with camb_refusals(cosmology):
+        results = camb.get_results(camb_parameters(cosmology, settings))
+        lensed = results.get_lensed_scalar_cls(settings.lmax, CMB_unit="muK", raw_cl=True)
     return TemperatureSpectra(*(np.ascontiguousarray(lensed[:, i]) for i in (0, 3)))
 
 
@@ -158,8 +188,9 @@ def gradient_spectra(cosmology: Cosmology, settings: CambSettings) -> tuple[np.n
     Challinor 2011, arXiv:1101.2234)."""
     import camb
 
-    results = camb.get_results(camb_parameters(cosmology, settings))
-    found = results.get_lensed_gradient_cls(settings.lmax, CMB_unit="muK", raw_cl=True)
+    with camb_refusals(cosmology):
+        results = camb.get_results(camb_parameters(cosmology, settings))
+        found = results.get_lensed_gradient_cls(settings.lmax, CMB_unit="muK", raw_cl=True)
     return tuple(np.ascontiguousarray(found[:, i]) for i in (1, 2))
 
 

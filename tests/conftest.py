@@ -1,7 +1,10 @@
 """Shared fixtures: a fiducial theory, a small configuration, a synthetic release."""
 
 import contextlib
+import io
+import json
 import os
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,9 +49,19 @@ def camb_once(tmp_path_factory):
             return Spectra(**{name: product.array(name) for name in product.names()})
 
     with pytest.MonkeyPatch.context() as patch:
-        with contextlib.suppress(ModuleNotFoundError):  # a light installation has no pipeline
+        with contextlib.suppress(ImportError):  # a light installation has no pipeline
             patch.setattr("cobaya_cnnlens.simulate.stage.compute_spectra", remembered)
         yield remembered
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nodes_of_this_run(tmp_path_factory):
+    """NodeCAMB's nodes are kept for all processes of a test run, and nowhere else."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -76,12 +89,40 @@ def eager():
     tensorflow.config.run_functions_eagerly(False)
 
 
+def write_network(path, weights=None, date="2026-01-01@00:00:00", **arguments) -> Path:
+    """A ``.keras`` file as Keras writes it, without Keras: of width 1, with a kernel of its widest
+    layer and a bias unless ``weights`` are given by path, and with other ``arguments``."""
+    import h5py
+
+    if weights is None:
+        weights = {
+            "layers/c7/vars/0": np.arange(12.0, dtype="f4").reshape(1, 1, 3, 4),
+            "layers/c7/vars/1": np.ones(4, "f4"),
+        }
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        for name, values in weights.items():
+            file[name] = values
+    config = {
+        "module": "cobaya_cnnlens.reconstruct.resunet",
+        "class_name": "ResUNet",
+        "config": {"width": 1, "input_std": [1.0, 1.0], "output_std": [1.0, 1.0], **arguments},
+        "registered_name": "cobaya_cnnlens>ResUNet",
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("metadata.json", json.dumps({"date_saved": date}))
+        archive.writestr("config.json", json.dumps(config))
+        archive.writestr("model.weights.h5", content.getvalue())
+    return path
+
+
 def synthetic_release(n_bins: int = 5, **changes) -> Release:
     """A release made of smooth made-up numbers; its data are the model at the fiducial."""
     generator = np.random.default_rng(1)
     l = np.arange(1201, dtype=float)
     kk = 1e-7 / (1.0 + (l / 200.0) ** 1.5)
     ee = 1e-4 * np.exp(-l / 400.0) * (1.2 + np.sin(l / 50.0))
+    kk[:2] = ee[:2] = 0.0
     edges = 36 + 200 * np.arange(n_bins + 1)
     windows = np.zeros((n_bins, 1100))
     for b in range(n_bins):

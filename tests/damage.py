@@ -1,9 +1,16 @@
-"""Damaged release files: bytes cut, repeated or overwritten; documents wrong but sealed."""
+"""Damaged files. Releases: bytes cut, repeated or overwritten; documents wrong but sealed.
+Products: one bit flipped; edited by hand and given the digest that fits.
+"""
 
 import copy
+import hashlib
 import json
 import random
+from pathlib import Path
 
+import h5py
+
+from cobaya_cnnlens import products
 from cobaya_cnnlens.release import seal
 
 # Sections whose content is free: a change there makes another release, not a malformed one.
@@ -55,3 +62,24 @@ def _same_content(a: str, b: str) -> bool:
         return json.loads(a) == json.loads(b)
     except (ValueError, RecursionError):
         return False
+
+
+def flip_bit(path: Path, bit: int) -> None:
+    """Flip one bit of a file in place."""
+    with path.open("r+b") as file:
+        file.seek(bit // 8)
+        byte = file.read(1)[0]
+        file.seek(bit // 8)
+        file.write(bytes([byte ^ (1 << bit % 8)]))
+
+
+def edit(path: Path, change) -> None:
+    """Edit a product with h5py, as a user may."""
+    with h5py.File(path, "a") as file:
+        change(file)
+
+
+def seal_product(path: Path) -> None:
+    """Give a product the digest of what it holds now."""
+    content = path.read_bytes()[products.USER_BLOCK :]
+    path.write_bytes(products._header(hashlib.sha256(content).hexdigest()) + content)

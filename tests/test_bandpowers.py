@@ -116,3 +116,78 @@ def test_leakage_from_e_to_b_is_predicted():
     np.testing.assert_allclose(swapped_bb, ee, rtol=1e-9)
     np.testing.assert_allclose(swapped_ee, bb, rtol=1e-9)
     assert expected_pure_b(spectra, np.zeros_like(clee)).max() == 0
+
+
+def test_pure_b_of_power_beyond_nyquist():
+    """Pure B divides by l² of its modes, which aliased power has not: none of it is counted."""
+    spectra = FlatSpectra(GEOMETRY, BINS, MASK)
+    l = np.arange(5001, dtype=float)
+    clbb = 1e-6 * np.exp(-l / 3000)
+    to_nyquist = np.where(l <= GEOMETRY.nyquist, clbb, 0.0)
+    found = expected_pure_b(spectra, clbb)
+    np.testing.assert_allclose(found, expected_pure_b(spectra, clbb[:2305]), rtol=1e-12)
+    np.testing.assert_allclose(found, expected_pure_b(spectra, to_nyquist), rtol=1e-3)
+
+
+def test_window_of_the_monopole():
+    """A constant of variance 1 is C_0 = 4π: its power is the mask's own, exactly."""
+    spectra = FlatSpectra(GEOMETRY, BINS, MASK)
+    windows = bandpower_windows(spectra, 1)
+    np.testing.assert_allclose(4 * np.pi * windows[:, 0], spectra.auto(MASK[None])[0], rtol=1e-6)
+
+
+def test_pure_b_is_coupled_as_l_squared_b():
+    """⟨|B_l|²⟩ = l⁻⁴ ∫ |M_{l−l'}|² l'⁴ C_l' d²l'/(2π)², as a convolution over a wider box."""
+    spectra = FlatSpectra(GEOMETRY, BINS, MASK)
+    l = np.arange(2305, dtype=float)
+    clbb = 1e-6 * np.exp(-l / 400)
+    wide, pixel = 1024, GEOMETRY.pixel
+    frequency = 2 * np.pi * np.fft.fftfreq(wide, pixel)
+    ell = np.hypot(frequency[:, None], frequency)
+    power = np.interp(ell, l, clbb * l**4, right=0.0)
+    mask = np.abs(np.fft.fft2(MASK, s=(wide, wide))) ** 2
+    coupled = np.fft.ifft2(np.fft.fft2(mask) * np.fft.fft2(power)).real * (pixel / wide) ** 2
+    step = wide // 64
+    modes = ell[::step, ::step][:, :33]
+    expected = coupled[::step, ::step][:, :33] / np.where(modes > 0, modes, np.inf) ** 4
+    area = (64 * pixel) ** 2 * np.mean(MASK**2)
+    expected = spectra.average_plane(expected) / area
+    np.testing.assert_allclose(expected_pure_b(spectra, clbb), expected, rtol=1e-3)
+
+
+def test_windows_of_one_multipole():
+    """A map of one L alone: W_bL is the power that a wave of this L has in the bin, mask and all,
+    averaged over its directions."""
+    spectra = FlatSpectra(GEOMETRY, BINS, MASK)
+    windows = bandpower_windows(spectra, 700)
+    generator = np.random.default_rng(5)
+    x = np.arange(64) * GEOMETRY.pixel
+    for L in (260, 611):
+        angle, phase = generator.uniform(0, 2 * np.pi, (2, 4000))
+        waves = np.sqrt(2) * np.cos(
+            L * (np.cos(angle)[:, None, None] * x[:, None] + np.sin(angle)[:, None, None] * x)
+            + phase[:, None, None]
+        )
+        power = spectra.auto(waves * MASK)
+        # Σ (2L+1)/4π C_L of the field's variance, 1.
+        expected = windows[:, L] * 4 * np.pi / (2 * L + 1)
+        error = power.std(0) / np.sqrt(len(power))
+        assert (np.abs(power.mean(0) - expected) < 4 * error + 2e-3 * expected.max()).all()
+
+
+def test_area_of_a_mask_is_its_mean_square():
+    spectra = FlatSpectra(GEOMETRY, BINS, MASK)
+    maps = np.random.default_rng(6).standard_normal((2, 64, 64))
+    whole = FlatSpectra(GEOMETRY, BINS, np.ones((64, 64)))
+    np.testing.assert_allclose(spectra.auto(maps) * np.mean(MASK**2), whole.auto(maps), rtol=1e-12)
+
+
+def test_bin_weights_are_those_of_the_averages():
+    spectra = FlatSpectra(GEOMETRY, BINS, MASK)
+    power = np.random.default_rng(7).random((64, 33))
+    for b in (0, 7):
+        weights = spectra.bin_weights(b)
+        assert weights.sum() == pytest.approx(1.0)
+        assert (weights * power).sum() == pytest.approx(spectra.average_plane(power)[b])
+    np.testing.assert_allclose(BINS.edges, 36 + 150 * np.arange(13))
+    np.testing.assert_allclose(BINS.centres, 111 + 150 * np.arange(12))

@@ -1,16 +1,20 @@
 """Response, noise, derivatives and assembly, with estimators whose answers are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import yaml
 from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate.assemble import (
+    WINDOW_TOLERANCE,
     band_changes,
     make_data_release,
     make_release,
     read_curvature,
     read_derivatives,
+    shifted_noise,
     trim_windows,
 )
 from cobaya_cnnlens.calibrate.covariance import mean_covariance, sample_covariance
@@ -25,18 +29,35 @@ from cobaya_cnnlens.calibrate.measure import (
     read_bandpowers,
     spectra_of,
 )
-from cobaya_cnnlens.calibrate.nuisances import measure_nuisances, read_nuisances
+from cobaya_cnnlens.calibrate.nuisances import check_nuisances, measure_nuisances, read_nuisances
 from cobaya_cnnlens.calibrate.points import check_points, measure_points
 from cobaya_cnnlens.calibrate.response import calibrate
 from cobaya_cnnlens.config import Config
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
 from cobaya_cnnlens.model import BandpowerLikelihood
-from cobaya_cnnlens.release import read_release, write_release
+from cobaya_cnnlens.release import (
+    from_document,
+    read_release,
+    seal,
+    to_document,
+    write_release,
+)
 from cobaya_cnnlens.simulate.instrument import Systematics
 from cobaya_cnnlens.simulate.observation import observe_sky
+from cobaya_cnnlens.simulate.patches import patch_centres
 from cobaya_cnnlens.simulate.stage import make_skies, spectra_for
 
-HASH = "a" * 64
+from .written import (
+    HASH,
+    N_BINS,
+    PER_SKY,
+    RESPONSE,
+    Written,
+    covariance_of_mean,
+    error_of_mean,
+    small,
+    with_points,
+)
 
 
 class Linear:
@@ -158,6 +179,40 @@ def test_derivatives_resume_band_by_band(tiny, monkeypatch):
     assert hash(path.read_bytes()) == hash(whole)
 
 
+@pytest.mark.parametrize(("kind", "band"), [("kk", 0), ("ee", 1)])
+def test_a_scaled_band_is_a_sky_of_the_scaled_spectrum(tiny, monkeypatch, kind, band):
+    """What the estimator sees with a band at 1 ± ε, ε = .6, is the sky of the spectrum scaled in
+    this band, with the same phases and noise; the derivative is the difference over 2ε."""
+    from cobaya_cnnlens.calibrate import derivatives
+
+    settings = tiny.derivatives.model_copy(update={"step": 0.6})
+    config = tiny.model_copy(update={"derivatives": settings})
+    fiducial = spectra_for(config, config.cosmology)
+    shown = []
+
+    class Recording:
+        def reconstruct(self, q, u):
+            shown.append((q, u))
+            return q
+
+    bench = derivatives.Bench(config, Recording(), 0, 1)
+    found = bench.run(kind, band)
+    low, high = getattr(settings, f"{kind}_edges")[band : band + 2]
+    power = []
+    for maps, factor in zip(list(shown), (1.6, 0.4), strict=True):
+        cl = getattr(fiducial, kind).copy()
+        cl[low:high] *= factor
+        scaled = replace(fiducial, **{kind: cl})
+        monkeypatch.setattr(derivatives, "spectra_for", lambda *_, scaled=scaled: scaled)
+        power.append(derivatives.Bench(config, Recording(), 0, 1).unperturbed())
+        for one, other in zip(maps, shown[-1], strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-4 * other.std())
+    for name, values in found.items():
+        difference = (power[0][name] - power[1][name]) / (2 * 0.6)
+        scale = np.abs(difference).max()
+        np.testing.assert_allclose(values, difference, rtol=1e-3, atol=1e-4 * scale)
+
+
 class Oracle:
     """κ̂ with a known response, from the true κ of the sky being reconstructed."""
 
@@ -183,7 +238,13 @@ def test_a_release_is_assembled_from_products(tiny, tmp_path):
     assert read_release(tmp_path / "r.json").name == "test_high"
     # The same patches as a user's own maps make the same release, but for its name and truth.
     auto = read_bandpowers(tiny, HASH, "survey-high").auto
-    arrays = {"auto": auto, "source": np.bytes_(b"m.fits")}
+    arrays = {
+        "auto": auto,
+        "centres": patch_centres(2, 4),
+        "known": np.ones(len(patch_centres(2, 4)), bool),
+        "frame": np.bytes_(b"C"),
+        "source": np.bytes_(b"m.fits"),
+    }
     products.write_product(tmp_path / "b.h5", MAP_BANDPOWERS, tiny.map_recipe(HASH), arrays)
     own = make_data_release(tiny, HASH, tmp_path / "b.h5", "mine")
     write_release(own, tmp_path / "own.json")
@@ -281,8 +342,13 @@ def test_coverage_skies_are_drawn_from_the_prior(tiny):
     assert len(set(values)) == 200
     assert 0.1085 <= min(values) < 0.1087
     assert 0.128 < max(values) <= 0.1285
+    with pytest.raises(ProductError, match="sky_0000"):
+        read_coverage(tiny, HASH)
+    measure_coverage(tiny, Linear(), HASH, [0])
+    (first,) = read_coverage(tiny, HASH)
     measure_coverage(tiny, Linear(), HASH)
     one, two = read_coverage(tiny, HASH)
+    np.testing.assert_array_equal(first.auto, one.auto)
     assert (one.omch2, two.omch2) == tuple(values[:2])
     assert np.abs(np.corrcoef(one.auto[:, 0], two.auto[:, 0])[0, 1]) < 0.6
     before = tiny.coverage_path(0).stat().st_mtime_ns
@@ -348,3 +414,188 @@ def test_band_changes_are_changes_of_power(fiducial):
     np.testing.assert_allclose(
         band_changes(edges, 1.1 * fiducial.ee, fiducial.ee), [0.1, 0.1], rtol=1e-9
     )
+
+
+@pytest.fixture
+def written(tmp_path) -> Written:
+    return Written(Config.model_validate(small(tmp_path / "products")))
+
+
+def test_every_field_of_a_release(written):
+    """Against the numbers that the products were made of."""
+    config = written.config
+    release = make_release(config, HASH, "high", sky=1)
+    assert release.name == "test_high_sky1"
+    assert release.truth["omch2"] == config.surveys["high"].omch2
+    n_test = config.skies.test * PER_SKY
+    n_validation = config.skies.validation * PER_SKY
+    fiducial = spectra_for(config, config.cosmology)
+    n_kk = len(config.derivatives.kk_edges) - 1
+    steps = config.nuisances
+    expected = {
+        "edges": [36, 186, 336, 486, 636],
+        "bandpowers": written.high[PER_SKY:].mean(0),
+        "n_patches": PER_SKY,
+        "n_sim": n_test,
+        # t and n of the test patches have nothing in common.
+        "patch_covariance": written.cosmic + written.own,
+        "noise_covariance": written.own / n_test,
+        "derivative_covariance": covariance_of_mean(written.moved[1]),
+        "response": RESPONSE,
+        "response_error": 0.05 / np.sqrt(n_validation) * np.ones(N_BINS),
+        "noise": written.noise,
+        "noise_error": np.sqrt(np.diag(written.own) / n_test),
+        "kk_edges": config.derivatives.kk_edges,
+        "ee_edges": config.derivatives.ee_edges,
+        "kk_derivatives": written.slopes[..., :n_kk].mean(0),
+        "kk_derivative_errors": error_of_mean(written.slopes[..., :n_kk]),
+        "ee_derivatives": written.slopes[..., n_kk:].mean(0),
+        "ee_derivative_errors": error_of_mean(written.slopes[..., n_kk:]),
+        "curvature": written.q.mean(0),
+        "curvature_errors": error_of_mean(written.q),
+        "kk_direction": written.along[:n_kk],
+        "ee_direction": written.along[n_kk:],
+        "nuisance_steps": [steps.gain, steps.beam, steps.noise, steps.angle],
+        "nuisance_first": written.first.mean(0),
+        "nuisance_first_errors": error_of_mean(written.first),
+        "nuisance_second": written.second.mean(0),
+        "nuisance_second_errors": error_of_mean(written.second),
+        # As far as windows or bands reach.
+        "fiducial_kk": fiducial.kk[:1001],
+        "fiducial_ee": fiducial.ee[:1001],
+    }
+    for name, value in expected.items():
+        found = getattr(release, name)
+        scale = np.abs(value).max()
+        np.testing.assert_allclose(found, value, rtol=1e-7, atol=1e-9 * scale, err_msg=name)
+    # Windows end where the patches' κ does, and give the fiducial bandpowers.
+    assert release.windows.shape == (N_BINS, config.sky.band_limit + 1)
+    np.testing.assert_allclose(
+        release.windows @ fiducial.kk[: config.sky.band_limit + 1],
+        written.signal,
+        rtol=3 * WINDOW_TOLERANCE,
+    )
+    assert release.instrument == {
+        "noise": 1.0,
+        "beam_fwhm": 1.0,
+        "mask_taper_deg": 0.5,
+        "patch_deg": 10.0,
+        "patch_pixels": 48,
+    }
+    provenance = release.provenance
+    assert provenance["network_sha256"] == HASH
+    assert provenance["seed"] == config.seed
+    assert provenance["derivative_step"] == 0.1
+    assert provenance["derivative_excursion_omch2"] == 0.01
+    assert provenance["skies"]["survey-high"] == "sky 1"
+    assert "10 patches of 10 x 10 deg at 1 uK arcmin" in release.description
+    assert release.theory["cosmology"]["omch2"] == config.cosmology.omch2
+    # The covariance of a survey adds what its calibration does not know.
+    np.testing.assert_allclose(
+        release.covariance,
+        (written.cosmic + written.own) / PER_SKY
+        + written.own / n_test
+        + covariance_of_mean(written.moved[1]),
+        rtol=1e-7,
+    )
+    from_document(seal(to_document(release)), "memory")
+
+
+def test_windows_are_trimmed_by_power_on_both_sides():
+    """Of windows of known wings, exactly what lies beyond the tolerance goes."""
+    windows = np.zeros((2, 101))
+    windows[0, [10, 50, 90]] = 0.5 * WINDOW_TOLERANCE, 1.0, 0.5 * WINDOW_TOLERANCE
+    windows[1, [10, 50, 90]] = 2.0 * WINDOW_TOLERANCE, -1.0, 2.0 * WINDOW_TOLERANCE
+    trimmed = trim_windows(windows, np.ones(150))
+    assert np.flatnonzero(trimmed[0]).tolist() == [50]
+    np.testing.assert_array_equal(trimmed[1], windows[1])
+
+
+def test_changes_of_a_band_are_of_its_power():
+    """Σ(2l+1)C_l of the band's multipoles, first edge in, last edge out."""
+    fiducial = np.ones(10)
+    moved = fiducial.copy()
+    moved[3] = 2.0
+    # 7 of 5 + 7 + 9, and of 11 + 13 nothing.
+    np.testing.assert_allclose(band_changes(np.array([2, 5, 7]), moved, fiducial), [7 / 21, 0.0])
+    np.testing.assert_allclose(band_changes(np.array([3, 4]), moved, fiducial), [1.0])
+    np.testing.assert_array_equal(band_changes(np.array([4, 7]), moved, fiducial), [0.0])
+
+
+def test_the_debias_of_shifted_skies(written):
+    """κ̂κ̂*/R² less the truth of the shifted sky, −step before +step; second order from both."""
+    config = written.config
+    found = shifted_noise(config, HASH, RESPONSE)
+    np.testing.assert_allclose(found, written.centre + written.moved, rtol=1e-9)
+    first = read_derivatives(config, HASH, RESPONSE)
+    np.testing.assert_allclose(first.centre, written.centre, rtol=1e-9)
+    curved = read_curvature(config, HASH, RESPONSE, first)
+    np.testing.assert_allclose(curved.patches, written.q, atol=1e-7 * written.q.max())
+    np.testing.assert_allclose(curved.shift, written.moved[1], atol=1e-9 * written.moved.max())
+
+
+@pytest.mark.parametrize("second_order", [True, False])
+def test_points(written, second_order):
+    """The change of the truth is taken off what is found; the prediction and its covariance are
+    those of the derivatives' patches."""
+    config = written.config
+    put = with_points(written, 0.0)
+    first = read_derivatives(config, HASH, RESPONSE)
+    checks = check_points(config, HASH, RESPONSE, first, "some", second_order)
+    assert [c.change for c in checks] == config.points.at["some"]
+    for check, moved in zip(checks, put, strict=True):
+        delta = written.changes(**check.change)
+        by_patch = written.slopes @ delta
+        if second_order:
+            by_patch = by_patch + written.q * (written.along @ delta) ** 2
+        scale = written.signal.max()
+        np.testing.assert_allclose(check.found, moved, atol=1e-9 * scale)
+        np.testing.assert_allclose(check.predicted, by_patch.mean(0), atol=1e-9 * scale)
+        np.testing.assert_allclose(
+            check.residual, moved.mean(0) - by_patch.mean(0), atol=1e-9 * scale
+        )
+        np.testing.assert_allclose(
+            check.covariance,
+            covariance_of_mean(moved) + covariance_of_mean(by_patch),
+            atol=1e-9 * scale**2 / 10,
+        )
+
+
+class Scaled:
+    """κ̂ = cQ̃, whose power the gain 1 + g changes by what is known."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def reconstruct(self, q, u):
+        return self.scale * q
+
+
+def test_check_of_nuisances(written):
+    """A change that was simulated beside what A and B of other skies say it does, in d's units."""
+    config = written.config
+    index = config.nuisances.skies
+    make_skies(config, "test", [index], 1)
+    spectra = spectra_of(config)
+    seen = {
+        x: observe_sky(config, "test", index, systematics=Systematics(gain=x)) for x in (0.0, 0.2)
+    }
+    scale = np.sqrt(written.signal.mean() / spectra.auto(seen[0.0].q).mean())
+    auto = {x: spectra.auto(scale * s.q) for x, s in seen.items()}
+    config.bandpower_path("test", index).unlink()
+    products.write_product(
+        config.bandpower_path("test", index),
+        "bandpowers",
+        config.bandpower_recipe("test", index, HASH),
+        dict.fromkeys(("auto", "cross", "truth"), auto[0.0]),
+    )
+    changes = {"gain": 0.2}
+    (check,) = check_nuisances(config, Scaled(scale), HASH, RESPONSE, index, changes)
+    by_patch = 0.2 * written.first[..., 0] + 0.04 * written.second[..., 0]
+    shift = (auto[0.2] - auto[0.0]) / RESPONSE**2
+    np.testing.assert_allclose(check.found, shift.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(check.predicted, by_patch.mean(0), rtol=1e-9)
+    expected = np.sqrt(error_of_mean(shift) ** 2 + error_of_mean(by_patch) ** 2)
+    np.testing.assert_allclose(check.error, expected, rtol=1e-4)
+    with pytest.raises(CNNLensError, match="gave the derivatives itself; check on one from 2"):
+        check_nuisances(config, Scaled(scale), HASH, RESPONSE, 1, changes)

@@ -1,17 +1,81 @@
+import errno
+import importlib.util
+import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
+import cobaya_cnnlens
+from cobaya_cnnlens import cli
 from cobaya_cnnlens.cli import app
+from cobaya_cnnlens.errors import ConfigError
 from cobaya_cnnlens.release import write_release
+
+from .conftest import REPOSITORY
 
 COMMANDS = [
     *("spectra", "skies", "train", "reconstruct", "derivatives", "evaluate", "recover"),
     *("plot", "figure", "release make", "release show", "release list", "release check"),
     *("compare", "forecast", "release export", "n0", "mean-field", "primary", "predictive"),
-    "nulltest",
+    *(
+        "nulltest",
+        "ship",
+        "release plot",
+        "n1",
+        "points",
+        "coverage",
+        "nuisances",
+        "exhibit",
+        "report",
+    ),
+    *("emulator make", "emulator check"),
+]
+pipeline = pytest.mark.skipif(
+    importlib.util.find_spec("ducc0") is None, reason="a light installation has no pipeline"
+)
+NETWORK = REPOSITORY / "training" / "networks" / "laptop_1uk.keras"
+CONFIG = REPOSITORY / "training" / "config" / "test.yaml"
+# What a light installation has no copy of: importing it fails.
+PIPELINE = ("ducc0", "healpy", "keras", "tensorflow", "jax", "snakemake")
+BLOCKED = f"""
+import contextlib, io, json, sys
+for name in {PIPELINE}:
+    sys.modules[name] = None
+from cobaya_cnnlens.cli import run
+done = []
+for arguments in json.load(sys.stdin):
+    sys.argv = ["cnnlens", *arguments]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            run()
+    except SystemExit as stop:
+        code = stop.code or 0
+    done.append((code, out.getvalue(), err.getvalue()))
+json.dump(done, sys.stdout)
+"""
+LIGHT = [
+    (("--version",), cobaya_cnnlens.__version__),
+    (("release", "list"), "laptop_fiducial"),
+    (("release", "show", "laptop_low"), "bandpowers in units of 1e-9"),
+    (("release", "check", "laptop_fiducial", "--network", str(NETWORK)), "was made with"),
+    (("release", "plot", "laptop_fiducial", "--out", "OUT/release.png"), "release.png"),
+    (("n0", "--multipole", "100", "--lmax", "2000", "--out", "OUT/n0.csv"), "C_L^kk"),
+]
+NEEDS_PIPELINE = [
+    *([c, str(CONFIG)] for c in ("spectra", "train", "evaluate", "recover", "mean-field")),
+    *([c, str(CONFIG)] for c in ("derivatives", "coverage", "nulltest", "primary", "compare")),
+    ["skies", str(CONFIG), "--set", "test"],
+    ["reconstruct", str(CONFIG), "--set", "test"],
+    ["figure", str(CONFIG), "sky"],
+    ["release", "make", str(CONFIG), "--survey", "high"],
+    ["report", "training/report.yaml"],
+    ["emulator", "make", "training/emulator.yaml"],
+    ["n1"],
 ]
 
 
@@ -19,6 +83,99 @@ def cnnlens(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "cobaya_cnnlens", *arguments], capture_output=True, text=True
     )
+
+
+def without_pipeline(commands):
+    """Exit code, output and errors of ``cnnlens`` commands without the pipeline's packages."""
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED],
+        input=json.dumps([list(c) for c in commands]),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_light_installation_shows_releases_and_analytic_noise(tmp_path):
+    """Line for line what needs no pipeline; a traceback would end the process."""
+    commands = [[a.replace("OUT", str(tmp_path)) for a in c] for c, _ in LIGHT]
+    for (code, out, err), (command, word) in zip(without_pipeline(commands), LIGHT, strict=True):
+        assert (code, err) == (0, ""), command
+        assert word in out, command
+    assert (tmp_path / "release.png").stat().st_size > 10_000
+    # Hu & Okamoto's N0 of κ at L = 100 for 1 µK′: of the order of a tenth of C_L^κκ
+    L, n0, kk = map(float, (tmp_path / "n0.csv").read_text().splitlines()[1].split(","))
+    assert L == 100
+    assert 0.01 < n0 / kk < 1
+
+
+def test_a_light_installation_names_what_installs_the_pipeline():
+    for (code, out, err), command in zip(
+        without_pipeline(NEEDS_PIPELINE), NEEDS_PIPELINE, strict=True
+    ):
+        assert (code, out) == (1, ""), command
+        assert err.count("\n") == 1, err
+        assert err.startswith("error: "), err
+        assert "pip install '.[pipeline]'" in err
+
+
+@pytest.mark.slow
+def test_light_installation(tmp_path):
+    """`pip install .` in a fresh environment: the README's promise, TensorFlow-free."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    # An absolute path to a copy, so that no build folder is left in the working tree.
+    source = tmp_path / "source"
+    subprocess.run(["git", "clone", "-q", REPOSITORY, source], check=True)
+    bin_folder = tmp_path / "venv" / "bin"
+    subprocess.run([bin_folder / "pip", "install", "-q", source], check=True)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+    def light(*arguments):
+        return subprocess.run(
+            [bin_folder / "cnnlens", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+        )
+
+    for arguments, word in LIGHT:
+        result = light(*(a.replace("OUT", str(tmp_path)) for a in arguments))
+        assert result.returncode == 0, result.stderr
+        assert word in result.stdout
+    for arguments in NEEDS_PIPELINE:
+        result = light(*arguments)
+        assert result.returncode == 1
+        assert "pip install '.[pipeline]'" in result.stderr
+        assert "Traceback" not in result.stderr
+    listed = subprocess.run([bin_folder / "pip", "list"], capture_output=True, text=True).stdout
+    assert not any(f"\n{name} " in listed for name in PIPELINE)
+
+
+def test_the_figure_of_a_release(release):
+    """It shows the file's own numbers, also where bandpowers scatter below zero, and leaves the
+    caller's matplotlib backend alone."""
+    import matplotlib
+    import numpy as np
+
+    from cobaya_cnnlens.report.release_figure import release_figure
+
+    backend = matplotlib.rcParams["backend"]
+    low = np.array([-3.0, -1.0, 0.0, 1.0, 3.0]) * np.sqrt(np.diag(release.covariance))
+    release = replace(release, bandpowers=release.bandpowers + low)
+    top, bottom = release_figure(release).axes
+    assert matplotlib.rcParams["backend"] == backend
+    signal = release.windows @ release.fiducial_kk[: release.windows.shape[1]]
+    lines = {line.get_label(): line.get_ydata() for line in top.get_lines()}
+    np.testing.assert_array_equal(lines["expected bandpowers"], signal)
+    np.testing.assert_array_equal(lines[r"$N_L$ of the debias"], release.noise)
+    (points,) = (c for c in top.containers if c.get_label() == "bandpowers")
+    np.testing.assert_array_equal(points.lines[0].get_ydata(), release.bandpowers)
+    (residuals,) = bottom.containers
+    np.testing.assert_allclose(residuals.lines[0].get_ydata(), [-3, -1, 0, 1, 3], atol=1e-12)
+    figure_limits = top.get_ylim()
+    assert figure_limits[0] <= release.bandpowers.min()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -40,7 +197,9 @@ def test_release_show(release, tmp_path):
     ("arguments", "message"),
     [
         (("release", "show", "none.json"), "none.json: no such release"),
-        (("skies", "none.yaml", "--set", "train"), "none.yaml: cannot be read"),
+        pytest.param(
+            ("skies", "none.yaml", "--set", "train"), "none.yaml: cannot be read", marks=pipeline
+        ),
         (("plot", "chains/none"), "chains/none.1.txt: no such chain"),
     ],
 )
@@ -52,6 +211,42 @@ def test_errors_are_one_line(arguments, message):
     assert result.stderr.startswith("error: ")
 
 
+def test_errors_of_the_system_are_one_line(monkeypatch, capsys):
+    """A full disk, a folder that may not be written: wherever it happens."""
+
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device", "products/x")
+
+    monkeypatch.setattr(cli, "app", full)
+    with pytest.raises(SystemExit, match="1"):
+        cli.run()
+    assert capsys.readouterr().err == "error: products/x: No space left on device\n"
+
+
+@pipeline
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(("skies", "--set", "test"), ("reconstruct", "--set", "test"), ("primary",)),
+        *(("derivatives",), ("nuisances",), ("points",), ("coverage",), ("nulltest",)),
+    ],
+)
+def test_an_index_below_zero_is_refused(tmp_path, arguments, monkeypatch):
+    import yaml
+
+    from .conftest import REPOSITORY
+
+    content = yaml.safe_load((REPOSITORY / "training" / "config" / "test.yaml").read_text())
+    content |= {"products": str(tmp_path / "p"), "points": {"at": {"one": [{"ns": 0.95}]}}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(cli, "_network", lambda config: (None, "a" * 64))
+    command, *options = arguments
+    result = CliRunner().invoke(app, [command, str(tmp_path / "c.yaml"), *options, "--index", "-1"])
+    assert isinstance(result.exception, ConfigError), result.exception
+    assert "not -1" in str(result.exception)
+
+
+@pipeline
 def test_a_pretrained_network_is_not_trained(tmp_path):
     import yaml
 
@@ -65,6 +260,7 @@ def test_a_pretrained_network_is_not_trained(tmp_path):
     assert "'network.pretrained' names" in result.stderr
 
 
+@pipeline
 def test_missing_stage_is_named(tmp_path):
     import yaml
 

@@ -1,11 +1,27 @@
+"""Configurations: what is read and refused, and the recipes of products: what determines a product
+is in its identity, and nothing else is.
+"""
+
+import json
+import math
+import re
+from copy import deepcopy
+from dataclasses import is_dataclass, replace
+from functools import reduce
+
+import numpy as np
 import pytest
 
 import yaml
+from cobaya_cnnlens import config as schema
+from cobaya_cnnlens.calibrate import primary
 from cobaya_cnnlens.config import Config, load_config, load_study
 from cobaya_cnnlens.errors import ConfigError
 from cobaya_cnnlens.products import identity_of
+from cobaya_cnnlens.reconstruct.files import training_recipe
+from cobaya_cnnlens.simulate.patches import closest_centres, patch_centres
 
-from .conftest import REPOSITORY
+from .conftest import REPOSITORY, write_network
 
 CONFIGS = sorted((REPOSITORY / "training" / "config").glob("*.yaml"))
 STUDIES = sorted((REPOSITORY / "training" / "config" / "studies").glob("*.yaml"))
@@ -72,7 +88,17 @@ def test_wrong_values_are_all_named(content, tmp_path):
         ({"bandpowers": {"width": 254, "n_bins": 40}}, "last bin ends at L = 10196"),
         ({"patch": {"n_pixels": 66}}, r"n_pixels is 66; the network needs multiples of 4"),
         ({"centres": {"nside": 4, "poles": 96}}, "no patch"),
-        ({"instrument": {"noise_uk_arcmin": -1.0}}, "must not be negative"),
+        ({"instrument": {"noise_uk_arcmin": -1.0}}, "must lie between 0 and 1000"),
+        ({"instrument": {"taper_deg": 3.0}}, r"taper_deg 3 leaves no pixel of a patch of 5°"),
+        ({"patch": {"n_pixels": 64, "pad": 65}}, r"patch\.pad 65 must not lie above"),
+        ({"patch": {"n_pixels": 64, "size_deg": 0}}, r"size_deg is 0; it must lie between"),
+        ({"centres": {"nside": 16}}, r"nside 16 puts centres of patches 2\.98° apart, less"),
+        ({"camb": {"lmax": 2600, "halofit_version": "mead2022"}}, "'mead2022' is none of CAMB's"),
+        ({"sky": {"lmax": 2100, "band_limit": 2200}}, "band_limit 2200 must not lie above"),
+        ({"surveys": {"high": {"omch2": 2}}}, r"surveys\.high\.omch2 is 2; it must lie between"),
+        ({"coverage": {"omch2": [0.001, 0.12]}}, r"coverage\.omch2\.0\.omch2 is 0\.001"),
+        ({"points": {"at": {"a": [{"ns": 9.6}]}}}, r"points\.at\.a\.0\.ns is 9\.6"),
+        ({"products": "a\nb"}, "key 'products': a path holds control characters"),
         ({"surveys": {"a/b": {"omch2": 0.12}}}, "a/b"),
     ],
 )
@@ -80,6 +106,128 @@ def test_inconsistent_values(content, tmp_path, change, message):
     content.update(change)
     with pytest.raises(ConfigError, match=message):
         load_config(write(tmp_path, content))
+
+
+EVERYTHING = {
+    "train_cosmologies": [{"omch2": 0.12}],
+    "baseline": {"kind": "wiener"},
+    "points": {"at": {"lcdm": [{"ns": 0.97, "H0": 68.0}]}},
+}
+
+
+def numbers_of(content, above=()):
+    """Keys of all numbers in a configuration."""
+    if isinstance(content, dict | list | tuple):
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from numbers_of(value, (*above, key))
+    elif isinstance(content, int | float) and not isinstance(content, bool):
+        yield above
+
+
+def test_no_number_can_be_senseless(content, monkeypatch):
+    """Every numeric key of the schema refuses what is no number, none that is finite, negative, or
+    beyond all measure; the message names the file and the section."""
+    content |= EVERYTHING
+    content["instrument"]["depth_ratio"] = 2.0
+    content["network"]["noise_map"] = True
+    content["training"]["noise_max_uk_arcmin"] = 5.0
+    monkeypatch.setattr(schema, "_read_yaml", lambda path, named: deepcopy(content))
+    content = json.loads(load_config("c.yaml").model_dump_json(exclude_none=True))
+    fields = list(numbers_of(content))
+    assert len(fields) >= 70
+    bad = [math.nan, math.inf, -math.inf, -1, -0.5, 1e30, 10**30, True, "wide", [1], {}]
+    for field in fields:
+        for value in bad:
+            *sections, key = field
+            part = reduce(lambda inner, name: inner[name], sections, content)
+            kept, part[key] = part[key], value
+            try:
+                with pytest.raises(ConfigError, match=rf"^c\.yaml: .*{field[0]}"):
+                    load_config("c.yaml")
+            finally:
+                part[key] = kept
+    load_config("c.yaml")
+
+
+def test_patches_of_a_sky_do_not_overlap(content, tmp_path):
+    """Closest centres of HEALPix against the diagonal: nside 4 takes patches of 9° at most."""
+    content["centres"] = {"nside": 4, "poles": 16}
+    content["bandpowers"] = {"lmin": 36, "width": 100, "n_bins": 4}
+    content["derivatives"] = {"kk_edges": [2, 900], "ee_edges": [2, 900]}
+    content["sky"] = content["camb"] = {"lmax": 1200}
+    content["sky"] = {"lmax": 1200, "band_limit": 1000}
+    for size, fits in ((9.0, True), (9.1, False)):  # 12.77° / √2 = 9.03°
+        content["patch"] = {"size_deg": size, "n_pixels": 64}
+        if fits:
+            load_config(write(tmp_path, content))
+        else:
+            with pytest.raises(ConfigError, match=r"12\.77° apart, less than the diagonal 12\.87°"):
+                load_config(write(tmp_path, content))
+
+
+@pytest.mark.parametrize("nside", [1, 2, 3, 4, 8, 16])
+def test_closest_centres(nside):
+    """The bound that spares loading healpy lies below the closest pair."""
+    exact = closest_centres(nside, 0, 180.0)
+    theta, phi = patch_centres(nside, 0).T
+    x, y, z = np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)
+    cosines = np.outer(x, x) + np.outer(y, y) + np.outer(z, z) - 2 * np.eye(len(x))
+    assert exact == pytest.approx(np.degrees(np.arccos(cosines.max())), rel=1e-9)
+    assert 0 < closest_centres(nside, 0, 0.0) < exact
+
+
+def test_halofit_versions_are_cambs():
+    from camb.nonlinear import halofit_version_names
+
+    assert set(schema.HALOFIT_VERSIONS) == set(halofit_version_names)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nseed: 1\nname: b\n", "key 'name' stands twice in one section, in lines 1 and 3"),
+        ("instrument: {taper_deg: 1, taper_deg: 2}\n", "key 'taper_deg' stands twice"),
+        ("name: \xe9".encode("latin-1"), "not UTF-8 at byte 6"),
+        ("a: " + "[" * 40 + "]" * 40, "nested too deeply"),
+        ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("a: &a [*a]", "nested too deeply"),
+        ("a: 2020-13-45", "holds a value that YAML cannot read"),
+        ("name: \0", "not valid YAML"),
+        (b"x" * 1_100_000, "larger than a configuration can be"),
+        ("? [1, 2]\n: 3\n", "c.yaml"),
+        ("1: 2", "c.yaml"),
+        ("", "must hold a mapping"),
+    ],
+    ids=range(12),
+)
+def test_files_that_are_no_configuration(tmp_path, text, message):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < 3000
+
+
+def test_an_alias_bomb_is_refused_at_once(tmp_path, content):
+    """9⁹ values in 300 bytes, where a message would print the name; an alias itself is fine."""
+    levels = ["x: [&a0 [1]]"]
+    levels += [f"y{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
+    (tmp_path / "c.yaml").write_text("\n".join([*levels, "name: *a9"]))
+    with pytest.raises(ConfigError, match="holds more than 20000 values"):
+        load_config(tmp_path / "c.yaml")
+    del content["surveys"]
+    text = yaml.safe_dump(content) + "surveys: {one: &s {omch2: 0.12}, two: *s}\n"
+    (tmp_path / "c.yaml").write_text(text)
+    assert load_config(tmp_path / "c.yaml").surveys["two"].omch2 == 0.12
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)  # a folder
+    (tmp_path / "c.yaml").write_text('base: "a\\0b"')
+    with pytest.raises(ConfigError, match="key 'base' must be the path"):
+        load_config(tmp_path / "c.yaml")
 
 
 @pytest.mark.parametrize("crop", [63, 500])
@@ -196,6 +344,28 @@ def test_members_of_a_study(tmp_path, content):
         load_config(write(tmp_path, {**content, "members": ["one"]}))
 
 
+def test_members_name_folders(tmp_path, content):
+    """No member leads out of the study's folder, and none makes up what the study does not say."""
+    for name in ("..", "a/b", "$(touch x)", ".hidden"):
+        with pytest.raises(ConfigError, match="key 'members' has the name"):
+            load_study(write(tmp_path, {**content, "members": {name: {}}}))
+    del content["products"], content["name"]
+    content["members"] = {"one": {}}
+    with pytest.raises(ConfigError, match="key 'products': Field required"):
+        load_config(f"{write(tmp_path, content)}#one")
+
+
+def test_a_file_with_a_hash_in_its_name(tmp_path, content):
+    folder = tmp_path / "a#b"
+    folder.mkdir()
+    path = write(folder, content)
+    assert load_study(path) == {str(path): load_config(path)}
+    content["members"] = {"one": {}}
+    path = write(folder, content)
+    assert list(load_study(path)) == [f"{path}#one"]
+    assert load_config(f"{path}#one").name == "test_one"
+
+
 def test_a_plain_configuration_is_a_study_of_itself(tmp_path, content):
     path = write(tmp_path, content)
     assert load_study(path) == {str(path): load_config(path)}
@@ -214,3 +384,318 @@ def test_training_cosmologies_move_the_training_skies_only(tmp_path, content):
     content["train_cosmologies"] = [{"omega_c": 0.1}]
     with pytest.raises(ConfigError, match=r"train_cosmologies\.0: no cosmological parameter omega"):
         load_config(write(tmp_path, content))
+
+
+def test_a_release_needs_a_survey(content, tmp_path):
+    content["surveys"] = {}
+    config = load_config(write(tmp_path, content))
+    with pytest.raises(ConfigError, match=r"key 'surveys' is empty"):
+        _ = config.first_survey
+    surveys = {name: schema.Survey(omch2=0.11) for name in ("low", "high")}
+    assert config.model_copy(update={"surveys": surveys}).first_survey == "low"
+
+
+@pytest.mark.parametrize("name", ["train", "test", "survey-low", schema.COVERAGE_SET])
+def test_every_set_has_its_own_number_of_skies(content, tmp_path, name):
+    content["surveys"] = {"low": {"omch2": 0.11, "skies": 3}}
+    content["skies"] = {"train": 2, "validation": 1, "test": 4, "derivatives": 1}
+    content["coverage"] = {"skies": 5}
+    config = load_config(write(tmp_path, content))
+    size = {"train": 2, "test": 4, "survey-low": 3}.get(name, 5)
+    config.check_index(name, 0)
+    config.check_index(name, size - 1)
+    for index in (-1, size):
+        with pytest.raises(ConfigError, match=f"set '{name}' has skies 0 to {size - 1}, not"):
+            config.check_index(name, index)
+
+
+HASH = "a" * 64
+POINT = {"H0": 70.0}
+
+
+def recipes(config: Config) -> dict[str, dict]:
+    """Every recipe of a configuration, of one sky each."""
+    return {
+        "spectra": config.spectra_recipe(config.cosmology),
+        "sky": config.sky_recipe("test", 0),
+        "training sky": config.sky_recipe("train", 0),
+        "survey sky": config.sky_recipe("survey-low", 0),
+        "training": training_recipe(config),
+        "bandpowers": config.bandpower_recipe("test", 0, HASH),
+        "survey": config.bandpower_recipe("survey-low", 0, HASH),
+        "maps": config.map_recipe(HASH),
+        "exhibit": config.exhibit_recipe(HASH),
+        "derivatives": config.derivative_recipe(0, HASH),
+        "curvature": config.curvature_recipe(0, HASH),
+        "nuisances": config.nuisance_recipe(0, HASH),
+        "coverage": config.coverage_recipe(0, HASH),
+        "points": config.point_recipe(POINT, 0, HASH),
+        "null": config.null_recipe("unlensed", 0, HASH),
+        "training null": config.null_recipe("training", 0, HASH),
+        "primary": primary.recipe_of(config, "test", 0),
+        "baseline": config.baseline_recipe(),
+        "mean field": config.mean_field_recipe(),
+    }
+
+
+BASELINE = {"baseline", "mean field"}
+MEASURED = {
+    *("bandpowers", "survey", "maps", "exhibit", "derivatives", "curvature", "nuisances"),
+    *("coverage", "points", "null", "training null"),
+}
+TRAINING_SKY = {"training sky", "training", "training null", *BASELINE}
+FROM_SKIES = MEASURED - {"maps"} | TRAINING_SKY | {"sky", "survey sky", "primary"}
+FROM_SPECTRA = FROM_SKIES | {"spectra"}
+SEEN = MEASURED | BASELINE | {"primary", "training"}
+NOTHING = set()
+
+# Which products another value of a key makes stale: of the key itself, or of its section.
+STALE = {
+    "name": NOTHING,
+    "products": NOTHING,
+    "skies_from": NOTHING,
+    "shipped": NOTHING,
+    "seed": FROM_SKIES,
+    "cosmology": FROM_SPECTRA,
+    # Those of a product's own are put in the fiducial's place.
+    "cosmology.omch2": FROM_SPECTRA - {"coverage", "survey sky", "survey"},
+    "cosmology.H0": FROM_SPECTRA - {"points"},
+    "cosmology.ns": FROM_SPECTRA - TRAINING_SKY,
+    "train_cosmologies": TRAINING_SKY,
+    "camb": FROM_SPECTRA,
+    "sky": FROM_SKIES,
+    "patch": FROM_SKIES | {"maps"},
+    # The beam is in one's own maps already, for which the pad is.
+    "patch.pad": FROM_SKIES,
+    "centres": FROM_SKIES,
+    "instrument": SEEN,
+    "skies": NOTHING,
+    "skies.train": {"training"},
+    # A trained network stands in recipes by its hash.
+    "network": {"training"},
+    "network.pretrained": NOTHING,
+    "training": {"training"},
+    "training.jit_compile": NOTHING,
+    "reconstruction.symmetries": MEASURED,
+    "reconstruction.jit_compile": NOTHING,
+    "baseline": BASELINE,
+    "bandpowers": MEASURED | {"primary"},
+    "derivatives": {"derivatives"},
+    "derivatives.omch2_step": {"curvature"},
+    "nuisances": {"nuisances"},
+    "nuisances.skies": NOTHING,
+    "coverage": NOTHING,
+    "coverage.omch2": {"coverage"},
+    "points": NOTHING,
+    "nulls": NOTHING,
+    "surveys.low.omch2": {"survey sky", "survey"},
+    "surveys.low.skies": NOTHING,
+}
+
+
+@pytest.fixture
+def full(tmp_path):
+    """A configuration in which every key has a say."""
+    config = load_config(REPOSITORY / "training" / "config" / "test.yaml")
+    start = write_network(tmp_path / "start.keras")
+    low = schema.Survey(omch2=0.1085)
+    return config.model_copy(
+        update={
+            "train_cosmologies": [{"ns": 0.95}],
+            "instrument": replace(config.instrument, noise_uk_arcmin=0.1, depth_ratio=2.0),
+            "network": config.network.model_copy(update={"initial": start}),
+            "baseline": schema.Baseline(kind="iterated"),
+            "points": schema.Points(at={"one": [POINT]}),
+            "surveys": {"low": low},
+        }
+    )
+
+
+def sections(config):
+    """(key, value) of every leaf of a configuration."""
+
+    def walk(prefix, value):
+        if is_dataclass(value) or isinstance(value, schema.Section):
+            names = type(value).model_fields if isinstance(value, schema.Section) else vars(value)
+            for name in names:
+                yield from walk((*prefix, name), getattr(value, name))
+        elif isinstance(value, dict) and prefix == ("surveys",):
+            for name, survey in value.items():
+                yield from walk((*prefix, name), survey)
+        else:
+            yield prefix, value
+
+    return list(walk((), config))
+
+
+# Other values of keys that have no number, text or truth to change.
+OTHER = {
+    "train_cosmologies": [{"ns": 0.99}],
+    "skies_from": "elsewhere",
+    "shipped": "elsewhere.h5",
+    "network.pretrained": "elsewhere.keras",
+    "training.phases": [schema.Phase(steps=77, learning_rate=1e-3)],
+    "training.noise_max_uk_arcmin": 7.0,
+    "points.at": {"other": [{"ns": 0.9}]},
+}
+
+
+def another(key, value):
+    if key in OTHER:
+        return OTHER[key]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1 if isinstance(value, int) else 1.01 * value + 1e-12
+    if isinstance(value, (list, tuple)):
+        return type(value)([*value[:-1], another(key, value[-1])])
+    return f"{value}x"
+
+
+def changed(item, key, value):
+    """A configuration (or section of it) with another value of a key, not validated."""
+    head, *rest = key
+    if isinstance(item, dict):
+        return {**item, head: changed(item[head], rest, value)}
+    if rest:
+        value = changed(getattr(item, head), rest, value)
+    if is_dataclass(item):
+        return replace(item, **{head: value})
+    return item.model_copy(update={head: value})
+
+
+def identities(config):
+    return {name: identity_of(recipe) for name, recipe in recipes(config).items()}
+
+
+def test_every_key_makes_stale_what_it_determines_and_nothing_else(full, tmp_path):
+    before = identities(full)
+    assert set(before) == FROM_SPECTRA | MEASURED
+    wrong = []
+    other_start = write_network(tmp_path / "other.keras", input_std=[2.0, 2.0])
+    for path, value in sections(full):
+        key = ".".join(path)
+        expected = next((STALE[k] for k in (key, ".".join(path[:-1]), path[0]) if k in STALE), None)
+        assert expected is not None, f"'{key}' is new: say in STALE which products it determines"
+        value = other_start if key == "network.initial" else another(key, value)
+        after = identities(changed(full, path, value))
+        stale = {name for name in after if after[name] != before[name]}
+        if stale != expected:
+            wrong.append((key, "not stale", expected - stale, "stale", stale - expected))
+    assert not wrong
+
+
+def test_the_table_names_keys_that_exist(full):
+    keys = {".".join(path[:i]) for path, _ in sections(full) for i in range(1, len(path) + 1)}
+    assert set(STALE) <= keys
+
+
+def test_a_recipe_is_of_one_sky_estimator_and_test(full):
+    """Which sky, which set, which network, which null and which cosmology: none is another's."""
+    variants = [
+        *(full.sky_recipe(name, i) for name in full.set_names() for i in (0, 1)),
+        *(full.bandpower_recipe(name, 0, h) for name in ("test", "validation") for h in "ab"),
+        *(full.derivative_recipe(i, h) for i in (0, 1) for h in "ab"),
+        *(full.curvature_recipe(i, h) for i in (0, 1) for h in "ab"),
+        *(full.nuisance_recipe(i, h) for i in (0, 1) for h in "ab"),
+        *(full.coverage_recipe(i, h) for i in (0, 1) for h in "ab"),
+        *(full.point_recipe(c, i, h) for c in (POINT, {"ns": 0.9}) for i in (0, 1) for h in "ab"),
+        *(full.null_recipe(n, i, h) for n in ("noise", "curl") for i in (0, 1) for h in "ab"),
+        *(full.map_recipe(h) for h in "ab"),
+        *(full.exhibit_recipe(h) for h in "ab"),
+        *(primary.recipe_of(full, name, i) for name in ("test", "validation") for i in (0, 1)),
+        full.baseline_recipe(),
+        full.mean_field_recipe(),
+    ]
+    assert len({identity_of(recipe) for recipe in variants}) == len(variants)
+
+
+@pytest.mark.parametrize("stage", schema.ALGORITHM)
+def test_a_changed_algorithm_makes_its_products_stale(full, monkeypatch, stage):
+    expected = {
+        "sky": FROM_SKIES,
+        "bandpowers": MEASURED,
+        "baseline": BASELINE,
+        "nulls": {"null", "training null"},
+    }.get(stage, {stage})
+    before = identities(full)
+    monkeypatch.setitem(schema.ALGORITHM, stage, 99)
+    after = identities(full)
+    assert {name for name in after if after[name] != before[name]} == expected
+
+
+def test_a_training_is_of_all_its_cosmologies(full):
+    """Those of its other skies, and their order: the first sky alone does not tell."""
+    others = ([{"ns": 0.95}, {"ns": 0.9}], [{"ns": 0.95}, {"ns": 0.9}, {"ns": 0.8}])
+    recipes = [training_recipe(full)]
+    recipes += [training_recipe(changed(full, ("train_cosmologies",), o)) for o in others]
+    assert len({identity_of(recipe) for recipe in recipes}) == 3
+
+
+def test_the_noise_floor_counts_where_it_is_used(full):
+    """Above it the filters do not see it."""
+    louder = changed(full, ("instrument", "noise_uk_arcmin"), 1.0)
+    recipe = identity_of(louder.baseline_recipe())
+    other = changed(louder, ("baseline", "noise_floor"), 0.5)
+    assert identity_of(other.baseline_recipe()) == recipe
+
+
+def test_identities_of_what_was_made_do_not_change():
+    """Products of weeks, and those that are shipped, would be refused."""
+    config = load_config(REPOSITORY / "training" / "config" / "laptop.yaml")
+    config = config.model_copy(update={"baseline": schema.Baseline(kind="iterated")})
+    assert identities(config) == PINNED
+
+
+PINNED = {
+    "spectra": "f784b8911e2ef8a3",
+    "sky": "3eef84f5d07ef6fd",
+    "training sky": "bc572fb50075720e",
+    "survey sky": "40bf143383391579",
+    "training": "4fe5472d36f5ebf1",
+    "bandpowers": "5902e5ff9671d712",
+    "survey": "2a67274828386c1c",
+    "maps": "5f428921b7aaecfb",
+    "exhibit": "66c30a86992948cd",
+    "derivatives": "a84a791dab814d48",
+    "curvature": "b88826897bf4fd14",
+    "nuisances": "1a8350b6ce1b8d21",
+    "coverage": "0fe40ef165f4b5ee",
+    "points": "072fc7279fc73b4d",
+    "null": "8f7ec61fbe05c6fd",
+    "training null": "5d5e26ee09701843",
+    "primary": "356cf58499e2add3",
+    "baseline": "9c1604e0ee626fbb",
+    "mean field": "785661ea5400b214",
+}
+
+
+def test_shifted_cosmologies_ascend(full):
+    """`curvature` holds them as (below, above), and its recipe holds the step alone."""
+    centre, step = full.cosmology.omch2, full.derivatives.omch2_step
+    assert full.shifted_omch2() == pytest.approx((centre - step, centre + step), abs=1e-8)
+
+
+def test_paths_of_different_products_differ(full):
+    points = (POINT, {"H0": 71.0}, {"ns": 70.0}, {**POINT, "ns": 0.9}, {**POINT, "ns": 0.95})
+    paths = [
+        *(full.sky_path(name, i) for name in full.set_names() for i in (0, 1)),
+        *(full.bandpower_path(name, i) for name in full.set_names() for i in (0, 1)),
+        *(primary.path_of(full, name, i) for name in full.set_names() for i in (0, 1)),
+        *(full.derivative_path(i) for i in (0, 1)),
+        *(full.curvature_path(i) for i in (0, 1)),
+        *(full.nuisance_path(i) for i in (0, 1)),
+        *(full.coverage_path(i) for i in (0, 1)),
+        *(full.point_path(c, i) for c in points for i in (0, 1)),
+        *(full.null_path(n, i) for n in ("noise", "curl") for i in (0, 1)),
+        *(full.release_path(s, i) for s in ("low", "high") for i in (0, 1)),
+        full.mean_field_path,
+        full.exhibit_path,
+        full.trained_path,
+        full.training_directory,
+    ]
+    assert len(set(paths)) == len(paths)
+    assert all(full.products in path.parents for path in paths)
+    elsewhere = full.model_copy(update={"skies_from": REPOSITORY})
+    assert REPOSITORY in elsewhere.sky_path("test", 0).parents
+    assert elsewhere.bandpower_path("test", 0) == full.bandpower_path("test", 0)

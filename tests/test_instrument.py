@@ -3,6 +3,7 @@ import pytest
 
 from cobaya_cnnlens.simulate.instrument import (
     Instrument,
+    Systematics,
     convolve_beam,
     cosine_mask,
     white_noise,
@@ -80,3 +81,43 @@ def test_depth_that_varies_along_y():
     assert rms[63:65].mean() == pytest.approx(2.0, rel=1e-3)
     noise = white_noise((400, 128, 128), instrument, GEOMETRY, np.random.default_rng(1))
     np.testing.assert_allclose(noise.std((0, 2)) * 2.34375, rms[:, 0], rtol=0.02)
+
+
+def test_depth_is_worst_in_the_south():
+    """√D times the middle's noise at the first row, −y; its geometric mean is the middle's."""
+    rms = Instrument(2.0, depth_ratio=4.0).noise_rms(GEOMETRY) * 2.34375
+    assert rms[0, 0] == pytest.approx(4.0, rel=1e-3)
+    assert rms[-1, 0] == pytest.approx(1.0, rel=1e-3)
+    assert (np.diff(rms[:, 5]) < 0).all()
+    np.testing.assert_allclose(rms * rms[::-1], 4.0, rtol=1e-12)
+
+
+def test_systematics_are_what_they_say():
+    """P → (1 + g) e^{2iα} P of the sky alone; beam and noise of the instrument alone, relative."""
+    q, u = np.random.default_rng(2).standard_normal((2, 8, 8))
+    off = Systematics(gain=0.1, beam=0.2, noise=-0.3, angle=15.0)
+    dq, du = off.distort(q, u)
+    np.testing.assert_allclose(dq + 1j * du, 1.1 * np.exp(1j * np.pi / 6) * (q + 1j * u))
+    assert off.of(Instrument(2.0, 3.0, 0.7, 4.0)) == Instrument(
+        pytest.approx(1.4), pytest.approx(3.6), 0.7, 4.0
+    )
+    same = Systematics(beam=0.2, noise=0.1).distort(q, u)
+    assert same[0] is q
+    assert same[1] is u
+
+
+def test_no_taper_is_no_mask():
+    np.testing.assert_array_equal(cosine_mask(GEOMETRY, 0.0), 1.0)
+
+
+def test_noise_is_independent_of_pixels_and_repeatable():
+    """Q and U, and neighbours, have nothing in common; the same seed gives the same noise at any
+    level, so that differences of instruments have none of its scatter."""
+    one, two = (
+        white_noise((2, 50, 128, 128), Instrument(x), GEOMETRY, np.random.default_rng(4))
+        for x in (1.0, 3.0)
+    )
+    np.testing.assert_allclose(two, 3.0 * one, rtol=1e-6)
+    size = one[0].size
+    assert abs(np.mean(one[0] * one[1])) < 4 * one.var() / np.sqrt(size)
+    assert abs(np.mean(one[..., 1:] * one[..., :-1])) < 4 * one.var() / np.sqrt(2 * size)

@@ -7,9 +7,10 @@ from cobaya.log import LoggedError
 from cobaya.model import get_model
 
 import yaml
+from cobaya_cnnlens.emulated import EmulatedCAMB
 from cobaya_cnnlens.emulator import read_emulator
+from cobaya_cnnlens.likelihood import TOLERATED, WATCHED, CNNLens, Watch, data_digest
 from cobaya_cnnlens.model import BandpowerLikelihood
-from cobaya_cnnlens.nodes import NodeCAMB
 from cobaya_cnnlens.release import read_release, shipped_releases, write_release
 from cobaya_cnnlens.selfcheck import CLASS_SETTINGS, theory_offset
 from cobaya_cnnlens.theory import convergence_from_potential
@@ -19,23 +20,8 @@ from .conftest import REPOSITORY
 NAME = "cobaya_cnnlens.CNNLens"
 # The instrument of the simulations, known exactly.
 INSTRUMENT = {f"cnnlens_{name}": 0 for name in ("gain", "beam", "noise", "angle")}
+FAST = {"cobaya_cnnlens.EmulatedCAMB": {"emulator": "lcdm"}}
 INPUTS = sorted((REPOSITORY / "yaml").glob("*.yaml"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nodes_once():
-    """What CAMB gives at a node is kept, by all that fixed it, for every model made here."""
-    kept, run = {}, NodeCAMB._run_camb
-
-    def remembered(self, at):
-        key = repr((self._lmax, self._fixed, at, self.extra_args))
-        if key not in kept:
-            kept[key] = run(self, at)
-        return kept[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(NodeCAMB, "_run_camb", remembered)
-        yield
 
 
 @pytest.fixture
@@ -238,6 +224,37 @@ def test_short_theory_is_one_clear_error(path, monkeypatch):
         likelihood.logp(**INSTRUMENT)
 
 
+def test_spectra_in_a_wrong_form_stop_the_run(path):
+    """Cobaya would give every point no likelihood, and never say why."""
+    model = get_model(info(path) | {"theory": FAST})
+    spectra = model.likelihood[NAME].release_data
+    wrong = (spectra.fiducial_kk, 1e-12 * spectra.fiducial_ee)
+    model.likelihood[NAME].theory_spectra = lambda: wrong
+    with pytest.raises(LoggedError, match=r"C_l\^EE has .* it looks like C_l in K²; give µK²"):
+        model.loglike({"omch2": 0.12})
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_point_whose_spectra_are_senseless(path, caplog, stop):
+    """After others it has no likelihood, as a point that CAMB refuses; or stops, if asked to."""
+    model = get_model(info(path, stop_at_error=stop) | {"theory": FAST})
+    likelihood = model.likelihood[NAME]
+    kk, ee = likelihood.release_data.fiducial_kk, likelihood.release_data.fiducial_ee
+    likelihood.theory_spectra = lambda: (kk, ee)
+    assert np.isfinite(model.loglike({"omch2": 0.12})[0])
+    likelihood.theory_spectra = lambda: (np.nan * kk, ee)
+    if stop:
+        with pytest.raises(LoggedError, match="C_L\\^κκ is not finite; check the theory"):
+            model.loglike({"omch2": 0.121})
+        return
+    for value in (0.121, 0.122):
+        assert model.loglike({"omch2": value})[0] == -np.inf
+    said = [r for r in caplog.records if "such a point has no likelihood" in r.getMessage()]
+    assert len(said) == 1
+    likelihood.theory_spectra = lambda: (kk, ee)
+    assert np.isfinite(model.loglike({"omch2": 0.123})[0])
+
+
 def test_options_reach_the_model(path):
     """Through Cobaya as through the pure function, each option by itself."""
     model = get_model(info(path))
@@ -279,24 +296,55 @@ def test_nuisances_reach_the_model(path):
         assert sum(still.logpriors) - sum(seen.logpriors) == pytest.approx(2.0)
 
 
-def test_a_far_cosmology_is_told_once(path, caplog):
-    model = get_model(info(path))
-    likelihood = model.likelihood[NAME]
-    near = (likelihood.release_data.fiducial_kk, likelihood.release_data.fiducial_ee)
-    far = (1.3 * near[0], near[1])
-
-    def said(spectra):
-        caplog.clear()
-        likelihood.theory_spectra = lambda: spectra
-        with caplog.at_level("WARNING"):
+def told_of_range(likelihood, spectra, points, caplog):
+    """What is said while ``points`` of these spectra pass."""
+    caplog.clear()
+    likelihood.theory_spectra = lambda: spectra
+    with caplog.at_level("WARNING"):
+        for _ in range(points):
             likelihood.logp(**INSTRUMENT)
-        return caplog.text
+    return caplog.text
 
-    assert "leaves the range" not in said(near)
-    text = said(far)
-    assert "leaves the range" in text
-    assert "(measured to 10%)" in text
-    assert "leaves the range" not in said(far)
+
+def test_a_posterior_beyond_the_range_is_told_once(release, tmp_path, caplog):
+    """Where most points near the best fit lie beyond what was measured; not for a single point."""
+    from dataclasses import replace
+
+    far = (1.3 * release.fiducial_kk, release.fiducial_ee)
+    moved = BandpowerLikelihood(release).model(*far)
+    write_release(replace(release, bandpowers=moved), tmp_path / "far.json")
+    likelihood = get_model(info(str(tmp_path / "far.json"))).likelihood[NAME]
+    assert not told_of_range(likelihood, far, WATCHED - 1, caplog)
+    text = told_of_range(likelihood, far, 1, caplog)
+    assert "100% of the points within 4 of the lowest" in text
+    assert "(measured to 10%)" in text.replace(", measured to", " (measured to")
+    assert not told_of_range(likelihood, far, 2 * WATCHED, caplog)
+
+
+def test_tails_and_burn_in_beyond_the_range_are_not_told(path, caplog):
+    """A chain that begins far off, finds the data's cosmology, and visits its tails."""
+    likelihood = get_model(info(path)).likelihood[NAME]
+    release = likelihood.release_data
+    near, far = ((factor * release.fiducial_kk, release.fiducial_ee) for factor in (1.0, 1.3))
+    assert not told_of_range(likelihood, far, WATCHED - 1, caplog)
+    assert not told_of_range(likelihood, near, 1, caplog)
+    for _ in range(3):
+        assert not told_of_range(likelihood, far, WATCHED, caplog)
+        assert not told_of_range(likelihood, near, WATCHED, caplog)
+
+
+def test_the_watch_counts_what_carries_the_posterior():
+    """A third of the points near the lowest χ² beyond: told; a tenth: not."""
+    for every, told in ((3, True), (10, False)):
+        watch = Watch()
+        fractions = [
+            watch.count(i % every == 0) for i in range(WATCHED) if watch.near(20.0 + i % 3)
+        ]
+        assert fractions[-1] == pytest.approx(1 / every, abs=0.01)
+        assert (fractions[-1] > TOLERATED) is told
+    watch = Watch()
+    assert watch.near(20.0)
+    assert not watch.near(24.1)
 
 
 @pytest.mark.parametrize(
@@ -305,6 +353,15 @@ def test_a_far_cosmology_is_told_once(path, caplog):
         ({"noise_debias": "none"}, "noise_debias is 'none'; choose one of"),
         ({"statistics": "t"}, "statistics is 't'; choose one of"),
         ({"release": "no_such_release"}, "no such release"),
+        ({"release": 3}, "option 'release' is 3"),
+        ({"calibration_errors": "false"}, "option 'calibration_errors' is 'false'; give true or"),
+        ({"calibration_errors": 0}, "option 'calibration_errors' is 0; give true or false"),
+        ({"check_theory": "no"}, "option 'check_theory' is 'no'; give true or false"),
+        ({"L_min": "100"}, "option 'L_min' is '100'; give a number"),
+        ({"L_max": True}, "option 'L_max' is True; give a number"),
+        ({"L_max": float("nan")}, "option 'L_max' is nan; give a number"),
+        ({"statistics": None}, "option 'statistics' is None; give a word"),
+        ({"suffix": 2}, "option 'suffix' is 2; give a text"),
     ],
 )
 def test_wrong_options_are_one_clear_error(path, options, message, capsys):
@@ -314,6 +371,169 @@ def test_wrong_options_are_one_clear_error(path, options, message, capsys):
             if "release" not in options
             else info(options["release"])
         )
+
+
+def emulated(likelihoods, **params):
+    """The fiducial cosmology, with omch2 sampled, from the emulator."""
+    fixed = {"ombh2": 0.0222, "As": 2.21e-9, "ns": 0.9624, "H0": 67.94}
+    sampled = {"omch2": {"prior": {"min": 0.11, "max": 0.13}, "ref": 0.1185, "proposal": 0.0005}}
+    return {"likelihood": likelihoods, "theory": FAST, "params": sampled | fixed | params}
+
+
+def survey(release="laptop_fiducial", **options):
+    return {"class": NAME, "release": release, "check_theory": False, **options}
+
+
+def test_two_surveys_in_one_run():
+    """Each has its own χ² and nuisances; what they share is tied in the input."""
+    both = {"low": survey("laptop_low"), "north": survey("laptop_high", suffix="_north")}
+    tied = {f"{name}_north": f"lambda {name}: {name}" for name in INSTRUMENT}
+    model = get_model(emulated(both, **INSTRUMENT | tied))
+    found = model.logposterior({"omch2": 0.12})
+    derived = dict(zip(model.parameterization.derived_params(), found.derived, strict=True))
+    assert derived["cnnlens_chi2"] == pytest.approx(-2 * found.loglikes[0])
+    assert derived["cnnlens_chi2_north"] == pytest.approx(-2 * found.loglikes[1])
+    for i, release in enumerate(("laptop_low", "laptop_high")):
+        alone = get_model(emulated({"one": survey(release)}, **INSTRUMENT))
+        assert alone.loglike({"omch2": 0.12})[0] == pytest.approx(found.loglikes[i])
+    apart = get_model(emulated(both, **INSTRUMENT))
+    assert list(apart.parameterization.sampled_params())[1:] == [f"{n}_north" for n in INSTRUMENT]
+    moved = apart.loglikes({"omch2": 0.12, **dict.fromkeys(tied, 0.0), "cnnlens_gain_north": 0.01})
+    assert moved[0][0] == pytest.approx(found.loglikes[0])
+    assert moved[0][1] != pytest.approx(found.loglikes[1], abs=0.1)
+
+
+def chain_of(info, output, **options):
+    import warnings
+
+    from cobaya.run import run
+
+    sampler = {"mcmc": {"max_samples": 12, "burn_in": 0, "seed": 1, "covmat": None}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pandas, on how cobaya writes its progress
+        return run(info | {"output": str(output), "sampler": sampler}, no_mpi=True, **options)
+
+
+def test_a_chain_is_not_resumed_with_other_data(tmp_path):
+    """Another bandpower under the same name is refused; the same data under other words is not."""
+    from dataclasses import replace
+
+    data = read_release("laptop_fiducial")
+    write_release(data, tmp_path / "r.json")
+    content = emulated({NAME: survey(str(tmp_path / "r.json"))}, **INSTRUMENT)
+    chain_of(content, tmp_path / "c")
+    write_release(replace(data, description="the same"), tmp_path / "r.json")
+    chain_of(content, tmp_path / "c", resume=True)
+    write_release(replace(data, bandpowers=1.001 * data.bandpowers), tmp_path / "r.json")
+    with pytest.raises(LoggedError, match=r"r\.json' is not the one that the chain was begun with"):
+        chain_of(content, tmp_path / "c", resume=True)
+    # The chain's own input is refused too, and its own change of version with one line.
+    again = yaml.safe_load((tmp_path / "c.updated.yaml").read_text())
+    with pytest.raises(LoggedError, match="is not the one that the chain was begun with"):
+        get_model({k: again[k] for k in ("likelihood", "theory", "params")})
+    chain_of(content, tmp_path / "c", resume=True, allow_changes=True)
+
+
+def test_a_chain_is_not_resumed_with_another_emulator(tmp_path):
+    from cobaya_cnnlens.emulator import write_emulator
+
+    made = read_emulator("lcdm")
+    write_emulator(made.tables, made.record, tmp_path / "e.npz")
+    content = emulated({NAME: survey()}, **INSTRUMENT)
+    content["theory"] = {"cobaya_cnnlens.EmulatedCAMB": {"emulator": str(tmp_path / "e.npz")}}
+    chain_of(content, tmp_path / "c")
+    chain_of(content, tmp_path / "c", resume=True)
+    made.tables.kk_mean[3] *= 1.0001
+    write_emulator(made.tables, made.record, tmp_path / "e.npz")
+    with pytest.raises(LoggedError, match=r"e\.npz' is not the one that the chain was begun with"):
+        chain_of(content, tmp_path / "c", resume=True)
+
+
+@pytest.mark.parametrize("component", [CNNLens, EmulatedCAMB])
+def test_another_digest_counts_as_newer(component):
+    """Cobaya refuses to resume when the chain's version is higher than the one asked for."""
+    assert component.compare_versions("ab12", "cd34", equal=False)
+    assert not component.compare_versions("ab12", "ab12", equal=False)
+    assert component.compare_versions("ab12", "ab12")
+    assert not component.compare_versions("ab12", "cd34")
+
+
+def test_digest_is_of_what_enters_the_likelihood(release):
+    from dataclasses import fields, replace
+
+    digests = {data_digest(release)}
+    for field in fields(release):
+        value = getattr(release, field.name)
+        changed = 1 + value if isinstance(value, int) else value
+        if isinstance(value, np.ndarray):
+            changed = value.copy()
+            changed.flat[-1] += 1
+        other = data_digest(replace(release, **{field.name: changed}))
+        assert (other in digests) is (changed is value), field.name
+        digests.add(other)
+
+
+@pytest.mark.parametrize("L_min", [None, 800])
+def test_the_worst_bin_is_one_of_the_release(L_min):
+    """Spectra wrong in two bins are found in the one where the power changes by more of itself,
+    whichever bins are in use."""
+    from dataclasses import replace
+
+    data = read_release("laptop_fiducial")
+    fiducial = data.fiducial_kk.copy()
+    bin_ = int(np.searchsorted(data.edges, 1300)) - 1
+    fiducial[data.edges[bin_] : data.edges[bin_ + 1]] *= 1.1
+    other = int(np.searchsorted(data.edges, 1000)) - 1
+    fiducial[data.edges[other] : data.edges[other + 1]] *= 1.08
+    likelihood = BandpowerLikelihood(replace(data, fiducial_kk=fiducial), "fixed", L_min=L_min)
+    offset = theory_offset(FAST, likelihood)
+    assert offset.worst_bin == bin_
+    assert -0.095 < offset.worst_change < -0.05
+    change = likelihood.model(data.fiducial_kk, data.fiducial_ee) - likelihood.model(
+        fiducial, data.fiducial_ee
+    )
+    assert likelihood.bins[np.abs(change).argmax()] == other
+    assert offset.sigmas == pytest.approx(np.sqrt(change @ likelihood.inverse @ change), rel=0.02)
+
+
+def test_the_worst_bin_is_told_by_its_multipoles(tmp_path, caplog):
+    from dataclasses import replace
+
+    data = read_release("laptop_fiducial")
+    fiducial = data.fiducial_kk.copy()
+    bin_ = int(np.searchsorted(data.edges, 1300)) - 1
+    low, high = data.edges[bin_ : bin_ + 2]
+    fiducial[low:high] *= 1.1
+    write_release(replace(data, fiducial_kk=fiducial), tmp_path / "r.json")
+    options = {"check_theory": True, "L_min": 800, "noise_debias": "fixed"}
+    with caplog.at_level("WARNING"):
+        get_model(emulated({NAME: survey(str(tmp_path / "r.json"), **options)}, **INSTRUMENT))
+    assert f"most in L = {low}-{high}, by -" in caplog.text
+
+
+@pytest.mark.parametrize("path", [p for p in INPUTS if "fast" in p.stem], ids=lambda p: p.stem)
+def test_the_box_holds_the_priors_of_fast_inputs(path):
+    """Flat ones whole, Gaussian ones to five sigma."""
+    content = yaml.safe_load(path.read_text())
+    emulator = read_emulator(content["theory"]["cobaya_cnnlens.EmulatedCAMB"]["emulator"])
+    sides = dict(
+        zip(
+            emulator.parameters,
+            zip(emulator.tables.low, emulator.tables.high, strict=True),
+            strict=True,
+        )
+    )
+    checked = 0
+    for name, (low, high) in sides.items():
+        prior = (content["params"].get(name) or {}) if name in content["params"] else {}
+        prior = prior.get("prior") if isinstance(prior, dict) else None
+        if prior is None:
+            continue
+        checked += 1
+        spread = 5 * prior.get("scale", 0.0)
+        assert low <= prior.get("min", prior.get("loc")) - spread + 1e-9, name
+        assert prior.get("max", prior.get("loc")) + spread - 1e-9 <= high, name
+    assert checked
 
 
 def test_unknown_option_is_refused(path):
@@ -412,7 +632,7 @@ def test_node_camb_against_camb(path):
     [
         ({}, "must name one or 2"),
         ({"omega": 0.1}, "'omega' is not a CAMB parameter"),
-        ({"omch2": -1.0}, "spacing of 'omch2' must be positive"),
+        ({"omch2": -1.0}, "spacing of 'omch2' is -1.0; it must be a positive"),
         ({"ns": 0.01}, None),
     ],
 )

@@ -1,14 +1,25 @@
 import itertools
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
 from cobaya_cnnlens.errors import CNNLensError, SpectrumError
-from cobaya_cnnlens.model import BandpowerLikelihood
+from cobaya_cnnlens.model import (
+    _FORMS,
+    KAPPA,
+    UNLENSED_E,
+    BandpowerLikelihood,
+    _Bands,
+    _candidates,
+)
 from cobaya_cnnlens.release import read_release
+from cobaya_cnnlens.statistics import hotelling_pte
+from cobaya_cnnlens.theory import convergence_from_potential, potential_from_convergence
 
 from .conftest import synthetic_release
+from .test_properties import BY_BIN, COVARIANCES
 
 
 @pytest.fixture
@@ -198,6 +209,358 @@ def test_unknown_options(release):
         BandpowerLikelihood(release, "cubic")
     with pytest.raises(CNNLensError, match="statistics is 'poisson'"):
         BandpowerLikelihood(release, statistics="poisson")
+
+
+@pytest.fixture(scope="module")
+def cut():
+    """A shipped release without bins and bands beyond L = 1500, for CAMB that takes a second."""
+    whole = read_release("laptop_fiducial")
+    n, n_kk, n_ee = 11, 6, 7
+    changes = {name: getattr(whole, name)[:n] for name in BY_BIN}
+    changes |= {
+        name: changes[name][:, :n_kk] for name in ("kk_derivatives", "kk_derivative_errors")
+    }
+    changes |= {
+        name: changes[name][:, :n_ee] for name in ("ee_derivatives", "ee_derivative_errors")
+    }
+    changes |= {name: getattr(whole, name)[:n, :n] for name in COVARIANCES}
+    return replace(
+        whole,
+        **changes | {"windows": whole.windows[:n, :1500]},
+        edges=whole.edges[: n + 1],
+        kk_edges=whole.kk_edges[: n_kk + 1],
+        ee_edges=whole.ee_edges[: n_ee + 1],
+        kk_direction=whole.kk_direction[:n_kk],
+        ee_direction=whole.ee_direction[:n_ee],
+    )
+
+
+# omch2, ln(1e10 As), H0, A_L, Σm_ν: corners of the widest priors; the last two have the least and
+# the most C^κκ of all 32 corners.
+CORNERS = (
+    *((0.1185, 3.0956, 67.94, 1.0, 0.06), (0.16, 2.5, 50, 0.5, 1.0), (0.08, 3.7, 50, 1.0, 0.06)),
+    *((0.08, 2.5, 90, 0.5, 1.0), (0.16, 3.7, 50, 2.0, 0.0)),
+)
+
+
+def spectra_at(corner, lmax, boost=0.6):
+    """C_L^κκ, unlensed and lensed C_l^EE (µK²) by CAMB at low accuracy."""
+    import camb
+
+    omch2, log_as, h0, a_lens, mnu = corner
+    parameters = camb.set_params(
+        ombh2=0.0222, omch2=omch2, H0=h0, mnu=mnu, tau=0.0943, ns=0.9624,
+        As=1e-10 * np.exp(log_as), lmax=lmax, lens_potential_accuracy=0, AccuracyBoost=boost,
+    )  # fmt: skip
+    results = camb.get_results(parameters)
+    clpp = a_lens * results.get_lens_potential_cls(lmax, raw_cl=True)[:, 0]
+    found = {"CMB_unit": "muK", "raw_cl": True}
+    return (
+        convergence_from_potential(clpp),
+        results.get_unlensed_scalar_cls(lmax, **found)[:, 1].copy(),
+        results.get_lensed_scalar_cls(lmax, **found)[:, 1].copy(),
+    )
+
+
+@pytest.fixture(scope="module")
+def corners():
+    return [spectra_at(corner, 1650) for corner in CORNERS]
+
+
+def dls(cl):
+    l = np.arange(len(cl))
+    return l * (l + 1.0) / (2 * np.pi) * cl
+
+
+def wrong_forms(kk, ee):
+    """Every wrong form of the two spectra, with the words that name it."""
+    l = np.arange(len(kk))
+    x = l * (l + 1.0)
+    pp = potential_from_convergence(kk)
+    zeros = [0.0, 0.0]
+    t2 = 2.7255e6**2
+    return (
+        (dls(kk), ee, r"C_L\^κκ .* looks like D_L = L\(L\+1\) C_L/2π"),
+        (pp, ee, r"C_L\^κκ .* looks like C_L\^φφ; give C_L\^κκ = \[L\(L\+1\)\]²/4 C_L\^φφ"),
+        (x * pp, ee, r"C_L\^κκ .* looks like L\(L\+1\) C_L\^φφ(/2π)?;"),
+        (dls(pp), ee, r"C_L\^κκ .* looks like L\(L\+1\) C_L\^φφ(/2π)?;"),
+        (ee, kk, r"C_L\^κκ .* looks like unlensed C_l\^EE; are the arguments swapped\?"),
+        (kk, dls(ee), r"C_l\^EE .* looks like D_l = l\(l\+1\) C_l/2π; give C_l"),
+        (kk, 1e-12 * ee, r"C_l\^EE .* looks like C_l in (K²|units of T_CMB²); give µK²"),
+        (kk, 1e-6 * ee, r"C_l\^EE .* looks like C_l in mK²; give µK²"),
+        (kk, ee / t2, r"C_l\^EE .* looks like C_l in (K²|units of T_CMB²); give µK²"),
+        (kk, dls(ee) / t2, r"C_l\^EE .* looks like D_l in (K²|units of T_CMB²); give"),
+        (np.r_[kk[2:], zeros], ee, r"C_L\^κκ has power at L = 0, as if its first entry were L = 2"),
+        (kk, np.r_[ee[2:], zeros], r"C_l\^EE has power at l = 0, as if its first entry were l = 2"),
+        (np.r_[zeros, kk], ee, r"C_L\^κκ begins at L = 4, as if L = 0 and 1 were there twice"),
+        (kk, np.r_[zeros, ee], r"C_l\^EE begins at l = 4, as if l = 0 and 1 were there twice"),
+        (-kk, ee, r"C_L\^κκ .* which no cosmology gives; give the raw C_L"),
+        (kk, 0 * ee, r"C_l\^EE .* which no cosmology gives; give the raw C_l in µK²"),
+    )
+
+
+def test_wrong_forms_are_named(cut, corners):
+    """Whatever the cosmology, none gets as far as a χ²; the message says what it looks like."""
+    for noise_debias in ("linear", "quadratic"):
+        likelihood = BandpowerLikelihood(cut, noise_debias)
+        for kk, ee, _ in corners:
+            for wrong_kk, wrong_ee, words in wrong_forms(kk, ee):
+                for call in (likelihood.model, likelihood.chi2, likelihood.log_likelihood):
+                    with pytest.raises(SpectrumError, match=words) as caught:
+                        call(wrong_kk, wrong_ee)
+                    assert "\n" not in str(caught.value)
+    # At the fiducial units are told apart, and so are the potential's forms.
+    kk, ee, _ = corners[0]
+    for wrong, said in ((1e-12 * ee, "in K²"), (ee / 2.7255e6**2, "in units of T_CMB²")):
+        with pytest.raises(SpectrumError, match=said):
+            likelihood.chi2(kk, wrong)
+    deflection = np.arange(len(kk)) * np.arange(1.0, len(kk) + 1) * potential_from_convergence(kk)
+    for wrong, said in ((deflection, "C_L^φφ;"), (deflection / (2 * np.pi), "C_L^φφ/2π;")):
+        with pytest.raises(SpectrumError, match=re.escape(f"looks like L(L+1) {said}")):
+            likelihood.chi2(wrong, ee)
+
+
+def test_forms_are_put_right_exactly(cut):
+    """The fiducial in each wrong form, put right, is the fiducial: its bands are off by nothing."""
+    kk, ee = cut.fiducial_kk[:1600], cut.fiducial_ee[:1600]
+    bands = {
+        KAPPA: _Bands(cut.kk_edges, cut.fiducial_kk),
+        UNLENSED_E: _Bands(cut.ee_edges, cut.fiducial_ee),
+    }
+    seen = set()
+    for wrong_kk, wrong_ee, _ in (*wrong_forms(kk, ee)[:10], (kk, dls(ee) * 1e-12, "")):
+        quantity = KAPPA if wrong_kk is not kk else UNLENSED_E
+        given = {KAPPA: wrong_kk, UNLENSED_E: wrong_ee}
+        miss, what, _ = min(_candidates(quantity, given, bands))
+        assert miss < 1e-9
+        seen.add((quantity, what))
+    every = {(quantity, form[0]) for quantity, forms in _FORMS.items() for form in forms}
+    assert seen == every | {(KAPPA, "unlensed C_l^EE")}
+
+
+def test_cosmologies_are_not_refused(cut, corners):
+    for noise_debias in ("linear", "quadratic", "fixed"):
+        likelihood = BandpowerLikelihood(cut, noise_debias)
+        for kk, ee, lensed in corners:
+            assert np.isfinite(likelihood.log_likelihood(kk, ee))
+            likelihood.chi2(kk, lensed)  # cannot be told from unlensed: cosmologies do as much
+            likelihood.chi2(0 * kk, ee)  # no lensing is a hypothesis that can be tested
+    power = np.array([cut.windows @ kk[:1500] for kk, _, _ in corners])
+    assert (power[-2] / power[0]).max() < 0.2
+    assert (power[-1] / power[0]).min() > 5
+
+
+@pytest.mark.slow
+def test_cosmologies_at_every_corner():
+    """The shipped release whole, at the accuracy of a chain."""
+    likelihood = BandpowerLikelihood(read_release("laptop_fiducial"))
+    sides = ((0.08, 0.16), (2.5, 3.7), (50, 90), (0.5, 2.0), (0.0, 1.0))
+    for corner in itertools.product(*sides):
+        kk, ee, _ = spectra_at(corner, 4450, boost=1)
+        likelihood.chi2(kk, ee)
+        for wrong_kk, wrong_ee, words in wrong_forms(kk, ee):
+            with pytest.raises(SpectrumError, match=words):
+                likelihood.chi2(wrong_kk, wrong_ee)
+
+
+def test_fixed_debias_does_not_look_at_ee(cut):
+    fixed = BandpowerLikelihood(cut, "fixed")
+    want = fixed.chi2(cut.fiducial_kk, cut.fiducial_ee)
+    for ee in (None, np.zeros(3), np.full(5000, np.nan)):
+        assert fixed.chi2(cut.fiducial_kk, ee) == want
+    l = np.arange(len(cut.fiducial_kk))
+    with pytest.raises(SpectrumError, match="looks like D_L"):
+        fixed.chi2(l * (l + 1) / 6.28 * cut.fiducial_kk, None)
+
+
+def test_monopole_and_dipole(release, likelihood):
+    """κ and E have no monopole; a dipole, or "undefined", is nobody's mistake."""
+    kk, ee = changed(release)
+    want = likelihood.chi2(kk, ee)
+    for l, value, good in ((0, 1e-9, False), (1, 1e-9, True), (0, np.nan, True), (1, np.nan, True)):
+        for i in range(2):
+            spectra = [kk.copy(), ee.copy()]
+            spectra[i][l] = value
+            if good:
+                assert likelihood.chi2(*spectra) == want
+            else:
+                with pytest.raises(SpectrumError, match=r"has power at . = 0"):
+                    likelihood.chi2(*spectra)
+
+
+def test_what_is_no_spectrum(release, likelihood):
+    kk, ee = changed(release)
+    for bad, words in (
+        (None, "C_L^κκ is None; give an array of real numbers"),
+        ("kk", "C_L^κκ is 'kk'; give an array"),
+        (3.0, "C_L^κκ has shape (); give one dimension"),
+        (np.tile(kk, (2, 1)), "C_L^κκ has shape (2, 1201); give one dimension"),
+        (kk[:, None], "C_L^κκ has shape (1201, 1); give one dimension"),
+        (kk.astype(complex), "C_L^κκ is "),
+        ({"kk": kk}, "C_L^κκ is "),
+        ([kk, kk[:3]], "C_L^κκ is "),
+        (np.array([]), "C_L^κκ ends at L = -1"),
+    ):
+        for call in (likelihood.model, likelihood.chi2, likelihood.excursion):
+            with pytest.raises(SpectrumError, match=re.escape(words)):
+                call(bad, ee)
+            with pytest.raises(SpectrumError, match="unlensed C_l"):
+                call(kk, bad)
+    want = likelihood.chi2(1.1 * kk, ee)
+    assert likelihood.chi2((1.1 * kk).tolist(), ee.tolist()) == pytest.approx(want)
+    assert likelihood.chi2((1.1 * kk).astype(np.float32), ee) == pytest.approx(want, rel=1e-4)
+
+
+def test_flags_that_are_texts_or_numbers(release):
+    """bool("false") is true."""
+    for bad in ("false", "no", 0, None):
+        with pytest.raises(CNNLensError, match=r"calibration_errors is .*; give true or false"):
+            BandpowerLikelihood(release, calibration_errors=bad)
+    without = BandpowerLikelihood(release, calibration_errors=np.False_).covariance
+    np.testing.assert_array_equal(without, release.patch_covariance / release.n_patches)
+
+
+def test_nuisances_of_the_wrong_shape(release, likelihood):
+    spectra = changed(release)
+    for bad in (0.01, [0.01] * 3, [0.01] * 5, [[0.01] * 4], "gain", {"gain": 0.01}):
+        with pytest.raises(CNNLensError, match="give 4 numbers: gain, beam, noise, angle"):
+            likelihood.chi2(*spectra, bad)
+    with pytest.raises(SpectrumError, match="not finite"):
+        likelihood.chi2(*spectra, [np.nan] * 4)
+
+
+def test_releases_made_by_hand(release):
+    """What the reader would refuse is one clear error here too."""
+    with pytest.raises(CNNLensError, match="release is 'laptop_high'; give what read_release"):
+        BandpowerLikelihood("laptop_high")
+    empty = release.fiducial_ee.copy()
+    empty[300:700] = 0.0
+    for change, words in (
+        ({"fiducial_ee": empty}, "'fiducial.ee' must be positive within its bands"),
+        ({"fiducial_kk": np.full(1201, np.nan)}, "'fiducial.kk' must be positive within its bands"),
+        ({"bandpowers": release.bandpowers[:4]}, "'data.bandpowers' has shape (4,); 5 entries"),
+        ({"windows": release.windows[0]}, "'windows.values' must have 2 dimensions"),
+        ({"windows": release.windows[:3]}, "'windows.values' has shape (3, 1100); 5 entries"),
+        ({"patch_covariance": np.eye(4)}, "'covariance.patch' has shape (4, 4); 5 entries"),
+        ({"kk_direction": np.ones(3)}, "'derivatives.kk_direction' has shape (3,); 2 entries"),
+        ({"edges": release.edges[::-1]}, "'bins.edges' must ascend"),
+    ):
+        with pytest.raises(CNNLensError, match=re.escape(f"synthetic: field {words}")):
+            BandpowerLikelihood(replace(release, **change))
+    none = replace(release, kk_direction=np.zeros(2), ee_direction=np.zeros(3))
+    t, rest = BandpowerLikelihood(none).excursion(*changed(release, 0.1, -0.2))
+    assert (t, rest) == pytest.approx((0.0, 0.2))
+
+
+def test_callers_floating_point_settings_do_not_matter(release):
+    shipped = read_release("laptop_fiducial")
+    tiny = shipped.fiducial_kk.copy(), shipped.fiducial_ee.copy()
+    tiny[1][4000:] = 1e-320
+    x = [1e-200, 0.0, 0.0, 0.0]
+    want = BandpowerLikelihood(shipped).chi2(*tiny, x)
+    infinite = tiny[0].copy()
+    infinite[2500] = np.inf
+    small = replace(release, patch_covariance=1e-300 * release.patch_covariance)
+    with np.errstate(all="raise"):
+        likelihood = BandpowerLikelihood(read_release("laptop_fiducial"))
+        assert likelihood.chi2(*tiny, x) == want
+        likelihood.excursion(*tiny)
+        for bad in (infinite, np.full(5000, 1e300)):
+            with pytest.raises(SpectrumError):
+                likelihood.chi2(bad, tiny[1])
+        BandpowerLikelihood(small)
+
+
+def test_arrays_cannot_be_written_to(release):
+    """Not those of the likelihood, not those of its release, and what was handed in is copied."""
+    data = release.bandpowers.copy()
+    likelihood = BandpowerLikelihood(replace(release, bandpowers=data))
+    spectra = changed(release, 0.1)
+    want = likelihood.chi2(*spectra)
+    data *= 2
+    handed_out = [
+        *(getattr(likelihood, name) for name in ("bins", "bandpowers", "covariance", "inverse")),
+        *(getattr(likelihood.release, f.name) for f in fields(likelihood.release)),
+        likelihood.release.covariance,
+    ]
+    arrays = [array for array in handed_out if isinstance(array, np.ndarray)]
+    assert len(arrays) == 32
+    for array in arrays:
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+    mu = likelihood.model(*spectra)
+    mu *= 2  # a caller's own
+    assert likelihood.chi2(*spectra) == want
+
+
+def test_a_release_of_known_numbers():
+    """Two bins, two bands each, every number by hand: µ, the covariance's three parts, Hartlap's
+    factor of the bins in use, t and the second order, x and x²."""
+    kk, ee = np.zeros(6), np.zeros(6)
+    kk[2:], ee[2:] = 2.0, 4.0
+    changes = {
+        "edges": np.array([2, 4, 6]),
+        "bandpowers": np.array([9.0, 7.0]),
+        "n_patches": 4,
+        "n_sim": 11,
+        "patch_covariance": np.array([[8.0, 4.0], [4.0, 8.0]]),
+        "noise_covariance": np.array([[1.0, 0.0], [0.0, 2.0]]),
+        "derivative_covariance": np.array([[1.0, 1.0], [1.0, 1.0]]),
+        "windows": np.array([[0, 0, 1.0, 2.0, 0, 0], [0, 0, 0, 0, 1.0, 1.0]]),
+        "kk_edges": np.array([2, 4, 6]),
+        "ee_edges": np.array([2, 3, 6]),
+        "kk_derivatives": np.array([[0.5, 0.0], [0.0, 1.0]]),
+        "ee_derivatives": np.array([[0.0, 2.0], [-1.0, 0.0]]),
+        "curvature": np.array([1.0, -2.0]),
+        "kk_direction": np.array([1.0, 0.0]),
+        "ee_direction": np.array([0.0, 2.0]),
+        "nuisance_first": np.array([[1.0, 0, 0, 0], [0, 0, 0, 10.0]]),
+        "nuisance_second": np.array([[0, 2.0, 0, 0], [0, 0, 0, 100.0]]),
+        "fiducial_kk": kk,
+        "fiducial_ee": ee,
+    }
+    two = {name: np.ones((2, 2)) for name in ("kk_derivative_errors", "ee_derivative_errors")}
+    two |= {name: np.ones((2, 4)) for name in ("nuisance_first_errors", "nuisance_second_errors")}
+    small = synthetic_release(2, **two | changes)
+    # C^κκ: 3 at L = 2, 3, else the fiducial 2: δ = ½ and 0. C^EE: 8 at l = 3, else 4, so
+    # δ = 0 and 7 × 4/((7 + 9 + 11) × 4) = 7/27.
+    kk, ee = kk.copy(), ee.copy()
+    kk[2:4], ee[3] = 3.0, 8.0
+    t = 0.5 + 2 * 7 / 27
+    mu = {
+        "fixed": np.array([3 + 6.0, 4.0]),
+        "linear": np.array([9 + 0.25 + 14 / 27, 4.0]),
+        "quadratic": np.array([9.25 + 14 / 27 + t**2, 4 - 2 * t**2]),
+    }
+    for noise_debias, want in mu.items():
+        whole = BandpowerLikelihood(small, noise_debias)
+        np.testing.assert_allclose(whole.model(kk, ee), want, rtol=1e-13)
+        moved = whole.model(kk, ee, [0.1, 0.3, 0.5, -0.2])
+        np.testing.assert_allclose(moved - want, [0.1 + 0.18, -2 + 4], rtol=1e-12)
+        if noise_debias != "fixed":
+            assert whole.excursion(kk, ee)[0] == pytest.approx(t)
+    # Covariance 8/4 + 1 + 1 = 4, 4/4 + 0 + 1 = 2, 8/4 + 2 + 1 = 5; residuals 0 and 3.
+    np.testing.assert_allclose(small.covariance, [[4, 2], [2, 5]])
+    fixed = BandpowerLikelihood(small, "fixed")
+    np.testing.assert_allclose(fixed.residuals(kk, ee), [0, 3])
+    # χ² = 9 × 4/(20 − 4); Hartlap (11 − 2 − 2)/(11 − 1).
+    assert fixed.hartlap == 0.7
+    assert fixed.chi2(kk, ee) == pytest.approx(0.7 * 9 / 4)
+    assert fixed.log_likelihood(kk, ee) == pytest.approx(-0.35 * 9 / 4)
+    np.testing.assert_allclose(fixed.inverse, 0.7 * np.array([[5, -2], [-2, 4]]) / 16)
+    # One bin in use: Hartlap's factor of one bin, and its variance alone.
+    one = BandpowerLikelihood(small, "fixed", L_min=4)
+    assert one.hartlap == (11 - 1 - 2) / (11 - 1)
+    assert one.chi2(kk, ee) == pytest.approx(0.8 * 9 / 5)
+    assert one.pte(one.chi2(kk, ee)) == pytest.approx(hotelling_pte(9 / 5, 11, 1))
+    # The patches' scatter alone: 2, 1, 2.
+    scatter = BandpowerLikelihood(small, "fixed", "gaussian", calibration_errors=False)
+    assert scatter.chi2(kk, ee) == pytest.approx(9 * 2 / (4 - 1))
+    assert scatter.pte(3.0) == pytest.approx(np.exp(-1.5))  # χ² of two degrees of freedom
+    # Sellentin–Heavens: T² without Hartlap's factor.
+    student = BandpowerLikelihood(small, "fixed", "sellentin-heavens")
+    assert student.chi2(kk, ee) == pytest.approx(9 / 4)
+    assert student.log_likelihood(kk, ee) == pytest.approx(-5.5 * np.log(1 + 0.225))
 
 
 def test_coverage_of_a_gaussian_survey():

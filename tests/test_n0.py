@@ -11,6 +11,8 @@ from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.reconstruct.n0 import (
     Filter,
     Plane,
+    band_of,
+    delensed_part,
     n0_eb,
     n0_ee,
     n0_iterated,
@@ -19,6 +21,7 @@ from cobaya_cnnlens.reconstruct.n0 import (
 )
 from cobaya_cnnlens.reconstruct.n0_temperature import n0_temperature
 from cobaya_cnnlens.simulate.instrument import Instrument
+from cobaya_cnnlens.simulate.patches import PatchGeometry
 from cobaya_cnnlens.theory import CambSettings, Cosmology, temperature_spectra
 
 REFERENCE = json.loads((Path(__file__).parent / "fixtures" / "n0_pytempura.json").read_text())
@@ -105,6 +108,44 @@ def test_iterated_noise_without_lensing_is_that_of_unlensed_b(fiducial):
     )
     found = n0_iterated(L, bare, Instrument(1.0))
     np.testing.assert_allclose(found, n0_eb(L, bare, Instrument(1.0)), rtol=5e-3)
+
+
+@pytest.mark.parametrize("size_deg", [5.0, 4.9, 10.0])
+def test_band_ends_below_the_nyquist_multipole(fiducial, size_deg):
+    """All multipoles below it and none at it, where modes have no mirror image; the beam and the
+    spectra end it too."""
+    geometry = PatchGeometry(size_deg=size_deg, n_pixels=64, pad=0)
+    if size_deg == 5.0:  # π/Δ is 2304 but for rounding: the modes there stay out either way
+        assert geometry.nyquist == pytest.approx(2304, abs=1e-6)
+    band = band_of(geometry, fiducial, 30)
+    assert band.lmin == 30
+    assert geometry.nyquist - 1 - 1e-6 <= band.lmax < geometry.nyquist - 1e-6
+    assert band_of(PatchGeometry(), fiducial, 72) == Filter(72, 4600)
+    short = replace(fiducial, ee=fiducial.ee[:1001], kk=fiducial.kk[:1001])
+    assert band_of(geometry, short, 30).lmax == 1000
+
+
+def test_noise_spectrum_is_divided_by_the_beam():
+    """N_l e^{l²σ²}, of (level in µK rad)²; at FWHM² l² = 8 ln 2 it is e times the white."""
+    instrument = Instrument(3.0, 10.0)
+    found = polarisation_noise(instrument, 2000)
+    assert found.shape == (2001,)
+    white = (3.0 * np.radians(1 / 60)) ** 2
+    assert found[0] == pytest.approx(white, rel=1e-12)
+    l = np.sqrt(8 * np.log(2)) / np.radians(10 / 60)
+    assert np.interp(l, np.arange(2001), found) == pytest.approx(np.e * white, rel=1e-5)
+
+
+def test_delensed_part_of_what_is_known(fiducial):
+    """Nothing of a κ̂ that is κ, all of one that knows none, and of ρ at all L 1 − ρ²."""
+    l = np.array([300.0, 1000.0])
+    for rho in (0.0, 0.6, 1.0):
+        part = delensed_part(l, fiducial, np.full(len(fiducial.pp), rho))
+        np.testing.assert_allclose(part, 1 - rho**2, rtol=1e-12, atol=1e-15)
+    # The B modes of l = 300 are made by φ of low L.
+    known = np.where(np.arange(len(fiducial.pp)) < 1000, 0.9, 0.0)
+    part = delensed_part(l, fiducial, known)
+    assert part[0] < part[1] < 1.0
 
 
 def test_short_spectra_are_refused(fiducial):

@@ -33,7 +33,7 @@ from cobaya_cnnlens.simulate.instrument import Instrument, cosine_mask
 from cobaya_cnnlens.simulate.observation import observe_sky
 from cobaya_cnnlens.simulate.stage import make_skies, spectra_for
 
-from .conftest import REPOSITORY
+from .conftest import REPOSITORY, write_network
 
 HASH = "a" * 64
 BAND = Filter(72, 1700)
@@ -155,9 +155,8 @@ def test_maps_are_what_they_are_said_to_be(config, shown):
 def test_figure_is_drawn(config, shown, tmp_path):
     with pytest.raises(CNNLensError, match="no null test has been measured"):
         draw(config.model_copy(update={"products": tmp_path}), "nulls")
-    # The configuration's hash is that of its network; here any file stands for it.
-    (tmp_path / "n.keras").write_bytes(b"network")
-    network = config.network.model_copy(update={"pretrained": tmp_path / "n.keras"})
+    # The configuration's hash is that of its network; here any network stands for it.
+    network = config.network.model_copy(update={"pretrained": write_network(tmp_path / "n.keras")})
     own = config.model_copy(update={"network": network, "products": tmp_path})
     from cobaya_cnnlens.reconstruct.files import estimator_hash
 

@@ -5,11 +5,12 @@ from astropy.wcs import WCS
 
 from cobaya_cnnlens.calibrate.bandpowers import Bins, FlatSpectra, e_and_b, pure_b
 from cobaya_cnnlens.calibrate.windows import expected_e_and_b, expected_pure_b
+from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.simulate import patches
 from cobaya_cnnlens.simulate.instrument import cosine_mask
 from cobaya_cnnlens.simulate.patches import PatchGeometry
 from cobaya_cnnlens.simulate.shards import draw_sky
-from cobaya_cnnlens.simulate.skies import scale_alm
+from cobaya_cnnlens.simulate.skies import scale_alm, unit_alm
 from cobaya_cnnlens.theory import Spectra, lensed_polarisation
 
 LMAX = 2500
@@ -112,6 +113,50 @@ def test_unlensed_and_lensed_from_one_transform(sky):
     np.testing.assert_allclose(
         unlensed, patches.polarisation_at(elm, lmax, pointing), atol=1e-5 * np.std(alone)
     )
+
+
+def test_convergence_is_half_the_laplacian():
+    """κ = −½∇²φ on the sphere: κ_lm of φ with C^φφ has C^κκ = [L(L+1)]²/4 C^φφ mode by mode, zero
+    beyond the band limit."""
+    lmax, limit = 60, 45
+    philm = unit_alm(lmax, np.random.default_rng(3))
+    kappa = patches.convergence_alm(philm, lmax, limit)
+    l, m = healpy.Alm.getlm(limit)
+    expected = 0.5 * l * (l + 1) * philm[healpy.Alm.getidx(lmax, l, m)]
+    np.testing.assert_allclose(kappa, expected, rtol=1e-14)
+    with pytest.raises(CNNLensError, match="band_limit 70 lies above lmax 60"):
+        patches.convergence_alm(philm, lmax, 70)
+
+
+def test_deflections_lead_up_the_gradient():
+    """φ = a cos θ rises to the north: pixels look north of themselves, by |∇φ| = a sin θ; turned
+    about the axis, φ leaves the longitude alone."""
+    centre = centres_at([20.0])[0]
+    pointing = patches.point_patch(centre, PatchGeometry(n_pixels=8, pad=0))
+    philm = np.zeros(6, complex)  # lmax 2; a_10 in its place
+    philm[1] = 1e-3 / np.sqrt(3 / (4 * np.pi))
+    gradient = patches.gradient_at(philm, 2, pointing)
+    np.testing.assert_allclose(gradient[:, 0], -1e-3 * np.sin(pointing.theta), rtol=1e-4)
+    np.testing.assert_allclose(gradient[:, 1], 0.0, atol=1e-8)
+    seen = patches.deflect_by(gradient, pointing)
+    np.testing.assert_allclose(
+        pointing.theta - seen.theta, 1e-3 * np.sin(pointing.theta), rtol=1e-4
+    )
+    np.testing.assert_allclose(seen.phi, pointing.phi, atol=1e-10)
+
+
+def test_centres_leave_out_the_poles():
+    centres = patches.patch_centres(2, 4)
+    theta, _ = healpy.pix2ang(2, np.arange(48))
+    assert len(centres) == 40
+    assert centres[:, 0].min() == pytest.approx(np.sort(theta)[4])
+    assert centres[:, 0].max() == pytest.approx(np.sort(theta)[-5])
+
+
+def test_crop_takes_the_padding_off():
+    geometry = PatchGeometry(n_pixels=4, pad=2)
+    maps = np.arange(64).reshape(8, 8)
+    np.testing.assert_array_equal(geometry.crop(maps), maps[2:6, 2:6])
 
 
 def test_truncated_alm_are_the_low_multipoles(sky):

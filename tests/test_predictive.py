@@ -1,6 +1,7 @@
 import shutil
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from scipy.integrate import quad
 import yaml
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.model import BandpowerLikelihood
+from cobaya_cnnlens.report.posteriors import _label, _truth, load_chain
 from cobaya_cnnlens.report.predictive import draw_predictive, predictive, predictive_p
 
 from .conftest import REPOSITORY, synthetic_release
@@ -74,19 +76,29 @@ def test_linear_gaussian_posterior_in_closed_form():
         assert predictive_p(mock, models) == pytest.approx(want, abs=0.005)
 
 
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory):
-    """A short chain with the emulator, noise nuisance sampled."""
+def short_chain(root, samples, **options):
+    """With the emulator, noise nuisance sampled."""
     from cobaya.run import run
 
-    root = str(tmp_path_factory.mktemp("chains") / "short")
     info = yaml.safe_load((REPOSITORY / "yaml" / "omegac_fast.yaml").read_text())
-    info["params"] |= {"cnnlens_noise": {"prior": {"dist": "norm", "loc": 0, "scale": 0.01}}}
-    info["sampler"] = {"mcmc": {"max_samples": 150, "burn_in": 0, "seed": 1, "covmat": None}}
+    info["likelihood"][NAME] |= {"check_theory": False, **options}
+    suffix = options.get("suffix", "")
+    for name in ("gain", "beam", "angle"):
+        del info["params"][f"cnnlens_{name}"]
+        info["params"][f"cnnlens_{name}{suffix}"] = 0
+    del info["params"]["cnnlens_noise"]
+    prior = {"dist": "norm", "loc": 0, "scale": 0.01}
+    info["params"][f"cnnlens_noise{suffix}"] = {"prior": prior}
+    info["sampler"] = {"mcmc": {"max_samples": samples, "burn_in": 0, "seed": 1, "covmat": None}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pandas, on how cobaya writes its progress
-        run(info | {"output": root}, no_mpi=True)
-    return root
+        run(info | {"output": str(root)}, no_mpi=True)
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    return short_chain(tmp_path_factory.mktemp("chains") / "short", 150)
 
 
 def test_a_chain_is_reproduced(chain, tmp_path):
@@ -94,7 +106,6 @@ def test_a_chain_is_reproduced(chain, tmp_path):
     the chain holds; the band holds about 68% and 95% of replicated data by construction, and widens
     the likelihood's own errors by the posterior's width."""
     from cobaya_cnnlens.release import read_release
-    from cobaya_cnnlens.report.posteriors import load_chain
 
     check = predictive(chain, samples=300)
     assert check.difference < 1e-3
@@ -108,6 +119,108 @@ def test_a_chain_is_reproduced(chain, tmp_path):
     half = 0.5 * (check.band[3] - check.band[1])
     np.testing.assert_allclose(half, np.sqrt(variance) * stats.norm.ppf(0.84), rtol=0.03)
     assert draw_predictive(check, tmp_path / "p.png").stat().st_size > 10_000
+
+
+def test_a_post_processed_chain_is_reproduced(chain):
+    """Cobaya's `post` keeps derived parameters as they were, cnnlens_chi2 too, while the likelihood
+    is another: what predictive computes is the chain's own χ² still."""
+    from cobaya.post import post
+
+    other = {"release": "laptop_fiducial", "check_theory": False, "L_min": 400}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        post(
+            {
+                "output": chain,
+                "force": True,
+                "post": {
+                    "suffix": "other",
+                    "remove": {"likelihood": [NAME]},
+                    "add": {"likelihood": {NAME: other}},
+                },
+            }
+        )
+    root = f"{chain}.post.other"
+    check = predictive(root, samples=20)
+    assert check.difference < 1e-3
+    np.testing.assert_array_equal(check.edges[0] >= 400, [True, True])
+    samples = load_chain(root)
+    kept, anew = (
+        samples.samples[:, samples.paramNames.numberOfName(name)]
+        for name in ("cnnlens_chi2", f"chi2__{NAME}")
+    )
+    assert np.abs(kept - anew).max() > 1.0
+
+
+def test_a_change_of_the_likelihood_is_seen(chain, tmp_path):
+    """The difference tells that an input beside a chain is not what made it."""
+    for end in (".1.txt", ".updated.yaml"):
+        shutil.copy(chain + end, str(tmp_path / "c") + end)
+    info = yaml.safe_load((tmp_path / "c.updated.yaml").read_text())
+    info["likelihood"][NAME] |= {"noise_debias": "fixed", "statistics": "gaussian"}
+    (tmp_path / "c.updated.yaml").write_text(yaml.safe_dump(info, sort_keys=False))
+    assert predictive(str(tmp_path / "c"), samples=20).difference > 0.5
+
+
+def test_the_t_distribution_is_reproduced(tmp_path):
+    """−2 ln L of such a chain is not χ², and is compared as what it is."""
+    root = short_chain(tmp_path / "t", 40, statistics="sellentin-heavens", suffix="_t")
+    assert predictive(root, samples=20).difference < 1e-3
+
+
+def test_a_copied_chain_is_read_itself(chain, tmp_path):
+    """A copy that keeps the files' dates (rsync -a) is newer than getdist's cache without looking
+    so."""
+    import os
+
+    from getdist import loadMCSamples
+
+    root = str(tmp_path / "c")
+    for end in (".1.txt", ".updated.yaml"):
+        shutil.copy(chain + end, root + end)
+    loadMCSamples(root, settings={"ignore_rows": 0.2})  # leaves a cache
+    lines = Path(f"{root}.1.txt").read_text().splitlines()
+    Path(f"{root}.1.txt").write_text("\n".join(lines[: len(lines) // 2]) + "\n")
+    os.utime(f"{root}.1.txt", (1.0e9, 1.0e9))
+    assert len(load_chain(root).samples) < 0.6 * len(load_chain(chain).samples)
+
+
+def test_legends_say_of_what(chain, tmp_path, monkeypatch):
+    """The truth by its parameter, and the thin lines of the predictive figure."""
+    import matplotlib.pyplot as plt
+
+    label = _label("chains/my_run", {"omch2": 0.1185}, load_chain(chain))
+    assert label == r"my run (true $\Omega_\mathrm{c} h^2$ = 0.1185)"
+    assert _label("chains/data", {}, load_chain(chain)) == "data"
+    assert _truth(chain)["omch2"] == 0.1185
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    draw_predictive(predictive(chain, samples=20), tmp_path / "p.png")
+    monkeypatch.undo()
+    (figure,) = drawn
+    (axis,) = figure.axes
+    told = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert sorted(told) == sorted(
+        ["68% of the posterior's models", "95% predicted", "68% predicted", "bandpowers"]
+    )
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a: [", b"- 1", b""])
+def test_an_input_that_cannot_be_read_is_told(chain, tmp_path, content):
+    shutil.copy(f"{chain}.1.txt", tmp_path / "c.1.txt")
+    (tmp_path / "c.updated.yaml").write_bytes(content)
+    with pytest.raises(CNNLensError, match=r"c\.updated\.yaml: (cannot be read|holds no input)"):
+        predictive(str(tmp_path / "c"))
+
+
+def test_a_chain_without_samples_is_told(chain, tmp_path):
+    shutil.copy(f"{chain}.updated.yaml", tmp_path / "c.updated.yaml")
+    header = Path(f"{chain}.1.txt").read_text().splitlines()[0]
+    for content in (header + "\n", header + "\n1 2 three\n"):
+        (tmp_path / "c.1.txt").write_text(content)
+        with pytest.raises(CNNLensError, match=r"c: the chain cannot be read"):
+            load_chain(str(tmp_path / "c"))
 
 
 def test_what_is_missing_is_told(chain, tmp_path):

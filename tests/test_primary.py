@@ -5,17 +5,29 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cobaya_cnnlens.calibrate.bandpowers import Bins, FlatSpectra
+from cobaya_cnnlens import products
+from cobaya_cnnlens.calibrate.bandpowers import Bins, FlatSpectra, e_and_b, pure_b
+from cobaya_cnnlens.calibrate.measure import spectra_of
+from cobaya_cnnlens.calibrate.primary import KIND as PRIMARY
 from cobaya_cnnlens.calibrate.primary import (
     joint_covariance,
+    measure_primary,
+    path_of,
     primary_bandpowers,
+    read_joint,
+    recipe_of,
     write_joint,
 )
 from cobaya_cnnlens.calibrate.windows import expected_e_and_b, expected_pure_b
+from cobaya_cnnlens.config import Config
 from cobaya_cnnlens.errors import CNNLensError
+from cobaya_cnnlens.flat import mode_vectors
 from cobaya_cnnlens.simulate.instrument import Instrument, convolve_beam, cosine_mask
-from cobaya_cnnlens.simulate.observation import ObservedPatches
+from cobaya_cnnlens.simulate.observation import ObservedPatches, observe_sky
 from cobaya_cnnlens.simulate.patches import PatchGeometry
+from cobaya_cnnlens.simulate.stage import make_skies
+
+from .written import HASH, N_BINS, PER_SKY, Written, covariance_of_mean, small
 
 EDGES = np.array([36, 163, 290, 417])
 
@@ -99,6 +111,27 @@ def test_e_and_b_power_of_observed_patches():
         np.testing.assert_allclose(power.mean(0), expected[name], atol=4 * error.max(), rtol=0.02)
 
 
+def test_power_of_a_sky_that_was_measured(tmp_path):
+    """E of the masked maps, pure B of the unmasked ones, the beam divided out mode by mode; noise
+    and all. What is there is not measured again."""
+    config = Config.model_validate(small(tmp_path / "products"))
+    make_skies(config, "test", [1], 1)
+    measure_primary(config, indices=[1])
+    path, recipe = path_of(config, "test", 1), recipe_of(config, "test", 1)
+    with products.open_product(path, PRIMARY, recipe) as product:
+        found = {name: product.array(name) for name in ("ee", "bb")}
+    spectra = spectra_of(config)
+    beam = config.instrument.beam(np.hypot(*mode_vectors(48, config.patch.pixel)))
+    masked, bare = (observe_sky(config, "test", 1, masked=choice) for choice in (True, False))
+    e, _ = e_and_b(spectra, masked.q, masked.u)
+    b = pure_b(spectra, bare.q, bare.u)
+    np.testing.assert_allclose(found["ee"], spectra.cross(e / beam, e / beam), rtol=1e-4)
+    np.testing.assert_allclose(found["bb"], spectra.cross(b / beam, b / beam), rtol=1e-4)
+    before = path.stat().st_mtime_ns
+    measure_primary(config, indices=[1])
+    assert path.stat().st_mtime_ns == before
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".json"])
 def test_what_is_written(tmp_path, suffix):
     joint = joint_covariance(EDGES, **samples(50, 0.5, np.random.default_rng(3)))
@@ -120,3 +153,35 @@ def test_bad_requests(tmp_path):
         write_joint(joint, tmp_path / "joint.txt")
     with pytest.raises(CNNLensError, match="10 simulated patches cannot give a covariance"):
         joint_covariance(EDGES, **samples(10, 0.5, np.random.default_rng(3)))
+
+
+@pytest.mark.parametrize("true_kappa", [False, True])
+def test_joint_covariance_of_products(tmp_path, true_kappa):
+    """Blocks κκ, EE, BB of the same patches in order; κκ debiased, or of the true κ."""
+    written = Written(Config.model_validate(small(tmp_path / "products")))
+    config = written.config
+    n = config.skies.test * PER_SKY
+    power = np.random.default_rng(7).random((2, n, N_BINS))
+    power *= np.array([1e-4, 1e-6])[:, None, None]
+    for i in range(config.skies.test):
+        rows = slice(i * PER_SKY, (i + 1) * PER_SKY)
+        arrays = {"ee": power[0, rows], "bb": power[1, rows]}
+        recipe = recipe_of(config, "test", i)
+        products.write_product(path_of(config, "test", i), PRIMARY, recipe, arrays)
+    joint = read_joint(config, HASH, true_kappa=true_kappa)
+    kk = written.truth if true_kappa else written.truth + written.n
+    samples = np.concatenate([kk, power[0], power[1]], axis=1)
+    assert joint.blocks == ("kk", "ee", "bb")
+    assert joint.n_sim == n
+    np.testing.assert_allclose(joint.mean, samples.mean(0), rtol=1e-7)
+    expected = n * covariance_of_mean(samples)
+    sigma = np.sqrt(np.diag(expected))
+    np.testing.assert_allclose(
+        joint.covariance / np.outer(sigma, sigma), expected / np.outer(sigma, sigma), atol=1e-7
+    )
+    r = joint.correlation
+    np.testing.assert_allclose(r, np.corrcoef(samples, rowvar=False), atol=1e-7)
+    np.testing.assert_allclose(joint.correlation_error, (1 - r**2) / np.sqrt(n - 1), rtol=1e-12)
+    np.testing.assert_array_equal(joint.block(r, "kk", "bb"), r[:N_BINS, 2 * N_BINS :])
+    some = read_joint(config, HASH, indices=[1, 2], true_kappa=true_kappa)
+    np.testing.assert_allclose(some.mean, samples[PER_SKY:].mean(0), rtol=1e-7)

@@ -1,6 +1,8 @@
 """The quadratic and the iterated estimators on periodic patches without a mask, where analytic
 noise and response are known."""
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.fft
@@ -9,11 +11,17 @@ from cobaya_cnnlens.calibrate.bandpowers import Bins, FlatSpectra
 from cobaya_cnnlens.flat import mode_vectors
 from cobaya_cnnlens.reconstruct import iterative
 from cobaya_cnnlens.reconstruct.iterative import WienerEstimator
-from cobaya_cnnlens.reconstruct.n0 import ESTIMATORS, Filter, n0_eb
+from cobaya_cnnlens.reconstruct.n0 import (
+    ESTIMATORS,
+    Filter,
+    band_of,
+    delensing_passes,
+    n0_eb,
+)
 from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
 from cobaya_cnnlens.simulate.instrument import Instrument, cosine_mask
 from cobaya_cnnlens.simulate.patches import PatchGeometry
-from cobaya_cnnlens.simulate.periodic import Box
+from cobaya_cnnlens.simulate.periodic import Box, PeriodicSkies
 
 GEOMETRY = PatchGeometry(pad=0)
 INSTRUMENT = Instrument(noise_uk_arcmin=1.0, beam_fwhm_arcmin=1.0)
@@ -138,3 +146,111 @@ def test_pure_b_takes_the_leakage_out(fiducial):
         inside = (estimator._box.ell > 300) & (estimator._box.ell < 2500)
         power[leakage] = np.mean(np.abs(modes["b"][inside]) ** 2)
     assert power["pure"] < 1e-3 * power["naive"]
+
+
+def test_periodic_skies_are_what_is_drawn(fiducial):
+    """One wave of φ: κ = ½ L²φ of the flat sky, light from x + ∇φ; of one wave of E, Q and U by the
+    angle of l; power and noise on average."""
+    geometry = PatchGeometry(n_pixels=32, pad=0)
+    skies = PeriodicSkies(geometry, Instrument(2.0, 0.0), fiducial)
+    box = skies._box
+    assert box.n == 32
+    modes = np.zeros((32, 32), complex)
+    modes[2, 3], modes[-2, -3] = 1e-7 + 2e-7j, 1e-7 - 2e-7j
+    l2 = (2**2 + 3**2) * geometry.fundamental**2
+    phi = scipy.fft.ifft2(modes).real
+    np.testing.assert_allclose(
+        skies.convergence(modes), 0.5 * l2 * phi, atol=1e-12 * l2 * phi.max()
+    )
+    # One wave of E along y and one along x: Q is E and −E.
+    for place, sign in (((4, 0), 1.0), ((0, 4), -1.0)):
+        e = np.zeros((32, 32), complex)
+        e[place], e[-place[0], -place[1]] = 1.0, 1.0
+        seen = skies.lensed(e, None)
+        np.testing.assert_allclose(seen, sign * scipy.fft.ifft2(e).real, atol=1e-12)
+    # A wave of E along y, moved by the displacement: E(y + ∂φ/∂y).
+    e = np.zeros((32, 32), complex)
+    e[1, 0] = e[-1, 0] = 1.0
+    modes = np.zeros((32, 32), complex)
+    modes[2, 0], modes[-2, 0] = -1j, 1j
+    modes *= 1e-2 / box.gradient(modes).max()
+    y = np.arange(32) * geometry.pixel
+    moved = y + 1e-2 * np.cos(2 * geometry.fundamental * y)
+    expected = np.cos(geometry.fundamental * moved) * 2 / 32**2
+    np.testing.assert_allclose(
+        skies.lensed(e, modes).real, expected[:, None] * np.ones(32), atol=1e-5 * expected.max()
+    )
+    generator = np.random.default_rng(5)
+    noise = np.array([skies.noise(generator) for _ in range(200)])
+    rms = 2.0 / (np.degrees(geometry.pixel) * 60)
+    assert noise.real.std() == pytest.approx(rms, rel=0.01)
+    assert noise.imag.std() == pytest.approx(rms, rel=0.01)
+    for name, cl in (("e", fiducial.ee), ("phi", fiducial.pp)):
+        power = np.mean([np.abs(skies.draw(name, generator)) ** 2 for _ in range(400)], axis=0)
+        ratio = power[box.band] * (geometry.pixel / 32) ** 2 / box.spectrum(cl)[box.band]
+        assert ratio.mean() == pytest.approx(1.0, abs=4 / np.sqrt(ratio.size * 400 / 2))
+        assert (power[~box.band] == 0).all()
+
+
+def test_every_pass_knows_what_delensing_left(fiducial, monkeypatch):
+    """The first filter holds the lensed spectra; the others unlensed E, and of B what the analytic
+    iteration leaves, less from pass to pass; unseen pixels are unseen."""
+    geometry, instrument = PatchGeometry(n_pixels=32, pad=0), Instrument(1.0, 1.0)
+    made = []
+
+    class Recording(iterative.WienerFilter):
+        def __init__(self, box, *arguments):
+            made.append(arguments)
+            super().__init__(box, *arguments)
+
+    monkeypatch.setattr(iterative, "WienerFilter", Recording)
+    mask = np.ones((32, 32))
+    mask[3, 4] = 0.0
+    WienerEstimator(geometry, instrument, mask, fiducial, passes=3)
+    (first_e, first_b, rms), *rest = made
+    np.testing.assert_array_equal(first_e, fiducial.lensed_ee)
+    np.testing.assert_array_equal(first_b, fiducial.lensed_bb)
+    assert np.flatnonzero(np.isinf(rms)).tolist() == [3 * 32 + 4]
+    assert rms[0, 0] == instrument.noise_rms(geometry)
+    band = band_of(geometry, fiducial, 2)
+    analytic = itertools.islice(delensing_passes(fiducial, instrument, band), 1, 3)
+    for (clee, clbb, _), (_, left) in zip(rest, analytic, strict=True):
+        np.testing.assert_array_equal(clee, fiducial.ee)
+        np.testing.assert_allclose(clbb, left, rtol=1e-12)
+    assert rest[1][1][500] < rest[0][1][500] < 0.8 * first_b[500]
+
+
+def test_the_iteration_ends_at_the_most_probable_phi(fiducial):
+    """Where it stands still the slope of ln p(d | φ) is what the prior pulls with, φ/C, which is
+    no small thing."""
+    geometry = PatchGeometry(n_pixels=32, pad=0)
+    instrument = Instrument(5.0, 1.0)
+    ones = np.ones((32, 32))
+    skies = PeriodicSkies(geometry, instrument, fiducial)
+    generator = np.random.default_rng(6)
+    seen = skies.lensed(skies.draw("e", generator), skies.draw("phi", generator))
+    seen = seen + skies.noise(generator)
+    estimator = WienerEstimator(geometry, instrument, ones, fiducial, passes=14, threads=1)
+    maps = list(estimator.passes(seen.real, seen.imag))
+    steps = [np.linalg.norm(b - a) for a, b in itertools.pairwise(maps)]
+    assert steps[-1] < 1e-2 * np.linalg.norm(maps[-1])
+    box, noise = estimator._box, estimator._passes[-1][1]
+    # φ of the box from κ of the patch and around it: run the last pass again from its end.
+    data = box.pad(seen)
+    phi, modes = np.zeros_like(data), None
+    for number, (each, size) in enumerate(estimator._passes):
+        positions = box.positions(phi) if number else None
+        modes = each.filter(data, positions, modes)
+        slope = each.slope(data, modes, positions) / box.pixel**2
+        power = box.spectrum(fiducial.pp)
+        inside = power > 0
+        pull = np.divide(phi, power, out=np.zeros_like(phi), where=inside)
+        weight = 1.0 / (1.0 / np.where(inside, power, 1.0) + 1.0 / size)
+        damping = iterative.DAMPING if number else 1.0
+        phi = phi + damping * np.where(inside, (slope - pull) * weight, 0.0)
+        kappa = scipy.fft.ifft2(0.5 * box.ell**2 * phi).real[:32, :32]
+        np.testing.assert_allclose(maps[number], kappa, atol=1e-9 * np.abs(kappa).max())
+    # The gradient of ln p(φ | d) over that of the prior alone, where κ is measured.
+    well = inside & (power > 0.2 * noise)
+    left = np.linalg.norm(((slope - pull) * weight)[well])
+    assert left < 0.1 * np.linalg.norm((pull * weight)[well])

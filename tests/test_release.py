@@ -17,6 +17,7 @@ from cobaya_cnnlens.release import (
     to_document,
     write_release,
 )
+from cobaya_cnnlens.report.text import describe_release
 
 from .conftest import synthetic_release
 
@@ -32,6 +33,10 @@ def refused(document, match):
         from_document(seal(document), "file.json")
     assert str(caught.value).startswith("file.json: ")
     assert "\n" not in str(caught.value)
+
+
+def accepted(document):
+    return from_document(seal(document), "file.json")
 
 
 def test_round_trip(release, tmp_path):
@@ -162,6 +167,49 @@ def test_wrong_types(document):
     refused(document, r"'data\.n_patches' must be int")
 
 
+def test_arrays_of_the_wrong_kind(document):
+    """What is no list of numbers, or nested too little or too much, in every array's place."""
+    arrays = [
+        (section, name)
+        for section, content in document.items()
+        if isinstance(content, dict)
+        for name, value in content.items()
+        if isinstance(value, list) and (section, name) != ("nuisances", "names")
+    ]
+    assert len(arrays) == 28
+    for section, name in arrays:
+        was = document[section][name]
+        nested = isinstance(was[0], list)
+        for value in (5, 0.0, "a", {}, [], None, True, [was], was[0], [[]], [None], [[0.0], [{}]]):
+            broken = {**document, section: {**document[section], name: value}}
+            refused(broken, f"field '{section}.{name}' (holds|must|has)")
+        if not nested:
+            refused({**document, section: {**document[section], name: [[1.0]] * len(was)}}, name)
+    integers = copy.deepcopy(document)
+    integers["derivatives"]["ee_edges"][1] = 300.5
+    refused(integers, "'derivatives.ee_edges' holds 300.5 where an integer is needed")
+
+
+def test_windows_are_one_row_a_bin(document):
+    windows = document["windows"]
+    for change in (
+        {"first": windows["first"][:-1]},
+        {"values": windows["values"][:-1]},
+        {"first": [*windows["first"], 3], "values": [*windows["values"], [1.0]]},
+    ):
+        broken = {**document, "windows": {**windows, **change}}
+        refused(broken, r"'windows\.values' must hold 5 rows, one per bin")
+    negative = {**windows, "first": [-1, *windows["first"][1:]]}
+    refused(
+        {**document, "windows": negative}, r"'windows\.first' must hold multipoles from zero up"
+    )
+    zero = {**windows, "first": [0, *windows["first"][1:]]}
+    read = accepted({**document, "windows": zero}).windows
+    assert read.shape == (5, 1036)
+    np.testing.assert_array_equal(np.flatnonzero(read[0]), np.arange(200))
+    np.testing.assert_array_equal(np.flatnonzero(read[4]), np.arange(836, 1036))
+
+
 def test_huge_integers(document):
     for key, part in (("bins", "edges"), ("derivatives", "kk_edges"), ("windows", "first")):
         broken = copy.deepcopy(document)
@@ -177,6 +225,202 @@ def test_metadata_that_plots_would_trip_over(document):
     refused(broken, r"'truth\.omch2' must be a number")
     document["instrument"]["noise"] = -1.0
     refused(document, r"'instrument\.noise' must not be negative")
+
+
+@pytest.mark.parametrize("name", ["response", "response_error", "noise_error", "nuisance_steps"])
+def test_fields_that_must_be_positive(release, name):
+    for value in (0.0, -1e-3):
+        changed = getattr(release, name).copy()
+        changed[-1] = value
+        refused(to_document(replace(release, **{name: changed})), "must be positive throughout")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("kk_derivative_errors", "ee_derivative_errors", "curvature_errors"),
+        *("nuisance_first_errors", "nuisance_second_errors"),
+    ],
+)
+def test_fields_that_must_not_be_negative(release, name):
+    changed = getattr(release, name).copy()
+    changed.flat[-1] = 0.0
+    accepted(to_document(replace(release, **{name: changed})))
+    changed.flat[-1] = -1e-12
+    refused(to_document(replace(release, **{name: changed})), "must not be negative")
+
+
+@pytest.mark.parametrize("name", ["patch_covariance", "noise_covariance", "derivative_covariance"])
+def test_covariances_are_covariances(release, name):
+    negative = getattr(release, name).copy()
+    negative[-1, -1] *= -1
+    refused(to_document(replace(release, **{name: negative})), "negative variance")
+    lopsided = getattr(release, name).copy()
+    for change, check in ((1e-9, accepted), (1e-6, refused), (-0.05, refused)):
+        lopsided[0, 3] = lopsided[3, 0] + change * np.sqrt(lopsided[0, 0] * lopsided[3, 3])
+        changed = to_document(replace(release, **{name: lopsided}))
+        check(changed, *(["not symmetric"] if check is refused else []))
+
+
+def test_spectra_reach_their_bands_and_windows(release):
+    """To the last multipole of the last band, and of the windows: one less is refused."""
+    for name, edge in (("fiducial_kk", 1100), ("fiducial_ee", 1200)):
+        whole = getattr(release, name)
+        accepted(to_document(replace(release, **{name: whole[:edge]})))
+        shorter = to_document(replace(release, **{name: whole[: edge - 1]}))
+        refused(shorter, f"ends at l = {edge - 2}, its bands at {edge - 1}")
+        for l in (2, edge - 1):
+            hole = whole.copy()
+            hole[l] = 0.0
+            refused(to_document(replace(release, **{name: hole})), "must be positive within")
+    windows = np.zeros((5, 1202))
+    windows[:, :1100] = release.windows
+    windows[4, 1200] = 1e-5
+    accepted(to_document(replace(release, windows=windows)))
+    windows[4, 1201] = 1e-5
+    refused(to_document(replace(release, windows=windows)), r"reach L = 1201, beyond fiducial\.kk")
+
+
+def test_edges_ascend_from_zero(release):
+    for name in ("edges", "kk_edges", "ee_edges"):
+        edges = getattr(release, name)
+        double = edges.copy()
+        double[1] = double[0]
+        below = edges.copy()
+        below[0] = -1
+        zero = edges.copy()
+        zero[0] = 0
+        accepted(to_document(replace(release, **{name: zero})))
+        for bad in (edges[::-1], double, below):
+            refused(to_document(replace(release, **{name: bad})), "must ascend from zero or above")
+
+
+def test_numbers_of_patches_and_simulations(release):
+    refused(to_document(replace(release, n_patches=0)), "is 0; a survey has at least one patch")
+    accepted(to_document(replace(release, n_patches=1)))
+    for n_bins in (2, 5):
+        few = replace(synthetic_release(n_bins), n_sim=n_bins + 2)
+        refused(to_document(few), f"use at least {n_bins + 3}")
+        accepted(to_document(replace(few, n_sim=n_bins + 3)))
+
+
+@pytest.mark.parametrize(
+    "name", ["../../escaped", "a/b", "a\\b", "", ".hidden", "a\nb", "a" * 101, "\ud800", "CON\x00"]
+)
+def test_names_that_are_no_file_names(release, name):
+    refused(to_document(replace(release, name=name)), "field 'name'")
+    with pytest.raises(ReleaseError, match="field 'name'"):
+        write_release(replace(release, name=name), "never_written.json")
+
+
+def test_names_that_are(release):
+    for name in ("laptop_fiducial", "1uK 2026-01.v2+b", "Ωm", "a" * 100):
+        assert accepted(to_document(replace(release, name=name))).name == name
+
+
+def test_metadata_that_is_no_text_or_number(release, document):
+    """Halves of UTF-16 pairs, terminal codes, nesting, infinities: in a key, a value, a list."""
+    for bad in ("\ud83d", "\x1b[2J", "a\x00"):
+        for change in (
+            {"description": bad},
+            {"provenance": {"seeds": {"a": [1, bad]}}},
+            {"theory": {bad: 1}},
+        ):
+            refused(to_document(replace(release, **change)), "which is no plain text")
+        refused({**document, bad: 1}, "unknown field")
+        refused({**document, "data": {**document["data"], bad: 1}}, "unknown field")
+    deep: dict = {}
+    for _ in range(3000):
+        deep = {"a": deep}
+    nested = replace(release, provenance=deep)
+    with pytest.raises(ReleaseError, match=r"file.json: field 'provenance.* is nested too deeply"):
+        from_document({**to_document(nested), "digest": ""}, "file.json")
+    with pytest.raises(ReleaseError, match="nested too deeply"):
+        write_release(nested, "never_written.json")
+    for change in (
+        {"truth": {"omch2": np.inf}},
+        {"instrument": {"noise": np.nan}},
+        {"provenance": {"seed": [10**400]}},
+    ):
+        refused(to_document(replace(release, **change)), "which is not finite")
+    refused(to_document(replace(release, theory={"cosmology": [1]})), "'theory.cosmology' must be")
+    cosmology = {"cosmology": {"omch2": "0.12"}}
+    refused(
+        to_document(replace(release, theory=cosmology)), r"theory\.cosmology\.omch2' must be a n"
+    )
+    step = {"derivative_step": "a tenth"}
+    refused(to_document(replace(release, provenance=step)), r"derivative_step' must be a number")
+    smile = replace(release, description="two\nlines \U0001f600")
+    assert accepted(to_document(smile)).description == smile.description
+
+
+def test_files_that_are_no_text(release, tmp_path):
+    """latin-1, and JSON that Python's own parser gives up on or reads as infinite."""
+    path = tmp_path / "r.json"
+    write_release(replace(release, description="µK"), path)
+    text = path.read_text(encoding="utf-8")
+    path.write_bytes(
+        text.replace('"description": "\\u00b5K"', '"description": "µK"').encode("latin-1")
+    )
+    with pytest.raises(ReleaseError, match="cannot be read as text"):
+        read_release(path)
+    for content in (
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "9" * 5000,
+        '{"version": ' + "9" * 5000 + "}",
+    ):
+        path.write_text(content)
+        with pytest.raises(ReleaseError, match=r"r\.json: (nested too deeply|not valid JSON)"):
+            read_release(path)
+    for strange in ("a\x00b", "\ud800", "a" * 5000, tmp_path):
+        with pytest.raises(ReleaseError, match=r"cannot be read as text|no such release"):
+            read_release(strange)
+
+
+def test_folders_that_cannot_be_written(release, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ReleaseError, match=r"file/r\.json: cannot be written \(.*\)"):
+        write_release(release, tmp_path / "file" / "r.json")
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(ReleaseError, match="cannot be written"):
+        write_release(release, tmp_path / "folder.json")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.json"]
+
+
+def test_digits_and_windows_of_the_file(release, tmp_path):
+    """The file holds what it says, field by field, ten digits each."""
+    write_release(replace(release, n_sim=501), tmp_path / "r.json")
+    document = json.loads((tmp_path / "r.json").read_text())
+    assert (document["data"]["n_patches"], document["covariance"]["n_sim"]) == (40, 501)
+    assert document["windows"]["first"] == [36, 236, 436, 636, 836]
+    assert document["windows"]["values"] == [[0.005] * 200] * 5
+    assert document["nuisances"]["names"] == ["gain", "beam", "noise", "angle"]
+    for value, exact in zip(document["data"]["bandpowers"], release.bandpowers, strict=True):
+        assert value == float(f"{exact:.10g}")
+    again = read_release(tmp_path / "r.json")
+    np.testing.assert_array_equal(again.centres, [136, 336, 536, 736, 936])
+    assert (again.n_bins, again.derivative_step) == (5, 0.1)
+    step = replace(release, provenance={"derivative_step": 0.2})
+    assert step.derivative_step == 0.2
+
+
+def test_digest_is_that_of_the_content(document):
+    """It does not change with the order of the fields, and it does with any value."""
+    digest = seal(document)["digest"]
+    assert seal(dict(reversed(document.items())))["digest"] == digest
+    assert seal({**document, "digest": "a"})["digest"] == digest
+    for change in ({"name": "b"}, {"truth": None}, {"extra": 0}):
+        assert seal({**document, **change})["digest"] != digest
+
+
+def test_release_show_keeps_names_from_values():
+    text = describe_release(read_release("laptop_fiducial"))
+    assert "derivative_excursion_omch2  0.01\n" in text
+    release = replace(synthetic_release(), provenance={"a" * 60: 1, "b": {"c" * 40: 2}})
+    rows = [line.split() for line in describe_release(release).splitlines()]
+    assert ["a" * 60, "1"] in rows
+    assert ["c" * 40, "2"] in rows
 
 
 def test_empty_windows_and_negative_errors(release):

@@ -5,11 +5,8 @@ import json
 import re
 import shutil
 import subprocess
-import zipfile
 from html.parser import HTMLParser
-from io import BytesIO
 
-import h5py
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -28,7 +25,7 @@ from cobaya_cnnlens.report.page import Measured
 from cobaya_cnnlens.report.paper import verdict
 from cobaya_cnnlens.simulate.observation import ObservedPatches
 
-from .conftest import REPOSITORY
+from .conftest import REPOSITORY, write_network
 
 RESPONSE = 0.5
 MODES, PATCHES = 100, 200
@@ -39,12 +36,8 @@ NOISE = {"network_1uk": 1.0, "naive": 2.0, "iterated": 0.5}
 @pytest.fixture
 def study(tmp_path):
     """A study of a network, one estimator with twice its noise and one with half of it."""
-    weights = BytesIO()
-    with h5py.File(weights, "w") as file:
-        file["layers/one"] = np.zeros((3, 4))
-        file["layers/two"] = np.zeros(5)
-    with zipfile.ZipFile(tmp_path / "network.keras", "w") as archive:
-        archive.writestr("model.weights.h5", weights.getvalue())
+    kernel, bias = np.zeros((1, 1, 3, 4)), np.zeros(5)
+    write_network(tmp_path / "network.keras", {"layers/one": kernel, "layers/two": bias})
     path = tmp_path / "study.yaml"
     path.write_text(
         f"""
@@ -213,7 +206,7 @@ def test_wrong_plans_and_files(study, tmp_path):
     assert isinstance(result.exception, CNNLensError)
     assert "'seed'" in str(result.exception)
     (tmp_path / "network.keras").write_bytes(b"no zip")
-    with pytest.raises(NetworkError, match="not a Keras file"):
+    with pytest.raises(NetworkError, match="cannot be read as a Keras model"):
         weights_in(tmp_path / "network.keras")
 
 

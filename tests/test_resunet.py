@@ -57,6 +57,22 @@ def test_outputs_are_in_physical_units(network):
     assert 0.05 < out["e"].std() / 6.0 < 20
 
 
+def test_normalisation_is_part_of_the_network(eager):
+    """Q̃ and Ũ over their standard deviations and ln(1 + rms/.2 µK) go in; each head's end comes out
+    times its own."""
+    network = ResUNet(2, input_std=(4.0, 5.0), output_std=(6.0, 0.07), noise_map=True)
+    maps = np.random.default_rng(0).random((1, 8, 8, 3)).astype("f4")
+    ends = [network.get_layer(name) for name in ("with_noise", "e", "kappa")]
+    inner = keras.Model(network.input, [ends[0].output, ends[1].input, ends[2].input])
+    first, e, kappa = (keras.ops.convert_to_numpy(x) for x in inner(maps))
+    np.testing.assert_allclose(first[..., 0], maps[..., 0] / 4.0, rtol=1e-5)
+    np.testing.assert_allclose(first[..., 1], maps[..., 1] / 5.0, rtol=1e-5)
+    np.testing.assert_allclose(first[..., 2], np.log1p(maps[..., 2] / 0.2), rtol=1e-5)
+    out = network(maps)
+    np.testing.assert_allclose(out["e"], 6.0 * e, rtol=1e-5)
+    np.testing.assert_allclose(out["kappa"], 0.07 * kappa, rtol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(32, 32), (64, 48), (128, 128)])
 def test_any_map_size(network, shape):
     out = network.predict(np.zeros((1, *shape, 2), "f4"), verbose=0)
@@ -134,9 +150,48 @@ def test_noise_map_network(tmp_path, eager):
         NetworkEstimator(network, symmetries=4, noise_rms=1.0)
 
 
+class Shown:
+    """In a network's place: keeps the maps it is shown, and answers with one of them."""
+
+    noise_map, polarisation = True, "e"
+
+    def __init__(self, channel):
+        self.channel, self.maps = channel, []
+
+    def compile(self, **_):
+        pass
+
+    def predict(self, maps, **_):
+        self.maps.append(maps)
+        one = maps[..., self.channel : self.channel + 1]
+        return {"e": 2.0 * one, "kappa": one}
+
+
+@pytest.mark.parametrize("symmetries", [1, 8])
+def test_every_pixel_is_shown_its_own_noise(symmetries):
+    """The rms of a pixel moves with it under the symmetries, and comes back where it was."""
+    q, u = np.random.default_rng(7).standard_normal((2, 3, 16, 16))
+    rms = np.random.default_rng(8).random((16, 16)).astype("f4")
+    network = Shown(2)
+    estimator = NetworkEstimator(network, symmetries=symmetries, noise_rms=rms)
+    found = estimator.reconstruct_both(q, u)
+    np.testing.assert_allclose(found["kappa"], np.broadcast_to(rms, q.shape), rtol=1e-6)
+    np.testing.assert_allclose(found["e"], 2.0 * found["kappa"], rtol=1e-6)
+    assert len(network.maps) == symmetries
+    np.testing.assert_array_equal(network.maps[0][..., 0], q.astype("f4"))
+    np.testing.assert_array_equal(network.maps[0][..., 1], u.astype("f4"))
+    for maps, (turns, flip) in zip(network.maps, SYMMETRIES, strict=False):
+        moved = apply_symmetry(rms[..., None], turns, flip, spin2=False)[..., 0]
+        np.testing.assert_array_equal(maps[1, ..., 2], moved)
+    # Of Q the symmetries leave what is odd under a quarter turn.
+    if symmetries == 8:
+        of_q = NetworkEstimator(Shown(0), symmetries=8, noise_rms=rms).reconstruct(q, u)
+        np.testing.assert_allclose(of_q, 0.0, atol=1e-6)
+
+
 def test_damaged_network_files(network, tmp_path):
     path = tmp_path / "n.keras"
-    with pytest.raises(NetworkError, match="no such network file"):
+    with pytest.raises(NetworkError, match="the network cannot be read"):
         load_network(path)
     network.save(path)
     path.write_bytes(path.read_bytes()[:2000])

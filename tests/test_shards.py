@@ -4,15 +4,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
+import healpy
 import numpy as np
 import pytest
 
 from cobaya_cnnlens.config import Config
-from cobaya_cnnlens.errors import ProductError
-from cobaya_cnnlens.simulate import shards, stage
+from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
+from cobaya_cnnlens.simulate import patches, shards, stage
 from cobaya_cnnlens.simulate.instrument import convolve_beam, cosine_mask
-from cobaya_cnnlens.simulate.observation import observe_sky
+from cobaya_cnnlens.simulate.observation import observe_sky, sky_noise
+from cobaya_cnnlens.simulate.skies import scale_alm
+from cobaya_cnnlens.theory import Spectra
 
 
 @pytest.fixture
@@ -85,6 +89,19 @@ def test_a_killed_simulation_resumes_with_identical_shards(tiny, tmp_path):
     assert all(p.stat().st_mtime_ns == t for p, t in times.items())  # nothing was made twice
 
 
+def test_without_a_potential_nothing_is_lensed(tiny):
+    """The lensed Q and U are the unlensed, each with its sign, κ is zero, and E is as it was."""
+    pointing = shards.pointing_of(tiny.patch, tiny.centres.nside, tiny.centres.poles)
+    sky = shards.draw_sky(made_up_spectra(600), 600, 5, "test", 0)
+    smooth = replace(sky, philm=np.zeros_like(sky.philm))
+    fields = shards.sample_patches(smooth, tiny.sky, tiny.patch, pointing)
+    for lensed, plain in (("lensed_q", "q"), ("lensed_u", "u")):
+        scale = fields[plain].std()
+        np.testing.assert_allclose(fields[lensed], fields[plain], atol=1e-4 * scale)
+    assert not fields["kappa"].any()
+    assert fields["e"].std() == pytest.approx(np.hypot(fields["q"].std(), fields["u"].std()), 0.3)
+
+
 def test_fields_and_their_statistics(tiny):
     (path,) = stage.make_skies(tiny, "train", [0])
     fields = dict(zip(shards.FIELDS, content(path), strict=True))
@@ -98,15 +115,125 @@ def test_fields_and_their_statistics(tiny):
     assert 0.01 < moved < 0.5
 
 
+def made_up_spectra(lmax):
+    """Every spectrum another power law, so that none passes for another."""
+    l = np.maximum(np.arange(lmax + 1.0), 2.0)
+    return Spectra(**{name: l ** -(1.0 + k) for k, name in enumerate(Spectra.__annotations__)})
+
+
+def test_a_sky_has_the_power_of_unlensed_e_and_of_the_potential():
+    """Mode by mode: |a_lm|² over C_l averages to one at every scale, and E and φ share nothing."""
+    spectra = made_up_spectra(400)
+    sky = shards.draw_sky(spectra, 300, 5, "test", 2)
+    for alm, cl in ((sky.elm, spectra.ee), (sky.philm, spectra.pp)):
+        power = healpy.alm2cl(alm)[2:] / cl[2:301]
+        modes = 2 * np.arange(2, 301) + 1.0
+        for part in (slice(0, 100), slice(100, 200), slice(200, None)):
+            mean = np.average(power[part], weights=modes[part])
+            assert mean == pytest.approx(1.0, abs=5 * np.sqrt(2 / modes[part].sum()))
+    cross = healpy.alm2cl(sky.elm, sky.philm)[2:] / np.sqrt(spectra.ee * spectra.pp)[2:301]
+    assert abs(np.average(cross, weights=modes)) < 5 / np.sqrt(modes.sum())
+
+
+def test_phases_depend_on_seed_set_and_index_alone():
+    """Not on the spectra: the same modes scale with their square root."""
+    spectra = made_up_spectra(300)
+    louder = replace(spectra, ee=4.0 * spectra.ee)
+    sky = shards.draw_sky(spectra, 200, 5, "test", 2)
+    np.testing.assert_allclose(shards.draw_sky(louder, 200, 5, "test", 2).elm, 2.0 * sky.elm)
+    for other in ((6, "test", 2), (5, "train", 2), (5, "test", 3)):
+        drawn = shards.draw_sky(spectra, 200, *other)
+        assert np.abs(np.vdot(drawn.elm, sky.elm)) < 0.2 * np.vdot(sky.elm, sky.elm).real
+
+
+def test_every_sky_is_drawn_from_its_own_cosmology_and_phases(tiny, monkeypatch):
+    """A survey's, and those that training skies take in turn; of the settings that its recipe
+    names."""
+    varied = tiny.model_copy(update={"train_cosmologies": [{"omch2": 0.11}, {"omch2": 0.13}]})
+    drawn = []
+
+    def draw(spectra, lmax, *key):
+        drawn.append((spectra, lmax, *key))
+        return shards.HarmonicSky(np.zeros(1), np.zeros(1), lmax)
+
+    monkeypatch.setattr(stage, "spectra_for", lambda config, cosmology: cosmology.omch2)
+    monkeypatch.setattr(shards, "draw_sky", draw)
+    monkeypatch.setattr(shards, "sample_patches", lambda *_: dict.fromkeys(shards.FIELDS, 1.0))
+    stage.make_skies(varied, "train", [0, 1, 2])
+    stage.make_skies(varied, "survey-high")
+    stage.make_skies(varied, "test")
+    expected = [(0.11, "train", 0), (0.13, "train", 1), (0.11, "train", 2)]
+    expected += [(0.1285, "survey-high", 0), (0.1185, "test", 0)]
+    seed = varied.seed
+    assert drawn == [(omch2, 600, seed, name, index) for omch2, name, index in expected]
+    for _, name, index in expected:
+        path, recipe = varied.sky_path(name, index), varied.sky_recipe(name, index)
+        assert len(shards.read_fields(path, ("q",), recipe)) == 1
+
+
+def test_a_set_has_no_more_skies_than_it_says(tiny):
+    with pytest.raises(ConfigError, match="set 'train' has skies 0 to 5, not 6"):
+        stage.make_skies(tiny, "train", [0, 6])
+    assert not tiny.sky_path("train", 0).exists()
+
+
+def test_spectra_that_end_below_the_skys(tiny):
+    with pytest.raises(CNNLensError, match="spectra end at l = 250, the sky needs lmax = 300"):
+        shards.draw_sky(made_up_spectra(250), 300, 5, "test", 2)
+
+
+def test_fields_are_what_they_are_called(tiny):
+    """Each from its own synthesis of the sky's a_lm: Q̃ and Ũ lensed, Q and U not, E and κ."""
+    (path,) = stage.make_skies(tiny, "train", [0])
+    found = dict(zip(shards.FIELDS, content(path), strict=True))
+    theory = stage.spectra_for(tiny, tiny.cosmology)
+    sky = shards.draw_sky(theory, 600, tiny.seed, "train", 0)
+    pointing = shards.pointing_of(tiny.patch, tiny.centres.nside, tiny.centres.poles)
+    gradient = patches.gradient_at(sky.philm, 600, pointing)
+    deflection = patches.deflect_by(gradient, pointing)
+    lensed = patches.lensed_polarisation_at(sky.elm, 600, pointing, deflection)
+    unlensed = patches.polarisation_at(sky.elm, 600, pointing)
+    l = np.arange(601)
+    kappa = scale_alm(sky.philm, 0.5 * l * (l + 1.0))
+    expected = {
+        "lensed_q": lensed.real,
+        "lensed_u": lensed.imag,
+        "q": unlensed.real,
+        "u": unlensed.imag,
+        "e": patches.scalar_at(scale_alm(sky.elm, l <= 500.0), 600, pointing),
+        "kappa": patches.scalar_at(scale_alm(kappa, l <= 500.0), 600, pointing),
+    }
+    assert list(expected) == list(shards.FIELDS)
+    for name, values in expected.items():
+        scale = values.std()
+        off = found[name] - values.reshape(found[name].shape)
+        assert np.abs(off).max() < 1e-3 * scale, name
+
+
 def test_a_shard_cut_off_is_named_and_remade_after_deletion(tiny):
     (path,) = stage.make_skies(tiny, "train", [0])
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ProductError, match=r"sky_0000\.h5.*cut off or damaged.*delete it"):
+    with pytest.raises(ProductError, match=r"sky_0000\.h5.*cut off.*delete it"):
         stage.make_skies(tiny, "train", [0])
     path.unlink()
     stage.make_skies(tiny, "train", [0])
     assert hash(path.read_bytes()) == hash(whole)
+
+
+def test_a_sky_that_is_not_finite_is_not_written(tiny, monkeypatch):
+    """Nor does it stop short of naming the file and the field."""
+    plain = shards.sample_patches
+
+    def broken(*arguments):
+        fields = plain(*arguments)
+        fields["u"][2, 3, 4] = np.nan
+        return fields
+
+    monkeypatch.setattr(shards, "sample_patches", broken)
+    with pytest.raises(ProductError, match=r"sky_0000\.h5: field 'u': 1 of 5184 values are"):
+        stage.make_skies(tiny, "train", [0])
+    assert not tiny.sky_path("train", 0).exists()
 
 
 def test_sets_have_their_own_phases_and_surveys_their_cosmology(tiny):
@@ -115,6 +242,19 @@ def test_sets_have_their_own_phases_and_surveys_their_cosmology(tiny):
     assert np.abs(train[4] - validation[4]).max() > 1
     assert tiny.set_cosmology("survey-high").omch2 == 0.1285
     assert tiny.set_cosmology("train").omch2 == 0.1185
+
+
+def test_noise_is_its_own_in_every_set_sky_and_map(tiny):
+    """White, of the instrument's rms, without correlation between any two; the same again."""
+    skies = [("test", 0), ("validation", 0), ("train", 0), ("train", 1)]
+    maps = [sky_noise(tiny, *sky, 4) for sky in skies]
+    maps.append(sky_noise(tiny.model_copy(update={"seed": tiny.seed + 1}), "test", 0, 4))
+    flat = np.array([m for noise in maps for m in noise]).reshape(2 * len(maps), -1)
+    rms = tiny.instrument.noise_rms(tiny.patch)
+    np.testing.assert_allclose(flat.std(1), rms, rtol=5 / np.sqrt(2 * flat.shape[1]))
+    correlation = np.corrcoef(flat) - np.eye(len(flat))
+    assert np.abs(correlation).max() < 5 / np.sqrt(flat.shape[1])
+    np.testing.assert_array_equal(sky_noise(tiny, "train", 1, 4), maps[3])
 
 
 def test_observation_is_masked_noisy_and_repeatable(tiny):

@@ -40,6 +40,7 @@ def test_too_few_simulations():
     with pytest.raises(CNNLensError, match="at least 9"):
         sample_covariance(np.random.default_rng(0).standard_normal((8, 6)))
     assert hartlap_factor(9, 6) == pytest.approx(1 / 8)
+    assert hartlap_factor(101, 19) == pytest.approx(0.8)
 
 
 def test_inverse_of_tiny_covariances():
@@ -56,6 +57,47 @@ def test_inverse_of_tiny_covariances():
     lopsided[0, 1] *= 1.5
     with pytest.raises(CNNLensError, match="symmetric"):
         inverse_covariance(lopsided)
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_nearly_singular_covariances(n):
+    """Bins correlated by 1 − ε: eigenvalue ε, below 1e-10 lost in rounding; to 1e-8 the inverse is
+    still that of the closed form."""
+    for epsilon, good in ((1e-8, True), (3e-11, False), (1e-14, False), (-1e-3, False)):
+        correlation = np.full((n, n), 1 - epsilon) + epsilon * np.eye(n)
+        if not good:
+            with pytest.raises(CNNLensError, match="lowest eigenvalue of its correlation"):
+                inverse_covariance(4e-18 * correlation)
+            continue
+        inverse = 4e-18 * inverse_covariance(4e-18 * correlation)
+        want = (np.eye(n) - (1 - epsilon) / (n - (n - 1) * epsilon)) / epsilon
+        np.testing.assert_allclose(inverse, want, rtol=1e-6)
+        np.testing.assert_array_equal(inverse, inverse.T)
+
+
+def test_asymmetries_beyond_rounding():
+    """One part in 1e7 of a correlation is no rounding error, whatever the variances' sizes."""
+    sigma = np.array([1.0, 1e-9, 1e3])
+    correlation = np.array([[1.0, 0.3, 0.1], [0.3, 1.0, -0.2], [0.1, -0.2, 1.0]])
+    for change, good in ((1e-10, True), (1e-7, False), (-1e-3, False), (0.05, False)):
+        changed = correlation.copy()
+        changed[1, 2] += change
+        covariance = changed * np.outer(sigma, sigma)
+        if good:
+            inverse = inverse_covariance(covariance)
+            np.testing.assert_array_equal(inverse, inverse.T)
+            whole = inverse * np.outer(sigma, sigma) @ correlation
+            np.testing.assert_allclose(whole, np.eye(3), atol=1e-8)
+        else:
+            with pytest.raises(CNNLensError, match="not symmetric"):
+                inverse_covariance(covariance)
+
+
+def test_variances_that_are_not_positive():
+    for variance in (0.0, -1.0, np.nan):
+        covariance = np.diag([0.2, variance, 0.3])
+        with pytest.raises(CNNLensError, match=r"variance of bins \[1\] is not positive"):
+            inverse_covariance(covariance)
 
 
 def test_covariance_of_the_mean():
@@ -107,5 +149,7 @@ def test_sellentin_heavens_is_the_t_distribution():
 def test_hotelling_needs_more_simulations_than_bins():
     with pytest.raises(CNNLensError, match="cannot judge 20 bins"):
         hotelling_pte(3.0, 20, 20)
+    # (n_sim − p)/(p (n_sim − 1)) T² is F of p and n_sim − p degrees of freedom.
+    assert hotelling_pte(9.0, 10, 2) == pytest.approx(stats.f.sf(8 / 18 * 9.0, 2, 8), rel=1e-12)
     got = hotelling_pte([5.0, 30.0], 10**8, 12)
     np.testing.assert_allclose(got, chi2_pte([5.0, 30.0], 12), rtol=1e-5)

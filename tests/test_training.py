@@ -14,6 +14,7 @@ from cobaya_cnnlens.flat import mode_vectors, polarisation_angles
 from cobaya_cnnlens.reconstruct import resunet, training
 from cobaya_cnnlens.simulate.instrument import cosine_mask
 from cobaya_cnnlens.simulate.shards import FIELDS, write_shard
+from cobaya_cnnlens.simulate.stage import spectra_for
 
 
 @pytest.fixture
@@ -95,6 +96,15 @@ def test_normalisation_is_that_of_the_masked_noisy_maps(tiny):
     np.testing.assert_allclose(inputs, np.sqrt(np.mean(seen**2, (0, 1, 2))), rtol=0.01)
     masked = patches.targets * mask[..., None]
     np.testing.assert_allclose(outputs, np.sqrt(np.mean(masked**2, (0, 1, 2))), rtol=1e-5)
+
+
+def test_normalisation_of_q_and_u():
+    """Of a head that gives Q and U both are in the rms of the two together."""
+    maps = np.random.default_rng(0).standard_normal((2, 8, 8, 3)) * [1.0, 2.0, 3.0]
+    targets = training.TrainingPatches(maps[..., :2], maps)
+    _, (qu, kappa) = training.normalisation(targets, np.ones((8, 8)), 0.0)
+    assert qu == pytest.approx(np.sqrt(np.mean(maps[..., :2] ** 2)))
+    assert kappa == pytest.approx(np.sqrt(np.mean(maps[..., 2] ** 2)))
 
 
 def test_batches_depend_on_epoch_and_step_only(tiny):
@@ -202,6 +212,43 @@ def test_another_recipe_is_refused(tiny, tmp_path, eager):
         next(training.train(tiny, tmp_path))
 
 
+class Saved:
+    """Stands for a network of which only the file matters."""
+
+    def save(self, path):
+        path.write_text("network")
+
+
+def test_the_best_epoch_is_kept_and_the_last(tmp_path):
+    """Of equal losses the later; every other file goes once the state is on disk."""
+    run = training.TrainingRun(tmp_path, {"seed": 1})
+    kept = []
+    for loss in (3.0, 1.0, 2.0, 1.0, 1.5):
+        run.finish_epoch(Saved(), {"val_loss": loss})
+        state = json.loads((tmp_path / "state.json").read_text())
+        assert {p.name for p in tmp_path.glob("*.keras")} == {state["best"], state["checkpoint"]}
+        kept.append((state["best"][6:10], state["checkpoint"][6:10]))
+    best, last = zip(*kept, strict=True)
+    assert best == ("0001", "0002", "0002", "0004", "0004")
+    assert last == ("0001", "0002", "0003", "0004", "0005")
+    again = training.TrainingRun(tmp_path, {"seed": 1})
+    assert [h["val_loss"] for h in again.history] == [3.0, 1.0, 2.0, 1.0, 1.5]
+    assert [p.name for p in tmp_path.glob(".*")] == []
+
+
+def test_a_checkpoint_that_is_gone_or_damaged_is_named(tmp_path):
+    """Which of the files, and what to do: no traceback of Keras."""
+    run = training.TrainingRun(tmp_path, {"seed": 1})
+    assert run.load_checkpoint() is None
+    for loss in (1.0, 2.0):
+        run.finish_epoch(Saved(), {"val_loss": loss})
+    with pytest.raises(NetworkError, match=r"epoch_0002\.keras: state.json names .*train again"):
+        run.load_checkpoint()
+    (tmp_path / "epoch_0001.keras").unlink()
+    with pytest.raises(NetworkError, match=r"epoch_0001\.keras: state.json .* missing or damaged"):
+        training.TrainingRun(tmp_path, {"seed": 1}).best()
+
+
 def test_a_missing_sky_is_named(tiny, tmp_path):
     tiny.sky_path("train", 1).unlink()
     with pytest.raises(ProductError, match=r"train/sky_0001\.h5: no such file"):
@@ -241,6 +288,51 @@ def test_spectral_loss_of_the_signal_itself_is_one():
     loss = training.SpectralMSE(pixel, l.tolist(), kk.tolist())
     got = float(loss(np.zeros_like(maps, "f4"), maps.astype("f4")))
     assert got == pytest.approx(1.0, abs=0.03)
+
+
+def test_spectral_loss_of_a_configuration(tiny):
+    """Its C_L^κκ is the fiducial's, and at L = 0 and 1, where there is none, that of L = 50: a
+    κ̂ that is off by a constant has a finite loss."""
+    phases = [phase.model_copy(update={"crop": 0}) for phase in tiny.training.phases]
+    changes = {"loss": "spectral", "phases": phases}
+    config = tiny.model_copy(update={"training": tiny.training.model_copy(update=changes)})
+    network = training.new_network(config, training.load_training_patches(config))
+    loss = network.loss["kappa"]
+    content = loss.get_config()
+    l, kk = np.array(content["l"]), np.array(content["kk"])
+    expected = spectra_for(config, config.cosmology).kk[l]
+    np.testing.assert_allclose(kk[1:], expected[1:], rtol=1e-12)
+    assert kk[0] == kk[1]
+    assert content["pixel"] == config.patch.pixel
+    n = config.patch.n_pixels
+    zero = np.zeros((1, n, n, 1), "f4")
+    found = float(loss(zero, zero + np.float32(1e-3)))
+    assert 0 < found < np.inf
+    assert type(network.loss["e"]) is training.ScaledMSE
+    assert network.loss["e"].get_config()["std"] == network.output_std["e"]
+
+
+def test_the_papers_noise_is_one_realisation_per_patch(tiny):
+    """Without ``fresh_noise`` a patch carries the same noise in every epoch; with it, another."""
+    n = tiny.patch.n_pixels
+    blank = training.TrainingPatches(*np.zeros((2, 1, n, n, 2), "f4"))
+    phase = Phase(steps=1, batch=2, learning_rate=1.0)
+    seen = {}
+    for fresh in (True, False):
+        changes = {"fresh_noise": fresh, "augment": False}
+        config = tiny.model_copy(update={"training": tiny.training.model_copy(update=changes)})
+        seen[fresh] = [
+            training.EpochBatches(blank, config, phase, epoch, 1)[0][0] for epoch in (0, 1)
+        ]
+    one, two = seen[False]
+    np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(one[0], one[1])
+    one, two = seen[True]
+    assert np.abs(one - two).max() > 0.1
+    assert np.abs(one[0] - one[1]).max() > 0.1
+    rms = tiny.instrument.noise_rms(tiny.patch)
+    mask = cosine_mask(tiny.patch, tiny.instrument.taper_deg)
+    assert np.std(one[..., mask > 0.99, :]) == pytest.approx(rms, rel=0.05)
 
 
 @pytest.fixture

@@ -1,12 +1,19 @@
 # A study: several configurations, trained, measured and compared.
 #   snakemake -s training/study.smk --config study=training/config/studies/seeds.yaml --cores all
 # Its table ends up in products/.../STUDY.txt, beside its members' folders.
+# Every path in a shell command is quoted (:q): it may hold blanks, quotes or $( ).
+import re
 from pathlib import Path
 
 from cobaya_cnnlens.config import load_study
+from snakemake.exceptions import WorkflowError
 
-STUDY = config["study"]
+if "study" not in config:
+    raise WorkflowError("name a study: --config study=training/config/studies/seeds.yaml")
+STUDY = str(config["study"])
 MEMBERS = load_study(STUDY)
+if any(set("{}") & set(f"{m.products}{m.sky_directory}") for m in MEMBERS.values()):
+    raise WorkflowError(f"{STUDY}: Snakemake takes no paths with braces; rename products")
 BY_PRODUCTS = {str(member.products): path for path, member in MEMBERS.items()}
 TRAINED = [m for m in MEMBERS.values() if not (m.network.pretrained or m.baseline)]
 FOLDER = next(iter(MEMBERS.values())).products.parent
@@ -47,7 +54,7 @@ def measured(path):
 
 
 wildcard_constraints:
-    products="|".join(map(str, (m.products for m in MEMBERS.values()))),
+    products="|".join(re.escape(str(m.products)) for m in MEMBERS.values()),
 
 
 rule all:
@@ -61,7 +68,7 @@ rule table:
     output:
         TABLE,
     shell:
-        "cnnlens compare {STUDY} > {output}"
+        "cnnlens compare {STUDY:q} > {output:q}"
 
 
 # On request: snakemake … for_report: what `cnnlens report` shows of the networks beyond the table,
@@ -87,11 +94,11 @@ rule forecast:
     output:
         FORECAST,
     params:
-        each=" ".join(f"'{path}'" for path in MEMBERS),
+        each=list(MEMBERS),
     threads: 2
     shell:
-        "for f in {params.each}; do cnnlens derivatives \"$f\" --shifted-only; done"
-        " && cnnlens forecast {STUDY} > {output}"
+        "for f in {params.each:q}; do cnnlens derivatives \"$f\" --shifted-only || exit 1; done"
+        " && cnnlens forecast {STUDY:q} > {output:q}"
 
 
 for sky_file, (sky_owner, sky_set, sky_index) in SKIES.items():
@@ -108,7 +115,7 @@ for sky_file, (sky_owner, sky_set, sky_index) in SKIES.items():
             mem_mb=6000,
             runtime=20,
         shell:
-            "cnnlens skies '{params.owner}' --set {params.set_name} --index {params.index}"
+            "cnnlens skies {params.owner:q} --set {params.set_name:q} --index {params.index}"
             " --threads {threads}"
 
 
@@ -126,7 +133,7 @@ if TRAINED:
             mem_mb=12000,
             runtime=1440,
         shell:
-            "cnnlens train '{params.path}'"
+            "cnnlens train {params.path:q}"
 
 
 def instrument_of(wildcards):
@@ -147,7 +154,7 @@ rule mean_field:
         mem_mb=4000,
         runtime=60,
     shell:
-        "cnnlens mean-field '{params.path}'"
+        "cnnlens mean-field {params.path:q}"
 
 
 rule bandpowers:
@@ -164,7 +171,7 @@ rule bandpowers:
         mem_mb=4000,
         runtime=20,
     shell:
-        "cnnlens reconstruct '{params.path}' --set {wildcards.set_name} --index {params.index}"
+        "cnnlens reconstruct {params.path:q} --set {wildcards.set_name:q} --index {params.index}"
 
 
 rule exhibit:
@@ -177,7 +184,7 @@ rule exhibit:
         path=lambda w: BY_PRODUCTS[w.products],
     threads: 2
     shell:
-        "cnnlens exhibit '{params.path}'"
+        "cnnlens exhibit {params.path:q}"
 
 
 rule nulls:
@@ -191,7 +198,7 @@ rule nulls:
         index=lambda w: int(w.index),
     threads: 2
     shell:
-        "cnnlens nulltest '{params.path}' --index {params.index}"
+        "cnnlens nulltest {params.path:q} --index {params.index}"
 
 
 rule derivatives:
@@ -204,7 +211,7 @@ rule derivatives:
         index=lambda w: int(w.index),
     threads: 2
     shell:
-        "cnnlens derivatives '{params.path}' --index {params.index}"
+        "cnnlens derivatives {params.path:q} --index {params.index}"
 
 
 rule nuisances:
@@ -218,4 +225,4 @@ rule nuisances:
         index=lambda w: int(w.index),
     threads: 2
     shell:
-        "cnnlens nuisances '{params.path}' --index {params.index}"
+        "cnnlens nuisances {params.path:q} --index {params.index}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import platform
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -12,13 +13,14 @@ import numpy as np
 
 from .. import __version__, products
 from ..config import Config
-from ..release import NUISANCES, Release
+from ..release import NUISANCES, Release, seal, to_document
 from ..simulate.stage import spectra_for
 from ..theory import settings_record
 from . import curvature, derivatives
 from .covariance import mean_covariance, sample_covariance
-from .measure import MAP_BANDPOWERS, PatchBandpowers, read_bandpowers, spectra_of
+from .measure import PatchBandpowers, read_bandpowers, spectra_of
 from .nuisances import read_nuisances
+from .own_maps import MapSetup, read_map_bandpowers
 from .response import Calibration, calibrate, standard_error
 from .windows import bandpower_windows
 
@@ -63,7 +65,7 @@ def read_derivatives(config: Config, network_hash: str, response: np.ndarray) ->
     for index in range(config.skies.derivatives):
         recipe = config.derivative_recipe(index, network_hash)
         path = config.derivative_path(index)
-        with products.open_product(path, derivatives.KIND, recipe) as product:
+        with products.open_product(path, derivatives.KIND, recipe, config.shipped) as product:
             kk.append(product.array("kk") / response**2 - product.array("kk_truth"))
             ee.append(product.array("ee") / response**2)
             centre.append(product.array("auto") / response**2 - product.array("truth"))
@@ -116,7 +118,7 @@ def shifted_noise(config: Config, network_hash: str, response: np.ndarray) -> np
     for index in range(config.skies.derivatives):
         recipe = config.curvature_recipe(index, network_hash)
         path = config.curvature_path(index)
-        with products.open_product(path, curvature.KIND, recipe) as product:
+        with products.open_product(path, curvature.KIND, recipe, config.shipped) as product:
             shifted.append(product.array("auto") / response**2 - product.array("truth"))
     return np.concatenate(shifted, axis=1)
 
@@ -167,37 +169,111 @@ def make_release(
     ValueError
         if there are too few simulations for the number of bins
     """
-    config.check_index(f"survey-{survey}", sky)
-    data = read_bandpowers(config, network_hash, f"survey-{survey}", [sky])
-    release = _assemble(config, network_hash, data.auto, {f"survey-{survey}": f"sky {sky}"})
-    return replace(
-        release,
-        name=config.release_name(survey, sky),
-        description=f"Mock survey of {release.description}",
-        provenance=release.provenance | {"packages": _package_versions() if packages else {}},
-        truth=asdict(config.set_cosmology(f"survey-{survey}")),
-    )
+    [release] = make_releases(config, network_hash, {survey: sky}, packages).values()
+    return release
+
+
+def make_releases(
+    config: Config, network_hash: str, surveys: Mapping[str, int], packages: bool = True
+) -> dict[str, Release]:
+    """The releases of several mock surveys by name, as :func:`make_release` of each; what they
+    share, all but the data, is assembled once.
+
+    Parameters
+    ----------
+    surveys : name of each survey, and which of its skies is the data
+    """
+    data = {}
+    for survey, sky in surveys.items():
+        config.check_index(f"survey-{survey}", sky)
+        data[survey] = read_bandpowers(config, network_hash, f"survey-{survey}", [sky]).auto
+    made, calibrated = {}, None
+    for survey, sky in surveys.items():
+        origin = {f"survey-{survey}": f"sky {sky}"}
+        if calibrated is None:
+            calibrated = _assemble(config, network_hash, data[survey], {})
+        made[survey] = replace(
+            calibrated,
+            name=config.release_name(survey, sky),
+            description=f"Mock survey of {_description(len(data[survey]), config)}",
+            bandpowers=_debiased(data[survey], calibrated),
+            n_patches=len(data[survey]),
+            provenance=calibrated.provenance
+            | {"skies": calibrated.provenance["skies"] | origin}
+            | {"packages": _package_versions() if packages else {}},
+            truth=asdict(config.set_cosmology(f"survey-{survey}")),
+        )
+    return made
 
 
 def make_data_release(
-    config: Config, network_hash: str, bandpowers: str | Path, name: str
+    config: Config, network_hash: str, bandpowers: str | Path | Iterable[str | Path], name: str
 ) -> Release:
-    """The release of a user's own maps, from the bandpowers that :mod:`cobaya_cnnlens.maps` wrote.
+    """The release of a user's own maps, from the bandpowers that :mod:`cobaya_cnnlens.maps` wrote,
+    in one file or in several that make one survey.
 
     Raises
     ------
     products.ProductError
-        if the file was made with another network, instrument, patch or binning
+        if a file was made with another network, instrument, patch or binning
+    MapError
+        if patches overlap
     """
-    recipe = config.map_recipe(network_hash)
-    with products.open_product(bandpowers, MAP_BANDPOWERS, recipe) as product:
-        auto, source = product.array("auto"), bytes(product.array("source")).decode()
-    release = _assemble(config, network_hash, auto, {"maps": source})
+    measured = read_map_bandpowers(
+        bandpowers,
+        config.map_recipe(network_hash),
+        config.patch.size_deg,
+        f"configuration '{config.name}'",
+    )
+    release = _assemble(config, network_hash, measured.auto, {"maps": measured.source})
     return replace(
         release,
         name=name,
-        description=release.description,
         provenance=release.provenance | {"packages": _package_versions()},
+    )
+
+
+def make_calibrated_release(
+    bandpowers: str | Path | Iterable[str | Path], calibration: Release, name: str
+) -> Release:
+    """The release of a user's own maps by the calibration that another release holds.
+
+    The bandpowers ⟨|κ̂|²⟩_b/R_b² − N_b and the number of patches are the maps'; R, N, derivatives,
+    windows, one patch's covariance and its n_sim are the calibration's.
+
+    Raises
+    ------
+    ReleaseError
+        if the calibration does not say what it is one of
+    products.ProductError, MapError
+        as :func:`make_data_release`
+    """
+    setup = MapSetup.of_release(calibration)
+    measured = read_map_bandpowers(
+        bandpowers, setup.recipe, setup.patch.size_deg, f"release '{calibration.name}'"
+    )
+    # The calibration's own data are no part of this release.
+    skies = {
+        key: value
+        for key, value in dict(calibration.provenance.get("skies", {})).items()
+        if key != "maps" and not key.startswith("survey-")
+    }
+    return replace(
+        calibration,
+        name=name,
+        description=_description(len(measured.auto), setup),
+        bandpowers=_debiased(measured.auto, calibration),
+        n_patches=len(measured.auto),
+        provenance=calibration.provenance
+        | {
+            "skies": {**skies, "maps": measured.source},
+            "calibration": {
+                "release": calibration.name,
+                "digest": seal(to_document(calibration))["digest"],
+            },
+            "packages": _package_versions(),
+        },
+        truth=None,
     )
 
 
@@ -215,11 +291,7 @@ def _assemble(config: Config, network_hash: str, auto: np.ndarray, origin: dict)
     reach = max(windows.shape[1], kk.edges[-1], ee.edges[-1])
     return Release(
         name=config.name,
-        description=(
-            f"{len(auto)} patches of {config.patch.size_deg:g} x "
-            f"{config.patch.size_deg:g} deg at {config.instrument.noise_uk_arcmin:g} uK arcmin: "
-            "ResUNet convergence bandpowers, debiased"
-        ),
+        description=_description(len(auto), config),
         edges=spectra_of(config).bins.edges,
         bandpowers=calibration.debias(auto).mean(0),
         n_patches=len(auto),
@@ -257,10 +329,12 @@ def _assemble(config: Config, network_hash: str, auto: np.ndarray, origin: dict)
             "mask_taper_deg": config.instrument.taper_deg,
             "patch_deg": config.patch.size_deg,
             "patch_pixels": config.patch.n_pixels,
+            **({"depth_ratio": d} if (d := config.instrument.depth_ratio) is not None else {}),
         },
         provenance={
             "configuration": config.name,
             "network_sha256": network_hash,
+            **({"symmetries": n} if (n := config.reconstruction.symmetries) != 1 else {}),
             "seed": config.seed,
             "skies": {
                 **config.skies.model_dump(),
@@ -269,6 +343,18 @@ def _assemble(config: Config, network_hash: str, auto: np.ndarray, origin: dict)
             "derivative_excursion_omch2": config.derivatives.omch2_step,
             "derivative_step": config.derivatives.step,
         },
+    )
+
+
+def _debiased(auto: np.ndarray, calibration: Release) -> np.ndarray:
+    """Mean over patches of ⟨|κ̂|²⟩_b/R_b² − N_b, (n_bins,), by a release's calibration."""
+    return (auto / calibration.response**2 - calibration.noise).mean(0)
+
+
+def _description(n_patches: int, of: Config | MapSetup) -> str:
+    return (
+        f"{n_patches} patches of {of.patch.size_deg:g} x {of.patch.size_deg:g} deg at "
+        f"{of.instrument.noise_uk_arcmin:g} uK arcmin: ResUNet convergence bandpowers, debiased"
     )
 
 

@@ -37,9 +37,12 @@ def measure_coverage(
     nthreads: int = 0,
 ) -> None:
     """Simulate and measure the coverage skies that have no bandpowers yet."""
+    indices = range(config.coverage.skies) if indices is None else list(indices)
+    for index in indices:
+        config.check_index(COVERAGE_SET, index)
     todo = [
         (index, recipe)
-        for index in (range(config.coverage.skies) if indices is None else indices)
+        for index in indices
         for recipe in [config.coverage_recipe(index, network_hash)]
         if not products.exists(config.coverage_path(index), KIND, recipe)
     ]

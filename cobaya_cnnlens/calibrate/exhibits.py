@@ -40,15 +40,26 @@ class Exhibit:
     e_difference: np.ndarray | None = None
 
 
+def shown_patch(n_patches: int) -> int:
+    """Which patch of a sky is shown: ``PATCH``, or the last of a sky that has fewer."""
+    return min(PATCH, n_patches - 1)
+
+
+def reconstruct_all(estimator: Estimator, q: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
+    """All that an estimator makes of masked Q̃, Ũ (n, ny, nx): ``kappa`` κ̂, and ``e`` or ``qu`` of
+    one that has them."""
+    both = getattr(estimator, "reconstruct_both", None)
+    return both(q, u) if both else {"kappa": estimator.reconstruct(q, u)}
+
+
 def measure_exhibit(config: Config, estimator: Estimator, network_hash: str) -> None:
     """Reconstruct the first test sky and keep what is shown of it, unless that is done."""
     recipe = config.exhibit_recipe(network_hash)
     if products.exists(config.exhibit_path, KIND, recipe):
         return
     seen = observe_sky(config, "test", 0)
-    both = getattr(estimator, "reconstruct_both", None)
-    found = both(seen.q, seen.u) if both else {"kappa": estimator.reconstruct(seen.q, seen.u)}
-    shown = min(PATCH, len(seen.q) - 1)
+    found = reconstruct_all(estimator, seen.q, seen.u)
+    shown = shown_patch(len(seen.q))
     arrays = {name: getattr(seen, name)[shown] for name in ("q", "u", "e", "kappa")}
     arrays["kappa_found"] = found["kappa"][shown]
     if "e" in found:

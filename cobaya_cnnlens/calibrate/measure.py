@@ -110,7 +110,8 @@ def measure_skies(
 def read_bandpowers(
     config: Config, network_hash: str, set_name: str, indices: Iterable[int] | None = None
 ) -> PatchBandpowers:
-    """The bandpowers of all patches of a set, or of some of its skies.
+    """The bandpowers of all patches of a set, or of some of its skies; shipped ones where the
+    configuration has none of its own.
 
     Raises
     ------
@@ -121,6 +122,6 @@ def read_bandpowers(
     for index in range(config.set_size(set_name)) if indices is None else indices:
         recipe = config.bandpower_recipe(set_name, index, network_hash)
         path = config.bandpower_path(set_name, index)
-        with products.open_product(path, KIND, recipe) as product:
+        with products.open_product(path, KIND, recipe, config.shipped) as product:
             parts.append(PatchBandpowers(*(product.array(name) for name in FIELDS)))
     return PatchBandpowers.join(parts)

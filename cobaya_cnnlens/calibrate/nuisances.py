@@ -111,7 +111,8 @@ def read_nuisances(
     both = []
     for index in indices:
         recipe = config.nuisance_recipe(index, network_hash)
-        with products.open_product(config.nuisance_path(index), KIND, recipe) as product:
+        path = config.nuisance_path(index)
+        with products.open_product(path, KIND, recipe, config.shipped) as product:
             both.append(np.stack([product.array(name) for name in NUISANCES], axis=-1))
     below, above = np.concatenate(both, axis=1) / response[:, None] ** 2
     step = np.array([getattr(config.nuisances, name) for name in NUISANCES])

@@ -101,11 +101,12 @@ def primary_bandpowers(
 def measure_primary(
     config: Config, set_name: str = "test", indices: Iterable[int] | None = None
 ) -> None:
-    """Measure E and B power of the skies of a set that have none yet; no network is run."""
+    """Measure E and B power of the skies of a set that have none yet, not even shipped; no
+    network is run."""
     spectra = spectra_of(config)
     for index in tqdm(_indices(config, set_name, indices), desc=f"primary/{set_name}", unit="sky"):
-        path, recipe = _path(config, set_name, index), _recipe(config, set_name, index)
-        if not products.exists(path, KIND, recipe):
+        path, recipe = path_of(config, set_name, index), recipe_of(config, set_name, index)
+        if not products.exists(path, KIND, recipe, config.shipped):
             seen = observe_sky(config, set_name, index, masked=False)
             products.write_product(path, KIND, recipe, primary_bandpowers(config, spectra, seen))
 
@@ -139,8 +140,8 @@ def read_joint(
     )
     parts = {"ee": [], "bb": []}
     for index in indices:
-        path, recipe = _path(config, set_name, index), _recipe(config, set_name, index)
-        with products.open_product(path, KIND, recipe) as product:
+        path, recipe = path_of(config, set_name, index), recipe_of(config, set_name, index)
+        with products.open_product(path, KIND, recipe, config.shipped) as product:
             for name, values in parts.items():
                 values.append(product.array(name))
     primary = {name: np.concatenate(values) for name, values in parts.items()}
@@ -191,11 +192,13 @@ def _indices(config: Config, set_name: str, indices: Iterable[int] | None) -> li
     return indices
 
 
-def _path(config: Config, set_name: str, index: int) -> Path:
+def path_of(config: Config, set_name: str, index: int) -> Path:
+    """Where the primary spectra of one sky lie."""
     return config.products / KIND / set_name / f"sky_{index:04d}.h5"
 
 
-def _recipe(config: Config, set_name: str, index: int) -> dict:
+def recipe_of(config: Config, set_name: str, index: int) -> dict:
+    """What determines the primary spectra of one sky."""
     return {
         "sky": config.sky_recipe(set_name, index),
         "primary_algorithm": ALGORITHM,

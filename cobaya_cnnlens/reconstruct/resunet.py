@@ -6,6 +6,7 @@ the paper's 5,401,418 parameters and a receptive field of 101 pixels.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import keras
@@ -14,6 +15,7 @@ from keras import layers
 
 from ..config import Config
 from ..errors import NetworkError
+from .files import read_network
 
 # The noise rms (µK per pixel) where its logarithmic input turns linear; 1 µK′ is 0.43.
 NOISE_UNIT = 0.2
@@ -166,9 +168,7 @@ def load_network(path: str | Path) -> ResUNet:
     NetworkError
         if the file is missing, cut off, or not a network of this package
     """
-    path = Path(path)
-    if not path.exists():
-        raise NetworkError(f"{path}: no such network file; run `cnnlens train`")
+    read_network(path)
     try:
         network = keras.saving.load_model(path, compile=False)
     except Exception as error:
@@ -177,8 +177,6 @@ def load_network(path: str | Path) -> ResUNet:
             f"{str(error)[:200]}); "
             "the file is damaged: restore it or train again"
         ) from None
-    if not isinstance(network, ResUNet):
-        raise NetworkError(f"{path}: holds a {type(network).__name__}, not a ResUNet")
     return network
 
 
@@ -265,14 +263,26 @@ class EnsembleEstimator:
 
 def network_estimator(config: Config) -> NetworkEstimator | EnsembleEstimator:
     """The configuration's network, or its networks' mean, applied as the configuration says."""
+    return networks_estimator(
+        config.network_paths,
+        config.reconstruction.symmetries,
+        config.instrument.noise_rms(config.patch),
+        config.reconstruction.jit_compile,
+    )
+
+
+def networks_estimator(
+    paths: Iterable[str | Path],
+    symmetries: int,
+    noise_rms: float | np.ndarray,
+    jit_compile: bool = True,
+) -> NetworkEstimator | EnsembleEstimator:
+    """A network file, or the mean of several, as an estimator."""
     members = [
         NetworkEstimator(
-            load_network(path),
-            symmetries=config.reconstruction.symmetries,
-            noise_rms=config.instrument.noise_rms(config.patch),
-            jit_compile=config.reconstruction.jit_compile,
+            load_network(path), symmetries=symmetries, noise_rms=noise_rms, jit_compile=jit_compile
         )
-        for path in config.network_paths
+        for path in paths
     ]
     return members[0] if len(members) == 1 else EnsembleEstimator(members)
 

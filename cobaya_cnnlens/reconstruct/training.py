@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
@@ -20,18 +20,16 @@ from tqdm import tqdm
 
 from ..config import Config, Phase
 from ..errors import NetworkError
-from ..products import differences, temporary_name
+from ..products import temporary_name
 from ..simulate import shards
 from ..simulate.instrument import convolve_beam, cosine_mask
 from ..simulate.observation import observe_sky
 from ..simulate.skies import seed_sequence
 from ..simulate.stage import spectra_for
-from .files import network_hash
+from .files import read_network, training_differences, training_recipe
 from .resunet import ResUNet, apply_symmetry, load_network
 
 SPECTRAL_FLOOR = 200.0
-# Keys of the configuration's `network` that enter a recipe in another form, or only when set.
-NOT_IN_RECIPE = {"pretrained", "initial", "polarisation", "frozen_norm"}
 
 
 @dataclass(frozen=True)
@@ -283,13 +281,12 @@ class TrainingRun:
             try:
                 state = json.loads(self._state_path.read_text())
                 found, self.history = state["recipe"], state["history"]
-                found["training"].pop("jit_compile", None)  # older runs name it
                 self._checkpoint, self._best = state["checkpoint"], state["best"]
-            except (ValueError, KeyError) as error:
+            except (ValueError, KeyError, TypeError, OSError) as error:
                 raise NetworkError(
                     f"{self._state_path}: damaged ({error!r}); delete the folder and train again"
                 ) from None
-            if different := differences(found, self._recipe):
+            if different := training_differences(found, self._recipe):
                 raise NetworkError(
                     f"{self._state_path}: another training run, which differs in "
                     f"{'; '.join(different)}; delete the folder or use another products directory"
@@ -299,7 +296,7 @@ class TrainingRun:
         """The network after the last finished epoch with its optimiser, or None at the start."""
         if self._checkpoint is None:
             return None
-        return keras.saving.load_model(self.directory / self._checkpoint)
+        return self._load(self._checkpoint)
 
     def finish_epoch(self, network: keras.Model, record: dict) -> None:
         """Keep the network and its numbers; older checkpoints go once the state is on disk."""
@@ -325,35 +322,28 @@ class TrainingRun:
 
     def best(self) -> keras.Model:
         """The network of the epoch with the lowest validation loss."""
-        return keras.saving.load_model(self.directory / self._best, compile=False)
+        return self._load(self._best, compile=False)
+
+    def _load(self, name: str, **options) -> keras.Model:
+        path = self.directory / name
+        try:
+            read_network(path)
+            return keras.saving.load_model(path, **options)
+        except Exception as error:
+            raise NetworkError(
+                f"{path}: {self._state_path.name} names this checkpoint, which is missing or "
+                f"damaged ({str(error)[:200]}); delete the folder and train again"
+            ) from None
 
 
 def save_atomically(network: keras.Model, path: Path) -> None:
     """Save under a temporary ``.keras`` name, then rename."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.keras")
+    partial = temporary_name(path).with_suffix(".keras")
     try:
         network.save(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def training_recipe(config: Config) -> dict:
-    """What determines a training run."""
-    sky = config.sky_recipe("train", 0)
-    del sky["index"], sky["set"]
-    return {
-        **sky,
-        **({"train_cosmologies": config.train_cosmologies} if config.train_cosmologies else {}),
-        "train_skies": config.skies.train,
-        "instrument": asdict(config.instrument),
-        "network": config.network.model_dump(exclude=NOT_IN_RECIPE)
-        | ({"polarisation": head} if (head := config.network.polarisation) != "e" else {})
-        | ({"frozen_norm": True} if config.network.frozen_norm else {})
-        | ({"initial": network_hash(path)} if (path := config.network.initial) else {}),
-        # XLA changes how fast a run is and how it rounds, not what it is.
-        "training": config.training.model_dump(exclude={"jit_compile"}),
-    }
 
 
 def new_network(config: Config, patches: TrainingPatches) -> ResUNet:

@@ -6,18 +6,20 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..calibrate.bandpowers import Bins
-from ..calibrate.n1 import MonteCarloN1, n1_eb
 from ..errors import CNNLensError
-from ..products import temporary_name
 from ..reconstruct.n0 import ESTIMATORS, Filter
 from ..reconstruct.n0_temperature import TEMPERATURE_ESTIMATORS, n0_temperature
 from ..simulate.instrument import Instrument
 from ..simulate.patches import PatchGeometry
 from ..theory import CambSettings, Cosmology, compute_spectra, temperature_spectra
+
+if TYPE_CHECKING:
+    from ..calibrate.n1 import MonteCarloN1
 
 MULTIPOLES = (50, 72, 100, 150, 200, *range(300, 2001, 100), 2500, 3000)
 
@@ -38,10 +40,14 @@ class AnalyticNoise:
 
     def write(self, path: Path) -> None:
         """Write the table as CSV, atomically."""
-        partial = temporary_name(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         rows = (f"{x:.0f},{n:.8e},{c:.8e}" for x, n, c in self._rows())
-        partial.write_text("\n".join(["L,n0_kappa,cl_kappa", *rows]) + "\n")
-        os.replace(partial, path)
+        try:
+            partial.write_text("\n".join(["L,n0_kappa,cl_kappa", *rows]) + "\n")
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def _rows(self):
         return zip(self.L, self.n0, self.kk, strict=True)
@@ -97,6 +103,8 @@ def monte_carlo_n1(
     CNNLensError
         for no noise, multipoles that are none or too few, or fewer than two pairs
     """
+    from ..calibrate.n1 import n1_eb  # simulates: n0 alone does without what that needs
+
     _check(instrument, band)
     if n_pairs < 2:
         raise CNNLensError(f"--pairs {n_pairs}: an error needs two pairs at least")

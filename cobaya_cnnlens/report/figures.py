@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from ..calibrate.assemble import calibration_of, make_release, read_derivatives
 from ..calibrate.bandpowers import e_and_b
+from ..calibrate.exhibits import reconstruct_all, shown_patch
 from ..calibrate.measure import read_bandpowers, signal_bandpowers, spectra_of
 from ..calibrate.nuisances import read_nuisances
 from ..calibrate.primary import read_joint
@@ -46,17 +43,23 @@ def draw(config: Config, stage: str, out: Path | None = None) -> Path:
     return save(STAGES[stage](config), out or config.products / "figures" / f"{stage}.png")
 
 
-def save(figure, path: Path) -> Path:
-    """Write a figure, close it and return its path."""
+def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options):
+    """A figure and its axes, as pyplot's, which needs no display and leaves a notebook's plots
+    alone: pyplot, its backend and its list of open figures know nothing of it."""
+    figure = Figure(figsize=figsize)
+    return figure, figure.subplots(rows, columns, **options)
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, bbox_inches="tight")
-    plt.close(figure)
     return path
 
 
 def theory_figure(config: Config):
     """C_L^κκ and unlensed C_l^EE of every cosmology in the configuration."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    figure, (left, right) = subplots(1, 2, figsize=(11, 4))
     for name in ("test", *(f"survey-{s}" for s in config.surveys)):
         cosmology = config.set_cosmology(name)
         theory = spectra_for(config, cosmology)
@@ -70,11 +73,12 @@ def theory_figure(config: Config):
     return figure
 
 
-def sky_figure(config: Config, patch: int = 40):
-    """One patch of the test set, and the set's spectra against theory."""
+def sky_figure(config: Config):
+    """One patch of the first test sky, and the sky's spectra against theory."""
     seen = observe_sky(config, "test", 0)
+    patch = shown_patch(len(seen.q))
     spectra = spectra_of(config)
-    figure, axes = plt.subplots(2, 3, figsize=(13, 8))
+    figure, axes = subplots(2, 3, figsize=(13, 8))
     half = config.patch.size_deg / 2
     titles = (r"$\tilde Q$ [$\mu$K]", r"$\tilde U$ [$\mu$K]", r"$E$ [$\mu$K]", r"$\kappa$")
     maps = (seen.q, seen.u, seen.e, seen.kappa)
@@ -111,15 +115,15 @@ def sky_figure(config: Config, patch: int = 40):
 
 
 def training_figure(config: Config):
-    """Loss against step: training and validation, E and κ."""
+    """Loss against epoch, training and validation, of κ and of E, or of Q and U."""
     from ..reconstruct.training import TrainingRun, training_recipe
 
     run = TrainingRun(config.training_directory, training_recipe(config))
     if not run.history:
         raise CNNLensError(f"{config.training_directory}: no finished epoch; run `cnnlens train`")
     epochs = [h["epoch"] for h in run.history]
-    figure, axis = plt.subplots(figsize=(7, 4.5))
-    for name, colour in (("kappa", "C0"), ("e", "C1")):
+    figure, axis = subplots(figsize=(7, 4.5))
+    for name, colour in (("kappa", "C0"), (config.network.polarisation, "C1")):
         axis.plot(
             epochs,
             [h[f"val_{name}_loss"] for h in run.history],
@@ -138,16 +142,16 @@ def training_figure(config: Config):
     return figure
 
 
-def reconstruction_figure(config: Config, patch: int = 40):
-    """κ, κ̂ and E, Ê of one test patch with their differences; no E where a network gives Q, U."""
+def reconstruction_figure(config: Config):
+    """κ, κ̂ and E, Ê of one test patch with their differences; κ alone where there is no Ê."""
     from ..reconstruct.estimators import estimator_for
 
     seen = observe_sky(config, "test", 0)
-    rows = slice(patch, patch + 1)
-    both = estimator_for(config).reconstruct_both(seen.q[rows], seen.u[rows])
+    patch = shown_patch(len(seen.q))
+    both = reconstruct_all(estimator_for(config), seen.q[[patch]], seen.u[[patch]])
     rows = [(seen.kappa[patch], "kappa", r"\kappa"), (seen.e[patch], "e", "E")]
     rows = [row for row in rows if row[1] in both]
-    figure, axes = plt.subplots(len(rows), 3, figsize=(13, 4 * len(rows)), squeeze=False)
+    figure, axes = subplots(len(rows), 3, figsize=(13, 4 * len(rows)), squeeze=False)
     half = config.patch.size_deg / 2
     for line, (true, name, label) in zip(axes, rows, strict=True):
         scale = 3 * true.std()
@@ -166,7 +170,7 @@ def noise_figure(config: Config):
     """Reconstruction noise, its ratios to the analytic curves, and bandpower errors."""
     table = noise_table(config, estimator_hash(config))
     theory = spectra_for(config, config.cosmology)
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.3))
+    figure, (left, middle, right) = subplots(1, 3, figsize=(15, 4.3))
     L = np.arange(40, int(table.L[-1]) + 60)
     left.loglog(L, theory.kk[L], "k", label=r"$C_L^{\kappa\kappa}$")
     left.errorbar(table.L, table.noise, table.noise_error, fmt="o", ms=3, label="ResUNet $N_L$")
@@ -193,7 +197,7 @@ def derivatives_figure(config: Config):
     calibration, _ = calibration_of(config, digest)
     signal = signal_bandpowers(config, spectra_for(config, config.cosmology).kk)
     measured = read_derivatives(config, digest, calibration.response)
-    figure, axes = plt.subplots(1, 2, figsize=(13, 5))
+    figure, axes = subplots(1, 2, figsize=(13, 5))
     for axis, bands, label in zip(
         axes,
         (measured.kk, measured.ee),
@@ -222,7 +226,7 @@ def bandpowers_figure(config: Config):
     calibration, _ = calibration_of(config, digest)
     fiducial = signal_bandpowers(config, spectra_for(config, config.cosmology).kk)
     L = spectra_of(config).bins.centres
-    figure, axis = plt.subplots(figsize=(8, 5))
+    figure, axis = subplots(figsize=(8, 5))
     for i, name in enumerate(config.surveys):
         data = calibration.debias(read_bandpowers(config, digest, f"survey-{name}", [0]).auto)
         error = data.std(0, ddof=1) / np.sqrt(len(data)) / fiducial
@@ -245,7 +249,7 @@ def nuisances_figure(config: Config):
     first, second = read_nuisances(config, digest, calibration.response)
     signal = signal_bandpowers(config, spectra_for(config, config.cosmology).kk)
     L = spectra_of(config).bins.centres
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharex=True)
+    figure, axes = subplots(2, 2, figsize=(11, 7), sharex=True)
     for i, (name, axis) in enumerate(zip(NUISANCES, axes.flat, strict=True)):
         step = getattr(config.nuisances, name)
         for sign, colour in ((1, "C0"), (-1, "C3")):
@@ -272,7 +276,7 @@ def primary_figure(config: Config):
     """Correlation of the lensing bandpowers with E and B power of the same test patches."""
     joint = read_joint(config, estimator_hash(config))
     names = {"ee": r"lensed $C_\ell^{EE}$", "bb": r"lensed $C_\ell^{BB}$"}
-    figure, axes = plt.subplots(1, 3, figsize=(16, 4.6))
+    figure, axes = subplots(1, 3, figsize=(16, 4.6))
     for axis, (name, label) in zip(axes, names.items(), strict=False):
         r = joint.block(joint.correlation, "kk", name)
         limit = np.abs(r).max()
@@ -304,20 +308,25 @@ def primary_figure(config: Config):
 def coverage_figure(config: Config):
     """Ranks of the truth in the posteriors of the coverage surveys, and their pulls."""
     digest = estimator_hash(config)
-    release = make_release(config, digest, next(iter(config.surveys)))
+    release = make_release(config, digest, config.first_survey)
     return draw_coverage(coverage_table(config, digest, release))
 
 
 def draw_coverage(table: CoverageTable):
-    """The figure of a table of coverage."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
-    n_tenths = 10
-    left.hist(table.rank, n_tenths, range=(0, 1), histtype="step", lw=1.5)
-    expected = len(table.rank) / n_tenths
-    for off in (-1, 0, 1):
-        left.axhline(expected + off * np.sqrt(expected * 0.9), color="k", lw=0.8, ls=":")
+    """The figure of a table of coverage; the band holds 68% of sets simulated under the release's
+    model, calibration errors included."""
+    figure, (left, right) = subplots(1, 2, figsize=(11, 4))
+    counts = table.tenths
+    edges = np.linspace(0.0, 1.0, len(counts) + 1)
+    left.stairs(counts, edges, lw=1.5)
+    low, high = np.percentile(table.simulated.tenths, [16, 84], axis=0)
+    left.stairs(high, edges, baseline=low, fill=True, color="k", alpha=0.15, lw=0)
     left.set(xlabel="posterior probability below the truth", ylabel="surveys", ylim=(0, None))
-    left.set_title(f"{len(table.rank)} surveys of {table.patches_each} patches", size=9)
+    left.set_title(
+        f"{len(table.rank)} surveys of {table.patches_each} patches on {table.n_skies} skies; "
+        f"uniform with p = {table.uniformity:.3f}",
+        size=9,
+    )
     right.errorbar(table.truth, table.pulls, fmt=".", ms=3)
     right.axhline(0, color="k", lw=0.8)
     right.set(xlabel=r"true $\Omega_c h^2$", ylabel=r"(estimate - truth) / expected error")

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
 from pathlib import Path
-
-import h5py
 
 from ..calibrate.assemble import make_release
 from ..errors import CNNLensError, NetworkError
-from ..reconstruct.files import estimator_hash
+from ..reconstruct.files import estimator_hash, read_network
 from . import paper, pictures
 from .material import Material
 from .page import Measured, Missing, Picture, Section, Table
@@ -23,7 +19,7 @@ def cosmology(material: Material, section: Section) -> None:
     config = material.networks[0]
     level = level_of(config)
     digest = estimator_hash(config)
-    release = make_release(config, digest, next(iter(config.surveys)), packages=False)
+    release = make_release(config, digest, config.first_survey, packages=False)
     estimates: dict = {}
     rows = []
     for debias, label in (("fixed", "fixed debias"), ("quadratic", "corrected debias")):
@@ -148,7 +144,8 @@ def coverage(material: Material, section: Section) -> None:
     columns = ("patches", "surveys", "skies", "in 68%", "in 95%", "p(uniform ranks)", "bias of ω_c")
     caption = (
         f"Posteriors of ω_c with the {release.name} release's likelihood; ω_c of every sky drawn "
-        "from the prior"
+        "from the prior. Errors: block bootstrap over the skies; ranks: among simulated surveys "
+        "that share a calibration error"
     )
     section.tables.append(Table("coverage", caption, columns, rows))
 
@@ -171,12 +168,4 @@ def network(material: Material, section: Section) -> None:
 
 def weights_in(path: Path) -> int:
     """How many numbers the weights of a ``.keras`` file are, normalisation included."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            weights = io.BytesIO(archive.read("model.weights.h5"))
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise NetworkError(f"{path}: not a Keras file ({error}); train the network again") from None
-    sizes = []
-    with h5py.File(weights) as file:
-        file.visititems(lambda _, x: sizes.append(x.size) if isinstance(x, h5py.Dataset) else None)
-    return sum(sizes)
+    return sum(values.size for values in read_network(path).weights.values())

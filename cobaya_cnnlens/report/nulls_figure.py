@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from ..calibrate.nulls import NULLS
 from ..config import Config
@@ -19,7 +19,8 @@ def nulls_figure(config: Config):
             f"{config.products / 'nulls'}: no null test has been measured; run `cnnlens nulltest`"
         )
     table = nulls_table(config, estimator_hash(config), made)
-    figure, axes = plt.subplots(3, 3, figsize=(15, 11))
+    figure = Figure(figsize=(15, 11))
+    axes = figure.subplots(3, 3)
     flat = axes.ravel()
     for axis, t in zip(flat, table.cross, strict=False):
         axis.errorbar(t.L, 1e3 * t.values, 1e3 * t.errors, fmt=".", color=f"C{NULLS.index(t.name)}")

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import io
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 
 from ..calibrate.exhibits import Exhibit
-from .figures import draw_map
+from .figures import draw_map, subplots
 from .nulls import PowerRatio
 from .tables import NoiseTable
 
@@ -21,19 +16,16 @@ DPI, MAPS_DPI = 110, 70
 
 
 def png(figure, dpi: int = DPI) -> bytes:
-    """The figure's bytes, the same for the same content; the figure is closed."""
+    """The figure's bytes, the same for the same content."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
-    plt.close(figure)
     return stream.getvalue()
 
 
 def maps(rows: list[list[tuple[str, np.ndarray] | None]], size_deg: float, unit: str = "") -> bytes:
     """A grid of maps on one colour scale a row, ±3 standard deviations of its first map."""
     width = max(len(row) for row in rows)
-    figure, axes = plt.subplots(
-        len(rows), width, figsize=(2.9 * width, 2.9 * len(rows)), squeeze=False
-    )
+    figure, axes = subplots(len(rows), width, figsize=(2.9 * width, 2.9 * len(rows)), squeeze=False)
     half = 0.5 * size_deg
     for line, row in zip(axes, rows, strict=True):
         scale = 3.0 * next(shown for shown in row if shown)[1].std()
@@ -58,7 +50,7 @@ def spectra(
     ``kappa`` : ⟨κκ*⟩, ⟨κ̂κ̂*⟩ and ⟨|κ − κ̂|²⟩ by noise level, (n_bins,) each
     """
     exhibits = {level: e for level, e in exhibits.items() if e.e_auto is not None}
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharex="col", height_ratios=(2, 1))
+    figure, axes = subplots(2, 2, figsize=(11, 7), sharex="col", height_ratios=(2, 1))
     for i, (noise, (truth, auto, difference)) in enumerate(kappa.items()):
         label = f"{noise:g} µK′"
         if not i:
@@ -88,7 +80,7 @@ def noise(levels: dict[float, dict[str, NoiseTable]], kk: np.ndarray) -> bytes:
     """Fig. 9: reconstruction noise by noise level, of every estimator, and the analytic curves."""
     columns = min(2, len(levels))
     lines = -(-len(levels) // columns)
-    figure, axes = plt.subplots(
+    figure, axes = subplots(
         lines, columns, figsize=(5.8 * columns, 4.2 * lines), squeeze=False, sharex=True
     )
     for axis, (level, tables) in zip(axes.flat, levels.items(), strict=False):
@@ -123,7 +115,7 @@ def noise(levels: dict[float, dict[str, NoiseTable]], kk: np.ndarray) -> bytes:
 
 def errors(tables: dict[float, NoiseTable]) -> bytes:
     """Fig. 10: relative error of the bandpowers of one patch."""
-    figure, axis = plt.subplots(figsize=(7, 4.3))
+    figure, axis = subplots(figsize=(7, 4.3))
     for i, (level, table) in enumerate(tables.items()):
         axis.semilogy(table.L, table.relative_error, f"C{i}o-", ms=3, label=f"{level:g} µK′")
     axis.set(xlabel="$L$", ylabel="error of one patch's bandpower / $C_L$")
@@ -133,7 +125,7 @@ def errors(tables: dict[float, NoiseTable]) -> bytes:
 
 def unlensed(ratios: dict[str, PowerRatio]) -> bytes:
     """Fig. 11: power of κ̂/R of unlensed maps over N_L of the lensed ones, by name."""
-    figure, axis = plt.subplots(figsize=(7, 4.3))
+    figure, axis = subplots(figsize=(7, 4.3))
     for i, (name, r) in enumerate(ratios.items()):
         axis.errorbar(r.L + 6 * i, r.values, r.errors, fmt=".-", lw=0.8, label=name)
     axis.axhline(1.0, color="k", lw=0.8)
@@ -148,7 +140,7 @@ def correlation(
     left: dict[str, dict[float, np.ndarray]],
 ) -> bytes:
     """ρ_L of κ̂ with κ, and the part of the lensed B power that is left after delensing by it."""
-    figure, (first, second) = plt.subplots(1, 2, figsize=(11, 4.3))
+    figure, (first, second) = subplots(1, 2, figsize=(11, 4.3))
     for style, label in zip(("-", ":"), tables, strict=False):
         for i, (level, table) in enumerate(tables[label].items()):
             name = f"{label}, {level:g} µK′"
@@ -163,7 +155,7 @@ def correlation(
 
 def cosmology(estimates: dict[str, dict[str, np.ndarray]], truths: dict[str, float]) -> bytes:
     """§6.3: maximum-likelihood ω_c of single patches, with fixed and with corrected debias."""
-    figure, axes = plt.subplots(1, len(estimates), figsize=(5.5 * len(estimates), 4), sharey=True)
+    figure, axes = subplots(1, len(estimates), figsize=(5.5 * len(estimates), 4), sharey=True)
     bins = np.linspace(0.10, 0.14, 41)
     for axis, (debias, surveys) in zip(np.atleast_1d(axes), estimates.items(), strict=True):
         for i, (name, values) in enumerate(surveys.items()):
@@ -180,7 +172,7 @@ def cosmology(estimates: dict[str, dict[str, np.ndarray]], truths: dict[str, flo
 
 def ratio(L: dict[str, np.ndarray], values: dict[str, np.ndarray], label: str, title: str) -> bytes:
     """Curves of several configurations by their names."""
-    figure, axis = plt.subplots(figsize=(7, 4.3))
+    figure, axis = subplots(figsize=(7, 4.3))
     for name, curve in values.items():
         axis.plot(L[name], curve, ".-", label=name)
     axis.set(xlabel="$L$", ylabel=label)
@@ -191,7 +183,7 @@ def ratio(L: dict[str, np.ndarray], values: dict[str, np.ndarray], label: str, t
 
 def learning(histories: dict[str, list[dict]]) -> bytes:
     """Loss of E and κ against epoch: validation full, training dotted."""
-    figure, axis = plt.subplots(figsize=(7, 4.3))
+    figure, axis = subplots(figsize=(7, 4.3))
     for i, (name, history) in enumerate(histories.items()):
         epochs = [h["epoch"] for h in history]
         for head, width in (("kappa", 1.6), ("e", 0.8)):

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 from getdist import loadMCSamples, plots
 from matplotlib.lines import Line2D
 
@@ -50,7 +46,7 @@ def plot_posteriors(
                 raise CNNLensError(f"{root}: no parameter '{name}'; the chain has {known}")
     truths = [_truth(root) for root in roots]
     plotter = plots.get_subplot_plotter(width_inch=6 if len(params) == 1 else 8)
-    labels = [_label(root, truth) for root, truth in zip(roots, truths, strict=True)]
+    labels = [_label(*named) for named in zip(roots, truths, samples, strict=True)]
     colours = [f"C{i}" for i in range(len(roots))]
     if len(params) == 1:
         plotter.plot_1d(samples, params[0], colors=colours)
@@ -79,28 +75,71 @@ def plot_posteriors(
 def load_chain(root: str):
     """The getdist samples of a chain without its first fifth.
 
+    Read from the chain itself: getdist's cache goes by the files' dates, which a copy keeps.
+
     Raises
     ------
     CNNLensError
-        if there is none
+        if there is none, or too little of one
     """
     if not Path(f"{root}.1.txt").exists():
         raise CNNLensError(f"{root}.1.txt: no such chain; run cobaya-run first")
-    return loadMCSamples(root, settings={"ignore_rows": 0.2})
+    try:
+        return loadMCSamples(root, no_cache=True, settings={"ignore_rows": 0.2})
+    except Exception as error:  # whatever getdist raises for files that are empty or damaged
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise CNNLensError(
+            f"{root}: the chain cannot be read ({said:.200}); it has hardly begun, or is damaged"
+        ) from None
+
+
+def chain_input(root: str) -> dict:
+    """The input that a chain's posterior is of, defaults included, as Cobaya wrote it.
+
+    Raises
+    ------
+    CNNLensError
+        if it is missing, or cannot be read
+    """
+    path = Path(f"{root}.updated.yaml")
+    try:
+        info = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CNNLensError(
+            f"{path}: no such file; it is written beside a chain by cobaya-run"
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        raise CNNLensError(f"{path}: cannot be read ({said:.200}); restore the file") from None
+    if not isinstance(info, dict):
+        raise CNNLensError(f"{path}: holds no input of Cobaya; restore the file")
+    return info
+
+
+def likelihood_blocks(info: dict) -> dict[str, dict]:
+    """Our likelihoods in a chain's input, by the name that they have there."""
+    blocks = (info.get("likelihood") or {}).items()
+    return {
+        name: block
+        for name, block in blocks
+        if isinstance(block, dict) and (block.get("class") or name) == LIKELIHOOD
+    }
 
 
 def _truth(root: str) -> dict[str, float]:
     """True parameters of the mock that the chain used, empty for data."""
-    path = Path(f"{root}.updated.yaml")
-    if not path.exists():
+    if not Path(f"{root}.updated.yaml").exists():
         return {}
-    info = yaml.safe_load(path.read_text())
-    options = info.get("likelihood", {}).get(LIKELIHOOD)
-    if not options:
-        return {}
-    return read_release(options["release"]).truth or {}
+    blocks = likelihood_blocks(chain_input(root))
+    truths = [read_release(block["release"]).truth or {} for block in blocks.values()]
+    return truths[0] if truths and all(truth == truths[0] for truth in truths) else {}
 
 
-def _label(root: str, truth: dict[str, float]) -> str:
+def _label(root: str, truth: dict[str, float], chain) -> str:
+    """A chain's name, and what is true of its sky."""
     name = Path(root).name.replace("_", " ")
-    return f"{name} (truth {truth['omch2']:g})" if "omch2" in truth else name
+    if "omch2" not in truth:
+        return name
+    has = chain.paramNames.hasParam("omch2")
+    label = chain.paramNames.parWithName("omch2").label if has else r"\Omega_\mathrm{c} h^2"
+    return f"{name} (true ${label}$ = {truth['omch2']:g})"

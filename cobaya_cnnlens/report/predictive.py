@@ -13,20 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 
-import yaml
-
 from ..errors import CNNLensError
 from ..model import BandpowerLikelihood
-from .posteriors import load_chain
+from .posteriors import chain_input, load_chain
 
-CHI2 = "cnnlens_chi2"
 # Replicated data per sample of the posterior, for the band of the figure.
 REPLICAS = 50
 
@@ -45,8 +38,8 @@ class Predictive:
     best, best_model, best_chi2, best_pte : the sample of highest posterior, its µ_b, and χ² and PTE
         there, for which no parameter counts as fitted
     band : 2.5, 16, 50, 84 and 97.5% of replicated data, (5, n_bins)
-    difference : largest |Δχ²| from those that the chain holds: not zero if the theory or the
-        release is not what it was
+    difference : largest difference of −2 ln L from those that the chain holds: not zero if the
+        theory or the release is not what it was
     """
 
     edges: np.ndarray
@@ -103,9 +96,12 @@ def predictive(root: str, samples: int = 200, seed: int = 0) -> Predictive:
     likelihood = component.likelihood
     chi2 = chi2_of(likelihood, found)
     difference = np.nan
-    if chain.paramNames.hasParam(CHI2):
-        stored = chain.samples[unique, chain.paramNames.numberOfName(CHI2)]
-        difference = float(np.abs(chi2 - stored).max())
+    # Cobaya computes this column anew when it post-processes a chain; derived parameters it keeps.
+    column = f"chi2__{name}"
+    if chain.paramNames.hasParam(column):
+        stored = chain.samples[unique, chain.paramNames.numberOfName(column)]
+        ours = -2.0 * np.array([likelihood.log_likelihood_of(value) for value in chi2])
+        difference = float(np.abs(ours - stored).max())
     *taken, best = place
     generator = np.random.default_rng(np.random.SeedSequence(seed))
     noise = np.linalg.cholesky(likelihood.covariance)
@@ -134,10 +130,7 @@ def _model(root: str):
 
     from ..likelihood import CNNLens
 
-    path = Path(f"{root}.updated.yaml")
-    if not path.exists():
-        raise CNNLensError(f"{path}: no such file; it is written beside a chain by cobaya-run")
-    info = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path, info = f"{root}.updated.yaml", chain_input(root)
     for block in (info.get("likelihood") or {}).values():
         if isinstance(block, dict) and "check_theory" in block:
             block["check_theory"] = False  # that is for the start of a run
@@ -153,12 +146,10 @@ def _model(root: str):
 
 
 def _bandpowers(model, component, point: dict[str, float]) -> np.ndarray:
-    from ..likelihood import NUISANCE_PARAMETERS
-
     if not np.isfinite(model.logposterior(point).logpost):
         raise CNNLensError(f"the chain's point {point} has no posterior; was its input changed?")
     given = model.parameterization.to_input(point)
-    return component.model([given[name] for name in NUISANCE_PARAMETERS])
+    return component.model([given[name] for name in component.nuisance_parameters])
 
 
 def draw_predictive(check: Predictive, path: Path) -> Path:
@@ -177,7 +168,8 @@ def draw_predictive(check: Predictive, path: Path) -> Path:
             label=f"{label} predicted",
         )
     spread = np.percentile(check.models, [16, 84], axis=0) / check.best_model - 1
-    axis.plot(centres, spread.T, "C0", lw=0.8)
+    for line, label in zip(spread, ("68% of the posterior's models", None), strict=True):
+        axis.plot(centres, line, "C0", lw=0.8, label=label)
     axis.errorbar(
         centres, data, xerr=0.5 * np.diff(check.edges)[:, 0], fmt="k.", lw=1, label="bandpowers"
     )

@@ -325,7 +325,7 @@ def points_table(config: Config, network_hash: str, group: str) -> PointsTable:
 
     The survey is that of the configuration's first mock survey's release.
     """
-    release = make_release(config, network_hash, next(iter(config.surveys)))
+    release = make_release(config, network_hash, config.first_survey)
     first = read_derivatives(config, network_hash, release.response)
     both = [
         check_points(config, network_hash, release.response, first, group, second_order)

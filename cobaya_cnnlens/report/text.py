@@ -63,11 +63,12 @@ def describe_release(release: Release) -> str:
 def _mapping(title: str, content: dict, indent: int = 0) -> list[str]:
     pad = " " * indent
     lines = [f"{pad}{title}"]
+    width = max((len(key) for key, x in content.items() if not isinstance(x, dict)), default=0)
     for key, value in content.items():
         if isinstance(value, dict):
             lines += _mapping(key, value, indent + 2)
         else:
-            lines.append(f"{pad}  {key:24s}{value}")
+            lines.append(f"{pad}  {key:{max(width + 2, 24)}s}{value}")
     return lines
 
 
@@ -244,30 +245,36 @@ def format_points(group: str, table: PointsTable) -> str:
 
 
 def format_coverage(table: CoverageTable) -> str:
-    """Coverage of posteriors of ω_c, with binomial errors."""
+    """Coverage of posteriors of ω_c, with errors of resampled skies, beside what simulated sets of
+    surveys with the calibration's own error give."""
     from .coverage import INTERVALS
 
     low, high = table.prior
     bias, error = table.bias()
-    counts = np.histogram(table.rank, bins=10, range=(0, 1))[0]
+    scatter, scatter_error = table.scatter()
+    mean_pull = bias / table.expected.mean()
     lines = [
         f"{len(table.rank)} disjoint surveys of {table.patches_each} patches from {table.n_skies} "
         f"skies; omch2 drawn evenly from {low} to {high}",
+        "errors: block bootstrap over the skies"
+        + ("; one sky alone gives none" if table.n_skies == 1 else ""),
     ]
-    for probability in INTERVALS:
+    for probability, expected in zip(INTERVALS, table.simulated.covered.T, strict=True):
         part, off = table.covered(probability)
         lines.append(
             f"{100 * probability:.0f}% interval holds the truth in {100 * part:.1f} +- "
-            f"{100 * off:.1f}% of them"
+            f"{100 * off:.1f}% of them; simulated sets, each with a calibration error: "
+            f"{100 * expected.mean():.1f} +- {100 * expected.std(ddof=1):.1f}%"
         )
     lines += [
-        f"ranks of the truth, tenths: {' '.join(map(str, counts))}; uniform with p = "
-        f"{table.uniformity:.3f} (Kolmogorov-Smirnov)",
+        f"ranks of the truth, tenths: {' '.join(map(str, table.tenths))}; uniform with p = "
+        f"{table.uniformity:.3f} (chi2 of the tenths among {len(table.simulated.tenths)} simulated "
+        "sets)",
         "without the prior: maximum likelihood within 1, 1.96 expected errors of the truth in "
         + ", ".join(f"{100 * np.mean(np.abs(table.pulls) < z):.1f}%" for z in (1.0, 1.96)),
-        f"maximum likelihood minus truth: {bias:+.5f} +- {error:.5f}, "
-        f"pulls {table.pulls.mean():+.3f} +- {table.pulls.std(ddof=1):.3f}; "
-        f"expected error {table.expected.mean():.5f}",
+        f"maximum likelihood minus truth: {bias:+.5f} +- {error:.5f} ({mean_pull:+.3f} of the "
+        f"expected error, {table.expected.mean():.5f}); scatter {scatter:.3f} +- "
+        f"{scatter_error:.3f} expected errors",
     ]
     edges = np.linspace(low, high, 5)
     for a, b in itertools.pairwise(edges):

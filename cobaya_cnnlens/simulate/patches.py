@@ -10,6 +10,8 @@ from the centre along great circles. The flat-sky E and B that go with this are 
 :mod:`cobaya_cnnlens.calibrate.bandpowers`.
 
 Lensing is X̃(n) = X(n + ∇φ) with κ = −½∇²φ, CAMB's and lenspyx's sign.
+
+ducc0 is imported where it is called: the geometry alone, as analytic noise needs it, goes without.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import ducc0
 import numpy as np
 
 from ..errors import CNNLensError
@@ -90,6 +91,24 @@ def patch_centres(nside: int = 4, poles: int = 16) -> np.ndarray:
     return np.stack([theta, phi], axis=1)[poles : len(theta) - poles]
 
 
+def closest_centres(nside: int, poles: int, wanted: float) -> float:
+    """The angle between the two closest of :func:`patch_centres`, in degrees; or, if that is
+    enough, a bound that lies above ``wanted``, for which healpy need not be loaded.
+
+    Neighbouring HEALPix centres are never closer than .79 of the root of a pixel's area.
+    """
+    bound = 0.79 * np.degrees(np.sqrt(np.pi / 3.0)) / nside
+    centres = 12 * nside**2 - 2 * poles
+    if bound > wanted or centres < 2:
+        return bound if centres > 1 else 180.0
+    from scipy.spatial import cKDTree
+
+    theta, phi = patch_centres(nside, poles).T
+    points = np.stack(_local_axes(theta, phi)[2].T, axis=1)
+    chord = cKDTree(points).query(points, 2)[0][:, 1].min()
+    return float(np.degrees(2.0 * np.arcsin(0.5 * chord)))
+
+
 def point_patch(centre: np.ndarray, geometry: PatchGeometry) -> Pointing:
     """Positions of the padded patch's pixels, row-major, n = n_padded².
 
@@ -145,6 +164,8 @@ def _local_axes(theta, phi):
 
 def scalar_at(alm: np.ndarray, lmax: int, pointing: Pointing, nthreads: int = 0) -> np.ndarray:
     """A scalar field at the pixels, shape (n,)."""
+    import ducc0
+
     return ducc0.sht.synthesis_general(
         alm=alm[None],
         spin=0,
@@ -166,6 +187,8 @@ class Deflection:
 
 def gradient_at(philm: np.ndarray, lmax: int, pointing: Pointing, nthreads: int = 0) -> np.ndarray:
     """∇φ at the pixels: components along south and east, (n, 2). Linear in ``philm``."""
+    import ducc0
+
     gradient = ducc0.sht.synthesis_general(
         alm=philm[None],
         spin=1,
@@ -180,6 +203,8 @@ def gradient_at(philm: np.ndarray, lmax: int, pointing: Pointing, nthreads: int 
 
 def deflect_by(gradient: np.ndarray, pointing: Pointing, nthreads: int = 0) -> Deflection:
     """Move every pixel by ∇φ (n, 2) along a great circle (Lewis 2005, astro-ph/0502469, app. A)."""
+    import ducc0
+
     n = len(pointing.theta)
     angles = ducc0.misc.get_deflected_angles(
         theta=pointing.theta,
@@ -226,6 +251,8 @@ def lensed_and_unlensed_at(
 
 
 def _spin2(elm, lmax, theta, phi, nthreads):
+    import ducc0
+
     q, u = ducc0.sht.synthesis_general(
         alm=elm[None],
         spin=2,

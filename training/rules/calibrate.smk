@@ -11,7 +11,7 @@ rule bandpowers:
     params:
         index=lambda wildcards: int(wildcards.index),
     shell:
-        "cnnlens reconstruct {CONFIG_FILE} --set {wildcards.set_name} --index {params.index}"
+        "cnnlens reconstruct {CONFIG_FILE:q} --set {wildcards.set_name:q} --index {params.index}"
 
 
 rule derivatives:
@@ -27,7 +27,7 @@ rule derivatives:
     params:
         index=lambda wildcards: int(wildcards.index),
     shell:
-        "cnnlens derivatives {CONFIG_FILE} --index {params.index} --threads {threads}"
+        "cnnlens derivatives {CONFIG_FILE:q} --index {params.index} --threads {threads}"
 
 
 # Test skies seen by an instrument that is off in one way at a time.
@@ -44,7 +44,7 @@ rule nuisances:
     params:
         index=lambda wildcards: int(wildcards.index),
     shell:
-        "cnnlens nuisances {CONFIG_FILE} --index {params.index}"
+        "cnnlens nuisances {CONFIG_FILE:q} --index {params.index}"
 
 
 rule release:
@@ -57,7 +57,7 @@ rule release:
     output:
         str(PIPELINE.products / "releases" / (PIPELINE.name + "_{survey}.json")),
     shell:
-        "cnnlens release make {CONFIG_FILE} --survey {wildcards.survey}"
+        "cnnlens release make {CONFIG_FILE:q} --survey {wildcards.survey:q}"
 
 
 # Skies of omch2 drawn from a prior: none is kept, only its bandpowers.
@@ -73,21 +73,23 @@ rule coverage_sky:
     params:
         index=lambda wildcards: int(wildcards.index),
     shell:
-        "cnnlens coverage {CONFIG_FILE} --index {params.index} --threads {threads}"
+        "cnnlens coverage {CONFIG_FILE:q} --index {params.index} --threads {threads}"
 
 
-rule coverage:
-    input:
-        [str(PIPELINE.coverage_path(i)) for i in range(PIPELINE.coverage.skies)],
-        bandpowers("validation"),
-        bandpowers("test"),
-        derivatives(),
-        nuisances(),
-        bandpowers(f"survey-{next(iter(PIPELINE.surveys))}"),
-    output:
-        str(PIPELINE.products / "coverage.txt"),
-    shell:
-        "cnnlens coverage {CONFIG_FILE} --table-only > {output}"
+if PIPELINE.surveys:
+
+    rule coverage:
+        input:
+            [str(PIPELINE.coverage_path(i)) for i in range(PIPELINE.coverage.skies)],
+            bandpowers("validation"),
+            bandpowers("test"),
+            derivatives(),
+            nuisances(),
+            bandpowers(f"survey-{next(iter(PIPELINE.surveys))}"),
+        output:
+            str(PIPELINE.products / "coverage.txt"),
+        shell:
+            "cnnlens coverage {CONFIG_FILE:q} --table-only > {output:q}"
 
 
 # Reconstruction noise alone, for a network that is not to become a release.
@@ -98,7 +100,7 @@ rule noise:
     output:
         str(PIPELINE.products / "noise.txt"),
     shell:
-        "cnnlens evaluate {CONFIG_FILE} > {output}"
+        "cnnlens evaluate {CONFIG_FILE:q} > {output:q}"
 
 
 rule tables:
@@ -107,4 +109,4 @@ rule tables:
     output:
         str(PIPELINE.products / "tables.txt"),
     shell:
-        "cnnlens evaluate {CONFIG_FILE} > {output} && cnnlens recover {CONFIG_FILE} >> {output}"
+        "cnnlens evaluate {CONFIG_FILE:q} > {output:q} && cnnlens recover {CONFIG_FILE:q} >> {output:q}"

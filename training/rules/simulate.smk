@@ -8,5 +8,5 @@ rule sky:
     params:
         index=lambda wildcards: int(wildcards.index),
     shell:
-        "cnnlens skies {CONFIG_FILE} --set {wildcards.set_name} --index {params.index}"
+        "cnnlens skies {CONFIG_FILE:q} --set {wildcards.set_name:q} --index {params.index}"
         " --threads {threads}"

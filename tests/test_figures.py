@@ -1,0 +1,207 @@
+"""Every stage's figure, of a small configuration and of products written by hand."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from cobaya_cnnlens import products
+from cobaya_cnnlens.calibrate.assemble import make_release
+from cobaya_cnnlens.calibrate.exhibits import PATCH, shown_patch
+from cobaya_cnnlens.calibrate.primary import measure_primary
+from cobaya_cnnlens.cli import app
+from cobaya_cnnlens.config import Config
+from cobaya_cnnlens.errors import CNNLensError
+from cobaya_cnnlens.reconstruct.files import estimator_hash
+from cobaya_cnnlens.report import coverage, figures, tables
+from cobaya_cnnlens.simulate.stage import make_skies
+
+from .conftest import REPOSITORY
+from .written import Written, small
+
+NETWORK = REPOSITORY / "tests" / "fixtures" / "width4.keras"
+# Theirs are tests of their own: test_nulls draws the nulls.
+DRAWN = set(figures.STAGES) - {"nulls"}
+
+
+@pytest.fixture(scope="module")
+def made(camb_once, tmp_path_factory) -> Config:
+    """A configuration that names a network, and the products of its stages; patches of a sky are
+    fewer than the one that the figures would show."""
+    folder = tmp_path_factory.mktemp("figures")
+    content = small(folder / "products")
+    content["network"]["pretrained"] = str(NETWORK)
+    content["coverage"] = {"skies": 2, "patches_each": 2}
+    content["skies"]["test"] = 2
+    config = Config.model_validate(content)
+    digest = estimator_hash(config)
+    written = Written(config, digest)
+    make_skies(config, "test", [0, 1], 1)
+    measure_primary(config)
+    for index in range(2):
+        auto = written.auto[10 * index : 10 * (index + 1)]
+        recipe = config.coverage_recipe(index, digest)
+        arrays = {"auto": auto, "truth": auto}
+        products.write_product(config.coverage_path(index), "coverage", recipe, arrays)
+    from cobaya_cnnlens.reconstruct.training import TrainingRun, training_recipe
+
+    run = TrainingRun(config.training_directory, training_recipe(config))
+    losses = {f"{v}{name}_loss": 1.0 for name in ("e", "kappa") for v in ("", "val_")}
+    run.directory.mkdir(parents=True)
+    record = {"epoch": 1, "val_loss": 2.0, **losses}
+    run.finish_epoch(Saved(), record)
+    run.finish_epoch(Saved(), {**record, "epoch": 2, "val_loss": 1.5})
+    return config
+
+
+class Saved:
+    """In a network's place."""
+
+    def save(self, path):
+        path.write_bytes(b"")
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    for name in ("n0_eb", "n0_iterated"):
+        monkeypatch.setattr(tables, name, lambda L, *_: np.full(np.shape(L), 1e-8))
+    monkeypatch.setattr(tables, "OMCH2_NODES", np.array([0.1, 0.11, 0.1185, 0.13, 0.14]))
+
+
+@pytest.mark.parametrize("stage", sorted(DRAWN))
+def test_every_stage_has_a_figure(made, tmp_path, stage, eager):
+    """A picture is written, in which every axis that is shown holds something."""
+    out = tmp_path / "new" / f"{stage}.png"
+    assert figures.draw(made, stage, out) == out
+    assert out.read_bytes().startswith(b"\x89PNG")
+    figure = figures.STAGES[stage](made)
+    for axis in figure.axes:
+        assert axis.has_data() or not axis.get_visible()
+
+
+def test_the_patch_that_is_shown():
+    """One of a sky of 160; the last of a sky that has it not."""
+    assert shown_patch(160) == PATCH
+    assert [shown_patch(n) for n in (1, PATCH, PATCH + 1)] == [0, PATCH - 1, PATCH]
+
+
+def test_maps_are_those_of_one_patch(made, eager):
+    """κ, κ̂ and their difference, E likewise, of the same patch of the test sky."""
+    axes = figures.reconstruction_figure(made).axes
+    shown = [image.get_array() for axis in axes for image in axis.get_images()]
+    assert len(shown) == 6
+    for true, found, difference in (shown[:3], shown[3:]):
+        np.testing.assert_allclose(difference, true - found, atol=1e-6)
+    sky = [image.get_array() for axis in figures.sky_figure(made).axes for image in axis.images]
+    np.testing.assert_array_equal(sky[3], shown[0])
+    np.testing.assert_array_equal(sky[2], shown[3])
+
+
+def test_an_estimator_without_e_is_shown_without(made, monkeypatch):
+    """A baseline gives κ̂ alone."""
+
+    class Alone:
+        def reconstruct(self, q, u):
+            return 0.1 * q
+
+    monkeypatch.setattr("cobaya_cnnlens.reconstruct.estimators.estimator_for", lambda _: Alone())
+    axes = figures.reconstruction_figure(made).axes
+    assert sum(len(axis.get_images()) for axis in axes) == 3
+
+
+def test_training_of_q_and_u(made, tmp_path):
+    """The other head's loss is drawn under its own name."""
+    from cobaya_cnnlens.reconstruct.training import TrainingRun, training_recipe
+
+    network = made.network.model_copy(update={"polarisation": "qu"})
+    config = made.model_copy(update={"network": network, "products": tmp_path})
+    run = TrainingRun(config.training_directory, training_recipe(config))
+    run.directory.mkdir(parents=True)
+    losses = {f"{v}{name}_loss": 1.0 for name in ("qu", "kappa") for v in ("", "val_")}
+    run.finish_epoch(Saved(), {"epoch": 1, "val_loss": 2.0, **losses})
+    (axis,) = figures.training_figure(config).axes
+    assert {line.get_label() for line in axis.lines} == {
+        f"{name}, {of}" for name in ("kappa", "qu") for of in ("training", "validation")
+    }
+
+
+def test_unknown_stages_and_missing_products_are_told(made, tmp_path):
+    with pytest.raises(CNNLensError, match="no figure for stage 'skies'; choose one of spectra"):
+        figures.draw(made, "skies")
+    empty = made.model_copy(update={"products": tmp_path, "skies_from": made.sky_directory})
+    for stage in sorted(DRAWN - {"spectra", "sky", "reconstruction"}):
+        with pytest.raises(CNNLensError):
+            figures.draw(empty, stage)
+
+
+def test_the_command(made, tmp_path):
+    """`cnnlens figure CONFIG spectra`, in the products' folder unless told otherwise."""
+    path = tmp_path / "config.yaml"
+    path.write_text(made.model_dump_json())
+    result = CliRunner().invoke(app, ["figure", str(path), "spectra"])
+    assert result.exit_code == 0, result.output
+    assert (made.products / "figures" / "spectra.png").exists()
+
+
+def python(code, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+LOOK = """
+import importlib, pkgutil
+import matplotlib
+from cobaya_cnnlens import report
+for module in pkgutil.iter_modules(report.__path__):
+    importlib.import_module(f"cobaya_cnnlens.report.{module.name}")
+    assert matplotlib.rcParams._get("backend") == "svg", module.name
+"""
+
+
+def test_a_notebook_keeps_its_plots():
+    """No module of the report chooses a backend, or makes one be chosen."""
+    # getdist takes Agg where there is no display.
+    found = python(LOOK, MPLBACKEND="svg", DISPLAY=":0")
+    assert found.returncode == 0, found.stderr
+
+
+def test_figures_need_no_display_and_leave_none_open(made, tmp_path):
+    """Drawn by a backend that needs a screen, where there is none; from Python and as a command."""
+    path = tmp_path / "config.yaml"
+    path.write_text(made.model_dump_json())
+    code = """
+import sys
+from pathlib import Path
+from cobaya_cnnlens.config import load_config
+from cobaya_cnnlens.report.figures import draw
+draw(load_config(sys.argv[1]), "spectra", Path(sys.argv[2]))
+assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+"""
+    environment = {"MPLBACKEND": "TkAgg", "DISPLAY": ""}
+    found = python(code, str(path), str(tmp_path / "a.png"), **environment)
+    assert found.returncode == 0, found.stderr
+    command = "from cobaya_cnnlens.cli import run\nrun()"
+    options = ["figure", str(path), "spectra", "--out", str(tmp_path / "b.png")]
+    found = python(command, *options, **environment)
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_the_figure_of_coverage(made):
+    """Ranks by tenths over the band of simulated sets, and every survey's pull at its truth."""
+    digest = estimator_hash(made)
+    table = coverage.coverage_table(made, digest, make_release(made, digest, "fiducial"))
+    left, right = figures.draw_coverage(table).axes
+    ranks, band = (patch.get_data() for patch in left.patches)
+    np.testing.assert_array_equal(ranks.values, table.tenths)
+    assert (band.baseline <= band.values).all()
+    assert (band.baseline < band.values).any()
+    np.testing.assert_array_equal(right.lines[0].get_xdata(), table.truth)
+    np.testing.assert_allclose(right.lines[0].get_ydata(), table.pulls)

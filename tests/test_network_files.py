@@ -1,0 +1,250 @@
+"""Network files without Keras: what their hash depends on, and which are refused unread."""
+
+import hashlib
+import io
+import json
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+
+from cobaya_cnnlens.config import load_config
+from cobaya_cnnlens.errors import NetworkError
+from cobaya_cnnlens.reconstruct.files import (
+    check_network,
+    check_trained,
+    estimator_hash,
+    network_hash,
+    networks_hash,
+    read_network,
+    training_recipe,
+)
+from cobaya_cnnlens.release import read_release
+
+from .conftest import REPOSITORY, write_network
+
+NETWORKS = REPOSITORY / "training" / "networks"
+KERNEL, BIAS = np.arange(12.0, dtype="f4").reshape(1, 1, 3, 4), np.ones(4, "f4")
+WEIGHTS = {"layers/c7/vars/0": KERNEL, "layers/c7/vars/1": BIAS}
+
+
+def test_the_same_weights_are_the_same_network(tmp_path):
+    """Saved on another day, by a version that names its defaults, with an optimiser, under another
+    name, for another training or compressed."""
+    plain = network_hash(write_network(tmp_path / "a.keras"))
+    later = {
+        "date": {"date": "2027-02-03@04:05:06"},
+        "defaults": {"noise_map": False, "polarisation": "e", "frozen_norm": True, "dropout": 0.3},
+        "optimiser": {"weights": {**WEIGHTS, "optimizer/vars/1": np.zeros(7)}},
+        "names": {"name": "res_u_net_3", "metadata": {"recipe": {"seed": 3}}},
+    }
+    for name, changes in later.items():
+        assert network_hash(write_network(tmp_path / "b.keras", **changes)) == plain, name
+    with (
+        zipfile.ZipFile(tmp_path / "a.keras") as source,
+        zipfile.ZipFile(tmp_path / "c.keras", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for member in reversed(source.namelist()):
+            target.writestr(member, source.read(member))
+    assert network_hash(tmp_path / "c.keras") == plain
+
+
+def test_what_the_hash_depends_on(tmp_path):
+    """A last bit of a weight, which array it is in, its shape and type, the normalisation and
+    every argument that changes κ̂."""
+    bit = KERNEL.copy()
+    bit[0, 0, 1, 1] = np.nextafter(bit[0, 0, 1, 1], np.float32(99))
+    changes = [
+        {},
+        {"weights": {**WEIGHTS, "layers/c7/vars/0": bit}},
+        {"weights": {"layers/c7/vars/0": KERNEL, "layers/c8/vars/1": BIAS}},
+        {"weights": {**WEIGHTS, "layers/c7/vars/0": KERNEL.reshape(1, 3, 1, 4)}},
+        {"weights": {**WEIGHTS, "layers/c7/vars/0": KERNEL.astype("f8")}},
+        {"weights": {**WEIGHTS, "layers/c9/vars/0": BIAS}},
+        {"input_std": [1.0, 2.0]},
+        {"output_std": [1.0, 0.07]},
+        {"noise_map": True},
+        {"polarisation": "qu"},
+        {"levels": 4},
+    ]
+    hashes = [network_hash(write_network(tmp_path / "n.keras", **c)) for c in changes]
+    assert len(set(hashes)) == len(changes)
+
+
+def test_the_hash_of_several(tmp_path):
+    paths = [write_network(tmp_path / f"{i}.keras", input_std=[1.0, 2.0 + i]) for i in range(2)]
+    assert networks_hash(paths) == networks_hash(paths[::-1]) != networks_hash(paths[:1])
+    assert networks_hash(paths[:1]) == network_hash(paths[0])
+
+
+def test_the_shipped_networks_hash(tmp_path):
+    """Pinned: every release and product made with it names it."""
+    digest = "2c23619ba8c7b64d57407ceedc18190ff3d079a1e49e04e77f5df99504820309"
+    assert network_hash(NETWORKS / "laptop_1uk.keras") == digest
+    release = read_release("laptop_fiducial")
+    check_network(release, [NETWORKS / "laptop_1uk.keras"])
+    with pytest.raises(NetworkError, match="the hash of its weights is 9526f1fdbc639085…, but"):
+        check_network(release, [NETWORKS / "conditional.keras"])
+
+
+def test_the_networks_readme_names_their_hashes():
+    text = (NETWORKS / "README.md").read_text()
+    assert all(network_hash(path) in text for path in NETWORKS.glob("*.keras"))
+
+
+def bomb(path, member):
+    """Half a gigabyte of zeros in a member of a file of half a megabyte."""
+    write_network(path)
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist() if name != member}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, text in content.items():
+            archive.writestr(name, text)
+        with archive.open(member, "w") as opened:
+            for _ in range(64):
+                opened.write(bytes(1 << 20))
+    return path
+
+
+@pytest.mark.parametrize("member", ["model.weights.h5", "config.json", "assets/one"])
+def test_a_zip_bomb_is_not_unpacked(tmp_path, member, monkeypatch):
+    path = bomb(tmp_path / "n.keras", member)
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("was read"))
+    with pytest.raises(NetworkError, match=r"n\.keras: 671\d+ bytes inside a file of"):
+        read_network(path)
+
+
+def test_arrays_larger_than_their_file(tmp_path):
+    """HDF5 may promise a terabyte that was never written."""
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        file.create_dataset("layers/c7/vars/0", (1, 1, 1 << 38, 4), "f4", chunks=(1, 1, 1, 4))
+    path = write_network(tmp_path / "n.keras")
+    with zipfile.ZipFile(path) as archive:
+        config = archive.read("config.json")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", config)
+        archive.writestr("model.weights.h5", content.getvalue())
+    with pytest.raises(NetworkError, match="holds less than its arrays' sizes"):
+        read_network(path)
+
+
+def test_a_width_that_the_weights_do_not_have(tmp_path):
+    """Keras would build the network of that width before it reads a weight."""
+    path = write_network(tmp_path / "n.keras", width=100_000)
+    with pytest.raises(NetworkError, match=r"of width 100000 by its 'config.json' and 1 by its"):
+        read_network(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite(tmp_path, value):
+    bias = np.array([1, value, 1, 1], "f4")
+    path = write_network(tmp_path / "n.keras", {**WEIGHTS, "layers/c7/vars/1": bias})
+    with pytest.raises(NetworkError, match=r"n\.keras: weights 'layers/c7/vars/1' are not finite"):
+        network_hash(path)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.3, 0.9])
+def test_files_cut_off(tmp_path, keep):
+    path = write_network(tmp_path / "n.keras")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(keep * len(whole)) if keep < 1 else keep])
+    with pytest.raises(NetworkError, match=r"n\.keras: cannot be read as a Keras model"):
+        read_network(path)
+
+
+@pytest.mark.parametrize("member", ["model.weights.h5", "config.json"])
+def test_members_missing(tmp_path, member):
+    path = write_network(tmp_path / "n.keras")
+    with zipfile.ZipFile(path) as archive:
+        rest = {name: archive.read(name) for name in archive.namelist() if name != member}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in rest.items():
+            archive.writestr(name, content)
+    with pytest.raises(NetworkError, match=rf"cannot be read as a Keras model.*{member}"):
+        read_network(path)
+
+
+def test_what_is_no_resunet_never_reaches_keras(tmp_path):
+    path = write_network(tmp_path / "n.keras")
+    with zipfile.ZipFile(path) as archive:
+        config = json.loads(archive.read("config.json"))
+        weights = archive.read("model.weights.h5")
+    for change in (
+        {"class_name": "Sequential", "registered_name": "Sequential"},
+        {"registered_name": "builtins>eval"},
+        {"registered_name": None},
+    ):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("config.json", json.dumps(config | change))
+            archive.writestr("model.weights.h5", weights)
+        with pytest.raises(NetworkError, match="not a ResUNet"):
+            read_network(path)
+
+
+@pytest.fixture
+def trained(small_config):
+    """A configuration, and a network in its products that says it was trained so."""
+    small_config.products.mkdir()
+    metadata = {"recipe": json.loads(json.dumps(training_recipe(small_config)))}
+    write_network(small_config.trained_path, metadata=metadata)
+    return small_config
+
+
+def test_a_network_of_another_training_is_refused(trained):
+    """`train` has always refused it; `reconstruct`, `derivatives` and releases use the hash."""
+    assert estimator_hash(trained) == network_hash(trained.trained_path)
+    louder = trained.instrument.__class__(noise_uk_arcmin=5.0)
+    moved = trained.model_copy(update={"instrument": louder})
+    with pytest.raises(
+        NetworkError,
+        match=r"network\.keras: was trained for .*instrument\.noise_uk_arcmin \(1\.0 ≠ 5\.0\); "
+        "delete it .* run `cnnlens train`",
+    ):
+        estimator_hash(moved)
+    network = moved.network.model_copy(update={"pretrained": trained.trained_path})
+    as_it_is = moved.model_copy(update={"network": network})
+    assert estimator_hash(as_it_is) == network_hash(trained.trained_path)
+    compiled = trained.training.model_copy(update={"jit_compile": False})
+    check_trained(trained.model_copy(update={"training": compiled}))
+    for key, value in (("clip_norm", None), ("seed", 7), ("loss", "spectral")):
+        changed = trained.training.model_copy(update={key: value})
+        with pytest.raises(NetworkError, match=rf"training\.{key} "):
+            check_trained(trained.model_copy(update={"training": changed}))
+
+
+def test_a_network_that_does_not_say_how_it_was_trained(trained):
+    write_network(trained.trained_path)
+    with pytest.raises(NetworkError, match="does not say how it was trained"):
+        estimator_hash(trained)
+
+
+def test_recipes_of_older_networks(trained):
+    """What they leave out had the default's value; of the network to start from they name the
+    file's hash."""
+    recipe = json.loads(json.dumps(training_recipe(trained)))
+    del recipe["training"]["loss"], recipe["network"]["noise_map"]
+    recipe["training"] |= {"ema": None, "jit_compile": False}
+    write_network(trained.trained_path, metadata={"recipe": recipe})
+    check_trained(trained)
+    initial = write_network(trained.products / "initial.keras", input_std=[2.0, 2.0])
+    network = trained.network.model_copy(update={"initial": initial})
+    started = trained.model_copy(update={"network": network})
+    with pytest.raises(NetworkError, match=r"network\.initial \(None ≠ "):
+        check_trained(started)
+    recipe["network"]["initial"] = hashlib.sha256(initial.read_bytes()).hexdigest()
+    write_network(trained.trained_path, metadata={"recipe": recipe})
+    check_trained(started)
+    write_network(initial, input_std=[3.0, 3.0])
+    with pytest.raises(NetworkError, match=r"network\.initial"):
+        check_trained(started)
+
+
+@pytest.mark.parametrize("name", ["laptop", "dedicated_0uk", "dedicated_2uk", "dedicated_5uk"])
+def test_the_shipped_networks_were_trained_as_their_configurations_say(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    config = load_config(f"training/config/{name}.yaml")
+    file = NETWORKS / (f"{name}_1uk.keras" if name == "laptop" else f"{name}.keras")
+    (tmp_path / "network.keras").write_bytes(file.read_bytes())
+    check_trained(config.model_copy(update={"products": tmp_path}))

@@ -1,0 +1,92 @@
+"""What is shipped, and with which bounds."""
+
+import re
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from .conftest import REPOSITORY
+
+# Tracked, but of no use to whoever has a source distribution.
+NOT_SHIPPED = (".ci/", ".git", ".pre-commit", ".readthedocs")
+
+
+def tracked() -> list[str]:
+    if not (REPOSITORY / ".git").exists():
+        pytest.skip("needs the repository")
+    listed = subprocess.run(
+        ["git", "-C", REPOSITORY, "ls-files"], capture_output=True, text=True, check=True
+    )
+    return listed.stdout.split("\n")[:-1]
+
+
+def needed() -> set[str]:
+    return {f for f in tracked() if not f.startswith(NOT_SHIPPED)}
+
+
+def test_a_source_distribution_holds_what_its_tests_need(monkeypatch):
+    """MANIFEST.in, read by setuptools' own rules, adds every tracked file that building the wheel
+    does not."""
+    filelist = pytest.importorskip("setuptools._distutils.filelist")
+    pyproject = (REPOSITORY / "pyproject.toml").read_text()
+    monkeypatch.chdir(REPOSITORY)
+    found = filelist.FileList()
+    found.allfiles = tracked()
+    for line in (REPOSITORY / "MANIFEST.in").read_text().splitlines():
+        if line and not line.startswith("#"):
+            found.process_template_line(line)
+    package = {f for f in needed() if f.startswith("cobaya_cnnlens/") and f.endswith(".py")}
+    data = re.search(r"cobaya_cnnlens = \[(.*?)\]", pyproject, re.DOTALL).group(1)
+    for pattern in re.findall(r'"([^"]+)"', data):
+        package |= {
+            str(f.relative_to(REPOSITORY)) for f in REPOSITORY.glob(f"cobaya_cnnlens/{pattern}")
+        }
+    always = {"README.md", "LICENSE", "pyproject.toml"}
+    assert needed() - set(found.files) - package - always == set()
+
+
+@pytest.mark.slow
+def test_building_a_source_distribution(tmp_path):
+    """The real thing, by the build backend that pyproject.toml asks for."""
+    import sys
+
+    source = tmp_path / "source"
+    subprocess.run(["git", "clone", "-q", REPOSITORY, source], check=True)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    pip = [tmp_path / "venv" / "bin" / "pip", "install", "-q", "setuptools>=77"]
+    subprocess.run(pip, check=True)
+    build = "from setuptools import build_meta; print(build_meta.build_sdist('dist'))"
+    subprocess.run([tmp_path / "venv" / "bin" / "python", "-c", build], cwd=source, check=True)
+    (archive,) = (source / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        held = {str(Path(*Path(name).parts[1:])) for name in file.getnames()}
+    assert needed() - held == set()
+
+
+def bounds() -> dict[str, str]:
+    """Lower bounds of pyproject.toml by package."""
+    text = (REPOSITORY / "pyproject.toml").read_text().partition("test = [")[0]
+    # What builds the documentation is tried as it comes.
+    text = re.sub(r"\ndocs = \[.*?\n\]", "", text, flags=re.DOTALL)
+    return {k.lower(): v for k, v in re.findall(r'"([A-Za-z0-9_-]+)>=([0-9.]+)"', text)}
+
+
+def lowest() -> dict[str, str]:
+    text = (REPOSITORY / "tests" / "constraints-lowest.txt").read_text()
+    return dict(re.findall(r"^([a-z0-9_-]+)==([0-9.]+)$", text, re.MULTILINE))
+
+
+def test_the_lowest_versions_are_those_of_the_bounds():
+    """So that the bounds cannot be lowered without being tried."""
+    tried = lowest()
+    found = {k: v for k, v in bounds().items() if k != "setuptools"}
+    assert len(found) > 14
+    for package, bound in found.items():  # of which a patch release may never have been
+        assert f"{tried[package]}.".startswith(f"{bound}."), package
+
+
+def test_networks_are_read_by_a_keras_that_runs_no_code_from_them():
+    """CVE-2025-1550 and its successors; the last is mended in 3.15.0."""
+    assert tuple(map(int, bounds()["keras"].split("."))) >= (3, 15)

@@ -1,0 +1,200 @@
+"""Products that travel with the code give the numbers that the configuration's own give."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import yaml
+from cobaya_cnnlens import products
+from cobaya_cnnlens.calibrate import primary
+from cobaya_cnnlens.calibrate.assemble import make_release
+from cobaya_cnnlens.calibrate.measure import read_bandpowers
+from cobaya_cnnlens.calibrate.shipping import ship_products
+from cobaya_cnnlens.cli import app
+from cobaya_cnnlens.config import load_config
+from cobaya_cnnlens.errors import CNNLensError, ConfigError, NetworkError, ProductError
+from cobaya_cnnlens.reconstruct.files import estimator_hash, training_recipe
+from cobaya_cnnlens.release import NUISANCES
+from cobaya_cnnlens.report import tables
+from cobaya_cnnlens.report.forecast import forecast
+
+from .conftest import REPOSITORY, write_network
+
+PATCHES = 60
+
+
+@pytest.fixture(autouse=True)
+def flat_curves(monkeypatch):
+    """Analytic curves are tested elsewhere, and take seconds."""
+    for name in ("n0_eb", "n0_iterated"):
+        monkeypatch.setattr(tables, name, lambda L, *_: np.full(len(L), 1e-7))
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A configuration whose network is trained and whose products are all there, of made-up
+    numbers; its file is written as YAML beside them."""
+    content = yaml.safe_load((REPOSITORY / "training" / "config" / "test.yaml").read_text())
+    content |= {"products": str(tmp_path / "own"), "shipped": str(tmp_path / "ships" / "a.h5")}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    config = load_config(tmp_path / "c.yaml")
+    config.products.mkdir()
+    write_network(config.trained_path, metadata={"recipe": training_recipe(config)})
+    digest = estimator_hash(config)
+    generator = np.random.default_rng(1)
+    n_bins, bands = config.bandpowers.n_bins, config.derivatives
+
+    def power(*shape):
+        return 1e-8 * generator.chisquare(40, (*shape, PATCHES, n_bins)) / 40
+
+    for name in ("validation", "test", *(f"survey-{s}" for s in config.surveys)):
+        for i in range(config.set_size(name)):
+            truth, noise = power(), power()
+            arrays = {"auto": 0.25 * (truth + noise), "cross": 0.5 * truth, "truth": truth}
+            recipe = config.bandpower_recipe(name, i, digest)
+            products.write_product(config.bandpower_path(name, i), "bandpowers", recipe, arrays)
+    for i in range(config.skies.derivatives):
+        n_kk, n_ee = len(bands.kk_edges) - 1, len(bands.ee_edges) - 1
+        arrays = {"kk": power(n_kk), "kk_truth": power(n_kk), "ee": power(n_ee)}
+        arrays |= {"auto": power(), "truth": power()}
+        recipe = config.derivative_recipe(i, digest)
+        products.write_product(config.derivative_path(i), "derivatives", recipe, arrays)
+        arrays = {"auto": power(2), "truth": power(2)}
+        recipe = config.curvature_recipe(i, digest)
+        products.write_product(config.curvature_path(i), "curvature", recipe, arrays)
+    for i in range(config.nuisances.skies):
+        arrays = {name: power(2) for name in NUISANCES}
+        recipe = config.nuisance_recipe(i, digest)
+        products.write_product(config.nuisance_path(i), "nuisances", recipe, arrays)
+    for i in range(config.skies.test):
+        path, recipe = primary.path_of(config, "test", i), primary.recipe_of(config, "test", i)
+        products.write_product(path, "primary", recipe, {"ee": power(), "bb": power()})
+    return config
+
+
+def elsewhere(config):
+    """As in a fresh clone: neither a network nor a product."""
+    return config.model_copy(update={"products": config.products.with_name("clone")})
+
+
+def test_shipped_products_give_the_same_numbers(made):
+    counts = ship_products(made)
+    assert counts["bandpowers, test"] == made.skies.test
+    assert set(counts) >= {"derivatives", "second order", "nuisances", "primary spectra"}
+    clone, digest = elsewhere(made), estimator_hash(made)
+    assert estimator_hash(clone) == digest
+    found = []
+    for config in (made, clone):
+        release = make_release(config, digest, config.first_survey, packages=False)
+        joint = primary.read_joint(config, digest)
+        noise = tables.noise_table(config, digest)
+        found.append(
+            [
+                *(release.bandpowers, release.covariance, release.kk_derivatives),
+                *(release.ee_derivatives, release.nuisance_second, joint.covariance),
+                *(noise.response, noise.noise),
+                np.array(vars(forecast(config, digest))["sigma"]),
+            ]
+        )
+    for own, shipped in zip(*found, strict=True):
+        scale = np.abs(own).max()
+        np.testing.assert_allclose(shipped / scale, own / scale, rtol=1e-5, atol=1e-6)
+
+
+def test_commands_work_from_what_is_shipped_alone(made, tmp_path):
+    """A clone holds the configuration and its shipped file."""
+    ship_products(made)
+    content = yaml.safe_load((tmp_path / "c.yaml").read_text())
+    content["products"] = str(tmp_path / "clone")
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    for command in ("evaluate", "compare", "forecast", "primary"):
+        result = CliRunner().invoke(app, [command, str(tmp_path / "c.yaml")])
+        assert result.exit_code == 0, (command, result.exception)
+        assert len(result.output.splitlines()) > 1
+    (made.shipped).unlink()
+    result = CliRunner().invoke(app, ["evaluate", str(tmp_path / "c.yaml")])
+    assert isinstance(result.exception, NetworkError)
+
+
+def test_the_command(made, tmp_path):
+    result = CliRunner().invoke(app, ["ship", str(tmp_path / "c.yaml")])
+    assert result.exit_code == 0, result.exception
+    assert f"{made.skies.test:4d} skies of bandpowers, test" in result.output
+    assert str(made.shipped) in result.output
+
+
+def test_own_products_win_and_what_was_shipped_stays(made):
+    """Also when the shipped file is written anew: from what there is of both."""
+    ship_products(made)
+    digest = estimator_hash(made)
+    path, recipe = made.bandpower_path("test", 0), made.bandpower_recipe("test", 0, digest)
+    ours = {name: np.full((PATCHES, made.bandpowers.n_bins), 0.5) for name in ("auto", "cross")}
+    path.unlink()
+    products.write_product(path, "bandpowers", recipe, {**ours, "truth": ours["auto"]})
+    made.bandpower_path("validation", 0).unlink()
+    for config in (made, elsewhere(made)):
+        changed = (read_bandpowers(config, digest, "test", [0]).auto == 0.5).all()
+        assert changed == (config is made)
+    before = read_bandpowers(elsewhere(made), digest, "validation")
+    ship_products(made)
+    assert (read_bandpowers(elsewhere(made), digest, "test", [0]).auto == 0.5).all()
+    after = read_bandpowers(elsewhere(made), digest, "validation")
+    np.testing.assert_array_equal(after.auto, before.auto)
+
+
+def test_another_training_has_no_shipped_bandpowers(made):
+    """Nor has another instrument: its recipe is looked for."""
+    ship_products(made)
+    clone, digest = elsewhere(made), estimator_hash(made)
+    network = clone.network.model_copy(update={"seed": 9})
+    with pytest.raises(NetworkError, match="run `cnnlens train`"):
+        estimator_hash(clone.model_copy(update={"network": network}))
+    louder = replace(clone.instrument, noise_uk_arcmin=9.0)
+    with pytest.raises(ProductError, match=r"a\.h5 has none of this configuration; run `cnnlens"):
+        read_bandpowers(clone.model_copy(update={"instrument": louder}), digest, "test")
+
+
+def test_stages_want_a_network_of_their_own(made, tmp_path):
+    """What is shipped does not stand for a network that must run; told before Keras is loaded."""
+    ship_products(made)
+    made.trained_path.unlink()
+    result = CliRunner().invoke(app, ["reconstruct", str(tmp_path / "c.yaml"), "--set", "test"])
+    assert isinstance(result.exception, NetworkError)
+    assert "own/network.keras: the network cannot be read" in str(result.exception)
+
+
+def test_what_cannot_be_shipped(made):
+    with pytest.raises(ConfigError, match=r"key 'shipped' names no file; add one"):
+        ship_products(made.model_copy(update={"shipped": None}))
+    ship_products(made)
+    with pytest.raises(ConfigError, match=r"holds the products of 'test'; give this"):
+        ship_products(made.model_copy(update={"name": "other"}))
+    made.shipped.unlink()
+    empty = elsewhere(made)
+    empty.products.mkdir()
+    made.trained_path.rename(empty.trained_path)
+    with pytest.raises(CNNLensError, match="holds nothing to ship of 'test'; run `cnnlens"):
+        ship_products(empty)
+    assert not made.shipped.exists()
+
+
+SHIPPED = sorted((REPOSITORY / "training" / "bandpowers").glob("*.h5"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_what_this_repository_ships(path, monkeypatch, tmp_path):
+    """Every file is its configuration's, of the network that ships, and gives N_L from a clone."""
+    monkeypatch.chdir(REPOSITORY)
+    config = load_config(f"training/config/{path.stem}.yaml")
+    assert config.shipped.resolve() == path
+    config = config.model_copy(update={"products": tmp_path})
+    digest = estimator_hash(config)
+    table = tables.noise_table(config, digest)
+    assert (table.noise > 0).all()
+    assert len(read_bandpowers(config, digest, "test").auto) == 160 * config.skies.test
+
+
+def test_what_this_repository_ships_is_small():
+    assert sum(path.stat().st_size for path in SHIPPED) < 6e6
