@@ -371,9 +371,7 @@ def test_floating_point_errors_that_the_caller_raises():
 def test_a_check_runs_camb_at_its_own_points(plan, toy_path, tmp_path):
     """From a clone without products, and only there: those that made the emulator are many."""
     write_release(synthetic_release(), tmp_path / "release.json")
-    settings = (
-        "lmax: 1300\ncamb: {lmax: 1600, lens_potential_accuracy: 0}\npoints: 2\nchecks: 1\n"
-    )
+    settings = "lmax: 1300\ncamb: {lmax: 1600, lens_potential_accuracy: 0}\npoints: 2\nchecks: 1\n"
     box = {name: list(sides) for name, sides in plan.box.items()}
     (tmp_path / "plan.yaml").write_text(
         f"name: toy\nproducts: {tmp_path / 'products'}\nbox: {box}\nfixed: {plan.fixed}\n{settings}"
