@@ -186,13 +186,14 @@ class Baseline(Section):
 
     ``kind`` "quadratic" convolves filtered E and B, ``combination`` of them, with the mask's E→B
     ``leakage`` left in ("naive", as in the paper) or taken out ("pure"); "wiener" is the quadratic
-    estimator of Wiener-filtered maps; "iterated" delenses and estimates again, ``passes`` in all.
+    estimator of Wiener-filtered maps; "iterated" delenses and estimates again, ``passes`` in all;
+    "probable" climbs to the most probable φ by quasi-Newton steps, of which 6 are best.
     The mean field comes from the first ``mean_field_skies`` training skies. Filters divide by the
     noise: they take ``noise_floor`` (µK′) for less. E beyond the band is below .3 µK′; with .1 it
     counts as signal, and a Wiener filter without noise has three times the N_L at L < 1000.
     """
 
-    kind: Literal["quadratic", "wiener", "iterated"]
+    kind: Literal["quadratic", "wiener", "iterated", "probable"]
     combination: Literal["eb", "ee", "mv"] = "eb"
     leakage: Literal["naive", "pure"] = "naive"
     passes: int = Field(9, ge=2, le=1000)

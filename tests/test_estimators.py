@@ -53,7 +53,7 @@ def test_mean_field_is_subtracted_and_kept(noisy):
         estimator_for(config)
 
 
-@pytest.mark.parametrize("kind", ["wiener", "iterated"])
+@pytest.mark.parametrize("kind", ["wiener", "iterated", "probable"])
 def test_threads_change_nothing(noisy, kind):
     config = with_baseline(noisy, kind=kind, passes=2)
     estimator = estimator_for(config)
@@ -68,8 +68,9 @@ def test_threads_change_nothing(noisy, kind):
 
 def test_a_baseline_has_an_identity_of_its_own(small_config):
     kinds = [{"kind": "quadratic"}, {"kind": "quadratic", "leakage": "pure"}, {"kind": "iterated"}]
+    kinds.append({"kind": "probable"})
     hashes = {estimator_hash(with_baseline(small_config, **kind)) for kind in kinds}
-    assert len(hashes) == 3
+    assert len(hashes) == 4
 
 
 def noiseless(config):

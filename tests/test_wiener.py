@@ -54,7 +54,7 @@ def test_displacements_are_those_of_a_fourier_sum():
     box, _ = setup()
     positions = box.positions(some_lensing(box, generator))
     modes = random_modes(box, generator)
-    phase = positions @ np.stack([box.ly.ravel(), box.lx.ravel()])
+    phase = positions.coordinates @ np.stack([box.ly.ravel(), box.lx.ravel()])
     direct = np.exp(1j * phase) @ modes.ravel() / box.n**2
     np.testing.assert_allclose(box.at(modes, positions).ravel(), direct, atol=1e-5 * direct.std())
 

@@ -14,6 +14,7 @@ from ..simulate.observation import observe_sky
 from ..simulate.stage import spectra_for
 from . import Estimator
 from .iterative import WienerEstimator
+from .probable import ProbableLensing
 from .quadratic import QuadraticEstimator
 
 KIND = "mean field"
@@ -67,6 +68,8 @@ def _baseline(config: Config) -> Estimator:
             combination=baseline.combination,
             leakage=baseline.leakage,
         )
+    if baseline.kind == "probable":
+        return ProbableLensing(config.patch, filtered_for, mask, theory, baseline.passes)
     passes = baseline.passes if baseline.kind == "iterated" else 1
     return WienerEstimator(config.patch, filtered_for, mask, theory, passes)
 

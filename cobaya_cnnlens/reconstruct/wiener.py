@@ -18,11 +18,13 @@ this is the quadratic estimator of E and B together.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import numpy as np
 import scipy.fft
-from scipy.sparse.linalg import LinearOperator, cg
 
-from ..simulate.periodic import Box
+from ..simulate.periodic import Box, Displaced
 
 
 class WienerFilter:
@@ -48,77 +50,125 @@ class WienerFilter:
     ):
         self.box, self._tolerance, self._limit = box, tolerance, limit
         # ⟨|X_l|²⟩ = C_l n²/Δ² for modes Σ X(x) e^{−il·x}.
-        self._roots = [box.n / box.pixel * np.sqrt(box.spectrum(cl)) for cl in (clee, clbb)]
-        self._inverse_roots = [
-            np.divide(1.0, root, out=np.zeros_like(root), where=root > 0) for root in self._roots
-        ]
-        self._weight = box.pad(1.0 / np.square(rms))
+        roots = [box.n / box.pixel * np.sqrt(box.spectrum(cl)) for cl in (clee, clbb)]
+        self._powers = [(root * box.beam / box.n) ** 2 for root in roots]
+        inverse = [np.divide(1.0, r, out=np.zeros_like(r), where=r > 0) for r in roots]
+        self._roots, self._inverse_roots = self._halves(roots), self._halves(inverse)
+        self._set_noise(rms)
+
+    def _set_noise(self, rms: np.ndarray) -> None:
+        box = self.box
+        self._weight = box.pad(1.0 / np.square(rms)).astype(box.real)
         mean = 1.0 / np.mean(np.square(rms[np.isfinite(rms)]))
-        self._diagonal = [
-            1.0 / (1.0 + (root * box.beam / box.n) ** 2 * mean) for root in self._roots
-        ]
+        self._diagonal = self._halves([1.0 / (1.0 + power * mean) for power in self._powers])
+
+    def with_noise(self, rms: np.ndarray, tolerance: float | None = None) -> WienerFilter:
+        """The same filter for other noise, and another tolerance if one is given."""
+        other = copy.copy(self)
+        other._set_noise(rms)
+        other._tolerance = tolerance or self._tolerance
+        return other
+
+    def _halves(self, factors):
+        """Half the sum and half the difference of factors of E and of B."""
+        e, b = factors
+        return [(0.5 * part).astype(self.box.real) for part in (e + b, e - b)]
 
     def _colour(self, z, factors):
-        """Multiply E and B modes by a real, even factor each."""
-        e, b = factors
-        mirrored = np.conj(np.roll(z[::-1, ::-1], 1, (0, 1)))
-        return 0.5 * ((e + b) * z + (e - b) * mirrored)
+        """Multiply E and B modes by a real, even factor each, given as :meth:`_halves` of them."""
+        same, mixed = factors
+        mirrored = np.empty_like(z)
+        mirrored[0, 0], mirrored[0, 1:] = z[0, 0], z[0, :0:-1]
+        mirrored[1:, 0], mirrored[1:, 1:] = z[:0:-1, 0], z[:0:-1, :0:-1]
+        return same * z + mixed * np.conj(mirrored)
 
-    def predict(self, x: np.ndarray, positions: np.ndarray | None) -> np.ndarray:
+    def predict(self, x: np.ndarray, positions: Displaced | None) -> np.ndarray:
         """A X on the box's pixels, (n, n) complex, in µK."""
         return self.box.blur(self.box.at(self.box.turn * x, positions))
 
-    def back(self, values: np.ndarray, positions: np.ndarray | None) -> np.ndarray:
+    def back(self, values: np.ndarray, positions: Displaced | None) -> np.ndarray:
         """Aᵀ of values on the box's pixels: modes, (n, n)."""
         return np.conj(self.box.turn) * self.box.adjoint_at(self.box.blur(values), positions)
 
     def filter(
-        self, data: np.ndarray, positions: np.ndarray | None, start: np.ndarray | None = None
+        self, data: np.ndarray, positions: Displaced | None, start: np.ndarray | None = None
     ) -> np.ndarray:
         """The filtered modes of X, (n, n).
 
         Parameters
         ----------
         data : Q + iU over the mask in the box, zero beyond the patch, (n, n)
-        positions : displaced positions, (n², 2), or None
+        positions : displaced positions, or None for no lensing
         start : modes of X to start from
         """
         # Whitened unknown z = S^{−1/2} X: (1 + S^{1/2} Aᵀ N⁻¹ A S^{1/2}) z = S^{1/2} Aᵀ N⁻¹ d.
-        roots, shape = self._roots, data.shape
+        roots = self._roots
 
-        def flat(z):
-            return z.ravel().view(float)
-
-        def modes(vector):
-            return np.ascontiguousarray(vector, float).view(complex).reshape(shape)
-
-        def apply(vector):
-            z = modes(vector)
+        def apply(z):
             seen = self.predict(self._colour(z, roots), positions)
-            return flat(z + self._colour(self.back(self._weight * seen, positions), roots))
+            return z + self._colour(self.back(self._weight * seen, positions), roots)
 
-        def precondition(vector):
-            return flat(self._colour(modes(vector), self._diagonal))
-
-        size = 2 * data.size
-        solution, _ = cg(
-            LinearOperator((size, size), apply),
-            flat(self._colour(self.back(self._weight * data, positions), roots)),
-            x0=None if start is None else flat(self._colour(start, self._inverse_roots)),
-            M=LinearOperator((size, size), precondition),
-            rtol=self._tolerance,
-            maxiter=self._limit,
+        solution = conjugate_gradients(
+            apply,
+            self._colour(self.back(self._weight * data, positions), roots),
+            lambda z: self._colour(z, self._diagonal),
+            None if start is None else self._colour(start, self._inverse_roots),
+            self._tolerance,
+            self._limit,
         )
-        return self._colour(modes(solution), roots)
+        return self._colour(solution, roots)
 
-    def slope(self, data: np.ndarray, x: np.ndarray, positions: np.ndarray | None) -> np.ndarray:
+    def weighted_residual(self, data, x, positions) -> np.ndarray:
+        """Aᵀ's part before displacement: b ∗ N⁻¹ (d − A X) on the box's pixels, (n, n), in 1/µK."""
+        return self.box.blur(self._weight * (data - self.predict(x, positions)))
+
+    def slope(self, data: np.ndarray, x: np.ndarray, positions: Displaced | None) -> np.ndarray:
         """Modes Σ_x e^{−il·x} ∂ ln p(d | X, φ)/∂φ(x), (n, n), at the filtered X."""
         box = self.box
-        residual = box.blur(self._weight * (data - self.predict(x, positions)))
-        parts = [
-            (np.conj(residual) * box.at(1j * l * box.turn * x, positions)).real
-            for l in (box.ly, box.lx)
-        ]
+        residual = np.conj(self.weighted_residual(data, x, positions))
+        parts = [(residual * box.at(g * x, positions)).real for g in box.gradients]
         return -1j * sum(
             l * scipy.fft.fft2(part) for l, part in zip((box.ly, box.lx), parts, strict=True)
         )
+
+
+def conjugate_gradients(
+    apply: Callable[[np.ndarray], np.ndarray],
+    right: np.ndarray,
+    precondition: Callable[[np.ndarray], np.ndarray],
+    start: np.ndarray | None,
+    tolerance: float,
+    limit: int,
+) -> np.ndarray:
+    """Solve ``apply(z) = right`` for a symmetric positive operator on real and imaginary parts.
+
+    As scipy's ``cg``, in the precision of ``right`` and with sums in double precision, without
+    BLAS: many patches run at a time, one to a core.
+
+    Parameters
+    ----------
+    start : where to start; None for zero
+    tolerance : norm of the residual over that of ``right`` at which to end
+    limit : most iterations
+    """
+    real = right.real.dtype.type
+
+    def dot(a, b):
+        return float(np.add.reduce((a.real * b.real + a.imag * b.imag).ravel(), dtype=float))
+
+    z = np.zeros_like(right) if start is None else start
+    residual = right if start is None else right - apply(z)
+    enough = (tolerance**2) * dot(right, right)
+    direction, old = 0.0, 1.0
+    for _ in range(limit):
+        if dot(residual, residual) <= enough:
+            break
+        better = precondition(residual)
+        new = dot(residual, better)
+        direction = better + real(new / old) * direction
+        applied = apply(direction)
+        step = real(new / dot(direction, applied))
+        z = z + step * direction
+        residual = residual - step * applied
+        old = new
+    return z

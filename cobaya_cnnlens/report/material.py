@@ -90,7 +90,8 @@ class Material:
             return "network"
         if baseline.kind == "quadratic":
             return f"{baseline.combination.upper()} QE, {baseline.leakage}"
-        return "Wiener QE of E and B" if baseline.kind == "wiener" else "iterated, maps"
+        names = {"wiener": "Wiener QE of E and B", "iterated": "iterated, maps"}
+        return names.get(baseline.kind, "most probable lensing")
 
     @cached_property
     def levels(self) -> dict[float, list[Config]]:

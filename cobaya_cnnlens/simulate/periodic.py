@@ -10,11 +10,49 @@ import numpy as np
 import scipy.fft
 
 from ..theory import Spectra
-from .instrument import Instrument
+from .instrument import ARCMIN, Instrument
 from .patches import PatchGeometry
 
-# Of the non-uniform Fourier transforms, relative.
-EPSILON = 1e-6
+# Relative errors of the non-uniform Fourier transforms, by precision.
+EPSILON = {"double": 1e-6, "single": 1e-4}
+# Pixels around the patch at which displaced values are known: so many σ of the beam.
+BEAM_REACH = 4.0
+
+
+class Displaced:
+    """Points x + ∇φ around the pixels of a patch, at which modes are evaluated; used many times.
+
+    Parameters
+    ----------
+    box : whose modes
+    coordinates : of the points that stand for the box's ``region``, (m², 2) in radians
+    """
+
+    def __init__(self, box: Box, coordinates: np.ndarray):
+        self.coordinates, self._n, self._region = coordinates, box.n, box.region
+        self._transform = {
+            forward: ducc0.nufft.plan(
+                nu2u=forward,
+                coord=coordinates.astype(box.real),
+                grid_shape=(box.n, box.n),
+                epsilon=EPSILON[box.precision],
+                nthreads=1,
+                periodicity=box.n * box.pixel,
+                fft_order=True,
+            )
+            for forward in (False, True)
+        }
+
+    def values(self, modes: np.ndarray) -> np.ndarray:
+        """Σ_l f_l e^{il·x} at the points, as pixels of the box, zero elsewhere, (n, n)."""
+        out = np.zeros((self._n, self._n), modes.dtype)
+        found = self._transform[False].u2nu(forward=False, grid=modes)
+        out[self._region] = found.reshape(out[self._region].shape)
+        return out
+
+    def modes(self, values: np.ndarray) -> np.ndarray:
+        """The adjoint of :meth:`values`, (n, n)."""
+        return self._transform[True].nu2u(forward=True, points=values[self._region].ravel())
 
 
 class Box:
@@ -26,23 +64,41 @@ class Box:
     instrument : for the beam
     lmax : modes beyond are left out
     border : pixels of the box beyond the patch, at least
+    precision : "double", or "single" of all maps and modes
     """
 
     def __init__(
-        self, geometry: PatchGeometry, instrument: Instrument, lmax: int, border: int = 28
+        self,
+        geometry: PatchGeometry,
+        instrument: Instrument,
+        lmax: int,
+        border: int = 28,
+        precision: str = "double",
     ):
         self.n_patch, self.pixel = geometry.n_pixels, geometry.pixel
         self.n = scipy.fft.next_fast_len(self.n_patch + border)
+        self.precision = precision
+        self.real = np.dtype(np.float32 if precision == "single" else np.float64)
+        self.complex = np.dtype(np.complex64 if precision == "single" else np.complex128)
         frequency = 2.0 * np.pi * np.fft.fftfreq(self.n, self.pixel)
         self.ly, self.lx = np.meshgrid(frequency, frequency, indexing="ij")
         self.ell = np.hypot(self.ly, self.lx)
         self.band = (self.ell > 0) & (self.ell <= lmax)
-        self.beam = instrument.beam(self.ell)
+        self.beam = instrument.beam(self.ell).astype(self.real)
         # e^{2iϑ}, ϑ from south towards east.
         with np.errstate(invalid="ignore", divide="ignore"):
             turn = (self.ly - 1j * self.lx) ** 2 / self.ell**2
-        self.turn = np.where(self.band, turn, 0.0)
-        at = np.arange(self.n) * self.pixel
+        self.turn = np.where(self.band, turn, 0.0).astype(self.complex)
+        # ∂/∂y and ∂/∂x of P from the modes of X.
+        self.gradients = [(1j * l * self.turn).astype(self.complex) for l in (self.ly, self.lx)]
+        sigma = instrument.beam_fwhm_arcmin * ARCMIN / np.sqrt(8.0 * np.log(2.0)) / self.pixel
+        reach = int(np.ceil(BEAM_REACH * sigma)) + 1
+        if self.n_patch + 2 * reach >= self.n:
+            pixels = np.arange(self.n)
+        else:
+            pixels = np.arange(-reach, self.n_patch + reach)
+        self.region = np.ix_(pixels % self.n, pixels % self.n)
+        at = pixels * self.pixel
         self._grid = np.stack(np.meshgrid(at, at, indexing="ij"), -1)
 
     def spectrum(self, cl: np.ndarray) -> np.ndarray:
@@ -55,43 +111,26 @@ class Box:
         parts = [scipy.fft.ifft2(1j * l * phi).real for l in (self.ly, self.lx)]
         return np.stack(parts, -1)
 
-    def positions(self, phi: np.ndarray | None) -> np.ndarray | None:
-        """Displaced positions x + ∇φ, (n², 2); None for no lensing."""
+    def positions(self, phi: np.ndarray | None) -> Displaced | None:
+        """Displaced positions x + ∇φ of the patch's pixels and those around it that the beam
+        mixes in; None for no lensing."""
         if phi is None:
             return None
-        return (self._grid + self.gradient(phi)).reshape(-1, 2)
+        displaced = self._grid + self.gradient(phi)[self.region]
+        return Displaced(self, displaced.reshape(-1, 2))
 
-    def at(self, modes: np.ndarray, positions: np.ndarray | None) -> np.ndarray:
-        """Σ_l f_l e^{il·x}/n² at the positions, (n, n)."""
+    def at(self, modes: np.ndarray, positions: Displaced | None) -> np.ndarray:
+        """Σ_l f_l e^{il·x}/n² at the positions, (n, n); zero where no position is known."""
         if positions is None:
             return scipy.fft.ifft2(modes)
-        found = ducc0.nufft.u2nu(
-            grid=modes,
-            coord=positions,
-            forward=False,
-            epsilon=EPSILON,
-            nthreads=1,
-            periodicity=self.n * self.pixel,
-            fft_order=True,
-        )
-        return found.reshape(self.n, self.n) / self.n**2
+        return positions.values(modes) * self.real.type(1.0 / self.n**2)
 
-    def adjoint_at(self, values: np.ndarray, positions: np.ndarray | None) -> np.ndarray:
+    def adjoint_at(self, values: np.ndarray, positions: Displaced | None) -> np.ndarray:
         """The adjoint of :meth:`at`: values at the positions → modes, (n, n)."""
+        scale = self.real.type(1.0 / self.n**2)
         if positions is None:
-            return scipy.fft.fft2(values) / self.n**2
-        out = np.empty((self.n, self.n), complex)
-        ducc0.nufft.nu2u(
-            points=values.ravel(),
-            coord=positions,
-            forward=True,
-            epsilon=EPSILON,
-            nthreads=1,
-            out=out,
-            periodicity=self.n * self.pixel,
-            fft_order=True,
-        )
-        return out / self.n**2
+            return scipy.fft.fft2(values) * scale
+        return positions.modes(values) * scale
 
     def blur(self, values: np.ndarray) -> np.ndarray:
         """Beam-convolved values, (n, n)."""
@@ -102,6 +141,10 @@ class Box:
         out = np.zeros((self.n, self.n), values.dtype)
         out[: self.n_patch, : self.n_patch] = values
         return out
+
+    def crop(self, values: np.ndarray) -> np.ndarray:
+        """The patch's part of values on the box, (..., n, n) → (..., n_patch, n_patch)."""
+        return values[..., : self.n_patch, : self.n_patch]
 
 
 class PeriodicSkies:

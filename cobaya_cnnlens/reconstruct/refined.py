@@ -1,0 +1,174 @@
+"""The refining ResUNet: from feature maps to E and κ, as corrections of what physics knows.
+
+A residual U-net in Keras 3 over :mod:`.features`. Its work is done at half the patches' resolution
+and below, where lensing can be known at 1 µK′ (L ≲ 2000), at a quarter of the cost. Both outputs
+are what the features hold already, κ̂ of the last pass and the filtered E, plus a correction whose
+last layer starts at zero: an untrained network is the most probable lensing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import layers
+
+from ..errors import NetworkError
+from .features import FEATURES, KAPPA_UNIT, POLARISATION_UNIT, REFINED, features_of
+from .probable import ProbableLensing
+
+# What the corrections are divided by, in the units of the features.
+CORRECTION = {"e": 0.2, "kappa": 0.2}
+
+
+@keras.saving.register_keras_serializable(package="cobaya_cnnlens")
+class RefiningUNet(keras.Model):
+    """Features (n, ny, nx, len(FEATURES)) → {"e" (µK), "kappa"}, masked, (n, ny, nx, 1) each.
+
+    Parameters
+    ----------
+    width : channels at half resolution; twice that at a quarter, four times at an eighth and less
+    levels : resolutions below the patch's, each half the one before
+    blocks : residual blocks at each level on the way down, and one less on the way up
+    metadata : JSON-able description of what the network was trained for
+
+    ny and nx must be multiples of 2^levels.
+    """
+
+    def __init__(
+        self,
+        width: int = 32,
+        levels: int = 4,
+        blocks: int = 2,
+        metadata: dict | None = None,
+        **kwargs,
+    ):
+        self._arguments = {
+            "width": width,
+            "levels": levels,
+            "blocks": blocks,
+            "metadata": metadata or {},
+        }
+        maps = layers.Input((None, None, len(FEATURES)), name="features")
+        outputs = _corrected(maps, _body(maps, width, levels, blocks))
+        super().__init__(maps, outputs, **kwargs)
+
+    @property
+    def metadata(self) -> dict:
+        return self._arguments["metadata"]
+
+    def get_config(self) -> dict:
+        return {**self._arguments, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**config)
+
+
+def _body(x, width: int, levels: int, blocks: int):
+    """The U-net: the patch's resolution, (n, ny, nx, width // 2)."""
+
+    def conv(x, filters, name, stride=1, **kwargs):
+        return layers.Conv2D(filters, 3, strides=stride, padding="same", name=name, **kwargs)(x)
+
+    def block(x, name):
+        """x + conv(gelu(conv(gelu(x)))); the second convolution starts at zero."""
+        y = layers.Activation("gelu", name=f"{name}_a1")(x)
+        y = conv(y, x.shape[-1], f"{name}_c1")
+        y = layers.Activation("gelu", name=f"{name}_a2")(y)
+        y = conv(y, x.shape[-1], f"{name}_c2", kernel_initializer="zeros")
+        return layers.Add(name=f"{name}_add")([x, y])
+
+    stem = conv(x, width // 2, "stem")
+    y, ways = stem, []
+    for level in range(1, levels + 1):
+        filters = width * min(2 ** (level - 1), 4)
+        y = conv(layers.Activation("gelu", name=f"down{level}_a")(y), filters, f"down{level}", 2)
+        for i in range(blocks):
+            y = block(y, f"down{level}_{i}")
+        ways.append(y)
+    for level in range(levels - 1, 0, -1):
+        way = ways[level - 1]
+        y = layers.Conv2D(way.shape[-1], 1, name=f"up{level}_1x1")(y)
+        y = layers.UpSampling2D(interpolation="bilinear", name=f"up{level}")(y)
+        y = layers.Add(name=f"up{level}_add")([y, way])
+        for i in range(max(blocks - 1, 1)):
+            y = block(y, f"up{level}_{i}")
+    y = layers.Conv2D(width // 2, 1, name="up0_1x1")(y)
+    y = layers.UpSampling2D(interpolation="bilinear", name="up0")(y)
+    y = layers.Add(name="up0_add")([y, stem])
+    y = layers.Activation("gelu", name="end_a")(y)
+    return conv(y, width // 2, "end", activation="gelu")
+
+
+def _corrected(maps, body) -> dict:
+    """Known maps plus their corrections, times the mask, in physical units."""
+    seen = maps[..., FEATURES.index("seen") :][..., :1]
+    outputs = {}
+    for name, known, unit in (("e", "e", POLARISATION_UNIT), ("kappa", REFINED, KAPPA_UNIT)):
+        at = FEATURES.index(known)
+        change = layers.Conv2D(1, 3, padding="same", kernel_initializer="zeros", name=f"{name}_out")
+        scaled = layers.Rescaling(CORRECTION[name], name=f"{name}_correction")(change(body))
+        masked = layers.Multiply(name=f"{name}_masked")([scaled, seen])
+        total = layers.Add(name=f"{name}_sum")([maps[..., at : at + 1], masked])
+        outputs[name] = layers.Rescaling(unit, name=name, dtype="float32")(total)
+    return outputs
+
+
+def load_refining(path: str | Path) -> RefiningUNet:
+    """Read a trained network; nothing is unpickled.
+
+    Raises
+    ------
+    NetworkError
+        if the file is missing, cut off, or not a refining network of this package
+    """
+    path = Path(path)
+    if not path.exists():
+        raise NetworkError(f"{path}: no such network file; run `cnnlens train`")
+    try:
+        network = keras.saving.load_model(path, compile=False)
+    except Exception as error:
+        raise NetworkError(
+            f"{path}: cannot be read as a Keras model ({type(error).__name__}: "
+            f"{str(error)[:200]}); the file is damaged: restore it or train again"
+        ) from None
+    if not isinstance(network, RefiningUNet):
+        raise NetworkError(f"{path}: holds a {type(network).__name__}, not a RefiningUNet")
+    return network
+
+
+class RefinedEstimator:
+    """Most probable lensing refined by a network, as an
+    :class:`~cobaya_cnnlens.reconstruct.Estimator`.
+
+    Parameters
+    ----------
+    estimator : what makes the features, of ``features.PASSES`` passes
+    network : trained
+    batch : patches at a time through both
+    """
+
+    def __init__(self, estimator: ProbableLensing, network: RefiningUNet, batch: int = 16):
+        self._estimator, self._network, self._batch = estimator, network, batch
+
+    def reconstruct(
+        self, q: np.ndarray, u: np.ndarray, rms: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Masked Q̃, Ũ in µK, each (n, ny, nx) → masked κ̂ (n, ny, nx); ``rms`` as in
+        :func:`.features.features_of`."""
+        return self.reconstruct_both(q, u, rms)["kappa"]
+
+    def reconstruct_both(
+        self, q: np.ndarray, u: np.ndarray, rms: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """As :meth:`reconstruct`, with the unlensed Ê in µK as ``"e"`` beside ``"kappa"``."""
+        found: dict[str, list[np.ndarray]] = {"e": [], "kappa": []}
+        for start in range(0, len(q), self._batch):
+            rows = slice(start, start + self._batch)
+            part = rms[rows] if np.ndim(rms) == 3 else rms
+            features = np.stack(list(features_of(self._estimator, q[rows], u[rows], part)))
+            for name, maps in self._network.predict(features, verbose=0).items():
+                found[name].append(maps[..., 0])
+        return {name: np.concatenate(maps) for name, maps in found.items()}

@@ -1,0 +1,94 @@
+"""The ascent to the most probable φ: where it ends, how fast, and what noise maps do."""
+
+import numpy as np
+import pytest
+import scipy.fft
+
+from cobaya_cnnlens.errors import CNNLensError
+from cobaya_cnnlens.reconstruct import probable
+from cobaya_cnnlens.reconstruct.iterative import WienerEstimator
+from cobaya_cnnlens.reconstruct.probable import Ascent, ProbableLensing
+from cobaya_cnnlens.simulate.instrument import Instrument, cosine_mask
+from cobaya_cnnlens.simulate.patches import PatchGeometry
+from cobaya_cnnlens.simulate.periodic import PeriodicSkies
+
+GEOMETRY = PatchGeometry(n_pixels=64, size_deg=2.5, pad=0)
+INSTRUMENT = Instrument(2.0, 1.0, taper_deg=0.3)
+MASK = cosine_mask(GEOMETRY, INSTRUMENT.taper_deg)
+
+
+@pytest.fixture(scope="module")
+def seen(fiducial):
+    """Masked Q and U of one patch, and its true κ."""
+    skies = PeriodicSkies(GEOMETRY, INSTRUMENT, fiducial)
+    generator = np.random.default_rng(11)
+    phi = skies.draw("phi", generator)
+    maps = skies.lensed(skies.draw("e", generator), phi) + skies.noise(generator)
+    return MASK * maps.real, MASK * maps.imag, skies.convergence(phi)
+
+
+def test_steps_reach_the_top_of_a_parabola():
+    """ln p = Σ (g x − ½ h x²) with a curvature h that is guessed wrong by up to two."""
+    generator = np.random.default_rng(1)
+    shape = (8, 8)
+    slope = generator.standard_normal(shape) + 1j * generator.standard_normal(shape)
+    curvature = generator.uniform(1.0, 10.0, shape)
+    guess = curvature * generator.uniform(0.5, 2.0, shape)
+    ascent, x, left = Ascent(6), np.zeros(shape, complex), []
+    for _ in range(12):
+        x = x + ascent.step(x, slope - curvature * x, guess)
+        left.append(np.abs(x - slope / curvature).max())
+    assert left[-1] < 1e-3 * left[0]
+
+
+def test_it_gets_where_damped_steps_go(seen, fiducial):
+    """Four passes are nearer to the end of sixteen damped ones than four of those, and nearer to
+    the true κ than the damped steps ever come."""
+    q, u, true = seen
+    rms = np.full((64, 64), INSTRUMENT.noise_rms(GEOMETRY))
+    fast = ProbableLensing(GEOMETRY, INSTRUMENT, MASK, fiducial, 4, threads=1)
+    found = [each.kappa for each in fast.passes(q, u, rms)]
+    slow = WienerEstimator(GEOMETRY, INSTRUMENT, MASK, fiducial, 16, threads=1)
+    damped = list(slow.passes(q, u))
+
+    def correlation(a, b):
+        return np.corrcoef((MASK * a).ravel(), (MASK * b).ravel())[0, 1]
+
+    assert correlation(found[3], damped[-1]) > max(0.985, correlation(damped[3], damped[-1]))
+    assert correlation(found[3], true) > max(correlation(each, true) for each in damped)
+
+
+def test_noise_maps_are_each_patchs_own(seen, fiducial):
+    """A map of even noise is the number; deeper patches know more; an order of patches is none."""
+    q, u, _ = seen
+    estimator = ProbableLensing(GEOMETRY, INSTRUMENT, MASK, fiducial, 3)
+    rms = float(INSTRUMENT.noise_rms(GEOMETRY))
+    maps = np.stack([np.full((64, 64), rms), np.full((64, 64), 3.0 * rms)])
+    both = estimator.reconstruct(np.stack([q, q]), np.stack([u, u]), maps)
+    np.testing.assert_array_equal(both[0], estimator.reconstruct(q[None], u[None])[0])
+    turned = estimator.reconstruct(np.stack([q, q]), np.stack([u, u]), maps[::-1])
+    np.testing.assert_array_equal(both, turned[::-1])
+    # A filter told of more noise trusts the data less.
+    assert np.std(both[1]) < 0.9 * np.std(both[0])
+
+
+def test_what_cannot_be_done_is_told(seen, fiducial):
+    q, u, _ = seen
+    with pytest.raises(CNNLensError, match="passes is 0"):
+        ProbableLensing(GEOMETRY, INSTRUMENT, MASK, fiducial, 0)
+    estimator = ProbableLensing(GEOMETRY, INSTRUMENT, MASK, fiducial, 1)
+    with pytest.raises(CNNLensError, match="without a pixel that was seen"):
+        estimator.reconstruct(q[None], u[None], np.full((64, 64), np.inf))
+
+
+def test_single_precision_costs_nothing(seen, fiducial, monkeypatch):
+    """The first pass against the same filter in double precision at the same tolerance."""
+    monkeypatch.setattr(probable, "TOLERANCES", (1e-4,))
+    q, u, _ = seen
+    one = ProbableLensing(GEOMETRY, INSTRUMENT, MASK, fiducial, 1, threads=1)
+    kappa = next(one.passes(q, u, one.noise_rms())).kappa
+    double = WienerEstimator(GEOMETRY, INSTRUMENT, MASK, fiducial, 1, threads=1)
+    exact = double.reconstruct(q[None], u[None])[0]
+    inside = np.s_[8:-8, 8:-8]
+    modes = [scipy.fft.rfft2(k[inside])[:6, :6] for k in (kappa, exact)]
+    assert np.abs(modes[0] - modes[1]).max() < 0.1 * np.abs(modes[1]).max()
