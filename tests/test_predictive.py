@@ -193,6 +193,7 @@ def test_legends_say_of_what(chain, tmp_path, monkeypatch):
     assert label == r"my run (true $\Omega_\mathrm{c} h^2$ = 0.1185)"
     assert _label("chains/data", {}, load_chain(chain)) == "data"
     assert _truth(chain)["omch2"] == 0.1185
+    assert _truth(chain)["logA"] == pytest.approx(np.log(22.1))
     drawn = []
     monkeypatch.setattr(plt, "close", drawn.append)
     draw_predictive(predictive(chain, samples=20), tmp_path / "p.png")

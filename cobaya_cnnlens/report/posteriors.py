@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from getdist import loadMCSamples, plots
 from matplotlib.lines import Line2D
 
@@ -132,7 +133,11 @@ def _truth(root: str) -> dict[str, float]:
         return {}
     blocks = likelihood_blocks(chain_input(root))
     truths = [read_release(block["release"]).truth or {} for block in blocks.values()]
-    return truths[0] if truths and all(truth == truths[0] for truth in truths) else {}
+    if not truths or any(truth != truths[0] for truth in truths):
+        return {}
+    # Chains sample ln 10¹⁰A_s.
+    amplitude = truths[0].get("As")
+    return {**truths[0], **({"logA": float(np.log(1e10 * amplitude))} if amplitude else {})}
 
 
 def _label(root: str, truth: dict[str, float], chain) -> str:
