@@ -257,7 +257,7 @@ def test_shipped_plan():
     for configs in material.levels.values():
         labels = [material.label(config) for config in configs]
         assert labels[0] == "network"
-        assert len(set(labels)) == 5
+        assert len(set(labels)) == len(labels) == 6
     for path in (plan.seeds, plan.cutout):
         assert len(material.study(path)) >= 3
     assert material.config(plan.coverage).coverage.skies == 100
