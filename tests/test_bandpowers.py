@@ -8,6 +8,7 @@ from cobaya_cnnlens.calibrate.windows import (
     expected_pure_b,
 )
 from cobaya_cnnlens.errors import CNNLensError
+from cobaya_cnnlens.flat import polarisation_angles
 from cobaya_cnnlens.simulate.instrument import cosine_mask
 from cobaya_cnnlens.simulate.patches import PatchGeometry
 
@@ -191,3 +192,11 @@ def test_bin_weights_are_those_of_the_averages():
         assert (weights * power).sum() == pytest.approx(spectra.average_plane(power)[b])
     np.testing.assert_allclose(BINS.edges, 36 + 150 * np.arange(13))
     np.testing.assert_allclose(BINS.centres, 111 + 150 * np.arange(12))
+
+
+def test_the_angle_of_a_mode_is_from_south_towards_east():
+    """E_l = Q_l cos 2ϑ + U_l sin 2ϑ: a wave towards south-east has E = U, one along y or x ±Q."""
+    ly, lx = np.array([-1.0, 1.0, 0.0, 1.0]), np.array([1.0, 0.0, 1.0, 1.0])
+    cos2, sin2 = polarisation_angles(ly, lx)
+    np.testing.assert_allclose(cos2, [0.0, 1.0, -1.0, 0.0], atol=1e-12)
+    np.testing.assert_allclose(sin2, [1.0, 0.0, 0.0, -1.0], atol=1e-12)

@@ -396,6 +396,17 @@ def test_an_option_for_another_kind_of_map_is_refused(tmp_path, maps):
             read_maps(tmp_path / name, GEOMETRY, pixel_window=True)
 
 
+def test_holes_filled_with_zeros_are_refused(tmp_path, maps):
+    """A patch that is zero throughout is another matter: its rms tells."""
+    q, u = maps.q.copy(), maps.u.copy()
+    q[0, 3:5, 7] = u[0, 3:5, 7] = 0.0
+    np.savez(tmp_path / "m.npz", q=q, u=u)
+    with pytest.raises(
+        MapError, match=r"2 pixels are zero in Q and in U, .* patch 0 at \(y, x\) = \(3, 7\)"
+    ):
+        read_maps(tmp_path / "m.npz", GEOMETRY)
+
+
 @pytest.mark.parametrize("keep", [0, 30, 0.5, 0.99])
 def test_arrays_cut_off(tmp_path, maps, keep):
     path = tmp_path / "m.npz"
@@ -571,6 +582,14 @@ def turned(maps, angle):
 
 def first(maps, n=1):
     return PatchMaps(maps.q[:n], maps.u[:n], maps.centres[:n])
+
+
+@pytest.mark.parametrize(("gain", "told"), [(1.0, False), (1.12, True)])
+def test_a_wrong_gain_is_told(setup, observed, gain, told):
+    """By the power of E, far below where an rms would tell."""
+    louder = replace(observed, q=gain * observed.q, u=gain * observed.u)
+    warned = [w for w in check_maps(louder, setup, "m") if "E has" in w]
+    assert bool(warned) is told
 
 
 def test_maps_as_simulated_raise_no_warning(setup, observed):

@@ -314,6 +314,16 @@ def test_gaussian_b_has_its_spectrum_and_no_e(config):
     assert (error < 0.03 * expected).all()
 
 
+def test_the_mean_field_of_the_same_map_thrice_is_its_power(config):
+    """Of n equal maps every pair has the map's own power: Σ over n(n − 1) pairs, not n²."""
+    spectra = spectra_of(config)
+    generator = np.random.default_rng(4)
+    one = generator.standard_normal((1, config.patch.n_pixels, config.patch.n_pixels))
+    modes = spectra.transform(np.repeat(one, 3, axis=0))
+    power, _ = mean_field(spectra, modes, generator)
+    np.testing.assert_allclose(power, spectra.cross(modes[:1], modes[:1])[0])
+
+
 def test_mean_field_of_a_known_pattern(config):
     """Unbiased: the power of the pattern that all maps have, whatever else there is in them."""
     generator = np.random.default_rng(1)
