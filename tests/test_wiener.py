@@ -59,6 +59,22 @@ def test_displacements_are_those_of_a_fourier_sum():
     np.testing.assert_allclose(box.at(modes, positions).ravel(), direct, atol=1e-5 * direct.std())
 
 
+def test_the_beam_mixes_in_what_lies_around_the_patch():
+    """Beamed values on the patch are those of a field displaced everywhere, though it is evaluated
+    on the patch and a border of the beam's reach alone."""
+    generator = np.random.default_rng(6)
+    box, _ = setup(border=12)
+    assert len(box.region[0]) < box.n
+    phi, modes = some_lensing(box, generator), random_modes(box, generator)
+    at = np.arange(box.n) * box.pixel
+    everywhere = np.stack(np.meshgrid(at, at, indexing="ij"), -1) + box.gradient(phi)
+    phase = everywhere.reshape(-1, 2) @ np.stack([box.ly.ravel(), box.lx.ravel()])
+    direct = (np.exp(1j * phase) @ modes.ravel() / box.n**2).reshape(box.n, box.n)
+    found = box.crop(box.blur(box.at(modes, box.positions(phi))))
+    expected = box.crop(box.blur(direct))
+    np.testing.assert_allclose(found, expected, atol=1e-3 * expected.std())
+
+
 def test_an_unmasked_field_is_filtered_mode_by_mode():
     """With data on the whole box E_l → C b/(C b² + N) d_l, and the same for B."""
     box, rms = setup(border=0)
