@@ -15,8 +15,9 @@ from .patches import PatchGeometry
 
 # Relative errors of the non-uniform Fourier transforms, by precision.
 EPSILON = {"double": 1e-6, "single": 1e-4}
-# Pixels around the patch at which displaced values are known: so many σ of the beam.
-BEAM_REACH = 4.0
+# Around the patch displaced values are known to so many σ of the beam, and to so many pixels: a
+# beam narrower than a pixel rings, and what lies beyond is .3% of the field's rms in the patch.
+BEAM_REACH, LEAST_REACH = 4.0, 6
 
 
 class Displaced:
@@ -92,7 +93,7 @@ class Box:
         # ∂/∂y and ∂/∂x of P from the modes of X.
         self.gradients = [(1j * l * self.turn).astype(self.complex) for l in (self.ly, self.lx)]
         sigma = instrument.beam_fwhm_arcmin * ARCMIN / np.sqrt(8.0 * np.log(2.0)) / self.pixel
-        reach = int(np.ceil(BEAM_REACH * sigma)) + 1
+        reach = max(int(np.ceil(BEAM_REACH * sigma)) + 1, LEAST_REACH)
         if self.n_patch + 2 * reach >= self.n:
             pixels = np.arange(self.n)
         else:
