@@ -17,8 +17,9 @@ from keras import layers
 from ..errors import NetworkError
 from .features import FEATURES, KAPPA_UNIT, POLARISATION_UNIT, REFINED, features_of
 from .probable import ProbableLensing
+from .resunet import read_keras
 
-# What the corrections are divided by, in the units of the features.
+# Size of a correction of one from the last layer, in the units of the features.
 CORRECTION = {"e": 0.2, "kappa": 0.2}
 
 
@@ -127,13 +128,7 @@ def load_refining(path: str | Path) -> RefiningUNet:
     path = Path(path)
     if not path.exists():
         raise NetworkError(f"{path}: no such network file; run `cnnlens train`")
-    try:
-        network = keras.saving.load_model(path, compile=False)
-    except Exception as error:
-        raise NetworkError(
-            f"{path}: cannot be read as a Keras model ({type(error).__name__}: "
-            f"{str(error)[:200]}); the file is damaged: restore it or train again"
-        ) from None
+    network = read_keras(path)
     if not isinstance(network, RefiningUNet):
         raise NetworkError(f"{path}: holds a {type(network).__name__}, not a RefiningUNet")
     return network

@@ -169,15 +169,25 @@ def load_network(path: str | Path) -> ResUNet:
         if the file is missing, cut off, or not a network of this package
     """
     read_network(path)
+    return read_keras(path)
+
+
+def read_keras(path: str | Path) -> keras.Model:
+    """What a ``.keras`` file holds, without its optimiser.
+
+    Raises
+    ------
+    NetworkError
+        if Keras cannot read it
+    """
     try:
-        network = keras.saving.load_model(path, compile=False)
+        return keras.saving.load_model(path, compile=False)
     except Exception as error:
         raise NetworkError(
             f"{path}: cannot be read as a Keras model ({type(error).__name__}: "
             f"{str(error)[:200]}); "
             "the file is damaged: restore it or train again"
         ) from None
-    return network
 
 
 class NetworkEstimator:
