@@ -6,13 +6,13 @@ __version__ = "0.1.0"
 # What the package offers by its own name, and where that is: imported when it is asked for, so that
 # Cobaya is loaded only for its own components.
 _PUBLIC = {
-    "BandpowerLikelihood": "model",
-    "CNNLens": "likelihood",
-    "EmulatedCAMB": "emulated",
-    "NodeCAMB": "nodes",
-    "read_emulator": "emulator",
-    "read_release": "release",
-    "shipped_releases": "release",
+    "BandpowerLikelihood": "likelihood.bandpowers",
+    "CNNLens": "likelihood.cnnlens",
+    "EmulatedCAMB": "theory.emulated",
+    "NodeCAMB": "theory.nodes",
+    "read_emulator": "theory.emulator",
+    "read_release": "likelihood.release",
+    "shipped_releases": "likelihood.release",
 }
 __all__ = ["__version__", *_PUBLIC]
 

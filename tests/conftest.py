@@ -18,8 +18,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # One process a core: threads that wait for each other would only hold each other up.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from cobaya_cnnlens.release import Release
-from cobaya_cnnlens.theory import (
+from cobaya_cnnlens.likelihood.release import Release
+from cobaya_cnnlens.theory.camb import (
     CambSettings,
     Cosmology,
     Spectra,
@@ -50,7 +50,7 @@ def camb_once(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         with contextlib.suppress(ImportError):  # a light installation has no pipeline
-            patch.setattr("cobaya_cnnlens.simulate.stage.compute_spectra", remembered)
+            patch.setattr("cobaya_cnnlens.pipeline.skies.compute_spectra", remembered)
         yield remembered
 
 
@@ -73,7 +73,7 @@ def fiducial(camb_once) -> Spectra:
 @pytest.fixture
 def small_config(tmp_path):
     """The test configuration with its products in a fresh folder."""
-    from cobaya_cnnlens.config import load_config
+    from cobaya_cnnlens.pipeline.config import load_config
 
     config = load_config(REPOSITORY / "training" / "config" / "test.yaml")
     return config.model_copy(update={"products": tmp_path / "products"})

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import yaml
-from cobaya_cnnlens.config import load_config
-from cobaya_cnnlens.reconstruct import training
+from cobaya_cnnlens.pipeline import training
+from cobaya_cnnlens.pipeline.config import load_config
+from cobaya_cnnlens.pipeline.skies import spectra_for
 from cobaya_cnnlens.reconstruct.resunet import (
     SYMMETRIES,
     NetworkEstimator,
@@ -20,7 +21,6 @@ from cobaya_cnnlens.reconstruct.resunet import (
     load_network,
 )
 from cobaya_cnnlens.simulate.shards import FIELDS, write_shard
-from cobaya_cnnlens.simulate.stage import spectra_for
 
 from .conftest import REPOSITORY
 
@@ -100,8 +100,8 @@ import json, sys
 from pathlib import Path
 import numpy as np
 import keras
-from cobaya_cnnlens.config import load_config
-from cobaya_cnnlens.reconstruct import training
+from cobaya_cnnlens.pipeline.config import load_config
+from cobaya_cnnlens.pipeline import training
 from cobaya_cnnlens.reconstruct.resunet import load_network
 assert keras.backend.backend() == "jax"
 folder = Path(sys.argv[1])

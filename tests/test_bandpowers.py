@@ -8,8 +8,8 @@ from cobaya_cnnlens.calibrate.windows import (
     expected_pure_b,
 )
 from cobaya_cnnlens.errors import CNNLensError
-from cobaya_cnnlens.flat import polarisation_angles
 from cobaya_cnnlens.simulate.instrument import cosine_mask
+from cobaya_cnnlens.simulate.modes import polarisation_angles
 from cobaya_cnnlens.simulate.patches import PatchGeometry
 
 GEOMETRY = PatchGeometry(n_pixels=64, pad=0)

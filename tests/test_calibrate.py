@@ -18,7 +18,6 @@ from cobaya_cnnlens.calibrate.assemble import (
     trim_windows,
 )
 from cobaya_cnnlens.calibrate.covariance import mean_covariance, sample_covariance
-from cobaya_cnnlens.calibrate.coverage import measure_coverage, read_coverage
 from cobaya_cnnlens.calibrate.curvature import direction, measure_curvature, second_order
 from cobaya_cnnlens.calibrate.derivatives import measure_derivatives
 from cobaya_cnnlens.calibrate.measure import (
@@ -30,22 +29,23 @@ from cobaya_cnnlens.calibrate.measure import (
     spectra_of,
 )
 from cobaya_cnnlens.calibrate.nuisances import check_nuisances, measure_nuisances, read_nuisances
-from cobaya_cnnlens.calibrate.points import check_points, measure_points
 from cobaya_cnnlens.calibrate.response import calibrate
-from cobaya_cnnlens.config import Config
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
-from cobaya_cnnlens.model import BandpowerLikelihood
-from cobaya_cnnlens.release import (
+from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
+from cobaya_cnnlens.likelihood.release import (
     from_document,
     read_release,
     seal,
     to_document,
     write_release,
 )
+from cobaya_cnnlens.pipeline.config import Config
+from cobaya_cnnlens.pipeline.observation import observe_sky
+from cobaya_cnnlens.pipeline.skies import make_skies, spectra_for
 from cobaya_cnnlens.simulate.instrument import Systematics
-from cobaya_cnnlens.simulate.observation import observe_sky
 from cobaya_cnnlens.simulate.patches import patch_centres
-from cobaya_cnnlens.simulate.stage import make_skies, spectra_for
+from cobaya_cnnlens.validate.coverage_skies import measure_coverage, read_coverage
+from cobaya_cnnlens.validate.points import check_points, measure_points
 
 from .written import (
     HASH,
@@ -327,7 +327,7 @@ def test_another_cosmology_is_where_the_derivatives_put_it(tiny):
 
 def load_points(config, changes):
     """The configuration with other points, checked as when it is read from a file."""
-    from cobaya_cnnlens.config import load_config
+    from cobaya_cnnlens.pipeline.config import load_config
 
     content = {**config.model_dump(mode="json"), "points": {"at": {"group": changes}}}
     path = config.products / "points.yaml"

@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 import cobaya_cnnlens
-from cobaya_cnnlens import cli
-from cobaya_cnnlens.cli import app
+from cobaya_cnnlens.cli import main as cli
+from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import ConfigError
-from cobaya_cnnlens.release import write_release
+from cobaya_cnnlens.likelihood.release import write_release
 
 from .conftest import REPOSITORY
 
@@ -45,7 +45,7 @@ BLOCKED = f"""
 import contextlib, io, json, sys
 for name in {PIPELINE}:
     sys.modules[name] = None
-from cobaya_cnnlens.cli import run
+from cobaya_cnnlens.cli.main import run
 done = []
 for arguments in json.load(sys.stdin):
     sys.argv = ["cnnlens", *arguments]

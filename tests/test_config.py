@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 import yaml
-from cobaya_cnnlens import config as schema
-from cobaya_cnnlens.calibrate import primary
-from cobaya_cnnlens.config import Config, load_config, load_study
 from cobaya_cnnlens.errors import ConfigError
+from cobaya_cnnlens.pipeline import config as schema
+from cobaya_cnnlens.pipeline.config import Config, load_config, load_study
 from cobaya_cnnlens.products import identity_of
 from cobaya_cnnlens.reconstruct.files import training_recipe
 from cobaya_cnnlens.simulate.patches import closest_centres, patch_centres
+from cobaya_cnnlens.validate import primary
 
 from .conftest import REPOSITORY, write_network
 

@@ -12,14 +12,20 @@ from cobaya.log import LoggedError
 from cobaya.model import get_model
 from typer.testing import CliRunner
 
-from cobaya_cnnlens import emulation
-from cobaya_cnnlens.cli import app
-from cobaya_cnnlens.emulation import Plan, Points, errors, fit, load_plan
-from cobaya_cnnlens.emulator import SCALARS, Emulator, read_emulator, unit_box, write_emulator
+from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import ConfigError, EmulatorError
-from cobaya_cnnlens.model import BandpowerLikelihood
-from cobaya_cnnlens.release import write_release
-from cobaya_cnnlens.theory import CambSettings, convergence_from_potential
+from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
+from cobaya_cnnlens.likelihood.release import write_release
+from cobaya_cnnlens.pipeline import emulation
+from cobaya_cnnlens.pipeline.emulation import Plan, Points, errors, fit, load_plan
+from cobaya_cnnlens.theory.camb import CambSettings, convergence_from_potential
+from cobaya_cnnlens.theory.emulator import (
+    SCALARS,
+    Emulator,
+    read_emulator,
+    unit_box,
+    write_emulator,
+)
 
 from .conftest import REPOSITORY, synthetic_release
 

@@ -5,17 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cobaya_cnnlens.config import Config
 from cobaya_cnnlens.errors import CNNLensError, ConfigError
+from cobaya_cnnlens.pipeline.config import Config
+from cobaya_cnnlens.pipeline.estimators import estimator_for
+from cobaya_cnnlens.pipeline.observation import observe_sky
+from cobaya_cnnlens.pipeline.skies import spectra_for
 from cobaya_cnnlens.products import ProductError
-from cobaya_cnnlens.reconstruct.estimators import estimator_for
 from cobaya_cnnlens.reconstruct.files import estimator_hash
 from cobaya_cnnlens.reconstruct.iterative import WienerEstimator
 from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
 from cobaya_cnnlens.simulate.instrument import cosine_mask
-from cobaya_cnnlens.simulate.observation import observe_sky
 from cobaya_cnnlens.simulate.shards import FIELDS, write_shard
-from cobaya_cnnlens.simulate.stage import spectra_for
 
 
 def with_baseline(config, **baseline):
@@ -100,7 +100,7 @@ def test_filters_take_the_floor_for_less_noise(noisy):
 
 def test_wrong_baselines_are_refused(small_config, tmp_path):
     import yaml
-    from cobaya_cnnlens.config import load_config
+    from cobaya_cnnlens.pipeline.config import load_config
 
     for baseline, message in (
         ({"kind": "bilinear"}, "baseline.kind"),

@@ -12,12 +12,12 @@ from cobaya.model import get_model
 from typer.testing import CliRunner
 
 import yaml
-from cobaya_cnnlens.cli import app
+from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError
-from cobaya_cnnlens.export import export_release, linear_model
-from cobaya_cnnlens.model import BandpowerLikelihood
-from cobaya_cnnlens.release import read_release
-from cobaya_cnnlens.theory import convergence_from_potential
+from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
+from cobaya_cnnlens.likelihood.export import export_release, linear_model
+from cobaya_cnnlens.likelihood.release import read_release
+from cobaya_cnnlens.theory.camb import convergence_from_potential
 
 from .conftest import synthetic_release
 

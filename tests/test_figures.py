@@ -10,14 +10,15 @@ from typer.testing import CliRunner
 
 from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate.assemble import make_release
-from cobaya_cnnlens.calibrate.exhibits import PATCH, shown_patch
-from cobaya_cnnlens.calibrate.primary import measure_primary
-from cobaya_cnnlens.cli import app
-from cobaya_cnnlens.config import Config
+from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError
+from cobaya_cnnlens.pipeline.config import Config
+from cobaya_cnnlens.pipeline.skies import make_skies
 from cobaya_cnnlens.reconstruct.files import estimator_hash
-from cobaya_cnnlens.report import coverage, figures, tables
-from cobaya_cnnlens.simulate.stage import make_skies
+from cobaya_cnnlens.report import figures
+from cobaya_cnnlens.validate import coverage, tables
+from cobaya_cnnlens.validate.exhibits import PATCH, shown_patch
+from cobaya_cnnlens.validate.primary import measure_primary
 
 from .conftest import REPOSITORY
 from .written import Written, small
@@ -46,7 +47,7 @@ def made(camb_once, tmp_path_factory) -> Config:
         recipe = config.coverage_recipe(index, digest)
         arrays = {"auto": auto, "truth": auto}
         products.write_product(config.coverage_path(index), "coverage", recipe, arrays)
-    from cobaya_cnnlens.reconstruct.training import TrainingRun, training_recipe
+    from cobaya_cnnlens.pipeline.training import TrainingRun, training_recipe
 
     run = TrainingRun(config.training_directory, training_recipe(config))
     losses = {f"{v}{name}_loss": 1.0 for name in ("e", "kappa") for v in ("", "val_")}
@@ -107,14 +108,14 @@ def test_an_estimator_without_e_is_shown_without(made, monkeypatch):
         def reconstruct(self, q, u):
             return 0.1 * q
 
-    monkeypatch.setattr("cobaya_cnnlens.reconstruct.estimators.estimator_for", lambda _: Alone())
+    monkeypatch.setattr("cobaya_cnnlens.pipeline.estimators.estimator_for", lambda _: Alone())
     axes = figures.reconstruction_figure(made).axes
     assert sum(len(axis.get_images()) for axis in axes) == 3
 
 
 def test_training_of_q_and_u(made, tmp_path):
     """The other head's loss is drawn under its own name."""
-    from cobaya_cnnlens.reconstruct.training import TrainingRun, training_recipe
+    from cobaya_cnnlens.pipeline.training import TrainingRun, training_recipe
 
     network = made.network.model_copy(update={"polarisation": "qu"})
     config = made.model_copy(update={"network": network, "products": tmp_path})
@@ -179,7 +180,7 @@ def test_figures_need_no_display_and_leave_none_open(made, tmp_path):
     code = """
 import sys
 from pathlib import Path
-from cobaya_cnnlens.config import load_config
+from cobaya_cnnlens.pipeline.config import load_config
 from cobaya_cnnlens.report.figures import draw
 draw(load_config(sys.argv[1]), "spectra", Path(sys.argv[2]))
 assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
@@ -187,7 +188,7 @@ assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyp
     environment = {"MPLBACKEND": "TkAgg", "DISPLAY": ""}
     found = python(code, str(path), str(tmp_path / "a.png"), **environment)
     assert found.returncode == 0, found.stderr
-    command = "from cobaya_cnnlens.cli import run\nrun()"
+    command = "from cobaya_cnnlens.cli.main import run\nrun()"
     options = ["figure", str(path), "spectra", "--out", str(tmp_path / "b.png")]
     found = python(command, *options, **environment)
     assert found.returncode == 0, found.stderr

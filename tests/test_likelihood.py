@@ -7,13 +7,13 @@ from cobaya.log import LoggedError
 from cobaya.model import get_model
 
 import yaml
-from cobaya_cnnlens.emulated import EmulatedCAMB
-from cobaya_cnnlens.emulator import read_emulator
-from cobaya_cnnlens.likelihood import TOLERATED, WATCHED, CNNLens, Watch, data_digest
-from cobaya_cnnlens.model import BandpowerLikelihood
-from cobaya_cnnlens.release import read_release, shipped_releases, write_release
-from cobaya_cnnlens.selfcheck import CLASS_SETTINGS, theory_offset
-from cobaya_cnnlens.theory import convergence_from_potential
+from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
+from cobaya_cnnlens.likelihood.cnnlens import TOLERATED, WATCHED, CNNLens, Watch, data_digest
+from cobaya_cnnlens.likelihood.release import read_release, shipped_releases, write_release
+from cobaya_cnnlens.likelihood.selfcheck import CLASS_SETTINGS, theory_offset
+from cobaya_cnnlens.theory.camb import convergence_from_potential
+from cobaya_cnnlens.theory.emulated import EmulatedCAMB
+from cobaya_cnnlens.theory.emulator import read_emulator
 
 from .conftest import REPOSITORY
 
@@ -85,7 +85,7 @@ def coarse_release(release, tmp_path):
     """The synthetic release with CAMB's own spectra at accuracy 1 as its fiducial."""
     from dataclasses import replace
 
-    from cobaya_cnnlens.theory import CambSettings, Cosmology, compute_spectra, settings_record
+    from cobaya_cnnlens.theory.camb import CambSettings, Cosmology, compute_spectra, settings_record
 
     settings = CambSettings(lmax=1300, lens_potential_accuracy=1.0, halofit_version="mead2020")
     spectra = compute_spectra(Cosmology(), settings)
@@ -131,7 +131,7 @@ def test_class_reproduces_the_spectra_of_camb(release, fiducial):
     pytest.importorskip("classy")
     from dataclasses import replace
 
-    from cobaya_cnnlens.theory import CambSettings, Cosmology, settings_record
+    from cobaya_cnnlens.theory.camb import CambSettings, Cosmology, settings_record
 
     made = replace(
         release,
@@ -166,7 +166,7 @@ def test_class_reproduces_the_spectra_of_camb(release, fiducial):
     ],
 )
 def test_settings_of_class_that_differ(given, said):
-    from cobaya_cnnlens.selfcheck import different_settings
+    from cobaya_cnnlens.likelihood.selfcheck import different_settings
 
     made_with = {"halofit_version": "mead2020", "lens_potential_accuracy": 8.0}
     assert list(different_settings({"classy": {"extra_args": given}}, made_with)) == said
@@ -178,7 +178,7 @@ def test_a_theory_that_cannot_be_checked_is_told(coarse_release, monkeypatch, ca
     def fail(*_):
         raise ValueError("no such parameter")
 
-    monkeypatch.setattr("cobaya_cnnlens.likelihood.theory_offset", fail)
+    monkeypatch.setattr("cobaya_cnnlens.likelihood.cnnlens.theory_offset", fail)
     for check in (True, False):
         caplog.clear()
         with caplog.at_level("WARNING"):
@@ -450,7 +450,7 @@ def test_a_chain_is_not_resumed_with_other_data(tmp_path):
 
 
 def test_a_chain_is_not_resumed_with_another_emulator(tmp_path):
-    from cobaya_cnnlens.emulator import write_emulator
+    from cobaya_cnnlens.theory.emulator import write_emulator
 
     made = read_emulator("lcdm")
     write_emulator(made.tables, made.record, tmp_path / "e.npz")
@@ -570,7 +570,7 @@ def test_import_is_light():
     heavy = ("tensorflow", "keras", "healpy", "ducc0", "h5py", "snakemake", "pydantic")
     code = (
         "import sys, cobaya_cnnlens; cobaya_cnnlens.CNNLens; cobaya_cnnlens.NodeCAMB;"
-        "import cobaya_cnnlens.release;"
+        "import cobaya_cnnlens.likelihood.release;"
         f"print([m for m in {heavy} if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -22,12 +22,7 @@ import yaml
 from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate.assemble import make_calibrated_release
 from cobaya_cnnlens.calibrate.bandpowers import Bins
-from cobaya_cnnlens.calibrate.measure import MAP_BANDPOWERS, spectra_of
-from cobaya_cnnlens.calibrate.own_maps import MapSetup, check_separate, find_networks, is_release
-from cobaya_cnnlens.cli import app
-from cobaya_cnnlens.config import load_config
-from cobaya_cnnlens.errors import CNNLensError, MapError, NetworkError, ProductError, ReleaseError
-from cobaya_cnnlens.maps import (
+from cobaya_cnnlens.calibrate.maps import (
     AXES,
     PatchMaps,
     check_folder,
@@ -38,8 +33,15 @@ from cobaya_cnnlens.maps import (
     to_meridian,
     write_images,
 )
-from cobaya_cnnlens.model import BandpowerLikelihood
-from cobaya_cnnlens.release import read_release, write_release
+from cobaya_cnnlens.calibrate.measure import MAP_BANDPOWERS, spectra_of
+from cobaya_cnnlens.calibrate.own_maps import MapSetup, check_separate, find_networks, is_release
+from cobaya_cnnlens.cli.main import app
+from cobaya_cnnlens.errors import CNNLensError, MapError, NetworkError, ProductError, ReleaseError
+from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
+from cobaya_cnnlens.likelihood.release import read_release, write_release
+from cobaya_cnnlens.pipeline.config import load_config
+from cobaya_cnnlens.pipeline.observation import sky_noise
+from cobaya_cnnlens.pipeline.skies import make_skies
 from cobaya_cnnlens.simulate import shards
 from cobaya_cnnlens.simulate.instrument import (
     ARCMIN,
@@ -49,7 +51,6 @@ from cobaya_cnnlens.simulate.instrument import (
     cosine_mask,
     white_noise,
 )
-from cobaya_cnnlens.simulate.observation import sky_noise
 from cobaya_cnnlens.simulate.patches import (
     PatchGeometry,
     Pointing,
@@ -62,7 +63,6 @@ from cobaya_cnnlens.simulate.patches import (
 )
 from cobaya_cnnlens.simulate.periodic import PeriodicSkies
 from cobaya_cnnlens.simulate.skies import scale_alm, unit_alm
-from cobaya_cnnlens.simulate.stage import make_skies
 
 from .conftest import REPOSITORY, synthetic_release
 
@@ -1128,7 +1128,9 @@ def test_own_maps_to_a_posterior_from_a_wheel(installed, theory, tmp_path, kind)
 
 def test_what_is_wrong_is_told_before_anything_slow(tmp_path, monkeypatch):
     """The network, the folder and the options, each before a map is read."""
-    monkeypatch.setattr("cobaya_cnnlens.maps.read_maps", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr(
+        "cobaya_cnnlens.calibrate.maps.read_maps", lambda *_, **__: pytest.fail("read")
+    )
     content = yaml.safe_load((REPOSITORY / "training" / "config" / "test.yaml").read_text())
     content["products"] = str(tmp_path / "products")
     config = tmp_path / "c.yaml"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cobaya_cnnlens.errors import CNNLensError, SpectrumError
-from cobaya_cnnlens.model import (
+from cobaya_cnnlens.likelihood.bandpowers import (
     _FORMS,
     KAPPA,
     UNLENSED_E,
@@ -14,9 +14,9 @@ from cobaya_cnnlens.model import (
     _Bands,
     _candidates,
 )
-from cobaya_cnnlens.release import read_release
-from cobaya_cnnlens.statistics import hotelling_pte
-from cobaya_cnnlens.theory import convergence_from_potential, potential_from_convergence
+from cobaya_cnnlens.likelihood.release import read_release
+from cobaya_cnnlens.likelihood.statistics import hotelling_pte
+from cobaya_cnnlens.theory.camb import convergence_from_potential, potential_from_convergence
 
 from .conftest import synthetic_release
 from .test_properties import BY_BIN, COVARIANCES
@@ -42,7 +42,7 @@ def test_no_correction_at_the_fiducial(release):
 
 
 def test_chi2_is_the_closed_form(release):
-    from cobaya_cnnlens.statistics import hartlap_factor
+    from cobaya_cnnlens.likelihood.statistics import hartlap_factor
 
     data = release.bandpowers * np.linspace(0.9, 1.1, 5)
     likelihood = BandpowerLikelihood(replace(release, bandpowers=data), statistics="gaussian")
@@ -599,7 +599,11 @@ def test_calibration_errors_can_be_left_out(release):
 
 
 def test_log_likelihoods_of_the_three_statistics(release):
-    from cobaya_cnnlens.statistics import hartlap_factor, hotelling_pte, sellentin_heavens
+    from cobaya_cnnlens.likelihood.statistics import (
+        hartlap_factor,
+        hotelling_pte,
+        sellentin_heavens,
+    )
 
     spectra = changed(release, 0.1, 0.1)
     gaussian, hartlap, t = (

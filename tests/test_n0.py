@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from cobaya_cnnlens.cli import app
+from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.reconstruct.n0 import (
     Filter,
@@ -22,7 +22,7 @@ from cobaya_cnnlens.reconstruct.n0 import (
 from cobaya_cnnlens.reconstruct.n0_temperature import n0_temperature
 from cobaya_cnnlens.simulate.instrument import Instrument
 from cobaya_cnnlens.simulate.patches import PatchGeometry
-from cobaya_cnnlens.theory import CambSettings, Cosmology, temperature_spectra
+from cobaya_cnnlens.theory.camb import CambSettings, Cosmology, temperature_spectra
 
 REFERENCE = json.loads((Path(__file__).parent / "fixtures" / "n0_pytempura.json").read_text())
 L = np.array([300.0, 1000.0, 2000.0])

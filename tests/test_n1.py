@@ -5,17 +5,17 @@ import pytest
 from typer.testing import CliRunner
 
 from cobaya_cnnlens.calibrate.bandpowers import Bins, FlatSpectra
-from cobaya_cnnlens.calibrate.n1 import n1_eb
-from cobaya_cnnlens.cli import app
+from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError
-from cobaya_cnnlens.flat import mode_vectors
 from cobaya_cnnlens.reconstruct.n0 import Filter, n0_eb, response_eb
 from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
-from cobaya_cnnlens.report import analytic
 from cobaya_cnnlens.simulate.instrument import Instrument
+from cobaya_cnnlens.simulate.modes import mode_vectors
 from cobaya_cnnlens.simulate.patches import PatchGeometry
 from cobaya_cnnlens.simulate.periodic import PeriodicSkies
-from cobaya_cnnlens.theory import CambSettings, Cosmology, gradient_spectra
+from cobaya_cnnlens.theory.camb import CambSettings, Cosmology, gradient_spectra
+from cobaya_cnnlens.validate import analytic
+from cobaya_cnnlens.validate.n1 import n1_eb
 
 GEOMETRY = PatchGeometry(size_deg=5.0, n_pixels=128, pad=0)
 INSTRUMENT, BAND = Instrument(1.0, 1.0), Filter(72, 4000)

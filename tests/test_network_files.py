@@ -9,8 +9,9 @@ import h5py
 import numpy as np
 import pytest
 
-from cobaya_cnnlens.config import load_config
 from cobaya_cnnlens.errors import NetworkError
+from cobaya_cnnlens.likelihood.release import read_release
+from cobaya_cnnlens.pipeline.config import load_config
 from cobaya_cnnlens.reconstruct.files import (
     check_network,
     check_trained,
@@ -20,7 +21,6 @@ from cobaya_cnnlens.reconstruct.files import (
     read_network,
     training_recipe,
 )
-from cobaya_cnnlens.release import read_release
 
 from .conftest import REPOSITORY, write_network
 

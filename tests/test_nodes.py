@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from cobaya.log import LoggedError
 
-from cobaya_cnnlens import nodes
-from cobaya_cnnlens.nodes import NodeCAMB, NodeFiles
-from cobaya_cnnlens.theory import sigma8
+from cobaya_cnnlens.theory import nodes
+from cobaya_cnnlens.theory.camb import sigma8
+from cobaya_cnnlens.theory.nodes import NodeCAMB, NodeFiles
 
 LMAX = 300
 COSMOLOGY = {"omch2": 0.1185, "ombh2": 0.0222, "As": 2.21e-9, "ns": 0.9624, "H0": 67.94}

@@ -12,7 +12,16 @@ import scipy.fft
 from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate.bandpowers import e_and_b
 from cobaya_cnnlens.calibrate.measure import measure_skies, spectra_of
-from cobaya_cnnlens.calibrate.nulls import (
+from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
+from cobaya_cnnlens.pipeline.config import Config, load_config
+from cobaya_cnnlens.pipeline.observation import observe_sky
+from cobaya_cnnlens.pipeline.skies import make_skies, spectra_for
+from cobaya_cnnlens.reconstruct.n0 import Filter
+from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
+from cobaya_cnnlens.report.figures import draw
+from cobaya_cnnlens.simulate import patches, shards
+from cobaya_cnnlens.simulate.instrument import Instrument, cosine_mask
+from cobaya_cnnlens.validate.null_inputs import (
     NULLS,
     NullBench,
     beyond_mask,
@@ -22,16 +31,7 @@ from cobaya_cnnlens.calibrate.nulls import (
     measure_nulls,
     turned,
 )
-from cobaya_cnnlens.config import Config, load_config
-from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
-from cobaya_cnnlens.reconstruct.n0 import Filter
-from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
-from cobaya_cnnlens.report.figures import draw
-from cobaya_cnnlens.report.nulls import ROUNDING, format_nulls, null_test, nulls_table
-from cobaya_cnnlens.simulate import patches, shards
-from cobaya_cnnlens.simulate.instrument import Instrument, cosine_mask
-from cobaya_cnnlens.simulate.observation import observe_sky
-from cobaya_cnnlens.simulate.stage import make_skies, spectra_for
+from cobaya_cnnlens.validate.nulls import ROUNDING, format_nulls, null_test, nulls_table
 
 from .conftest import REPOSITORY, write_network
 

@@ -11,7 +11,7 @@ from cobaya_cnnlens.simulate.instrument import cosine_mask
 from cobaya_cnnlens.simulate.patches import PatchGeometry
 from cobaya_cnnlens.simulate.shards import draw_sky
 from cobaya_cnnlens.simulate.skies import scale_alm, unit_alm
-from cobaya_cnnlens.theory import Spectra, lensed_polarisation
+from cobaya_cnnlens.theory.camb import Spectra, lensed_polarisation
 
 LMAX = 2500
 

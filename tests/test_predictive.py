@@ -10,9 +10,9 @@ from scipy.integrate import quad
 
 import yaml
 from cobaya_cnnlens.errors import CNNLensError
-from cobaya_cnnlens.model import BandpowerLikelihood
+from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.report.posteriors import _label, _truth, load_chain
-from cobaya_cnnlens.report.predictive import draw_predictive, predictive, predictive_p
+from cobaya_cnnlens.validate.predictive import draw_predictive, predictive, predictive_p
 
 from .conftest import REPOSITORY, synthetic_release
 
@@ -105,7 +105,7 @@ def test_a_chain_is_reproduced(chain, tmp_path):
     """µ is that of the chain's own run: χ² of every sample is, and p is the mean of the PTEs that
     the chain holds; the band holds about 68% and 95% of replicated data by construction, and widens
     the likelihood's own errors by the posterior's width."""
-    from cobaya_cnnlens.release import read_release
+    from cobaya_cnnlens.likelihood.release import read_release
 
     check = predictive(chain, samples=300)
     assert check.difference < 1e-3

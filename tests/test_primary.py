@@ -8,8 +8,16 @@ from scipy import stats
 from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate.bandpowers import Bins, FlatSpectra, e_and_b, pure_b
 from cobaya_cnnlens.calibrate.measure import spectra_of
-from cobaya_cnnlens.calibrate.primary import KIND as PRIMARY
-from cobaya_cnnlens.calibrate.primary import (
+from cobaya_cnnlens.calibrate.windows import expected_e_and_b, expected_pure_b
+from cobaya_cnnlens.errors import CNNLensError
+from cobaya_cnnlens.pipeline.config import Config
+from cobaya_cnnlens.pipeline.observation import ObservedPatches, observe_sky
+from cobaya_cnnlens.pipeline.skies import make_skies
+from cobaya_cnnlens.simulate.instrument import Instrument, convolve_beam, cosine_mask
+from cobaya_cnnlens.simulate.modes import mode_vectors
+from cobaya_cnnlens.simulate.patches import PatchGeometry
+from cobaya_cnnlens.validate.primary import KIND as PRIMARY
+from cobaya_cnnlens.validate.primary import (
     joint_covariance,
     measure_primary,
     path_of,
@@ -18,14 +26,6 @@ from cobaya_cnnlens.calibrate.primary import (
     recipe_of,
     write_joint,
 )
-from cobaya_cnnlens.calibrate.windows import expected_e_and_b, expected_pure_b
-from cobaya_cnnlens.config import Config
-from cobaya_cnnlens.errors import CNNLensError
-from cobaya_cnnlens.flat import mode_vectors
-from cobaya_cnnlens.simulate.instrument import Instrument, convolve_beam, cosine_mask
-from cobaya_cnnlens.simulate.observation import ObservedPatches, observe_sky
-from cobaya_cnnlens.simulate.patches import PatchGeometry
-from cobaya_cnnlens.simulate.stage import make_skies
 
 from .written import HASH, N_BINS, PER_SKY, Written, covariance_of_mean, small
 

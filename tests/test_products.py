@@ -208,7 +208,7 @@ def test_every_command_that_a_message_names_exists():
     """And every kind of product has one."""
     from typer.main import get_command
 
-    from cobaya_cnnlens.cli import app
+    from cobaya_cnnlens.cli.main import app
 
     for text in products.COMMANDS.values():
         command = get_command(app)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cobaya_cnnlens.errors import CNNLensError
-from cobaya_cnnlens.model import BandpowerLikelihood
-from cobaya_cnnlens.release import Release, read_release, write_release
+from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
+from cobaya_cnnlens.likelihood.release import Release, read_release, write_release
 
 from .conftest import synthetic_release
 from .fuzz_release import fuzz

@@ -8,7 +8,6 @@ import pytest
 import scipy.fft
 
 from cobaya_cnnlens.calibrate.bandpowers import Bins, FlatSpectra
-from cobaya_cnnlens.flat import mode_vectors
 from cobaya_cnnlens.reconstruct import iterative
 from cobaya_cnnlens.reconstruct.iterative import WienerEstimator
 from cobaya_cnnlens.reconstruct.n0 import (
@@ -20,6 +19,7 @@ from cobaya_cnnlens.reconstruct.n0 import (
 )
 from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
 from cobaya_cnnlens.simulate.instrument import Instrument, cosine_mask
+from cobaya_cnnlens.simulate.modes import mode_vectors
 from cobaya_cnnlens.simulate.patches import PatchGeometry
 from cobaya_cnnlens.simulate.periodic import Box, PeriodicSkies
 

@@ -84,7 +84,7 @@ def test_forms_are_those_of_the_command(command):
     """A command with something to fill in exists, and has the options it is quoted with."""
     from typer.testing import CliRunner
 
-    from cobaya_cnnlens.cli import app
+    from cobaya_cnnlens.cli.main import app
 
     assert PLACEHOLDER.search(command) or len(command.split()) <= 3
     name, options = options_of(command)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cobaya_cnnlens.errors import ReleaseError
-from cobaya_cnnlens.release import (
+from cobaya_cnnlens.likelihood.release import (
     Release,
     from_document,
     read_release,

@@ -12,18 +12,17 @@ import pytest
 from typer.testing import CliRunner
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate import exhibits
 from cobaya_cnnlens.calibrate.measure import spectra_of
-from cobaya_cnnlens.cli import app
-from cobaya_cnnlens.config import load_study
+from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError, NetworkError
+from cobaya_cnnlens.pipeline.config import load_study
+from cobaya_cnnlens.pipeline.observation import ObservedPatches
 from cobaya_cnnlens.reconstruct.files import estimator_hash
-from cobaya_cnnlens.report import tables
 from cobaya_cnnlens.report.inference_sections import weights_in
 from cobaya_cnnlens.report.material import Material, load_plan
 from cobaya_cnnlens.report.page import Measured
 from cobaya_cnnlens.report.paper import verdict
-from cobaya_cnnlens.simulate.observation import ObservedPatches
+from cobaya_cnnlens.validate import exhibits, tables
 
 from .conftest import REPOSITORY, write_network
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from cobaya_cnnlens.errors import NetworkError
+from cobaya_cnnlens.pipeline.training import save_atomically
 from cobaya_cnnlens.reconstruct.files import check_network, network_hash, networks_hash
 from cobaya_cnnlens.reconstruct.resunet import (
     SYMMETRIES,
@@ -16,7 +17,6 @@ from cobaya_cnnlens.reconstruct.resunet import (
     network_estimator,
     undo_symmetry,
 )
-from cobaya_cnnlens.reconstruct.training import save_atomically
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from cobaya_cnnlens.errors import ReleaseError
-from cobaya_cnnlens.release import (
+from cobaya_cnnlens.likelihood.release import (
     DATA_DIRECTORY,
     from_document,
     seal,

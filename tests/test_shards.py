@@ -10,13 +10,14 @@ import healpy
 import numpy as np
 import pytest
 
-from cobaya_cnnlens.config import Config
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
-from cobaya_cnnlens.simulate import patches, shards, stage
+from cobaya_cnnlens.pipeline import skies as stage
+from cobaya_cnnlens.pipeline.config import Config
+from cobaya_cnnlens.pipeline.observation import observe_sky, sky_noise
+from cobaya_cnnlens.simulate import patches, shards
 from cobaya_cnnlens.simulate.instrument import convolve_beam, cosine_mask
-from cobaya_cnnlens.simulate.observation import observe_sky, sky_noise
 from cobaya_cnnlens.simulate.skies import scale_alm
-from cobaya_cnnlens.theory import Spectra
+from cobaya_cnnlens.theory.camb import Spectra
 
 
 @pytest.fixture

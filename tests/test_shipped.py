@@ -5,13 +5,13 @@ import pytest
 from scipy.interpolate import CubicSpline
 
 from cobaya_cnnlens.calibrate.measure import measure_skies, read_bandpowers
-from cobaya_cnnlens.config import load_config
-from cobaya_cnnlens.model import BandpowerLikelihood
+from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
+from cobaya_cnnlens.likelihood.release import read_release, shipped_releases
+from cobaya_cnnlens.likelihood.statistics import chi2_pte, inverse_covariance
+from cobaya_cnnlens.pipeline.config import load_config
+from cobaya_cnnlens.pipeline.skies import make_skies
 from cobaya_cnnlens.reconstruct.files import check_network, network_hash
-from cobaya_cnnlens.release import read_release, shipped_releases
-from cobaya_cnnlens.simulate.stage import make_skies
-from cobaya_cnnlens.statistics import chi2_pte, inverse_covariance
-from cobaya_cnnlens.theory import CambSettings, Cosmology
+from cobaya_cnnlens.theory.camb import CambSettings, Cosmology
 
 from .conftest import REPOSITORY
 

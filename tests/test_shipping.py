@@ -8,17 +8,16 @@ from typer.testing import CliRunner
 
 import yaml
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate import primary
 from cobaya_cnnlens.calibrate.assemble import make_release
 from cobaya_cnnlens.calibrate.measure import read_bandpowers
 from cobaya_cnnlens.calibrate.shipping import ship_products
-from cobaya_cnnlens.cli import app
-from cobaya_cnnlens.config import load_config
+from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, NetworkError, ProductError
+from cobaya_cnnlens.likelihood.release import NUISANCES
+from cobaya_cnnlens.pipeline.config import load_config
 from cobaya_cnnlens.reconstruct.files import estimator_hash, training_recipe
-from cobaya_cnnlens.release import NUISANCES
-from cobaya_cnnlens.report import tables
-from cobaya_cnnlens.report.forecast import forecast
+from cobaya_cnnlens.validate import primary, tables
+from cobaya_cnnlens.validate.forecast import forecast
 
 from .conftest import REPOSITORY, write_network
 

@@ -4,7 +4,7 @@ from scipy import stats
 
 from cobaya_cnnlens.calibrate.covariance import mean_covariance, sample_covariance
 from cobaya_cnnlens.errors import CNNLensError
-from cobaya_cnnlens.statistics import (
+from cobaya_cnnlens.likelihood.statistics import (
     chi2_pte,
     hartlap_factor,
     hotelling_pte,

@@ -11,12 +11,20 @@ from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate.assemble import calibration_of, make_release
 from cobaya_cnnlens.calibrate.measure import signal_bandpowers, spectra_of
 from cobaya_cnnlens.calibrate.windows import bandpower_windows
-from cobaya_cnnlens.config import Config
 from cobaya_cnnlens.errors import CNNLensError
-from cobaya_cnnlens.model import BandpowerLikelihood
+from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
+from cobaya_cnnlens.likelihood.statistics import inverse_covariance
+from cobaya_cnnlens.pipeline.config import Config
+from cobaya_cnnlens.pipeline.skies import spectra_for
 from cobaya_cnnlens.reconstruct.n0 import n0_iterated
-from cobaya_cnnlens.report import tables
-from cobaya_cnnlens.report.coverage import (
+from cobaya_cnnlens.report.text import (
+    format_comparison,
+    format_coverage,
+    format_forecasts,
+    format_residual,
+)
+from cobaya_cnnlens.validate import tables
+from cobaya_cnnlens.validate.coverage import (
     CoverageTable,
     SimulatedRanks,
     coverage_table,
@@ -24,8 +32,8 @@ from cobaya_cnnlens.report.coverage import (
     ranks,
     simulate_ranks,
 )
-from cobaya_cnnlens.report.forecast import forecast
-from cobaya_cnnlens.report.tables import (
+from cobaya_cnnlens.validate.forecast import forecast
+from cobaya_cnnlens.validate.tables import (
     Omch2Likelihood,
     compare,
     noise_table,
@@ -34,14 +42,6 @@ from cobaya_cnnlens.report.tables import (
     recovered_omch2,
     residual_table,
 )
-from cobaya_cnnlens.report.text import (
-    format_comparison,
-    format_coverage,
-    format_forecasts,
-    format_residual,
-)
-from cobaya_cnnlens.simulate.stage import spectra_for
-from cobaya_cnnlens.statistics import inverse_covariance
 
 from . import written as written_by_hand
 from .conftest import synthetic_release

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cobaya_cnnlens.theory import (
+from cobaya_cnnlens.theory.camb import (
     CambSettings,
     Cosmology,
     compute_spectra,
@@ -39,7 +39,7 @@ def test_convergence_against_limber(fiducial):
     does not use at these L for the lensing potential."""
     import camb
 
-    from cobaya_cnnlens.theory import camb_parameters
+    from cobaya_cnnlens.theory.camb import camb_parameters
 
     parameters = camb_parameters(Cosmology(), CambSettings(lens_potential_accuracy=1.0))
     results = camb.get_background(parameters)

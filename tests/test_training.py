@@ -8,13 +8,14 @@ import keras
 import numpy as np
 import pytest
 
-from cobaya_cnnlens.config import Phase
 from cobaya_cnnlens.errors import NetworkError, ProductError
-from cobaya_cnnlens.flat import mode_vectors, polarisation_angles
-from cobaya_cnnlens.reconstruct import resunet, training
+from cobaya_cnnlens.pipeline import training
+from cobaya_cnnlens.pipeline.config import Phase
+from cobaya_cnnlens.pipeline.skies import spectra_for
+from cobaya_cnnlens.reconstruct import resunet
 from cobaya_cnnlens.simulate.instrument import cosine_mask
+from cobaya_cnnlens.simulate.modes import mode_vectors, polarisation_angles
 from cobaya_cnnlens.simulate.shards import FIELDS, write_shard
-from cobaya_cnnlens.simulate.stage import spectra_for
 
 
 @pytest.fixture
@@ -163,7 +164,7 @@ def test_a_stopped_run_goes_on_and_ends_where_it_would_have(tiny, tmp_path, eage
 EAGER_COMMAND = """
 import tensorflow
 tensorflow.config.run_functions_eagerly(True)
-from cobaya_cnnlens.cli import run
+from cobaya_cnnlens.cli.main import run
 run()
 """
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate.measure import signal_bandpowers
-from cobaya_cnnlens.config import load_config
-from cobaya_cnnlens.release import NUISANCES
-from cobaya_cnnlens.simulate.stage import spectra_for
+from cobaya_cnnlens.likelihood.release import NUISANCES
+from cobaya_cnnlens.pipeline.config import load_config
+from cobaya_cnnlens.pipeline.skies import spectra_for
 
 from .conftest import REPOSITORY
 

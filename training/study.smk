@@ -5,7 +5,7 @@
 import re
 from pathlib import Path
 
-from cobaya_cnnlens.config import load_study
+from cobaya_cnnlens.pipeline.config import load_study
 from snakemake.exceptions import WorkflowError
 
 if "study" not in config:

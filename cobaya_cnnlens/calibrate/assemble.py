@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__, products
-from ..config import Config
-from ..release import NUISANCES, Release, seal, to_document
-from ..simulate.stage import spectra_for
-from ..theory import settings_record
+from ..likelihood.release import NUISANCES, Release, seal, to_document
+from ..pipeline.config import Config
+from ..pipeline.skies import spectra_for
+from ..theory.camb import settings_record
 from . import curvature, derivatives
 from .covariance import mean_covariance, sample_covariance
 from .measure import PatchBandpowers, read_bandpowers, spectra_of
@@ -209,8 +209,8 @@ def make_releases(
 def make_data_release(
     config: Config, network_hash: str, bandpowers: str | Path | Iterable[str | Path], name: str
 ) -> Release:
-    """The release of a user's own maps, from the bandpowers that :mod:`cobaya_cnnlens.maps` wrote,
-    in one file or in several that make one survey.
+    """The release of a user's own maps, from the bandpowers that :mod:`.maps` wrote, in one file or
+    in several that make one survey.
 
     Raises
     ------

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import CNNLensError
-from ..flat import mode_vectors, polarisation_angles, pure_b_modes
+from ..simulate.modes import mode_vectors, polarisation_angles, pure_b_modes
 from ..simulate.patches import PatchGeometry
 
 
@@ -116,5 +116,5 @@ def e_and_b(spectra: FlatSpectra, q: np.ndarray, u: np.ndarray) -> tuple[np.ndar
 
 def pure_b(spectra: FlatSpectra, q: np.ndarray, u: np.ndarray) -> np.ndarray:
     """Modes of pure B of *unmasked* Q, U (n_patches, n, n), (n_patches, n, n//2 + 1); see
-    :func:`cobaya_cnnlens.flat.pure_b_modes`."""
+    :func:`cobaya_cnnlens.simulate.modes.pure_b_modes`."""
     return pure_b_modes(q, u, spectra.mask, spectra.geometry.pixel)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from .. import products
-from ..config import Config
+from ..pipeline.config import Config
 from ..reconstruct import Estimator
 from .derivatives import Bench
 

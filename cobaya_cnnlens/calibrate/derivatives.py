@@ -21,14 +21,14 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import products
-from ..config import Config
+from ..pipeline.config import Config
+from ..pipeline.observation import sky_noise
+from ..pipeline.skies import spectra_for
 from ..reconstruct import Estimator
 from ..simulate import patches, shards
 from ..simulate.instrument import convolve_beam, cosine_mask
-from ..simulate.observation import sky_noise
 from ..simulate.skies import scale_alm
-from ..simulate.stage import spectra_for
-from ..theory import Cosmology
+from ..theory.camb import Cosmology
 from .bandpowers import FlatSpectra
 from .measure import spectra_of
 

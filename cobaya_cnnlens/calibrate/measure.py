@@ -9,11 +9,11 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import products
-from ..config import Config
 from ..errors import CNNLensError
+from ..pipeline.config import Config
+from ..pipeline.observation import observe_sky
 from ..reconstruct import Estimator
 from ..simulate.instrument import cosine_mask
-from ..simulate.observation import observe_sky
 from .bandpowers import Bins, FlatSpectra
 from .windows import bandpower_windows
 

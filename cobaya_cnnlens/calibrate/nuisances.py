@@ -19,12 +19,12 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import products
-from ..config import Config
 from ..errors import CNNLensError
+from ..likelihood.release import NUISANCES
+from ..pipeline.config import Config
+from ..pipeline.observation import observe_sky
 from ..reconstruct import Estimator
-from ..release import NUISANCES
 from ..simulate.instrument import Systematics
-from ..simulate.observation import observe_sky
 from .measure import read_bandpowers, spectra_of
 from .response import standard_error
 

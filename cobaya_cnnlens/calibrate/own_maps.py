@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from .. import products
-from ..config import ALGORITHM, Config
 from ..errors import MapError, NetworkError, ProductError, ReleaseError
+from ..likelihood.release import DATA_DIRECTORY, Release, shipped_releases
+from ..pipeline.config import ALGORITHM, Config
+from ..pipeline.skies import spectra_for
 from ..reconstruct.files import check_network, network_hash
-from ..release import DATA_DIRECTORY, Release, shipped_releases
 from ..simulate.instrument import Instrument, cosine_mask
 from ..simulate.patches import PatchGeometry
-from ..simulate.stage import spectra_for
-from ..theory import Spectra, lensed_polarisation
+from ..theory.camb import Spectra, lensed_polarisation
 from .bandpowers import Bins, FlatSpectra
 from .measure import MAP_BANDPOWERS
 
@@ -207,7 +207,7 @@ class MapBandpowers:
 def read_map_bandpowers(
     paths: str | Path | Iterable[str | Path], recipe: dict, size_deg: float, calibration: str
 ) -> MapBandpowers:
-    """The bandpowers that :func:`cobaya_cnnlens.maps.reconstruct_maps` wrote, of one file or of
+    """The bandpowers that :func:`.maps.reconstruct_maps` wrote, of one file or of
     several that make one survey.
 
     Parameters

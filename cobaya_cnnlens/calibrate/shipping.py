@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .. import products
-from ..config import Config
 from ..errors import ConfigError, ProductError
+from ..pipeline.config import Config
 from ..reconstruct.files import shipped_recipe
-from . import curvature, derivatives, measure, nuisances, primary
+from ..validate import primary
+from . import curvature, derivatives, measure, nuisances
 
 Entry = tuple[str, str, Path, dict]
 

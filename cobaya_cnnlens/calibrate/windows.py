@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..flat import mode_vectors, polarisation_angles
+from ..simulate.modes import mode_vectors, polarisation_angles
 from .bandpowers import FlatSpectra
 
 

@@ -17,11 +17,11 @@ import h5py
 import numpy as np
 
 from ..errors import NetworkError
+from ..likelihood.release import Release
 from ..products import SHIPPED, differences, identity_of, open_product
-from ..release import Release
 
 if TYPE_CHECKING:
-    from ..config import Config
+    from ..pipeline.config import Config
 
 CLASS = "cobaya_cnnlens>ResUNet"
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
@@ -215,7 +215,7 @@ def training_differences(found: Mapping, wanted: Mapping) -> list[str]:
 
 
 def _completed(recipe: Mapping) -> dict:
-    from ..config import Network, Training
+    from ..pipeline.config import Network, Training
     from ..simulate.instrument import Instrument
 
     recipe = json.loads(json.dumps(recipe))

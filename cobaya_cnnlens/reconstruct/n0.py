@@ -23,7 +23,7 @@ import numpy as np
 from ..errors import CNNLensError
 from ..simulate.instrument import ARCMIN, Instrument
 from ..simulate.patches import PatchGeometry
-from ..theory import Spectra
+from ..theory.camb import Spectra
 
 
 @dataclass(frozen=True)

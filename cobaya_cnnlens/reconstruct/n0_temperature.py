@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import CNNLensError
 from ..simulate.instrument import Instrument
-from ..theory import Spectra, TemperatureSpectra
+from ..theory.camb import Spectra, TemperatureSpectra
 from .n0 import Filter, Plane, phi_to_convergence, polarisation_noise
 
 

@@ -27,7 +27,7 @@ from ..errors import CNNLensError
 from ..simulate.instrument import ARCMIN, Instrument
 from ..simulate.patches import PatchGeometry
 from ..simulate.periodic import Box, Displaced
-from ..theory import Spectra
+from ..theory.camb import Spectra
 from .n0 import band_of, delensing_passes
 from .wiener import WienerFilter
 

@@ -14,11 +14,11 @@ from __future__ import annotations
 import numpy as np
 import scipy.fft
 
-from ..flat import pure_b_modes
 from ..simulate.instrument import Instrument
+from ..simulate.modes import pure_b_modes
 from ..simulate.patches import PatchGeometry
 from ..simulate.periodic import Box
-from ..theory import Spectra
+from ..theory.camb import Spectra
 from .n0 import Filter, band_of, n0_eb, polarisation_noise
 
 # Which of E and B is filtered by 1/(C + N), and which by C/(C + N).

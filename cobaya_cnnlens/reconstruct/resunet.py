@@ -13,8 +13,8 @@ import keras
 import numpy as np
 from keras import layers
 
-from ..config import Config
 from ..errors import NetworkError
+from ..pipeline.config import Config
 from .files import read_network
 
 # The noise rms (µK per pixel) where its logarithmic input turns linear; 1 µK′ is 0.43.

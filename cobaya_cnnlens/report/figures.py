@@ -10,22 +10,22 @@ from matplotlib.figure import Figure
 
 from ..calibrate.assemble import calibration_of, make_release, read_derivatives
 from ..calibrate.bandpowers import e_and_b
-from ..calibrate.exhibits import reconstruct_all, shown_patch
 from ..calibrate.measure import read_bandpowers, signal_bandpowers, spectra_of
 from ..calibrate.nuisances import read_nuisances
-from ..calibrate.primary import read_joint
 from ..calibrate.response import standard_error
 from ..calibrate.windows import expected_e_and_b
-from ..config import Config
 from ..errors import CNNLensError
+from ..likelihood.release import NUISANCES
+from ..pipeline.config import Config
+from ..pipeline.observation import observe_sky
+from ..pipeline.skies import spectra_for
 from ..reconstruct.files import estimator_hash
-from ..release import NUISANCES
-from ..simulate.observation import observe_sky
-from ..simulate.stage import spectra_for
-from ..theory import lensed_polarisation
-from .coverage import CoverageTable, coverage_table
+from ..theory.camb import lensed_polarisation
+from ..validate.coverage import CoverageTable, coverage_table
+from ..validate.exhibits import reconstruct_all, shown_patch
+from ..validate.primary import read_joint
+from ..validate.tables import noise_table
 from .nulls_figure import nulls_figure
-from .tables import noise_table
 
 DPI = 130
 
@@ -116,7 +116,7 @@ def sky_figure(config: Config):
 
 def training_figure(config: Config):
     """Loss against epoch, training and validation, of κ and of E, or of Q and U."""
-    from ..reconstruct.training import TrainingRun, training_recipe
+    from ..pipeline.training import TrainingRun, training_recipe
 
     run = TrainingRun(config.training_directory, training_recipe(config))
     if not run.history:
@@ -144,7 +144,7 @@ def training_figure(config: Config):
 
 def reconstruction_figure(config: Config):
     """κ, κ̂ and E, Ê of one test patch with their differences; κ alone where there is no Ê."""
-    from ..reconstruct.estimators import estimator_for
+    from ..pipeline.estimators import estimator_for
 
     seen = observe_sky(config, "test", 0)
     patch = shown_patch(len(seen.q))

@@ -8,11 +8,11 @@ from pathlib import Path
 from ..calibrate.assemble import make_release
 from ..errors import CNNLensError, NetworkError
 from ..reconstruct.files import estimator_hash, read_network
+from ..validate.tables import compare, noise_table, null_significance, recovered_omch2
 from . import paper, pictures
 from .material import Material
 from .page import Measured, Missing, Picture, Section, Table
 from .sections import MERGE, level_of
-from .tables import compare, noise_table, null_significance, recovered_omch2
 
 
 def cosmology(material: Material, section: Section) -> None:
@@ -124,8 +124,8 @@ def read_history(path: Path) -> list[dict]:
 
 
 def coverage(material: Material, section: Section) -> None:
-    from ..release import read_release
-    from .coverage import INTERVALS, coverage_table
+    from ..likelihood.release import read_release
+    from ..validate.coverage import INTERVALS, coverage_table
     from .figures import draw_coverage
 
     config = material.config(material.plan.coverage)

@@ -7,11 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from ..calibrate.exhibits import Exhibit, read_exhibit
-from ..config import Config, load_as, load_config, load_study
 from ..errors import ConfigError
+from ..pipeline.config import Config, load_as, load_config, load_study
 from ..reconstruct.files import estimator_hash
-from .tables import NoiseTable, noise_table
+from ..validate.exhibits import Exhibit, read_exhibit
+from ..validate.tables import NoiseTable, noise_table
 
 
 @dataclass(frozen=True)

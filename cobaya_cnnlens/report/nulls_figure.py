@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from ..calibrate.nulls import NULLS
-from ..config import Config
 from ..errors import CNNLensError
+from ..pipeline.config import Config
 from ..reconstruct.files import estimator_hash
-from .nulls import nulls_table
+from ..validate.null_inputs import NULLS
+from ..validate.nulls import nulls_table
 
 
 def nulls_figure(config: Config):

@@ -6,10 +6,10 @@ import io
 
 import numpy as np
 
-from ..calibrate.exhibits import Exhibit
+from ..validate.exhibits import Exhibit
+from ..validate.nulls import PowerRatio
+from ..validate.tables import NoiseTable
 from .figures import draw_map, subplots
-from .nulls import PowerRatio
-from .tables import NoiseTable
 
 # Maps of noise are files as large as their pixels are many.
 DPI, MAPS_DPI = 110, 70

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 import yaml
 
 from ..errors import CNNLensError
-from ..release import read_release
+from ..likelihood.release import read_release
 
 LIKELIHOOD = "cobaya_cnnlens.CNNLens"
 

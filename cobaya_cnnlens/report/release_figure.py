@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..release import Release
+from ..likelihood.release import Release
 
 DPI = 130
 

@@ -11,16 +11,16 @@ from collections.abc import Callable
 import numpy as np
 
 from ..calibrate.measure import read_bandpowers
-from ..config import Config
 from ..errors import CNNLensError
+from ..pipeline.config import Config
+from ..pipeline.skies import spectra_for
 from ..reconstruct.files import estimator_hash
 from ..reconstruct.n0 import delensed_part
-from ..simulate.stage import spectra_for
+from ..validate.nulls import nulls_table
+from ..validate.tables import compare
 from . import paper, pictures
 from .material import Material
-from .nulls import nulls_table
 from .page import Measured, Missing, Picture, Section, Table
-from .tables import compare
 
 # Bins taken together where curves and tables are shown, and the range of L in which an estimator
 # is said to be below another.

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..release import NUISANCES, Release
+from ..likelihood.release import NUISANCES, Release
 
 if TYPE_CHECKING:
     from ..calibrate.nuisances import NuisanceCheck
-    from ..calibrate.primary import JointCovariance
-    from ..config import Config
-    from ..emulation import Errors
-    from .coverage import CoverageTable
-    from .forecast import Forecast
-    from .predictive import Predictive
-    from .tables import Comparison, NoiseTable, PointsTable, ResidualTable
+    from ..pipeline.config import Config
+    from ..pipeline.emulation import Errors
+    from ..validate.coverage import CoverageTable
+    from ..validate.forecast import Forecast
+    from ..validate.predictive import Predictive
+    from ..validate.primary import JointCovariance
+    from ..validate.tables import Comparison, NoiseTable, PointsTable, ResidualTable
 
 
 def describe_release(release: Release) -> str:
@@ -247,7 +247,7 @@ def format_points(group: str, table: PointsTable) -> str:
 def format_coverage(table: CoverageTable) -> str:
     """Coverage of posteriors of ω_c, with errors of resampled skies, beside what simulated sets of
     surveys with the calibration's own error give."""
-    from .coverage import INTERVALS
+    from ..validate.coverage import INTERVALS
 
     low, high = table.prior
     bias, error = table.bias()
@@ -290,7 +290,7 @@ def format_recovery(
     config: Config, network_hash: str, releases: dict[str, Release], patches_each: int
 ) -> str:
     """Recovered ω_c with and without the noise-debias derivatives, and the null test."""
-    from .tables import null_significance, recovered_omch2
+    from ..validate.tables import null_significance, recovered_omch2
 
     lines = [
         "survey      debias     patches    truth     mean      +-        (mean-truth)/+-  scatter  "

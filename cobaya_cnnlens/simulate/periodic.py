@@ -9,7 +9,7 @@ import ducc0
 import numpy as np
 import scipy.fft
 
-from ..theory import Spectra
+from ..theory.camb import Spectra
 from .instrument import ARCMIN, Instrument
 from .patches import PatchGeometry
 

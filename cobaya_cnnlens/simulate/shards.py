@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import products
 from ..errors import CNNLensError
-from ..theory import Spectra
+from ..theory.camb import Spectra
 from . import patches
 from .patches import PatchGeometry
 from .skies import scale_alm, seed_sequence, unit_alm

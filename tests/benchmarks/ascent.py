@@ -13,11 +13,11 @@ from time import process_time
 import numpy as np
 
 from cobaya_cnnlens.calibrate.measure import spectra_of
-from cobaya_cnnlens.config import load_config
+from cobaya_cnnlens.pipeline.config import load_config
+from cobaya_cnnlens.pipeline.observation import observe_sky
+from cobaya_cnnlens.pipeline.skies import make_skies, spectra_for
 from cobaya_cnnlens.reconstruct.iterative import WienerEstimator
 from cobaya_cnnlens.reconstruct.probable import ProbableLensing
-from cobaya_cnnlens.simulate.observation import observe_sky
-from cobaya_cnnlens.simulate.stage import make_skies, spectra_for
 
 PASSES = 7
 n = int(sys.argv[1]) if len(sys.argv) > 1 else 120

@@ -15,10 +15,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from cobaya_cnnlens.export import export_release, linear_model
-from cobaya_cnnlens.model import BandpowerLikelihood
-from cobaya_cnnlens.release import read_release
-from cobaya_cnnlens.theory import CambSettings, Cosmology, compute_spectra
+from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
+from cobaya_cnnlens.likelihood.export import export_release, linear_model
+from cobaya_cnnlens.likelihood.release import read_release
+from cobaya_cnnlens.theory.camb import CambSettings, Cosmology, compute_spectra
 
 ROUNDS, SECONDS = 60, 0.02  # SECONDS: about what a call is repeated for in one round
 

@@ -12,14 +12,14 @@ import ducc0
 import healpy
 import numpy as np
 
-from cobaya_cnnlens.config import load_config
-from cobaya_cnnlens.maps import PatchMaps, read_maps, to_meridian, write_images
+from cobaya_cnnlens.calibrate.maps import PatchMaps, read_maps, to_meridian, write_images
+from cobaya_cnnlens.pipeline.config import load_config
+from cobaya_cnnlens.pipeline.skies import spectra_for
 from cobaya_cnnlens.reconstruct.resunet import network_estimator
 from cobaya_cnnlens.simulate.instrument import ARCMIN, cosine_mask
 from cobaya_cnnlens.simulate.patches import PatchGeometry, point_patches
 from cobaya_cnnlens.simulate.skies import scale_alm, unit_alm
-from cobaya_cnnlens.simulate.stage import spectra_for
-from cobaya_cnnlens.theory import lensed_polarisation
+from cobaya_cnnlens.theory.camb import lensed_polarisation
 
 NSIDE, LMAX = 2048, 6000
 CENTRES = np.radians([[90.0 - latitude, 40.0 * i] for i, latitude in enumerate((0, 20, 40, 60))])

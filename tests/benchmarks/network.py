@@ -8,8 +8,8 @@ import time
 import keras
 import numpy as np
 
+from cobaya_cnnlens.pipeline.training import ScaledMSE
 from cobaya_cnnlens.reconstruct.resunet import NetworkEstimator, ResUNet
-from cobaya_cnnlens.reconstruct.training import ScaledMSE
 
 PAPER_EPOCH, PAPER_PATCH = 200.0, 0.011
 

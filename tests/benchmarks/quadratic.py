@@ -11,16 +11,16 @@ import numpy as np
 from tqdm import tqdm
 
 from cobaya_cnnlens.calibrate.bandpowers import Bins, FlatSpectra
-from cobaya_cnnlens.calibrate.n1 import n1_eb
 from cobaya_cnnlens.calibrate.response import standard_error
-from cobaya_cnnlens.flat import mode_vectors
 from cobaya_cnnlens.reconstruct.n0 import Filter, n0_eb, response_eb
 from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
 from cobaya_cnnlens.simulate.instrument import Instrument
+from cobaya_cnnlens.simulate.modes import mode_vectors
 from cobaya_cnnlens.simulate.patches import PatchGeometry
 from cobaya_cnnlens.simulate.periodic import PeriodicSkies
 from cobaya_cnnlens.simulate.skies import seed_sequence
-from cobaya_cnnlens.theory import CambSettings, Cosmology, compute_spectra, gradient_spectra
+from cobaya_cnnlens.theory.camb import CambSettings, Cosmology, compute_spectra, gradient_spectra
+from cobaya_cnnlens.validate.n1 import n1_eb
 
 SKIES, PAIRS = (int(x) for x in [*sys.argv[1:], 400, 400][:2])
 GEOMETRY = PatchGeometry(size_deg=10.0, n_pixels=384, pad=0)

@@ -8,7 +8,7 @@ from lenspyx.lensing import alm2lenmap_spin
 from cobaya_cnnlens.simulate import shards
 from cobaya_cnnlens.simulate.patches import PatchGeometry
 from cobaya_cnnlens.simulate.skies import scale_alm
-from cobaya_cnnlens.theory import compute_spectra
+from cobaya_cnnlens.theory.camb import compute_spectra
 
 settings, geometry = shards.SkySettings(), PatchGeometry()
 spectra = compute_spectra()

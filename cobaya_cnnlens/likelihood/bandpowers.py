@@ -1,0 +1,426 @@
+"""The likelihood of debiased lensing bandpowers, without Cobaya::
+
+    µ_b(θ, x) = Σ_L W_bL C_L^κκ + Σ_j N'^κκ_bj δ_j^κκ + Σ_j N'^EE_bj δ_j^EE + Q_b t²
+                + Σ_i (A_bi x_i + B_bi x_i²)
+
+W are the bandpower windows of the masked patch. The data were debiased with the noise of the
+fiducial cosmology; the sums over bands j move that noise to the cosmology θ. δ_j is the relative
+change of the band's power, Σ (2l+1) C_l / Σ (2l+1) C_l^fid − 1, with unlensed C^EE, and
+t = Σ_j a_j δ_j its amplitude along the direction of ω_c. ``noise_debias="linear"`` leaves out the
+second order, ``"fixed"`` all of the correction, as in Caldeira et al. 2018: that is biased. x are
+the instrument's nuisances (gain, beam, noise and angle), zero for that of the simulations.
+
+Spectra whose power no cosmology has are refused, with the mistake that they look like. What
+cosmology could do as well goes unseen: lensed C_l^EE for unlensed (at the fiducial its bands differ
+by −4 to +23%), or [L(L+1)]² C_L^φφ/2π for C_L^κκ (.64 of it).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import CNNLensError, SpectrumError
+from .release import NUISANCES, Release, check_arrays, read_only
+from .statistics import (
+    chi2_pte,
+    hartlap_factor,
+    hotelling_pte,
+    inverse_covariance,
+    sellentin_heavens,
+)
+
+NOISE_DEBIAS = ("quadratic", "linear", "fixed")
+STATISTICS = ("hartlap", "sellentin-heavens", "gaussian")
+# Power over the fiducial's that a spectrum may have: C^κκ at one L and C^EE in one band, both in
+# the middle of the release's. At the corners of .08 < omch2 < .16, 2.5 < ln(1e10 As) < 3.7,
+# 50 < H0 < 90, .5 < A_L < 2, Σm_ν < 1 eV it is .02 to 18 in C^κκ and .4 to 2 in C^EE; the wrong
+# forms below give less than 6e-5, or more than 3,000.
+LEAST_POWER, MOST_POWER = 5e-4, 200.0
+# A wrong form is named if, put right, every band is within this factor of the fiducial.
+_RECOGNISED = 100.0
+_T_CMB = 2.7255e6  # µK
+
+
+class BandpowerLikelihood:
+    """Likelihood of one release.
+
+    Parameters
+    ----------
+    release : the data and their calibration
+    noise_debias : "quadratic", "linear" or "fixed", see above
+    statistics : "hartlap" is Gaussian with the inverse covariance scaled for the finite number of
+        simulations; "sellentin-heavens" the t distribution that marginalises over the true
+        covariance; "gaussian" takes the covariance as exact
+    L_min, L_max : only bins that lie inside are used; None for no limit
+    calibration_errors : whether the Monte-Carlo errors of N_b and of its derivatives enter the
+        covariance
+
+    Attributes
+    ----------
+    bins : the release's bins in use, (n_bins,)
+    bandpowers : d_b of those, (n_bins,)
+    covariance : of those, (n_bins, n_bins)
+    hartlap : Hartlap's factor for the bins in use
+    inverse : inverse of ``covariance``, with Hartlap's factor where that is asked for
+    lmax_kk, lmax_ee : highest multipoles that the spectra must reach
+
+    Raises
+    ------
+    CNNLensError
+        for an unknown option, an L range without any bin, or a release made by hand whose arrays do
+        not fit together or whose fiducial spectra have no power in a band
+    """
+
+    @np.errstate(all="ignore")
+    def __init__(
+        self,
+        release: Release,
+        noise_debias: str = "quadratic",
+        statistics: str = "hartlap",
+        L_min: float | None = None,
+        L_max: float | None = None,
+        calibration_errors: bool = True,
+    ):
+        if not isinstance(release, Release):
+            raise CNNLensError(f"release is {release!r:.60}; give what read_release returns")
+        check_arrays(release)
+        if noise_debias not in NOISE_DEBIAS:
+            raise CNNLensError(f"noise_debias is {noise_debias!r}; choose one of {NOISE_DEBIAS}")
+        if statistics not in STATISTICS:
+            raise CNNLensError(f"statistics is {statistics!r}; choose one of {STATISTICS}")
+        if not isinstance(calibration_errors, bool | np.bool_):  # the text "false" counts as true
+            raise CNNLensError(f"calibration_errors is {calibration_errors!r}; give true or false")
+        self.release, self.noise_debias, self.statistics = release, noise_debias, statistics
+        self.bins = read_only(_bins_between(release.edges, L_min, L_max))
+        self.bandpowers = read_only(release.bandpowers[self.bins])
+        covariance = release.patch_covariance / release.n_patches
+        if calibration_errors:
+            covariance = release.covariance
+        self.covariance = read_only(covariance[np.ix_(self.bins, self.bins)])
+        inverse = inverse_covariance(self.covariance)
+        self.hartlap = hartlap_factor(release.n_sim, len(self.bins))
+        self.inverse = read_only(inverse * self.hartlap if statistics == "hartlap" else inverse)
+        # Derivatives of every bin, and below them the direction that gives t.
+        kk = np.vstack([release.kk_derivatives[self.bins], release.kk_direction])
+        ee = np.vstack([release.ee_derivatives[self.bins], release.ee_direction])
+        self._direction = np.concatenate([release.kk_direction, release.ee_direction])
+        self._kk_bands = _Bands(release.kk_edges, release.fiducial_kk)
+        self._ee_bands = _Bands(release.ee_edges, release.fiducial_ee)
+        self.lmax_kk = max(release.windows.shape[1], int(release.kk_edges[-1]), 5) - 1
+        self.lmax_ee = max(int(release.ee_edges[-1]), 5) - 1
+        # All that is linear in C^κκ as one matrix, (n_bins + 1, multipoles): W, and N'^κκ of the
+        # bands on top of it. That and the bands of C^EE sum up 1 + δ: the ones are
+        # what ``_offset`` takes off.
+        linear = np.zeros((len(self.bins) + 1, self.lmax_kk + 1))
+        linear[:-1, : release.windows.shape[1]] = release.windows[self.bins]
+        if noise_debias != "fixed":
+            linear += band_matrix(release.kk_edges, release.fiducial_kk, kk, self.lmax_kk + 1)
+            self._ee_derivatives = ee
+            self._offset = kk.sum(1) + ee.sum(1)
+        # Where the power of a spectrum is compared with the fiducial's.
+        self._probe_L = max(2, int(release.kk_edges[len(kk[0]) // 2]))
+        self._probe_fiducial = float(release.fiducial_kk[self._probe_L])
+        self._probe_band = len(ee[0]) // 2
+        used = np.flatnonzero(linear.any(0))
+        self._multipoles = slice(used[0], used[-1] + 1) if len(used) else slice(0, 0)
+        self._linear = np.ascontiguousarray(linear[:, self._multipoles])
+        # What x and x² do to every bin.
+        self._nuisances = np.hstack(
+            [release.nuisance_first[self.bins], release.nuisance_second[self.bins]]
+        )
+        self._curvature = release.curvature[self.bins] if noise_debias == "quadratic" else 0.0
+
+    def model(
+        self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None = None
+    ) -> np.ndarray:
+        """µ_b, (n_bins,).
+
+        Parameters
+        ----------
+        clkk : C_L^κκ from L = 0 to at least ``lmax_kk``
+        clee : unlensed C_l^EE in µK² from l = 0 to at least ``lmax_ee``
+        nuisances : x of the instrument in the order of ``NUISANCES``; None for zero
+
+        Raises
+        ------
+        SpectrumError
+            if a spectrum is too short, does not begin at l = 0, is not finite, or has power that no
+            cosmology has
+        CNNLensError
+            if the nuisances are not as many numbers as there are ``NUISANCES``
+        """
+        try:
+            return self._model(clkk, clee, nuisances)
+        except FloatingPointError:  # which a caller's np.seterr may have asked for
+            with np.errstate(all="ignore"):
+                return self._model(clkk, clee, nuisances)
+
+    def _model(self, clkk, clee, nuisances) -> np.ndarray:
+        clkk = _spectrum(clkk, self.lmax_kk, KAPPA)
+        power = clkk.item(self._probe_L) / self._probe_fiducial
+        if not LEAST_POWER < power < MOST_POWER:
+            self._refuse(KAPPA, clkk, clee)
+        moved = self._linear @ clkk[self._multipoles]
+        if self.noise_debias != "fixed":
+            clee = _spectrum(clee, self.lmax_ee, UNLENSED_E)
+            powers = self._ee_bands.power(clee)
+            if not LEAST_POWER < powers.item(self._probe_band) < MOST_POWER:
+                self._refuse(UNLENSED_E, clkk, clee)
+            moved += self._ee_derivatives @ powers
+            moved -= self._offset
+        t, bandpowers = moved[-1], moved[:-1]
+        bandpowers += t * t * self._curvature
+        if nuisances is not None:
+            x = _nuisances(nuisances)
+            bandpowers += self._nuisances @ np.concatenate((x, x * x))
+        return bandpowers
+
+    @np.errstate(all="ignore")
+    def _refuse(self, quantity: _Quantity, clkk: np.ndarray, clee: np.ndarray) -> None:
+        """Say what is wrong with a spectrum of impossible power; no lensing at all is let pass."""
+        if quantity is KAPPA and not clkk[: self.lmax_kk + 1].any():
+            return
+        bands = {KAPPA: self._kk_bands, UNLENSED_E: self._ee_bands}
+        raise SpectrumError(_diagnosis(quantity, {KAPPA: clkk, UNLENSED_E: clee}, bands))
+
+    @np.errstate(all="ignore")
+    def excursion(self, clkk: np.ndarray, clee: np.ndarray) -> tuple[float, float]:
+        """How far the spectra are from the fiducial ones: t along ω_c, and the largest relative
+        change of a band's power that t leaves. The noise debias was measured to |t| = 1 and, band
+        by band, to changes of ``release.derivative_step``."""
+        clkk = _spectrum(clkk, self.lmax_kk, KAPPA)
+        clee = _spectrum(clee, self.lmax_ee, UNLENSED_E)
+        along = self._direction
+        changes = np.concatenate([self._kk_bands.power(clkk), self._ee_bands.power(clee)]) - 1.0
+        t = float(along @ changes)
+        if along.any():
+            changes -= t * along / (along @ along)
+        return t, float(np.abs(changes).max())
+
+    def residuals(
+        self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None = None
+    ) -> np.ndarray:
+        """d_b − µ_b, (n_bins,)."""
+        return self.bandpowers - self.model(clkk, clee, nuisances)
+
+    def chi2(
+        self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None = None
+    ) -> float:
+        """(d − µ)ᵀ C⁻¹ (d − µ).
+
+        Raises
+        ------
+        SpectrumError, CNNLensError
+            as :meth:`model`
+        """
+        residuals = self.residuals(clkk, clee, nuisances)
+        chi2 = float(residuals @ self.inverse @ residuals)
+        if not math.isfinite(chi2):
+            raise SpectrumError(
+                "a spectrum or nuisance is not finite, or beyond all bounds; check the theory"
+            )
+        return chi2
+
+    def log_likelihood(
+        self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None = None
+    ) -> float:
+        """−χ²/2, or the t distribution's logarithm; the constant normalisation is left out."""
+        return self.log_likelihood_of(self.chi2(clkk, clee, nuisances))
+
+    def log_likelihood_of(self, chi2: float) -> float:
+        """The log-likelihood of a χ² of this likelihood."""
+        if self.statistics == "sellentin-heavens":
+            return sellentin_heavens(chi2, self.release.n_sim)
+        return -0.5 * chi2
+
+    def pte(self, chi2):
+        """Probability that noise alone exceeds this χ²: by Hotelling's T² where the number of
+        simulations counts, by the χ² distribution for "gaussian"."""
+        if self.statistics == "gaussian":
+            return chi2_pte(chi2, len(self.bandpowers))
+        t2 = chi2 / self.hartlap if self.statistics == "hartlap" else chi2
+        return hotelling_pte(t2, self.release.n_sim, len(self.bandpowers))
+
+
+def _bins_between(edges: np.ndarray, L_min: float | None, L_max: float | None) -> np.ndarray:
+    for name, value in (("L_min", L_min), ("L_max", L_max)):
+        if value is not None and not isinstance(value, int | float):
+            raise CNNLensError(f"{name} is {value!r}; give a number, or null for no limit")
+    low = -np.inf if L_min is None else L_min
+    high = np.inf if L_max is None else L_max
+    inside = np.flatnonzero((edges[:-1] >= low) & (edges[1:] <= high))
+    if not len(inside):
+        raise CNNLensError(
+            f"L_min: {L_min} and L_max: {L_max} leave no bin; the release's {len(edges) - 1} bins "
+            f"lie between L = {edges[0]} and {edges[-1]}, the first is {edges[0]}-{edges[1]}"
+        )
+    return inside
+
+
+def band_matrix(
+    edges: np.ndarray, fiducial: np.ndarray, derivatives: np.ndarray, size: int
+) -> np.ndarray:
+    """N'_bj (2l+1) / Σ_j (2l+1) C_l^fid for l in band j: what the derivatives of each bin are as a
+    matrix on C_l, (n_bins, size) from l = 0."""
+    matrix = np.zeros((len(derivatives), size))
+    powers = band_powers(edges, fiducial)
+    for j, (low, high) in enumerate(itertools.pairwise(edges)):
+        weight = 2.0 * np.arange(low, high) + 1.0
+        matrix[:, low:high] = derivatives[:, j, None] * weight / powers[j]
+    return matrix
+
+
+def band_powers(edges: np.ndarray, fiducial: np.ndarray) -> np.ndarray:
+    """Σ (2l+1) C_l of every band, (n_bands,)."""
+    l = np.arange(edges[0], edges[-1])
+    return np.add.reduceat((2.0 * l + 1.0) * fiducial[edges[0] : edges[-1]], edges[:-1] - edges[0])
+
+
+class _Bands:
+    """Power in the bands of a spectrum, relative to that of the fiducial one: 1 + δ_j."""
+
+    def __init__(self, edges: np.ndarray, fiducial: np.ndarray):
+        self.stop = int(edges[-1])
+        self._multipoles = slice(int(edges[0]), self.stop)
+        self._starts = np.asarray(edges[:-1] - edges[0], dtype=np.intp)
+        weight = 2.0 * np.arange(edges[0], edges[-1]) + 1.0
+        self._weight = weight / np.repeat(band_powers(edges, fiducial), np.diff(edges))
+
+    def power(self, cl: np.ndarray) -> np.ndarray:
+        """Σ (2l+1) C_l / Σ (2l+1) C_l^fid of every band, (n_bands,)."""
+        return np.add.reduceat(self._weight * cl[self._multipoles], self._starts)
+
+
+@dataclass(frozen=True)
+class _Quantity:
+    """A spectrum that the likelihood takes: its name, and the letter of its multipole."""
+
+    name: str
+    letter: str
+
+
+KAPPA = _Quantity("C_L^κκ", "L")
+UNLENSED_E = _Quantity("unlensed C_l^EE", "l")
+
+
+def _spectrum(cl, lmax: int, quantity: _Quantity) -> np.ndarray:
+    """``cl`` as an array that begins at l = 0 and reaches ``lmax``, or a SpectrumError."""
+    if type(cl) is not np.ndarray or cl.ndim != 1 or cl.dtype.kind != "f":
+        cl = _as_array(cl, quantity)
+    if len(cl) <= lmax:
+        raise SpectrumError(
+            f"{quantity.name} ends at {quantity.letter} = {len(cl) - 1}, the release needs "
+            f"{quantity.letter} = {lmax}"
+        )
+    # Neither κ nor E has a monopole. (NaN there is let be: it says "undefined".)
+    if cl.item(0) > 0.0:
+        raise SpectrumError(
+            f"{quantity.name} has power at {quantity.letter} = 0, as if its first entry were "
+            f"{quantity.letter} = 2; fill the array from {quantity.letter} = 0 with zeros"
+        )
+    if cl.item(2) == 0.0 == cl.item(3) and cl.item(4) > 0.0:
+        raise SpectrumError(
+            f"{quantity.name} begins at {quantity.letter} = 4, as if {quantity.letter} = 0 and 1 "
+            f"were there twice; entry {quantity.letter} of the array must be C_{quantity.letter}"
+        )
+    return cl
+
+
+def _as_array(cl, quantity: _Quantity) -> np.ndarray:
+    try:
+        array = np.asarray(cl)
+        if array.dtype.kind not in "fiu":
+            raise TypeError
+    except (TypeError, ValueError):
+        raise SpectrumError(
+            f"{quantity.name} is {cl!r:.40}; give an array of real numbers, entry "
+            f"{quantity.letter} for multipole {quantity.letter}"
+        ) from None
+    if array.ndim != 1:
+        raise SpectrumError(
+            f"{quantity.name} has shape {array.shape}; give one dimension, entry {quantity.letter} "
+            f"for multipole {quantity.letter}"
+        )
+    return array.astype(float)
+
+
+def _nuisances(x: Sequence[float]) -> np.ndarray:
+    try:
+        array = np.asarray(x, dtype=float)
+    except (TypeError, ValueError):
+        array = None
+    if array is None or array.shape != (len(NUISANCES),):
+        raise CNNLensError(
+            f"nuisances are {x!r:.60}; give {len(NUISANCES)} numbers: {', '.join(NUISANCES)}"
+        )
+    return array
+
+
+# Other forms of the two spectra: what it is, the mend, and the factor from it to the right form as
+# a function of l.
+_Form = tuple[str, str, Callable[[np.ndarray], np.ndarray | float]]
+_WITHOUT = "give C_{0} without the factor {0}({0}+1)/2π"
+_FORMS: dict[_Quantity, tuple[_Form, ...]] = {
+    KAPPA: (
+        ("D_L = L(L+1) C_L/2π", _WITHOUT.format("L"), lambda x: 2.0 * np.pi / x),
+        ("C_L^φφ", "give C_L^κκ = [L(L+1)]²/4 C_L^φφ", lambda x: x**2 / 4.0),
+        ("L(L+1) C_L^φφ", "give C_L^κκ = [L(L+1)]²/4 C_L^φφ", lambda x: x / 4.0),
+        ("L(L+1) C_L^φφ/2π", "give C_L^κκ = [L(L+1)]²/4 C_L^φφ", lambda x: np.pi / 2.0 * x),
+    ),
+    UNLENSED_E: (
+        ("D_l = l(l+1) C_l/2π", _WITHOUT.format("l"), lambda x: 2.0 * np.pi / x),
+        ("C_l in K²", "give µK²", lambda x: 1e12),
+        ("C_l in mK²", "give µK²", lambda x: 1e6),
+        ("C_l in units of T_CMB²", "give µK²", lambda x: _T_CMB**2),
+        ("D_l in K²", f"{_WITHOUT.format('l')}, in µK²", lambda x: 1e12 * 2.0 * np.pi / x),
+        (
+            "D_l in units of T_CMB²",
+            f"{_WITHOUT.format('l')}, in µK²",
+            lambda x: _T_CMB**2 * 2.0 * np.pi / x,
+        ),
+    ),
+}
+
+
+def _diagnosis(
+    quantity: _Quantity, given: dict[_Quantity, np.ndarray], bands: dict[_Quantity, _Bands]
+) -> str:
+    """What is wrong with a spectrum whose power no cosmology has."""
+    powers = bands[quantity].power(given[quantity])
+    if not np.isfinite(powers).all():
+        return f"{quantity.name} is not finite; check the theory"
+    said = (
+        f"{quantity.name} has {np.median(powers):.1e} times the power of the release's fiducial one"
+    )
+    miss, what, mend = min(_candidates(quantity, given, bands), key=lambda found: found[0])
+    if miss < math.log(_RECOGNISED):
+        return f"{said}: it looks like {what}; {mend}"
+    return (
+        f"{said}, which no cosmology gives; give the raw C_{quantity.letter}"
+        f"{' in µK²' if quantity is UNLENSED_E else ''}, from {quantity.letter} = 0"
+    )
+
+
+def _candidates(
+    quantity: _Quantity, given: dict[_Quantity, np.ndarray], bands: dict[_Quantity, _Bands]
+) -> Iterator[tuple[float, str, str]]:
+    """Largest |ln(power over the fiducial's)| of any band if the spectrum is put right from each
+    wrong form; its name; the mend."""
+
+    def miss(of: _Bands, corrected: np.ndarray) -> float:
+        if np.ndim(corrected) != 1 or len(corrected) < of.stop:
+            return math.inf
+        power = of.power(corrected)
+        return float(np.abs(np.log(power)).max()) if (power > 0).all() else math.inf
+
+    l = np.arange(len(given[quantity])).clip(1.0)
+    for what, mend, factor in _FORMS[quantity]:
+        yield miss(bands[quantity], given[quantity] * factor(l * (l + 1.0))), what, mend
+    swapped = max(miss(bands[KAPPA], given[UNLENSED_E]), miss(bands[UNLENSED_E], given[KAPPA]))
+    other = UNLENSED_E if quantity is KAPPA else KAPPA
+    yield swapped, other.name, f"are the arguments swapped? {KAPPA.name} comes first"

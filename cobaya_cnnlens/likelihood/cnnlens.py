@@ -1,0 +1,295 @@
+"""The Cobaya likelihood; all of its mathematics is in :mod:`.bandpowers`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import fields
+
+import numpy as np
+from cobaya.likelihood import Likelihood
+from cobaya.log import LoggedError
+
+from ..errors import CNNLensError, SpectrumError
+from ..theory.cobaya import refuse_other_version
+from .bandpowers import BandpowerLikelihood
+from .release import NUISANCES, Release, read_release
+from .selfcheck import theory_offset
+
+# Points count as beyond the range of the noise debias at this many times the excursion at which it
+# was measured, and as carrying the posterior within this of the lowest χ² seen. A warning is due
+# when of so many such points more than this fraction is beyond: 1% is in lensing-only ΛCDM of a
+# survey at the fiducial and 5% of one at omch2 + .01, where a noise debias that does not go on
+# beyond its range moves no parameter by more than .07 and .22 σ.
+EXCURSION, NEAR, WATCHED, TOLERATED = 1.25, 4.0, 300, 0.2
+# Offset of the theory at the fiducial, in σ of the survey, beyond which a warning is due.
+THEORY_TOLERANCE = 0.1
+# Fields of a release that do not enter the likelihood.
+NOT_DATA = ("name", "description", "theory", "instrument", "provenance", "truth")
+
+
+def parameter(name: str, suffix: str = "") -> str:
+    """A parameter of the likelihood as inputs and chains name it."""
+    return f"cnnlens_{name}{suffix}"
+
+
+def data_digest(release: Release) -> str:
+    """Hash of everything in a release that the likelihood depends on, 16 hex digits."""
+    digest = hashlib.sha256()
+    for field in fields(release):
+        if field.name not in NOT_DATA:
+            value = np.asarray(getattr(release, field.name), dtype=float)
+            digest.update(f"{field.name}{value.shape}".encode() + value.tobytes())
+    return digest.hexdigest()[:16]
+
+
+class CNNLens(Likelihood):
+    """CMB-lensing bandpowers measured by a ResUNet on polarisation maps.
+
+    Needs C_L^φφ and unlensed C_l^EE from the theory. Options are in ``CNNLens.yaml``. Its version,
+    as Cobaya keeps it beside a chain, is the digest of the release: a chain is not resumed with
+    other data.
+
+    Attributes
+    ----------
+    release_data : the :class:`~cobaya_cnnlens.likelihood.release.Release` in use
+    likelihood : the :class:`~.bandpowers.BandpowerLikelihood` that does the work
+    bandpowers : d_b, (n_bins,)
+    nuisance_parameters : names of the instrument's nuisances, in the order of the release's
+    chi2_parameter : name of the derived χ²
+    """
+
+    release: str
+    noise_debias: str
+    statistics: str
+    L_min: float | None
+    L_max: float | None
+    calibration_errors: bool
+    check_theory: bool
+    suffix: str
+
+    @classmethod
+    def get_modified_defaults(cls, defaults, input_options=None):
+        """The parameters carry the suffix."""
+        suffix = (input_options or {}).get("suffix") or ""
+        named = {f"{name}{suffix}": content for name, content in defaults["params"].items()}
+        return {**defaults, "params": named}
+
+    def initialize(self) -> None:
+        self._check_options()
+        try:
+            self.release_data: Release = read_release(self.release)
+            self._likelihood = BandpowerLikelihood(
+                self.release_data,
+                self.noise_debias,
+                self.statistics,
+                self.L_min,
+                self.L_max,
+                self.calibration_errors,
+            )
+        except CNNLensError as error:
+            raise LoggedError(self.log, "%s", error) from None
+        self._digest = data_digest(self.release_data)
+        refuse_other_version(self, f"release '{self.release}'")
+        self.nuisance_parameters = tuple(parameter(name, self.suffix) for name in NUISANCES)
+        self.chi2_parameter = parameter("chi2", self.suffix)
+        self._watch = Watch()
+        self._computed = self._refused = False
+        L = np.arange(self._likelihood.lmax_kk + 1, dtype=float)
+        self._kappa_factor = 0.25 * (L * (L + 1.0)) ** 2
+        self.log.info(
+            "%s: %d bandpowers of %d patches, noise debias %s",
+            self.release_data.name,
+            len(self.bandpowers),
+            self.release_data.n_patches,
+            self.noise_debias,
+        )
+
+    def _check_options(self) -> None:
+        """What YAML reads as another type, as the text "false" for false, is told."""
+        kinds = {
+            "release": (str, "a name or path"),
+            "noise_debias": (str, "a word"),
+            "statistics": (str, "a word"),
+            "L_min": (float | int | None, "a number, or null for no limit"),
+            "L_max": (float | int | None, "a number, or null for no limit"),
+            "calibration_errors": (bool, "true or false"),
+            "check_theory": (bool, "true or false"),
+            "suffix": (str, "a text, e.g. _north"),
+        }
+        for name, (kind, wanted) in kinds.items():
+            value = getattr(self, name)
+            number = isinstance(value, float | int) and not isinstance(value, bool)
+            if not isinstance(value, kind) or (
+                kind is not bool and (isinstance(value, bool) or (number and np.isnan(value)))
+            ):
+                raise LoggedError(self.log, "option '%s' is %r; give %s", name, value, wanted)
+
+    def get_version(self) -> str:
+        return self._digest
+
+    @classmethod
+    def compare_versions(cls, version_a, version_b, equal=True):
+        """Digests have no order: another one counts as higher, so that Cobaya refuses it."""
+        return (version_a == version_b) is equal
+
+    @property
+    def likelihood(self) -> BandpowerLikelihood:
+        return self._likelihood
+
+    @property
+    def bandpowers(self) -> np.ndarray:
+        return self._likelihood.bandpowers
+
+    def initialize_with_provider(self, provider) -> None:
+        super().initialize_with_provider(provider)
+        if self.check_theory and "cosmology" in self.release_data.theory:
+            self._check_theory(provider.model.info().get("theory") or {})
+
+    def _check_theory(self, theories: dict) -> None:
+        try:
+            offset = theory_offset(theories, self._likelihood)
+        except Exception as error:  # whatever a foreign theory code may raise
+            self.log.warning(
+                "the theory could not be run at the release's fiducial cosmology to check it "
+                "(%s: %.200s); set check_theory: false to leave this out",
+                type(error).__name__,
+                error,
+            )
+            return
+        if offset.sigmas < THEORY_TOLERANCE:
+            self.log.info(
+                "the theory reproduces the release's fiducial bandpowers to %.3f sigma",
+                offset.sigmas,
+            )
+            return
+        edges = self.release_data.edges
+        mend = "Its known settings are the release's; look at its version, neutrinos and l_max."
+        if offset.settings:
+            mend = f"Set as in the release what differs: {'; '.join(offset.settings)}."
+        self.log.warning(
+            "at the release's fiducial cosmology the theory's bandpowers are off by %.2f sigma "
+            "(the largest bias of a parameter), most in L = %d-%d, by %+.2f%%. %s",
+            offset.sigmas,
+            edges[offset.worst_bin],
+            edges[offset.worst_bin + 1],
+            100 * offset.worst_change,
+            mend,
+        )
+
+    def get_requirements(self) -> dict:
+        return {
+            "Cl": {"pp": self._likelihood.lmax_kk},
+            "unlensed_Cl": {"ee": self._likelihood.lmax_ee},
+        }
+
+    def logp(self, _derived: dict | None = None, **params) -> float:
+        spectra = self.theory_spectra()
+        nuisances = [params[name] for name in self.nuisance_parameters]
+        try:
+            chi2 = self._likelihood.chi2(*spectra, nuisances)
+        except SpectrumError as error:
+            self._refuse(error)
+            raise
+        self._computed = True
+        if self.noise_debias != "fixed" and self._watch.near(chi2):
+            self._count_excursion(*self._likelihood.excursion(*spectra))
+        if _derived is not None:
+            _derived[self.chi2_parameter] = chi2
+            _derived[parameter("pte", self.suffix)] = self._likelihood.pte(chi2)
+        return self._likelihood.log_likelihood_of(chi2)
+
+    def _refuse(self, error: SpectrumError) -> None:
+        """Stop at spectra that cannot be used, if they are the first: their form is wrong at every
+        point. Once some could be used, Cobaya gives such a point no likelihood; it is said once."""
+        if self.stop_at_error or not self._computed:
+            raise LoggedError(self.log, "%s", error) from None
+        if not self._refused:
+            self._refused = True
+            self.log.warning("such a point has no likelihood: %s. This is said once.", error)
+
+    def _count_excursion(self, t: float, rest: float) -> None:
+        step = self.release_data.derivative_step
+        beyond = self._watch.count(abs(t) > EXCURSION or rest > EXCURSION * step)
+        if beyond <= TOLERATED:
+            return
+        self._watch.over = True
+        self.log.warning(
+            "the posterior lies where the noise debias was not measured: %.0f%% of the points "
+            "within %g of the lowest chi^2 (the last: %.2f times the measured change along omch2, "
+            "1 is %s of it; beyond that a band's power changes by %.0f%%, measured to %.0f%%). "
+            "Run it with noise_debias: linear and fixed too: what moves between them rests on an "
+            "extrapolation. If that matters, add data or priors that hold the cosmology nearer to "
+            "the release's, or calibrate a release at the best fit ('cosmology' in its "
+            "configuration). This is said once.",
+            100 * beyond,
+            NEAR,
+            t,
+            self.release_data.provenance.get("derivative_excursion_omch2", "one step"),
+            100 * rest,
+            100 * step,
+        )
+
+    def log_likelihood(
+        self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None = None
+    ) -> float:
+        """ln L of C_L^κκ and unlensed C_l^EE (µK²), both from l = 0; needs no theory code."""
+        return self._likelihood.log_likelihood(clkk, clee, nuisances)
+
+    def theory_spectra(self) -> tuple[np.ndarray, np.ndarray]:
+        """C_L^κκ and unlensed C_l^EE (µK²) of the point being sampled."""
+        clpp = self.provider.get_Cl(ell_factor=False, units="muK2")["pp"]
+        clee = self.provider.get_unlensed_Cl(ell_factor=False, units="muK2")["ee"]
+        n = len(self._kappa_factor)
+        if len(clpp) < n:
+            raise LoggedError(
+                self.log,
+                "the theory's C_L^pp ends at L = %d; it must reach %d",
+                len(clpp) - 1,
+                n - 1,
+            )
+        if len(clee) <= self._likelihood.lmax_ee:
+            raise LoggedError(
+                self.log,
+                "the theory's unlensed C_l^ee ends at l = %d; it must reach %d",
+                len(clee) - 1,
+                self._likelihood.lmax_ee,
+            )
+        return self._kappa_factor * clpp[:n], clee
+
+    def model(self, nuisances: Sequence[float] | None = None) -> np.ndarray:
+        """µ_b of the spectra of the point being sampled, (n_bins,)."""
+        return self._likelihood.model(*self.theory_spectra(), nuisances)
+
+    def residuals(self, nuisances: Sequence[float] | None = None) -> np.ndarray:
+        """d_b − µ_b of the spectra of the point being sampled, (n_bins,)."""
+        return self._likelihood.residuals(*self.theory_spectra(), nuisances)
+
+
+class Watch:
+    """Which part of the points that carry the posterior lies beyond a range.
+
+    Single points say little: the tails of a wide posterior leave any range, and burn-in begins
+    anywhere. Counted is what lies near the lowest χ² seen, anew when a much lower one is found.
+    """
+
+    def __init__(self) -> None:
+        self.over = False
+        self._lowest = np.inf
+        self._seen = self._beyond = 0
+
+    def near(self, chi2: float) -> bool:
+        """Whether a point of this χ² counts."""
+        if chi2 < self._lowest - 1.0:
+            self._lowest, self._seen, self._beyond = chi2, 0, 0
+        return not self.over and chi2 < self._lowest + NEAR
+
+    def count(self, beyond: bool) -> float:
+        """Count a point; the fraction beyond of every ``WATCHED``, and zero until then."""
+        self._seen += 1
+        self._beyond += beyond
+        if self._seen < WATCHED:
+            return 0.0
+        fraction = self._beyond / self._seen
+        self._seen = self._beyond = 0
+        return fraction

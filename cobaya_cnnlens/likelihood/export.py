@@ -1,0 +1,378 @@
+"""A release in other people's formats: cobaya's CMBlikes, candl, SACC.
+
+The first two know models that are linear in the spectra: bandpower windows, and a correction
+M (C − C^fid). That is the release with ``noise_debias`` "linear" or "fixed"; its second order has
+no place in them. The covariance that is written holds Hartlap's factor, so that χ² is ours.
+
+The correction wants **unlensed** C_l^EE. In a Cobaya run both codes ask the theory for ``Cl`` and
+would put *lensed* EE into it: that is wrong by several in χ². So "fixed", which needs no EE, is the
+default; "linear" writes EE under a name that the two codes do not know, which they refuse, and a
+Python module beside it whose ``Likelihood`` asks the theory for ``unlensed_Cl``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import yaml
+
+from ..errors import CNNLensError
+from .bandpowers import band_matrix
+from .release import Release, check_arrays, check_name
+from .statistics import hartlap_factor
+
+FORMATS = ("cmblikes", "candl", "sacc")
+LINEAR = ("linear", "fixed")
+# What the exported files say of their model.
+STATEMENTS = {
+    "fixed": (
+        "The noise debias is fixed at the fiducial cosmology, as in Caldeira et al. 2018: chi2 is "
+        "that of noise_debias: fixed, and parameters are biased away from the fiducial."
+    ),
+    "linear": (
+        "The noise debias follows the cosmology to first order: chi2 is that of noise_debias: "
+        "linear. Its correction is in UNLENSED C_l^EE, which the Likelihood of the Python module "
+        "in this folder asks the theory for."
+    ),
+}
+MODULES = {
+    "cmblikes": '''"""{head}
+
+In an input file of Cobaya:
+
+likelihood:
+  {module}.Likelihood:
+    python_path: the folder of this file
+"""
+
+from pathlib import Path
+
+from cobaya.likelihoods.base_classes import CMBlikes
+
+
+class Likelihood(CMBlikes):
+    """CMBlikes with unlensed E as its field U."""
+
+    dataset_file = str(Path(__file__).resolve().with_name({file!r}))
+    field_names = ["T", "E", "B", "P", "U"]
+
+    def get_requirements(self):
+        l_max = self.pcl_lmax
+        return {{"Cl": {{"pp": l_max}}, "unlensed_Cl": {{"ee": l_max}}}}
+
+    def logp(self, **params):
+        pp = self.provider.get_Cl(ell_factor=True, units="muK2")["pp"]
+        ee = self.provider.get_unlensed_Cl(ell_factor=True, units="muK2")["ee"]
+        return self.log_likelihood({{"pp": pp, "uu": ee}}, **params)
+''',
+    "candl": '''"""{head}
+
+In an input file of Cobaya:
+
+likelihood:
+  {module}.Likelihood:
+    python_path: the folder of this file
+
+Without Cobaya, with this folder on Python's path: candl.LensLike(path of {file}), whose spectra are
+{{"Dl": {{"kk": C_L^kk, "EE_unlensed": l(l+1)/2pi C_l^EE in muK2}}}} from l = 2.
+"""
+
+from math import pi
+from pathlib import Path
+
+from candl.interface import CandlCobayaLikelihood
+from candl.transformations.common_lensing import ResponseFunctionM
+
+
+class UnlensedResponse(ResponseFunctionM):
+    """M (C - C_fid) with unlensed EE."""
+
+    def __init__(self, ells, M_matrices, fiducial_correction, crop_mask):
+        matrices = {{"EE_unlensed": M_matrices["EE"], "kk": M_matrices["kk"]}}
+        super().__init__(ells, matrices, fiducial_correction, crop_mask)
+
+
+class Likelihood(CandlCobayaLikelihood):
+    """candl's lensing likelihood, with unlensed EE from the theory."""
+
+    data_set_file = str(Path(__file__).resolve().with_name({file!r}))
+    lensing = True
+    feedback = False
+
+    def get_requirements(self):
+        l_max = self.candl_like.ell_max
+        return {{"Cl": {{"pp": l_max}}, "unlensed_Cl": {{"ee": l_max}}}}
+
+    def logp(self, **params):
+        used = slice(self.candl_like.ell_min, self.candl_like.ell_max + 1)
+        pp = self.provider.get_Cl(ell_factor=True, units="muK2")["pp"]
+        ee = self.provider.get_unlensed_Cl(ell_factor=True, units="muK2")["ee"]
+        spectra = {{"kk": pi / 2 * pp[used], "EE_unlensed": ee[used]}}
+        return float(self.candl_like.log_like({{**params, "Dl": spectra}}))
+''',
+}
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """µ = W C^κκ + K (C^κκ − C^κκ_fid) + E (C^EE − C^EE_fid), unlensed C^EE in µK²; each matrix
+    (n_bins, lmax + 1) from L = 0. K and E are zero for a fixed noise debias."""
+
+    noise_debias: str
+    windows: np.ndarray
+    kk: np.ndarray
+    ee: np.ndarray
+    fiducial_correction: np.ndarray
+
+    @property
+    def lmax(self) -> int:
+        return self.windows.shape[1] - 1
+
+
+def linear_model(release: Release, noise_debias: str = "linear") -> LinearModel:
+    """The release's model as matrices on spectra.
+
+    Raises
+    ------
+    CNNLensError
+        if ``noise_debias`` is not linear in the spectra
+    """
+    if noise_debias not in LINEAR:
+        raise CNNLensError(
+            f"noise_debias is {noise_debias!r}, which other formats cannot hold; export one of "
+            f"{LINEAR}"
+        )
+    check_arrays(release)
+    size = max(release.windows.shape[1], release.kk_edges[-1], release.ee_edges[-1])
+    windows = np.zeros((release.n_bins, size))
+    windows[:, : release.windows.shape[1]] = release.windows
+    kk, ee = np.zeros_like(windows), np.zeros_like(windows)
+    if noise_debias == "linear":
+        kk = band_matrix(release.kk_edges, release.fiducial_kk, release.kk_derivatives, size)
+        ee = band_matrix(release.ee_edges, release.fiducial_ee, release.ee_derivatives, size)
+    # Σ_j N'_bj: a band's own correction of the fiducial is its derivative.
+    fiducial = kk.any() * (release.kk_derivatives.sum(1) + release.ee_derivatives.sum(1))
+    return LinearModel(noise_debias, windows, kk, ee, fiducial)
+
+
+def export_release(
+    release: Release, format: str, folder: str | Path, noise_debias: str = "fixed"
+) -> Path:
+    """Write a release in another format.
+
+    Parameters
+    ----------
+    format : "cmblikes" (a ``.dataset`` with its files), "candl" (an info file with its files) or
+        "sacc" (one FITS file; it has no place for a correction)
+    folder : new folder to write to
+    noise_debias : "fixed", or "linear", which comes with a Python module for Cobaya
+
+    Returns
+    -------
+    the file that the other code is to be given; for "linear" the module
+
+    Raises
+    ------
+    CNNLensError
+        for an unknown format, a folder that exists or cannot be written, a model that the format
+        cannot hold, or a release whose name is no file's name
+    """
+    writers = {"cmblikes": _write_cmblikes, "candl": _write_candl, "sacc": _write_sacc}
+    if format not in writers:
+        raise CNNLensError(f"format is {format!r}; choose one of {FORMATS}")
+    if problem := check_name(release.name):
+        raise CNNLensError(f"the release's name {problem}")
+    folder = Path(folder)
+    if folder.exists():
+        raise CNNLensError(f"{folder}: exists already; name a folder that does not")
+    model = linear_model(release, noise_debias)
+    if format == "sacc" and noise_debias != "fixed":
+        raise CNNLensError("format 'sacc' has no place for a correction; export 'fixed'")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        name = writers[format](release, model, partial)
+        if noise_debias == "linear":
+            name = _write_module(release, format, name, partial)
+        os.replace(partial, folder)
+    except OSError as error:
+        raise CNNLensError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder / name
+
+
+def _module_name(release: Release, format: str) -> str:
+    """Modules of two exports that are loaded together must not share a name."""
+    return "cnnlens_" + re.sub(r"\W", "_", f"{release.name}_{format}")
+
+
+def _write_module(release: Release, format: str, file: str, folder: Path) -> str:
+    module = _module_name(release, format)
+    head = f"The bandpowers of {release.name}, with unlensed C_l^EE from the theory."
+    text = MODULES[format].format(head=head, module=module, file=file)
+    (folder / f"{module}.py").write_text(text, encoding="utf-8")
+    return f"{module}.py"
+
+
+def _comments(release: Release, model: LinearModel) -> str:
+    """Head of an exported file; the description as one line, whatever it holds."""
+    lines = (
+        " ".join(release.description.split()),
+        "The covariance holds Hartlap's factor.",
+        STATEMENTS[model.noise_debias],
+    )
+    return "".join(f"# {line}\n" for line in lines)
+
+
+def _scaled_covariance(release: Release) -> np.ndarray:
+    return release.covariance / hartlap_factor(release.n_sim, release.n_bins)
+
+
+def _write_cmblikes(release: Release, model: LinearModel, folder: Path) -> str:
+    """Bandpowers are in CMBlikes' units of lensing, [L(L+1)]² C^φφ/2π = (4/2π) C^κκ."""
+    unit = 4.0 / (2.0 * np.pi)
+    L = np.arange(2, model.lmax + 1)
+    # CMBlikes' spectra: [L(L+1)]² C^φφ/2π and l(l+1) C_l/2π.
+    from_pp, from_ee = 2.0 * np.pi / 4.0, 2.0 * np.pi / (L * (L + 1.0))
+    (folder / "windows").mkdir()
+    for b in range(release.n_bins):
+        window = unit * from_pp * model.windows[b, 2:]
+        np.savetxt(folder / "windows" / f"window{b + 1}.dat", np.c_[L, window], fmt="%5d %.17e")
+    sigma = np.sqrt(np.diag(release.covariance))
+    bins = np.c_[
+        np.arange(1, release.n_bins + 1),
+        release.edges[:-1],
+        release.edges[1:] - 1,
+        release.centres,
+        unit * release.bandpowers,
+        unit * sigma,
+    ]
+    np.savetxt(
+        folder / "bandpowers.dat",
+        bins,
+        fmt="%3d %5d %5d %8.1f %.17e %.17e",
+        header="bin L_min L_max L_av PP Error",
+    )
+    np.savetxt(folder / "covariance.dat", unit**2 * _scaled_covariance(release), fmt="%.17e")
+    settings = (
+        "like_approx = gaussian\n"
+        "fields_use = P\n"
+        "binned = T\n"
+        f"nbins = {release.n_bins}\n"
+        "use_min = 1\n"
+        f"use_max = {release.n_bins}\n"
+        "cl_lmin = 2\n"
+        f"cl_lmax = {model.lmax}\n"
+        "cl_hat_file = bandpowers.dat\n"
+        "bin_window_files = windows/window%u.dat\n"
+        "bin_window_in_order = PP\n"
+        "bin_window_out_order = PP\n"
+        "covmat_cl = PP\n"
+        "covmat_fiducial = covariance.dat\n"
+    )
+    if model.noise_debias == "linear":
+        (folder / "corrections").mkdir()
+        for b in range(release.n_bins):
+            columns = unit * np.c_[from_pp * model.kk[b, 2:], from_ee * model.ee[b, 2:]]
+            np.savetxt(
+                folder / "corrections" / f"window{b + 1}.dat",
+                np.c_[L, columns],
+                fmt="%5d %.17e %.17e",
+            )
+        fiducial = np.c_[np.arange(1, release.n_bins + 1), unit * model.fiducial_correction]
+        np.savetxt(folder / "fiducial_correction.dat", fiducial, fmt="%3d %.17e", header="bin PP")
+        # Field U is unlensed E, which CMBlikes itself does not have.
+        settings += (
+            "fields_required = P U\n"
+            "linear_correction_fiducial_file = fiducial_correction.dat\n"
+            "linear_correction_fiducial_order = PP\n"
+            "linear_correction_bin_window_files = corrections/window%u.dat\n"
+            "linear_correction_bin_window_in_order = PP UU\n"
+            "linear_correction_bin_window_out_order = PP PP\n"
+        )
+    name = f"{release.name}.dataset"
+    (folder / name).write_text(_comments(release, model) + settings, encoding="utf-8")
+    return name
+
+
+def _write_candl(release: Release, model: LinearModel, folder: Path) -> str:
+    """Bandpowers are C^κκ, candl's "kk"; its EE is l(l+1) C_l/2π."""
+    L = np.arange(2, model.lmax + 1)
+    to_cl = 2.0 * np.pi / (L * (L + 1.0))
+    (folder / "windows").mkdir()
+    np.savetxt(
+        folder / "windows" / "kk_window_functions.txt",
+        np.c_[L, model.windows[:, 2:].T],
+        fmt=["%5d"] + ["%.17e"] * release.n_bins,
+    )
+    np.savetxt(folder / "bandpowers.txt", release.bandpowers, fmt="%.17e")
+    np.savetxt(folder / "covariance.txt", _scaled_covariance(release), fmt="%.17e")
+    content = {
+        "name": release.name,
+        "band_power_file": "bandpowers.txt",
+        "covariance_file": "covariance.txt",
+        "window_functions_folder": "windows/",
+        "spectra_info": [{"kk": release.n_bins}],
+    }
+    if model.noise_debias == "linear":
+        (folder / "corrections").mkdir()
+        none = np.zeros(len(L))
+        for b in range(release.n_bins):
+            columns = np.c_[L, none, none, to_cl * model.ee[b, 2:], none, model.kk[b, 2:]]
+            np.savetxt(
+                folder / "corrections" / f"window_{b}.txt",
+                columns,
+                fmt=["%5d"] + ["%.17e"] * 5,
+                header="L TT TE EE BB kk",
+            )
+        np.savetxt(folder / "fiducial_correction.txt", model.fiducial_correction, fmt="%.17e")
+        content["data_model"] = [
+            {
+                "Module": f"{_module_name(release, 'candl')}.UnlensedResponse",
+                "M_matrices_folder": "corrections/",
+                "Mmodes": ["EE", "kk"],
+                "fiducial_correction_file": "fiducial_correction.txt",
+            }
+        ]
+    name = f"{release.name}.yaml"
+    text = _comments(release, model) + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    (folder / name).write_text(text, encoding="utf-8")
+    return name
+
+
+def _write_sacc(release: Release, model: LinearModel, folder: Path) -> str:
+    """One map tracer ``ck``, data type ``cmb_convergence_cl``, windows, and the covariance without
+    Hartlap's factor: ``n_sim`` is in the metadata."""
+    try:
+        import sacc
+    except ModuleNotFoundError:
+        raise CNNLensError("format 'sacc' needs the package sacc; pip install sacc") from None
+
+    data = sacc.Sacc()
+    ell = np.arange(model.lmax + 1)
+    data.add_tracer(
+        "Map", "ck", quantity="cmb_convergence", spin=0, ell=ell, beam=np.ones(len(ell))
+    )
+    windows = sacc.BandpowerWindow(ell, model.windows.T)
+    data.add_ell_cl("cmb_convergence_cl", "ck", "ck", release.centres, release.bandpowers, windows)
+    data.add_covariance(release.covariance)
+    data.metadata = {
+        "name": release.name,
+        "description": " ".join(release.description.split()),
+        "noise_debias": STATEMENTS["fixed"],
+        "lmax": model.lmax,
+        "soliket": f"load with the option lmax: {len(ell)}",
+        "n_patches": release.n_patches,
+        "n_sim": release.n_sim,
+        "network_sha256": str(release.provenance.get("network_sha256")),
+    }
+    name = f"{release.name}.fits"
+    data.save_fits(str(folder / name))
+    return name

@@ -1,0 +1,99 @@
+"""Statistics of Gaussian bandpowers with a covariance from simulations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..errors import CNNLensError
+
+
+def hartlap_factor(n_sim: int, n_bins: int) -> float:
+    """(n_sim − n_bins − 2)/(n_sim − 1), which unbiases an inverse sample covariance.
+
+    Hartlap, Simon & Schneider 2007 (astro-ph/0608064), eq. 17.
+
+    Raises
+    ------
+    CNNLensError
+        if n_sim ≤ n_bins + 2
+    """
+    if n_sim <= n_bins + 2:
+        raise CNNLensError(
+            f"n_sim = {n_sim} simulations cannot give an inverse covariance of {n_bins} bins; "
+            f"at least {n_bins + 3} are needed"
+        )
+    return (n_sim - n_bins - 2) / (n_sim - 1)
+
+
+def inverse_covariance(covariance: np.ndarray) -> np.ndarray:
+    """Inverse of a covariance (n, n), by way of its correlation matrix.
+
+    Raises
+    ------
+    CNNLensError
+        if it is not symmetric and positive definite
+    """
+    sigma = np.sqrt(np.diag(covariance).clip(0))
+    if not (sigma > 0).all():
+        bad = np.flatnonzero(~(sigma > 0)).tolist()
+        raise CNNLensError(f"not positive definite: the variance of bins {bad} is not positive")
+    correlation = covariance / np.outer(sigma, sigma)
+    if not np.allclose(correlation, correlation.T, rtol=0, atol=1e-8):
+        raise CNNLensError("not symmetric")
+    lowest = np.linalg.eigvalsh(correlation)[0]
+    if lowest <= 1e-10:
+        raise CNNLensError(
+            f"not positive definite: the lowest eigenvalue of its correlation is {lowest:.1e}"
+        )
+    inverse = np.linalg.inv(0.5 * (correlation + correlation.T)) / np.outer(sigma, sigma)
+    return 0.5 * (inverse + inverse.T)
+
+
+def chi2_pte(chi2, dof: int):
+    """Probability that χ² of ``dof`` degrees of freedom exceeds ``chi2``; same shape."""
+    from scipy.special import chdtrc
+
+    return chdtrc(dof, chi2)
+
+
+def hotelling_pte(t2, n_sim: int, n_bins: int):
+    """Probability that Hotelling's T² = rᵀ Ŝ⁻¹ r exceeds ``t2``; same shape.
+
+    Ŝ is a sample covariance from ``n_sim`` simulations, unscaled: then
+    (n_sim − n_bins)/(n_bins (n_sim − 1)) T² follows the F distribution of n_bins and n_sim − n_bins
+    degrees of freedom (Hotelling 1931), where χ² would reject too often.
+
+    Raises
+    ------
+    CNNLensError
+        if n_sim ≤ n_bins
+    """
+    from scipy.special import fdtrc
+
+    if n_sim <= n_bins:
+        raise CNNLensError(
+            f"n_sim = {n_sim} simulations cannot judge {n_bins} bins; more than {n_bins} are needed"
+        )
+    scale = (n_sim - n_bins) / (n_bins * (n_sim - 1.0))
+    return fdtrc(n_bins, n_sim - n_bins, scale * np.asarray(t2))
+
+
+def sellentin_heavens(t2: float, n_sim: int) -> float:
+    """−(n_sim/2) ln(1 + T²/(n_sim − 1)): log-likelihood, up to a constant, of Gaussian data whose
+    covariance Ŝ is a sample covariance from ``n_sim`` simulations, T² = rᵀ Ŝ⁻¹ r.
+
+    The multivariate t of Sellentin & Heavens 2016 (arXiv:1511.05969), eq. 12.
+    """
+    return -0.5 * n_sim * math.log1p(t2 / (n_sim - 1.0))
+
+
+def pte_to_sigma(pte):
+    """Two-sided Gaussian significance of a probability to exceed; same shape.
+
+    A PTE of .3173 is 1σ; used for the null-hypothesis test of Caldeira et al. 2018, eq. 16.
+    """
+    from scipy.special import ndtri
+
+    return -ndtri(0.5 * np.asarray(pte))

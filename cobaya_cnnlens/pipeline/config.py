@@ -1,0 +1,927 @@
+"""The pipeline's configuration: YAML checked by pydantic, one section per stage.
+
+A product's *recipe* is the part of the configuration that determined it, so that a
+change to the training leaves the skies valid, and a change to the cosmology does not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import reprlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+import yaml
+
+from ..errors import ConfigError
+from ..simulate.instrument import Instrument
+from ..simulate.patches import PatchGeometry, closest_centres
+from ..simulate.shards import SkySettings
+from ..simulate.skies import seed_sequence
+from ..theory.camb import CambSettings, Cosmology
+
+# Raised when a stage's code changes what it produces, so that older products are refused.
+ALGORITHM = {
+    "sky": 1,
+    "bandpowers": 1,
+    "derivatives": 1,
+    "curvature": 1,
+    "nuisances": 1,
+    "coverage": 1,
+    "points": 1,
+    "nulls": 1,
+    "baseline": 2,
+    "exhibit": 1,
+}
+# Skies of the coverage test have a cosmology each and are not kept: they are no set of shards.
+COVERAGE_SET = "coverage"
+# The null tests whose inputs are not made of a test sky.
+NULL_SETS = {"training": "train"}
+# What the values of the sections without a class of their own here may be, ends included: wide
+# enough for any experiment, and CAMB runs throughout.
+RANGES = {
+    "cosmology": {
+        "ombh2": (0.005, 0.1),
+        "omch2": (0.01, 0.5),
+        "As": (1e-10, 1e-8),
+        "ns": (0.5, 1.5),
+        "tau": (0.01, 0.5),
+        "H0": (30, 120),
+        "mnu": (0, 5),
+    },
+    "camb": {"lmax": (100, 20_000), "lens_potential_accuracy": (1, 30)},
+    "sky": {"lmax": (100, 20_000), "band_limit": (100, 20_000)},
+    "patch": {"size_deg": (0.1, 30), "n_pixels": (8, 4096), "pad": (0, 4096)},
+    "instrument": {
+        "noise_uk_arcmin": (0, 1000),
+        "beam_fwhm_arcmin": (0, 120),
+        "taper_deg": (0, 15),
+        "depth_ratio": (0.01, 100),
+    },
+}
+HALOFIT_VERSIONS = (
+    *("original", "bird", "peacock", "takahashi", "casarini", "mead", "mead2015", "mead2016"),
+    *("mead2020", "mead2020_feedback", "halomodel"),
+)
+# Of the YAML: more is no configuration but an attack, or a product's name given by mistake.
+MOST_BYTES, MOST_VALUES, MOST_LEVELS = 1_000_000, 20_000, 20
+
+
+def _plain_path(path: Path) -> Path:
+    if not str(path).isprintable():
+        raise ValueError("a path holds control characters; take them out")
+    return path
+
+
+FilePath = Annotated[Path, AfterValidator(_plain_path)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values do not change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SkyCounts(Section):
+    """Number of fiducial skies per set; the sets never share phases."""
+
+    train: int = Field(gt=0, le=100_000)
+    validation: int = Field(gt=0, le=100_000)
+    test: int = Field(gt=0, le=100_000)
+    derivatives: int = Field(gt=0, le=100_000)
+
+
+class PatchCentres(Section):
+    """HEALPix nside of the centres, and how many are left out at each pole."""
+
+    nside: int = Field(4, gt=0, le=64)
+    poles: int = Field(16, ge=0, le=24_576)
+
+
+class Network(Section):
+    """The ResUNet: ``width`` 64 is the paper's; ``dropout`` its rate.
+
+    ``noise_map`` adds the noise rms of every pixel to the inputs; ``polarisation`` "qu" makes the
+    first head unlensed Q and U instead of E. ``initial`` names a trained network of the same width
+    that training starts from, and ``frozen_norm`` then keeps its batch norm as it is.
+    ``pretrained`` names one to use as it is, instead of training, or several whose mean κ̂ is used.
+    """
+
+    pretrained: FilePath | Annotated[list[FilePath], Field(min_length=1)] | None = None
+    initial: FilePath | None = None
+    width: int = Field(64, gt=0, le=1024)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    noise_map: bool = False
+    polarisation: Literal["e", "qu"] = "e"
+    frozen_norm: bool = False
+    seed: int = Field(1, ge=0, lt=2**32)
+
+
+class Phase(Section):
+    """One phase of training: ``steps`` batches on ``crop``² pixels (0: the whole patch).
+
+    ``schedule`` "cosine" falls from ``learning_rate`` to ``final_rate`` over the phase after
+    ``warmup`` steps; "plateau" (the last phase only) halves after 3 stale epochs and stops after
+    10, as in the paper.
+    """
+
+    steps: int = Field(gt=0, le=10**9)
+    batch: int = Field(32, gt=0, le=100_000)
+    crop: int = Field(0, ge=0)
+    learning_rate: float = Field(gt=0, le=10)
+    final_rate: float = Field(0.0, ge=0, le=10)
+    warmup: int = Field(0, ge=0)
+    schedule: str = Field("cosine", pattern="^(cosine|plateau)$")
+
+
+class Training(Section):
+    """How the network is trained; see ``training/README.md`` for what each choice bought.
+
+    ``loss`` "pixel" is the mean squared error of E and κ in units of their variance; "spectral"
+    weighs the modes of κ's error so that every L counts by its relative error.
+    ``noise_max_uk_arcmin`` draws the noise of each patch between 0 and this instead of using the
+    instrument's; ``depth_variation`` lets ln(rms) vary by this much across every third patch.
+    ``jit_compile`` compiles with XLA, for which a minute goes before the first step.
+    """
+
+    phases: list[Phase] = Field(min_length=1)
+    clip_norm: float | None = Field(1.0, gt=0, le=1e6)
+    augment: bool = True
+    fresh_noise: bool = True
+    loss: str = Field("pixel", pattern="^(pixel|spectral)$")
+    noise_max_uk_arcmin: float | None = Field(None, gt=0, le=1000)
+    depth_variation: float = Field(0.0, ge=0, le=5)
+    steps_per_epoch: int = Field(200, gt=0, le=10**9)
+    validation_patches: int = Field(160, gt=0, le=10**7)
+    precision: str = Field("float32", pattern="^(float32|mixed_bfloat16)$")
+    jit_compile: bool = True
+    seed: int = Field(1, ge=0, lt=2**32)
+
+
+class Reconstruction(Section):
+    """How the network is applied: ``symmetries`` 8 averages κ̂ over the symmetries of the square,
+    at eight times the cost of 1. ``jit_compile`` compiles with XLA; a network so small that it runs
+    for less time than that takes goes without."""
+
+    symmetries: Literal[1, 8] = 1
+    jit_compile: bool = True
+
+
+class Baseline(Section):
+    """An estimator without a network, to be measured in a network's place.
+
+    ``kind`` "quadratic" convolves filtered E and B, ``combination`` of them, with the mask's E→B
+    ``leakage`` left in ("naive", as in the paper) or taken out ("pure"); "wiener" is the quadratic
+    estimator of Wiener-filtered maps; "iterated" delenses and estimates again, ``passes`` in all;
+    "probable" climbs to the most probable φ by quasi-Newton steps, of which 6 are best.
+    The mean field comes from the first ``mean_field_skies`` training skies. Filters divide by the
+    noise: they take ``noise_floor`` (µK′) for less. E beyond the band is below .3 µK′; with .1 it
+    counts as signal, and a Wiener filter without noise has three times the N_L at L < 1000.
+    """
+
+    kind: Literal["quadratic", "wiener", "iterated", "probable"]
+    combination: Literal["eb", "ee", "mv"] = "eb"
+    leakage: Literal["naive", "pure"] = "naive"
+    passes: int = Field(9, ge=2, le=1000)
+    mean_field_skies: int = Field(1, gt=0, le=100_000)
+    noise_floor: float = Field(0.3, gt=0, le=1000)
+
+
+class Bandpowers(Section):
+    """Bins of equal ``width`` in L from ``lmin``, as in the paper (127)."""
+
+    lmin: int = Field(36, gt=0)
+    width: int = Field(127, gt=0)
+    n_bins: int = Field(24, gt=0)
+
+
+class Derivatives(Section):
+    """Bands [edge_i, edge_i+1) of C^κκ and unlensed C^EE that are scaled by 1 ± ``step``, and the
+    shift of ω_c at which the second order is measured."""
+
+    kk_edges: list[int] = Field(min_length=2)
+    ee_edges: list[int] = Field(min_length=2)
+    step: float = Field(0.1, gt=0, lt=1)
+    omch2_step: float = Field(0.01, gt=0, lt=0.05)
+
+    @model_validator(mode="after")
+    def _ascending(self):
+        for name in ("kk_edges", "ee_edges"):
+            edges = getattr(self, name)
+            if any(b <= a for a, b in itertools.pairwise(edges)):
+                raise ValueError(f"{name} must ascend")
+        return self
+
+
+class Nuisances(Section):
+    """Steps of the instrument's systematics at which the bandpowers of the first ``skies`` test
+    skies are measured again: relative ones of gain, beam width and noise rms, and degrees."""
+
+    skies: int = Field(1, gt=0)
+    gain: float = Field(0.01, gt=0, lt=0.5)
+    beam: float = Field(0.05, gt=0, lt=0.5)
+    noise: float = Field(0.05, gt=0, lt=0.5)
+    angle: float = Field(0.5, gt=0, lt=20)
+
+
+class Coverage(Section):
+    """Skies for the coverage test: how many, the two ends of the prior from which the ω_c of each
+    is drawn, and into surveys of how many patches they are cut."""
+
+    skies: int = Field(100, gt=0, le=100_000)
+    omch2: tuple[float, float] = (0.1085, 0.1285)
+    patches_each: int = Field(16, gt=0, le=100_000)
+
+    @model_validator(mode="after")
+    def _ascending(self):
+        if not 0 < self.omch2[0] < self.omch2[1]:
+            raise ValueError("omch2 must hold the prior's lower and upper end")
+        return self
+
+
+class Points(Section):
+    """Cosmologies at which the model of the noise debias is tested: the first ``skies`` test
+    skies made again at every change of the fiducial cosmology in ``at``, grouped by name."""
+
+    skies: int = Field(1, gt=0)
+    at: dict[str, list[dict[str, float]]] = {}
+
+
+class Nulls(Section):
+    """On how many test and training skies, the first of each set, null tests are made."""
+
+    skies: int = Field(1, gt=0)
+
+
+class Survey(Section):
+    """A mock survey: its true ω_c and how many skies of 160 patches it has for tests."""
+
+    omch2: float
+    skies: int = Field(1, gt=0, le=100_000)
+
+
+class Config(Section):
+    """The whole pipeline, from one file.
+
+    ``train_cosmologies`` are changes of the fiducial cosmology, e.g. ``{omch2: 0.1285}``, that the
+    training skies take in turn; the other sets keep the fiducial one. ``shipped`` is a file of
+    bandpowers that commands read where ``products`` has none (`cnnlens ship` writes it).
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=100)
+    seed: int = Field(ge=0, lt=2**63)
+    products: FilePath
+    skies_from: FilePath | None = None
+    shipped: FilePath | None = None
+    cosmology: Cosmology = Cosmology()
+    train_cosmologies: list[dict[str, float]] = []
+    camb: CambSettings = CambSettings()
+    sky: SkySettings = SkySettings()
+    patch: PatchGeometry = PatchGeometry()
+    centres: PatchCentres = PatchCentres()
+    instrument: Instrument = Instrument()
+    skies: SkyCounts
+    network: Network
+    training: Training
+    reconstruction: Reconstruction = Reconstruction()
+    baseline: Baseline | None = None
+    bandpowers: Bandpowers = Bandpowers()
+    derivatives: Derivatives
+    nuisances: Nuisances = Nuisances()
+    coverage: Coverage = Coverage()
+    points: Points = Points()
+    nulls: Nulls = Nulls()
+    surveys: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=50)], Survey]
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        for section, ranges in RANGES.items():
+            _check_ranges(section, getattr(self, section), ranges)
+        self._check_cosmologies()
+        self._check_patches()
+        if self.camb.halofit_version not in HALOFIT_VERSIONS:
+            raise ValueError(
+                f"camb.halofit_version {self.camb.halofit_version!r:.40} is none of CAMB's: "
+                f"{', '.join(HALOFIT_VERSIONS)}"
+            )
+        if self.sky.band_limit >= self.patch.nyquist:
+            raise ValueError(
+                f"sky.band_limit {self.sky.band_limit} must lie below the patch's Nyquist "
+                f"multipole {self.patch.nyquist:.0f}"
+            )
+        if self.sky.band_limit > self.sky.lmax:
+            raise ValueError(
+                f"sky.band_limit {self.sky.band_limit} must not lie above sky.lmax {self.sky.lmax}"
+            )
+        if self.camb.lmax < self.sky.lmax:
+            raise ValueError(f"camb.lmax must reach sky.lmax = {self.sky.lmax}")
+        bins = self.bandpowers
+        if (last := bins.lmin + bins.width * bins.n_bins) > self.patch.nyquist:
+            raise ValueError(
+                f"the bandpowers' last bin ends at L = {last}, beyond the patch's Nyquist "
+                f"multipole {self.patch.nyquist:.0f}; use fewer or narrower bins"
+            )
+        for name in ("kk_edges", "ee_edges"):
+            edges = getattr(self.derivatives, name)
+            if edges[0] < 2 or edges[-1] > self.sky.lmax + 1:
+                raise ValueError(
+                    f"derivatives.{name} must lie between 2 and sky.lmax + 1 = {self.sky.lmax + 1}"
+                )
+        sizes = {"patch.n_pixels": self.patch.n_pixels}
+        for i, phase in enumerate(self.training.phases):
+            sizes[f"training.phases.{i}.crop"] = phase.crop
+            if phase.schedule == "plateau" and i + 1 < len(self.training.phases):
+                raise ValueError(f"training.phases.{i}: only the last phase can be a plateau")
+            if phase.final_rate > phase.learning_rate or phase.warmup > phase.steps:
+                raise ValueError(
+                    f"training.phases.{i}: final_rate must not lie above learning_rate, nor "
+                    "warmup above steps"
+                )
+        for key, size in sizes.items():
+            if size % 4 or size > self.patch.n_pixels:
+                raise ValueError(
+                    f"{key} is {size}; the network needs multiples of 4, at most the patch's "
+                    f"{self.patch.n_pixels} pixels"
+                )
+        varied = self.training.noise_max_uk_arcmin is not None or self.training.depth_variation
+        if varied and not self.network.noise_map:
+            raise ValueError(
+                "training.noise_max_uk_arcmin and training.depth_variation need "
+                "network.noise_map: true, or the network cannot know the noise it sees"
+            )
+        if self.network.frozen_norm and self.network.initial is None:
+            raise ValueError("network.frozen_norm needs network.initial, whose batch norm it keeps")
+        if self.training.loss == "spectral" and any(p.crop for p in self.training.phases):
+            raise ValueError("training.loss 'spectral' weighs the modes of whole patches: crop 0")
+        if self.baseline and self.baseline.mean_field_skies > self.skies.train:
+            raise ValueError(
+                f"baseline.mean_field_skies is {self.baseline.mean_field_skies}, but there are "
+                f"{self.skies.train} training skies"
+            )
+        for name in ("nuisances", "points", "nulls"):
+            if (skies := getattr(self, name).skies) > self.skies.test:
+                raise ValueError(
+                    f"{name}.skies is {skies}, but there are {self.skies.test} test skies"
+                )
+        if self.nulls.skies > self.skies.train:
+            raise ValueError(
+                f"nulls.skies is {self.nulls.skies}, but there are {self.skies.train} training "
+                "skies"
+            )
+        return self
+
+    def _check_cosmologies(self) -> None:
+        """Every cosmology that some stage will ask CAMB for."""
+        changes = {f"train_cosmologies.{i}": c for i, c in enumerate(self.train_cosmologies)}
+        for group, points in self.points.at.items():
+            changes |= {f"points.at.{group}.{i}": c for i, c in enumerate(points)}
+        changes |= {f"surveys.{name}": {"omch2": s.omch2} for name, s in self.surveys.items()}
+        changes |= {f"coverage.omch2.{i}": {"omch2": x} for i, x in enumerate(self.coverage.omch2)}
+        for sign, omch2 in zip("-+", self.shifted_omch2(), strict=True):
+            changes[f"cosmology.omch2 {sign} derivatives.omch2_step"] = {"omch2": omch2}
+        for key, change in changes.items():
+            if unknown := set(change) - set(asdict(self.cosmology)):
+                raise ValueError(
+                    f"{key}: no cosmological parameter {', '.join(unknown)}; "
+                    f"there are {', '.join(asdict(self.cosmology))}"
+                )
+            _check_ranges(key, self.cosmology.vary(**change), RANGES["cosmology"])
+
+    def _check_patches(self) -> None:
+        """Patches that fit into the mask's tapers and onto the sky, none over another."""
+        patch, centres = self.patch, self.centres
+        if patch.pad > patch.n_pixels:
+            raise ValueError(
+                f"patch.pad {patch.pad} must not lie above patch.n_pixels {patch.n_pixels}"
+            )
+        if 2 * self.instrument.taper_deg > patch.size_deg:
+            raise ValueError(
+                f"instrument.taper_deg {self.instrument.taper_deg:g} leaves no pixel of a patch of "
+                f"{patch.size_deg:g}° unmasked; take at most half of patch.size_deg"
+            )
+        if centres.poles >= 6 * centres.nside**2:
+            raise ValueError(
+                f"centres.poles {centres.poles} leaves no patch on the sky; take fewer than "
+                f"{6 * centres.nside**2}"
+            )
+        diagonal = math.sqrt(2) * patch.size_deg
+        if (closest := closest_centres(centres.nside, centres.poles, diagonal)) < diagonal:
+            raise ValueError(
+                f"centres.nside {centres.nside} puts centres of patches {closest:.2f}° apart, less "
+                f"than the diagonal {diagonal:.2f}° of a patch: what they share would count "
+                "twice; take a smaller nside or patch.size_deg"
+            )
+
+    def set_names(self) -> list[str]:
+        """All sky sets: the fiducial ones and ``survey-NAME`` for each survey."""
+        return [*SkyCounts.model_fields, *(f"survey-{name}" for name in self.surveys)]
+
+    def set_size(self, name: str) -> int:
+        """Number of skies in a set."""
+        self._check_set(name)
+        if name.startswith("survey-"):
+            return self.surveys[name.removeprefix("survey-")].skies
+        return getattr(self.skies, name)
+
+    def set_cosmology(self, name: str, index: int = 0) -> Cosmology:
+        """True cosmology of a sky of a set; only training skies may differ from one another."""
+        self._check_set(name)
+        if name == "train" and self.train_cosmologies:
+            return self.cosmology.vary(
+                **self.train_cosmologies[index % len(self.train_cosmologies)]
+            )
+        if name.startswith("survey-"):
+            return self.cosmology.vary(omch2=self.surveys[name.removeprefix("survey-")].omch2)
+        return self.cosmology
+
+    def _check_set(self, name: str) -> None:
+        if name not in self.set_names():
+            raise ConfigError(
+                f"configuration '{self.name}': no sky set '{name}'; "
+                f"it has {', '.join(self.set_names())}"
+            )
+
+    def spectra_recipe(self, cosmology: Cosmology) -> dict:
+        """What determines a product of spectra."""
+        return {"cosmology": asdict(cosmology), "camb": asdict(self.camb)}
+
+    def sky_recipe(self, set_name: str, index: int) -> dict:
+        """What determines one shard."""
+        return {
+            **self.spectra_recipe(self.set_cosmology(set_name, index)),
+            "algorithm": ALGORITHM["sky"],
+            "seed": self.seed,
+            "set": set_name,
+            "index": index,
+            "sky": asdict(self.sky),
+            "patch": asdict(self.patch),
+            "centres": self.centres.model_dump(),
+        }
+
+    def bandpower_recipe(self, set_name: str, index: int, network_hash: str) -> dict:
+        """What determines the bandpowers of one reconstructed sky."""
+        return {
+            "sky": self.sky_recipe(set_name, index),
+            **self.measurement_recipe(network_hash),
+        }
+
+    def measurement_recipe(self, network_hash: str) -> dict:
+        """What turns a sky into bandpowers: instrument, network and bins."""
+        return {
+            "algorithm": ALGORITHM["bandpowers"],
+            "instrument": asdict(self.instrument),
+            "network": network_hash,
+            **({"symmetries": n} if (n := self.reconstruction.symmetries) != 1 else {}),
+            "bandpowers": self.bandpowers.model_dump(),
+        }
+
+    def baseline_recipe(self) -> dict:
+        """What determines an estimator without a network; the place of a network's hash."""
+        floored = self.instrument.noise_uk_arcmin < self.baseline.noise_floor
+        return {
+            "algorithm": ALGORITHM["baseline"],
+            "baseline": self.baseline.model_dump(exclude=set() if floored else {"noise_floor"}),
+            "instrument": asdict(self.instrument),
+            "sky": self.sky_recipe("train", 0),
+        }
+
+    def mean_field_recipe(self) -> dict:
+        """What determines a baseline's mean field."""
+        return {"mean_field": self.baseline_recipe()}
+
+    def map_recipe(self, network_hash: str) -> dict:
+        """What turns a user's maps, which have the beam already, into bandpowers."""
+        patch = {"size_deg": self.patch.size_deg, "n_pixels": self.patch.n_pixels}
+        return {"patch": patch, **self.measurement_recipe(network_hash)}
+
+    def exhibit_recipe(self, network_hash: str) -> dict:
+        """What determines the maps and spectra that are kept to be looked at."""
+        return {
+            **self.bandpower_recipe("test", 0, network_hash),
+            "exhibit_algorithm": ALGORITHM["exhibit"],
+        }
+
+    def derivative_recipe(self, index: int, network_hash: str) -> dict:
+        """What determines the derivatives measured on one sky."""
+        return {
+            "sky": self.sky_recipe("derivatives", index),
+            **self.measurement_recipe(network_hash),
+            "derivative_algorithm": ALGORITHM["derivatives"],
+            "derivatives": self.derivatives.model_dump(exclude={"omch2_step"}),
+        }
+
+    def curvature_recipe(self, index: int, network_hash: str) -> dict:
+        """What determines the bandpowers of a derivatives sky at shifted ω_c."""
+        return {
+            "sky": self.sky_recipe("derivatives", index),
+            **self.measurement_recipe(network_hash),
+            "curvature_algorithm": ALGORITHM["curvature"],
+            "omch2_step": self.derivatives.omch2_step,
+        }
+
+    def nuisance_recipe(self, index: int, network_hash: str) -> dict:
+        """What determines the bandpowers of a test sky seen with systematics."""
+        return {
+            **self.bandpower_recipe("test", index, network_hash),
+            "nuisance_algorithm": ALGORITHM["nuisances"],
+            "nuisances": self.nuisances.model_dump(exclude={"skies"}),
+        }
+
+    def coverage_recipe(self, index: int, network_hash: str) -> dict:
+        """What determines the bandpowers of one sky of the coverage test."""
+        return {
+            "sky": {
+                **self.sky_recipe("test", index),
+                **self.spectra_recipe(self.coverage_cosmology(index)),
+                "set": COVERAGE_SET,
+            },
+            **self.measurement_recipe(network_hash),
+            "coverage_algorithm": ALGORITHM["coverage"],
+        }
+
+    def point_recipe(self, change: dict[str, float], index: int, network_hash: str) -> dict:
+        """What determines the bandpowers of a test sky made again at another cosmology."""
+        return {
+            "sky": {
+                **self.sky_recipe("test", index),
+                **self.spectra_recipe(self.cosmology.vary(**change)),
+            },
+            **self.measurement_recipe(network_hash),
+            "point_algorithm": ALGORITHM["points"],
+        }
+
+    def null_recipe(self, null: str, index: int, network_hash: str) -> dict:
+        """What determines the bandpowers of one null test on one sky."""
+        return {
+            **self.bandpower_recipe(NULL_SETS.get(null, "test"), index, network_hash),
+            "null_algorithm": ALGORITHM["nulls"],
+            "null": null,
+        }
+
+    def coverage_cosmology(self, index: int) -> Cosmology:
+        """The cosmology of a sky of the coverage test: ω_c drawn evenly from the prior."""
+        seed = seed_sequence(self.seed, f"{COVERAGE_SET}/cosmology", index)
+        return self.cosmology.vary(
+            omch2=round(float(np.random.default_rng(seed).uniform(*self.coverage.omch2)), 7)
+        )
+
+    def shifted_omch2(self) -> tuple[float, float]:
+        """ω_c − step and ω_c + step, at which the second order is measured."""
+        centre, step = self.cosmology.omch2, self.derivatives.omch2_step
+        return round(centre - step, 8), round(centre + step, 8)
+
+    def check_index(self, name: str, index: int) -> None:
+        """Refuse a sky that a set does not have.
+
+        Raises
+        ------
+        ConfigError
+        """
+        size = self.coverage.skies if name == COVERAGE_SET else self.set_size(name)
+        if not 0 <= index < size:
+            raise ConfigError(
+                f"configuration '{self.name}': set '{name}' has skies 0 to {size - 1}, not {index}"
+            )
+
+    @property
+    def first_survey(self) -> str:
+        """The survey whose release stands for the configuration where any would do.
+
+        Raises
+        ------
+        ConfigError
+            if there is none
+        """
+        if not self.surveys:
+            raise ConfigError(
+                f"configuration '{self.name}': key 'surveys' is empty, but a release needs the "
+                "data of one; add a survey"
+            )
+        return next(iter(self.surveys))
+
+    @property
+    def sky_directory(self) -> Path:
+        return self.skies_from or self.products / "skies"
+
+    def sky_path(self, set_name: str, index: int) -> Path:
+        """Where a shard lies."""
+        return self.sky_directory / set_name / f"sky_{index:04d}.h5"
+
+    @property
+    def trained_path(self) -> Path:
+        """Where training leaves its network."""
+        return self.products / "network.keras"
+
+    @property
+    def network_paths(self) -> tuple[Path, ...]:
+        """The networks in use: the trained one, or those that ``network.pretrained`` names."""
+        named = self.network.pretrained
+        if named is None:
+            return (self.trained_path,)
+        return tuple(named) if isinstance(named, list) else (named,)
+
+    @property
+    def mean_field_path(self) -> Path:
+        """Where the mean field of an estimator without a network lies."""
+        return self.products / "mean_field.h5"
+
+    @property
+    def training_directory(self) -> Path:
+        return self.products / "training"
+
+    def bandpower_path(self, set_name: str, index: int) -> Path:
+        """Where the bandpowers of one reconstructed sky lie."""
+        return self.products / "bandpowers" / set_name / f"sky_{index:04d}.h5"
+
+    @property
+    def exhibit_path(self) -> Path:
+        """Where the maps and spectra that are kept to be looked at lie."""
+        return self.products / "exhibit.h5"
+
+    def derivative_path(self, index: int) -> Path:
+        """Where the derivatives measured on one sky lie."""
+        return self.products / "derivatives" / f"sky_{index:04d}.h5"
+
+    def curvature_path(self, index: int) -> Path:
+        """Where the bandpowers of a derivatives sky at shifted ω_c lie."""
+        return self.products / "curvature" / f"sky_{index:04d}.h5"
+
+    def nuisance_path(self, index: int) -> Path:
+        """Where the bandpowers of a test sky seen with systematics lie."""
+        return self.products / "nuisances" / f"sky_{index:04d}.h5"
+
+    def point_path(self, change: dict[str, float], index: int) -> Path:
+        """Where the bandpowers of a test sky made again at another cosmology lie."""
+        name = "_".join(f"{key}={value:g}" for key, value in sorted(change.items()))
+        return self.products / "points" / f"sky_{index:04d}" / f"{name}.h5"
+
+    def null_path(self, null: str, index: int) -> Path:
+        """Where the bandpowers of one null test on one sky lie."""
+        return self.products / "nulls" / null / f"sky_{index:04d}.h5"
+
+    def coverage_path(self, index: int) -> Path:
+        """Where the bandpowers of a sky of the coverage test lie."""
+        return self.products / COVERAGE_SET / f"sky_{index:04d}.h5"
+
+    def release_name(self, survey: str, sky: int = 0) -> str:
+        """Name of the release of one sky of a survey."""
+        return f"{self.name}_{survey}" + (f"_sky{sky}" if sky else "")
+
+    def release_path(self, survey: str, sky: int = 0) -> Path:
+        """Where the release of one sky of a survey lies."""
+        return self.products / "releases" / f"{self.release_name(survey, sky)}.json"
+
+
+def load_config(path: str | Path) -> Config:
+    """Read and check a configuration.
+
+    A file may name another as its ``base`` (a path relative to itself): sections are merged key
+    by key, lists replaced whole, and a null takes the base's value away. A *study* has
+    ``members``, changes by name, and ``FILE#MEMBER`` is the configuration of one of them; its
+    products lie in a folder of the study's.
+
+    Raises
+    ------
+    ConfigError
+        if a file is missing, is not YAML, has a wrong key or value, is its own base, or if a
+        study is named without one of its members
+    """
+    file, member = _split(path)
+    content = _with_bases(Path(file), ())
+    members = _members(file, content)
+    if member:
+        if member not in members:
+            raise ConfigError(
+                f"{file}: no member '{member}'; key 'members' has {', '.join(members) or 'none'}"
+            )
+        content = _merged(content, members[member])
+        for key, joint in (("name", "_"), ("products", "/")):
+            if key in content:
+                content[key] = f"{content[key]}{joint}{member}"
+    elif members:
+        raise ConfigError(
+            f"{file} is a study of {len(members)} members; name one, as in "
+            f"{file}#{next(iter(members))}"
+        )
+    return _validated(Config, content, path)
+
+
+def load_as(kind: type, path: str | Path):
+    """A file that holds something else than a :class:`Config`: an instance of the dataclass
+    ``kind``, its keys and values checked in the same way.
+
+    Raises
+    ------
+    ConfigError
+        if the file cannot be read, or has a wrong key or value
+    """
+    return _validated(kind, _with_bases(Path(path), ()), path)
+
+
+def _validated(kind: type, content: dict, path: str | Path):
+    for keys, value in _leaves(content):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{path}: key '{_dotted(keys)}' is {value}; give a finite number")
+    try:
+        found = TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        raise ConfigError(_explain(path, error)) from None
+    for keys, value in _leaves(content):
+        if isinstance(value, bool) and not isinstance(_at(found, keys), bool):
+            raise ConfigError(f"{path}: key '{_dotted(keys)}' is {value}; give a number")
+    return found
+
+
+def _leaves(content, above: tuple = ()):
+    """Keys and values of all that is no mapping or list."""
+    if isinstance(content, (dict, list)):
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from _leaves(value, (*above, key))
+    else:
+        yield above, content
+
+
+def _dotted(keys: tuple) -> str:
+    return ".".join(map(str, keys))
+
+
+def _at(found, keys: tuple):
+    """What has become of a value of the file in the checked configuration."""
+    for key in keys:
+        found = found[key] if isinstance(found, (dict, list, tuple)) else getattr(found, key)
+    return found
+
+
+def _check_ranges(name: str, section, ranges: dict[str, tuple[float, float]]) -> None:
+    for key, (low, high) in ranges.items():
+        value = getattr(section, key)
+        if value is not None and not low <= value <= high:
+            raise ValueError(
+                f"{name}.{key} is {value:.6g}; it must lie between {low:g} and {high:g}"
+            )
+
+
+def _split(path: str | Path) -> tuple[str, str]:
+    """FILE#MEMBER → the two; a file whose own name holds a # is one."""
+    whole = str(path)
+    if "#" not in whole or Path(whole).is_file():
+        return whole, ""
+    file, _, member = whole.rpartition("#")
+    return file, member
+
+
+def load_study(path: str | Path) -> dict[str, Config]:
+    """Every configuration of a file by the path that names it: a study's members, in order, or
+    the one that the file is.
+
+    Raises
+    ------
+    ConfigError
+        as :func:`load_config`
+    """
+    paths = [str(path)]
+    if not _split(path)[1]:
+        members = _members(path, _with_bases(Path(path), ()))
+        paths = [f"{path}#{member}" for member in members] or paths
+    return {p: load_config(p) for p in paths}
+
+
+def _members(path: str | Path, content: dict) -> dict[str, dict]:
+    """Take a study's members out of a file's content."""
+    members = content.pop("members", None)
+    if members is None:
+        return {}
+    if not isinstance(members, dict) or not all(isinstance(v, dict) for v in members.values()):
+        raise ConfigError(
+            f"{path}: key 'members' must map names to changes of the configuration, {{}} for none"
+        )
+    for name in members:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", str(name)):
+            raise ConfigError(
+                f"{path}: key 'members' has the name {name!r:.40}, which becomes a folder's; take "
+                "letters, digits, _, - and . only"
+            )
+    return {str(name): changes for name, changes in members.items()}
+
+
+def _with_bases(path: Path, above: tuple[Path, ...]) -> dict:
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: key 'base' leads back to this file")
+    named = f" (named as 'base' by {above[-1]})" if above else ""
+    content = _read_yaml(path, named)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must hold a mapping of sections, not {type(content).__name__}")
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    if not isinstance(base, str) or not base.isprintable():
+        raise ConfigError(f"{path}: key 'base' must be the path of a configuration, not {base!r}")
+    return _merged(_with_bases(path.parent / base, (*above, path.resolve())), content)
+
+
+def _read_yaml(path: Path, named: str):
+    """What a YAML file holds, each key once and not more than a configuration can be.
+
+    Raises
+    ------
+    ConfigError
+        if it cannot be read, or is not such a file; ``named`` tells who asked for it
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}){named}") from None
+    if len(raw) > MOST_BYTES:
+        raise ConfigError(f"{path}: is larger than a configuration can be; name another file")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: not UTF-8 at byte {error.start}; save it in that encoding"
+        ) from None
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_node(node, path)
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deeply; take the inner levels out") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    except (ValueError, OverflowError, TypeError) as error:  # dates, numbers, keys that are none
+        raise ConfigError(f"{path}: holds a value that YAML cannot read: {error}") from None
+
+
+def _check_node(root: yaml.Node, path: Path) -> None:
+    """Refuse a document that has a key twice, or that aliases blow up beyond all measure."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node, levels: int) -> int:
+        if levels > MOST_LEVELS:
+            raise ConfigError(f"{path}: is nested too deeply; take the inner levels out")
+        if id(node) not in sizes:
+            parts = []
+            if isinstance(node, yaml.MappingNode):
+                lines: dict[str, int] = {}
+                for key, _ in node.value:
+                    if not isinstance(key, yaml.ScalarNode):
+                        continue
+                    line = key.start_mark.line + 1
+                    if key.value in lines:
+                        raise ConfigError(
+                            f"{path}: key '{key.value}' stands twice in one section, in lines "
+                            f"{lines[key.value]} and {line}; keep one"
+                        )
+                    lines[key.value] = line
+                parts = [part for pair in node.value for part in pair]
+            elif isinstance(node, yaml.SequenceNode):
+                parts = node.value
+            sizes[id(node)] = 1 + sum(size(part, levels + 1) for part in parts)
+        return sizes[id(node)]
+
+    if size(root, 0) > MOST_VALUES:
+        raise ConfigError(f"{path}: holds more than {MOST_VALUES} values; take some out")
+
+
+def _merged(base: dict, changes: dict) -> dict:
+    merged = dict(base)
+    for key, value in changes.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merged(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _explain(path: str | Path, error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            lines.append(f"{path}: unknown key '{key}'; remove it or correct its spelling")
+        elif key:
+            given = reprlib.repr(item.get("input"))
+            lines.append(f"{path}: key '{key}': {message} (got {given:.80})")
+        else:
+            lines.append(f"{path}: {message}")
+    return "\n".join(lines)

@@ -1,0 +1,373 @@
+"""Making an emulator: CAMB at the points of a design, then the fit, then its errors.
+
+The points are a Sobol sequence in the box; those with Ω_m near 1 or above, which a flat universe
+with dark energy does not have, are left out. Every point is kept on disk when it is done.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from scipy.interpolate import CubicSpline
+from scipy.stats import qmc
+from tqdm import tqdm
+
+from .. import products
+from ..errors import EmulatorError
+from ..likelihood.bandpowers import BandpowerLikelihood
+from ..theory.camb import (
+    CambSettings,
+    Cosmology,
+    camb_parameters,
+    camb_refusals,
+    convergence_from_potential,
+    settings_record,
+    sigma8,
+)
+from ..theory.emulator import (
+    AMPLITUDE,
+    LARGEST_DENSITY,
+    REIONISATION,
+    SCALARS,
+    Emulator,
+    Tables,
+    baselines,
+    check_base,
+    matter_density,
+    read_emulator,
+    stretched,
+    unit_box,
+)
+from .config import load_as
+
+KIND = "emulator point"
+# Raised when a point's code changes what it gives.
+ALGORITHM = 2
+# The corners of a box stretch a little more than any point of the design.
+STRETCH_MARGIN = 0.02
+# Spacing of the nodes: in ln L for C^κκ (1 at least), in x for C^EE.
+LOG_SPACING, STRETCHED_SPACING = 0.03, 6.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to emulate, read from a YAML file.
+
+    ``box`` parameter → its two sides (``logA`` is ln 10¹⁰A_s); ``fixed`` the other parameters of
+    :class:`~cobaya_cnnlens.theory.Cosmology`; ``camb`` settings, whose ``lmax`` must exceed the
+    emulator's by as much as θ* varies over the box; ``points`` in the design, and ``checks`` after
+    them that only measure errors; ``kernel``, ``degree``, ``smoothing`` and ``scales`` as
+    in the emulator; ``components`` of either spectrum; ``upon`` a shipped emulator, or the path of
+    one, from which this one goes on: then only what the other parameters do is left to learn;
+    ``at_low_side`` how many of the first points are taken once more at a parameter's low side.
+    """
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+
+    name: str
+    products: Path
+    box: dict[str, tuple[float, float]]
+    fixed: dict[str, float]
+    lmax: int = 4400
+    camb: CambSettings = field(default_factory=CambSettings)
+    points: int = 400
+    checks: int = 40
+    seed: int = 1
+    kernel: str = "cubic"
+    degree: int = 3
+    smoothing: float = 1.0
+    scales: dict[str, float] = field(default_factory=dict)
+    components: int = 16
+    upon: str = ""
+    at_low_side: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.at_low_side) - set(self.box):
+            raise ValueError(f"at_low_side: {sorted(unknown)} are not in the box")
+        for name, scale in self.scales.items():
+            if name not in self.box or not 0 < scale < np.inf:
+                raise ValueError(f"scales: {name} {scale}; give parameters of the box, positive")
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return tuple(self.box)
+
+    def sides(self) -> tuple[np.ndarray, np.ndarray]:
+        low, high = np.array(list(self.box.values()), dtype=float).T
+        return low, high
+
+    def design(self) -> np.ndarray:
+        """All points, those of the checks last, (points + checks, n_parameters)."""
+        low, high = self.sides()
+        wanted = self.points + self.checks
+        sobol = qmc.Sobol(len(low), scramble=True, seed=self.seed)
+        drawn = qmc.scale(sobol.random_base2(int(np.ceil(np.log2(4 * wanted)))), low, high)
+        flat = [self.cosmology(point) for point in drawn]
+        allowed = [matter_density(asdict(c)) < LARGEST_DENSITY for c in flat]
+        points = drawn[allowed][:wanted]
+        sides = []
+        for name, count in self.at_low_side.items():
+            side = points[:count].copy()
+            side[:, self.parameters.index(name)] = low[self.parameters.index(name)]
+            sides.append(side)
+        return np.vstack([points[: self.points], *sides, points[self.points :]])
+
+    def check_points(self) -> np.ndarray:
+        """Those of the design that only check, (checks, n_parameters)."""
+        design = self.design()
+        return design[len(design) - self.checks :]
+
+    def cosmology(self, point: Iterable[float]) -> Cosmology:
+        values = {**dict(zip(self.box, map(float, point), strict=True)), **self.fixed}
+        values["As"] = 1e-10 * float(np.exp(values.pop(AMPLITUDE)))
+        return Cosmology(**values)
+
+    def recipe(self, point: Iterable[float]) -> dict:
+        return {**settings_record(self.cosmology(point), self.camb), "algorithm": ALGORITHM}
+
+    def path(self, recipe: dict) -> Path:
+        return self.products / f"{products.identity_of(recipe)}.h5"
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read a plan.
+
+    Raises
+    ------
+    ConfigError
+        if the file cannot be read, or has a wrong key or value
+    """
+    return load_as(Plan, path)
+
+
+def run_camb(plan: Plan, points: np.ndarray, jobs: int = 1) -> None:
+    """Run CAMB at every one of a design's points that has not been, in ``jobs`` processes."""
+    missing = [p for p in points if not products.exists(*_product(plan, p))]
+    threads = max((os.cpu_count() or 1) // jobs, 1)
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _set_threads, (threads,)) as pool:
+        for _ in tqdm(
+            pool.map(_run_point, [plan] * len(missing), missing),
+            total=len(points),
+            initial=len(points) - len(missing),
+            desc=plan.name,
+            unit="point",
+            disable=not missing,
+        ):
+            pass
+
+
+def _product(plan: Plan, point: np.ndarray) -> tuple[Path, str, dict]:
+    recipe = plan.recipe(point)
+    return plan.path(recipe), KIND, recipe
+
+
+def _set_threads(threads: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def _run_point(plan: Plan, point: np.ndarray) -> None:
+    import camb
+
+    cosmology, lmax = plan.cosmology(point), plan.camb.lmax
+    with camb_refusals(cosmology):
+        parameters = camb_parameters(cosmology, plan.camb)
+        results = camb.get_results(parameters)
+        clpp = results.get_lens_potential_cls(lmax, raw_cl=True)[:, 0]
+        clee = results.get_unlensed_scalar_cls(lmax, CMB_unit="muK", raw_cl=True)[:, 1]
+        scalars = {
+            "thetastar": results.get_derived_params()["thetastar"] / 100.0,
+            "sigma8": sigma8(parameters),
+            "omegam": parameters.omegam,
+        }
+    path, kind, recipe = _product(plan, point)
+    arrays = {"kk": convergence_from_potential(clpp), "ee": clee}
+    products.write_product(path, kind, recipe, {**arrays, **scalars})
+
+
+@dataclass(frozen=True)
+class Points:
+    """CAMB at points of the design: ``at`` (n, p), ``kk`` and ``ee`` (n, camb.lmax + 1), and
+    ``scalars`` (n, 3)."""
+
+    at: np.ndarray
+    kk: np.ndarray
+    ee: np.ndarray
+    scalars: np.ndarray
+
+    def __getitem__(self, which) -> Points:
+        return Points(self.at[which], self.kk[which], self.ee[which], self.scalars[which])
+
+
+def read_points(plan: Plan, at: np.ndarray) -> Points:
+    """CAMB at points of the design, (n, n_parameters).
+
+    Raises
+    ------
+    ProductError
+        if one has not been run
+    """
+    kk, ee, scalars = [], [], []
+    for point in at:
+        with products.open_product(*_product(plan, point)) as product:
+            kk.append(product.array("kk"))
+            ee.append(product.array("ee"))
+            scalars.append([float(product.array(name)) for name in SCALARS])
+    return Points(at, np.array(kk), np.array(ee), np.array(scalars))
+
+
+def fit(plan: Plan, points: Points) -> Emulator:
+    """The emulator of a design.
+
+    Raises
+    ------
+    EmulatorError
+        if CAMB's spectra do not reach as far as the stretched multipoles must, or the base does not
+        hold the box
+    """
+    base = read_emulator(plan.upon) if plan.upon else None
+    sides = plan.sides()
+    logA = points.at[:, plan.parameters.index(AMPLITUDE)][:, None]
+    L = np.unique(
+        np.round(np.exp(np.arange(np.log(2.0), np.log(plan.lmax), LOG_SPACING))).astype(int)
+    )
+    L = np.append(L[plan.lmax > L], plan.lmax)
+    kk = np.log(points.kk[:, L]) - logA
+    theta = points.scalars[:, SCALARS.index("thetastar")]
+    reference = float(base.tables.thetastar if base else np.exp(np.log(theta).mean()))
+    stretch = theta / reference
+    # Every point must reach the last node, which lmax needs where the stretch is largest.
+    l = np.arange(2.0, plan.camb.lmax + 1.0)
+    first = stretched(l[:1], stretch.max())[0]
+    last = plan.lmax * (stretch.max() + STRETCH_MARGIN)
+    if plan.camb.lmax * stretch.min() < last:
+        raise EmulatorError(
+            f"{plan.name}: over this box θ* varies by {np.ptp(stretch):.0%}; raise 'camb.lmax' to "
+            f"{int(np.ceil(last / stretch.min() / 100)) * 100}, or shrink the box"
+        )
+    x = np.concatenate(
+        [np.arange(first, REIONISATION), np.arange(REIONISATION, last, STRETCHED_SPACING)]
+    )
+    # l²C_l is what stays put at fixed x.
+    ee = (
+        -logA
+        - 2.0 * np.log(stretch)[:, None]
+        + np.array(
+            [
+                CubicSpline(stretched(l, s), np.log(cl[2:]))(x)
+                for s, cl in zip(stretch, points.ee, strict=True)
+            ]
+        )
+    )
+    named = [dict(zip(plan.parameters, at, strict=True)) for at in points.at]
+    if base:
+        check_base(base, plan.box, plan.fixed, (L[-1], x[-1]), plan.name)
+        known = []
+        for i, point in enumerate(named):
+            below, splines, logarithms = base.logarithms(point)
+            kk[i] -= below[L - 2]
+            ee[i] -= sum(spline(x) for spline in splines)
+            known.append(np.exp(logarithms))
+    else:
+        known = [baselines({**plan.fixed, **point}) for point in named]
+    at, scalars = points.at, np.log(points.scalars / np.array(known))
+    if base:
+        # Where the further parameters are the base's, nothing is left of any of these.
+        known_at = at.copy()
+        for i, name in enumerate(plan.parameters):
+            if name not in base.parameters:
+                known_at[:, i] = base.fixed[name]
+        known_at = np.unique(known_at, axis=0)
+        at, n = np.vstack([at, known_at]), len(known_at)
+        kk, ee, scalars = (
+            np.vstack([rest, np.zeros((n, rest.shape[1]))]) for rest in (kk, ee, scalars)
+        )
+    kk_mean, kk_basis, kk_parts = _components(kk, plan.components)
+    low, high = (
+        _components(np.where(part, ee, 0.0), plan.components)
+        for part in (x < REIONISATION, x >= REIONISATION)
+    )
+    ee_mean, ee_basis = low[0] + high[0], np.concatenate([low[1], high[1]])
+    tables = Tables(
+        low=sides[0],
+        high=sides[1],
+        design=unit_box(at, *sides),
+        targets=np.hstack([kk_parts, scalars]),
+        linear=np.hstack([low[2], high[2]]),
+        L=L,
+        kk_mean=kk_mean,
+        kk_basis=kk_basis,
+        x=x,
+        ee_mean=ee_mean,
+        ee_basis=ee_basis,
+        thetastar=np.array(reference),
+    )
+    record = {
+        "name": plan.name,
+        "parameters": list(plan.parameters),
+        "fixed": plan.fixed,
+        "kernel": plan.kernel,
+        "degree": plan.degree,
+        "smoothing": plan.smoothing,
+        "scales": plan.scales,
+        **({"base": plan.upon, "base_digest": base.digest} if base else {}),
+        **{k: v for k, v in plan.recipe(points.at[0]).items() if k != "cosmology"},
+    }
+    return Emulator(tables, record, base)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """An emulator's errors at each of n points.
+
+    ``kk`` and ``ee`` largest relative error of C^κκ and of unlensed C^EE at any multipole of the
+    emulator; ``ee_bands`` of the power of C^EE in the bands of the release; ``delta_chi2``
+    ΔµᵀC⁻¹Δµ of a survey's bandpowers; ``scalars`` the largest of the derived parameters; (n,) each
+    """
+
+    at: np.ndarray
+    kk: np.ndarray
+    ee: np.ndarray
+    ee_bands: np.ndarray
+    delta_chi2: np.ndarray
+    scalars: np.ndarray
+
+
+def errors(emulator: Emulator, points: Points, likelihood: BandpowerLikelihood) -> Errors:
+    """Errors of an emulator at points that did not make it, against CAMB's own spectra."""
+    rows = []
+    n = emulator.lmax + 1
+    edges = likelihood.release.ee_edges
+    weight = 2.0 * np.arange(edges[0], edges[-1]) + 1.0
+
+    def bands(cl):
+        return np.add.reduceat(weight * cl[edges[0] : edges[-1]], edges[:-1] - edges[0])
+
+    for at, kk, ee, scalars in zip(points.at, points.kk, points.ee, points.scalars, strict=True):
+        kk, ee = kk[:n], ee[:n]
+        found_kk, found_ee, found = emulator(dict(zip(emulator.parameters, at, strict=True)))
+        moved = likelihood.model(found_kk, found_ee) - likelihood.model(kk, ee)
+        rows.append(
+            (
+                np.abs(found_kk[2:] / kk[2:] - 1.0).max(),
+                np.abs(found_ee[2:] / ee[2:] - 1.0).max(),
+                np.abs(bands(found_ee) / bands(ee) - 1.0).max(),
+                moved @ likelihood.inverse @ moved,
+                np.abs(np.array([found[name] for name in SCALARS]) / scalars - 1.0).max(),
+            )
+        )
+    return Errors(points.at, *np.array(rows).T)
+
+
+def _components(values: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, principal components (n, …) and the values' coordinates along them."""
+    mean = values.mean(0)
+    _, _, vt = np.linalg.svd(values - mean, full_matrices=False)
+    basis = vt[:n]
+    return mean, basis, (values - mean) @ basis.T

@@ -1,0 +1,79 @@
+"""Observed patches: a shard seen through the instrument."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..simulate import shards
+from ..simulate.instrument import Instrument, Systematics, convolve_beam, cosine_mask, white_noise
+from ..simulate.skies import seed_sequence
+from .config import Config
+
+AS_CONFIGURED = Systematics()
+
+
+@dataclass(frozen=True)
+class ObservedPatches:
+    """Maps of one sky, masked unless asked otherwise, each (n_patches, n_pixels, n_pixels) float32.
+
+    ``q``, ``u`` : beamed, noisy Q̃, Ũ in µK; ``e`` : unlensed E in µK; ``kappa``
+    """
+
+    q: np.ndarray
+    u: np.ndarray
+    e: np.ndarray
+    kappa: np.ndarray
+
+
+def observe_sky(
+    config: Config,
+    set_name: str,
+    index: int,
+    *,
+    lensed: bool = True,
+    masked: bool = True,
+    systematics: Systematics = AS_CONFIGURED,
+) -> ObservedPatches:
+    """Read one shard and apply beam, noise and mask.
+
+    The noise depends on (seed, set, index) only, so that skies which differ in cosmology but
+    share phases may share noise too.
+
+    Parameters
+    ----------
+    lensed : False gives the unlensed Q, U with the same noise (null tests)
+    masked : False leaves the mask out (pure B puts its own on)
+    systematics : how the instrument differs from the configuration's
+    """
+    names = (*(("lensed_q", "lensed_u") if lensed else ("q", "u")), "e", "kappa")
+    q, u, e, kappa = shards.read_fields(
+        config.sky_path(set_name, index), names, config.sky_recipe(set_name, index)
+    )
+    mask = np.float32(1.0)
+    if masked:
+        mask = cosine_mask(config.patch, config.instrument.taper_deg).astype(np.float32)
+    instrument = systematics.of(config.instrument)
+    noise = sky_noise(config, set_name, index, len(q), instrument)
+    q, u = (
+        (convolve_beam(maps, instrument, config.patch).astype(np.float32) + n) * mask
+        for maps, n in zip(systematics.distort(q, u), noise, strict=True)
+    )
+    e, kappa = (config.patch.crop(maps) * mask for maps in (e, kappa))
+    return ObservedPatches(q, u, e, kappa)
+
+
+def sky_noise(
+    config: Config,
+    set_name: str,
+    index: int,
+    n_patches: int,
+    instrument: Instrument | None = None,
+) -> np.ndarray:
+    """Noise of Q and U of one sky, (2, n_patches, n_pixels, n_pixels) float32 in µK; that of the
+    configuration's instrument unless another is given."""
+    generator = np.random.default_rng(seed_sequence(config.seed, f"noise/{set_name}", index))
+    n = config.patch.n_pixels
+    shape = (2, n_patches, n, n)
+    return white_noise(shape, instrument or config.instrument, config.patch, generator)

@@ -1,0 +1,497 @@
+"""Training of the ResUNet: patches in memory, fresh noise per batch, resumable by epoch.
+
+Every batch is a function of (seed, epoch, step), so a run that was killed goes on from its
+last epoch with the batches it would have seen. The state on disk is ``state.json`` (history and
+the names of the networks it speaks of) with the Keras files beside it; each is written under a
+temporary name and renamed, the state last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+from ..errors import NetworkError
+from ..products import temporary_name
+from ..reconstruct.files import read_network, training_differences, training_recipe
+from ..reconstruct.resunet import ResUNet, apply_symmetry, load_network
+from ..simulate import shards
+from ..simulate.instrument import convolve_beam, cosine_mask
+from ..simulate.skies import seed_sequence
+from .config import Config, Phase
+from .observation import observe_sky
+from .skies import spectra_for
+
+SPECTRAL_FLOOR = 200.0
+
+
+@dataclass(frozen=True)
+class TrainingPatches:
+    """Noiseless, unmasked training maps in memory.
+
+    ``lensed`` : beamed Q̃, Ũ in µK, (n, ny, nx, 2); ``targets`` : E (µK) and κ, (n, ny, nx, 2), or
+    Q, U and κ, (n, ny, nx, 3)
+    """
+
+    lensed: np.ndarray
+    targets: np.ndarray
+
+
+def load_training_patches(config: Config) -> TrainingPatches:
+    """Read the whole training set; 2 GB for 48 skies of the paper's patches."""
+    n_skies, n = config.skies.train, config.patch.n_pixels
+    wanted = (*config.network.polarisation, "kappa")
+    lensed = targets = None
+    for i in tqdm(range(n_skies), desc="training set", unit="sky"):
+        q, u, *truth = shards.read_fields(
+            config.sky_path("train", i),
+            ("lensed_q", "lensed_u", *wanted),
+            config.sky_recipe("train", i),
+        )
+        if lensed is None:
+            shape = (n_skies * len(q), n, n)
+            lensed = np.empty((*shape, 2), np.float32)
+            targets = np.empty((*shape, len(wanted)), np.float32)
+        rows = slice(i * len(q), (i + 1) * len(q))
+        for c, maps in enumerate((q, u)):
+            lensed[rows, ..., c] = convolve_beam(maps, config.instrument, config.patch)
+        for c, maps in enumerate(truth):
+            targets[rows, ..., c] = config.patch.crop(maps)
+    return TrainingPatches(lensed, targets)
+
+
+def normalisation(
+    patches: TrainingPatches, mask: np.ndarray, noise_rms: float | np.ndarray
+) -> tuple[list[float], list[float]]:
+    """Standard deviations of the masked (Q̃, Ũ) with noise, and of the masked E (or Q and U
+    together) and κ."""
+    weight = mask**2 / mask.size
+    inputs = np.einsum("nyxc,yx->c", patches.lensed**2, weight) / len(patches.lensed)
+    outputs = np.einsum("nyxc,yx->c", patches.targets**2, weight) / len(patches.targets)
+    outputs = np.array([outputs[:-1].mean(), outputs[-1]])
+    return (
+        np.sqrt(inputs + (noise_rms**2 * weight).sum()).tolist(),
+        np.sqrt(outputs).tolist(),
+    )
+
+
+class EpochBatches(keras.utils.PyDataset):
+    """The batches of one epoch, each drawn from its own seed."""
+
+    def __init__(self, patches: TrainingPatches, config: Config, phase: Phase, epoch: int, steps):
+        super().__init__(workers=1, use_multiprocessing=False)
+        self._patches, self._config, self._phase = patches, config, phase
+        self._epoch, self._steps = epoch, steps
+        self._mask = cosine_mask(config.patch, config.instrument.taper_deg).astype(np.float32)
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: int):
+        training, config = self._config.training, self._config
+        generator = np.random.default_rng(
+            seed_sequence(training.seed, "training", self._epoch, step)
+        )
+        n = config.patch.n_pixels
+        size = self._phase.crop or n
+        shape = (self._phase.batch, size, size)
+        inputs = np.empty((*shape, 3 if config.network.noise_map else 2), np.float32)
+        outputs = np.empty((*shape, self._patches.targets.shape[-1]), np.float32)
+        head = config.network.polarisation
+        for b in range(self._phase.batch):
+            i = generator.integers(len(self._patches.lensed))
+            y, x = generator.integers(n - size + 1, size=2)
+            window = (slice(y, y + size), slice(x, x + size))
+            rms = noise_map(config, generator) * np.ones((n, n), np.float32)
+            if training.fresh_noise:
+                draw = generator
+            else:  # the paper's: one noise realisation per patch
+                draw = np.random.default_rng(seed_sequence(training.seed, "fixed noise", int(i)))
+            noise = rms[..., None] * draw.standard_normal((n, n, 2), dtype=np.float32)
+            mask = self._mask[window][..., None]
+            qu = (self._patches.lensed[i][window] + noise[window]) * mask
+            target = self._patches.targets[i][window] * mask
+            rms = rms[window][..., None]
+            if training.augment:
+                turns, flip = int(generator.integers(4)), bool(generator.integers(2))
+                qu = apply_symmetry(qu, turns, flip, spin2=True)
+                target = apply_symmetry(target, turns, flip, spin2=head == "qu")
+                rms = apply_symmetry(rms, turns, flip, spin2=False)
+            inputs[b, ..., :2], outputs[b] = qu, target
+            if config.network.noise_map:
+                inputs[b, ..., 2:] = rms
+        return inputs, {head: outputs[..., :-1], "kappa": outputs[..., -1:]}
+
+
+def noise_map(config: Config, generator: np.random.Generator) -> np.ndarray:
+    """Noise rms per pixel (µK) of one training patch: a scalar array, or (n, n) where depth varies.
+
+    With ``training.noise_max_uk_arcmin`` N the level is N u^2.5, u uniform, so that 40% of the
+    patches lie below N/10, where most of the information is. ``training.depth_variation`` V makes
+    the depth of every third patch vary as exp(V s), s a plane wave longer than the patch.
+    """
+    training, n = config.training, config.patch.n_pixels
+    level = config.instrument.noise_uk_arcmin
+    if training.noise_max_uk_arcmin is not None:
+        level = training.noise_max_uk_arcmin * generator.random() ** 2.5
+    rms = np.array(replace(config.instrument, noise_uk_arcmin=level).noise_rms(config.patch))
+    if training.depth_variation and generator.random() < 1.0 / 3.0:
+        angle, phase, waves = generator.random(3) * (2.0 * np.pi, 2.0 * np.pi, 1.0)
+        x = np.arange(n) / n
+        wave = np.cos(angle) * x[:, None] + np.sin(angle) * x[None, :]
+        rms = rms * np.exp(training.depth_variation * np.sin(2.0 * np.pi * waves * wave + phase))
+    return rms.astype(np.float32)
+
+
+@keras.saving.register_keras_serializable(package="cobaya_cnnlens")
+class ScaledMSE(keras.losses.Loss):
+    """Mean squared error in units of ``std``², so that E and κ weigh the same (paper §5.1)."""
+
+    def __init__(self, std: float = 1.0, **kwargs):
+        super().__init__(**kwargs)
+        self._std = float(std)
+
+    def call(self, y_true, y_pred):
+        return keras.ops.mean(keras.ops.square((y_true - y_pred) / self._std), axis=-1)
+
+    def get_config(self):
+        return {**super().get_config(), "std": self._std}
+
+
+@keras.saving.register_keras_serializable(package="cobaya_cnnlens")
+class SpectralMSE(keras.losses.Loss):
+    """Mean of |κ̂_L − κ_L|² / (L C_L^κκ) over the modes, in units of the signal's.
+
+    Every interval of L then counts by its relative error, while in :class:`ScaledMSE` the many
+    noise-dominated modes of high L outweigh the rest.
+
+    Parameters
+    ----------
+    pixel : pixel side in radians
+    l, kk : multipoles and C_L^κκ there; below :data:`SPECTRAL_FLOOR` the weight rises no more
+    """
+
+    def __init__(self, pixel: float = 1.0, l=(), kk=(), **kwargs):
+        super().__init__(**kwargs)
+        self._arguments = {"pixel": float(pixel), "l": list(l), "kk": list(kk)}
+
+    def call(self, y_true, y_pred):
+        a = self._arguments
+        error = (y_pred - y_true)[..., 0]
+        n = error.shape[-1]
+        l = 2.0 * np.pi * np.fft.fftfreq(n, a["pixel"])
+        ell = np.hypot(l[:, None], l[None, :])
+        weight = 1.0 / np.maximum(ell, SPECTRAL_FLOOR)
+        scale = weight / np.interp(ell, a["l"], a["kk"]) * a["pixel"] ** 2 / (n**2 * weight.sum())
+        real, imaginary = keras.ops.fft2((error, keras.ops.zeros_like(error)))
+        return keras.ops.sum((real**2 + imaginary**2) * scale.astype("float32"), axis=(1, 2))
+
+    def get_config(self):
+        return {**super().get_config(), **self._arguments}
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """One epoch: its phase, its place in the phase, its batches."""
+
+    phase: Phase
+    first_step: int
+    steps: int
+
+
+def plan_epochs(config: Config) -> list[EpochPlan]:
+    """The epochs of all phases in order."""
+    plan = []
+    for phase in config.training.phases:
+        for first in range(0, phase.steps, config.training.steps_per_epoch):
+            steps = min(config.training.steps_per_epoch, phase.steps - first)
+            plan.append(EpochPlan(phase, first, steps))
+    return plan
+
+
+def cosine_rate(phase: Phase, step: int) -> float:
+    """Linear warm-up, then half a cosine from ``learning_rate`` to ``final_rate``."""
+    if step < phase.warmup:
+        return phase.learning_rate * (step + 1) / phase.warmup
+    fraction = (step - phase.warmup) / max(1, phase.steps - phase.warmup)
+    drop = 0.5 * (1.0 + np.cos(np.pi * fraction))
+    return phase.final_rate + (phase.learning_rate - phase.final_rate) * drop
+
+
+def plateau(losses: list[float], patience: int = 3, stop: int = 10) -> tuple[int, bool]:
+    """Number of halvings after these validation losses, and whether training has converged.
+
+    The paper's rule: halve after ``patience`` consecutive epochs without a new best, stop
+    after ``stop``.
+    """
+    best, stale, halvings = np.inf, 0, 0
+    for loss in losses:
+        if loss < best:
+            best, stale = loss, 0
+        else:
+            stale += 1
+            if stale % patience == 0:
+                halvings += 1
+            if stale >= stop:
+                return halvings, True
+    return halvings, False
+
+
+class _StepCallback(keras.callbacks.Callback):
+    """Sets the learning rate of each step and moves the progress bar."""
+
+    def __init__(self, plan: EpochPlan, halvings: int, bar: tqdm):
+        super().__init__()
+        self._plan, self._halvings, self._bar = plan, halvings, bar
+
+    def on_train_batch_begin(self, batch, logs=None):
+        phase = self._plan.phase
+        if phase.schedule == "cosine":
+            rate = cosine_rate(phase, self._plan.first_step + batch)
+        else:
+            rate = phase.learning_rate * 0.5**self._halvings
+        self.model.optimizer.learning_rate = rate
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._bar.update()
+
+
+class TrainingRun:
+    """The state of a training run on disk; see the module's head.
+
+    Parameters
+    ----------
+    directory : where the state and the networks are kept
+    recipe : what determines the run; a directory of another recipe is refused
+    """
+
+    def __init__(self, directory: Path, recipe: dict):
+        self.directory, self._recipe = directory, json.loads(json.dumps(recipe))
+        self._state_path = directory / "state.json"
+        self.history: list[dict] = []
+        self._checkpoint = self._best = None
+        if self._state_path.exists():
+            try:
+                state = json.loads(self._state_path.read_text())
+                found, self.history = state["recipe"], state["history"]
+                self._checkpoint, self._best = state["checkpoint"], state["best"]
+            except (ValueError, KeyError, TypeError, OSError) as error:
+                raise NetworkError(
+                    f"{self._state_path}: damaged ({error!r}); delete the folder and train again"
+                ) from None
+            if different := training_differences(found, self._recipe):
+                raise NetworkError(
+                    f"{self._state_path}: another training run, which differs in "
+                    f"{'; '.join(different)}; delete the folder or use another products directory"
+                )
+
+    def load_checkpoint(self) -> keras.Model | None:
+        """The network after the last finished epoch with its optimiser, or None at the start."""
+        if self._checkpoint is None:
+            return None
+        return self._load(self._checkpoint)
+
+    def finish_epoch(self, network: keras.Model, record: dict) -> None:
+        """Keep the network and its numbers; older checkpoints go once the state is on disk."""
+        self.history.append(record)
+        epoch = len(self.history)
+        self._checkpoint = f"epoch_{epoch:04d}.keras"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        save_atomically(network, self.directory / self._checkpoint)
+        if record["val_loss"] <= min(h["val_loss"] for h in self.history):
+            self._best = self._checkpoint
+        state = {
+            "recipe": self._recipe,
+            "checkpoint": self._checkpoint,
+            "best": self._best,
+            "history": self.history,
+        }
+        partial = temporary_name(self._state_path)
+        partial.write_text(json.dumps(state, indent=1))
+        os.replace(partial, self._state_path)
+        for old in self.directory.glob("epoch_*.keras"):
+            if old.name not in (self._checkpoint, self._best):
+                old.unlink()
+
+    def best(self) -> keras.Model:
+        """The network of the epoch with the lowest validation loss."""
+        return self._load(self._best, compile=False)
+
+    def _load(self, name: str, **options) -> keras.Model:
+        path = self.directory / name
+        try:
+            read_network(path)
+            return keras.saving.load_model(path, **options)
+        except Exception as error:
+            raise NetworkError(
+                f"{path}: {self._state_path.name} names this checkpoint, which is missing or "
+                f"damaged ({str(error)[:200]}); delete the folder and train again"
+            ) from None
+
+
+def save_atomically(network: keras.Model, path: Path) -> None:
+    """Save under a temporary ``.keras`` name, then rename."""
+    partial = temporary_name(path).with_suffix(".keras")
+    try:
+        network.save(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def new_network(config: Config, patches: TrainingPatches) -> ResUNet:
+    """The network before training, compiled: of the training set's normalisation, with the weights
+    of ``network.initial`` if that names a file.
+
+    Raises
+    ------
+    NetworkError
+        if ``network.initial`` does not fit
+    """
+    keras.utils.set_random_seed(config.network.seed)
+    metadata = {"config": config.name, "recipe": training_recipe(config)}
+    mask = cosine_mask(config.patch, config.instrument.taper_deg)
+    input_std, output_std = normalisation(patches, mask, config.instrument.noise_rms(config.patch))
+    network = ResUNet(
+        width=config.network.width,
+        dropout=config.network.dropout,
+        noise_map=config.network.noise_map,
+        polarisation=config.network.polarisation,
+        frozen_norm=config.network.frozen_norm,
+        input_std=input_std,
+        output_std=output_std,
+        metadata=metadata,
+    )
+    if config.network.initial:
+        network = _with_weights_of(config.network.initial, network)
+    losses = {name: ScaledMSE(std) for name, std in network.output_std.items()}
+    if config.training.loss == "spectral":
+        kk = spectra_for(config, config.cosmology).kk
+        l = np.arange(0, len(kk), 50)
+        kk = np.where(l < 50, kk[50], kk[l])  # no power at L = 0, 1
+        losses["kappa"] = SpectralMSE(config.patch.pixel, l.tolist(), kk.tolist())
+    network.compile(
+        optimizer=keras.optimizers.Adam(1e-3, global_clipnorm=config.training.clip_norm),
+        loss=losses,
+        jit_compile=config.training.jit_compile,
+    )
+    return network
+
+
+def _with_weights_of(path: Path, network: ResUNet) -> ResUNet:
+    """``network`` with the trained weights in a file and the normalisation that they expect.
+
+    A network with a noise channel may start from one without: the channel's weights are zero.
+    """
+    source = load_network(path)
+    expected = {name: source.get_config()[name] for name in ("input_std", "output_std")}
+    started = ResUNet.from_config({**network.get_config(), **expected})
+    weights = []
+    for old, new in zip(source.weights, started.weights, strict=True):
+        values = keras.ops.convert_to_numpy(old)
+        if values.ndim == 4 and new.shape[2] == values.shape[2] + 1 and started.noise_map:
+            values = np.concatenate([values, np.zeros_like(values[:, :, :1])], axis=2)
+        if values.shape != tuple(new.shape):
+            raise NetworkError(
+                f"{path}: 'network.initial' holds another width than 'network' asks for "
+                f"({old.path}: {values.shape}, wanted {tuple(new.shape)})"
+            )
+        weights.append(values)
+    started.set_weights(weights)
+    return started
+
+
+def validation_batch(config: Config) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The first ``validation_patches`` patches of the validation skies, with fixed noise."""
+    wanted = config.training.validation_patches
+    head = config.network.polarisation
+    inputs, targets, kappa = [], [], []
+    for index in range(config.skies.validation):
+        seen = observe_sky(config, "validation", index)
+        inputs.append(np.stack([seen.q, seen.u], axis=-1))
+        targets.append(seen.e[..., None] if head == "e" else _unlensed(config, index))
+        kappa.append(seen.kappa[..., None])
+        if sum(map(len, inputs)) >= wanted:
+            break
+    cut = {head: np.concatenate(targets)[:wanted], "kappa": np.concatenate(kappa)[:wanted]}
+    maps = np.concatenate(inputs)[:wanted]
+    if config.network.noise_map:
+        rms = np.broadcast_to(config.instrument.noise_rms(config.patch), maps.shape[:-1])
+        maps = np.concatenate([maps, rms[..., None].astype(np.float32)], axis=-1)
+    return maps, cut
+
+
+def _unlensed(config: Config, index: int) -> np.ndarray:
+    """Masked, unlensed Q and U of a validation sky in µK, (n, ny, nx, 2)."""
+    recipe = config.sky_recipe("validation", index)
+    fields = shards.read_fields(config.sky_path("validation", index), ("q", "u"), recipe)
+    mask = cosine_mask(config.patch, config.instrument.taper_deg).astype(np.float32)
+    return np.stack([config.patch.crop(maps) * mask for maps in fields], axis=-1)
+
+
+def train(config: Config, directory: Path) -> Iterator[dict]:
+    """Train, or go on training, yielding the record of each finished epoch.
+
+    Parameters
+    ----------
+    config : the pipeline's configuration
+    directory : where the run keeps its state
+
+    Raises
+    ------
+    NetworkError
+        if the directory holds another run, or the loss is no longer finite
+    """
+    keras.config.set_dtype_policy(config.training.precision)
+    run = TrainingRun(directory, training_recipe(config))
+    plan = plan_epochs(config)
+    if _converged(run, plan):
+        return
+    patches = load_training_patches(config)
+    x_val, y_val = validation_batch(config)
+    network = run.load_checkpoint() or new_network(config, patches)
+    total = sum(p.steps for p in plan)
+    done = sum(p.steps for p in plan[: len(run.history)])
+    with tqdm(total=total, initial=done, desc="training", unit="step", mininterval=5) as bar:
+        while not _converged(run, plan):
+            epoch = len(run.history)
+            step = plan[epoch]
+            halvings, _ = plateau(_phase_losses(run, plan, step.phase))
+            fitted = network.fit(
+                EpochBatches(patches, config, step.phase, epoch, step.steps),
+                epochs=1,
+                shuffle=False,
+                verbose=0,
+                callbacks=[_StepCallback(step, halvings, bar)],
+            )
+            validated = network.evaluate(x_val, y_val, batch_size=16, verbose=0, return_dict=True)
+            record = {"epoch": epoch + 1, "steps": step.first_step + step.steps}
+            record["learning_rate"] = float(network.optimizer.learning_rate)
+            record |= {k: v[-1] for k, v in fitted.history.items()}
+            record |= {f"val_{k}": v for k, v in validated.items()}
+            if not np.isfinite(record["loss"]) or not np.isfinite(record["val_loss"]):
+                raise NetworkError(
+                    f"{directory}: the loss is not finite after epoch {epoch + 1}; lower "
+                    "'learning_rate' or set 'clip_norm' in the configuration's 'training'"
+                )
+            run.finish_epoch(network, record)
+            bar.set_postfix(val_kappa=f"{record['val_kappa_loss']:.4f}")
+            yield record
+
+
+def _phase_losses(run: TrainingRun, plan: list[EpochPlan], phase: Phase) -> list[float]:
+    return [h["val_loss"] for h, p in zip(run.history, plan, strict=False) if p.phase is phase]
+
+
+def _converged(run: TrainingRun, plan: list[EpochPlan]) -> bool:
+    if len(run.history) >= len(plan):
+        return True
+    last = plan[-1].phase
+    return last.schedule == "plateau" and plateau(_phase_losses(run, plan, last))[1]

@@ -1,0 +1,1 @@
+"""What was proven, in numbers: noise, bias, coverage, null tests, forecasts. No pictures."""

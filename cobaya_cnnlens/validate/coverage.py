@@ -1,0 +1,281 @@
+"""Do the posteriors mean what they say? Coverage of intervals and simulation-based calibration.
+
+ω_c of every sky is drawn from the prior under which its posterior is made, so that the posterior's
+cumulative value at the truth, the rank, is uniform if likelihood and covariance are right (Talts et
+al. 2018, arXiv:1804.06788), and a central interval of probability p holds the truth p of the time.
+
+That is so on average over calibrations. The surveys at hand are not independent in two ways:
+
+* those cut from one sky share its ω_c and its long modes. Errors come from resampling whole skies
+  (block bootstrap: Künsch 1989, Ann. Statist. 17, 1217);
+* all share one calibration, whose Monte-Carlo errors of N and of its derivatives shift every
+  survey's bandpowers alike. No resampling of skies sees that, and a test that takes ranks for
+  independent rejects a right likelihood too often. Ranks are judged by sets of surveys simulated
+  under the release's model instead, of the same truths and a calibration error each.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..calibrate.response import Calibration
+from ..errors import CNNLensError
+from ..likelihood.bandpowers import BandpowerLikelihood
+from ..likelihood.release import Release
+from ..pipeline.config import COVERAGE_SET, Config
+from ..simulate.skies import seed_sequence
+from .coverage_skies import read_coverage
+from .tables import Omch2Likelihood
+
+INTERVALS = (0.68, 0.95)
+N_TENTHS = 10
+# Sets of skies drawn with replacement for the errors, and their seed; simulated sets of surveys,
+# whose seed is the configuration's; and nodes of their posteriors in an expected error of ω_c.
+N_RESAMPLED, RESAMPLING_SEED = 4000, 0
+N_SIMULATED = 499
+NODES_PER_SIGMA = 8
+
+
+@dataclass(frozen=True)
+class SimulatedRanks:
+    """Ranks of sets of surveys simulated under the model, a set being as the one that is tested.
+
+    ``tenths`` : ranks in every tenth, (n_sets, 10); ``covered`` : part of the intervals of
+    :data:`INTERVALS` that hold the truth, (n_sets, 2)
+    """
+
+    tenths: np.ndarray
+    covered: np.ndarray
+
+
+@dataclass(frozen=True)
+class CoverageTable:
+    """Posteriors of ω_c of disjoint surveys under the prior that their truths were drawn from.
+
+    Attributes
+    ----------
+    patches_each : patches per survey
+    prior : its two ends
+    sky : number of the sky that each survey was cut from, from 0, (n_surveys,)
+    truth, mean, sigma : true ω_c, posterior mean and standard deviation, (n_surveys,)
+    rank : posterior probability below the truth, (n_surveys,)
+    best : maximum-likelihood ω_c over a range wider than the prior, (n_surveys,)
+    expected : Fisher error of ω_c at each truth, (n_surveys,)
+    simulated : ranks that the model gives
+
+    Errors are those of the finite number of skies (block bootstrap), NaN for a single one; what
+    the calibration's own error adds is in ``simulated``.
+    """
+
+    patches_each: int
+    prior: tuple[float, float]
+    sky: np.ndarray
+    truth: np.ndarray
+    mean: np.ndarray
+    sigma: np.ndarray
+    rank: np.ndarray
+    best: np.ndarray
+    expected: np.ndarray
+    simulated: SimulatedRanks
+
+    @property
+    def n_skies(self) -> int:
+        return int(self.sky.max()) + 1
+
+    def covered(self, probability: float) -> tuple[float, float]:
+        """Part of the central intervals that hold the truth, and its standard error."""
+        inside = _inside(self.rank, probability)
+        return float(inside.mean()), self._error(self._resampled(inside))
+
+    @property
+    def pulls(self) -> np.ndarray:
+        """(best − truth)/expected error, (n_surveys,)."""
+        return (self.best - self.truth) / self.expected
+
+    def scatter(self) -> tuple[float, float]:
+        """Standard deviation of the pulls and its standard error."""
+        mean, square = self._resampled(self.pulls), self._resampled(self.pulls**2)
+        error = self._error(np.sqrt(square - mean**2))
+        return float(self.pulls.std(ddof=1)), error
+
+    def bias(self) -> tuple[float, float]:
+        """Mean of best − truth and its standard error."""
+        difference = self.best - self.truth
+        return float(difference.mean()), self._error(self._resampled(difference))
+
+    @property
+    def tenths(self) -> np.ndarray:
+        """How many ranks lie in every tenth, (10,)."""
+        return _tenths(self.rank)
+
+    @property
+    def uniformity(self) -> float:
+        """Probability that ranks lie further from uniformity if the release's model holds.
+
+        How far is χ² of the tenths with mean and covariance of the simulated sets, in which what a
+        calibration error tilts counts little; p the part of the sets that are further. The set
+        that is tested is one of them, so that none of all is singled out.
+        """
+        sets = np.vstack([self.tenths, self.simulated.tenths])
+        off = sets - sets.mean(0)
+        # Tenths sum to the number of surveys: their covariance is singular.
+        inverse = np.linalg.pinv(np.cov(sets, rowvar=False), rcond=1e-10, hermitian=True)
+        chi2 = np.einsum("si,ij,sj->s", off, inverse, off)
+        return float((chi2 >= chi2[0]).mean())
+
+    def _resampled(self, values: np.ndarray) -> np.ndarray:
+        """Means over the surveys of as many skies drawn with replacement, (N_RESAMPLED,)."""
+        sums = np.bincount(self.sky, values, self.n_skies)
+        counts = np.bincount(self.sky, minlength=self.n_skies)
+        generator = np.random.default_rng(RESAMPLING_SEED)
+        drawn = generator.integers(self.n_skies, size=(N_RESAMPLED, self.n_skies))
+        return sums[drawn].sum(1) / counts[drawn].sum(1)
+
+    def _error(self, resampled: np.ndarray) -> float:
+        # Resampling n skies has (n − 1)/n of the variance.
+        n = self.n_skies
+        return float(resampled.std() * np.sqrt(n / (n - 1.0))) if n > 1 else float("nan")
+
+
+def _inside(rank, probability):
+    """Whether central intervals hold the truth, shape of ``rank``."""
+    return np.abs(rank - 0.5) < 0.5 * probability
+
+
+def _tenths(rank):
+    return np.histogram(rank, N_TENTHS, range=(0.0, 1.0))[0]
+
+
+def cumulative(
+    table: Omch2Likelihood,
+    data: np.ndarray,
+    covariance: np.ndarray,
+    grid: np.ndarray,
+    scale: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Posteriors of data (n, n_bins) under a prior that is even over the grid of ω_c, each
+    normalised to a sum of 1, and their cumulative values; (n, n_grid) each."""
+    probability = table.posterior(data, covariance, grid, scale)
+    below = np.cumsum(0.5 * (probability[:, 1:] + probability[:, :-1]), axis=1)
+    below = np.pad(below / below[:, -1:], ((0, 0), (1, 0)))
+    return probability / probability.sum(1, keepdims=True), below
+
+
+def ranks(grid: np.ndarray, below: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Cumulative values (n, n_grid) at the truths (n,), on an even grid."""
+    place = (truth - grid[0]) / (grid[1] - grid[0])
+    left = np.minimum(place.astype(int), len(grid) - 2)
+    rows = np.arange(len(truth))
+    low, high = below[rows, left], below[rows, left + 1]
+    return low + (high - low) * (place - left)
+
+
+def simulate_ranks(
+    table: Omch2Likelihood,
+    truth: np.ndarray,
+    own: np.ndarray,
+    shared: np.ndarray,
+    prior: tuple[float, float],
+    scale: float,
+    generator: np.random.Generator,
+    n_sets: int = N_SIMULATED,
+) -> SimulatedRanks:
+    """Sets of surveys as the model has them: d = µ(ω_c) + c + e, with c of covariance ``shared``
+    once a set and e of covariance ``own`` for every survey.
+
+    Parameters
+    ----------
+    truth : ω_c of each survey of a set, (n_surveys,)
+    own, shared : covariance of a survey's own scatter and of the calibration, (n_bins, n_bins)
+    prior : two ends of ω_c's
+    scale : factor of the inverse covariance in the posteriors
+    """
+    mu, covariance = table.model(truth), own + shared
+    narrowest = min(table.sigma(end, covariance) for end in prior)
+    nodes = math.ceil(NODES_PER_SIGMA * (prior[1] - prior[0]) / narrowest)
+    grid = np.linspace(*prior, max(nodes, 2 * NODES_PER_SIGMA) + 1)
+    zero = np.zeros(len(own))
+    tenths, covered = [], []
+    for _ in range(n_sets):
+        calibration = generator.multivariate_normal(zero, shared)
+        scatter = generator.multivariate_normal(zero, own, size=len(truth))
+        _, below = cumulative(table, mu + calibration + scatter, covariance, grid, scale)
+        rank = ranks(grid, below, truth)
+        tenths.append(_tenths(rank))
+        covered.append([_inside(rank, p).mean() for p in INTERVALS])
+    return SimulatedRanks(np.array(tenths), np.array(covered))
+
+
+def coverage_table(
+    config: Config,
+    network_hash: str,
+    release: Release,
+    patches_each: int | None = None,
+    noise_debias: str = "quadratic",
+) -> CoverageTable:
+    """Posteriors of all disjoint surveys that the coverage skies give.
+
+    Parameters
+    ----------
+    release : whose calibration, model and covariance are tested; its data play no part
+    patches_each : patches of one survey; the configuration's by default
+
+    Raises
+    ------
+    CNNLensError
+        if a sky has fewer patches than a survey, or another network made the release
+    """
+    patches_each = patches_each or config.coverage.patches_each
+    if (made_with := release.provenance.get("network_sha256")) != network_hash:
+        raise CNNLensError(
+            f"release '{release.name}', field 'provenance.network_sha256': made with network "
+            f"{str(made_with)[:16]}…, the configuration's is {network_hash[:16]}…; use the release "
+            "that this network made"
+        )
+    calibration = Calibration(
+        release.response, release.response_error, release.noise, release.noise_error
+    )
+    likelihood = BandpowerLikelihood(release, noise_debias)
+    table = Omch2Likelihood(config, likelihood)
+    shared = release.noise_covariance + release.derivative_covariance
+    covariance = release.patch_covariance / patches_each + shared
+    skies = read_coverage(config, network_hash)
+    truth, data, origin = [], [], []
+    for number, sky in enumerate(skies):
+        n = len(sky.auto) // patches_each
+        if not n:
+            raise CNNLensError(f"a sky has {len(sky.auto)} patches, a survey {patches_each}")
+        debiased = calibration.debias(sky.auto)[: n * patches_each]
+        data.append(debiased.reshape(n, patches_each, -1).mean(1))
+        truth += [sky.omch2] * n
+        origin += [number] * n
+    truth, data = np.array(truth), np.concatenate(data)
+    low, high = config.coverage.omch2
+    grid = np.linspace(low, high, 2001)
+    probability, below = cumulative(table, data, covariance, grid, likelihood.hartlap)
+    mean = probability @ grid
+    best, _ = table.maximum(data, covariance)
+    simulated = simulate_ranks(
+        table,
+        truth,
+        release.patch_covariance / patches_each,
+        shared,
+        (low, high),
+        likelihood.hartlap,
+        np.random.default_rng(seed_sequence(config.seed, f"{COVERAGE_SET}/ranks")),
+    )
+    return CoverageTable(
+        patches_each,
+        (low, high),
+        np.array(origin),
+        truth,
+        mean,
+        np.sqrt(probability @ grid**2 - mean**2),
+        ranks(grid, below, truth),
+        best,
+        np.array([table.sigma(t, covariance) for t in truth]),
+        simulated,
+    )

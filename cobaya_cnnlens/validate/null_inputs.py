@@ -1,0 +1,259 @@
+"""Null tests: inputs in which there is no lensing to be found, or none of the κ it is sought in.
+
+Every null gives κ̂ of some maps and the κ that it must not correlate with, patch by patch:
+
+    training   unlensed Q, U of training skies; the κ that the network was trained to find in the
+               lensed ones (Caldeira et al. 2018, eq. 14)
+    unlensed   unlensed Q, U of test skies, and their κ (their Fig. 11)
+    swapped    test inputs, and κ of the patch half a sky away
+    noise      noise alone; κ of the test sky
+    b_only     B of the lensed spectrum but Gaussian, no E, with noise; κ of the test sky
+    parity     test inputs; κ̂_odd = ½[κ̂(d) − P κ̂(P d)], P the mirror x → −x, U → −U. (κ, d) and
+               (Pκ, Pd) are equally likely, so that ⟨κκ̂_odd*⟩ = 0 for every function of the maps
+    curl       E of the test sky deflected by ∇φ turned by 90°; its κ = ½ L²φ. Of an estimator that
+               is equivariant under mirrors the two are of opposite parity
+
+All maps carry the noise of their sky.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+
+import numpy as np
+from tqdm import tqdm
+
+from .. import products
+from ..calibrate.bandpowers import FlatSpectra
+from ..calibrate.measure import spectra_of
+from ..errors import CNNLensError
+from ..pipeline.config import NULL_SETS, Config
+from ..pipeline.observation import observe_sky, sky_noise
+from ..pipeline.skies import spectra_for
+from ..reconstruct import Estimator
+from ..simulate import patches, shards
+from ..simulate.instrument import convolve_beam, cosine_mask
+from ..simulate.modes import mode_vectors, polarisation_angles
+from ..simulate.skies import seed_sequence
+
+KIND = "nulls"
+NULLS = ("training", "unlensed", "swapped", "noise", "b_only", "parity", "curl")
+# Draws of random signs that a mean field is judged by.
+N_FLIPS = 2000
+CHUNK = 250
+
+
+def check_names(config: Config, names: Iterable[str] | None = None) -> tuple[str, ...]:
+    """Names of null tests in their order; for None all of which the configuration has the input:
+    without noise there is no noise alone.
+
+    Raises
+    ------
+    CNNLensError
+        for one that does not exist, or has no input
+    """
+    quiet = config.instrument.noise_uk_arcmin == 0
+    there = [name for name in NULLS if not (quiet and name == "noise")]
+    chosen = set(there if names is None else names)
+    if unknown := chosen - set(there):
+        raise CNNLensError(
+            f"no null test '{min(unknown)}' of configuration '{config.name}'; choose of "
+            f"{', '.join(there)}"
+        )
+    return tuple(name for name in there if name in chosen)
+
+
+def measure_nulls(
+    config: Config,
+    estimator: Estimator,
+    network_hash: str,
+    names: Iterable[str] | None = None,
+    indices: Iterable[int] | None = None,
+    nthreads: int = 0,
+) -> None:
+    """Measure the null tests that have no product yet, sky by sky.
+
+    A product holds, by patch and (n_patches, n_bins) each, ``auto`` ⟨κ̂κ̂*⟩, ``truth`` ⟨κκ*⟩ and
+    ``cross`` ⟨κκ̂*⟩, the last of the pair of patches i and i + n/2 for ``swapped``, (n_patches/2,
+    n_bins); ``even`` for ``parity``: ⟨κ̂κ̂*⟩ of the maps as they are, ``auto`` being that of κ̂_odd.
+    Of the mean κ̂ over the sky's patches there is ``mean_field``, see :func:`mean_field`, with the
+    draws below it, (1 + N_FLIPS, n_bins), and for ``noise`` and ``b_only`` the same of
+    :func:`beyond_mask`, ``beyond_mask``.
+    """
+    names = check_names(config, names)
+    todo = {}
+    for index in range(config.nulls.skies) if indices is None else indices:
+        for name in names:
+            config.check_index(NULL_SETS.get(name, "test"), index)
+            recipe = config.null_recipe(name, index, network_hash)
+            if not products.exists(config.null_path(name, index), KIND, recipe):
+                todo.setdefault(index, []).append((name, recipe))
+    total = sum(map(len, todo.values()))
+    with tqdm(total=total, desc="nulls", unit="null", disable=not total) as bar:
+        for index, missing in todo.items():
+            bench = NullBench(config, estimator, index, nthreads)
+            for name, recipe in missing:
+                found = getattr(bench, name)()
+                products.write_product(config.null_path(name, index), KIND, recipe, found)
+                bar.update()
+
+
+class NullBench:
+    """One sky, and the κ̂ of what is made of it; a method for every null, which returns what its
+    product holds."""
+
+    def __init__(self, config: Config, estimator: Estimator, index: int, nthreads: int = 0):
+        self.config, self.estimator = config, estimator
+        self.index, self.nthreads = index, nthreads
+        self.spectra = spectra_of(config)
+        self.mask = cosine_mask(config.patch, config.instrument.taper_deg).astype(np.float32)
+
+    @cached_property
+    def seen(self):
+        """The test sky as it is observed."""
+        return observe_sky(self.config, "test", self.index)
+
+    @cached_property
+    def instrument_noise(self) -> np.ndarray:
+        return sky_noise(self.config, "test", self.index, len(self.seen.q))
+
+    @cached_property
+    def estimate(self) -> np.ndarray:
+        """κ̂ of the test sky."""
+        return self._reconstruct(self.seen.q, self.seen.u)
+
+    def training(self) -> dict[str, np.ndarray]:
+        seen = observe_sky(self.config, "train", self.index, lensed=False)
+        return self._compare(self._reconstruct(seen.q, seen.u), seen.kappa)
+
+    def unlensed(self) -> dict[str, np.ndarray]:
+        seen = observe_sky(self.config, "test", self.index, lensed=False)
+        return self._compare(self._reconstruct(seen.q, seen.u), seen.kappa)
+
+    def swapped(self) -> dict[str, np.ndarray]:
+        half = len(self.estimate) // 2
+        if half == 0:
+            raise CNNLensError("the null test 'swapped' needs two patches of a sky, not one")
+        found, true = (self.spectra.transform(m) for m in (self.estimate, self.seen.kappa))
+        # κ̂_i holds κ_i, so that κ_i κ̂_j* and κ_j κ̂_i* are no two samples.
+        pairs = slice(0, half), slice(half, 2 * half)
+        cross = sum(self.spectra.cross(true[a], found[b]) for a, b in (pairs, pairs[::-1]))
+        return {**self._compare(self.estimate, self.seen.kappa), "cross": 0.5 * cross}
+
+    def noise(self) -> dict[str, np.ndarray]:
+        return self._mask_free(self._reconstruct(*(self.instrument_noise * self.mask)))
+
+    def b_only(self) -> dict[str, np.ndarray]:
+        generator = np.random.default_rng(
+            seed_sequence(self.config.seed, "nulls/b_only", self.index)
+        )
+        cl = spectra_for(self.config, self.config.cosmology).lensed_bb
+        q, u = gaussian_b(self.config, cl, len(self.seen.q), generator)
+        return self._mask_free(self._reconstruct(*self._observe(q, u)))
+
+    def parity(self) -> dict[str, np.ndarray]:
+        mirrored = self._reconstruct(self.seen.q[..., ::-1], -self.seen.u[..., ::-1])
+        odd = 0.5 * (self.estimate - mirrored[..., ::-1])
+        even = self.spectra.auto(self.estimate)
+        return {**self._compare(odd, self.seen.kappa), "even": even}
+
+    def curl(self) -> dict[str, np.ndarray]:
+        config = self.config
+        theory = spectra_for(config, config.set_cosmology("test", self.index))
+        sky = shards.draw_sky(theory, config.sky.lmax, config.seed, "test", self.index)
+        pointing = shards.pointing_of(config.patch, config.centres.nside, config.centres.poles)
+        gradient = patches.gradient_at(sky.philm, sky.lmax, pointing, self.nthreads)
+        deflection = patches.deflect_by(turned(gradient), pointing, self.nthreads)
+        p = patches.lensed_polarisation_at(sky.elm, sky.lmax, pointing, deflection, self.nthreads)
+        n = config.patch.n_padded
+        q, u = (part.reshape(-1, n, n) for part in (p.real, p.imag))
+        return self._compare(self._reconstruct(*self._observe(q, u)), self.seen.kappa)
+
+    def _observe(self, *padded):
+        """Q and U of padded patches with beam, the test sky's noise, and mask."""
+        config = self.config
+        return (
+            (convolve_beam(maps, config.instrument, config.patch) + noise).astype(np.float32)
+            * self.mask
+            for maps, noise in zip(padded, self.instrument_noise, strict=True)
+        )
+
+    def _reconstruct(self, q, u):
+        estimate = self.estimator.reconstruct(np.ascontiguousarray(q), np.ascontiguousarray(u))
+        if not np.isfinite(estimate).all():
+            raise CNNLensError("the convergence reconstructed in a null test is not finite")
+        return estimate
+
+    def _mask_free(self, estimate):
+        odd = beyond_mask(estimate, self.config.instrument.depth_ratio is None)
+        found = {"beyond_mask": self._mean_field(self.spectra.transform(odd))}
+        return {**self._compare(estimate, self.seen.kappa), **found}
+
+    def _compare(self, estimate, kappa):
+        found, true = self.spectra.transform(estimate), self.spectra.transform(kappa)
+        return {
+            "auto": self.spectra.cross(found, found),
+            "cross": self.spectra.cross(true, found),
+            "truth": self.spectra.cross(true, true),
+            "mean_field": self._mean_field(found),
+        }
+
+    def _mean_field(self, modes):
+        seed = seed_sequence(self.config.seed, "nulls/signs", self.index)
+        power, draws = mean_field(self.spectra, modes, np.random.default_rng(seed))
+        return np.concatenate([power[None], draws])
+
+
+def turned(gradient: np.ndarray) -> np.ndarray:
+    """∇φ (n, 2), along south and east, turned by 90°: the deflection of a curl potential."""
+    return np.stack([-gradient[:, 1], gradient[:, 0]], axis=1)
+
+
+def gaussian_b(
+    config: Config, clbb: np.ndarray, n_patches: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Q and U of a Gaussian B field, E = 0, periodic on the padded patch, (n_patches, n_padded,
+    n_padded) each; ``clbb`` from l = 0, nothing beyond its end or the Nyquist multipole."""
+    n, pixel = config.patch.n_padded, config.patch.pixel
+    ly, lx = mode_vectors(n, pixel)
+    cos2, sin2 = polarisation_angles(ly, lx)
+    ell = np.hypot(ly, lx)
+    power = np.interp(ell, np.arange(len(clbb)), clbb, right=0.0)
+    power[ell >= config.patch.nyquist] = 0.0
+    b = np.fft.rfft2(generator.standard_normal((n_patches, n, n))) * np.sqrt(power) / pixel
+    return tuple(np.fft.irfft2(b * part, s=(n, n)) for part in (-sin2, cos2))
+
+
+def beyond_mask(maps: np.ndarray, square: bool = True) -> np.ndarray:
+    """Maps (..., n, n) less their mean over the symmetries of the square, or over those of y, the
+    mirror x → −x, if not ``square``.
+
+    Of isotropic inputs behind a mask with these symmetries, an equivariant estimator's mean field
+    is all in what is taken off.
+    """
+    quarters = range(4) if square else range(1)
+    rotated = [np.rot90(maps, turns, axes=(-2, -1)) for turns in quarters]
+    return maps - sum(m + m[..., ::-1] for m in rotated) / (2.0 * len(rotated))
+
+
+def mean_field(
+    spectra: FlatSpectra, modes: np.ndarray, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Power of the mean map, Σ_{p≠q} f_p f_q*/[n(n − 1)], (n_bins,), and the same of the maps with
+    random signs, (N_FLIPS, n_bins): what it would be if the maps were independent and of zero mean.
+
+    Parameters
+    ----------
+    modes : of the patches' maps, (n_patches, n, n//2 + 1)
+    """
+    n = len(modes)
+    signs = generator.choice([-1.0, 1.0], size=(N_FLIPS + 1, n)).astype(modes.real.dtype)
+    signs[0] = 1.0
+    own = spectra.cross(modes, modes).sum(0)
+    found = []
+    for start in range(0, len(signs), CHUNK):
+        total = np.tensordot(signs[start : start + CHUNK], modes, axes=1)
+        found.append(spectra.cross(total, total))
+    every = (np.concatenate(found) - own) / (n * (n - 1.0))
+    return every[0], every[1:]

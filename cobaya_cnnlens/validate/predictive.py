@@ -1,0 +1,186 @@
+"""Would data drawn from the posterior look like these? Posterior-predictive χ² of a Cobaya chain.
+
+For θ of the posterior, d_rep ~ N(µ(θ), C) and p = P(χ²(d_rep, µ(θ)) > χ²(d, µ(θ))), averaged over
+the posterior (Gelman, Meng & Stern 1996, Statistica Sinica 6, 733, eqs. 7-8). For a given θ the
+probability over d_rep is known, so that only the average over θ is by samples: it is the PTE of
+:meth:`.BandpowerLikelihood.pte`, which also knows that C comes from a finite number of simulations.
+The same data made the posterior, so p lies nearer to 1/2 than a PTE at the truth, which is uniform.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from ..errors import CNNLensError
+from ..likelihood.bandpowers import BandpowerLikelihood
+from ..report.posteriors import chain_input, load_chain
+
+# Replicated data per sample of the posterior, for the band of the figure.
+REPLICAS = 50
+
+
+@dataclass(frozen=True)
+class Predictive:
+    """What a posterior predicts for its own data.
+
+    Attributes
+    ----------
+    edges : of the bins in use, (n_bins, 2)
+    data : d_b, (n_bins,)
+    models : µ_b of equally probable samples of the posterior, (n_samples, n_bins)
+    chi2 : χ²(d, µ) of those, (n_samples,)
+    p : the posterior-predictive probability
+    best, best_model, best_chi2, best_pte : the sample of highest posterior, its µ_b, and χ² and PTE
+        there, for which no parameter counts as fitted
+    band : 2.5, 16, 50, 84 and 97.5% of replicated data, (5, n_bins)
+    difference : largest difference of −2 ln L from those that the chain holds: not zero if the
+        theory or the release is not what it was
+    """
+
+    edges: np.ndarray
+    data: np.ndarray
+    models: np.ndarray
+    chi2: np.ndarray
+    p: float
+    best: dict[str, float]
+    best_model: np.ndarray
+    best_chi2: float
+    best_pte: float
+    band: np.ndarray
+    difference: float
+
+
+def predictive_p(likelihood: BandpowerLikelihood, models: np.ndarray) -> float:
+    """The posterior-predictive probability from µ_b of samples of equal weight, (n, n_bins)."""
+    return float(np.mean(likelihood.pte(chi2_of(likelihood, models))))
+
+
+def chi2_of(likelihood: BandpowerLikelihood, models: np.ndarray) -> np.ndarray:
+    """χ²(d, µ) of several models (..., n_bins), (...)."""
+    r = likelihood.bandpowers - models
+    return np.einsum("...i,ij,...j->...", r, likelihood.inverse, r)
+
+
+def predictive(root: str, samples: int = 200, seed: int = 0) -> Predictive:
+    """Posterior-predictive check of a chain, with the likelihood and theory that made it.
+
+    Parameters
+    ----------
+    root : chain root, as in ``output`` of the Cobaya input; its ``.updated.yaml`` must be there
+    samples : of the posterior; the theory runs once for each
+    seed : of the replicated data that the band is made of
+
+    Raises
+    ------
+    CNNLensError
+        if the chain or its input is missing, or the input has not exactly one CNNLens likelihood
+    """
+    model, name = _model(root)
+    chain = load_chain(root)
+    sampled = list(model.parameterization.sampled_params())
+    columns = [chain.paramNames.numberOfName(p) for p in sampled]
+    # The chain at equal steps of its cumulative weight, and after them the highest posterior.
+    cumulative = np.cumsum(chain.weights) / chain.weights.sum()
+    rows = np.searchsorted(cumulative, (np.arange(samples) + 0.5) / samples)
+    rows = np.append(rows, np.argmin(chain.loglikes))
+    component = model.likelihood[name]
+    unique, place = np.unique(rows, return_inverse=True)
+    points = (dict(zip(sampled, x, strict=True)) for x in chain.samples[np.ix_(unique, columns)])
+    found = np.array([_bandpowers(model, component, point) for point in points])
+    model.close()
+    likelihood = component.likelihood
+    chi2 = chi2_of(likelihood, found)
+    difference = np.nan
+    # Cobaya computes this column anew when it post-processes a chain; derived parameters it keeps.
+    column = f"chi2__{name}"
+    if chain.paramNames.hasParam(column):
+        stored = chain.samples[unique, chain.paramNames.numberOfName(column)]
+        ours = -2.0 * np.array([likelihood.log_likelihood_of(value) for value in chi2])
+        difference = float(np.abs(ours - stored).max())
+    *taken, best = place
+    generator = np.random.default_rng(np.random.SeedSequence(seed))
+    noise = np.linalg.cholesky(likelihood.covariance)
+    draws = generator.standard_normal((REPLICAS, samples, len(likelihood.bins))) @ noise.T
+    replicas = (found[taken] + draws).reshape(-1, len(likelihood.bins))
+    edges = likelihood.release.edges
+    return Predictive(
+        edges=np.c_[edges[likelihood.bins], edges[likelihood.bins + 1]],
+        data=likelihood.bandpowers,
+        models=found[taken],
+        chi2=chi2[taken],
+        p=predictive_p(likelihood, found[taken]),
+        best=dict(zip(sampled, chain.samples[rows[-1], columns].tolist(), strict=True)),
+        best_model=found[best],
+        best_chi2=float(chi2[best]),
+        best_pte=float(likelihood.pte(chi2[best])),
+        band=np.percentile(replicas, [2.5, 16, 50, 84, 97.5], axis=0),
+        difference=difference,
+    )
+
+
+def _model(root: str):
+    """Cobaya's model of a chain, and the name of its CNNLens likelihood."""
+    from cobaya.log import LoggedError
+    from cobaya.model import get_model
+
+    from ..likelihood.cnnlens import CNNLens
+
+    path, info = f"{root}.updated.yaml", chain_input(root)
+    for block in (info.get("likelihood") or {}).values():
+        if isinstance(block, dict) and "check_theory" in block:
+            block["check_theory"] = False  # that is for the start of a run
+    wanted = ("likelihood", "theory", "params", "prior", "packages_path")
+    try:
+        model = get_model({k: info[k] for k in wanted if k in info})
+    except LoggedError as error:
+        raise CNNLensError(f"{path}: the chain's model cannot be made again: {error}") from None
+    names = [name for name, part in model.likelihood.items() if isinstance(part, CNNLens)]
+    if len(names) != 1:
+        raise CNNLensError(f"{path}: {len(names)} likelihoods of CNNLens, where one is needed")
+    return model, names[0]
+
+
+def _bandpowers(model, component, point: dict[str, float]) -> np.ndarray:
+    if not np.isfinite(model.logposterior(point).logpost):
+        raise CNNLensError(f"the chain's point {point} has no posterior; was its input changed?")
+    given = model.parameterization.to_input(point)
+    return component.model([given[name] for name in component.nuisance_parameters])
+
+
+def draw_predictive(check: Predictive, path: Path) -> Path:
+    """Bandpowers over those of the best fit, with the predictive band; returns ``path``."""
+    centres = check.edges.mean(1)
+    band, data = check.band / check.best_model - 1, check.data / check.best_model - 1
+    figure, axis = plt.subplots(figsize=(8, 4.5))
+    for low, high, shade, label in ((0, 4, 0.2, "95%"), (1, 3, 0.4, "68%")):
+        axis.fill_between(
+            centres,
+            band[low],
+            band[high],
+            color="C0",
+            alpha=shade,
+            lw=0,
+            label=f"{label} predicted",
+        )
+    spread = np.percentile(check.models, [16, 84], axis=0) / check.best_model - 1
+    for line, label in zip(spread, ("68% of the posterior's models", None), strict=True):
+        axis.plot(centres, line, "C0", lw=0.8, label=label)
+    axis.errorbar(
+        centres, data, xerr=0.5 * np.diff(check.edges)[:, 0], fmt="k.", lw=1, label="bandpowers"
+    )
+    axis.axhline(0, color="k", lw=0.8)
+    axis.set(xlabel="$L$", ylabel=r"$d_L\,/\,\mu_L$(best fit) $-$ 1")
+    axis.set_title(
+        rf"$\chi^2$ = {check.best_chi2:.1f} of {len(data)} bins, "
+        f"posterior-predictive p = {check.p:.3f}",
+        size=10,
+    )
+    axis.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    plt.close(figure)
+    return path

@@ -1,0 +1,207 @@
+"""Joint covariance of the lensing bandpowers with the primary CMB of the same patches.
+
+A patch whose κ scatters upwards has more lensing B power as well (Benoit-Lévy, Smith & Hu 2012,
+arXiv:1205.0474; Peloton et al. 2017, arXiv:1611.01446), and κ̂ is made of the same E and B: whoever
+adds this likelihood to one of C^EE and C^BB of the same sky needs the blocks between them. They
+come from the simulations that give the lensing covariance itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from .. import products
+from ..calibrate.assemble import calibration_of
+from ..calibrate.bandpowers import FlatSpectra, e_and_b, pure_b
+from ..calibrate.covariance import sample_covariance
+from ..calibrate.measure import read_bandpowers, spectra_of
+from ..errors import CNNLensError
+from ..pipeline.config import Config
+from ..pipeline.observation import ObservedPatches, observe_sky
+from ..simulate.modes import mode_vectors
+
+KIND = "primary"
+ALGORITHM = 1
+UNITS = {"kk": "1", "ee": "muK2", "bb": "muK2"}
+FORMATS = (".npz", ".json")
+
+
+@dataclass(frozen=True)
+class JointCovariance:
+    """Covariance of one patch's bandpowers; divide it by the number of patches of a survey.
+
+    Attributes
+    ----------
+    blocks : names in order: "kk" debiased lensing, "ee" and "bb" lensed E and B (µK²)
+    edges : of the bins, the same for all, (n_bins + 1,)
+    mean : (n_blocks · n_bins,)
+    covariance : (n_blocks · n_bins, n_blocks · n_bins)
+    n_sim : simulated patches
+    """
+
+    blocks: tuple[str, ...]
+    edges: np.ndarray
+    mean: np.ndarray
+    covariance: np.ndarray
+    n_sim: int
+
+    @property
+    def correlation(self) -> np.ndarray:
+        """Of ``covariance``, same shape."""
+        sigma = np.sqrt(np.diag(self.covariance))
+        return self.covariance / np.outer(sigma, sigma)
+
+    @property
+    def correlation_error(self) -> np.ndarray:
+        """Monte-Carlo error (1 − r²)/√(n_sim − 1) of ``correlation``, for Gaussian bandpowers."""
+        return (1.0 - self.correlation**2) / np.sqrt(self.n_sim - 1.0)
+
+    def block(self, matrix: np.ndarray, row: str, column: str) -> np.ndarray:
+        """The part of a matrix that belongs to two blocks, (n_bins, n_bins)."""
+        n = len(self.edges) - 1
+        i, j = (self.blocks.index(name) for name in (row, column))
+        return matrix[i * n : (i + 1) * n, j * n : (j + 1) * n]
+
+
+def joint_covariance(edges: np.ndarray, **bandpowers: np.ndarray) -> JointCovariance:
+    """From bandpowers of the same patches, each (n_patches, n_bins).
+
+    Raises
+    ------
+    CNNLensError
+        if there are too few patches for the number of bandpowers
+    """
+    samples = np.hstack(list(bandpowers.values()))
+    covariance = sample_covariance(samples)
+    return JointCovariance(tuple(bandpowers), edges, samples.mean(0), covariance, len(samples))
+
+
+def primary_bandpowers(
+    config: Config, spectra: FlatSpectra, seen: ObservedPatches
+) -> dict[str, np.ndarray]:
+    """⟨EE*⟩ and ⟨BB*⟩ of *unmasked* observed patches in µK², {"ee", "bb"} of (n_patches, n_bins).
+
+    E of the masked Q, U; pure B, so that no E leaks in. Every mode is divided by the beam; noise is
+    not subtracted, which no covariance would see.
+    """
+    ell = np.hypot(*mode_vectors(config.patch.n_pixels, config.patch.pixel))
+    beam = config.instrument.beam(ell)
+    e, _ = e_and_b(spectra, seen.q * spectra.mask, seen.u * spectra.mask)
+    b = pure_b(spectra, seen.q, seen.u)
+    return {name: spectra.cross(m / beam, m / beam) for name, m in (("ee", e), ("bb", b))}
+
+
+def measure_primary(
+    config: Config, set_name: str = "test", indices: Iterable[int] | None = None
+) -> None:
+    """Measure E and B power of the skies of a set that have none yet, not even shipped; no
+    network is run."""
+    spectra = spectra_of(config)
+    for index in tqdm(_indices(config, set_name, indices), desc=f"primary/{set_name}", unit="sky"):
+        path, recipe = path_of(config, set_name, index), recipe_of(config, set_name, index)
+        if not products.exists(path, KIND, recipe, config.shipped):
+            seen = observe_sky(config, set_name, index, masked=False)
+            products.write_product(path, KIND, recipe, primary_bandpowers(config, spectra, seen))
+
+
+def read_joint(
+    config: Config,
+    network_hash: str,
+    set_name: str = "test",
+    indices: Iterable[int] | None = None,
+    true_kappa: bool = False,
+) -> JointCovariance:
+    """The joint covariance from the products of a set.
+
+    Parameters
+    ----------
+    network_hash : SHA-256 of the network that made the lensing bandpowers
+    true_kappa : bandpowers of the true κ as "kk" instead of the debiased ones: what lensing itself
+        correlates
+
+    Raises
+    ------
+    products.ProductError
+        if a sky has not been reconstructed or measured
+    """
+    indices = _indices(config, set_name, indices)
+    lensing = read_bandpowers(config, network_hash, set_name, indices)
+    kk = (
+        lensing.truth
+        if true_kappa
+        else calibration_of(config, network_hash)[0].debias(lensing.auto)
+    )
+    parts = {"ee": [], "bb": []}
+    for index in indices:
+        path, recipe = path_of(config, set_name, index), recipe_of(config, set_name, index)
+        with products.open_product(path, KIND, recipe, config.shipped) as product:
+            for name, values in parts.items():
+                values.append(product.array(name))
+    primary = {name: np.concatenate(values) for name, values in parts.items()}
+    return joint_covariance(spectra_of(config).bins.edges, kk=kk, **primary)
+
+
+def write_joint(joint: JointCovariance, path: str | Path, provenance: dict | None = None) -> Path:
+    """Write a joint covariance for other codes: ``.npz`` (numpy) or ``.json``.
+
+    Both hold ``blocks`` (names, in the matrix's order), ``units`` (of each block's bandpowers),
+    ``edges``, ``mean``, ``covariance`` (of one patch), ``n_sim`` and ``provenance``; in ``.npz``
+    that is JSON text.
+
+    Raises
+    ------
+    CNNLensError
+        for another suffix
+    """
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        raise CNNLensError(f"{path}: suffix is {path.suffix!r}; choose one of {FORMATS}")
+    content = {
+        "blocks": list(joint.blocks),
+        "units": [UNITS[name] for name in joint.blocks],
+        "edges": joint.edges,
+        "mean": joint.mean,
+        "covariance": joint.covariance,
+        "n_sim": joint.n_sim,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        if path.suffix == ".npz":
+            np.savez(partial, **content, provenance=json.dumps(provenance or {}))
+        else:
+            plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in content.items()}
+            partial.write_text(json.dumps(plain | {"provenance": provenance or {}}, indent=1))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _indices(config: Config, set_name: str, indices: Iterable[int] | None) -> list[int]:
+    indices = list(range(config.set_size(set_name)) if indices is None else indices)
+    for index in indices:
+        config.check_index(set_name, index)
+    return indices
+
+
+def path_of(config: Config, set_name: str, index: int) -> Path:
+    """Where the primary spectra of one sky lie."""
+    return config.products / KIND / set_name / f"sky_{index:04d}.h5"
+
+
+def recipe_of(config: Config, set_name: str, index: int) -> dict:
+    """What determines the primary spectra of one sky."""
+    return {
+        "sky": config.sky_recipe(set_name, index),
+        "primary_algorithm": ALGORITHM,
+        "instrument": asdict(config.instrument),
+        "bandpowers": config.bandpowers.model_dump(),
+    }
