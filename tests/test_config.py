@@ -8,6 +8,7 @@ import re
 from copy import deepcopy
 from dataclasses import is_dataclass, replace
 from functools import reduce
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from cobaya_cnnlens.validate import primary
 
 from .conftest import REPOSITORY, write_network
 
+FIXTURES = REPOSITORY / "tests" / "fixtures"
 CONFIGS = sorted((REPOSITORY / "training" / "config").glob("*.yaml"))
 STUDIES = sorted((REPOSITORY / "training" / "config" / "studies").glob("*.yaml"))
 
@@ -646,6 +648,24 @@ def test_identities_of_what_was_made_do_not_change():
     config = load_config(REPOSITORY / "training" / "config" / "laptop.yaml")
     config = config.model_copy(update={"baseline": schema.Baseline(kind="iterated")})
     assert identities(config) == PINNED
+
+
+def test_identities_of_shipped_configurations_do_not_change():
+    """Nor do those of any other configuration; a new one is added to the table."""
+    table = json.loads((FIXTURES / "identities.json").read_text())
+    found = {}
+    for file in [*CONFIGS, *STUDIES]:
+        for path, config in load_study(file).items():
+            named = str(Path(path).relative_to(REPOSITORY / "training" / "config"))
+            found[named] = identities(with_everything(config))
+    assert found == table
+
+
+def with_everything(config):
+    """With the survey and the baseline that :func:`recipes` names."""
+    baseline = config.baseline or schema.Baseline(kind="iterated")
+    surveys = {"low": schema.Survey(omch2=0.1085)}
+    return config.model_copy(update={"baseline": baseline, "surveys": surveys})
 
 
 PINNED = {
