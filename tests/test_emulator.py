@@ -513,7 +513,7 @@ def test_what_made_a_shipped_emulator_is_what_the_releases_were_made_with(name, 
         [read_emulator(name).tables.low, read_emulator(name).tables.high], plan.sides()
     )
     release = json.loads(
-        (REPOSITORY / "cobaya_cnnlens" / "data" / "laptop_fiducial.json").read_text()
+        (REPOSITORY / "cobaya_cnnlens" / "likelihood" / "data" / "laptop_fiducial.json").read_text()
     )
     assert made["settings"]["lens_potential_accuracy"] == plan.camb.lens_potential_accuracy
     theirs = release["theory"]["settings"]

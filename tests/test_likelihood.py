@@ -684,5 +684,7 @@ def test_node_camb_refuses_a_parameter_given_twice(path):
 
 
 def test_default_release_is_shipped():
-    defaults = yaml.safe_load((REPOSITORY / "cobaya_cnnlens" / "CNNLens.yaml").read_text())
+    defaults = yaml.safe_load(
+        (REPOSITORY / "cobaya_cnnlens" / "likelihood" / "CNNLens.yaml").read_text()
+    )
     assert defaults["release"] in shipped_releases()

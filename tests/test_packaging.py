@@ -38,11 +38,12 @@ def test_a_source_distribution_holds_what_its_tests_need(monkeypatch):
         if line and not line.startswith("#"):
             found.process_template_line(line)
     package = {f for f in needed() if f.startswith("cobaya_cnnlens/") and f.endswith(".py")}
-    data = re.search(r"cobaya_cnnlens = \[(.*?)\]", pyproject, re.DOTALL).group(1)
-    for pattern in re.findall(r'"([^"]+)"', data):
-        package |= {
-            str(f.relative_to(REPOSITORY)) for f in REPOSITORY.glob(f"cobaya_cnnlens/{pattern}")
-        }
+    for of, patterns in re.findall(
+        r'^"(cobaya_cnnlens[\w.]*)" = \[(.*?)\]', pyproject, re.M | re.S
+    ):
+        folder = REPOSITORY / of.replace(".", "/")
+        for pattern in re.findall(r'"([^"]+)"', patterns):
+            package |= {str(f.relative_to(REPOSITORY)) for f in folder.glob(pattern)}
     always = {"README.md", "LICENSE", "pyproject.toml"}
     assert needed() - set(found.files) - package - always == set()
 
