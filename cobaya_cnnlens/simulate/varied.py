@@ -1,0 +1,112 @@
+"""Instruments drawn at random: the noise levels, depths, holes and tapers that one set of weights
+is to serve.
+
+A network that corrects what a filter knows meets the instrument through the noise rms of every
+pixel, infinite where nothing was seen, and through the mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from ..errors import CNNLensError
+from .instrument import ARCMIN, Instrument
+from .patches import PatchGeometry
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How instruments differ from the one of a configuration.
+
+    Attributes
+    ----------
+    as_it_is : share of patches that have the instrument's own noise level
+    noise_uk_arcmin : both ends of the levels of the others in µK′, evenly in their logarithm; a
+        ``noiseless`` share of all patches has the lower one
+    depth_share, depth_ratio : share of patches whose depth varies along a direction of its own, and
+        the largest ratio of the noise at the patch's two ends
+    hole_share, holes, hole_arcmin : share of patches with holes, the largest number of them, and
+        both ends of their diameters in ′
+    taper_share, tapers_deg : share of *batches of patches* with another taper than the
+        instrument's, and the tapers that these take in turn
+    """
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+
+    as_it_is: float = 0.4
+    noise_uk_arcmin: tuple[float, float] = (0.3, 10.0)
+    noiseless: float = 0.08
+    depth_share: float = 0.3
+    depth_ratio: float = 4.0
+    hole_share: float = 0.4
+    holes: int = 14
+    hole_arcmin: tuple[float, float] = (5.0, 20.0)
+    taper_share: float = 0.25
+    tapers_deg: tuple[float, ...] = (0.25, 0.75, 1.0)
+
+    def __post_init__(self):
+        for name in ("as_it_is", "noiseless", "depth_share", "hole_share", "taper_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise CNNLensError(f"{name} is {getattr(self, name)}; a share lies in 0 to 1")
+        if self.as_it_is + self.noiseless > 1:
+            raise CNNLensError("as_it_is and noiseless together are shares of more than all")
+        for name in ("noise_uk_arcmin", "hole_arcmin"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise CNNLensError(f"{name} is {low} to {high}; give a positive, ascending range")
+        if self.depth_ratio < 1 or self.holes < 0:
+            raise CNNLensError("depth_ratio must be 1 or more, holes 0 or more")
+        if self.taper_share > 0 and not self.tapers_deg:
+            raise CNNLensError("tapers_deg is empty; name tapers, or set taper_share to 0")
+
+    def taper(self, batch: int, instrument: Instrument) -> float:
+        """Taper in degrees of the patches of a batch."""
+        others = int((batch + 1) * self.taper_share)
+        if others == int(batch * self.taper_share):
+            return instrument.taper_deg
+        return self.tapers_deg[(others - 1) % len(self.tapers_deg)]
+
+    def draw(
+        self, geometry: PatchGeometry, instrument: Instrument, generator: np.random.Generator
+    ) -> tuple[float, np.ndarray]:
+        """One patch's noise level in µK′ and the rms of its pixels in µK, (n, n), infinite in
+        holes."""
+        level = self._level(instrument, generator)
+        n = geometry.n_pixels
+        seen = replace(instrument, noise_uk_arcmin=level, depth_ratio=None)
+        rms = np.full((n, n), seen.noise_rms(geometry))
+        if generator.random() < self.depth_share:
+            rms = rms * self._depth(n, generator)
+        if generator.random() < self.hole_share:
+            rms[self._holes(geometry, generator)] = np.inf
+        return level, rms
+
+    def _level(self, instrument: Instrument, generator: np.random.Generator) -> float:
+        kind, place = generator.random(2)
+        low, high = self.noise_uk_arcmin
+        if kind < self.as_it_is:
+            return instrument.noise_uk_arcmin
+        if kind < self.as_it_is + self.noiseless:
+            return low
+        return float(low * (high / low) ** place)
+
+    def _depth(self, n: int, generator: np.random.Generator) -> np.ndarray:
+        """exp(½ ln D sin πs), s from −½ to ½ along a random direction, ln D even up to the
+        largest."""
+        angle, size = generator.random(2) * (2.0 * np.pi, np.log(self.depth_ratio))
+        place = (np.arange(n) + 0.5) / n - 0.5
+        along = np.cos(angle) * place[:, None] + np.sin(angle) * place[None, :]
+        return np.exp(0.5 * size * np.sin(np.pi * np.clip(along, -0.5, 0.5)))
+
+    def _holes(self, geometry: PatchGeometry, generator: np.random.Generator) -> np.ndarray:
+        n = geometry.n_pixels
+        hidden = np.zeros((n, n), bool)
+        y, x = np.mgrid[:n, :n] + 0.5
+        for _ in range(int(generator.integers(1, self.holes + 1)) if self.holes else 0):
+            diameter = generator.uniform(*self.hole_arcmin) * ARCMIN / geometry.pixel
+            at_y, at_x = generator.uniform(0.0, n, 2)
+            hidden |= np.hypot(y - at_y, x - at_x) < 0.5 * diameter
+        return hidden

@@ -1,0 +1,106 @@
+"""What a refining network learns from, and by which measure."""
+
+import keras
+import numpy as np
+import pytest
+
+from cobaya_cnnlens.reconstruct.features import FEATURES, turned
+from cobaya_cnnlens.reconstruct.n0 import n0_iterated
+from cobaya_cnnlens.reconstruct.refining import (
+    FeatureBatches,
+    ModeWeights,
+    RefiningPatches,
+    WeighedModes,
+    targets_of,
+)
+from cobaya_cnnlens.simulate.instrument import Instrument, cosine_mask
+from cobaya_cnnlens.simulate.patches import PatchGeometry
+
+GEOMETRY = PatchGeometry(n_pixels=32, size_deg=5.0, pad=0)
+INSTRUMENT = Instrument(1.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def weights(fiducial):
+    mask = cosine_mask(GEOMETRY, 0.5)
+    return ModeWeights(GEOMETRY, INSTRUMENT, fiducial, np.mean(mask**2))
+
+
+def white(power, seed=3, n=400):
+    """Masked maps whose modes have C_L = power(L)."""
+    l = 2.0 * np.pi * np.fft.fftfreq(32, GEOMETRY.pixel)
+    ell = np.hypot(l[:, None], l[None, :])
+    noise = np.random.default_rng(seed).standard_normal((n, 32, 32)) / GEOMETRY.pixel
+    maps = np.fft.ifft2(np.fft.fft2(noise) * np.sqrt(power(ell))).real
+    return cosine_mask(GEOMETRY, 0.5) * maps
+
+
+def test_the_error_that_must_remain_counts_as_one(weights, fiducial):
+    """κ̂ − κ of power C N/(C + N) in each mode has the loss 1, whatever the level."""
+    for level in (1.0, 1.25**4):
+        noise_at = Instrument(level, 1.0)
+
+        def remaining(ell, noise_at=noise_at):
+            nodes = np.geomspace(30, 4400, 40)
+            noise = np.interp(np.maximum(ell, 30), nodes, n0_iterated(nodes, fiducial, noise_at))
+            signal = np.interp(np.maximum(ell, 8), np.arange(len(fiducial.kk)), fiducial.kk)
+            return signal * noise / (signal + noise)
+
+        error = white(remaining)
+        targets = targets_of(np.zeros_like(error), error, np.full(len(error), level), weights)
+        loss = WeighedModes()(targets["kappa"], error[..., None].astype(np.float32))
+        # Interpolation of N, and the mask's window over a steep spectrum.
+        assert float(loss) == pytest.approx(1.0, abs=0.1)
+
+
+def test_an_error_counts_where_little_is_known_to_remain(weights):
+    at_low, at_high = weights.at(1.0), weights.at(10.0)
+    assert at_low[0, 0] == 0
+    assert (at_low >= 0).all()
+    # More noise, more error forgiven; a level between takes the nearest one's.
+    assert (at_high <= at_low).all()
+    assert at_high.sum() < at_low.sum()
+    assert weights.at(1.05) is weights.at(0.95)
+    assert weights.at(0.0) is weights.at(0.3)
+
+
+def some_patches(n=3, size=16):
+    generator = np.random.default_rng(1)
+    maps = generator.standard_normal((n, size, size, len(FEATURES))).astype(np.float16)
+    kappa, e = generator.standard_normal((2, n, size, size)).astype(np.float32)
+    return RefiningPatches(maps, kappa, e, np.array([1.0, 2.0, 5.0])[:n])
+
+
+def test_batches_turn_features_and_truth_alike(fiducial):
+    geometry = PatchGeometry(n_pixels=16, size_deg=5.0, pad=0)
+    patches = some_patches()
+    weights = ModeWeights(geometry, INSTRUMENT, fiducial, 1.0)
+    seeds = np.random.SeedSequence(5).spawn(4)
+    batches = FeatureBatches(patches, weights, seeds, 8)
+    assert len(batches) == 4
+    seen = set()
+    for step in range(4):
+        features, targets = batches[step]
+        again, _ = batches[step]
+        np.testing.assert_array_equal(features, again)
+        for maps, kappa, e in zip(features, targets["kappa"], targets["e"], strict=True):
+            found = [
+                (i, turns, flip)
+                for i in range(3)
+                for turns in range(4)
+                for flip in (False, True)
+                if np.array_equal(turned(patches.features[i], turns, flip), maps)
+            ]
+            [(i, turns, flip)] = found
+            seen.add((turns, flip))
+            moved = {"kappa": np.rot90(patches.kappa[i], turns), "e": np.rot90(patches.e[i], turns)}
+            moved = {k: v[:, ::-1] if flip else v for k, v in moved.items()}
+            np.testing.assert_array_equal(kappa[..., 0], moved["kappa"])
+            np.testing.assert_array_equal(e[..., 0], moved["e"])
+            np.testing.assert_array_equal(kappa[..., 1], weights.at(patches.level[i]))
+    assert len(seen) == 8
+
+
+def test_the_loss_is_saved_by_name():
+    loss = keras.losses.deserialize(keras.losses.serialize(WeighedModes()))
+    assert isinstance(loss, WeighedModes)
