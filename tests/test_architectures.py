@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import yaml
-from cobaya_cnnlens.pipeline import training
-from cobaya_cnnlens.pipeline.config import load_config
-from cobaya_cnnlens.pipeline.skies import spectra_for
+from cobaya_cnnlens.pipeline import skies, training
+from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.reconstruct.resunet import (
     SYMMETRIES,
     NetworkEstimator,
@@ -136,8 +136,10 @@ def training_config(tmp_path):
     for name in ("train", "validation"):
         for i in range(config.set_size(name)):
             fields = {f: generator.standard_normal((2, n, n)).astype("f4") for f in FIELDS}
-            write_shard(config.sky_path(name, i), config.sky_recipe(name, i), fields)
-    spectra_for(config, config.cosmology)
+            write_shard(
+                skies.path(Run(config), name, i), skies.recipe(Run(config), name, i), fields
+            )
+    Run(config).spectra()
     return config
 
 

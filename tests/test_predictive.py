@@ -11,8 +11,9 @@ from scipy.integrate import quad
 import yaml
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
-from cobaya_cnnlens.report.posteriors import _label, _truth, load_chain
-from cobaya_cnnlens.validate.predictive import draw_predictive, predictive, predictive_p
+from cobaya_cnnlens.report.posteriors import _label, _truth, draw_predictive
+from cobaya_cnnlens.validate.chains import load_chain
+from cobaya_cnnlens.validate.predictive import predictive, predictive_p
 
 from .conftest import REPOSITORY, synthetic_release
 

@@ -220,7 +220,7 @@ def test_every_command_that_a_message_names_exists():
     kinds = {
         kind
         for file in package.rglob("*.py")
-        for kind in re.findall(r'^(?:KIND|MAP_BANDPOWERS) = "(.*)"', file.read_text(), re.M)
+        for kind in re.findall(r'^(?:KIND|SPECTRA) = "(.*)"', file.read_text(), re.M)
     }
     assert len(kinds) > 10
     assert kinds <= set(products.COMMANDS)

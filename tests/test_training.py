@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from cobaya_cnnlens.errors import NetworkError, ProductError
-from cobaya_cnnlens.pipeline import training
+from cobaya_cnnlens.pipeline import networks, skies, training
 from cobaya_cnnlens.pipeline.config import Phase
-from cobaya_cnnlens.pipeline.skies import spectra_for
+from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.reconstruct import resunet
-from cobaya_cnnlens.simulate.instrument import cosine_mask
 from cobaya_cnnlens.simulate.modes import mode_vectors, polarisation_angles
 from cobaya_cnnlens.simulate.shards import FIELDS, write_shard
 
@@ -44,7 +43,9 @@ def tiny(small_config):
     for name in ("train", "validation"):
         for i in range(config.set_size(name)):
             fields = {f: generator.standard_normal((3, n, n)).astype("f4") for f in FIELDS}
-            write_shard(config.sky_path(name, i), config.sky_recipe(name, i), fields)
+            write_shard(
+                skies.path(Run(config), name, i), skies.recipe(Run(config), name, i), fields
+            )
     return config
 
 
@@ -88,7 +89,7 @@ def test_the_papers_plateau_rule():
 
 def test_normalisation_is_that_of_the_masked_noisy_maps(tiny):
     patches = training.load_training_patches(tiny)
-    mask = cosine_mask(tiny.patch, tiny.instrument.taper_deg)
+    mask = Run(tiny).mask
     inputs, outputs = training.normalisation(patches, mask, 2.0)
     generator = np.random.default_rng(1)
     seen = (patches.lensed + 2.0 * generator.standard_normal(patches.lensed.shape)) * mask[
@@ -177,7 +178,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tiny, tmp_path, eager):
     config_file.write_text(slow.model_dump_json())
     command = [sys.executable, "-c", EAGER_COMMAND, "train", str(config_file)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    directory = slow.training_directory
+    directory = networks.training_directory(Run(slow))
     deadline = time.time() + 240
     while not (directory / "state.json").exists():
         assert process.poll() is None, "ended before it could be killed"
@@ -187,7 +188,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tiny, tmp_path, eager):
     process.wait()
     before = json.loads((directory / "state.json").read_text())["history"]
     assert 1 <= len(before) < 600
-    assert not slow.trained_path.exists()
+    assert not networks.path(Run(slow)).exists()
     run = training.train(slow, directory)
     record = next(run)
     run.close()
@@ -251,7 +252,7 @@ def test_a_checkpoint_that_is_gone_or_damaged_is_named(tmp_path):
 
 
 def test_a_missing_sky_is_named(tiny, tmp_path):
-    tiny.sky_path("train", 1).unlink()
+    skies.path(Run(tiny), "train", 1).unlink()
     with pytest.raises(ProductError, match=r"train/sky_0001\.h5: no such file"):
         next(training.train(tiny, tmp_path))
 
@@ -301,7 +302,7 @@ def test_spectral_loss_of_a_configuration(tiny):
     loss = network.loss["kappa"]
     content = loss.get_config()
     l, kk = np.array(content["l"]), np.array(content["kk"])
-    expected = spectra_for(config, config.cosmology).kk[l]
+    expected = Run(config).spectra().kk[l]
     np.testing.assert_allclose(kk[1:], expected[1:], rtol=1e-12)
     assert kk[0] == kk[1]
     assert content["pixel"] == config.patch.pixel
@@ -332,7 +333,7 @@ def test_the_papers_noise_is_one_realisation_per_patch(tiny):
     assert np.abs(one - two).max() > 0.1
     assert np.abs(one[0] - one[1]).max() > 0.1
     rms = tiny.instrument.noise_rms(tiny.patch)
-    mask = cosine_mask(tiny.patch, tiny.instrument.taper_deg)
+    mask = Run(tiny).mask
     assert np.std(one[..., mask > 0.99, :]) == pytest.approx(rms, rel=0.05)
 
 
@@ -355,7 +356,7 @@ def test_noise_channel_tells_the_noise(conditional):
     blank = training.TrainingPatches(*np.zeros((2, 1, n, n, 2), "f4"))
     phase = Phase(steps=1, batch=400, learning_rate=1.0)
     inputs, _ = training.EpochBatches(blank, conditional, phase, 0, 1)[0]
-    mask = cosine_mask(conditional.patch, conditional.instrument.taper_deg)
+    mask = Run(conditional).mask
     inside = mask > 0.5
     scaled = (inputs[..., 0] / mask / inputs[..., 2])[:, inside]
     assert scaled.std() == pytest.approx(1.0, abs=0.02)

@@ -5,7 +5,12 @@
 import re
 from pathlib import Path
 
-from cobaya_cnnlens.pipeline.config import load_study
+from cobaya_cnnlens.calibrate import bandpowers, curvature, nuisances
+from cobaya_cnnlens.pipeline import mean_field, networks
+from cobaya_cnnlens.pipeline import skies as sky_stage
+from cobaya_cnnlens.pipeline.loading import load_study
+from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.validate import exhibits, nulls
 from snakemake.exceptions import WorkflowError
 
 if "study" not in config:
@@ -30,7 +35,7 @@ def sky_rows():
     for path, member in MEMBERS.items():
         for set_name in member.set_names():
             for index in range(member.set_size(set_name)):
-                rows.setdefault(str(member.sky_path(set_name, index)), (path, set_name, index))
+                rows.setdefault(str(sky_stage.path(Run(member), set_name, index)), (path, set_name, index))
     return rows
 
 
@@ -38,7 +43,7 @@ SKIES = sky_rows()
 
 
 def skies(member, *set_names):
-    return [str(member.sky_path(s, i)) for s in set_names for i in range(member.set_size(s))]
+    return [str(sky_stage.path(Run(member), s, i)) for s in set_names for i in range(member.set_size(s))]
 
 
 def member(wildcards):
@@ -47,7 +52,7 @@ def member(wildcards):
 
 def measured(path):
     return [
-        str(MEMBERS[path].bandpower_path(s, i))
+        str(bandpowers.path(Run(MEMBERS[path]), s, i))
         for s in ("validation", "test")
         for i in range(MEMBERS[path].set_size(s))
     ]
@@ -76,15 +81,15 @@ rule table:
 rule for_report:
     input:
         TABLE,
-        [str(m.exhibit_path) for m in NETWORKS],
-        [str(m.null_path("curl", i)) for m in NETWORKS for i in range(m.nulls.skies)],
+        [str(exhibits.path(Run(m))) for m in NETWORKS],
+        [str(nulls.path(Run(m), "curl", i)) for m in NETWORKS for i in range(m.nulls.skies)],
         [
-            str(NETWORKS[0].bandpower_path(f"survey-{name}", i))
+            str(bandpowers.path(Run(NETWORKS[0]), f"survey-{name}", i))
             for name, survey in NETWORKS[0].surveys.items()
             for i in range(survey.skies)
         ],
-        [str(NETWORKS[0].curvature_path(i)) for i in range(NETWORKS[0].skies.derivatives)],
-        [str(NETWORKS[0].nuisance_path(i)) for i in range(NETWORKS[0].nuisances.skies)],
+        [str(curvature.path(Run(NETWORKS[0]), i)) for i in range(NETWORKS[0].skies.derivatives)],
+        [str(nuisances.path(Run(NETWORKS[0]), i)) for i in range(NETWORKS[0].nuisances.skies)],
 
 
 # On request: snakemake … forecast
@@ -139,7 +144,7 @@ if TRAINED:
 def instrument_of(wildcards):
     """What has to be there before a member can reconstruct: its networks, or its mean field."""
     found = member(wildcards)
-    return [str(p) for p in ([found.mean_field_path] if found.baseline else found.network_paths)]
+    return [str(p) for p in ([mean_field.path(Run(found))] if found.baseline else networks.paths(Run(found)))]
 
 
 rule mean_field:
@@ -160,7 +165,7 @@ rule mean_field:
 rule bandpowers:
     input:
         instrument_of,
-        sky=lambda w: str(member(w).sky_path(w.set_name, int(w.index))),
+        sky=lambda w: str(sky_stage.path(Run(member(w)), w.set_name, int(w.index))),
     output:
         "{products}/bandpowers/{set_name}/sky_{index}.h5",
     params:
@@ -177,7 +182,7 @@ rule bandpowers:
 rule exhibit:
     input:
         instrument_of,
-        lambda w: str(member(w).sky_path("test", 0)),
+        lambda w: str(sky_stage.path(Run(member(w)), "test", 0)),
     output:
         "{products}/exhibit.h5",
     params:
@@ -217,7 +222,7 @@ rule derivatives:
 rule nuisances:
     input:
         instrument_of,
-        lambda w: str(member(w).sky_path("test", int(w.index))),
+        lambda w: str(sky_stage.path(Run(member(w)), "test", int(w.index))),
     output:
         "{products}/nuisances/sky_{index}.h5",
     params:

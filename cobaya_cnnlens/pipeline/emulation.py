@@ -45,7 +45,7 @@ from ..theory.emulator import (
     stretched,
     unit_box,
 )
-from .config import load_as
+from .loading import load_as
 
 KIND = "emulator point"
 # Raised when a point's code changes what it gives.

@@ -14,7 +14,6 @@ import numpy as np
 from keras import layers
 
 from ..errors import NetworkError
-from ..pipeline.config import Config
 from .files import read_network
 
 # The noise rms (µK per pixel) where its logarithmic input turns linear; 1 µK′ is 0.43.
@@ -269,16 +268,6 @@ class EnsembleEstimator:
             for name, values in member.reconstruct_both(q, u).items():
                 total[name] = total.get(name, 0.0) + values / len(self._members)
         return total
-
-
-def network_estimator(config: Config) -> NetworkEstimator | EnsembleEstimator:
-    """The configuration's network, or its networks' mean, applied as the configuration says."""
-    return networks_estimator(
-        config.network_paths,
-        config.reconstruction.symmetries,
-        config.instrument.noise_rms(config.patch),
-        config.reconstruction.jit_compile,
-    )
 
 
 def networks_estimator(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
-from getdist import loadMCSamples, plots
+from getdist import plots
 from matplotlib.lines import Line2D
-
-import yaml
 
 from ..errors import CNNLensError
 from ..likelihood.release import read_release
-
-LIKELIHOOD = "cobaya_cnnlens.CNNLens"
+from ..validate.chains import chain_input, likelihood_blocks, load_chain
+from ..validate.predictive import Predictive
 
 
 def plot_posteriors(
@@ -73,60 +72,6 @@ def plot_posteriors(
     return path
 
 
-def load_chain(root: str):
-    """The getdist samples of a chain without its first fifth.
-
-    Read from the chain itself: getdist's cache goes by the files' dates, which a copy keeps.
-
-    Raises
-    ------
-    CNNLensError
-        if there is none, or too little of one
-    """
-    if not Path(f"{root}.1.txt").exists():
-        raise CNNLensError(f"{root}.1.txt: no such chain; run cobaya-run first")
-    try:
-        return loadMCSamples(root, no_cache=True, settings={"ignore_rows": 0.2})
-    except Exception as error:  # whatever getdist raises for files that are empty or damaged
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise CNNLensError(
-            f"{root}: the chain cannot be read ({said:.200}); it has hardly begun, or is damaged"
-        ) from None
-
-
-def chain_input(root: str) -> dict:
-    """The input that a chain's posterior is of, defaults included, as Cobaya wrote it.
-
-    Raises
-    ------
-    CNNLensError
-        if it is missing, or cannot be read
-    """
-    path = Path(f"{root}.updated.yaml")
-    try:
-        info = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CNNLensError(
-            f"{path}: no such file; it is written beside a chain by cobaya-run"
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        said = " ".join(str(error).split())
-        raise CNNLensError(f"{path}: cannot be read ({said:.200}); restore the file") from None
-    if not isinstance(info, dict):
-        raise CNNLensError(f"{path}: holds no input of Cobaya; restore the file")
-    return info
-
-
-def likelihood_blocks(info: dict) -> dict[str, dict]:
-    """Our likelihoods in a chain's input, by the name that they have there."""
-    blocks = (info.get("likelihood") or {}).items()
-    return {
-        name: block
-        for name, block in blocks
-        if isinstance(block, dict) and (block.get("class") or name) == LIKELIHOOD
-    }
-
-
 def _truth(root: str) -> dict[str, float]:
     """True parameters of the mock that the chain used, empty for data."""
     if not Path(f"{root}.updated.yaml").exists():
@@ -148,3 +93,38 @@ def _label(root: str, truth: dict[str, float], chain) -> str:
     has = chain.paramNames.hasParam("omch2")
     label = chain.paramNames.parWithName("omch2").label if has else r"\Omega_\mathrm{c} h^2"
     return f"{name} (true ${label}$ = {truth['omch2']:g})"
+
+
+def draw_predictive(check: Predictive, path: Path) -> Path:
+    """Bandpowers over those of the best fit, with the predictive band; returns ``path``."""
+    centres = check.edges.mean(1)
+    band, data = check.band / check.best_model - 1, check.data / check.best_model - 1
+    figure, axis = plt.subplots(figsize=(8, 4.5))
+    for low, high, shade, label in ((0, 4, 0.2, "95%"), (1, 3, 0.4, "68%")):
+        axis.fill_between(
+            centres,
+            band[low],
+            band[high],
+            color="C0",
+            alpha=shade,
+            lw=0,
+            label=f"{label} predicted",
+        )
+    spread = np.percentile(check.models, [16, 84], axis=0) / check.best_model - 1
+    for line, label in zip(spread, ("68% of the posterior's models", None), strict=True):
+        axis.plot(centres, line, "C0", lw=0.8, label=label)
+    axis.errorbar(
+        centres, data, xerr=0.5 * np.diff(check.edges)[:, 0], fmt="k.", lw=1, label="bandpowers"
+    )
+    axis.axhline(0, color="k", lw=0.8)
+    axis.set(xlabel="$L$", ylabel=r"$d_L\,/\,\mu_L$(best fit) $-$ 1")
+    axis.set_title(
+        rf"$\chi^2$ = {check.best_chi2:.1f} of {len(data)} bins, "
+        f"posterior-predictive p = {check.p:.3f}",
+        size=10,
+    )
+    axis.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    plt.close(figure)
+    return path

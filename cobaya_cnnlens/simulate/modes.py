@@ -11,7 +11,30 @@ def mode_vectors(n: int, pixel: float) -> tuple[np.ndarray, np.ndarray]:
     """Components (l_y, l_x) of the half plane's modes, each (n, n//2 + 1)."""
     ly = 2.0 * np.pi * np.fft.fftfreq(n, pixel)
     lx = 2.0 * np.pi * np.fft.rfftfreq(n, pixel)
-    return np.meshgrid(ly, lx, indexing="ij")
+    ly, lx = np.meshgrid(ly, lx, indexing="ij")
+    return ly, lx
+
+
+def plane_vectors(n: int, pixel: float) -> tuple[np.ndarray, np.ndarray]:
+    """Components (l_y, l_x) of the whole plane's modes, each (n, n)."""
+    l = 2.0 * np.pi * np.fft.fftfreq(n, pixel)
+    ly, lx = np.meshgrid(l, l, indexing="ij")
+    return ly, lx
+
+
+def half_plane_weights(n: int) -> np.ndarray:
+    """How many modes of a real map each mode of the half plane stands for, (n, n//2 + 1): those of
+    columns 0 and n/2 for themselves, the others also for their mirror images."""
+    weight = np.full((n, n // 2 + 1), 2.0)
+    weight[:, 0] = 1.0
+    if n % 2 == 0:
+        weight[:, -1] = 1.0
+    return weight
+
+
+def masked_area(mask: np.ndarray, pixel: float) -> float:
+    """n²Δ²⟨M²⟩ of a mask (n, n), by which |f_l|² of masked maps is divided to give their power."""
+    return float((len(mask) * pixel) ** 2 * np.mean(mask**2))
 
 
 def polarisation_angles(ly: np.ndarray, lx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ axis 0 is y (north), axis 1 is x (east). Q and U refer to the patch's own axes,
 with the HEALPix (COSMO) sign: Q > 0 along y, and U > 0 at 45° from south towards
 east. At the centre they equal HEALPix's; elsewhere they are parallel transported
 from the centre along great circles. The flat-sky E and B that go with this are in
-:mod:`cobaya_cnnlens.calibrate.bandpowers`.
+:mod:`cobaya_cnnlens.simulate.bandpowers`.
 
 Lensing is X̃(n) = X(n + ∇φ) with κ = −½∇²φ, CAMB's and lenspyx's sign.
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..calibrate.bandpowers import Bins
 from ..errors import CNNLensError
 from ..reconstruct.n0 import ESTIMATORS, Filter
 from ..reconstruct.n0_temperature import TEMPERATURE_ESTIMATORS, n0_temperature
+from ..simulate.bandpowers import Bins
 from ..simulate.instrument import Instrument
 from ..simulate.patches import PatchGeometry
 from ..theory.camb import CambSettings, Cosmology, compute_spectra, temperature_spectra

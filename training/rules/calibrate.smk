@@ -49,11 +49,11 @@ rule nuisances:
 
 rule release:
     input:
-        bandpowers("validation"),
-        bandpowers("test"),
-        derivatives(),
-        nuisances(),
-        lambda wildcards: bandpowers(f"survey-{wildcards.survey}"),
+        all_bandpowers("validation"),
+        all_bandpowers("test"),
+        all_derivatives(),
+        all_nuisances(),
+        lambda wildcards: all_bandpowers(f"survey-{wildcards.survey}"),
     output:
         str(PIPELINE.products / "releases" / (PIPELINE.name + "_{survey}.json")),
     shell:
@@ -80,12 +80,12 @@ if PIPELINE.surveys:
 
     rule coverage:
         input:
-            [str(PIPELINE.coverage_path(i)) for i in range(PIPELINE.coverage.skies)],
-            bandpowers("validation"),
-            bandpowers("test"),
-            derivatives(),
-            nuisances(),
-            bandpowers(f"survey-{next(iter(PIPELINE.surveys))}"),
+            [str(coverage.path(RUN, i)) for i in range(PIPELINE.coverage.skies)],
+            all_bandpowers("validation"),
+            all_bandpowers("test"),
+            all_derivatives(),
+            all_nuisances(),
+            all_bandpowers(f"survey-{next(iter(PIPELINE.surveys))}"),
         output:
             str(PIPELINE.products / "coverage.txt"),
         shell:
@@ -95,8 +95,8 @@ if PIPELINE.surveys:
 # Reconstruction noise alone, for a network that is not to become a release.
 rule noise:
     input:
-        bandpowers("validation"),
-        bandpowers("test"),
+        all_bandpowers("validation"),
+        all_bandpowers("test"),
     output:
         str(PIPELINE.products / "noise.txt"),
     shell:

@@ -4,7 +4,7 @@ if PIPELINE.baseline:
 
     rule mean_field:
         input:
-            skies("train"),
+            all_skies("train"),
         output:
             NETWORK,
         threads: 2
@@ -18,8 +18,8 @@ elif PIPELINE.network.pretrained is None:
 
     rule train:
         input:
-            skies("train"),
-            skies("validation"),
+            all_skies("train"),
+            all_skies("validation"),
         output:
             NETWORK,
         threads: 16
