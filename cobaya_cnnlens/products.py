@@ -16,14 +16,11 @@ configuration's own folder lacks.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import os
-import secrets
-import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,11 +28,7 @@ import h5py
 import numpy as np
 
 from .errors import ProductError
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # no POSIX system: nothing is known to be abandoned
-    fcntl = None
+from .files import locked_write
 
 FORMAT_VERSION = 2
 # HDF5's user block must be 512 bytes or a power of two above.
@@ -78,53 +71,6 @@ def _without_nulls(value):
     return value
 
 
-def temporary_name(path: Path) -> Path:
-    """A name under which ``path`` may be written; another one at every call, since processes of
-    different containers may share a host's name and a number."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{secrets.token_hex(8)}.partial")
-
-
-def remove_abandoned(path: Path) -> None:
-    """Remove what writers of ``path`` on this machine that are no more (``kill -9``) left of it.
-
-    A writer holds a lock on its file, which ends with its process. Another machine's, on a shared
-    disk, may not be seen from here: those stay, and so does all where there are no locks.
-    """
-    prefix = f".{path.name}.{socket.gethostname()}."
-    for found in path.parent.iterdir():
-        if found.name.startswith(prefix) and found.name.endswith(".partial"):
-            with contextlib.suppress(OSError), found.open("r+b") as opened:
-                if _locked(opened, wait=False):
-                    found.unlink(missing_ok=True)
-
-
-def _locked(file: BinaryIO, wait: bool) -> bool:
-    """Lock an open file; whether this process has the lock now."""
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _new_partial(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """A new file beside ``path``, locked while it is open, and gone at the end."""
-    while True:
-        partial = temporary_name(path)
-        with partial.open("xb") as file:
-            # Between its making and its locking the file looks abandoned and may be removed.
-            if _locked(file, wait=True) and os.fstat(file.fileno()).st_nlink == 0:
-                continue
-            try:
-                yield file, partial
-            finally:
-                partial.unlink(missing_ok=True)
-            return
-
-
 def write_product(
     path: str | Path,
     kind: str,
@@ -161,12 +107,8 @@ def write_product(
     content.seek(0)
     content.write(_header(hashlib.sha256(content.getbuffer()[USER_BLOCK:]).hexdigest()))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(path)
-        with _new_partial(path) as (file, partial):
+        with locked_write(path) as file:
             file.write(content.getbuffer())
-            file.flush()
-            os.replace(partial, path)
     except OSError as error:
         raise ProductError(
             f"{path}: cannot be written ({error.strerror or error}); free some space or give the "

@@ -17,7 +17,6 @@ from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.export import export_release, linear_model
 from cobaya_cnnlens.likelihood.release import read_release
-from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.theory.camb import convergence_from_potential
 
 from .conftest import synthetic_release
@@ -143,7 +142,7 @@ def test_run_inside_cobaya(tmp_path, format, noise_debias):
     if noise_debias == "fixed":
         model.add_requirements({"unlensed_Cl": {"ee": 1199}})
         model.loglike({"omch2": 0.12})
-    theory = Run(model).bandpowers
+    theory = spectra_of(model)
     want = BandpowerLikelihood(small, noise_debias).chi2(*theory)
     assert got[0] == pytest.approx(want, rel=1e-5)
     if noise_debias == "linear":

@@ -20,10 +20,10 @@ import numpy as np
 
 from .. import products
 from ..errors import MapError, ProductError, ReleaseError
+from ..files import temporary_name
 from ..likelihood.release import Release
 from ..pipeline.run import Run
 from ..pipeline.separation import FRAMES, check_separate
-from ..products import temporary_name
 from ..reconstruct import Estimator
 from ..simulate.bandpowers import Bins, FlatSpectra
 from ..simulate.instrument import Instrument

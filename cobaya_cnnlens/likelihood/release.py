@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import CNNLensError, ReleaseError
+from ..files import atomic_write
 from .statistics import inverse_covariance
 
 FORMAT = "cobaya_cnnlens release"
@@ -217,14 +217,9 @@ def write_release(release: Release, path: str | Path) -> None:
     except RecursionError:
         raise ReleaseError(f"{path}: its metadata are nested too deeply; flatten them") from None
     from_document(document, str(path))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with atomic_write(path) as partial:
             partial.write_text(_format(document), encoding="utf-8")
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
     except OSError as error:
         raise ReleaseError(f"{path}: cannot be written ({error.strerror or error})") from None
 

@@ -19,7 +19,6 @@ and the meridian is that of the same coordinates.
 from __future__ import annotations
 
 import contextlib
-import os
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -33,7 +32,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from ..errors import MapError
-from ..products import temporary_name
+from ..files import atomic_write
 from ..simulate.patches import EPSILON, PatchGeometry, point_patch, point_patches
 from .separation import check_separate
 
@@ -485,14 +484,8 @@ def write_images(
     header["BUNIT"] = unit
     for key, value in cards.items():
         header[key] = value
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = temporary_name(path)
-    try:
+    with atomic_write(path) as partial:
         image.writeto(partial, overwrite=True)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def to_meridian(

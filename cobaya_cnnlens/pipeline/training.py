@@ -9,7 +9,6 @@ temporary name and renamed, the state last.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import NetworkError
-from ..products import temporary_name
+from ..files import atomic_write
 from ..reconstruct.files import read_network
 from ..reconstruct.resunet import ResUNet, apply_symmetry, load_network
 from ..simulate.instrument import convolve_beam
@@ -310,9 +309,8 @@ class TrainingRun:
             "best": self._best,
             "history": self.history,
         }
-        partial = temporary_name(self._state_path)
-        partial.write_text(json.dumps(state, indent=1))
-        os.replace(partial, self._state_path)
+        with atomic_write(self._state_path) as partial:
+            partial.write_text(json.dumps(state, indent=1))
         for old in self.directory.glob("epoch_*.keras"):
             if old.name not in (self._checkpoint, self._best):
                 old.unlink()
@@ -335,12 +333,8 @@ class TrainingRun:
 
 def save_atomically(network: keras.Model, path: Path) -> None:
     """Save under a temporary ``.keras`` name, then rename."""
-    partial = temporary_name(path).with_suffix(".keras")
-    try:
+    with atomic_write(path) as partial:
         network.save(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def new_network(run: Run, patches: TrainingPatches) -> ResUNet:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -27,6 +26,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline, PPoly, RBFInterpolator
 
 from ..errors import EmulatorError
+from ..files import atomic_write
 
 FORMAT = "cobaya_cnnlens emulator 1"
 SHIPPED = files("cobaya_cnnlens.theory") / "data"
@@ -241,16 +241,9 @@ def _from_logarithm(values: np.ndarray) -> np.ndarray:
 
 def write_emulator(tables: Tables, record: Mapping, path: str | Path) -> None:
     """Write an emulator's file, atomically."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial.npz")
-    try:
-        np.savez_compressed(
-            partial, record=np.array(json.dumps({"format": FORMAT, **record})), **vars(tables)
-        )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    text = json.dumps({"format": FORMAT, **record})
+    with atomic_write(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, record=np.array(text), **vars(tables))
 
 
 def read_emulator(source: str | Path) -> Emulator:

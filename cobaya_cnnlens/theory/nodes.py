@@ -36,6 +36,7 @@ import numpy as np
 from cobaya.log import LoggedError
 
 from ..errors import TheoryError
+from ..files import atomic_write
 from .camb import camb_refusals, sigma8
 from .cobaya import DERIVED, SpectraTheory
 
@@ -286,14 +287,8 @@ class NodeFiles:
 
     def write(self, recipe: dict, values: np.ndarray) -> None:
         """Keep a node; atomic, so that what can be read is whole."""
-        path = self.path(recipe)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial.npz")
-        try:
+        with atomic_write(self.path(recipe)) as partial:
             np.savez(partial, recipe=np.array(_text(recipe)), values=values)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     @contextmanager
     def alone(self, recipe: dict, wait: bool) -> Iterator[bool]:

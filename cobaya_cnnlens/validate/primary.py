@@ -9,7 +9,6 @@ come from the simulations that give the lensing covariance itself.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from ..calibrate import bandpowers
 from ..calibrate.assemble import calibration_of
 from ..calibrate.covariance import sample_covariance
 from ..errors import CNNLensError
+from ..files import atomic_write
 from ..pipeline import skies
 from ..pipeline.observation import ObservedPatches, observe_sky
 from ..pipeline.run import Run
@@ -188,17 +188,12 @@ def write_joint(joint: JointCovariance, path: str | Path, provenance: dict | Non
         "covariance": joint.covariance,
         "n_sim": joint.n_sim,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
+    with atomic_write(path) as partial:
         if path.suffix == ".npz":
             np.savez(partial, **content, provenance=json.dumps(provenance or {}))
         else:
             plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in content.items()}
             partial.write_text(json.dumps(plain | {"provenance": provenance or {}}, indent=1))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
