@@ -4,10 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pydantic import BaseModel, ConfigDict, Field
 
+import yaml
 from cobaya_cnnlens.errors import CNNLensError, ConfigError
 from cobaya_cnnlens.pipeline import mean_field, skies
 from cobaya_cnnlens.pipeline.config import Config
+from cobaya_cnnlens.pipeline.estimators import ESTIMATORS, GROUP, label_of, registered
+from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.products import ProductError
@@ -109,3 +113,80 @@ def test_wrong_baselines_are_refused(small_config, tmp_path):
         path.write_text(yaml.safe_dump(content))
         with pytest.raises(ConfigError, match=message):
             load_config(path)
+
+
+class Share(BaseModel):
+    """Options of an estimator of another package."""
+
+    model_config = ConfigDict(extra="forbid")
+    share: float = Field(0.9, gt=0, le=1)
+
+
+class Scaled:
+    def __init__(self, estimator, share):
+        self.estimator, self.share = estimator, share
+
+    def reconstruct(self, q, u):
+        return self.share * self.estimator.reconstruct(q, u)
+
+
+def build_scaled(run):
+    build_wiener, *_ = ESTIMATORS["wiener"]
+    return Scaled(build_wiener(run), run.config.baseline.share)
+
+
+def test_an_estimator_is_added_in_one_line(noisy, monkeypatch):
+    """Its κ̂ has the mean field taken off and the mask put on; its options are part of what it is,
+    those left out too."""
+    monkeypatch.setitem(ESTIMATORS, "scaled", (build_scaled, "Wiener QE, scaled", Share))
+    run = Run(with_baseline(noisy, kind="scaled", share=0.8))
+    seen = observe_sky(run, "train", 0)
+    wiener = Run(with_baseline(noisy, kind="wiener"))
+    expected = wiener.estimator.reconstruct(seen.q, seen.u)
+    mean_field.path(wiener).unlink()
+    np.testing.assert_allclose(run.estimator.reconstruct(seen.q, seen.u), 0.8 * expected)
+    assert label_of(run.config.baseline) == "Wiener QE, scaled"
+    same = [{"kind": "scaled"}, {"kind": "scaled", "share": 0.9}]
+    one, two = (Run(with_baseline(noisy, **baseline)).estimator_id for baseline in same)
+    assert one == two != run.estimator_id
+
+
+@pytest.mark.parametrize(
+    ("baseline", "message"),
+    [
+        ({"kind": "wiener", "share": 0.5}, "no option 'share' of the estimator 'wiener'; remove"),
+        ({"kind": "scaled", "shared": 0.5}, "shared"),
+        ({"kind": "scaled", "share": 2.0}, "less than or equal to 1"),
+        (
+            {"kind": "other"},
+            "no estimator 'other'; there are iterated, probable, quadratic, scaled",
+        ),
+    ],
+)
+def test_options_of_ones_own_are_checked(small_config, tmp_path, monkeypatch, baseline, message):
+    monkeypatch.setitem(ESTIMATORS, "scaled", (build_scaled, "Wiener QE, scaled", Share))
+    content = {**small_config.model_dump(mode="json"), "baseline": baseline}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(tmp_path / "c.yaml")
+    assert "baseline" in str(caught.value)
+
+
+def test_another_package_adds_one(small_config, tmp_path, monkeypatch):
+    """By an entry point, which is all that it takes."""
+    (tmp_path / "elsewhere.py").write_text(
+        "class Nothing:\n"
+        "    def reconstruct(self, q, u):\n"
+        "        return 0.0 * q\n"
+        "entry = (lambda run: Nothing(), 'nothing')\n"
+    )
+    folder = tmp_path / "elsewhere-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text(f"[{GROUP}]\nnothing = elsewhere:entry\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = with_baseline(small_config, kind="nothing")
+    builder, label = registered("nothing")
+    maps = np.ones((1, 4, 4))
+    assert (builder(Run(config)).reconstruct(maps, maps) == 0).all()
+    assert label_of(config.baseline) == label == "nothing"
