@@ -1,6 +1,7 @@
 """CMB lensing with a learned estimator: a Cobaya likelihood, and the pipeline that makes it."""
 
 from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 # What the package offers by its own name, and where that is: imported when it is asked for, so that
@@ -17,7 +18,7 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 from cobaya.likelihood import Likelihood
@@ -69,7 +70,9 @@ class CNNLens(Likelihood):
     suffix: str
 
     @classmethod
-    def get_modified_defaults(cls, defaults, input_options=None):
+    def get_modified_defaults(
+        cls, defaults: dict[str, Any], input_options: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """The parameters carry the suffix."""
         suffix = (input_options or {}).get("suffix") or ""
         named = {f"{name}{suffix}": content for name, content in defaults["params"].items()}
@@ -129,7 +132,7 @@ class CNNLens(Likelihood):
         return self._digest
 
     @classmethod
-    def compare_versions(cls, version_a, version_b, equal=True):
+    def compare_versions(cls, version_a: Any, version_b: Any, equal: bool = True) -> bool:
         """Digests have no order: another one counts as higher, so that Cobaya refuses it."""
         return (version_a == version_b) is equal
 
@@ -141,12 +144,12 @@ class CNNLens(Likelihood):
     def bandpowers(self) -> np.ndarray:
         return self._likelihood.bandpowers
 
-    def initialize_with_provider(self, provider) -> None:
+    def initialize_with_provider(self, provider: Any) -> None:
         super().initialize_with_provider(provider)
         if self.check_theory and "cosmology" in self.release_data.theory:
             self._check_theory(provider.model.info().get("theory") or {})
 
-    def _check_theory(self, theories: dict) -> None:
+    def _check_theory(self, theories: dict[str, Any]) -> None:
         try:
             offset = theory_offset(theories, self._likelihood)
         except Exception as error:  # whatever a foreign theory code may raise
@@ -177,13 +180,13 @@ class CNNLens(Likelihood):
             mend,
         )
 
-    def get_requirements(self) -> dict:
+    def get_requirements(self) -> dict[str, dict[str, int]]:
         return {
             "Cl": {"pp": self._likelihood.lmax_kk},
             "unlensed_Cl": {"ee": self._likelihood.lmax_ee},
         }
 
-    def logp(self, _derived: dict | None = None, **params) -> float:
+    def logp(self, _derived: dict[str, float] | None = None, **params: float) -> float:
         spectra = self.theory_spectra()
         nuisances = [params[name] for name in self.nuisance_parameters]
         try:

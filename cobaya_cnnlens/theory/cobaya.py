@@ -3,6 +3,8 @@ spectra of the likelihood, as Cobaya asks for them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from cobaya.log import LoggedError
 from cobaya.theory import Theory
@@ -11,7 +13,7 @@ DERIVED = ("sigma8", "omegam")
 PROVIDED = {"Cl": "pp", "unlensed_Cl": "ee"}
 
 
-def refuse_other_version(component, file: str) -> None:
+def refuse_other_version(component: Any, file: str) -> None:
     """Refuse to go on with a file that is not the one that a chain was begun with.
 
     A chain's input holds the version of every component, which is the digest of the file for ours;
@@ -47,13 +49,13 @@ class SpectraTheory(Theory):
     def initialize(self) -> None:
         self._lmax = dict.fromkeys(PROVIDED.values(), 0)
 
-    def get_can_provide_params(self):
+    def get_can_provide_params(self) -> list[str]:
         return list(DERIVED)
 
-    def get_can_provide(self):
+    def get_can_provide(self) -> list[str]:
         return list(PROVIDED)
 
-    def must_provide(self, **requirements):
+    def must_provide(self, **requirements: Any) -> None:
         super().must_provide(**requirements)
         for key, spectra in requirements.items():
             for name, lmax in spectra.items() if key in PROVIDED else ():
@@ -68,14 +70,16 @@ class SpectraTheory(Theory):
                     )
                 self._lmax[kind] = max(self._lmax[kind], lmax)
 
-    def get_Cl(self, ell_factor=False, units="FIRASmuK2"):
+    def get_Cl(self, ell_factor: bool = False, units: str = "FIRASmuK2") -> dict[str, np.ndarray]:
         pp = self.current_state["pp"].copy()
         L = np.arange(len(pp))
         if ell_factor:
             pp *= (L * (L + 1.0)) ** 2 / (2.0 * np.pi)
         return {"ell": L, "pp": pp}
 
-    def get_unlensed_Cl(self, ell_factor=False, units="FIRASmuK2"):
+    def get_unlensed_Cl(
+        self, ell_factor: bool = False, units: str = "FIRASmuK2"
+    ) -> dict[str, np.ndarray]:
         if units not in ("muK2", "FIRASmuK2"):
             raise LoggedError(
                 self.log, "%s gives C_l in muK2, not in '%s'", type(self).__name__, units

@@ -12,6 +12,8 @@ for ``logA``::
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from cobaya.log import LoggedError
 
@@ -52,14 +54,14 @@ class EmulatedCAMB(SpectraTheory):
         return self.source.digest
 
     @classmethod
-    def compare_versions(cls, version_a, version_b, equal=True):
+    def compare_versions(cls, version_a: Any, version_b: Any, equal: bool = True) -> bool:
         """Digests have no order: another one counts as higher, so that Cobaya refuses it."""
         return (version_a == version_b) is equal
 
-    def get_can_support_params(self):
+    def get_can_support_params(self) -> list[str]:
         return [*self._inputs, *self.source.fixed, "Alens"]
 
-    def must_provide(self, **requirements):
+    def must_provide(self, **requirements: Any) -> None:
         super().must_provide(**requirements)
         for kind, lmax in self._lmax.items():
             if lmax > self.source.lmax:
@@ -73,7 +75,7 @@ class EmulatedCAMB(SpectraTheory):
                     self.source.lmax,
                 )
 
-    def calculate(self, state, want_derived=True, **params):
+    def calculate(self, state: dict[str, Any], want_derived: bool = True, **params: float) -> bool:
         for name, value in self.source.fixed.items():
             if params.get(name, value) != value:
                 raise LoggedError(
