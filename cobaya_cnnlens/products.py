@@ -222,6 +222,7 @@ class Product:
         self.identity: str = identity_of(self.recipe)
 
     def names(self) -> list[str]:
+        """Names of the arrays."""
         return [name for name in self._group if name != "recipe"]
 
     def array(self, name: str, selection: Any = ()) -> np.ndarray:
@@ -241,6 +242,7 @@ class Product:
         return values.astype(float) if self._shipped else values
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def __enter__(self) -> Product:

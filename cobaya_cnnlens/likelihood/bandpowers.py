@@ -1,4 +1,6 @@
-"""The likelihood of debiased lensing bandpowers, without Cobaya::
+"""The likelihood of debiased lensing bandpowers, without Cobaya.
+
+The model is::
 
     µ_b(θ, x) = Σ_L W_bL C_L^κκ + Σ_j N'^κκ_bj δ_j^κκ + Σ_j N'^EE_bj δ_j^EE + Q_b t²
                 + Σ_i (A_bi x_i + B_bi x_i²)

@@ -79,6 +79,7 @@ class CNNLens(Likelihood):
         return {**defaults, "params": named}
 
     def initialize(self) -> None:
+        """Read the release and check the options."""
         self._check_options()
         try:
             self.release_data: Release = read_release(self.release)
@@ -129,6 +130,7 @@ class CNNLens(Likelihood):
                 raise LoggedError(self.log, "option '%s' is %r; give %s", name, value, wanted)
 
     def get_version(self) -> str:
+        """The digest of the release."""
         return self._digest
 
     @classmethod
@@ -138,13 +140,16 @@ class CNNLens(Likelihood):
 
     @property
     def likelihood(self) -> BandpowerLikelihood:
+        """What does the work, without Cobaya."""
         return self._likelihood
 
     @property
     def bandpowers(self) -> np.ndarray:
+        """d_b of the bins in use, (n_bins,)."""
         return self._likelihood.bandpowers
 
     def initialize_with_provider(self, provider: Any) -> None:
+        """Check the theory that Cobaya has found, if that is asked for."""
         super().initialize_with_provider(provider)
         if self.check_theory and "cosmology" in self.release_data.theory:
             self._check_theory(provider.model.info().get("theory") or {})
@@ -181,12 +186,14 @@ class CNNLens(Likelihood):
         )
 
     def get_requirements(self) -> dict[str, dict[str, int]]:
+        """C_L^φφ and unlensed C_l^EE, as far up as the release needs them."""
         return {
             "Cl": {"pp": self._likelihood.lmax_kk},
             "unlensed_Cl": {"ee": self._likelihood.lmax_ee},
         }
 
     def logp(self, _derived: dict[str, float] | None = None, **params: float) -> float:
+        """ln L of the point that Cobaya samples; the derived χ² and PTE."""
         spectra = self.theory_spectra()
         nuisances = [params[name] for name in self.nuisance_parameters]
         try:

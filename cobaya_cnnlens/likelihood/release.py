@@ -109,6 +109,7 @@ class Release:
 
     @property
     def n_bins(self) -> int:
+        """Bins of the release."""
         return len(self.bandpowers)
 
     @property

@@ -47,7 +47,7 @@ class WienerEstimator:
     mask : (n, n); divided out, pixels where it is zero are left out
     spectra : fiducial
     passes : 1 for the quadratic estimator
-    threads : patches at a time; 0 for one per core. Results do not depend on it.
+    threads : patches at a time; 0 for one per core, which changes no result
     """
 
     def __init__(

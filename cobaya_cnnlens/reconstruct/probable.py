@@ -75,7 +75,7 @@ class ProbableLensing:
     mask : (n, n); divided out of the data, pixels where it is zero are left out
     spectra : fiducial
     passes : how many
-    threads : patches at a time; 0 for one per core. Results do not depend on it.
+    threads : patches at a time; 0 for one per core, which changes no result
 
     Raises
     ------

@@ -1,7 +1,5 @@
 """Flat patches of the curved sky: exact lensing at the pixels of a Lambert projection.
 
-Conventions
------------
 A patch is a square in the Lambert azimuthal equal-area plane about its centre;
 axis 0 is y (north), axis 1 is x (east). Q and U refer to the patch's own axes,
 with the HEALPix (COSMO) sign: Q > 0 along y, and U > 0 at 45° from south towards
@@ -52,6 +50,7 @@ class PatchGeometry:
 
     @property
     def n_padded(self) -> int:
+        """Pixels along a side with the padding."""
         return self.n_pixels + 2 * self.pad
 
     @property

@@ -68,6 +68,7 @@ class Spectra:
 
     @property
     def lmax(self) -> int:
+        """The last multipole."""
         return len(self.ee) - 1
 
     @property

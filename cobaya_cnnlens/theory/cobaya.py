@@ -47,15 +47,19 @@ class SpectraTheory(Theory):
     speed = 1000
 
     def initialize(self) -> None:
+        """Begin with no multipole asked for."""
         self._lmax = dict.fromkeys(PROVIDED.values(), 0)
 
     def get_can_provide_params(self) -> list[str]:
+        """The derived parameters."""
         return list(DERIVED)
 
     def get_can_provide(self) -> list[str]:
+        """The spectra."""
         return list(PROVIDED)
 
     def must_provide(self, **requirements: Any) -> None:
+        """Note how far up each spectrum is asked for; refuse any other spectrum."""
         super().must_provide(**requirements)
         for key, spectra in requirements.items():
             for name, lmax in spectra.items() if key in PROVIDED else ():
@@ -71,6 +75,7 @@ class SpectraTheory(Theory):
                 self._lmax[kind] = max(self._lmax[kind], lmax)
 
     def get_Cl(self, ell_factor: bool = False, units: str = "FIRASmuK2") -> dict[str, np.ndarray]:
+        """C_L^φφ, or [L(L+1)]² C_L^φφ/2π with ``ell_factor``, from L = 0."""
         pp = self.current_state["pp"].copy()
         L = np.arange(len(pp))
         if ell_factor:
@@ -80,6 +85,7 @@ class SpectraTheory(Theory):
     def get_unlensed_Cl(
         self, ell_factor: bool = False, units: str = "FIRASmuK2"
     ) -> dict[str, np.ndarray]:
+        """Unlensed C_l^EE in µK², or l(l+1) C_l^EE/2π with ``ell_factor``, from l = 0."""
         if units not in ("muK2", "FIRASmuK2"):
             raise LoggedError(
                 self.log, "%s gives C_l in muK2, not in '%s'", type(self).__name__, units

@@ -29,14 +29,15 @@ class EmulatedCAMB(SpectraTheory):
     A point outside the emulator's box has no likelihood; that is said once. A parameter that was
     fixed when the emulator was made may be given, with the value it had then.
 
-    Options
-    -------
+    Attributes
+    ----------
     emulator : name of a shipped emulator, or a path
     """
 
     emulator: str = "lcdm"
 
     def initialize(self) -> None:
+        """Read the emulator."""
         super().initialize()
         if not isinstance(self.emulator, str):
             raise LoggedError(
@@ -51,6 +52,7 @@ class EmulatedCAMB(SpectraTheory):
         self._left_the_box = False
 
     def get_version(self) -> str:
+        """The digest of the emulator."""
         return self.source.digest
 
     @classmethod
@@ -59,9 +61,11 @@ class EmulatedCAMB(SpectraTheory):
         return (version_a == version_b) is equal
 
     def get_can_support_params(self) -> list[str]:
+        """The box's parameters, those that were fixed, and ``Alens``."""
         return [*self._inputs, *self.source.fixed, "Alens"]
 
     def must_provide(self, **requirements: Any) -> None:
+        """Refuse multipoles beyond the emulator's."""
         super().must_provide(**requirements)
         for kind, lmax in self._lmax.items():
             if lmax > self.source.lmax:
@@ -76,6 +80,7 @@ class EmulatedCAMB(SpectraTheory):
                 )
 
     def calculate(self, state: dict[str, Any], want_derived: bool = True, **params: float) -> bool:
+        """Spectra and derived parameters of a point; False outside the box."""
         for name, value in self.source.fixed.items():
             if params.get(name, value) != value:
                 raise LoggedError(

@@ -63,8 +63,8 @@ MAX_TABLES = 8
 class NodeCAMB(SpectraTheory):
     """Provides ``Cl: pp``, ``unlensed_Cl: ee`` and the derived ``sigma8`` and ``omegam``.
 
-    Options
-    -------
+    Attributes
+    ----------
     nodes : parameter → spacing of its nodes; at most two parameters
     extra_args : passed to ``camb.set_params``, as cobaya's own CAMB does
     cache : folder where nodes are kept; null for ``cobaya_cnnlens/nodes`` in the user's cache
@@ -76,6 +76,7 @@ class NodeCAMB(SpectraTheory):
     cache: str | bool | None = None
 
     def initialize(self) -> None:
+        """Check the options; no node is made yet."""
         super().initialize()
         self._check_options()
         # True was refused.
@@ -121,9 +122,11 @@ class NodeCAMB(SpectraTheory):
             )
 
     def get_can_support_params(self) -> list[str]:
+        """CAMB's parameters."""
         return list(INPUTS)
 
     def calculate(self, state: dict[str, Any], want_derived: bool = True, **params: float) -> bool:
+        """Spectra and derived parameters of a point; False where CAMB refuses a node around it."""
         missing = [name for name in self.nodes if name not in params]
         if missing:
             raise LoggedError(self.log, "option 'nodes': %s is not an input parameter", missing)
@@ -276,6 +279,7 @@ class NodeFiles:
         self.folder = Path(folder).expanduser()
 
     def path(self, recipe: dict[str, Any]) -> Path:
+        """The file of a node."""
         return self.folder / f"{hashlib.sha256(_text(recipe).encode()).hexdigest()[:24]}.npz"
 
     def read(self, recipe: dict[str, Any], size: int) -> np.ndarray | None:
