@@ -93,8 +93,8 @@ def test_one_version():
 def bounds() -> dict[str, str]:
     """Lower bounds of pyproject.toml by package."""
     text = (REPOSITORY / "pyproject.toml").read_text().partition("test = [")[0]
-    # What builds the documentation is tried as it comes.
-    text = re.sub(r"\ndocs = \[.*?\n\]", "", text, flags=re.DOTALL)
+    # What checks the sources and builds the documentation is tried as it comes.
+    text = re.sub(r"\n(dev|docs) = \[.*?\n\]", "", text, flags=re.DOTALL)
     return {k.lower(): v for k, v in re.findall(r'"([A-Za-z0-9_-]+)>=([0-9.]+)"', text)}
 
 
