@@ -1,6 +1,7 @@
 """Debiased bandpowers and their likelihood, with Cobaya and without; needs no pipeline."""
 
 from importlib import import_module
+from typing import Any
 
 _HOMES = {
     "CNNLens": ".cnnlens",
@@ -13,7 +14,7 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     # Cobaya is imported only when its component is asked for.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
