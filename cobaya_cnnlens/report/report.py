@@ -37,7 +37,7 @@ def _on_first(*stages: str) -> Callable[[Material], str]:
 
 def _study(key: str) -> Callable[[Material], str]:
     return lambda material: (
-        f"snakemake -s training/study.smk --cores all --config study={getattr(material.plan, key)}"
+        f"snakemake -s training/Snakefile --cores all --config pipeline={getattr(material.plan, key)}"
     )
 
 
