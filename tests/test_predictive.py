@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cobaya.yaml import yaml_load_file
 from scipy import stats
 from scipy.integrate import quad
 
@@ -80,13 +81,12 @@ def short_chain(root, samples, **options):
     """With the emulator, noise nuisance sampled."""
     from cobaya.run import run
 
-    info = yaml.safe_load((REPOSITORY / "yaml" / "omegac_fast.yaml").read_text())
+    info = yaml_load_file(str(REPOSITORY / "yaml" / "omegac_fast.yaml"))
     info["likelihood"][NAME] |= {"check_theory": False, **options}
+    del info["likelihood"][NAME]["params"]
     suffix = options.get("suffix", "")
     for name in ("gain", "beam", "angle"):
-        del info["params"][f"cnnlens_{name}"]
         info["params"][f"cnnlens_{name}{suffix}"] = 0
-    del info["params"]["cnnlens_noise"]
     prior = {"dist": "norm", "loc": 0, "scale": 0.01}
     info["params"][f"cnnlens_noise{suffix}"] = {"prior": prior}
     info["sampler"] = {"mcmc": {"max_samples": samples, "burn_in": 0, "seed": 1, "covmat": None}}
