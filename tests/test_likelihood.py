@@ -4,12 +4,15 @@ import warnings
 
 import numpy as np
 import pytest
-from cobaya.input import update_info
+from cobaya.bib import get_bib_info
+from cobaya.doc import doc_script
+from cobaya.input import load_input, update_info
 from cobaya.log import LoggedError
 from cobaya.model import get_model
 from cobaya.run import run
-from cobaya.yaml import yaml_load_file
+from cobaya.yaml import yaml_load, yaml_load_file
 
+import cobaya_cnnlens
 import yaml
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.cnnlens import TOLERATED, WATCHED, CNNLens, Watch, data_digest
@@ -736,3 +739,39 @@ def test_default_release_is_shipped():
         (REPOSITORY / "cobaya_cnnlens" / "likelihood" / "CNNLens.yaml").read_text()
     )
     assert defaults["release"] in shipped_releases()
+
+
+COMPONENTS = {"CNNLens": "likelihood", "EmulatedCAMB": "theory", "NodeCAMB": "theory"}
+
+
+@pytest.mark.parametrize(("name", "kind"), COMPONENTS.items())
+def test_cobaya_documents_every_option(name, kind, capsys):
+    """`cobaya-doc` prints each with its default, under a comment that says what it is."""
+    doc_script([f"cobaya_cnnlens.{name}"])
+    printed = capsys.readouterr().out
+    options = yaml_load(printed)[kind][f"cobaya_cnnlens.{name}"]
+    declared = set(getattr(cobaya_cnnlens, name).__annotations__)
+    assert declared
+    assert set(options) - {"params", "speed"} == declared
+    lines = [line.strip() for line in printed.splitlines()]
+    for option in declared - {"L_max"}:  # of L_min too
+        at = next(i for i, line in enumerate(lines) if line.startswith(f"{option}:"))
+        assert lines[at - 1].startswith("#"), option
+
+
+@pytest.mark.parametrize("file", ["omegac", "omegac_fast"])
+def test_cobaya_cites_camb_the_paper_and_this_package(file):
+    info = load_input(str(REPOSITORY / "yaml" / f"{file}.yaml"))
+    _, found = get_bib_info(info)
+    (theory,), (ours,) = found["theory"].values(), found["likelihood"].values()
+    assert "@article{Lewis:1999bs," in theory
+    assert "@article{Caldeira:2018ojb," in ours
+    assert "@misc{cobaya_cnnlens," in ours
+
+
+@pytest.mark.parametrize("name", ["EmulatedCAMB", "NodeCAMB"])
+def test_cobaya_cites_camb_for_the_theories(name):
+    _, found = get_bib_info(f"cobaya_cnnlens.{name}")
+    (cited,) = found["theory"].values()
+    assert "@article{Lewis:1999bs," in cited
+    assert "@misc{cobaya_cnnlens," in cited

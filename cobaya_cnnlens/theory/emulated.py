@@ -32,7 +32,7 @@ class EmulatedCAMB(SpectraTheory):
     emulator : name of a shipped emulator, or a path
     """
 
-    emulator: str = "lcdm"
+    emulator: str
 
     def initialize(self) -> None:
         super().initialize()

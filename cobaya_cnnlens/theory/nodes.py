@@ -70,9 +70,9 @@ class NodeCAMB(SpectraTheory):
         (``$XDG_CACHE_HOME`` or ``~/.cache``), false to keep none
     """
 
-    nodes: dict = {}  # noqa: RUF012  (Cobaya reads class attributes as the options' defaults)
-    extra_args: dict = {}  # noqa: RUF012
-    cache: str | bool | None = None
+    nodes: dict
+    extra_args: dict
+    cache: str | bool | None
 
     def initialize(self) -> None:
         super().initialize()
