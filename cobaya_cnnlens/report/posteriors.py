@@ -1,11 +1,14 @@
-"""Posteriors from Cobaya chains, drawn with getdist."""
+"""Posteriors from Cobaya chains: drawn with getdist, and as numbers."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from getdist import loadMCSamples, plots
+from getdist import MCSamples, loadMCSamples, plots
 from matplotlib.lines import Line2D
 
 import yaml
@@ -14,16 +17,86 @@ from ..errors import CNNLensError
 from ..likelihood.release import read_release
 
 LIKELIHOOD = "cobaya_cnnlens.CNNLens"
+# What is in a chain beside parameters.
+NO_PARAMETERS = ("chi2", "minuslogprior", "cnnlens_chi2", "cnnlens_pte")
+
+
+@dataclass(frozen=True)
+class Marginal:
+    """Posterior of one parameter: ``mean`` and ``sigma``, the ``effective`` number of independent
+    samples behind them, and the ``truth`` of a mock or None."""
+
+    chain: str
+    parameter: str
+    mean: float
+    sigma: float
+    effective: float
+    truth: float | None
+
+    @property
+    def pull(self) -> float | None:
+        """(mean − truth)/σ; None without a truth or width."""
+        if self.truth is None or not self.sigma > 0:
+            return None
+        return (self.mean - self.truth) / self.sigma
+
+
+def marginals(chains: Mapping[str, MCSamples], params: list[str] | None = None) -> list[Marginal]:
+    """Means, errors and pulls of one or more chains.
+
+    Parameters
+    ----------
+    chains : samples by chain root, as in ``output`` of the Cobaya input (:func:`load_chain`)
+    params : parameters; all of each chain by default, sampled and derived
+
+    Raises
+    ------
+    CNNLensError
+        if a parameter is not in a chain
+    """
+    found = []
+    for root, samples in chains.items():
+        truth = _truth(root)
+        if params is not None:
+            _check_params(root, samples, params)
+        for name in params or samples.paramNames.list():
+            if params is None and name.startswith(NO_PARAMETERS):
+                continue
+            index = samples.paramNames.numberOfName(name)
+            values = samples.mean(name), samples.std(name), samples.getEffectiveSamples(index)
+            found.append(Marginal(Path(root).name, name, *map(float, values), truth.get(name)))
+    return found
+
+
+def format_marginals(found: list[Marginal]) -> str:
+    """The table that `cnnlens plot` prints, two digits of every error."""
+    rows = [("chain", "parameter", "mean", "+-", "effective samples", "truth", "(mean-truth)/+-")]
+    for m in found:
+        digits = max(0, 1 - math.floor(math.log10(m.sigma))) if m.sigma > 0 else 0
+        form = f".{digits}f" if digits < 8 else ".3e"
+        truth = "" if m.truth is None else f"{m.truth:.6g}"
+        pull = "" if m.pull is None else f"{m.pull:+.2f}"
+        numbers = f"{m.mean:{form}}", f"{m.sigma:{form}}", f"{m.effective:.0f}"
+        rows.append((m.chain, m.parameter, *numbers, truth, pull))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            text.ljust(w) if i < 2 else text.rjust(w)
+            for i, (text, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def plot_posteriors(
-    roots: list[str], params: list[str] | None = None, out: Path | None = None
+    chains: Mapping[str, MCSamples], params: list[str] | None = None, out: Path | None = None
 ) -> Path:
     """Draw the posteriors of one or more chains over each other.
 
     Parameters
     ----------
-    roots : chain roots, as in ``output`` of the Cobaya input
+    chains : samples by chain root, as in ``output`` of the Cobaya input (:func:`load_chain`)
     params : parameters to draw; the sampled ones that all chains share by default
     out : picture to write; beside the first chain by default
 
@@ -34,17 +107,14 @@ def plot_posteriors(
     Raises
     ------
     CNNLensError
-        if a chain is missing, or a parameter is not in it
+        if a parameter is not in a chain
     """
-    samples = [load_chain(root) for root in roots]
+    roots, samples = list(chains), list(chains.values())
     if params is None:
         params = [p.name for p in samples[0].paramNames.names if not p.isDerived]
         params = [p for p in params if all(s.paramNames.hasParam(p) for s in samples)]
-    for root, chain in zip(roots, samples, strict=True):
-        for name in params:
-            if not chain.paramNames.hasParam(name):
-                known = ", ".join(chain.paramNames.list())
-                raise CNNLensError(f"{root}: no parameter '{name}'; the chain has {known}")
+    for root, chain in chains.items():
+        _check_params(root, chain, params)
     truths = [_truth(root) for root in roots]
     plotter = plots.get_subplot_plotter(width_inch=6 if len(params) == 1 else 8)
     labels = [_label(*named) for named in zip(roots, truths, samples, strict=True)]
@@ -73,7 +143,14 @@ def plot_posteriors(
     return path
 
 
-def load_chain(root: str):
+def _check_params(root: str, chain: MCSamples, params: list[str]) -> None:
+    for name in params:
+        if not chain.paramNames.hasParam(name):
+            known = ", ".join(chain.paramNames.list())
+            raise CNNLensError(f"{root}: no parameter '{name}'; the chain has {known}")
+
+
+def load_chain(root: str) -> MCSamples:
     """The getdist samples of a chain without its first fifth.
 
     Read from the chain itself: getdist's cache goes by the files' dates, which a copy keeps.
