@@ -107,6 +107,11 @@ class Release:
             if isinstance(value, np.ndarray) and value.flags.writeable:
                 object.__setattr__(self, item.name, read_only(value.copy()))
 
+    def __repr__(self) -> str:
+        low, high = self.edges[0], self.edges[-1]
+        bins = f"{self.n_bins} bins in L = {low}-{high}"
+        return f"<Release '{self.name}': {bins}, {self.n_patches} patches>"
+
     @property
     def n_bins(self) -> int:
         """Bins of the release."""

@@ -34,7 +34,7 @@ class EmulatedCAMB(SpectraTheory):
     emulator : name of a shipped emulator, or a path
     """
 
-    emulator: str = "lcdm"
+    emulator: str
 
     def initialize(self) -> None:
         """Read the emulator."""

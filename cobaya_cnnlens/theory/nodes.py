@@ -72,9 +72,9 @@ class NodeCAMB(SpectraTheory):
         (``$XDG_CACHE_HOME`` or ``~/.cache``), false to keep none
     """
 
-    nodes: dict[str, float] = {}  # noqa: RUF012  (Cobaya reads class attributes as the options' defaults)
-    extra_args: dict[str, Any] = {}  # noqa: RUF012
-    cache: str | bool | None = None
+    nodes: dict[str, float]
+    extra_args: dict[str, Any]
+    cache: str | bool | None
 
     def initialize(self) -> None:
         """Check the options; no node is made yet."""
