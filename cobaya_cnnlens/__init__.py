@@ -6,7 +6,16 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what __getattr__ gives, for type checkers
+    from .likelihood.bandpowers import BandpowerLikelihood as BandpowerLikelihood
+    from .likelihood.cnnlens import CNNLens as CNNLens
+    from .likelihood.release import read_release as read_release
+    from .likelihood.release import shipped_releases as shipped_releases
+    from .theory.emulated import EmulatedCAMB as EmulatedCAMB
+    from .theory.emulator import read_emulator as read_emulator
+    from .theory.nodes import NodeCAMB as NodeCAMB
 
 __version__ = "0.1.0"
 # What the package offers by its own name, and where that is: imported when it is asked for, so that

@@ -1,5 +1,6 @@
 """The names by which other people's code and inputs find things."""
 
+import ast
 import importlib
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import cobaya_cnnlens
+from cobaya_cnnlens import likelihood
 
 PACKAGE = Path(cobaya_cnnlens.__file__).parent
 
@@ -63,10 +65,24 @@ def test_other_names_are_no_modules():
         _ = cobaya_cnnlens.bandpower
 
 
-def test_public_names_are_there():
-    for name in cobaya_cnnlens.__all__:
-        assert getattr(cobaya_cnnlens, name) is not None
-        assert name in dir(cobaya_cnnlens)
+@pytest.mark.parametrize("module", [cobaya_cnnlens, likelihood])
+def test_public_names_are_there(module):
+    """When they are asked for; and type checkers, which cannot ask, are told of each."""
+    names = set(module.__all__) - {"__version__"}
+    for name in names:
+        assert getattr(module, name) is not None
+    assert names <= set(dir(module))
+    told = [
+        node
+        for block in ast.parse(Path(module.__file__).read_text()).body
+        if isinstance(block, ast.If)
+        for node in block.body
+    ]
+    assert {alias.asname for node in told for alias in node.names} == names
+    for node in told:
+        for alias in node.names:
+            home = importlib.import_module(f".{node.module}", module.__name__)
+            assert getattr(home, alias.name) is getattr(module, alias.name)
 
 
 def test_the_root_holds_few_modules():
