@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from getdist import plots
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..errors import CNNLensError
@@ -99,7 +99,8 @@ def draw_predictive(check: Predictive, path: Path) -> Path:
     """Bandpowers over those of the best fit, with the predictive band; returns ``path``."""
     centres = check.edges.mean(1)
     band, data = check.band / check.best_model - 1, check.data / check.best_model - 1
-    figure, axis = plt.subplots(figsize=(8, 4.5))
+    figure = Figure(figsize=(8, 4.5))
+    axis = figure.subplots()
     for low, high, shade, label in ((0, 4, 0.2, "95%"), (1, 3, 0.4, "68%")):
         axis.fill_between(
             centres,
@@ -126,5 +127,4 @@ def draw_predictive(check: Predictive, path: Path) -> Path:
     axis.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, bbox_inches="tight")
-    plt.close(figure)
     return path
