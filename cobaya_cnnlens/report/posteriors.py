@@ -96,7 +96,14 @@ def _label(root: str, truth: dict[str, float], chain) -> str:
 
 
 def draw_predictive(check: Predictive, path: Path) -> Path:
-    """Bandpowers over those of the best fit, with the predictive band; returns ``path``."""
+    """Write :func:`predictive_figure`; returns ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    predictive_figure(check).savefig(path, dpi=130, bbox_inches="tight")
+    return path
+
+
+def predictive_figure(check: Predictive) -> Figure:
+    """Bandpowers over those of the best fit, with the predictive band."""
     centres = check.edges.mean(1)
     band, data = check.band / check.best_model - 1, check.data / check.best_model - 1
     figure = Figure(figsize=(8, 4.5))
@@ -125,6 +132,4 @@ def draw_predictive(check: Predictive, path: Path) -> Path:
         size=10,
     )
     axis.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, bbox_inches="tight")
-    return path
+    return figure
