@@ -184,9 +184,10 @@ def test_figures_need_no_display_and_leave_none_open(made, tmp_path):
     code = """
 import sys
 from pathlib import Path
-from cobaya_cnnlens.pipeline.config import load_config
+from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.report.figures import draw
-draw(load_config(sys.argv[1]), "spectra", Path(sys.argv[2]))
+draw(Run(load_config(sys.argv[1])), "spectra", Path(sys.argv[2]))
 assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 """
     environment = {"MPLBACKEND": "TkAgg", "DISPLAY": ""}

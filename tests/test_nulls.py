@@ -163,7 +163,7 @@ def test_maps_are_what_they_are_said_to_be(config, shown):
 
 def test_figure_is_drawn(config, shown, tmp_path):
     with pytest.raises(CNNLensError, match="no null test has been measured"):
-        draw(config.model_copy(update={"products": tmp_path}), "nulls")
+        draw(Run(config.model_copy(update={"products": tmp_path})), "nulls")
     # The configuration's hash is that of its network; here any network stands for it.
     network = config.network.model_copy(update={"pretrained": write_network(tmp_path / "n.keras")})
     own = config.model_copy(update={"network": network, "products": tmp_path})

@@ -12,7 +12,7 @@ from scipy.integrate import quad
 import yaml
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
-from cobaya_cnnlens.report.posteriors import _label, draw_predictive
+from cobaya_cnnlens.report.posteriors import _label, draw_predictive, predictive_figure
 from cobaya_cnnlens.validate.chains import load_chain, true_parameters
 from cobaya_cnnlens.validate.predictive import predictive, predictive_p
 
@@ -186,26 +186,18 @@ def test_a_copied_chain_is_read_itself(chain, tmp_path):
     assert len(load_chain(root).samples) < 0.6 * len(load_chain(chain).samples)
 
 
-def test_legends_say_of_what(chain, tmp_path, monkeypatch):
+def test_legends_say_of_what(chain):
     """The truth by its parameter, and the thin lines of the predictive figure."""
-    import matplotlib.pyplot as plt
-
     label = _label("chains/my_run", {"omch2": 0.1185}, load_chain(chain))
     assert label == r"my run (true $\Omega_\mathrm{c} h^2$ = 0.1185)"
     assert _label("chains/data", {}, load_chain(chain)) == "data"
     assert true_parameters(chain)["omch2"] == 0.1185
     assert true_parameters(chain)["logA"] == pytest.approx(np.log(22.1))
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
-    draw_predictive(predictive(chain, samples=20), tmp_path / "p.png")
-    monkeypatch.undo()
-    (figure,) = drawn
-    (axis,) = figure.axes
+    (axis,) = predictive_figure(predictive(chain, samples=20)).axes
     told = [text.get_text() for text in axis.get_legend().get_texts()]
     assert sorted(told) == sorted(
         ["68% of the posterior's models", "95% predicted", "68% predicted", "bandpowers"]
     )
-    plt.close(figure)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"a: [", b"- 1", b""])

@@ -233,8 +233,8 @@ def test_exhibit_of_known_fields(small_config, monkeypatch):
             return {"e": 0.5 * e, "kappa": q + u}
 
     config = small_config
-    exhibits.measure_exhibit(config, Halved(), "a")
-    found = exhibits.read_exhibit(config, "a")
+    exhibits.measure(Run(config, "a", Halved()))
+    found = exhibits.read(Run(config, "a"))
     np.testing.assert_allclose(found.kappa_found, (q + u)[exhibits.PATCH])
     np.testing.assert_allclose(found.e_truth, Run(config).bandpowers.auto(e))
     np.testing.assert_allclose(found.e_auto, 0.25 * found.e_truth)
@@ -245,18 +245,18 @@ def test_exhibit_of_known_fields(small_config, monkeypatch):
             return q
 
     exhibits.path(Run(config)).unlink()
-    exhibits.measure_exhibit(config, KappaAlone(), "b")
-    assert exhibits.read_exhibit(config, "b").e_found is None
+    exhibits.measure(Run(config, "b", KappaAlone()))
+    assert exhibits.read(Run(config, "b")).e_found is None
 
 
 def test_shipped_plan():
     plan = load_plan(REPOSITORY / "training" / "report.yaml")
     material = Material(plan)
     assert list(material.levels) == [0.0, 1.0, 2.0, 5.0]
-    for configs in material.levels.values():
-        labels = [material.label(config) for config in configs]
+    for runs in material.levels.values():
+        labels = [material.label(run) for run in runs]
         assert labels[0] == "network"
         assert len(set(labels)) == len(labels) == 6
     for path in (plan.seeds, plan.cutout):
         assert len(material.study(path)) >= 3
-    assert material.config(plan.coverage).coverage.skies == 100
+    assert material.run(plan.coverage).config.coverage.skies == 100

@@ -26,7 +26,7 @@ from ..pipeline.run import Run
 from ..pipeline.separation import FRAMES, check_separate
 from ..reconstruct import Estimator
 from ..simulate.bandpowers import Bins, FlatSpectra
-from ..simulate.instrument import Instrument
+from ..simulate.instrument import Instrument, cosine_mask
 from ..simulate.patches import PatchGeometry
 from ..theory.camb import Spectra, lensed_polarisation
 from . import bandpowers
@@ -127,7 +127,7 @@ class MapSetup:
     @cached_property
     def mask(self) -> np.ndarray:
         """The apodisation mask, (n, n)."""
-        return Run(self).mask
+        return cosine_mask(self.patch, self.instrument.taper_deg)
 
     @cached_property
     def spectra(self) -> FlatSpectra:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from getdist import MCSamples, plots
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..validate.chains import check_params, true_parameters
@@ -79,10 +79,18 @@ def _label(root: str, truth: dict[str, float], chain) -> str:
 
 
 def draw_predictive(check: Predictive, path: Path) -> Path:
-    """Bandpowers over those of the best fit, with the predictive band; returns ``path``."""
+    """Write :func:`predictive_figure`; returns ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    predictive_figure(check).savefig(path, dpi=130, bbox_inches="tight")
+    return path
+
+
+def predictive_figure(check: Predictive) -> Figure:
+    """Bandpowers over those of the best fit, with the predictive band."""
     centres = check.edges.mean(1)
     band, data = check.band / check.best_model - 1, check.data / check.best_model - 1
-    figure, axis = plt.subplots(figsize=(8, 4.5))
+    figure = Figure(figsize=(8, 4.5))
+    axis = figure.subplots()
     for low, high, shade, label in ((0, 4, 0.2, "95%"), (1, 3, 0.4, "68%")):
         axis.fill_between(
             centres,
@@ -107,7 +115,4 @@ def draw_predictive(check: Predictive, path: Path) -> Path:
         size=10,
     )
     axis.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, bbox_inches="tight")
-    plt.close(figure)
-    return path
+    return figure
