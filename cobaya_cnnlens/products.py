@@ -22,7 +22,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import h5py
 import numpy as np
@@ -57,7 +57,7 @@ COMMANDS = {
 }
 
 
-def identity_of(recipe: Mapping) -> str:
+def identity_of(recipe: Mapping[str, Any]) -> str:
     """Hash of a recipe: SHA-256 of its canonical JSON, 16 hex digits; a null is an absent key."""
     text = json.dumps(
         _without_nulls(recipe), sort_keys=True, separators=(",", ":"), allow_nan=False
@@ -65,7 +65,7 @@ def identity_of(recipe: Mapping) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _without_nulls(value):
+def _without_nulls(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _without_nulls(v) for k, v in value.items() if v is not None}
     return value
@@ -74,7 +74,7 @@ def _without_nulls(value):
 def write_product(
     path: str | Path,
     kind: str,
-    recipe: Mapping,
+    recipe: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray],
     compress: bool = False,
 ) -> None:
@@ -151,16 +151,23 @@ class Product:
     recipe : of the arrays, where that is not the file's
     """
 
-    def __init__(self, file: h5py.File, path: Path, group: h5py.Group | None = None, recipe=None):
+    def __init__(
+        self,
+        file: h5py.File,
+        path: Path,
+        group: h5py.Group | None = None,
+        recipe: dict[str, Any] | None = None,
+    ):
         self._file, self._group, self.path = file, file if group is None else group, path
         self._shipped = group is not None
-        self.recipe: dict = json.loads(file.attrs["recipe"]) if recipe is None else recipe
+        self.recipe: dict[str, Any] = json.loads(file.attrs["recipe"]) if recipe is None else recipe
         self.identity: str = identity_of(self.recipe)
 
     def names(self) -> list[str]:
+        """Names of the arrays."""
         return [name for name in self._group if name != "recipe"]
 
-    def array(self, name: str, selection=()) -> np.ndarray:
+    def array(self, name: str, selection: Any = ()) -> np.ndarray:
         """One array, or the part of it that ``selection`` picks."""
         if name not in self._group:
             raise ProductError(
@@ -177,17 +184,21 @@ class Product:
         return values.astype(float) if self._shipped else values
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def __enter__(self) -> Product:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 def open_product(
-    path: str | Path, kind: str, recipe: Mapping | None = None, shipped: str | Path | None = None
+    path: str | Path,
+    kind: str,
+    recipe: Mapping[str, Any] | None = None,
+    shipped: str | Path | None = None,
 ) -> Product:
     """Open a product for reading.
 
@@ -247,7 +258,7 @@ def open_product(
     return product
 
 
-def _command(kind: str, recipe: Mapping | None) -> str:
+def _command(kind: str, recipe: Mapping[str, Any] | None) -> str:
     """The command that makes a product."""
     if kind not in COMMANDS:
         return f"the stage that makes the '{kind}' product"
@@ -284,7 +295,7 @@ def _verify(path: Path) -> None:
     _verified[path] = state
 
 
-def _digest(file: BinaryIO) -> str:
+def _digest(file: io.BufferedReader) -> str:
     digest, block = hashlib.sha256(), memoryview(bytearray(1 << 20))
     while n := file.readinto(block):
         digest.update(block[:n])
@@ -307,7 +318,9 @@ def _what_is_wrong(header: bytes) -> str:
     return "is no product of cobaya_cnnlens: it was cut off or damaged"
 
 
-def exists(path: str | Path, kind: str, recipe: Mapping, shipped: str | Path | None = None) -> bool:
+def exists(
+    path: str | Path, kind: str, recipe: Mapping[str, Any], shipped: str | Path | None = None
+) -> bool:
     """Whether the finished product of this recipe is there, or shipped; another one raises
     ProductError."""
     if not Path(path).exists():
@@ -320,7 +333,9 @@ def exists(path: str | Path, kind: str, recipe: Mapping, shipped: str | Path | N
 
 
 def ship(
-    path: str | Path, recipe: Mapping, contents: Iterable[tuple[str, Mapping, Mapping]]
+    path: str | Path,
+    recipe: Mapping[str, Any],
+    contents: Iterable[tuple[str, Mapping[str, Any], Mapping[str, Any]]],
 ) -> None:
     """Write many products into one file, in single precision.
 
@@ -340,7 +355,7 @@ def ship(
     write_product(path, SHIPPED, recipe, arrays, compress=True)
 
 
-def open_shipped(path: str | Path, kind: str, recipe: Mapping | None) -> Product | None:
+def open_shipped(path: str | Path, kind: str, recipe: Mapping[str, Any] | None) -> Product | None:
     """A product among the shipped ones of a file, or None if it is not there.
 
     Raises
@@ -365,7 +380,7 @@ def open_shipped(path: str | Path, kind: str, recipe: Mapping | None) -> Product
     return Product(file, Path(path), group, found)
 
 
-def differences(recipe: Mapping, other: Mapping, prefix: str = "") -> list[str]:
+def differences(recipe: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Dotted keys in which two recipes differ, for error messages."""
     keys: list[str] = []
     for key in sorted(set(recipe) | set(other)):

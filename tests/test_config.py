@@ -35,8 +35,9 @@ from cobaya_cnnlens.validate import coverage, exhibits, nulls, points, primary
 from .conftest import REPOSITORY, write_network
 
 FIXTURES = REPOSITORY / "tests" / "fixtures"
-CONFIGS = sorted((REPOSITORY / "training" / "config").glob("*.yaml"))
-STUDIES = sorted((REPOSITORY / "training" / "config" / "studies").glob("*.yaml"))
+FILES = sorted((REPOSITORY / "training" / "config").rglob("*.yaml"))
+STUDIES = [path for path in FILES if "members" in yaml.safe_load(path.read_text())]
+CONFIGS = [path for path in FILES if path not in STUDIES]
 
 
 @pytest.fixture
@@ -690,7 +691,7 @@ def test_identities_of_shipped_configurations_do_not_change():
     """Nor do those of any other configuration; a new one is added to the table."""
     table = json.loads((FIXTURES / "identities.json").read_text())
     found = {}
-    for file in [*CONFIGS, *STUDIES]:
+    for file in FILES:
         for path, config in load_study(file).items():
             named = str(Path(path).relative_to(REPOSITORY / "training" / "config"))
             found[named] = identities(with_everything(config))

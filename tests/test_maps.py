@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
+from cobaya.yaml import yaml_load_file
 from typer.testing import CliRunner
 
 import yaml
@@ -990,7 +991,7 @@ def write_patch(path, maps, k=0):
 
 def fast_run(release, output):
     """The input of yaml/omegac_fast.yaml for a release of data."""
-    run = yaml.safe_load((REPOSITORY / "yaml" / "omegac_fast.yaml").read_text())
+    run = yaml_load_file(str(REPOSITORY / "yaml" / "omegac_fast.yaml"))
     run["likelihood"]["cobaya_cnnlens.CNNLens"]["release"] = str(release)
     run["output"] = str(output)
     return run

@@ -240,10 +240,18 @@ def test_recipes_of_older_networks(trained):
         networks.check_trained(Run(started))
 
 
-@pytest.mark.parametrize("name", ["laptop", "dedicated_0uk", "dedicated_2uk", "dedicated_5uk"])
-def test_the_shipped_networks_were_trained_as_their_configurations_say(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("network", "config"),
+    [
+        ("laptop_1uk", "laptop.yaml"),
+        ("conditional", "conditional.yaml#trained"),
+        *((f"dedicated_{level}", f"dedicated.yaml#{level}") for level in ("0uk", "2uk", "5uk")),
+    ],
+)
+def test_the_shipped_networks_were_trained_as_their_configurations_say(
+    network, config, tmp_path, monkeypatch
+):
     monkeypatch.chdir(REPOSITORY)
-    config = load_config(f"training/config/{name}.yaml")
-    file = NETWORKS / (f"{name}_1uk.keras" if name == "laptop" else f"{name}.keras")
-    (tmp_path / "network.keras").write_bytes(file.read_bytes())
+    config = load_config(f"training/config/{config}")
+    (tmp_path / "network.keras").write_bytes((NETWORKS / f"{network}.keras").read_bytes())
     networks.check_trained(Run(config.model_copy(update={"products": tmp_path})))

@@ -84,7 +84,8 @@ class MapSetup:
 
     @classmethod
     def of_release(cls, release: Release) -> MapSetup:
-        """
+        """What a release says of the maps that its calibration fits.
+
         Raises
         ------
         ReleaseError
@@ -125,7 +126,7 @@ class MapSetup:
 
     @cached_property
     def mask(self) -> np.ndarray:
-        """(n, n)"""
+        """The apodisation mask, (n, n)."""
         return cosine_mask(self.patch, self.instrument.taper_deg)
 
     @cached_property

@@ -652,10 +652,14 @@ def plot(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
 ) -> None:
-    """Draw posteriors with getdist: several chains overlaid, the truth of a mock marked."""
+    """Draw posteriors with getdist, several chains overlaid, the truth of a mock marked; print
+    means, errors, effective samples and pulls from the truth."""
     from ..report.posteriors import plot_posteriors
+    from ..validate.chains import format_marginals, load_chain, marginals
 
-    typer.echo(plot_posteriors(chains, params, out))
+    samples = {root: load_chain(root) for root in chains}
+    typer.echo(plot_posteriors(samples, params, out))
+    typer.echo(format_marginals(marginals(samples, params)))
 
 
 @app.command()

@@ -131,6 +131,7 @@ class LinearModel:
 
     @property
     def lmax(self) -> int:
+        """The last multipole of the matrices."""
         return self.windows.shape[1] - 1
 
 

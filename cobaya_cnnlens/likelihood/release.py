@@ -11,9 +11,11 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -93,20 +95,26 @@ class Release:
     nuisance_second_errors: np.ndarray
     fiducial_kk: np.ndarray
     fiducial_ee: np.ndarray
-    theory: dict = field(default_factory=dict)
-    instrument: dict = field(default_factory=dict)
-    provenance: dict = field(default_factory=dict)
-    truth: dict | None = None
+    theory: dict[str, Any] = field(default_factory=dict)
+    instrument: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    truth: dict[str, Any] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # What is handed out must not be written to: a χ² would change with it.
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, np.ndarray) and value.flags.writeable:
                 object.__setattr__(self, item.name, read_only(value.copy()))
 
+    def __repr__(self) -> str:
+        low, high = self.edges[0], self.edges[-1]
+        bins = f"{self.n_bins} bins in L = {low}-{high}"
+        return f"<Release '{self.name}': {bins}, {self.n_patches} patches>"
+
     @property
     def n_bins(self) -> int:
+        """Bins of the release."""
         return len(self.bandpowers)
 
     @property
@@ -136,7 +144,7 @@ def read_only(array: np.ndarray) -> np.ndarray:
 
 
 # Field of the document → (attribute, shape); shapes name dimensions that must agree.
-_ARRAYS = {
+_ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
     "bins.edges": ("edges", ("n_bins+1",)),
     "data.bandpowers": ("bandpowers", ("n_bins",)),
     "covariance.patch": ("patch_covariance", ("n_bins", "n_bins")),
@@ -165,7 +173,7 @@ _ARRAYS = {
     "fiducial.ee": ("fiducial_ee", ("l",)),
 }
 _INTEGER_ARRAYS = {"bins.edges", "derivatives.kk_edges", "derivatives.ee_edges"}
-_SCALARS = {
+_SCALARS: dict[str, tuple[str, type]] = {
     "name": ("name", str),
     "description": ("description", str),
     "data.n_patches": ("n_patches", int),
@@ -195,7 +203,7 @@ _DEEPEST = 20
 # Control characters, and halves of UTF-16 pairs, which JSON can write and no file can hold.
 _NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 # Fields whose content is a convention: any other is refused.
-_CONVENTIONS = {
+_CONVENTIONS: dict[str, Any] = {
     "instrument.noise_unit": "uK arcmin",
     "instrument.beam_unit": "arcmin",
     "fiducial.unit": "muK2",
@@ -271,9 +279,9 @@ def shipped_releases() -> list[str]:
     return sorted(p.stem for p in DATA_DIRECTORY.glob("*.json"))
 
 
-def to_document(release: Release) -> dict:
+def to_document(release: Release) -> dict[str, Any]:
     """The release as nested plain dictionaries and lists, without its digest."""
-    document: dict = {"format": FORMAT, "version": VERSION}
+    document: dict[str, Any] = {"format": FORMAT, "version": VERSION}
     for key, (attribute, _) in _SCALARS.items():
         value = getattr(release, attribute)
         _put(document, key, dict(value) if isinstance(value, dict) else value)
@@ -294,13 +302,13 @@ def to_document(release: Release) -> dict:
     return document
 
 
-def seal(document: dict) -> dict:
+def seal(document: dict[str, Any]) -> dict[str, Any]:
     """The document with the digest of its content."""
     return {**document, "digest": _digest(document)}
 
 
 @np.errstate(all="ignore")
-def from_document(document: dict, source: str) -> Release:
+def from_document(document: dict[str, Any], source: str) -> Release:
     """Validate a document in full; ``source`` names it in errors.
 
     Raises
@@ -319,14 +327,14 @@ def from_document(document: dict, source: str) -> Release:
             f"{VERSION}; install the package version that wrote the file, or make it again"
         )
     _check_keys(document, source)
-    values: dict = {}
+    values: dict[str, Any] = {}
     for key, (attribute, kind) in _SCALARS.items():
         value = _get(document, key, source)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ReleaseError(
                 f"{source}: field '{key}' must be {kind.__name__}, not {value!r:.40}"
             )
-        if kind is int and abs(value) > _LARGEST_INTEGER:
+        if isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
             raise ReleaseError(f"{source}: field '{key}' is beyond {_LARGEST_INTEGER}; correct it")
         values[attribute] = value
     values["truth"] = document["truth"]
@@ -362,7 +370,7 @@ def check_name(name: str) -> str | None:
     )
 
 
-def _check_metadata(values: dict, source: str) -> None:
+def _check_metadata(values: dict[str, Any], source: str) -> None:
     """The free sections hold text and finite numbers, and numbers where numbers are read."""
     stack = [(key, values[key], 0) for key in _FREE]
     while stack:
@@ -408,7 +416,7 @@ def _check_metadata(values: dict, source: str) -> None:
 def _check_bands(release: Release, source: str) -> None:
     """Edges ascend, and the fiducial spectra have power in every band."""
 
-    def refuse(key, problem):
+    def refuse(key: str, problem: str) -> NoReturn:
         raise ReleaseError(f"{source}: field '{_key_of(key)}' {problem}")
 
     for key in ("edges", "kk_edges", "ee_edges"):
@@ -424,7 +432,7 @@ def _check_bands(release: Release, source: str) -> None:
 
 
 def _check_physics(release: Release, source: str) -> None:
-    def refuse(key, problem):
+    def refuse(key: str, problem: str) -> NoReturn:
         raise ReleaseError(f"{source}: field '{key}' {problem}")
 
     _check_bands(release, source)
@@ -464,7 +472,7 @@ def _check_physics(release: Release, source: str) -> None:
             refuse(key, f"is {error}; estimate it from more simulations")
 
 
-def _check_keys(document: dict, source: str) -> None:
+def _check_keys(document: dict[str, Any], source: str) -> None:
     known = set(_ARRAYS) | set(_SCALARS) | _OTHER | set(_CONVENTIONS)
     sections = {key.split(".")[0] for key in known}
     whole = {"theory", "instrument", "provenance", "truth"}
@@ -480,14 +488,22 @@ def _check_keys(document: dict, source: str) -> None:
             raise ReleaseError(f"{source}: field '{key}' is missing; restore the file")
 
 
-def _array(document, key, shape, dimensions, source) -> np.ndarray:
+def _array(
+    document: dict[str, Any],
+    key: str,
+    shape: tuple[str, ...],
+    dimensions: dict[str, int],
+    source: str,
+) -> np.ndarray:
     value = _get(document, key, source)
     array = _numbers(value, len(shape), key, source, integers=key in _INTEGER_ARRAYS)
     _check_shape(array, key, shape, dimensions, source)
     return array
 
 
-def _check_shape(array, key, shape, dimensions, source) -> None:
+def _check_shape(
+    array: np.ndarray, key: str, shape: tuple[str, ...], dimensions: dict[str, int], source: str
+) -> None:
     """Compare with the dimensions' names in ``shape``, whose lengths are kept in ``dimensions``."""
     if array.ndim != len(shape):
         raise ReleaseError(f"{source}: field '{key}' must have {len(shape)} dimensions")
@@ -515,10 +531,10 @@ def check_arrays(release: Release) -> None:
     _check_bands(release, release.name)
 
 
-def _numbers(value, depth, key, source, integers=False) -> np.ndarray:
+def _numbers(value: Any, depth: int, key: str, source: str, integers: bool = False) -> np.ndarray:
     """Nested lists of finite numbers → array; booleans, strings and ragged lists are refused."""
 
-    def leaves(item, level):
+    def leaves(item: Any, level: int) -> None:
         if level == 0:
             good = isinstance(item, int) if integers else isinstance(item, (int, float))
             if not good or isinstance(item, bool):
@@ -548,7 +564,7 @@ def _numbers(value, depth, key, source, integers=False) -> np.ndarray:
     return read_only(np.array(value, dtype=np.int64 if integers else float))
 
 
-def _windows(document, n_bins, source) -> np.ndarray:
+def _windows(document: dict[str, Any], n_bins: int, source: str) -> np.ndarray:
     first = _numbers(_get(document, "windows.first", source), 1, "windows.first", source, True)
     rows = _get(document, "windows.values", source)
     if not isinstance(rows, list) or len(rows) != n_bins or len(first) != n_bins:
@@ -563,8 +579,8 @@ def _windows(document, n_bins, source) -> np.ndarray:
     return read_only(windows)
 
 
-def _get(document, key, source):
-    value = document
+def _get(document: dict[str, Any], key: str, source: str) -> Any:
+    value: Any = document
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:
             raise ReleaseError(f"{source}: field '{key}' is missing; restore the file")
@@ -572,7 +588,7 @@ def _get(document, key, source):
     return value
 
 
-def _put(document, key, value):
+def _put(document: dict[str, Any], key: str, value: Any) -> None:
     *sections, last = key.split(".")
     for section in sections:
         document = document.setdefault(section, {})
@@ -583,7 +599,7 @@ def _key_of(attribute: str) -> str:
     return next(key for key, (name, _) in _ARRAYS.items() if name == attribute)
 
 
-def _reject_constant(name: str):
+def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number; every value must be finite")
 
 
@@ -592,19 +608,19 @@ def _rounded(value: float) -> float:
     return float(f"{value:.10g}")
 
 
-def _nested(array: np.ndarray, convert):
+def _nested(array: np.ndarray, convert: Callable[[float], float]) -> list[Any]:
     if array.ndim == 1:
         return [convert(v) for v in array.tolist()]
     return [_nested(row, convert) for row in array]
 
 
-def _digest(document: dict) -> str:
+def _digest(document: dict[str, Any]) -> str:
     content = {key: value for key, value in document.items() if key != "digest"}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _format(value, indent: int = 0) -> str:
+def _format(value: Any, indent: int = 0) -> str:
     """JSON with a line per field and per matrix row, so that it can be read and compared."""
     pad = " " * (indent + 1)
     if isinstance(value, dict) and value:

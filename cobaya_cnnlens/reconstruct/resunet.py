@@ -24,6 +24,10 @@ NOISE_UNIT = 0.2
 class ResUNet(keras.Model):
     """Residual U-net (Q̃, Ũ) → {"e", "kappa"}, or {"qu", "kappa"}.
 
+    Input (n, ny, nx, 2), or 3 with ``noise_map``, ny and nx multiples of 4; each output
+    (n, ny, nx, 1), "qu" (n, ny, nx, 2). The normalisation is part of the model: both ends are in
+    physical units.
+
     Parameters
     ----------
     width : channels of the full-resolution layers; 64 in the paper
@@ -36,10 +40,6 @@ class ResUNet(keras.Model):
         trained on needs, since the statistics of a batch of few patches or of one noise level are
         not those it was trained with
     metadata : JSON-able description of what the network was trained for
-
-    Input (n, ny, nx, 2), or 3 with ``noise_map``, ny and nx multiples of 4; each output
-    (n, ny, nx, 1), "qu" (n, ny, nx, 2). The normalisation is part of the model: both ends are in
-    physical units.
     """
 
     def __init__(
@@ -84,26 +84,32 @@ class ResUNet(keras.Model):
 
     @property
     def metadata(self) -> dict:
+        """What the network was trained for."""
         return self._arguments["metadata"]
 
     @property
     def noise_map(self) -> bool:
+        """Whether the noise rms of every pixel is an input."""
         return self._arguments["noise_map"]
 
     @property
     def polarisation(self) -> str:
+        """The first head, "e" or "qu"."""
         return self._arguments["polarisation"]
 
     @property
     def output_std(self) -> dict[str, float]:
+        """Standard deviation of each head's target over the training set."""
         heads = (self.polarisation, "kappa")
         return dict(zip(heads, self._arguments["output_std"], strict=True))
 
     def get_config(self) -> dict:
+        """What :meth:`from_config` makes it of."""
         return {**self._arguments, "name": self.name}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
+        """The network of a configuration that Keras has read."""
         return cls(**config)
 
 

@@ -1,28 +1,27 @@
-"""Posteriors from Cobaya chains, drawn with getdist."""
+"""Posteriors from Cobaya chains: drawn with getdist, and as numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from getdist import plots
+from getdist import MCSamples, plots
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..errors import CNNLensError
-from ..likelihood.release import read_release
-from ..validate.chains import chain_input, likelihood_blocks, load_chain
+from ..validate.chains import check_params, true_parameters
 from ..validate.predictive import Predictive
 
 
 def plot_posteriors(
-    roots: list[str], params: list[str] | None = None, out: Path | None = None
+    chains: Mapping[str, MCSamples], params: list[str] | None = None, out: Path | None = None
 ) -> Path:
     """Draw the posteriors of one or more chains over each other.
 
     Parameters
     ----------
-    roots : chain roots, as in ``output`` of the Cobaya input
+    chains : samples by chain root, as in ``output`` of the Cobaya input
     params : parameters to draw; the sampled ones that all chains share by default
     out : picture to write; beside the first chain by default
 
@@ -33,18 +32,15 @@ def plot_posteriors(
     Raises
     ------
     CNNLensError
-        if a chain is missing, or a parameter is not in it
+        if a parameter is not in a chain
     """
-    samples = [load_chain(root) for root in roots]
+    roots, samples = list(chains), list(chains.values())
     if params is None:
         params = [p.name for p in samples[0].paramNames.names if not p.isDerived]
         params = [p for p in params if all(s.paramNames.hasParam(p) for s in samples)]
-    for root, chain in zip(roots, samples, strict=True):
-        for name in params:
-            if not chain.paramNames.hasParam(name):
-                known = ", ".join(chain.paramNames.list())
-                raise CNNLensError(f"{root}: no parameter '{name}'; the chain has {known}")
-    truths = [_truth(root) for root in roots]
+    for root, chain in chains.items():
+        check_params(root, chain, params)
+    truths = [true_parameters(root) for root in roots]
     plotter = plots.get_subplot_plotter(width_inch=6 if len(params) == 1 else 8)
     labels = [_label(*named) for named in zip(roots, truths, samples, strict=True)]
     colours = [f"C{i}" for i in range(len(roots))]
@@ -70,19 +66,6 @@ def plot_posteriors(
     path.parent.mkdir(parents=True, exist_ok=True)
     plotter.export(str(path))
     return path
-
-
-def _truth(root: str) -> dict[str, float]:
-    """True parameters of the mock that the chain used, empty for data."""
-    if not Path(f"{root}.updated.yaml").exists():
-        return {}
-    blocks = likelihood_blocks(chain_input(root))
-    truths = [read_release(block["release"]).truth or {} for block in blocks.values()]
-    if not truths or any(truth != truths[0] for truth in truths):
-        return {}
-    # Chains sample ln 10¹⁰A_s.
-    amplitude = truths[0].get("As")
-    return {**truths[0], **({"logA": float(np.log(1e10 * amplitude))} if amplitude else {})}
 
 
 def _label(root: str, truth: dict[str, float], chain) -> str:

@@ -201,7 +201,6 @@ def format_forecasts(forecasts: dict[str, Forecast]) -> str:
 
 def format_nuisance_checks(run: Run, checks: list[NuisanceCheck]) -> str:
     """Shifts of the bandpowers that a changed instrument makes, and those predicted."""
-
     lines = []
     for check in checks:
         lines += [

@@ -21,7 +21,7 @@ class Instrument:
     smoothly along y from √D times that at one side to 1/√D times that at the other.
     """
 
-    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     noise_uk_arcmin: float = 1.0
     beam_fwhm_arcmin: float = 1.0

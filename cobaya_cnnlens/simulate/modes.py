@@ -65,7 +65,7 @@ def pure_b_modes(q: np.ndarray, u: np.ndarray, mask: np.ndarray, pixel: float) -
     m = mask
     my, mx, myy, mxx, myx = _mask_derivatives(m, pixel)
 
-    def ft(maps):
+    def ft(maps: np.ndarray) -> np.ndarray:
         return np.fft.rfft2(maps) * pixel**2
 
     # χ = −∇²B = cos and sin parts of the second derivatives of Q and U in the patch's frame:
@@ -80,7 +80,7 @@ def pure_b_modes(q: np.ndarray, u: np.ndarray, mask: np.ndarray, pixel: float) -
     return np.where(l2 > 0, (u_part + q_part) / np.where(l2 > 0, l2, 1.0), 0.0)
 
 
-def _mask_derivatives(mask, pixel):
+def _mask_derivatives(mask: np.ndarray, pixel: float) -> tuple[np.ndarray, ...]:
     """M_y, M_x, M_yy, M_xx, M_yx of a mask that is a product of one-dimensional tapers."""
     side = np.sqrt(np.clip(np.diag(mask), 0.0, None))
     if not np.allclose(np.outer(side, side), mask, atol=1e-12):
