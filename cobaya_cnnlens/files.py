@@ -15,7 +15,7 @@ from typing import BinaryIO
 try:
     import fcntl
 except ModuleNotFoundError:  # no POSIX system: nothing is known to be abandoned
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextlib.contextmanager

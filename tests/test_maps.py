@@ -563,7 +563,7 @@ def setup(tmp_path_factory):
 @pytest.fixture(scope="module")
 def observed(setup):
     """Unmasked, beamed and noisy patches of a simulated sky, of the configuration's instrument."""
-    config = setup.fiducial
+    config = setup.fiducial.config
     skies.measure(Run(config), "test", [0])
     fields = shards.read_fields(
         skies.path(Run(config), "test", 0),
@@ -726,7 +726,7 @@ def test_reconstruction_of_maps(setup, observed, tmp_path):
     """κ̂ is that of the masked patches, with its place on the sky; so are the bandpowers."""
     maps = replace(first(observed, 2), centres=CENTRES[::-1], frame="G")
     path = reconstruct_maps(setup, Sum(), maps, "mine.fits", tmp_path / "out")
-    config = setup.fiducial
+    config = setup.fiducial.config
     mask = Run(config).mask
     kappa = (maps.q + maps.u) * mask
     with products.open_product(path, own_maps.KIND, own_maps.recipe(Run(config, HASH))) as product:
@@ -811,7 +811,7 @@ def write_bandpowers(path, calibration, auto, centres, frame="C", **changed):
 
 def test_a_configuration_and_its_release_fit_the_same_maps(setup):
     """Bandpowers reconstructed by either belong to either."""
-    config = setup.fiducial
+    config = setup.fiducial.config
     release = synthetic_release(
         edges=setup.bins.edges,
         n_bins=setup.bins.n_bins,
@@ -1132,7 +1132,7 @@ def test_own_maps_to_a_posterior_from_a_wheel(installed, theory, tmp_path, kind)
 def test_what_is_wrong_is_told_before_anything_slow(tmp_path, monkeypatch):
     """The network, the folder and the options, each before a map is read."""
     monkeypatch.setattr(
-        "cobaya_cnnlens.calibrate.maps.read_maps", lambda *_, **__: pytest.fail("read")
+        "cobaya_cnnlens.pipeline.map_files.read_maps", lambda *_, **__: pytest.fail("read")
     )
     content = yaml.safe_load((REPOSITORY / "training" / "config" / "test.yaml").read_text())
     content["products"] = str(tmp_path / "products")
