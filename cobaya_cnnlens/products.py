@@ -16,26 +16,19 @@ configuration's own folder lacks.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import os
-import secrets
-import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import h5py
 import numpy as np
 
 from .errors import ProductError
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # no POSIX system: nothing is known to be abandoned
-    fcntl = None
+from .files import locked_write
 
 FORMAT_VERSION = 2
 # HDF5's user block must be 512 bytes or a power of two above.
@@ -64,7 +57,7 @@ COMMANDS = {
 }
 
 
-def identity_of(recipe: Mapping) -> str:
+def identity_of(recipe: Mapping[str, Any]) -> str:
     """Hash of a recipe: SHA-256 of its canonical JSON, 16 hex digits; a null is an absent key."""
     text = json.dumps(
         _without_nulls(recipe), sort_keys=True, separators=(",", ":"), allow_nan=False
@@ -72,63 +65,16 @@ def identity_of(recipe: Mapping) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _without_nulls(value):
+def _without_nulls(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _without_nulls(v) for k, v in value.items() if v is not None}
     return value
 
 
-def temporary_name(path: Path) -> Path:
-    """A name under which ``path`` may be written; another one at every call, since processes of
-    different containers may share a host's name and a number."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{secrets.token_hex(8)}.partial")
-
-
-def remove_abandoned(path: Path) -> None:
-    """Remove what writers of ``path`` on this machine that are no more (``kill -9``) left of it.
-
-    A writer holds a lock on its file, which ends with its process. Another machine's, on a shared
-    disk, may not be seen from here: those stay, and so does all where there are no locks.
-    """
-    prefix = f".{path.name}.{socket.gethostname()}."
-    for found in path.parent.iterdir():
-        if found.name.startswith(prefix) and found.name.endswith(".partial"):
-            with contextlib.suppress(OSError), found.open("r+b") as opened:
-                if _locked(opened, wait=False):
-                    found.unlink(missing_ok=True)
-
-
-def _locked(file: BinaryIO, wait: bool) -> bool:
-    """Lock an open file; whether this process has the lock now."""
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _new_partial(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """A new file beside ``path``, locked while it is open, and gone at the end."""
-    while True:
-        partial = temporary_name(path)
-        with partial.open("xb") as file:
-            # Between its making and its locking the file looks abandoned and may be removed.
-            if _locked(file, wait=True) and os.fstat(file.fileno()).st_nlink == 0:
-                continue
-            try:
-                yield file, partial
-            finally:
-                partial.unlink(missing_ok=True)
-            return
-
-
 def write_product(
     path: str | Path,
     kind: str,
-    recipe: Mapping,
+    recipe: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray],
     compress: bool = False,
 ) -> None:
@@ -161,12 +107,8 @@ def write_product(
     content.seek(0)
     content.write(_header(hashlib.sha256(content.getbuffer()[USER_BLOCK:]).hexdigest()))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(path)
-        with _new_partial(path) as (file, partial):
+        with locked_write(path) as file:
             file.write(content.getbuffer())
-            file.flush()
-            os.replace(partial, path)
     except OSError as error:
         raise ProductError(
             f"{path}: cannot be written ({error.strerror or error}); free some space or give the "
@@ -209,16 +151,23 @@ class Product:
     recipe : of the arrays, where that is not the file's
     """
 
-    def __init__(self, file: h5py.File, path: Path, group: h5py.Group | None = None, recipe=None):
+    def __init__(
+        self,
+        file: h5py.File,
+        path: Path,
+        group: h5py.Group | None = None,
+        recipe: dict[str, Any] | None = None,
+    ):
         self._file, self._group, self.path = file, file if group is None else group, path
         self._shipped = group is not None
-        self.recipe: dict = json.loads(file.attrs["recipe"]) if recipe is None else recipe
+        self.recipe: dict[str, Any] = json.loads(file.attrs["recipe"]) if recipe is None else recipe
         self.identity: str = identity_of(self.recipe)
 
     def names(self) -> list[str]:
+        """Names of the arrays."""
         return [name for name in self._group if name != "recipe"]
 
-    def array(self, name: str, selection=()) -> np.ndarray:
+    def array(self, name: str, selection: Any = ()) -> np.ndarray:
         """One array, or the part of it that ``selection`` picks."""
         if name not in self._group:
             raise ProductError(
@@ -235,17 +184,21 @@ class Product:
         return values.astype(float) if self._shipped else values
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def __enter__(self) -> Product:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 def open_product(
-    path: str | Path, kind: str, recipe: Mapping | None = None, shipped: str | Path | None = None
+    path: str | Path,
+    kind: str,
+    recipe: Mapping[str, Any] | None = None,
+    shipped: str | Path | None = None,
 ) -> Product:
     """Open a product for reading.
 
@@ -305,7 +258,7 @@ def open_product(
     return product
 
 
-def _command(kind: str, recipe: Mapping | None) -> str:
+def _command(kind: str, recipe: Mapping[str, Any] | None) -> str:
     """The command that makes a product."""
     if kind not in COMMANDS:
         return f"the stage that makes the '{kind}' product"
@@ -342,7 +295,7 @@ def _verify(path: Path) -> None:
     _verified[path] = state
 
 
-def _digest(file: BinaryIO) -> str:
+def _digest(file: io.BufferedReader) -> str:
     digest, block = hashlib.sha256(), memoryview(bytearray(1 << 20))
     while n := file.readinto(block):
         digest.update(block[:n])
@@ -365,7 +318,9 @@ def _what_is_wrong(header: bytes) -> str:
     return "is no product of cobaya_cnnlens: it was cut off or damaged"
 
 
-def exists(path: str | Path, kind: str, recipe: Mapping, shipped: str | Path | None = None) -> bool:
+def exists(
+    path: str | Path, kind: str, recipe: Mapping[str, Any], shipped: str | Path | None = None
+) -> bool:
     """Whether the finished product of this recipe is there, or shipped; another one raises
     ProductError."""
     if not Path(path).exists():
@@ -378,7 +333,9 @@ def exists(path: str | Path, kind: str, recipe: Mapping, shipped: str | Path | N
 
 
 def ship(
-    path: str | Path, recipe: Mapping, contents: Iterable[tuple[str, Mapping, Mapping]]
+    path: str | Path,
+    recipe: Mapping[str, Any],
+    contents: Iterable[tuple[str, Mapping[str, Any], Mapping[str, Any]]],
 ) -> None:
     """Write many products into one file, in single precision.
 
@@ -398,7 +355,7 @@ def ship(
     write_product(path, SHIPPED, recipe, arrays, compress=True)
 
 
-def open_shipped(path: str | Path, kind: str, recipe: Mapping | None) -> Product | None:
+def open_shipped(path: str | Path, kind: str, recipe: Mapping[str, Any] | None) -> Product | None:
     """A product among the shipped ones of a file, or None if it is not there.
 
     Raises
@@ -423,7 +380,7 @@ def open_shipped(path: str | Path, kind: str, recipe: Mapping | None) -> Product
     return Product(file, Path(path), group, found)
 
 
-def differences(recipe: Mapping, other: Mapping, prefix: str = "") -> list[str]:
+def differences(recipe: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Dotted keys in which two recipes differ, for error messages."""
     keys: list[str] = []
     for key in sorted(set(recipe) | set(other)):

@@ -73,7 +73,7 @@ def fiducial(camb_once) -> Spectra:
 @pytest.fixture
 def small_config(tmp_path):
     """The test configuration with its products in a fresh folder."""
-    from cobaya_cnnlens.pipeline.config import load_config
+    from cobaya_cnnlens.pipeline.loading import load_config
 
     config = load_config(REPOSITORY / "training" / "config" / "test.yaml")
     return config.model_copy(update={"products": tmp_path / "products"})

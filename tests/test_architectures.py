@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import yaml
-from cobaya_cnnlens.pipeline import training
-from cobaya_cnnlens.pipeline.config import load_config
-from cobaya_cnnlens.pipeline.skies import spectra_for
+from cobaya_cnnlens.pipeline import skies, training
+from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.reconstruct.resunet import (
     SYMMETRIES,
     NetworkEstimator,
@@ -100,15 +100,16 @@ import json, sys
 from pathlib import Path
 import numpy as np
 import keras
-from cobaya_cnnlens.pipeline.config import load_config
 from cobaya_cnnlens.pipeline import training
+from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.reconstruct.resunet import load_network
 assert keras.backend.backend() == "jax"
 folder = Path(sys.argv[1])
 for path in folder.glob("*.npy"):
     network = load_network(path.with_suffix(".keras"))
     np.savez(path.with_suffix(".npz"), **network.predict(np.load(path), verbose=0))
-records = list(training.train(load_config(folder / "c.yaml"), folder / "jax"))
+records = list(training.train(Run(load_config(folder / "c.yaml")), folder / "jax"))
 (folder / "jax.json").write_text(json.dumps(records[-1]))
 """
 
@@ -136,8 +137,10 @@ def training_config(tmp_path):
     for name in ("train", "validation"):
         for i in range(config.set_size(name)):
             fields = {f: generator.standard_normal((2, n, n)).astype("f4") for f in FIELDS}
-            write_shard(config.sky_path(name, i), config.sky_recipe(name, i), fields)
-    spectra_for(config, config.cosmology)
+            write_shard(
+                skies.path(Run(config), name, i), skies.recipe(Run(config), name, i), fields
+            )
+    Run(config).spectra()
     return config
 
 
@@ -166,7 +169,7 @@ def test_backends_agree(tmp_path, training_config):
         assert set(other) == set(heads)
         for head, values in heads.items():
             np.testing.assert_allclose(other[head], values, atol=2e-5 * np.abs(values).max())
-    here = list(training.train(training_config, tmp_path / "tensorflow"))[-1]
+    here = list(training.train(Run(training_config), tmp_path / "tensorflow"))[-1]
     there = json.loads((tmp_path / "jax.json").read_text())
     for name in ("loss", "e_loss", "kappa_loss"):
         assert there[name] == pytest.approx(here[name], rel=1e-3)

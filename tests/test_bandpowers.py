@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from cobaya_cnnlens.calibrate.bandpowers import Bins, FlatSpectra
 from cobaya_cnnlens.calibrate.windows import (
     bandpower_windows,
     expected_e_and_b,
     expected_pure_b,
 )
 from cobaya_cnnlens.errors import CNNLensError
+from cobaya_cnnlens.simulate.bandpowers import Bins, FlatSpectra
 from cobaya_cnnlens.simulate.instrument import cosine_mask
 from cobaya_cnnlens.simulate.modes import polarisation_angles
 from cobaya_cnnlens.simulate.patches import PatchGeometry

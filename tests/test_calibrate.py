@@ -7,45 +7,35 @@ import pytest
 
 import yaml
 from cobaya_cnnlens import products
+from cobaya_cnnlens.calibrate import bandpowers, curvature, derivatives, nuisances, own_maps
 from cobaya_cnnlens.calibrate.assemble import (
     WINDOW_TOLERANCE,
-    band_changes,
     make_data_release,
     make_release,
-    read_curvature,
-    read_derivatives,
-    shifted_noise,
     trim_windows,
 )
-from cobaya_cnnlens.calibrate.covariance import mean_covariance, sample_covariance
-from cobaya_cnnlens.calibrate.curvature import direction, measure_curvature, second_order
-from cobaya_cnnlens.calibrate.derivatives import measure_derivatives
-from cobaya_cnnlens.calibrate.measure import (
-    MAP_BANDPOWERS,
+from cobaya_cnnlens.calibrate.bandpowers import (
     PatchBandpowers,
-    measure,
-    measure_skies,
-    read_bandpowers,
-    spectra_of,
+    measure_patches,
 )
-from cobaya_cnnlens.calibrate.nuisances import check_nuisances, measure_nuisances, read_nuisances
+from cobaya_cnnlens.calibrate.covariance import mean_covariance, sample_covariance
+from cobaya_cnnlens.calibrate.curvature import (
+    band_changes,
+    direction,
+    second_order,
+)
 from cobaya_cnnlens.calibrate.response import calibrate
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
-from cobaya_cnnlens.likelihood.release import (
-    from_document,
-    read_release,
-    seal,
-    to_document,
-    write_release,
-)
+from cobaya_cnnlens.likelihood.document import seal, to_document
+from cobaya_cnnlens.likelihood.release import from_document, read_release, write_release
+from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.observation import observe_sky
-from cobaya_cnnlens.pipeline.skies import make_skies, spectra_for
+from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.simulate.instrument import Systematics
 from cobaya_cnnlens.simulate.patches import patch_centres
-from cobaya_cnnlens.validate.coverage_skies import measure_coverage, read_coverage
-from cobaya_cnnlens.validate.points import check_points, measure_points
+from cobaya_cnnlens.validate import coverage, points
 
 from .written import (
     HASH,
@@ -124,19 +114,19 @@ def test_nan_in_the_reconstruction_is_refused(tiny):
     bad = maps.copy()
     bad[1, 3, 4] = np.nan
     with pytest.raises(CNNLensError, match="not finite"):
-        measure(spectra_of(tiny), Linear(), bad, maps, maps)
+        measure_patches(Run(tiny).bandpowers, Linear(), bad, maps, maps)
 
 
 def test_derivatives_of_a_linear_estimator(tiny):
     """With κ̂ = Q̃ + noise, Σ_j ∂⟨κ̂²⟩/∂ln C_j^EE over all EE bands is ⟨Q̃ (Q̃ + n)⟩, map by map."""
-    make_skies(tiny, "derivatives", [0])
-    measure_derivatives(tiny, Linear(), HASH, 0)
-    spectra = spectra_of(tiny)
-    seen = observe_sky(tiny, "derivatives", 0)
+    skies.measure(Run(tiny), "derivatives", [0])
+    derivatives.measure(Run(tiny, HASH, Linear()), 0)
+    spectra = Run(tiny).bandpowers
+    seen = observe_sky(Run(tiny), "derivatives", 0)
     quiet = tiny.model_copy(update={"instrument": tiny.instrument.__class__(noise_uk_arcmin=0.0)})
-    clean = observe_sky(quiet, "derivatives", 0)
-    recipe = tiny.derivative_recipe(0, HASH)
-    with products.open_product(tiny.derivative_path(0), "derivatives", recipe) as product:
+    clean = observe_sky(Run(quiet), "derivatives", 0)
+    recipe = derivatives.recipe(Run(tiny, HASH), 0)
+    with products.open_product(derivatives.path(Run(tiny), 0), "derivatives", recipe) as product:
         ee, kk, auto = (product.array(k) for k in ("ee", "kk", "auto"))
         truth, kk_truth = product.array("truth"), product.array("kk_truth")
     np.testing.assert_allclose(auto, spectra.auto(seen.q), rtol=1e-4)
@@ -155,26 +145,26 @@ def test_derivatives_resume_band_by_band(tiny, monkeypatch):
     """A run that stops after three bands does the other two only, with the same result."""
     from cobaya_cnnlens.calibrate import derivatives
 
-    measure_derivatives(tiny, Linear(), HASH, 0)
-    path = tiny.derivative_path(0)
+    derivatives.measure(Run(tiny, HASH, Linear()), 0)
+    path = derivatives.path(Run(tiny), 0)
     whole = path.read_bytes()
     path.unlink()
     done = []
-    run = derivatives.Bench.run
+    measured = derivatives.Bench.measure
 
     def stop_at_the_fourth(self, kind, band):
         if len(done) == 3:
             raise KeyboardInterrupt
         done.append((kind, band))
-        return run(self, kind, band)
+        return measured(self, kind, band)
 
-    monkeypatch.setattr(derivatives.Bench, "run", stop_at_the_fourth)
+    monkeypatch.setattr(derivatives.Bench, "measure", stop_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
-        measure_derivatives(tiny, Linear(), HASH, 0)
+        derivatives.measure(Run(tiny, HASH, Linear()), 0)
     monkeypatch.setattr(
-        derivatives.Bench, "run", lambda s, k, b: (done.append((k, b)), run(s, k, b))[1]
+        derivatives.Bench, "measure", lambda s, k, b: (done.append((k, b)), measured(s, k, b))[1]
     )
-    measure_derivatives(tiny, Linear(), HASH, 0)
+    derivatives.measure(Run(tiny, HASH, Linear()), 0)
     assert len(done) == len(set(done)) == 5
     assert hash(path.read_bytes()) == hash(whole)
 
@@ -183,11 +173,9 @@ def test_derivatives_resume_band_by_band(tiny, monkeypatch):
 def test_a_scaled_band_is_a_sky_of_the_scaled_spectrum(tiny, monkeypatch, kind, band):
     """What the estimator sees with a band at 1 ± ε, ε = .6, is the sky of the spectrum scaled in
     this band, with the same phases and noise; the derivative is the difference over 2ε."""
-    from cobaya_cnnlens.calibrate import derivatives
-
     settings = tiny.derivatives.model_copy(update={"step": 0.6})
     config = tiny.model_copy(update={"derivatives": settings})
-    fiducial = spectra_for(config, config.cosmology)
+    fiducial = Run(config).spectra()
     shown = []
 
     class Recording:
@@ -195,16 +183,16 @@ def test_a_scaled_band_is_a_sky_of_the_scaled_spectrum(tiny, monkeypatch, kind, 
             shown.append((q, u))
             return q
 
-    bench = derivatives.Bench(config, Recording(), 0, 1)
-    found = bench.run(kind, band)
+    run = Run(config, HASH, Recording())
+    found = derivatives.Bench(run, 0, 1).measure(kind, band)
     low, high = getattr(settings, f"{kind}_edges")[band : band + 2]
     power = []
     for maps, factor in zip(list(shown), (1.6, 0.4), strict=True):
         cl = getattr(fiducial, kind).copy()
         cl[low:high] *= factor
         scaled = replace(fiducial, **{kind: cl})
-        monkeypatch.setattr(derivatives, "spectra_for", lambda *_, scaled=scaled: scaled)
-        power.append(derivatives.Bench(config, Recording(), 0, 1).unperturbed())
+        monkeypatch.setattr(run, "spectra", lambda *_, scaled=scaled: scaled)
+        power.append(derivatives.Bench(run, 0, 1).unperturbed())
         for one, other in zip(maps, shown[-1], strict=True):
             np.testing.assert_allclose(one, other, atol=1e-4 * other.std())
     for name, values in found.items():
@@ -226,18 +214,18 @@ class Oracle:
 def test_a_release_is_assembled_from_products(tiny, tmp_path):
     """The whole calibration on small skies: what comes out is a valid, consistent release."""
     for name in tiny.set_names():
-        make_skies(tiny, name)
-        kappa = observe_sky(tiny, name, 0).kappa
-        measure_skies(tiny, Oracle(kappa, 0.8), HASH, name)
-    oracle = Oracle(observe_sky(tiny, "derivatives", 0).kappa, 0.8)
-    measure_derivatives(tiny, oracle, HASH, 0)
-    measure_curvature(tiny, oracle, HASH, 0)
-    measure_nuisances(tiny, Oracle(observe_sky(tiny, "test", 0).kappa, 0.8), HASH, 0)
-    release = make_release(tiny, HASH, "high")
+        skies.measure(Run(tiny), name)
+        kappa = observe_sky(Run(tiny), name, 0).kappa
+        bandpowers.measure(Run(tiny, HASH, Oracle(kappa, 0.8)), name)
+    oracle = Oracle(observe_sky(Run(tiny), "derivatives", 0).kappa, 0.8)
+    derivatives.measure(Run(tiny, HASH, oracle), 0)
+    curvature.measure(Run(tiny, HASH, oracle), 0)
+    nuisances.measure(Run(tiny, HASH, Oracle(observe_sky(Run(tiny), "test", 0).kappa, 0.8)), 0)
+    release = make_release(Run(tiny, HASH), "high")
     write_release(release, tmp_path / "r.json")
     assert read_release(tmp_path / "r.json").name == "test_high"
     # The same patches as a user's own maps make the same release, but for its name and truth.
-    auto = read_bandpowers(tiny, HASH, "survey-high").auto
+    auto = bandpowers.read(Run(tiny, HASH), "survey-high").auto
     arrays = {
         "auto": auto,
         "centres": patch_centres(2, 4),
@@ -245,22 +233,24 @@ def test_a_release_is_assembled_from_products(tiny, tmp_path):
         "frame": np.bytes_(b"C"),
         "source": np.bytes_(b"m.fits"),
     }
-    products.write_product(tmp_path / "b.h5", MAP_BANDPOWERS, tiny.map_recipe(HASH), arrays)
-    own = make_data_release(tiny, HASH, tmp_path / "b.h5", "mine")
+    products.write_product(
+        tmp_path / "b.h5", own_maps.KIND, own_maps.recipe(Run(tiny, HASH)), arrays
+    )
+    own = make_data_release(Run(tiny, HASH), tmp_path / "b.h5", "mine")
     write_release(own, tmp_path / "own.json")
     assert own.truth is None
     np.testing.assert_array_equal(own.bandpowers, release.bandpowers)
     np.testing.assert_array_equal(own.covariance, release.covariance)
     with pytest.raises(ProductError, match="network"):
-        make_data_release(tiny, "b" * 64, tmp_path / "b.h5", "mine")
+        make_data_release(Run(tiny, "b" * 64), tmp_path / "b.h5", "mine")
     np.testing.assert_allclose(release.response, 0.8, rtol=0.1)
     assert release.n_patches == release.n_sim == 40
     # Noise-debias derivatives: the oracle does not see C^κκ move, so the truth's change is all
     # missing; of C^EE it sees what the .003 Q̃ in it carries.
-    seen = observe_sky(tiny, "derivatives", 0)
+    seen = observe_sky(Run(tiny), "derivatives", 0)
     quiet = tiny.model_copy(update={"instrument": tiny.instrument.__class__(noise_uk_arcmin=0.0)})
-    clean = observe_sky(quiet, "derivatives", 0)
-    spectra = spectra_of(tiny)
+    clean = observe_sky(Run(quiet), "derivatives", 0)
+    spectra = Run(tiny).bandpowers
     truth = spectra.auto(seen.kappa).mean(0)
     np.testing.assert_allclose(release.kk_derivatives.sum(1), -truth, rtol=0.05)
     estimate = spectra.transform(0.8 * seen.kappa + 0.003 * seen.q)
@@ -272,25 +262,25 @@ def test_a_release_is_assembled_from_products(tiny, tmp_path):
         atol=1e-3 * moved.max(),
     )
     # An oracle's bandpowers follow the survey's true spectrum.
-    truth = spectra_for(tiny, tiny.set_cosmology("survey-high"))
+    truth = Run(tiny).spectra(tiny.set_cosmology("survey-high"))
     likelihood = BandpowerLikelihood(release, "fixed")
     chi2 = likelihood.chi2(truth.kk, truth.ee)
     assert likelihood.pte(chi2) > 1e-3
     with pytest.raises(ProductError, match="network"):
-        read_bandpowers(tiny, "b" * 64, "test")
+        bandpowers.read(Run(tiny, "b" * 64), "test")
 
 
 def test_nuisances_of_a_linear_estimator(tiny):
     """κ̂ = Q̃ + n: gain g changes its power by (2g + g²)⟨Q̃²⟩ + 2g⟨Q̃n⟩, noise likewise with Q̃ and n
     exchanged; a rotation by 45° exchanges Q and U; a wider beam takes power off at high L."""
-    make_skies(tiny, "test", [0])
-    measure_skies(tiny, Linear(), HASH, "test", [0])
-    measure_nuisances(tiny, Linear(), HASH, 0)
-    first, second = read_nuisances(tiny, HASH, np.ones(4))
-    spectra = spectra_of(tiny)
-    seen = observe_sky(tiny, "test", 0)
+    skies.measure(Run(tiny), "test", [0])
+    bandpowers.measure(Run(tiny, HASH, Linear()), "test", [0])
+    nuisances.measure(Run(tiny, HASH, Linear()), 0)
+    first, second = nuisances.read(Run(tiny, HASH), np.ones(4))
+    spectra = Run(tiny).bandpowers
+    seen = observe_sky(Run(tiny), "test", 0)
     quiet = tiny.model_copy(update={"instrument": tiny.instrument.__class__(noise_uk_arcmin=0.0)})
-    clean = observe_sky(quiet, "test", 0)
+    clean = observe_sky(Run(quiet), "test", 0)
     signal, noise = (spectra.transform(m) for m in (clean.q, seen.q - clean.q))
     auto, mixed = spectra.cross(signal, signal), spectra.cross(signal, noise)
     own = spectra.cross(noise, noise)
@@ -301,7 +291,7 @@ def test_nuisances_of_a_linear_estimator(tiny):
     assert (first[..., 1].mean(0) < 0).all()
     fall = np.abs(first[..., 1].mean(0)) / auto.mean(0)
     assert (np.diff(fall) > 0).all()
-    turned = observe_sky(quiet, "test", 0, systematics=Systematics(angle=45.0))
+    turned = observe_sky(Run(quiet), "test", 0, systematics=Systematics(angle=45.0))
     np.testing.assert_allclose(turned.q, -clean.u, atol=1e-5 * np.abs(clean.u).max())
     np.testing.assert_allclose(turned.u, clean.q, atol=1e-5 * np.abs(clean.q).max())
 
@@ -309,15 +299,15 @@ def test_nuisances_of_a_linear_estimator(tiny):
 def test_another_cosmology_is_where_the_derivatives_put_it(tiny):
     """Of κ̂ = Q̃ at a tenth more power: the change of its noise debias on one sky is what another
     sky's derivatives say, to their errors; without them it is far off."""
-    points = {"skies": 1, "at": {"brighter": [{"As": 1.1 * tiny.cosmology.As}]}}
-    config = Config.model_validate({**tiny.model_dump(mode="json"), "points": points})
-    make_skies(config, "test", [0])
-    measure_skies(config, Linear(), HASH, "test", [0])
-    measure_derivatives(config, Linear(), HASH, 0)
-    measure_curvature(config, Linear(), HASH, 0)
-    measure_points(config, Linear(), HASH, 0)
-    first = read_derivatives(config, HASH, np.ones(4))
-    (check,) = check_points(config, HASH, np.ones(4), first, "brighter")
+    brighter = {"skies": 1, "at": {"brighter": [{"As": 1.1 * tiny.cosmology.As}]}}
+    config = Config.model_validate({**tiny.model_dump(mode="json"), "points": brighter})
+    skies.measure(Run(config), "test", [0])
+    bandpowers.measure(Run(config, HASH, Linear()), "test", [0])
+    derivatives.measure(Run(config, HASH, Linear()), 0)
+    curvature.measure(Run(config, HASH, Linear()), 0)
+    points.measure(Run(config, HASH, Linear()), 0)
+    first = derivatives.read(Run(config, HASH), np.ones(4))
+    (check,) = points.check_points(Run(config, HASH), np.ones(4), first, "brighter")
     error = np.sqrt(np.diag(check.covariance))
     assert (np.abs(check.residual) < 4 * error).all()
     assert (np.abs(check.predicted) > 10 * error).all()
@@ -327,7 +317,7 @@ def test_another_cosmology_is_where_the_derivatives_put_it(tiny):
 
 def load_points(config, changes):
     """The configuration with other points, checked as when it is read from a file."""
-    from cobaya_cnnlens.pipeline.config import load_config
+    from cobaya_cnnlens.pipeline.loading import load_config
 
     content = {**config.model_dump(mode="json"), "points": {"at": {"group": changes}}}
     path = config.products / "points.yaml"
@@ -338,25 +328,25 @@ def load_points(config, changes):
 def test_coverage_skies_are_drawn_from_the_prior(tiny):
     """Each has its own ω_c, phases and noise; measuring again does nothing; a changed prior is
     another product."""
-    values = [tiny.coverage_cosmology(i).omch2 for i in range(200)]
+    values = [coverage.cosmology_of(Run(tiny), i).omch2 for i in range(200)]
     assert len(set(values)) == 200
     assert 0.1085 <= min(values) < 0.1087
     assert 0.128 < max(values) <= 0.1285
     with pytest.raises(ProductError, match="sky_0000"):
-        read_coverage(tiny, HASH)
-    measure_coverage(tiny, Linear(), HASH, [0])
-    (first,) = read_coverage(tiny, HASH)
-    measure_coverage(tiny, Linear(), HASH)
-    one, two = read_coverage(tiny, HASH)
+        coverage.read(Run(tiny, HASH))
+    coverage.measure(Run(tiny, HASH, Linear()), [0])
+    (first,) = coverage.read(Run(tiny, HASH))
+    coverage.measure(Run(tiny, HASH, Linear()))
+    one, two = coverage.read(Run(tiny, HASH))
     np.testing.assert_array_equal(first.auto, one.auto)
     assert (one.omch2, two.omch2) == tuple(values[:2])
     assert np.abs(np.corrcoef(one.auto[:, 0], two.auto[:, 0])[0, 1]) < 0.6
-    before = tiny.coverage_path(0).stat().st_mtime_ns
-    measure_coverage(tiny, Linear(), HASH)
-    assert tiny.coverage_path(0).stat().st_mtime_ns == before
+    before = coverage.path(Run(tiny), 0).stat().st_mtime_ns
+    coverage.measure(Run(tiny, HASH, Linear()))
+    assert coverage.path(Run(tiny), 0).stat().st_mtime_ns == before
     wider = tiny.coverage.model_copy(update={"omch2": (0.1, 0.13)})
     with pytest.raises(ProductError, match="omch2"):
-        read_coverage(tiny.model_copy(update={"coverage": wider}), HASH)
+        coverage.read(Run(tiny.model_copy(update={"coverage": wider}), HASH))
 
 
 def test_second_order_of_a_known_parabola():
@@ -374,8 +364,8 @@ def test_second_order_of_a_known_parabola():
 def test_curvature_of_an_estimator_that_has_one(tiny):
     """κ̂ = Q̃ (⟨Q̃²⟩/⟨Q̃²⟩_fid)^½ squares the power of EE: twice the first order of κ̂ = Q̃, and what
     that leaves of the square's own change at ω_c ± step is second order."""
-    make_skies(tiny, "derivatives", [0])
-    level = np.mean(observe_sky(tiny, "derivatives", 0).q ** 2)
+    skies.measure(Run(tiny), "derivatives", [0])
+    level = np.mean(observe_sky(Run(tiny), "derivatives", 0).q ** 2)
 
     class Squaring:
         def reconstruct(self, q, u):
@@ -384,16 +374,18 @@ def test_curvature_of_an_estimator_that_has_one(tiny):
     found, change = {}, {}
     for name, estimator in (("once", Linear()), ("squared", Squaring())):
         config = tiny.model_copy(update={"products": tiny.products / name})
-        make_skies(config, "derivatives", [0])
-        measure_derivatives(config, estimator, HASH, 0)
-        measure_curvature(config, estimator, HASH, 0)
-        first = read_derivatives(config, HASH, np.ones(4))
-        found[name] = read_curvature(config, HASH, np.ones(4), first).patches.sum(1).mean()
-        recipe = config.derivative_recipe(0, HASH)
-        with products.open_product(config.derivative_path(0), "derivatives", recipe) as product:
+        skies.measure(Run(config), "derivatives", [0])
+        derivatives.measure(Run(config, HASH, estimator), 0)
+        curvature.measure(Run(config, HASH, estimator), 0)
+        first = derivatives.read(Run(config, HASH), np.ones(4))
+        found[name] = curvature.read(Run(config, HASH), np.ones(4), first).patches.sum(1).mean()
+        recipe = derivatives.recipe(Run(config, HASH), 0)
+        with products.open_product(
+            derivatives.path(Run(config), 0), "derivatives", recipe
+        ) as product:
             centre = product.array("auto")
-        recipe = config.curvature_recipe(0, HASH)
-        with products.open_product(config.curvature_path(0), "curvature", recipe) as product:
+        recipe = curvature.recipe(Run(config, HASH), 0)
+        with products.open_product(curvature.path(Run(config), 0), "curvature", recipe) as product:
             change[name] = (product.array("auto").mean(0) - centre).sum(1).mean()
     first_order = change["once"] - found["once"]
     assert found["squared"] == pytest.approx(change["squared"] - 2.0 * first_order, rel=0.2)
@@ -424,12 +416,12 @@ def written(tmp_path) -> Written:
 def test_every_field_of_a_release(written):
     """Against the numbers that the products were made of."""
     config = written.config
-    release = make_release(config, HASH, "high", sky=1)
+    release = make_release(Run(config, HASH), "high", sky=1)
     assert release.name == "test_high_sky1"
     assert release.truth["omch2"] == config.surveys["high"].omch2
     n_test = config.skies.test * PER_SKY
     n_validation = config.skies.validation * PER_SKY
-    fiducial = spectra_for(config, config.cosmology)
+    fiducial = Run(config).spectra()
     n_kk = len(config.derivatives.kk_edges) - 1
     steps = config.nuisances
     expected = {
@@ -525,11 +517,11 @@ def test_changes_of_a_band_are_of_its_power():
 def test_the_debias_of_shifted_skies(written):
     """κ̂κ̂*/R² less the truth of the shifted sky, −step before +step; second order from both."""
     config = written.config
-    found = shifted_noise(config, HASH, RESPONSE)
+    found = curvature.shifted_noise(Run(config, HASH), RESPONSE)
     np.testing.assert_allclose(found, written.centre + written.moved, rtol=1e-9)
-    first = read_derivatives(config, HASH, RESPONSE)
+    first = derivatives.read(Run(config, HASH), RESPONSE)
     np.testing.assert_allclose(first.centre, written.centre, rtol=1e-9)
-    curved = read_curvature(config, HASH, RESPONSE, first)
+    curved = curvature.read(Run(config, HASH), RESPONSE, first)
     np.testing.assert_allclose(curved.patches, written.q, atol=1e-7 * written.q.max())
     np.testing.assert_allclose(curved.shift, written.moved[1], atol=1e-9 * written.moved.max())
 
@@ -540,8 +532,8 @@ def test_points(written, second_order):
     those of the derivatives' patches."""
     config = written.config
     put = with_points(written, 0.0)
-    first = read_derivatives(config, HASH, RESPONSE)
-    checks = check_points(config, HASH, RESPONSE, first, "some", second_order)
+    first = derivatives.read(Run(config, HASH), RESPONSE)
+    checks = points.check_points(Run(config, HASH), RESPONSE, first, "some", second_order)
     assert [c.change for c in checks] == config.points.at["some"]
     for check, moved in zip(checks, put, strict=True):
         delta = written.changes(**check.change)
@@ -575,22 +567,23 @@ def test_check_of_nuisances(written):
     """A change that was simulated beside what A and B of other skies say it does, in d's units."""
     config = written.config
     index = config.nuisances.skies
-    make_skies(config, "test", [index], 1)
-    spectra = spectra_of(config)
+    skies.measure(Run(config), "test", [index], 1)
+    spectra = Run(config).bandpowers
     seen = {
-        x: observe_sky(config, "test", index, systematics=Systematics(gain=x)) for x in (0.0, 0.2)
+        x: observe_sky(Run(config), "test", index, systematics=Systematics(gain=x))
+        for x in (0.0, 0.2)
     }
     scale = np.sqrt(written.signal.mean() / spectra.auto(seen[0.0].q).mean())
     auto = {x: spectra.auto(scale * s.q) for x, s in seen.items()}
-    config.bandpower_path("test", index).unlink()
+    bandpowers.path(Run(config), "test", index).unlink()
     products.write_product(
-        config.bandpower_path("test", index),
+        bandpowers.path(Run(config), "test", index),
         "bandpowers",
-        config.bandpower_recipe("test", index, HASH),
+        bandpowers.recipe(Run(config, HASH), "test", index),
         dict.fromkeys(("auto", "cross", "truth"), auto[0.0]),
     )
     changes = {"gain": 0.2}
-    (check,) = check_nuisances(config, Scaled(scale), HASH, RESPONSE, index, changes)
+    (check,) = nuisances.check_nuisances(Run(config, HASH, Scaled(scale)), RESPONSE, index, changes)
     by_patch = 0.2 * written.first[..., 0] + 0.04 * written.second[..., 0]
     shift = (auto[0.2] - auto[0.0]) / RESPONSE**2
     np.testing.assert_allclose(check.found, shift.mean(0), rtol=1e-5)
@@ -598,4 +591,4 @@ def test_check_of_nuisances(written):
     expected = np.sqrt(error_of_mean(shift) ** 2 + error_of_mean(by_patch) ** 2)
     np.testing.assert_allclose(check.error, expected, rtol=1e-4)
     with pytest.raises(CNNLensError, match="gave the derivatives itself; check on one from 2"):
-        check_nuisances(config, Scaled(scale), HASH, RESPONSE, 1, changes)
+        nuisances.check_nuisances(Run(config, HASH, Scaled(scale)), RESPONSE, 1, changes)

@@ -239,7 +239,7 @@ def test_an_index_below_zero_is_refused(tmp_path, arguments, monkeypatch):
     content = yaml.safe_load((REPOSITORY / "training" / "config" / "test.yaml").read_text())
     content |= {"products": str(tmp_path / "p"), "points": {"at": {"one": [{"ns": 0.95}]}}}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
-    monkeypatch.setattr(cli, "_network", lambda config: (None, "a" * 64))
+    monkeypatch.setattr(cli, "_ready", lambda run: run)
     command, *options = arguments
     result = CliRunner().invoke(app, [command, str(tmp_path / "c.yaml"), *options, "--index", "-1"])
     assert isinstance(result.exception, ConfigError), result.exception

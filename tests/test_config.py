@@ -14,19 +14,30 @@ import numpy as np
 import pytest
 
 import yaml
+from cobaya_cnnlens.calibrate import (
+    assemble,
+    bandpowers,
+    curvature,
+    derivatives,
+    nuisances,
+    own_maps,
+)
 from cobaya_cnnlens.errors import ConfigError
 from cobaya_cnnlens.pipeline import config as schema
-from cobaya_cnnlens.pipeline.config import Config, load_config, load_study
+from cobaya_cnnlens.pipeline import loading, mean_field, networks, skies
+from cobaya_cnnlens.pipeline.config import Config
+from cobaya_cnnlens.pipeline.loading import load_config, load_study
+from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.products import identity_of
-from cobaya_cnnlens.reconstruct.files import training_recipe
 from cobaya_cnnlens.simulate.patches import closest_centres, patch_centres
-from cobaya_cnnlens.validate import primary
+from cobaya_cnnlens.validate import coverage, exhibits, nulls, points, primary
 
 from .conftest import REPOSITORY, write_network
 
 FIXTURES = REPOSITORY / "tests" / "fixtures"
-CONFIGS = sorted((REPOSITORY / "training" / "config").glob("*.yaml"))
-STUDIES = sorted((REPOSITORY / "training" / "config" / "studies").glob("*.yaml"))
+FILES = sorted((REPOSITORY / "training" / "config").rglob("*.yaml"))
+STUDIES = [path for path in FILES if "members" in yaml.safe_load(path.read_text())]
+CONFIGS = [path for path in FILES if path not in STUDIES]
 
 
 @pytest.fixture
@@ -133,7 +144,7 @@ def test_no_number_can_be_senseless(content, monkeypatch):
     content["instrument"]["depth_ratio"] = 2.0
     content["network"]["noise_map"] = True
     content["training"]["noise_max_uk_arcmin"] = 5.0
-    monkeypatch.setattr(schema, "_read_yaml", lambda path, named: deepcopy(content))
+    monkeypatch.setattr(loading, "_read_yaml", lambda path, named: deepcopy(content))
     content = json.loads(load_config("c.yaml").model_dump_json(exclude_none=True))
     fields = list(numbers_of(content))
     assert len(fields) >= 70
@@ -264,10 +275,10 @@ def test_identity_follows_what_determines_a_product(content, tmp_path):
     moved = load_config(write(tmp_path, content))
 
     def sky(config):
-        return identity_of(config.sky_recipe("train", 0))
+        return identity_of(skies.recipe(Run(config), "train", 0))
 
     assert sky(base) == sky(trained) != sky(moved)
-    assert identity_of(base.sky_recipe("train", 1)) != sky(base)
+    assert identity_of(skies.recipe(Run(base), "train", 1)) != sky(base)
 
 
 def test_unknown_set(content, tmp_path):
@@ -283,11 +294,11 @@ def test_shipped_studies(path):
     assert len(members) >= 2
     assert len({m.name for m in members}) == len({m.products for m in members}) == len(members)
     assert all(m.name.startswith(path.stem) for m in members)
-    trained = {m.trained_path for m in members if m.network.pretrained is None}
+    trained = {networks.path(Run(m)) for m in members if m.network.pretrained is None}
     shipped = {p.relative_to(REPOSITORY) for p in REPOSITORY.glob("training/networks/*.keras")}
-    assert all(set(m.network_paths) <= trained | shipped for m in members)
-    networks = {m.trained_path for m in members if m.baseline is None} & trained
-    assert (len(networks) >= 20) == (path.stem == "seeds_full")
+    assert all(set(networks.paths(Run(m))) <= trained | shipped for m in members)
+    learned = {networks.path(Run(m)) for m in members if m.baseline is None} & trained
+    assert (len(learned) >= 20) == (path.stem == "seeds_full")
 
 
 def test_base(tmp_path, content):
@@ -333,7 +344,7 @@ def test_members_of_a_study(tmp_path, content):
     one, two = study.values()
     assert (one.name, two.name) == ("test_one", "test_two")
     assert (one.network.width, two.network.width) == (4, 8)
-    assert two.trained_path == one.products.parent / "two" / "network.keras"
+    assert networks.path(Run(two)) == one.products.parent / "two" / "network.keras"
     assert load_study(f"{path}#two") == {f"{path}#two": two}
     with pytest.raises(ConfigError, match=r"study of 2 members; name one, as in .*c\.yaml#one"):
         load_config(path)
@@ -382,8 +393,8 @@ def test_training_cosmologies_move_the_training_skies_only(tmp_path, content):
     varied = load_config(write(tmp_path, content))
     seen = [varied.set_cosmology("train", i).omch2 for i in range(3)]
     assert seen == [0.1, 0.13, 0.1]
-    assert varied.sky_recipe("test", 0) == plain.sky_recipe("test", 0)
-    assert varied.sky_recipe("train", 0) != plain.sky_recipe("train", 0)
+    assert skies.recipe(Run(varied), "test", 0) == skies.recipe(Run(plain), "test", 0)
+    assert skies.recipe(Run(varied), "train", 0) != skies.recipe(Run(plain), "train", 0)
     content["train_cosmologies"] = [{"omega_c": 0.1}]
     with pytest.raises(ConfigError, match=r"train_cosmologies\.0: no cosmological parameter omega"):
         load_config(write(tmp_path, content))
@@ -398,18 +409,19 @@ def test_a_release_needs_a_survey(content, tmp_path):
     assert config.model_copy(update={"surveys": surveys}).first_survey == "low"
 
 
-@pytest.mark.parametrize("name", ["train", "test", "survey-low", schema.COVERAGE_SET])
+@pytest.mark.parametrize("name", ["train", "test", "survey-low", coverage.KIND])
 def test_every_set_has_its_own_number_of_skies(content, tmp_path, name):
     content["surveys"] = {"low": {"omch2": 0.11, "skies": 3}}
     content["skies"] = {"train": 2, "validation": 1, "test": 4, "derivatives": 1}
     content["coverage"] = {"skies": 5}
     config = load_config(write(tmp_path, content))
     size = {"train": 2, "test": 4, "survey-low": 3}.get(name, 5)
-    config.check_index(name, 0)
-    config.check_index(name, size - 1)
+    among = config.coverage.skies if name == coverage.KIND else None
+    config.check_index(name, 0, among)
+    config.check_index(name, size - 1, among)
     for index in (-1, size):
         with pytest.raises(ConfigError, match=f"set '{name}' has skies 0 to {size - 1}, not"):
-            config.check_index(name, index)
+            config.check_index(name, index, among)
 
 
 HASH = "a" * 64
@@ -418,27 +430,44 @@ POINT = {"H0": 70.0}
 
 def recipes(config: Config) -> dict[str, dict]:
     """Every recipe of a configuration, of one sky each."""
+    run = Run(config, HASH)
     return {
-        "spectra": config.spectra_recipe(config.cosmology),
-        "sky": config.sky_recipe("test", 0),
-        "training sky": config.sky_recipe("train", 0),
-        "survey sky": config.sky_recipe("survey-low", 0),
-        "training": training_recipe(config),
-        "bandpowers": config.bandpower_recipe("test", 0, HASH),
-        "survey": config.bandpower_recipe("survey-low", 0, HASH),
-        "maps": config.map_recipe(HASH),
-        "exhibit": config.exhibit_recipe(HASH),
-        "derivatives": config.derivative_recipe(0, HASH),
-        "curvature": config.curvature_recipe(0, HASH),
-        "nuisances": config.nuisance_recipe(0, HASH),
-        "coverage": config.coverage_recipe(0, HASH),
-        "points": config.point_recipe(POINT, 0, HASH),
-        "null": config.null_recipe("unlensed", 0, HASH),
-        "training null": config.null_recipe("training", 0, HASH),
-        "primary": primary.recipe_of(config, "test", 0),
-        "baseline": config.baseline_recipe(),
-        "mean field": config.mean_field_recipe(),
+        "spectra": skies.spectra_recipe(run, config.cosmology),
+        "sky": skies.recipe(run, "test", 0),
+        "training sky": skies.recipe(run, "train", 0),
+        "survey sky": skies.recipe(run, "survey-low", 0),
+        "training": networks.recipe(run),
+        "bandpowers": bandpowers.recipe(run, "test", 0),
+        "survey": bandpowers.recipe(run, "survey-low", 0),
+        "maps": own_maps.recipe(run),
+        "exhibit": exhibits.recipe(run),
+        "derivatives": derivatives.recipe(run, 0),
+        "curvature": curvature.recipe(run, 0),
+        "nuisances": nuisances.recipe(run, 0),
+        "coverage": coverage.recipe(run, 0),
+        "points": points.recipe(run, POINT, 0),
+        "null": nulls.recipe(run, "unlensed", 0),
+        "training null": nulls.recipe(run, "training", 0),
+        "primary": primary.recipe(run, "test", 0),
+        "baseline": mean_field.baseline_recipe(run),
+        "mean field": mean_field.recipe(run),
     }
+
+
+# What must be refused when the number of a stage's algorithm is raised.
+ALGORITHMS = {
+    skies: lambda: FROM_SKIES,
+    bandpowers: lambda: MEASURED,
+    derivatives: lambda: {"derivatives"},
+    curvature: lambda: {"curvature"},
+    nuisances: lambda: {"nuisances"},
+    coverage: lambda: {"coverage"},
+    points: lambda: {"points"},
+    nulls: lambda: {"null", "training null"},
+    mean_field: lambda: BASELINE,
+    exhibits: lambda: {"exhibit"},
+    primary: lambda: {"primary"},
+}
 
 
 BASELINE = {"baseline", "mean field"}
@@ -596,51 +625,59 @@ def test_the_table_names_keys_that_exist(full):
 def test_a_recipe_is_of_one_sky_estimator_and_test(full):
     """Which sky, which set, which network, which null and which cosmology: none is another's."""
     variants = [
-        *(full.sky_recipe(name, i) for name in full.set_names() for i in (0, 1)),
-        *(full.bandpower_recipe(name, 0, h) for name in ("test", "validation") for h in "ab"),
-        *(full.derivative_recipe(i, h) for i in (0, 1) for h in "ab"),
-        *(full.curvature_recipe(i, h) for i in (0, 1) for h in "ab"),
-        *(full.nuisance_recipe(i, h) for i in (0, 1) for h in "ab"),
-        *(full.coverage_recipe(i, h) for i in (0, 1) for h in "ab"),
-        *(full.point_recipe(c, i, h) for c in (POINT, {"ns": 0.9}) for i in (0, 1) for h in "ab"),
-        *(full.null_recipe(n, i, h) for n in ("noise", "curl") for i in (0, 1) for h in "ab"),
-        *(full.map_recipe(h) for h in "ab"),
-        *(full.exhibit_recipe(h) for h in "ab"),
-        *(primary.recipe_of(full, name, i) for name in ("test", "validation") for i in (0, 1)),
-        full.baseline_recipe(),
-        full.mean_field_recipe(),
+        *(skies.recipe(Run(full), name, i) for name in full.set_names() for i in (0, 1)),
+        *(
+            bandpowers.recipe(Run(full, h), name, 0)
+            for name in ("test", "validation")
+            for h in "ab"
+        ),
+        *(derivatives.recipe(Run(full, h), i) for i in (0, 1) for h in "ab"),
+        *(curvature.recipe(Run(full, h), i) for i in (0, 1) for h in "ab"),
+        *(nuisances.recipe(Run(full, h), i) for i in (0, 1) for h in "ab"),
+        *(coverage.recipe(Run(full, h), i) for i in (0, 1) for h in "ab"),
+        *(
+            points.recipe(Run(full, h), c, i)
+            for c in (POINT, {"ns": 0.9})
+            for i in (0, 1)
+            for h in "ab"
+        ),
+        *(
+            nulls.recipe(Run(full, h), n, i)
+            for n in ("noise", "curl")
+            for i in (0, 1)
+            for h in "ab"
+        ),
+        *(own_maps.recipe(Run(full, h)) for h in "ab"),
+        *(exhibits.recipe(Run(full, h)) for h in "ab"),
+        *(primary.recipe(Run(full), name, i) for name in ("test", "validation") for i in (0, 1)),
+        mean_field.baseline_recipe(Run(full)),
+        mean_field.recipe(Run(full)),
     ]
     assert len({identity_of(recipe) for recipe in variants}) == len(variants)
 
 
-@pytest.mark.parametrize("stage", schema.ALGORITHM)
+@pytest.mark.parametrize("stage", ALGORITHMS, ids=lambda stage: stage.__name__.rpartition(".")[2])
 def test_a_changed_algorithm_makes_its_products_stale(full, monkeypatch, stage):
-    expected = {
-        "sky": FROM_SKIES,
-        "bandpowers": MEASURED,
-        "baseline": BASELINE,
-        "nulls": {"null", "training null"},
-    }.get(stage, {stage})
     before = identities(full)
-    monkeypatch.setitem(schema.ALGORITHM, stage, 99)
+    monkeypatch.setattr(stage, "ALGORITHM", 99)
     after = identities(full)
-    assert {name for name in after if after[name] != before[name]} == expected
+    assert {name for name in after if after[name] != before[name]} == ALGORITHMS[stage]()
 
 
 def test_a_training_is_of_all_its_cosmologies(full):
     """Those of its other skies, and their order: the first sky alone does not tell."""
     others = ([{"ns": 0.95}, {"ns": 0.9}], [{"ns": 0.95}, {"ns": 0.9}, {"ns": 0.8}])
-    recipes = [training_recipe(full)]
-    recipes += [training_recipe(changed(full, ("train_cosmologies",), o)) for o in others]
+    recipes = [networks.recipe(Run(full))]
+    recipes += [networks.recipe(Run(changed(full, ("train_cosmologies",), o))) for o in others]
     assert len({identity_of(recipe) for recipe in recipes}) == 3
 
 
 def test_the_noise_floor_counts_where_it_is_used(full):
     """Above it the filters do not see it."""
     louder = changed(full, ("instrument", "noise_uk_arcmin"), 1.0)
-    recipe = identity_of(louder.baseline_recipe())
+    recipe = identity_of(mean_field.baseline_recipe(Run(louder)))
     other = changed(louder, ("baseline", "noise_floor"), 0.5)
-    assert identity_of(other.baseline_recipe()) == recipe
+    assert identity_of(mean_field.baseline_recipe(Run(other))) == recipe
 
 
 def test_identities_of_what_was_made_do_not_change():
@@ -654,7 +691,7 @@ def test_identities_of_shipped_configurations_do_not_change():
     """Nor do those of any other configuration; a new one is added to the table."""
     table = json.loads((FIXTURES / "identities.json").read_text())
     found = {}
-    for file in [*CONFIGS, *STUDIES]:
+    for file in FILES:
         for path, config in load_study(file).items():
             named = str(Path(path).relative_to(REPOSITORY / "training" / "config"))
             found[named] = identities(with_everything(config))
@@ -698,25 +735,26 @@ def test_shifted_cosmologies_ascend(full):
 
 
 def test_paths_of_different_products_differ(full):
-    points = (POINT, {"H0": 71.0}, {"ns": 70.0}, {**POINT, "ns": 0.9}, {**POINT, "ns": 0.95})
+    run = Run(full)
+    cosmologies = (POINT, {"H0": 71.0}, {"ns": 70.0}, {**POINT, "ns": 0.9}, {**POINT, "ns": 0.95})
     paths = [
-        *(full.sky_path(name, i) for name in full.set_names() for i in (0, 1)),
-        *(full.bandpower_path(name, i) for name in full.set_names() for i in (0, 1)),
-        *(primary.path_of(full, name, i) for name in full.set_names() for i in (0, 1)),
-        *(full.derivative_path(i) for i in (0, 1)),
-        *(full.curvature_path(i) for i in (0, 1)),
-        *(full.nuisance_path(i) for i in (0, 1)),
-        *(full.coverage_path(i) for i in (0, 1)),
-        *(full.point_path(c, i) for c in points for i in (0, 1)),
-        *(full.null_path(n, i) for n in ("noise", "curl") for i in (0, 1)),
-        *(full.release_path(s, i) for s in ("low", "high") for i in (0, 1)),
-        full.mean_field_path,
-        full.exhibit_path,
-        full.trained_path,
-        full.training_directory,
+        *(skies.path(run, name, i) for name in full.set_names() for i in (0, 1)),
+        *(bandpowers.path(run, name, i) for name in full.set_names() for i in (0, 1)),
+        *(primary.path(run, name, i) for name in full.set_names() for i in (0, 1)),
+        *(derivatives.path(run, i) for i in (0, 1)),
+        *(curvature.path(run, i) for i in (0, 1)),
+        *(nuisances.path(run, i) for i in (0, 1)),
+        *(coverage.path(run, i) for i in (0, 1)),
+        *(points.path(run, c, i) for c in cosmologies for i in (0, 1)),
+        *(nulls.path(run, n, i) for n in ("noise", "curl") for i in (0, 1)),
+        *(assemble.path(run, s, i) for s in ("low", "high") for i in (0, 1)),
+        mean_field.path(run),
+        exhibits.path(run),
+        networks.path(run),
+        networks.training_directory(run),
     ]
     assert len(set(paths)) == len(paths)
     assert all(full.products in path.parents for path in paths)
     elsewhere = full.model_copy(update={"skies_from": REPOSITORY})
-    assert REPOSITORY in elsewhere.sky_path("test", 0).parents
-    assert elsewhere.bandpower_path("test", 0) == full.bandpower_path("test", 0)
+    assert REPOSITORY in skies.path(Run(elsewhere), "test", 0).parents
+    assert bandpowers.path(Run(elsewhere), "test", 0) == bandpowers.path(run, "test", 0)

@@ -12,13 +12,12 @@ from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate.assemble import make_release
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError
+from cobaya_cnnlens.pipeline import networks, skies
 from cobaya_cnnlens.pipeline.config import Config
-from cobaya_cnnlens.pipeline.skies import make_skies
-from cobaya_cnnlens.reconstruct.files import estimator_hash
+from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.report import figures
-from cobaya_cnnlens.validate import coverage, tables
+from cobaya_cnnlens.validate import coverage, primary
 from cobaya_cnnlens.validate.exhibits import PATCH, shown_patch
-from cobaya_cnnlens.validate.primary import measure_primary
 
 from .conftest import REPOSITORY
 from .written import Written, small
@@ -38,18 +37,18 @@ def made(camb_once, tmp_path_factory) -> Config:
     content["coverage"] = {"skies": 2, "patches_each": 2}
     content["skies"]["test"] = 2
     config = Config.model_validate(content)
-    digest = estimator_hash(config)
+    digest = Run(config).estimator_id
     written = Written(config, digest)
-    make_skies(config, "test", [0, 1], 1)
-    measure_primary(config)
+    skies.measure(Run(config), "test", [0, 1], 1)
+    primary.measure(Run(config))
     for index in range(2):
         auto = written.auto[10 * index : 10 * (index + 1)]
-        recipe = config.coverage_recipe(index, digest)
+        recipe = coverage.recipe(Run(config, digest), index)
         arrays = {"auto": auto, "truth": auto}
-        products.write_product(config.coverage_path(index), "coverage", recipe, arrays)
-    from cobaya_cnnlens.pipeline.training import TrainingRun, training_recipe
+        products.write_product(coverage.path(Run(config), index), "coverage", recipe, arrays)
+    from cobaya_cnnlens.pipeline.training import TrainingRun
 
-    run = TrainingRun(config.training_directory, training_recipe(config))
+    run = TrainingRun(networks.training_directory(Run(config)), networks.recipe(Run(config)))
     losses = {f"{v}{name}_loss": 1.0 for name in ("e", "kappa") for v in ("", "val_")}
     run.directory.mkdir(parents=True)
     record = {"epoch": 1, "val_loss": 2.0, **losses}
@@ -68,17 +67,21 @@ class Saved:
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
     for name in ("n0_eb", "n0_iterated"):
-        monkeypatch.setattr(tables, name, lambda L, *_: np.full(np.shape(L), 1e-8))
-    monkeypatch.setattr(tables, "OMCH2_NODES", np.array([0.1, 0.11, 0.1185, 0.13, 0.14]))
+        monkeypatch.setattr(
+            f"cobaya_cnnlens.validate.noise.{name}", lambda L, *_: np.full(np.shape(L), 1e-8)
+        )
+    monkeypatch.setattr(
+        "cobaya_cnnlens.validate.omch2.OMCH2_NODES", np.array([0.1, 0.11, 0.1185, 0.13, 0.14])
+    )
 
 
 @pytest.mark.parametrize("stage", sorted(DRAWN))
 def test_every_stage_has_a_figure(made, tmp_path, stage, eager):
     """A picture is written, in which every axis that is shown holds something."""
     out = tmp_path / "new" / f"{stage}.png"
-    assert figures.draw(made, stage, out) == out
+    assert figures.draw(Run(made), stage, out) == out
     assert out.read_bytes().startswith(b"\x89PNG")
-    figure = figures.STAGES[stage](made)
+    figure = figures.STAGES[stage](Run(made))
     for axis in figure.axes:
         assert axis.has_data() or not axis.get_visible()
 
@@ -91,39 +94,40 @@ def test_the_patch_that_is_shown():
 
 def test_maps_are_those_of_one_patch(made, eager):
     """κ, κ̂ and their difference, E likewise, of the same patch of the test sky."""
-    axes = figures.reconstruction_figure(made).axes
+    axes = figures.reconstruction_figure(Run(made)).axes
     shown = [image.get_array() for axis in axes for image in axis.get_images()]
     assert len(shown) == 6
     for true, found, difference in (shown[:3], shown[3:]):
         np.testing.assert_allclose(difference, true - found, atol=1e-6)
-    sky = [image.get_array() for axis in figures.sky_figure(made).axes for image in axis.images]
+    sky = [
+        image.get_array() for axis in figures.sky_figure(Run(made)).axes for image in axis.images
+    ]
     np.testing.assert_array_equal(sky[3], shown[0])
     np.testing.assert_array_equal(sky[2], shown[3])
 
 
-def test_an_estimator_without_e_is_shown_without(made, monkeypatch):
+def test_an_estimator_without_e_is_shown_without(made):
     """A baseline gives κ̂ alone."""
 
     class Alone:
         def reconstruct(self, q, u):
             return 0.1 * q
 
-    monkeypatch.setattr("cobaya_cnnlens.pipeline.estimators.estimator_for", lambda _: Alone())
-    axes = figures.reconstruction_figure(made).axes
+    axes = figures.reconstruction_figure(Run(made, estimator=Alone())).axes
     assert sum(len(axis.get_images()) for axis in axes) == 3
 
 
 def test_training_of_q_and_u(made, tmp_path):
     """The other head's loss is drawn under its own name."""
-    from cobaya_cnnlens.pipeline.training import TrainingRun, training_recipe
+    from cobaya_cnnlens.pipeline.training import TrainingRun
 
     network = made.network.model_copy(update={"polarisation": "qu"})
     config = made.model_copy(update={"network": network, "products": tmp_path})
-    run = TrainingRun(config.training_directory, training_recipe(config))
+    run = TrainingRun(networks.training_directory(Run(config)), networks.recipe(Run(config)))
     run.directory.mkdir(parents=True)
     losses = {f"{v}{name}_loss": 1.0 for name in ("qu", "kappa") for v in ("", "val_")}
     run.finish_epoch(Saved(), {"epoch": 1, "val_loss": 2.0, **losses})
-    (axis,) = figures.training_figure(config).axes
+    (axis,) = figures.training_figure(Run(config)).axes
     assert {line.get_label() for line in axis.lines} == {
         f"{name}, {of}" for name in ("kappa", "qu") for of in ("training", "validation")
     }
@@ -131,11 +135,11 @@ def test_training_of_q_and_u(made, tmp_path):
 
 def test_unknown_stages_and_missing_products_are_told(made, tmp_path):
     with pytest.raises(CNNLensError, match="no figure for stage 'skies'; choose one of spectra"):
-        figures.draw(made, "skies")
+        figures.draw(Run(made), "skies")
     empty = made.model_copy(update={"products": tmp_path, "skies_from": made.sky_directory})
     for stage in sorted(DRAWN - {"spectra", "sky", "reconstruction"}):
         with pytest.raises(CNNLensError):
-            figures.draw(empty, stage)
+            figures.draw(Run(empty), stage)
 
 
 def test_the_command(made, tmp_path):
@@ -180,9 +184,10 @@ def test_figures_need_no_display_and_leave_none_open(made, tmp_path):
     code = """
 import sys
 from pathlib import Path
-from cobaya_cnnlens.pipeline.config import load_config
+from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.report.figures import draw
-draw(load_config(sys.argv[1]), "spectra", Path(sys.argv[2]))
+draw(Run(load_config(sys.argv[1])), "spectra", Path(sys.argv[2]))
 assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 """
     environment = {"MPLBACKEND": "TkAgg", "DISPLAY": ""}
@@ -197,8 +202,8 @@ assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyp
 
 def test_the_figure_of_coverage(made):
     """Ranks by tenths over the band of simulated sets, and every survey's pull at its truth."""
-    digest = estimator_hash(made)
-    table = coverage.coverage_table(made, digest, make_release(made, digest, "fiducial"))
+    run = Run(made)
+    table = coverage.coverage_table(run, make_release(run, "fiducial"))
     left, right = figures.draw_coverage(table).axes
     ranks, band = (patch.get_data() for patch in left.patches)
     np.testing.assert_array_equal(ranks.values, table.tenths)

@@ -1,11 +1,18 @@
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
+from cobaya.bib import get_bib_info
+from cobaya.doc import doc_script
+from cobaya.input import load_input, update_info
 from cobaya.log import LoggedError
 from cobaya.model import get_model
+from cobaya.run import run
+from cobaya.yaml import yaml_load, yaml_load_file
 
+import cobaya_cnnlens
 import yaml
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.cnnlens import TOLERATED, WATCHED, CNNLens, Watch, data_digest
@@ -22,6 +29,7 @@ NAME = "cobaya_cnnlens.CNNLens"
 INSTRUMENT = {f"cnnlens_{name}": 0 for name in ("gain", "beam", "noise", "angle")}
 FAST = {"cobaya_cnnlens.EmulatedCAMB": {"emulator": "lcdm"}}
 INPUTS = sorted((REPOSITORY / "yaml").glob("*.yaml"))
+KNOWN_INSTRUMENT = REPOSITORY / "yaml" / "shared" / "known_instrument.yaml"
 
 
 @pytest.fixture
@@ -419,10 +427,6 @@ def test_two_surveys_in_one_run():
 
 
 def chain_of(info, output, **options):
-    import warnings
-
-    from cobaya.run import run
-
     sampler = {"mcmc": {"max_samples": 12, "burn_in": 0, "seed": 1, "covmat": None}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pandas, on how cobaya writes its progress
@@ -529,7 +533,7 @@ def test_the_worst_bin_is_told_by_its_multipoles(tmp_path, caplog):
 @pytest.mark.parametrize("path", [p for p in INPUTS if "fast" in p.stem], ids=lambda p: p.stem)
 def test_the_box_holds_the_priors_of_fast_inputs(path):
     """Flat ones whole, Gaussian ones to five sigma."""
-    content = yaml.safe_load(path.read_text())
+    content = yaml_load_file(str(path))
     emulator = read_emulator(content["theory"]["cobaya_cnnlens.EmulatedCAMB"]["emulator"])
     sides = dict(
         zip(
@@ -578,11 +582,12 @@ def test_import_is_light():
 
 
 @pytest.mark.parametrize("path", INPUTS, ids=lambda p: p.stem)
-def test_shipped_inputs_evaluate(path, monkeypatch):
-    """Every input file builds its model and gives a finite posterior at its reference point; its
-    CAMB, or its emulator's, is set as the release's was, and run coarsely here."""
-    monkeypatch.chdir(REPOSITORY)
-    content = yaml.safe_load(path.read_text())
+def test_shipped_inputs_evaluate(path, tmp_path, monkeypatch):
+    """Every input file, read from any folder, builds its model and gives a finite posterior at its
+    reference point; its CAMB, or its emulator's, is set as the release's was, and run coarsely
+    here."""
+    monkeypatch.chdir(tmp_path)
+    content = yaml_load_file(str(path))
     content.pop("sampler")
     content.pop("output")
     release = read_release(content["likelihood"][NAME]["release"])
@@ -613,6 +618,52 @@ def test_shipped_inputs_evaluate(path, monkeypatch):
         )
     )
     assert np.isfinite(model.logposterior(point).logpost)
+
+
+def test_the_known_instrument_is_that_of_the_likelihood():
+    """What inputs share has every parameter of the likelihood, under its labels, and no prior."""
+    shared = yaml_load_file(str(KNOWN_INSTRUMENT))
+    defaults = CNNLens.get_defaults()["params"]
+    assert list(shared) == list(defaults)
+    for name, content in shared.items():
+        fixed = {"derived": True} if defaults[name].get("derived") else {"value": 0}
+        assert content == {"latex": defaults[name]["latex"], **fixed}
+
+
+@pytest.mark.parametrize("path", INPUTS, ids=lambda p: p.stem)
+def test_inputs_fix_the_instrument_but_for_one(path):
+    updated = update_info(yaml_load_file(str(path)))["params"]
+    sampled = {name for name in INSTRUMENT if "prior" in updated[name]}
+    assert sampled == (set(INSTRUMENT) if path.stem == "nuisances" else set())
+
+
+def test_post_takes_the_known_instrument(tmp_path, monkeypatch):
+    """An input of Cobaya's `post` in another folder: the chain's likelihood with another option."""
+    monkeypatch.chdir(tmp_path)
+    content = yaml_load_file(str(REPOSITORY / "yaml" / "omegac_fast.yaml"))
+    content["likelihood"][NAME]["check_theory"] = False
+    chain_of(content, "c")
+    (tmp_path / "post.yaml").write_text(
+        f"""\
+output: c
+post:
+  suffix: linear
+  skip: 0
+  remove: {{likelihood: {{{NAME}: }}}}
+  add:
+    likelihood:
+      {NAME}:
+        noise_debias: linear
+        check_theory: false
+        params: !defaults {KNOWN_INSTRUMENT}
+"""
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pandas, on how cobaya writes its progress
+        run(str(tmp_path / "post.yaml"), no_mpi=True)
+    added = yaml_load_file(str(tmp_path / "c.post.linear.updated.yaml"))
+    assert added["likelihood"][NAME]["noise_debias"] == "linear"
+    assert all(added["params"][name]["value"] == 0 for name in INSTRUMENT)
 
 
 def test_node_camb_against_camb(path):
@@ -688,3 +739,39 @@ def test_default_release_is_shipped():
         (REPOSITORY / "cobaya_cnnlens" / "likelihood" / "CNNLens.yaml").read_text()
     )
     assert defaults["release"] in shipped_releases()
+
+
+COMPONENTS = {"CNNLens": "likelihood", "EmulatedCAMB": "theory", "NodeCAMB": "theory"}
+
+
+@pytest.mark.parametrize(("name", "kind"), COMPONENTS.items())
+def test_cobaya_documents_every_option(name, kind, capsys):
+    """`cobaya-doc` prints each with its default, under a comment that says what it is."""
+    doc_script([f"cobaya_cnnlens.{name}"])
+    printed = capsys.readouterr().out
+    options = yaml_load(printed)[kind][f"cobaya_cnnlens.{name}"]
+    declared = set(getattr(cobaya_cnnlens, name).__annotations__)
+    assert declared
+    assert set(options) - {"params", "speed"} == declared
+    lines = [line.strip() for line in printed.splitlines()]
+    for option in declared - {"L_max"}:  # of L_min too
+        at = next(i for i, line in enumerate(lines) if line.startswith(f"{option}:"))
+        assert lines[at - 1].startswith("#"), option
+
+
+@pytest.mark.parametrize("file", ["omegac", "omegac_fast"])
+def test_cobaya_cites_camb_the_paper_and_this_package(file):
+    info = load_input(str(REPOSITORY / "yaml" / f"{file}.yaml"))
+    _, found = get_bib_info(info)
+    (theory,), (ours,) = found["theory"].values(), found["likelihood"].values()
+    assert "@article{Lewis:1999bs," in theory
+    assert "@article{Caldeira:2018ojb," in ours
+    assert "@misc{cobaya_cnnlens," in ours
+
+
+@pytest.mark.parametrize("name", ["EmulatedCAMB", "NodeCAMB"])
+def test_cobaya_cites_camb_for_the_theories(name):
+    _, found = get_bib_info(f"cobaya_cnnlens.{name}")
+    (cited,) = found["theory"].values()
+    assert "@article{Lewis:1999bs," in cited
+    assert "@misc{cobaya_cnnlens," in cited

@@ -16,39 +16,40 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
+from cobaya.yaml import yaml_load_file
 from typer.testing import CliRunner
 
 import yaml
 from cobaya_cnnlens import products
+from cobaya_cnnlens.calibrate import own_maps
 from cobaya_cnnlens.calibrate.assemble import make_calibrated_release
-from cobaya_cnnlens.calibrate.bandpowers import Bins
-from cobaya_cnnlens.calibrate.maps import (
-    AXES,
-    PatchMaps,
-    check_folder,
-    check_maps,
-    parse_centres,
-    read_maps,
-    reconstruct_maps,
-    to_meridian,
-    write_images,
-)
-from cobaya_cnnlens.calibrate.measure import MAP_BANDPOWERS, spectra_of
-from cobaya_cnnlens.calibrate.own_maps import MapSetup, check_separate, find_networks, is_release
+from cobaya_cnnlens.calibrate.map_checks import check_maps
+from cobaya_cnnlens.calibrate.own_maps import MapSetup, check_folder, reconstruct_maps
+from cobaya_cnnlens.calibrate.release_networks import find_networks, is_release
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError, MapError, NetworkError, ProductError, ReleaseError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.release import read_release, write_release
-from cobaya_cnnlens.pipeline.config import load_config
+from cobaya_cnnlens.pipeline import skies
+from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.map_files import (
+    AXES,
+    PatchMaps,
+    parse_centres,
+    read_maps,
+    to_meridian,
+    write_images,
+)
 from cobaya_cnnlens.pipeline.observation import sky_noise
-from cobaya_cnnlens.pipeline.skies import make_skies
+from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.separation import check_separate
 from cobaya_cnnlens.simulate import shards
+from cobaya_cnnlens.simulate.bandpowers import Bins
 from cobaya_cnnlens.simulate.instrument import (
     ARCMIN,
     Instrument,
     Systematics,
     convolve_beam,
-    cosine_mask,
     white_noise,
 )
 from cobaya_cnnlens.simulate.patches import (
@@ -556,18 +557,20 @@ def theory():
 def setup(tmp_path_factory):
     config = load_config(REPOSITORY / "training" / "config" / "test.yaml")
     config = config.model_copy(update={"products": tmp_path_factory.mktemp("observed")})
-    return MapSetup.of_config(config, HASH)
+    return MapSetup.of_run(Run(config, HASH))
 
 
 @pytest.fixture(scope="module")
 def observed(setup):
     """Unmasked, beamed and noisy patches of a simulated sky, of the configuration's instrument."""
-    config = setup.fiducial
-    make_skies(config, "test", [0])
+    config = setup.fiducial.config
+    skies.measure(Run(config), "test", [0])
     fields = shards.read_fields(
-        config.sky_path("test", 0), ("lensed_q", "lensed_u"), config.sky_recipe("test", 0)
+        skies.path(Run(config), "test", 0),
+        ("lensed_q", "lensed_u"),
+        skies.recipe(Run(config), "test", 0),
     )
-    noise = sky_noise(config, "test", 0, len(fields[0]))
+    noise = sky_noise(Run(config), "test", 0, len(fields[0]))
     q, u = (
         convolve_beam(field, config.instrument, config.patch) + n
         for field, n in zip(fields, noise, strict=True)
@@ -723,11 +726,11 @@ def test_reconstruction_of_maps(setup, observed, tmp_path):
     """κ̂ is that of the masked patches, with its place on the sky; so are the bandpowers."""
     maps = replace(first(observed, 2), centres=CENTRES[::-1], frame="G")
     path = reconstruct_maps(setup, Sum(), maps, "mine.fits", tmp_path / "out")
-    config = setup.fiducial
-    mask = cosine_mask(config.patch, config.instrument.taper_deg)
+    config = setup.fiducial.config
+    mask = Run(config).mask
     kappa = (maps.q + maps.u) * mask
-    with products.open_product(path, MAP_BANDPOWERS, config.map_recipe(HASH)) as product:
-        np.testing.assert_allclose(product.array("auto"), spectra_of(config).auto(kappa))
+    with products.open_product(path, own_maps.KIND, own_maps.recipe(Run(config, HASH))) as product:
+        np.testing.assert_allclose(product.array("auto"), Run(config).bandpowers.auto(kappa))
         np.testing.assert_array_equal(product.array("centres"), maps.centres)
         assert bytes(product.array("source")) == b"mine.fits"
         assert bytes(product.array("frame")) == b"G"
@@ -802,13 +805,13 @@ def write_bandpowers(path, calibration, auto, centres, frame="C", **changed):
         "frame": np.bytes_(frame.encode()),
         "source": np.bytes_(path.stem.encode()),
     }
-    products.write_product(path, MAP_BANDPOWERS, recipe, arrays)
+    products.write_product(path, own_maps.KIND, recipe, arrays)
     return path
 
 
 def test_a_configuration_and_its_release_fit_the_same_maps(setup):
     """Bandpowers reconstructed by either belong to either."""
-    config = setup.fiducial
+    config = setup.fiducial.config
     release = synthetic_release(
         edges=setup.bins.edges,
         n_bins=setup.bins.n_bins,
@@ -988,7 +991,7 @@ def write_patch(path, maps, k=0):
 
 def fast_run(release, output):
     """The input of yaml/omegac_fast.yaml for a release of data."""
-    run = yaml.safe_load((REPOSITORY / "yaml" / "omegac_fast.yaml").read_text())
+    run = yaml_load_file(str(REPOSITORY / "yaml" / "omegac_fast.yaml"))
     run["likelihood"]["cobaya_cnnlens.CNNLens"]["release"] = str(release)
     run["output"] = str(output)
     return run
@@ -1129,7 +1132,7 @@ def test_own_maps_to_a_posterior_from_a_wheel(installed, theory, tmp_path, kind)
 def test_what_is_wrong_is_told_before_anything_slow(tmp_path, monkeypatch):
     """The network, the folder and the options, each before a map is read."""
     monkeypatch.setattr(
-        "cobaya_cnnlens.calibrate.maps.read_maps", lambda *_, **__: pytest.fail("read")
+        "cobaya_cnnlens.pipeline.map_files.read_maps", lambda *_, **__: pytest.fail("read")
     )
     content = yaml.safe_load((REPOSITORY / "training" / "config" / "test.yaml").read_text())
     content["products"] = str(tmp_path / "products")

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from cobaya_cnnlens.calibrate.bandpowers import Bins, FlatSpectra
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.reconstruct.n0 import Filter, n0_eb, response_eb
 from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
+from cobaya_cnnlens.simulate.bandpowers import Bins, FlatSpectra
 from cobaya_cnnlens.simulate.instrument import Instrument
 from cobaya_cnnlens.simulate.modes import mode_vectors
 from cobaya_cnnlens.simulate.patches import PatchGeometry

@@ -9,17 +9,16 @@ import h5py
 import numpy as np
 import pytest
 
+from cobaya_cnnlens.calibrate.release_networks import check_network
 from cobaya_cnnlens.errors import NetworkError
 from cobaya_cnnlens.likelihood.release import read_release
-from cobaya_cnnlens.pipeline.config import load_config
+from cobaya_cnnlens.pipeline import networks
+from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.reconstruct.files import (
-    check_network,
-    check_trained,
-    estimator_hash,
     network_hash,
     networks_hash,
     read_network,
-    training_recipe,
 )
 
 from .conftest import REPOSITORY, write_network
@@ -187,14 +186,14 @@ def test_what_is_no_resunet_never_reaches_keras(tmp_path):
 def trained(small_config):
     """A configuration, and a network in its products that says it was trained so."""
     small_config.products.mkdir()
-    metadata = {"recipe": json.loads(json.dumps(training_recipe(small_config)))}
-    write_network(small_config.trained_path, metadata=metadata)
+    metadata = {"recipe": json.loads(json.dumps(networks.recipe(Run(small_config))))}
+    write_network(networks.path(Run(small_config)), metadata=metadata)
     return small_config
 
 
 def test_a_network_of_another_training_is_refused(trained):
     """`train` has always refused it; `reconstruct`, `derivatives` and releases use the hash."""
-    assert estimator_hash(trained) == network_hash(trained.trained_path)
+    assert Run(trained).estimator_id == network_hash(networks.path(Run(trained)))
     louder = trained.instrument.__class__(noise_uk_arcmin=5.0)
     moved = trained.model_copy(update={"instrument": louder})
     with pytest.raises(
@@ -202,49 +201,57 @@ def test_a_network_of_another_training_is_refused(trained):
         match=r"network\.keras: was trained for .*instrument\.noise_uk_arcmin \(1\.0 ≠ 5\.0\); "
         "delete it .* run `cnnlens train`",
     ):
-        estimator_hash(moved)
-    network = moved.network.model_copy(update={"pretrained": trained.trained_path})
+        _ = Run(moved).estimator_id
+    network = moved.network.model_copy(update={"pretrained": networks.path(Run(trained))})
     as_it_is = moved.model_copy(update={"network": network})
-    assert estimator_hash(as_it_is) == network_hash(trained.trained_path)
+    assert Run(as_it_is).estimator_id == network_hash(networks.path(Run(trained)))
     compiled = trained.training.model_copy(update={"jit_compile": False})
-    check_trained(trained.model_copy(update={"training": compiled}))
+    networks.check_trained(Run(trained.model_copy(update={"training": compiled})))
     for key, value in (("clip_norm", None), ("seed", 7), ("loss", "spectral")):
         changed = trained.training.model_copy(update={key: value})
         with pytest.raises(NetworkError, match=rf"training\.{key} "):
-            check_trained(trained.model_copy(update={"training": changed}))
+            networks.check_trained(Run(trained.model_copy(update={"training": changed})))
 
 
 def test_a_network_that_does_not_say_how_it_was_trained(trained):
-    write_network(trained.trained_path)
+    write_network(networks.path(Run(trained)))
     with pytest.raises(NetworkError, match="does not say how it was trained"):
-        estimator_hash(trained)
+        _ = Run(trained).estimator_id
 
 
 def test_recipes_of_older_networks(trained):
     """What they leave out had the default's value; of the network to start from they name the
     file's hash."""
-    recipe = json.loads(json.dumps(training_recipe(trained)))
+    recipe = json.loads(json.dumps(networks.recipe(Run(trained))))
     del recipe["training"]["loss"], recipe["network"]["noise_map"]
     recipe["training"] |= {"ema": None, "jit_compile": False}
-    write_network(trained.trained_path, metadata={"recipe": recipe})
-    check_trained(trained)
+    write_network(networks.path(Run(trained)), metadata={"recipe": recipe})
+    networks.check_trained(Run(trained))
     initial = write_network(trained.products / "initial.keras", input_std=[2.0, 2.0])
     network = trained.network.model_copy(update={"initial": initial})
     started = trained.model_copy(update={"network": network})
     with pytest.raises(NetworkError, match=r"network\.initial \(None ≠ "):
-        check_trained(started)
+        networks.check_trained(Run(started))
     recipe["network"]["initial"] = hashlib.sha256(initial.read_bytes()).hexdigest()
-    write_network(trained.trained_path, metadata={"recipe": recipe})
-    check_trained(started)
+    write_network(networks.path(Run(trained)), metadata={"recipe": recipe})
+    networks.check_trained(Run(started))
     write_network(initial, input_std=[3.0, 3.0])
     with pytest.raises(NetworkError, match=r"network\.initial"):
-        check_trained(started)
+        networks.check_trained(Run(started))
 
 
-@pytest.mark.parametrize("name", ["laptop", "dedicated_0uk", "dedicated_2uk", "dedicated_5uk"])
-def test_the_shipped_networks_were_trained_as_their_configurations_say(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("network", "config"),
+    [
+        ("laptop_1uk", "laptop.yaml"),
+        ("conditional", "conditional.yaml#trained"),
+        *((f"dedicated_{level}", f"dedicated.yaml#{level}") for level in ("0uk", "2uk", "5uk")),
+    ],
+)
+def test_the_shipped_networks_were_trained_as_their_configurations_say(
+    network, config, tmp_path, monkeypatch
+):
     monkeypatch.chdir(REPOSITORY)
-    config = load_config(f"training/config/{name}.yaml")
-    file = NETWORKS / (f"{name}_1uk.keras" if name == "laptop" else f"{name}.keras")
-    (tmp_path / "network.keras").write_bytes(file.read_bytes())
-    check_trained(config.model_copy(update={"products": tmp_path}))
+    config = load_config(f"training/config/{config}")
+    (tmp_path / "network.keras").write_bytes((NETWORKS / f"{network}.keras").read_bytes())
+    networks.check_trained(Run(config.model_copy(update={"products": tmp_path})))

@@ -10,28 +10,33 @@ import pytest
 import scipy.fft
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate.bandpowers import e_and_b
-from cobaya_cnnlens.calibrate.measure import measure_skies, spectra_of
+from cobaya_cnnlens.calibrate import bandpowers
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
-from cobaya_cnnlens.pipeline.config import Config, load_config
+from cobaya_cnnlens.pipeline import skies
+from cobaya_cnnlens.pipeline.config import Config
+from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import observe_sky
-from cobaya_cnnlens.pipeline.skies import make_skies, spectra_for
+from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.reconstruct.n0 import Filter
 from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
 from cobaya_cnnlens.report.figures import draw
+from cobaya_cnnlens.report.text import format_nulls
 from cobaya_cnnlens.simulate import patches, shards
-from cobaya_cnnlens.simulate.instrument import Instrument, cosine_mask
-from cobaya_cnnlens.validate.null_inputs import (
+from cobaya_cnnlens.simulate.bandpowers import e_and_b
+from cobaya_cnnlens.simulate.instrument import Instrument
+from cobaya_cnnlens.validate import nulls
+from cobaya_cnnlens.validate.nulls import (
     NULLS,
+    ROUNDING,
     NullBench,
     beyond_mask,
     check_names,
     gaussian_b,
     mean_field,
-    measure_nulls,
+    null_test,
+    nulls_table,
     turned,
 )
-from cobaya_cnnlens.validate.nulls import ROUNDING, format_nulls, null_test, nulls_table
 
 from .conftest import REPOSITORY, write_network
 
@@ -51,21 +56,23 @@ def config(camb_once, tmp_path_factory) -> Config:
     content["derivatives"] |= {"kk_edges": [2, 1701], "ee_edges": [2, 2001]}
     content["skies"] = {"train": 1, "validation": 1, "test": 1, "derivatives": 1}
     config = Config.model_validate(content)
-    make_skies(config, "test", [0], 1)
+    skies.measure(Run(config), "test", [0], 1)
     # One sky stands for the three sets: no null compares maps of one with those of another.
     names = shards.FIELDS
-    recipe = config.sky_recipe("test", 0)
-    fields = shards.read_fields(config.sky_path("test", 0), names, recipe)
+    recipe = skies.recipe(Run(config), "test", 0)
+    fields = shards.read_fields(skies.path(Run(config), "test", 0), names, recipe)
     for other in ("train", "validation"):
-        path = config.sky_path(other, 0)
-        shards.write_shard(path, config.sky_recipe(other, 0), dict(zip(names, fields, strict=True)))
+        path = skies.path(Run(config), other, 0)
+        shards.write_shard(
+            path, skies.recipe(Run(config), other, 0), dict(zip(names, fields, strict=True))
+        )
     return config
 
 
 @pytest.fixture(scope="module")
 def quadratic(config) -> QuadraticEstimator:
-    mask = cosine_mask(config.patch, config.instrument.taper_deg)
-    theory = spectra_for(config, config.cosmology)
+    mask = Run(config).mask
+    theory = Run(config).spectra()
     return QuadraticEstimator(config.patch, config.instrument, mask, theory, band=BAND)
 
 
@@ -95,10 +102,10 @@ def shown(config, quadratic):
     """The quadratic estimator's products of every null, and the maps that it was shown."""
     recording = Recording(quadratic)
     for name in ("test", "validation"):
-        measure_skies(config, quadratic, HASH, name)
-    measure_nulls(config, recording, HASH, nthreads=1)
+        bandpowers.measure(Run(config, HASH, quadratic), name)
+    nulls.measure(Run(config, HASH, recording), nthreads=1)
     # Products are there: nothing is reconstructed again.
-    measure_nulls(config, None, HASH, nthreads=1)
+    nulls.measure(Run(config, HASH, None), nthreads=1)
     order = ("training", "unlensed", "swapped", "noise", "b_only", "parity", "curl")
     return dict(zip(order, recording.shown, strict=True))
 
@@ -107,9 +114,9 @@ def table_of(config, estimator, folder, names):
     """The table of some nulls of an estimator, with products of its own."""
     own = config.model_copy(update={"products": config.products.parent / folder})
     for name in ("test", "validation"):
-        measure_skies(own, estimator, HASH, name)
-    measure_nulls(own, estimator, HASH, names)
-    return nulls_table(own, HASH, names)
+        bandpowers.measure(Run(own, HASH, estimator), name)
+    nulls.measure(Run(own, HASH, estimator), names)
+    return nulls_table(Run(own, HASH), names)
 
 
 def verdicts(table):
@@ -117,7 +124,7 @@ def verdicts(table):
 
 
 def test_a_good_estimator_passes(config, shown):
-    table = nulls_table(config, HASH)
+    table = nulls_table(Run(config, HASH))
     assert [t.name for t in table.cross] == list(NULLS)
     assert (table.response > 0.5).all()
     found = verdicts(table)
@@ -139,12 +146,14 @@ def test_a_good_estimator_passes(config, shown):
 def test_maps_are_what_they_are_said_to_be(config, shown):
     """Test maps are noiseless ones and the noise; B differs from noise by B; a curl from both."""
     quiet = config.model_copy(update={"instrument": config.instrument.__class__(0.0)})
-    lensed, unlensed = (observe_sky(quiet, "test", 0, lensed=choice) for choice in (True, False))
+    lensed, unlensed = (
+        observe_sky(Run(quiet), "test", 0, lensed=choice) for choice in (True, False)
+    )
     noise = shown["noise"][0]
     for name, clean in (("swapped", lensed), ("unlensed", unlensed)):
         np.testing.assert_allclose(shown[name][0], clean.q + noise, atol=1e-5)
     np.testing.assert_array_equal(shown["parity"][1], -shown["swapped"][1][..., ::-1])
-    spectra = spectra_of(config)
+    spectra = Run(config).bandpowers
     e, b = e_and_b(spectra, *(a - c for a, c in zip(shown["b_only"], shown["noise"], strict=True)))
     # The mask makes little E of B.
     assert (spectra.cross(e, e).mean(0) < 0.2 * spectra.cross(b, b).mean(0)).all()
@@ -154,18 +163,19 @@ def test_maps_are_what_they_are_said_to_be(config, shown):
 
 def test_figure_is_drawn(config, shown, tmp_path):
     with pytest.raises(CNNLensError, match="no null test has been measured"):
-        draw(config.model_copy(update={"products": tmp_path}), "nulls")
+        draw(Run(config.model_copy(update={"products": tmp_path})), "nulls")
     # The configuration's hash is that of its network; here any network stands for it.
     network = config.network.model_copy(update={"pretrained": write_network(tmp_path / "n.keras")})
     own = config.model_copy(update={"network": network, "products": tmp_path})
-    from cobaya_cnnlens.reconstruct.files import estimator_hash
 
-    measure_nulls(own, Plus(Zero(), lambda q, u: q), estimator_hash(own), ["noise", "parity"])
+    nulls.measure(
+        Run(own, Run(own).estimator_id, Plus(Zero(), lambda q, u: q)), ["noise", "parity"]
+    )
     for name in ("test", "validation"):
-        kappa = observe_sky(own, name, 0).kappa
+        kappa = observe_sky(Run(own), name, 0).kappa
         oracle = Plus(Zero(), lambda q, u, kappa=kappa: kappa + 1e-3 * q)
-        measure_skies(own, oracle, estimator_hash(own), name)
-    assert draw(own, "nulls").stat().st_size > 10_000
+        bandpowers.measure(Run(own, Run(own).estimator_id, oracle), name)
+    assert draw(Run(own), "nulls").stat().st_size > 10_000
 
 
 class Zero:
@@ -174,7 +184,7 @@ class Zero:
 
 
 def test_an_estimator_that_learned_the_training_set_by_heart(config, quadratic):
-    seen = observe_sky(config, "train", 0, lensed=False)
+    seen = observe_sky(Run(config), "train", 0, lensed=False)
 
     def by_heart(q, u):
         return 0.1 * seen.kappa * np.array_equal(q, seen.q)
@@ -188,7 +198,7 @@ def test_an_estimator_that_learned_the_training_set_by_heart(config, quadratic):
 
 def test_an_estimator_that_always_answers_with_kappa(config, quadratic, shown):
     """It fails wherever the maps hold no κ of the patch, even if it is right on lensed maps."""
-    kappa = observe_sky(config, "test", 0).kappa
+    kappa = observe_sky(Run(config), "test", 0).kappa
     stubborn = Plus(quadratic, lambda q, u: 0.2 * kappa)
     names = ["unlensed", "swapped", "noise", "b_only", "parity"]
     found = verdicts(table_of(config, stubborn, "stubborn", names))
@@ -207,9 +217,9 @@ def test_an_estimator_that_mixes_patches_up(config, quadratic):
 def test_an_estimator_with_a_pattern(config, quadratic):
     """A pattern in every κ̂ is no part of any κ, but it is a mean field, and one that the mask with
     the symmetries of the square cannot make; one with those symmetries can be the mask's."""
-    mask = cosine_mask(config.patch, config.instrument.taper_deg)
+    mask = Run(config).mask
     x = np.cos(2 * np.pi * 5 * (np.arange(48) - 23.5) / 48)
-    seen = observe_sky(config, "test", 0)
+    seen = observe_sky(Run(config), "test", 0)
     rms = quadratic.reconstruct(seen.q, seen.u).std()
     for name, pattern, verdict in (
         ("stripes", np.broadcast_to(x, (48, 48)), "FAILS"),
@@ -224,7 +234,7 @@ def test_an_estimator_with_a_pattern(config, quadratic):
 def test_an_estimator_that_knows_left_from_right(config, quadratic):
     """B is odd under mirrors. With half of it in κ̂ = E the odd part has ¼⟨BB⟩ of ⟨EE⟩ + ¼⟨BB⟩; on
     an ensemble that is symmetric it cannot correlate with κ even so."""
-    spectra = spectra_of(config)
+    spectra = Run(config).bandpowers
 
     def half_b(q, u):
         e, b = e_and_b(spectra, q, u)
@@ -232,7 +242,7 @@ def test_an_estimator_that_knows_left_from_right(config, quadratic):
 
     handed = Plus(Zero(), half_b)
     own = config.model_copy(update={"products": config.products.parent / "handed"})
-    bench = NullBench(own, handed, 0, 1)
+    bench = NullBench(Run(own, estimator=handed), 0, 1)
     found = bench.parity()
     e, b = (spectra.cross(m, m) for m in e_and_b(spectra, bench.seen.q, bench.seen.u))
     expected = 0.25 * b.mean(0) / (e + 0.25 * b).mean(0)
@@ -258,10 +268,10 @@ class CurlQuadratic(QuadraticEstimator):
 
 def test_curl_is_there_for_an_estimator_that_looks_for_it(config, shown):
     """Its own null: on curl-deflected maps it finds ½L²ω, on test maps no κ."""
-    mask = cosine_mask(config.patch, config.instrument.taper_deg)
-    theory = spectra_for(config, config.cosmology)
+    mask = Run(config).mask
+    theory = Run(config).spectra()
     leaky = CurlQuadratic(config.patch, config.instrument, mask, theory, band=BAND)
-    bench = NullBench(config, leaky, 0, 1)
+    bench = NullBench(Run(config, estimator=leaky), 0, 1)
     found = {}
     for name in ("curl", "swapped"):
         made = bench._compare(leaky.reconstruct(*shown[name]), bench.seen.kappa)
@@ -274,7 +284,7 @@ def test_curl_is_there_for_an_estimator_that_looks_for_it(config, shown):
 
 def test_the_turned_gradient_is_a_curl(config):
     """Against ducc's synthesis of a spin-1 field of B modes √(l(l+1)) φ."""
-    theory = spectra_for(config, config.cosmology)
+    theory = Run(config).spectra()
     lmax = 300
     sky = shards.draw_sky(theory, lmax, 3, "tests", 0)
     pointing = patches.point_patch(np.array([1.1, 2.0]), config.patch)
@@ -293,11 +303,11 @@ def test_the_turned_gradient_is_a_curl(config):
 
 
 def test_gaussian_b_has_its_spectrum_and_no_e(config):
-    theory = spectra_for(config, config.cosmology)
-    q, u = gaussian_b(config, theory.lensed_bb, 300, np.random.default_rng(0))
+    theory = Run(config).spectra()
+    q, u = gaussian_b(Run(config), theory.lensed_bb, 300, np.random.default_rng(0))
     n = config.patch.n_padded
     geometry = config.patch.__class__(config.patch.size_deg * n / config.patch.n_pixels, n, 0)
-    periodic = type(spectra_of(config))(geometry, spectra_of(config).bins, np.ones((n, n)))
+    periodic = type(Run(config).bandpowers)(geometry, Run(config).bandpowers.bins, np.ones((n, n)))
     e, b = e_and_b(periodic, q, u)
     assert np.abs(e).max() < 1e-6 * np.abs(b).max()
     ell = np.hypot(
@@ -316,7 +326,7 @@ def test_gaussian_b_has_its_spectrum_and_no_e(config):
 
 def test_the_mean_field_of_the_same_map_thrice_is_its_power(config):
     """Of n equal maps every pair has the map's own power: Σ over n(n − 1) pairs, not n²."""
-    spectra = spectra_of(config)
+    spectra = Run(config).bandpowers
     generator = np.random.default_rng(4)
     one = generator.standard_normal((1, config.patch.n_pixels, config.patch.n_pixels))
     modes = spectra.transform(np.repeat(one, 3, axis=0))
@@ -327,7 +337,7 @@ def test_the_mean_field_of_the_same_map_thrice_is_its_power(config):
 def test_mean_field_of_a_known_pattern(config):
     """Unbiased: the power of the pattern that all maps have, whatever else there is in them."""
     generator = np.random.default_rng(1)
-    spectra = spectra_of(config)
+    spectra = Run(config).bandpowers
     n = config.patch.n_pixels
     pattern = 0.3 * generator.standard_normal((n, n))
     maps = generator.standard_normal((400, n, n))
@@ -356,17 +366,17 @@ def test_ptes_of_true_nulls_are_uniform():
 
 def test_bad_input_is_refused(config, shown, tmp_path):
     with pytest.raises(CNNLensError, match=r"no null test 'moon' of .*; choose of training"):
-        measure_nulls(config, None, HASH, ["moon"])
+        nulls.measure(Run(config, HASH, None), ["moon"])
     with pytest.raises(ConfigError, match="set 'test' has skies 0 to 0, not 1"):
-        measure_nulls(config, None, HASH, ["noise"], [1])
+        nulls.measure(Run(config, HASH, None), ["noise"], [1])
     quiet = config.model_copy(update={"instrument": Instrument(0.0, 1.0)})
-    assert "noise" not in check_names(quiet)
+    assert "noise" not in check_names(Run(quiet))
     with pytest.raises(CNNLensError, match="no null test 'noise'"):
-        measure_nulls(quiet, None, HASH, ["noise"])
+        nulls.measure(Run(quiet, HASH, None), ["noise"])
     with pytest.raises(ProductError, match="network"):
-        measure_nulls(config, None, "b" * 64, ["noise"])
+        nulls.measure(Run(config, "b" * 64, None), ["noise"])
     with pytest.raises(CNNLensError, match="not finite"):
-        NullBench(config, Plus(Zero(), lambda q, u: np.nan), 0).noise()
+        NullBench(Run(config, estimator=Plus(Zero(), lambda q, u: np.nan)), 0).noise()
     content = config.model_dump(mode="json") | {"nulls": {"skies": 2}}
     with pytest.raises(ValueError, match=r"nulls\.skies is 2, but there are 1 test skies"):
         Config.model_validate(content)
@@ -377,16 +387,16 @@ def test_other_products_keep_their_identity(config):
     more = config.model_copy(update={"nulls": config.nulls.model_copy(update={"skies": 5})})
     for recipe in (
         (
-            lambda c: c.null_recipe("curl", 0, HASH),
-            lambda c: c.bandpower_recipe("test", 0, HASH),
-            lambda c: c.baseline_recipe(),
+            lambda c: nulls.recipe(Run(c, HASH), "curl", 0),
+            lambda c: bandpowers.recipe(Run(c, HASH), "test", 0),
+            lambda c: mean_field.baseline_recipe(Run(c)),
         )
         if config.baseline
         else (
-            lambda c: c.null_recipe("curl", 0, HASH),
-            lambda c: c.bandpower_recipe("test", 0, HASH),
+            lambda c: nulls.recipe(Run(c, HASH), "curl", 0),
+            lambda c: bandpowers.recipe(Run(c, HASH), "test", 0),
         )
     ):
         assert products.identity_of(recipe(config)) == products.identity_of(recipe(more))
-    identities = {products.identity_of(config.null_recipe(n, 0, HASH)) for n in NULLS}
+    identities = {products.identity_of(nulls.recipe(Run(config, HASH), n, 0)) for n in NULLS}
     assert len(identities) == len(NULLS)

@@ -2,10 +2,14 @@
 
 import re
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+
+import cobaya_cnnlens
+import yaml
 
 from .conftest import REPOSITORY
 
@@ -51,8 +55,6 @@ def test_a_source_distribution_holds_what_its_tests_need(monkeypatch):
 @pytest.mark.slow
 def test_building_a_source_distribution(tmp_path):
     """The real thing, by the build backend that pyproject.toml asks for."""
-    import sys
-
     source = tmp_path / "source"
     subprocess.run(["git", "clone", "-q", REPOSITORY, source], check=True)
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
@@ -66,11 +68,33 @@ def test_building_a_source_distribution(tmp_path):
     assert needed() - held == set()
 
 
+def stated_versions() -> dict[str, str]:
+    """The package's version, by who states it."""
+    tomllib = pytest.importorskip("tomllib")
+    pyproject = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    headings = re.findall(r"^## .*$", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)
+    command = subprocess.run(
+        [sys.executable, "-m", "cobaya_cnnlens", "--version"], capture_output=True, text=True
+    )
+    return {
+        "pyproject.toml": pyproject["project"].get("version", cobaya_cnnlens.__version__),
+        "CITATION.cff": citation["version"],
+        "CHANGELOG.md": re.search(r"[\d.]+\d", headings[0])[0],
+        "cnnlens --version": command.stdout.split()[-1],
+    }
+
+
+def test_one_version():
+    for stated, version in stated_versions().items():
+        assert version == cobaya_cnnlens.__version__, stated
+
+
 def bounds() -> dict[str, str]:
     """Lower bounds of pyproject.toml by package."""
     text = (REPOSITORY / "pyproject.toml").read_text().partition("test = [")[0]
-    # What builds the documentation is tried as it comes.
-    text = re.sub(r"\ndocs = \[.*?\n\]", "", text, flags=re.DOTALL)
+    # What checks the sources and builds the documentation is tried as it comes.
+    text = re.sub(r"\n(dev|docs) = \[.*?\n\]", "", text, flags=re.DOTALL)
     return {k.lower(): v for k, v in re.findall(r'"([A-Za-z0-9_-]+)>=([0-9.]+)"', text)}
 
 

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 from astropy.wcs import WCS
 
-from cobaya_cnnlens.calibrate.bandpowers import Bins, FlatSpectra, e_and_b, pure_b
 from cobaya_cnnlens.calibrate.windows import expected_e_and_b, expected_pure_b
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.simulate import patches
+from cobaya_cnnlens.simulate.bandpowers import Bins, FlatSpectra, e_and_b, pure_b
 from cobaya_cnnlens.simulate.instrument import cosine_mask
 from cobaya_cnnlens.simulate.patches import PatchGeometry
 from cobaya_cnnlens.simulate.shards import draw_sky

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cobaya.yaml import yaml_load_file
 from scipy import stats
 from scipy.integrate import quad
 
 import yaml
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
-from cobaya_cnnlens.report.posteriors import _label, _truth, load_chain
-from cobaya_cnnlens.validate.predictive import draw_predictive, predictive, predictive_p
+from cobaya_cnnlens.report.posteriors import _label, draw_predictive, predictive_figure
+from cobaya_cnnlens.validate.chains import load_chain, true_parameters
+from cobaya_cnnlens.validate.predictive import predictive, predictive_p
 
 from .conftest import REPOSITORY, synthetic_release
 
@@ -80,13 +82,12 @@ def short_chain(root, samples, **options):
     """With the emulator, noise nuisance sampled."""
     from cobaya.run import run
 
-    info = yaml.safe_load((REPOSITORY / "yaml" / "omegac_fast.yaml").read_text())
+    info = yaml_load_file(str(REPOSITORY / "yaml" / "omegac_fast.yaml"))
     info["likelihood"][NAME] |= {"check_theory": False, **options}
+    del info["likelihood"][NAME]["params"]
     suffix = options.get("suffix", "")
     for name in ("gain", "beam", "angle"):
-        del info["params"][f"cnnlens_{name}"]
         info["params"][f"cnnlens_{name}{suffix}"] = 0
-    del info["params"]["cnnlens_noise"]
     prior = {"dist": "norm", "loc": 0, "scale": 0.01}
     info["params"][f"cnnlens_noise{suffix}"] = {"prior": prior}
     info["sampler"] = {"mcmc": {"max_samples": samples, "burn_in": 0, "seed": 1, "covmat": None}}
@@ -185,26 +186,18 @@ def test_a_copied_chain_is_read_itself(chain, tmp_path):
     assert len(load_chain(root).samples) < 0.6 * len(load_chain(chain).samples)
 
 
-def test_legends_say_of_what(chain, tmp_path, monkeypatch):
+def test_legends_say_of_what(chain):
     """The truth by its parameter, and the thin lines of the predictive figure."""
-    import matplotlib.pyplot as plt
-
     label = _label("chains/my_run", {"omch2": 0.1185}, load_chain(chain))
     assert label == r"my run (true $\Omega_\mathrm{c} h^2$ = 0.1185)"
     assert _label("chains/data", {}, load_chain(chain)) == "data"
-    assert _truth(chain)["omch2"] == 0.1185
-    assert _truth(chain)["logA"] == pytest.approx(np.log(22.1))
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
-    draw_predictive(predictive(chain, samples=20), tmp_path / "p.png")
-    monkeypatch.undo()
-    (figure,) = drawn
-    (axis,) = figure.axes
+    assert true_parameters(chain)["omch2"] == 0.1185
+    assert true_parameters(chain)["logA"] == pytest.approx(np.log(22.1))
+    (axis,) = predictive_figure(predictive(chain, samples=20)).axes
     told = [text.get_text() for text in axis.get_legend().get_texts()]
     assert sorted(told) == sorted(
         ["68% of the posterior's models", "95% predicted", "68% predicted", "bandpowers"]
     )
-    plt.close(figure)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"a: [", b"- 1", b""])

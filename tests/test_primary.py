@@ -6,24 +6,22 @@ import pytest
 from scipy import stats
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate.bandpowers import Bins, FlatSpectra, e_and_b, pure_b
-from cobaya_cnnlens.calibrate.measure import spectra_of
 from cobaya_cnnlens.calibrate.windows import expected_e_and_b, expected_pure_b
 from cobaya_cnnlens.errors import CNNLensError
+from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.observation import ObservedPatches, observe_sky
-from cobaya_cnnlens.pipeline.skies import make_skies
+from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.simulate.bandpowers import Bins, FlatSpectra, e_and_b, pure_b
 from cobaya_cnnlens.simulate.instrument import Instrument, convolve_beam, cosine_mask
 from cobaya_cnnlens.simulate.modes import mode_vectors
 from cobaya_cnnlens.simulate.patches import PatchGeometry
+from cobaya_cnnlens.validate import primary
 from cobaya_cnnlens.validate.primary import KIND as PRIMARY
 from cobaya_cnnlens.validate.primary import (
     joint_covariance,
-    measure_primary,
-    path_of,
     primary_bandpowers,
     read_joint,
-    recipe_of,
     write_joint,
 )
 
@@ -101,7 +99,8 @@ def test_e_and_b_power_of_observed_patches():
     mask = cosine_mask(geometry, instrument.taper_deg)
     spectra = FlatSpectra(geometry, Bins(186, 150, 6), mask)
     config = SimpleNamespace(patch=geometry, instrument=instrument)
-    found = primary_bandpowers(config, spectra, ObservedPatches(q, u, q, q))
+    seen_by = SimpleNamespace(config=config, bandpowers=spectra)
+    found = primary_bandpowers(seen_by, ObservedPatches(q, u, q, q))
     expected = {
         "ee": expected_e_and_b(spectra, clee, clbb)[0],
         "bb": expected_pure_b(spectra, clbb),
@@ -115,20 +114,20 @@ def test_power_of_a_sky_that_was_measured(tmp_path):
     """E of the masked maps, pure B of the unmasked ones, the beam divided out mode by mode; noise
     and all. What is there is not measured again."""
     config = Config.model_validate(small(tmp_path / "products"))
-    make_skies(config, "test", [1], 1)
-    measure_primary(config, indices=[1])
-    path, recipe = path_of(config, "test", 1), recipe_of(config, "test", 1)
+    skies.measure(Run(config), "test", [1], 1)
+    primary.measure(Run(config), indices=[1])
+    path, recipe = primary.path(Run(config), "test", 1), primary.recipe(Run(config), "test", 1)
     with products.open_product(path, PRIMARY, recipe) as product:
         found = {name: product.array(name) for name in ("ee", "bb")}
-    spectra = spectra_of(config)
+    spectra = Run(config).bandpowers
     beam = config.instrument.beam(np.hypot(*mode_vectors(48, config.patch.pixel)))
-    masked, bare = (observe_sky(config, "test", 1, masked=choice) for choice in (True, False))
+    masked, bare = (observe_sky(Run(config), "test", 1, masked=choice) for choice in (True, False))
     e, _ = e_and_b(spectra, masked.q, masked.u)
     b = pure_b(spectra, bare.q, bare.u)
     np.testing.assert_allclose(found["ee"], spectra.cross(e / beam, e / beam), rtol=1e-4)
     np.testing.assert_allclose(found["bb"], spectra.cross(b / beam, b / beam), rtol=1e-4)
     before = path.stat().st_mtime_ns
-    measure_primary(config, indices=[1])
+    primary.measure(Run(config), indices=[1])
     assert path.stat().st_mtime_ns == before
 
 
@@ -166,9 +165,9 @@ def test_joint_covariance_of_products(tmp_path, true_kappa):
     for i in range(config.skies.test):
         rows = slice(i * PER_SKY, (i + 1) * PER_SKY)
         arrays = {"ee": power[0, rows], "bb": power[1, rows]}
-        recipe = recipe_of(config, "test", i)
-        products.write_product(path_of(config, "test", i), PRIMARY, recipe, arrays)
-    joint = read_joint(config, HASH, true_kappa=true_kappa)
+        recipe = primary.recipe(Run(config), "test", i)
+        products.write_product(primary.path(Run(config), "test", i), PRIMARY, recipe, arrays)
+    joint = read_joint(Run(config, HASH), true_kappa=true_kappa)
     kk = written.truth if true_kappa else written.truth + written.n
     samples = np.concatenate([kk, power[0], power[1]], axis=1)
     assert joint.blocks == ("kk", "ee", "bb")
@@ -183,5 +182,5 @@ def test_joint_covariance_of_products(tmp_path, true_kappa):
     np.testing.assert_allclose(r, np.corrcoef(samples, rowvar=False), atol=1e-7)
     np.testing.assert_allclose(joint.correlation_error, (1 - r**2) / np.sqrt(n - 1), rtol=1e-12)
     np.testing.assert_array_equal(joint.block(r, "kk", "bb"), r[:N_BINS, 2 * N_BINS :])
-    some = read_joint(config, HASH, indices=[1, 2], true_kappa=true_kappa)
+    some = read_joint(Run(config, HASH), indices=[1, 2], true_kappa=true_kappa)
     np.testing.assert_allclose(some.mean, samples[PER_SKY:].mean(0), rtol=1e-7)

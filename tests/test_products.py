@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from cobaya_cnnlens import products
+from cobaya_cnnlens import files, products
 from cobaya_cnnlens.errors import ProductError
 
 from .damage import edit, flip_bit, seal_product
@@ -59,7 +59,7 @@ def test_a_file_appears_whole(path, monkeypatch):
         raise Stopped
 
     before = path.read_bytes()
-    monkeypatch.setattr(products.os, "replace", watched)
+    monkeypatch.setattr(files.os, "replace", watched)
     with pytest.raises(Stopped):
         products.write_product(path, "sky", RECIPE, {"maps": np.ones((1, 2))})
     assert path.read_bytes() == before
@@ -118,7 +118,7 @@ def test_what_a_killed_process_left_is_removed(path):
 
 def test_a_partial_file_removed_before_it_was_locked_is_made_again(path, monkeypatch):
     """Another process may take a file for abandoned between its making and its locking."""
-    plain, seen = products._locked, []
+    plain, seen = files._locked, []
 
     def late(file, wait):
         if wait and not seen:
@@ -126,7 +126,7 @@ def test_a_partial_file_removed_before_it_was_locked_is_made_again(path, monkeyp
             os.unlink(file.name)
         return plain(file, wait)
 
-    monkeypatch.setattr(products, "_locked", late)
+    monkeypatch.setattr(files, "_locked", late)
     products.write_product(path, "sky", RECIPE, {"maps": np.zeros(3)})
     with products.open_product(path, "sky", RECIPE) as product:
         assert product.array("maps").tolist() == [0.0, 0.0, 0.0]
@@ -134,9 +134,9 @@ def test_a_partial_file_removed_before_it_was_locked_is_made_again(path, monkeyp
 
 
 def test_nothing_is_abandoned_where_there_are_no_locks(path, monkeypatch):
-    left = products.temporary_name(path)
+    left = files.temporary_name(path)
     left.write_text("half")
-    monkeypatch.setattr(products.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(37)))
+    monkeypatch.setattr(files.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(37)))
     products.write_product(path, "sky", RECIPE, {"maps": np.zeros(3)})
     assert left.exists()
 
@@ -220,7 +220,7 @@ def test_every_command_that_a_message_names_exists():
     kinds = {
         kind
         for file in package.rglob("*.py")
-        for kind in re.findall(r'^(?:KIND|MAP_BANDPOWERS) = "(.*)"', file.read_text(), re.M)
+        for kind in re.findall(r'^(?:KIND|SPECTRA) = "(.*)"', file.read_text(), re.M)
     }
     assert len(kinds) > 10
     assert kinds <= set(products.COMMANDS)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import scipy.fft
 
-from cobaya_cnnlens.calibrate.bandpowers import Bins, FlatSpectra
 from cobaya_cnnlens.reconstruct import iterative
 from cobaya_cnnlens.reconstruct.iterative import WienerEstimator
 from cobaya_cnnlens.reconstruct.n0 import (
@@ -18,6 +17,7 @@ from cobaya_cnnlens.reconstruct.n0 import (
     n0_eb,
 )
 from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
+from cobaya_cnnlens.simulate.bandpowers import Bins, FlatSpectra
 from cobaya_cnnlens.simulate.instrument import Instrument, cosine_mask
 from cobaya_cnnlens.simulate.modes import mode_vectors
 from cobaya_cnnlens.simulate.patches import PatchGeometry

@@ -8,13 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cobaya_cnnlens.errors import ReleaseError
+from cobaya_cnnlens.likelihood.document import seal, to_document
 from cobaya_cnnlens.likelihood.release import (
     Release,
     from_document,
     read_release,
-    seal,
     shipped_releases,
-    to_document,
     write_release,
 )
 from cobaya_cnnlens.report.text import describe_release
@@ -509,3 +508,8 @@ def test_a_bad_release_is_not_written(release, tmp_path):
     with pytest.raises(ReleaseError, match="not finite"):
         write_release(bad, tmp_path / "r.json")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_release_is_told_in_a_line():
+    told = repr(read_release("laptop_fiducial"))
+    assert told == "<Release 'laptop_fiducial': 24 bins in L = 36-3084, 160 patches>"

@@ -12,17 +12,17 @@ import pytest
 from typer.testing import CliRunner
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate.measure import spectra_of
+from cobaya_cnnlens.calibrate import bandpowers
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError, NetworkError
-from cobaya_cnnlens.pipeline.config import load_study
+from cobaya_cnnlens.pipeline.loading import load_study
 from cobaya_cnnlens.pipeline.observation import ObservedPatches
-from cobaya_cnnlens.reconstruct.files import estimator_hash
+from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.report.inference_sections import weights_in
 from cobaya_cnnlens.report.material import Material, load_plan
 from cobaya_cnnlens.report.page import Measured
 from cobaya_cnnlens.report.paper import verdict
-from cobaya_cnnlens.validate import exhibits, tables
+from cobaya_cnnlens.validate import exhibits
 
 from .conftest import REPOSITORY, write_network
 
@@ -61,7 +61,7 @@ members:
 
 def write_bandpowers(config, noise):
     """Bandpowers of κ̂ = R(κ + n), κ and n of power 1 and ``noise``, κ the same for all."""
-    digest = estimator_hash(config)
+    digest = Run(config).estimator_id
     for k, name in enumerate(("validation", "test")):
         generator = np.random.default_rng(k)
         shape = (PATCHES, MODES, config.bandpowers.n_bins)
@@ -69,9 +69,9 @@ def write_bandpowers(config, noise):
         found = RESPONSE * (kappa + np.sqrt(noise) * extra)
         arrays = {"auto": found**2, "cross": kappa * found, "truth": kappa**2}
         products.write_product(
-            config.bandpower_path(name, 0),
+            bandpowers.path(Run(config), name, 0),
             "bandpowers",
-            config.bandpower_recipe(name, 0, digest),
+            bandpowers.recipe(Run(config, digest), name, 0),
             {key: values.mean(1) for key, values in arrays.items()},
         )
 
@@ -80,7 +80,7 @@ def write_bandpowers(config, noise):
 def flat_curves(monkeypatch):
     """Analytic curves are tested elsewhere, and take seconds."""
     for name in ("n0_eb", "n0_iterated"):
-        monkeypatch.setattr(tables, name, lambda L, *_: np.ones_like(L))
+        monkeypatch.setattr(f"cobaya_cnnlens.validate.noise.{name}", lambda L, *_: np.ones_like(L))
 
 
 def run(study, *options):
@@ -182,7 +182,7 @@ def test_page_in_a_browser(study, width):
 
 def test_missing_products_are_named_with_their_command(study):
     naive = load_study(study)[f"{study}#naive"]
-    naive.bandpower_path("test", 0).unlink()
+    bandpowers.path(Run(naive), "test", 0).unlink()
     result, _, content = run(study)
     assert result.exit_code == 1
     named = [gap for gap in content["missing"] if gap["what"] == "study_naive"]
@@ -233,10 +233,10 @@ def test_exhibit_of_known_fields(small_config, monkeypatch):
             return {"e": 0.5 * e, "kappa": q + u}
 
     config = small_config
-    exhibits.measure_exhibit(config, Halved(), "a")
-    found = exhibits.read_exhibit(config, "a")
+    exhibits.measure(Run(config, "a", Halved()))
+    found = exhibits.read(Run(config, "a"))
     np.testing.assert_allclose(found.kappa_found, (q + u)[exhibits.PATCH])
-    np.testing.assert_allclose(found.e_truth, spectra_of(config).auto(e))
+    np.testing.assert_allclose(found.e_truth, Run(config).bandpowers.auto(e))
     np.testing.assert_allclose(found.e_auto, 0.25 * found.e_truth)
     np.testing.assert_allclose(found.e_difference, 0.25 * found.e_truth)
 
@@ -244,19 +244,19 @@ def test_exhibit_of_known_fields(small_config, monkeypatch):
         def reconstruct(self, q, u):
             return q
 
-    config.exhibit_path.unlink()
-    exhibits.measure_exhibit(config, KappaAlone(), "b")
-    assert exhibits.read_exhibit(config, "b").e_found is None
+    exhibits.path(Run(config)).unlink()
+    exhibits.measure(Run(config, "b", KappaAlone()))
+    assert exhibits.read(Run(config, "b")).e_found is None
 
 
 def test_shipped_plan():
     plan = load_plan(REPOSITORY / "training" / "report.yaml")
     material = Material(plan)
     assert list(material.levels) == [0.0, 1.0, 2.0, 5.0]
-    for configs in material.levels.values():
-        labels = [material.label(config) for config in configs]
+    for runs in material.levels.values():
+        labels = [material.label(run) for run in runs]
         assert labels[0] == "network"
         assert len(set(labels)) == len(labels) == 6
     for path in (plan.seeds, plan.cutout):
         assert len(material.study(path)) >= 3
-    assert material.config(plan.coverage).coverage.skies == 100
+    assert material.run(plan.coverage).config.coverage.skies == 100

@@ -4,9 +4,12 @@ import keras
 import numpy as np
 import pytest
 
+from cobaya_cnnlens.calibrate.release_networks import check_network
 from cobaya_cnnlens.errors import NetworkError
+from cobaya_cnnlens.pipeline.estimators import network_estimator
+from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.pipeline.training import save_atomically
-from cobaya_cnnlens.reconstruct.files import check_network, network_hash, networks_hash
+from cobaya_cnnlens.reconstruct.files import network_hash, networks_hash
 from cobaya_cnnlens.reconstruct.resunet import (
     SYMMETRIES,
     EnsembleEstimator,
@@ -14,7 +17,6 @@ from cobaya_cnnlens.reconstruct.resunet import (
     ResUNet,
     apply_symmetry,
     load_network,
-    network_estimator,
     undo_symmetry,
 )
 
@@ -116,7 +118,7 @@ def test_ensemble_is_the_mean(small_config, tmp_path, eager):
         paths.append(tmp_path / f"{seed}.keras")
         alone.append(NetworkEstimator(member).reconstruct_both(q, u))
     network = small_config.network.model_copy(update={"pretrained": paths})
-    ensemble = network_estimator(small_config.model_copy(update={"network": network}))
+    ensemble = network_estimator(Run(small_config.model_copy(update={"network": network})))
     assert isinstance(ensemble, EnsembleEstimator)
     for head, values in ensemble.reconstruct_both(q, u).items():
         np.testing.assert_allclose(values, (alone[0][head] + alone[1][head]) / 2, rtol=1e-5)

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
-from cobaya_cnnlens.pipeline import skies as stage
+from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.observation import observe_sky, sky_noise
+from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.simulate import patches, shards
-from cobaya_cnnlens.simulate.instrument import convolve_beam, cosine_mask
+from cobaya_cnnlens.simulate.instrument import convolve_beam
 from cobaya_cnnlens.simulate.skies import scale_alm
 from cobaya_cnnlens.theory.camb import Spectra
 
@@ -44,7 +45,7 @@ def sibling(config, tmp_path, name):
     Skies are bitwise functions of the spectra's product; CAMB itself does not promise its last bit.
     """
     other = config.model_copy(update={"products": tmp_path / name})
-    stage.spectra_for(config, config.cosmology)
+    Run(config).spectra()
     shutil.copytree(config.sky_directory / "spectra", other.sky_directory / "spectra")
     return other
 
@@ -56,10 +57,10 @@ def assert_identical(path, other):
 
 
 def test_shards_do_not_depend_on_workers_or_order(tiny, tmp_path):
-    one = stage.make_skies(tiny, "train", [0, 1, 2], nthreads=1)
+    one = skies.measure(Run(tiny), "train", [0, 1, 2], nthreads=1)
     other = sibling(tiny, tmp_path, "other")
-    two = stage.make_skies(other, "train", [2], nthreads=2)
-    two += stage.make_skies(other, "train", [1, 0], nthreads=2)
+    two = skies.measure(Run(other), "train", [2], nthreads=2)
+    two += skies.measure(Run(other), "train", [1, 0], nthreads=2)
     assert [p.name for p in one] == [p.name for p in sorted(two)]
     for a, b in zip(one, sorted(two), strict=True):
         assert_identical(a, b)
@@ -68,14 +69,14 @@ def test_shards_do_not_depend_on_workers_or_order(tiny, tmp_path):
 def test_a_killed_simulation_resumes_with_identical_shards(tiny, tmp_path):
     """kill −9 while skies are being made, then run again."""
     reference = sibling(tiny, tmp_path, "reference")
-    stage.make_skies(reference, "train")
+    skies.measure(Run(reference), "train")
     config_file = tmp_path / "config.yaml"
     config_file.write_text(tiny.model_dump_json())
     command = [sys.executable, "-m", "cobaya_cnnlens", "skies", str(config_file), "--set", "train"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    folder = tiny.sky_path("train", 0).parent
+    folder = skies.path(Run(tiny), "train", 0).parent
     deadline = time.time() + 120
-    while not tiny.sky_path("train", 1).exists():
+    while not skies.path(Run(tiny), "train", 1).exists():
         assert process.poll() is None, "finished before it could be killed"
         assert time.time() < deadline
         time.sleep(0.005)
@@ -84,9 +85,9 @@ def test_a_killed_simulation_resumes_with_identical_shards(tiny, tmp_path):
     finished = sorted(folder.glob("sky_*.h5"))
     assert 2 <= len(finished) < 6
     times = {p: p.stat().st_mtime_ns for p in finished}
-    stage.make_skies(tiny, "train")
+    skies.measure(Run(tiny), "train")
     for i in range(6):
-        assert_identical(tiny.sky_path("train", i), reference.sky_path("train", i))
+        assert_identical(skies.path(Run(tiny), "train", i), skies.path(Run(reference), "train", i))
     assert all(p.stat().st_mtime_ns == t for p, t in times.items())  # nothing was made twice
 
 
@@ -104,10 +105,10 @@ def test_without_a_potential_nothing_is_lensed(tiny):
 
 
 def test_fields_and_their_statistics(tiny):
-    (path,) = stage.make_skies(tiny, "train", [0])
+    (path,) = skies.measure(Run(tiny), "train", [0])
     fields = dict(zip(shards.FIELDS, content(path), strict=True))
     assert all(f.shape == (4, 36, 36) and f.dtype == np.float32 for f in fields.values())
-    spectra = stage.spectra_for(tiny, tiny.cosmology)
+    spectra = Run(tiny).spectra()
     l = np.arange(501)
     expected = np.sqrt(((2 * l + 1) * spectra.ee[:501]).sum() / (4 * np.pi))
     assert fields["e"].std() == pytest.approx(expected, rel=0.15)
@@ -157,25 +158,25 @@ def test_every_sky_is_drawn_from_its_own_cosmology_and_phases(tiny, monkeypatch)
         drawn.append((spectra, lmax, *key))
         return shards.HarmonicSky(np.zeros(1), np.zeros(1), lmax)
 
-    monkeypatch.setattr(stage, "spectra_for", lambda config, cosmology: cosmology.omch2)
+    monkeypatch.setattr(Run, "spectra", lambda run, cosmology: cosmology.omch2)
     monkeypatch.setattr(shards, "draw_sky", draw)
     monkeypatch.setattr(shards, "sample_patches", lambda *_: dict.fromkeys(shards.FIELDS, 1.0))
-    stage.make_skies(varied, "train", [0, 1, 2])
-    stage.make_skies(varied, "survey-high")
-    stage.make_skies(varied, "test")
+    skies.measure(Run(varied), "train", [0, 1, 2])
+    skies.measure(Run(varied), "survey-high")
+    skies.measure(Run(varied), "test")
     expected = [(0.11, "train", 0), (0.13, "train", 1), (0.11, "train", 2)]
     expected += [(0.1285, "survey-high", 0), (0.1185, "test", 0)]
     seed = varied.seed
     assert drawn == [(omch2, 600, seed, name, index) for omch2, name, index in expected]
     for _, name, index in expected:
-        path, recipe = varied.sky_path(name, index), varied.sky_recipe(name, index)
+        path, recipe = skies.path(Run(varied), name, index), skies.recipe(Run(varied), name, index)
         assert len(shards.read_fields(path, ("q",), recipe)) == 1
 
 
 def test_a_set_has_no_more_skies_than_it_says(tiny):
     with pytest.raises(ConfigError, match="set 'train' has skies 0 to 5, not 6"):
-        stage.make_skies(tiny, "train", [0, 6])
-    assert not tiny.sky_path("train", 0).exists()
+        skies.measure(Run(tiny), "train", [0, 6])
+    assert not skies.path(Run(tiny), "train", 0).exists()
 
 
 def test_spectra_that_end_below_the_skys(tiny):
@@ -185,9 +186,9 @@ def test_spectra_that_end_below_the_skys(tiny):
 
 def test_fields_are_what_they_are_called(tiny):
     """Each from its own synthesis of the sky's a_lm: Q̃ and Ũ lensed, Q and U not, E and κ."""
-    (path,) = stage.make_skies(tiny, "train", [0])
+    (path,) = skies.measure(Run(tiny), "train", [0])
     found = dict(zip(shards.FIELDS, content(path), strict=True))
-    theory = stage.spectra_for(tiny, tiny.cosmology)
+    theory = Run(tiny).spectra()
     sky = shards.draw_sky(theory, 600, tiny.seed, "train", 0)
     pointing = shards.pointing_of(tiny.patch, tiny.centres.nside, tiny.centres.poles)
     gradient = patches.gradient_at(sky.philm, 600, pointing)
@@ -212,13 +213,13 @@ def test_fields_are_what_they_are_called(tiny):
 
 
 def test_a_shard_cut_off_is_named_and_remade_after_deletion(tiny):
-    (path,) = stage.make_skies(tiny, "train", [0])
+    (path,) = skies.measure(Run(tiny), "train", [0])
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ProductError, match=r"sky_0000\.h5.*cut off.*delete it"):
-        stage.make_skies(tiny, "train", [0])
+        skies.measure(Run(tiny), "train", [0])
     path.unlink()
-    stage.make_skies(tiny, "train", [0])
+    skies.measure(Run(tiny), "train", [0])
     assert hash(path.read_bytes()) == hash(whole)
 
 
@@ -233,13 +234,13 @@ def test_a_sky_that_is_not_finite_is_not_written(tiny, monkeypatch):
 
     monkeypatch.setattr(shards, "sample_patches", broken)
     with pytest.raises(ProductError, match=r"sky_0000\.h5: field 'u': 1 of 5184 values are"):
-        stage.make_skies(tiny, "train", [0])
-    assert not tiny.sky_path("train", 0).exists()
+        skies.measure(Run(tiny), "train", [0])
+    assert not skies.path(Run(tiny), "train", 0).exists()
 
 
 def test_sets_have_their_own_phases_and_surveys_their_cosmology(tiny):
-    train = content(stage.make_skies(tiny, "train", [0])[0])
-    validation = content(stage.make_skies(tiny, "validation", [0])[0])
+    train = content(skies.measure(Run(tiny), "train", [0])[0])
+    validation = content(skies.measure(Run(tiny), "validation", [0])[0])
     assert np.abs(train[4] - validation[4]).max() > 1
     assert tiny.set_cosmology("survey-high").omch2 == 0.1285
     assert tiny.set_cosmology("train").omch2 == 0.1185
@@ -248,25 +249,25 @@ def test_sets_have_their_own_phases_and_surveys_their_cosmology(tiny):
 def test_noise_is_its_own_in_every_set_sky_and_map(tiny):
     """White, of the instrument's rms, without correlation between any two; the same again."""
     skies = [("test", 0), ("validation", 0), ("train", 0), ("train", 1)]
-    maps = [sky_noise(tiny, *sky, 4) for sky in skies]
-    maps.append(sky_noise(tiny.model_copy(update={"seed": tiny.seed + 1}), "test", 0, 4))
+    maps = [sky_noise(Run(tiny), *sky, 4) for sky in skies]
+    maps.append(sky_noise(Run(tiny.model_copy(update={"seed": tiny.seed + 1})), "test", 0, 4))
     flat = np.array([m for noise in maps for m in noise]).reshape(2 * len(maps), -1)
     rms = tiny.instrument.noise_rms(tiny.patch)
     np.testing.assert_allclose(flat.std(1), rms, rtol=5 / np.sqrt(2 * flat.shape[1]))
     correlation = np.corrcoef(flat) - np.eye(len(flat))
     assert np.abs(correlation).max() < 5 / np.sqrt(flat.shape[1])
-    np.testing.assert_array_equal(sky_noise(tiny, "train", 1, 4), maps[3])
+    np.testing.assert_array_equal(sky_noise(Run(tiny), "train", 1, 4), maps[3])
 
 
 def test_observation_is_masked_noisy_and_repeatable(tiny):
-    stage.make_skies(tiny, "test", [0])
-    one, two = observe_sky(tiny, "test", 0), observe_sky(tiny, "test", 0)
+    skies.measure(Run(tiny), "test", [0])
+    one, two = observe_sky(Run(tiny), "test", 0), observe_sky(Run(tiny), "test", 0)
     np.testing.assert_array_equal(one.q, two.q)
-    unlensed = observe_sky(tiny, "test", 0, lensed=False)
+    unlensed = observe_sky(Run(tiny), "test", 0, lensed=False)
     assert np.abs(unlensed.q - one.q).max() > 0
     np.testing.assert_array_equal(unlensed.kappa, one.kappa)
     # The noise is the same in both, so it cancels; what is left is beamed and masked.
-    lensed, plain = shards.read_fields(tiny.sky_path("test", 0), ("lensed_q", "q"))
-    mask = cosine_mask(tiny.patch, tiny.instrument.taper_deg)
+    lensed, plain = shards.read_fields(skies.path(Run(tiny), "test", 0), ("lensed_q", "q"))
+    mask = Run(tiny).mask
     expected = convolve_beam(lensed - plain, tiny.instrument, tiny.patch) * mask
     np.testing.assert_allclose(one.q - unlensed.q, expected, atol=1e-5)

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 from scipy.interpolate import CubicSpline
 
-from cobaya_cnnlens.calibrate.measure import measure_skies, read_bandpowers
+from cobaya_cnnlens.calibrate import bandpowers
+from cobaya_cnnlens.calibrate.release_networks import check_network
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.release import read_release, shipped_releases
 from cobaya_cnnlens.likelihood.statistics import chi2_pte, inverse_covariance
-from cobaya_cnnlens.pipeline.config import load_config
-from cobaya_cnnlens.pipeline.skies import make_skies
-from cobaya_cnnlens.reconstruct.files import check_network, network_hash
+from cobaya_cnnlens.pipeline import skies
+from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.reconstruct.files import network_hash
 from cobaya_cnnlens.theory.camb import CambSettings, Cosmology
 
 from .conftest import REPOSITORY
@@ -74,10 +76,10 @@ def test_a_fresh_sky_fits_the_shipped_calibration(tmp_path):
     release = read_release("laptop_fiducial")
     config = load_config(REPOSITORY / "training" / "config" / "laptop.yaml")
     config = config.model_copy(update={"products": tmp_path, "seed": 99})
-    make_skies(config, "test", [0])
+    skies.measure(Run(config), "test", [0])
     digest = network_hash(NETWORK)
-    measure_skies(config, NetworkEstimator(load_network(NETWORK)), digest, "test", [0])
-    found = read_bandpowers(config, digest, "test", [0])
+    bandpowers.measure(Run(config, digest, NetworkEstimator(load_network(NETWORK))), "test", [0])
+    found = bandpowers.read(Run(config, digest), "test", [0])
     data = (found.auto / release.response**2 - release.noise).mean(0)
     likelihood = BandpowerLikelihood(release)
     residual = data - likelihood.model(release.fiducial_kk, release.fiducial_ee)

@@ -8,16 +8,17 @@ from typer.testing import CliRunner
 
 import yaml
 from cobaya_cnnlens import products
+from cobaya_cnnlens.calibrate import bandpowers, curvature, derivatives, nuisances
 from cobaya_cnnlens.calibrate.assemble import make_release
-from cobaya_cnnlens.calibrate.measure import read_bandpowers
-from cobaya_cnnlens.calibrate.shipping import ship_products
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, NetworkError, ProductError
-from cobaya_cnnlens.likelihood.release import NUISANCES
-from cobaya_cnnlens.pipeline.config import load_config
-from cobaya_cnnlens.reconstruct.files import estimator_hash, training_recipe
-from cobaya_cnnlens.validate import primary, tables
+from cobaya_cnnlens.likelihood.document import NUISANCES
+from cobaya_cnnlens.pipeline import networks
+from cobaya_cnnlens.pipeline.loading import load_config, load_study
+from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.validate import primary, shipping
 from cobaya_cnnlens.validate.forecast import forecast
+from cobaya_cnnlens.validate.noise import noise_table
 
 from .conftest import REPOSITORY, write_network
 
@@ -28,7 +29,9 @@ PATCHES = 60
 def flat_curves(monkeypatch):
     """Analytic curves are tested elsewhere, and take seconds."""
     for name in ("n0_eb", "n0_iterated"):
-        monkeypatch.setattr(tables, name, lambda L, *_: np.full(len(L), 1e-7))
+        monkeypatch.setattr(
+            f"cobaya_cnnlens.validate.noise.{name}", lambda L, *_: np.full(len(L), 1e-7)
+        )
 
 
 @pytest.fixture
@@ -40,8 +43,8 @@ def made(tmp_path):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
     config = load_config(tmp_path / "c.yaml")
     config.products.mkdir()
-    write_network(config.trained_path, metadata={"recipe": training_recipe(config)})
-    digest = estimator_hash(config)
+    write_network(networks.path(Run(config)), metadata={"recipe": networks.recipe(Run(config))})
+    digest = Run(config).estimator_id
     generator = np.random.default_rng(1)
     n_bins, bands = config.bandpowers.n_bins, config.derivatives
 
@@ -52,23 +55,25 @@ def made(tmp_path):
         for i in range(config.set_size(name)):
             truth, noise = power(), power()
             arrays = {"auto": 0.25 * (truth + noise), "cross": 0.5 * truth, "truth": truth}
-            recipe = config.bandpower_recipe(name, i, digest)
-            products.write_product(config.bandpower_path(name, i), "bandpowers", recipe, arrays)
+            recipe = bandpowers.recipe(Run(config, digest), name, i)
+            products.write_product(
+                bandpowers.path(Run(config), name, i), "bandpowers", recipe, arrays
+            )
     for i in range(config.skies.derivatives):
         n_kk, n_ee = len(bands.kk_edges) - 1, len(bands.ee_edges) - 1
         arrays = {"kk": power(n_kk), "kk_truth": power(n_kk), "ee": power(n_ee)}
         arrays |= {"auto": power(), "truth": power()}
-        recipe = config.derivative_recipe(i, digest)
-        products.write_product(config.derivative_path(i), "derivatives", recipe, arrays)
+        recipe = derivatives.recipe(Run(config, digest), i)
+        products.write_product(derivatives.path(Run(config), i), "derivatives", recipe, arrays)
         arrays = {"auto": power(2), "truth": power(2)}
-        recipe = config.curvature_recipe(i, digest)
-        products.write_product(config.curvature_path(i), "curvature", recipe, arrays)
+        recipe = curvature.recipe(Run(config, digest), i)
+        products.write_product(curvature.path(Run(config), i), "curvature", recipe, arrays)
     for i in range(config.nuisances.skies):
         arrays = {name: power(2) for name in NUISANCES}
-        recipe = config.nuisance_recipe(i, digest)
-        products.write_product(config.nuisance_path(i), "nuisances", recipe, arrays)
+        recipe = nuisances.recipe(Run(config, digest), i)
+        products.write_product(nuisances.path(Run(config), i), "nuisances", recipe, arrays)
     for i in range(config.skies.test):
-        path, recipe = primary.path_of(config, "test", i), primary.recipe_of(config, "test", i)
+        path, recipe = primary.path(Run(config), "test", i), primary.recipe(Run(config), "test", i)
         products.write_product(path, "primary", recipe, {"ee": power(), "bb": power()})
     return config
 
@@ -79,22 +84,22 @@ def elsewhere(config):
 
 
 def test_shipped_products_give_the_same_numbers(made):
-    counts = ship_products(made)
+    counts = shipping.ship(Run(made))
     assert counts["bandpowers, test"] == made.skies.test
     assert set(counts) >= {"derivatives", "second order", "nuisances", "primary spectra"}
-    clone, digest = elsewhere(made), estimator_hash(made)
-    assert estimator_hash(clone) == digest
+    clone, digest = elsewhere(made), Run(made).estimator_id
+    assert Run(clone).estimator_id == digest
     found = []
     for config in (made, clone):
-        release = make_release(config, digest, config.first_survey, packages=False)
-        joint = primary.read_joint(config, digest)
-        noise = tables.noise_table(config, digest)
+        release = make_release(Run(config, digest), config.first_survey, packages=False)
+        joint = primary.read_joint(Run(config, digest))
+        noise = noise_table(Run(config, digest))
         found.append(
             [
                 *(release.bandpowers, release.covariance, release.kk_derivatives),
                 *(release.ee_derivatives, release.nuisance_second, joint.covariance),
                 *(noise.response, noise.noise),
-                np.array(vars(forecast(config, digest))["sigma"]),
+                np.array(vars(forecast(Run(config, digest)))["sigma"]),
             ]
         )
     for own, shipped in zip(*found, strict=True):
@@ -104,7 +109,7 @@ def test_shipped_products_give_the_same_numbers(made):
 
 def test_commands_work_from_what_is_shipped_alone(made, tmp_path):
     """A clone holds the configuration and its shipped file."""
-    ship_products(made)
+    shipping.ship(Run(made))
     content = yaml.safe_load((tmp_path / "c.yaml").read_text())
     content["products"] = str(tmp_path / "clone")
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
@@ -126,39 +131,42 @@ def test_the_command(made, tmp_path):
 
 def test_own_products_win_and_what_was_shipped_stays(made):
     """Also when the shipped file is written anew: from what there is of both."""
-    ship_products(made)
-    digest = estimator_hash(made)
-    path, recipe = made.bandpower_path("test", 0), made.bandpower_recipe("test", 0, digest)
+    shipping.ship(Run(made))
+    digest = Run(made).estimator_id
+    path, recipe = (
+        bandpowers.path(Run(made), "test", 0),
+        bandpowers.recipe(Run(made, digest), "test", 0),
+    )
     ours = {name: np.full((PATCHES, made.bandpowers.n_bins), 0.5) for name in ("auto", "cross")}
     path.unlink()
     products.write_product(path, "bandpowers", recipe, {**ours, "truth": ours["auto"]})
-    made.bandpower_path("validation", 0).unlink()
+    bandpowers.path(Run(made), "validation", 0).unlink()
     for config in (made, elsewhere(made)):
-        changed = (read_bandpowers(config, digest, "test", [0]).auto == 0.5).all()
+        changed = (bandpowers.read(Run(config, digest), "test", [0]).auto == 0.5).all()
         assert changed == (config is made)
-    before = read_bandpowers(elsewhere(made), digest, "validation")
-    ship_products(made)
-    assert (read_bandpowers(elsewhere(made), digest, "test", [0]).auto == 0.5).all()
-    after = read_bandpowers(elsewhere(made), digest, "validation")
+    before = bandpowers.read(Run(elsewhere(made), digest), "validation")
+    shipping.ship(Run(made))
+    assert (bandpowers.read(Run(elsewhere(made), digest), "test", [0]).auto == 0.5).all()
+    after = bandpowers.read(Run(elsewhere(made), digest), "validation")
     np.testing.assert_array_equal(after.auto, before.auto)
 
 
 def test_another_training_has_no_shipped_bandpowers(made):
     """Nor has another instrument: its recipe is looked for."""
-    ship_products(made)
-    clone, digest = elsewhere(made), estimator_hash(made)
+    shipping.ship(Run(made))
+    clone, digest = elsewhere(made), Run(made).estimator_id
     network = clone.network.model_copy(update={"seed": 9})
     with pytest.raises(NetworkError, match="run `cnnlens train`"):
-        estimator_hash(clone.model_copy(update={"network": network}))
+        _ = Run(clone.model_copy(update={"network": network})).estimator_id
     louder = replace(clone.instrument, noise_uk_arcmin=9.0)
     with pytest.raises(ProductError, match=r"a\.h5 has none of this configuration; run `cnnlens"):
-        read_bandpowers(clone.model_copy(update={"instrument": louder}), digest, "test")
+        bandpowers.read(Run(clone.model_copy(update={"instrument": louder}), digest), "test")
 
 
 def test_stages_want_a_network_of_their_own(made, tmp_path):
     """What is shipped does not stand for a network that must run; told before Keras is loaded."""
-    ship_products(made)
-    made.trained_path.unlink()
+    shipping.ship(Run(made))
+    networks.path(Run(made)).unlink()
     result = CliRunner().invoke(app, ["reconstruct", str(tmp_path / "c.yaml"), "--set", "test"])
     assert isinstance(result.exception, NetworkError)
     assert "own/network.keras: the network cannot be read" in str(result.exception)
@@ -166,33 +174,36 @@ def test_stages_want_a_network_of_their_own(made, tmp_path):
 
 def test_what_cannot_be_shipped(made):
     with pytest.raises(ConfigError, match=r"key 'shipped' names no file; add one"):
-        ship_products(made.model_copy(update={"shipped": None}))
-    ship_products(made)
+        shipping.ship(Run(made.model_copy(update={"shipped": None})))
+    shipping.ship(Run(made))
     with pytest.raises(ConfigError, match=r"holds the products of 'test'; give this"):
-        ship_products(made.model_copy(update={"name": "other"}))
+        shipping.ship(Run(made.model_copy(update={"name": "other"})))
     made.shipped.unlink()
     empty = elsewhere(made)
     empty.products.mkdir()
-    made.trained_path.rename(empty.trained_path)
+    networks.path(Run(made)).rename(networks.path(Run(empty)))
     with pytest.raises(CNNLensError, match="holds nothing to ship of 'test'; run `cnnlens"):
-        ship_products(empty)
+        shipping.ship(Run(empty))
     assert not made.shipped.exists()
 
 
 SHIPPED = sorted((REPOSITORY / "training" / "bandpowers").glob("*.h5"))
+CONFIGURATIONS = sorted((REPOSITORY / "training" / "config").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_what_this_repository_ships(path, monkeypatch, tmp_path):
     """Every file is its configuration's, of the network that ships, and gives N_L from a clone."""
     monkeypatch.chdir(REPOSITORY)
-    config = load_config(f"training/config/{path.stem}.yaml")
+    with products.open_product(path, products.SHIPPED) as product:
+        owner = product.recipe["configuration"]
+    (config,) = (c for f in CONFIGURATIONS for c in load_study(f).values() if c.name == owner)
     assert config.shipped.resolve() == path
     config = config.model_copy(update={"products": tmp_path})
-    digest = estimator_hash(config)
-    table = tables.noise_table(config, digest)
+    digest = Run(config).estimator_id
+    table = noise_table(Run(config, digest))
     assert (table.noise > 0).all()
-    assert len(read_bandpowers(config, digest, "test").auto) == 160 * config.skies.test
+    assert len(bandpowers.read(Run(config, digest), "test").auto) == 160 * config.skies.test
 
 
 def test_what_this_repository_ships_is_small():

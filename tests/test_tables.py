@@ -8,14 +8,15 @@ from scipy.interpolate import CubicSpline
 from scipy.stats import kstest, norm
 
 from cobaya_cnnlens import products
+from cobaya_cnnlens.calibrate import bandpowers, curvature
 from cobaya_cnnlens.calibrate.assemble import calibration_of, make_release
-from cobaya_cnnlens.calibrate.measure import signal_bandpowers, spectra_of
+from cobaya_cnnlens.calibrate.bandpowers import signal_bandpowers
 from cobaya_cnnlens.calibrate.windows import bandpower_windows
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.statistics import inverse_covariance
 from cobaya_cnnlens.pipeline.config import Config
-from cobaya_cnnlens.pipeline.skies import spectra_for
+from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.reconstruct.n0 import n0_iterated
 from cobaya_cnnlens.report.text import (
     format_comparison,
@@ -23,7 +24,7 @@ from cobaya_cnnlens.report.text import (
     format_forecasts,
     format_residual,
 )
-from cobaya_cnnlens.validate import tables
+from cobaya_cnnlens.validate import coverage
 from cobaya_cnnlens.validate.coverage import (
     CoverageTable,
     SimulatedRanks,
@@ -33,15 +34,9 @@ from cobaya_cnnlens.validate.coverage import (
     simulate_ranks,
 )
 from cobaya_cnnlens.validate.forecast import forecast
-from cobaya_cnnlens.validate.tables import (
-    Omch2Likelihood,
-    compare,
-    noise_table,
-    null_significance,
-    points_table,
-    recovered_omch2,
-    residual_table,
-)
+from cobaya_cnnlens.validate.noise import compare, noise_table, residual_table
+from cobaya_cnnlens.validate.omch2 import Omch2Likelihood, null_significance, recovered_omch2
+from cobaya_cnnlens.validate.points import points_table
 
 from . import written as written_by_hand
 from .conftest import synthetic_release
@@ -69,7 +64,7 @@ def curves_once(monkeypatch, curves):
             curves[key] = n0_iterated(L, spectra, *instrument_and_filter)
         return curves[key]
 
-    monkeypatch.setattr(tables, "n0_iterated", remembered)
+    monkeypatch.setattr("cobaya_cnnlens.validate.noise.n0_iterated", remembered)
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +84,16 @@ def with_bandpowers(config, name, noise, seed, modes=200):
         estimate = RESPONSE * (kappa + extra)
         arrays = {"auto": estimate**2, "cross": kappa * estimate, "truth": kappa**2}
         products.write_product(
-            config.bandpower_path(set_name, 0),
+            bandpowers.path(Run(config), set_name, 0),
             "bandpowers",
-            config.bandpower_recipe(set_name, 0, HASH),
+            bandpowers.recipe(Run(config, HASH), set_name, 0),
             {name: values.mean(1) for name, values in arrays.items()},
         )
     return config
 
 
 def measured_response(config):
-    return calibration_of(config, HASH)[0].response
+    return calibration_of(Run(config, HASH))[0].response
 
 
 def test_comparison_of_networks_of_known_noise(small_config):
@@ -106,7 +101,7 @@ def test_comparison_of_networks_of_known_noise(small_config):
     modes = 200
     configs = [with_bandpowers(small_config, n, NOISE, i) for i, n in enumerate("abc")]
     configs.append(with_bandpowers(small_config, "d", 2 * NOISE, 3))
-    table = compare(configs, [HASH] * 4)
+    table = compare([Run(c, HASH) for c in configs])
     assert table.names == ("a", "b", "c", "d")
     assert (np.abs(table.relative[1] - 1.0) < 4 * table.relative_error[1]).all()
     assert (np.abs(table.relative[3] - 2.0) < 4 * table.relative_error[3]).all()
@@ -123,7 +118,7 @@ def test_comparison_of_networks_of_known_noise(small_config):
         [[RESPONSE**2 * (1 + NOISE)] * 4] * 3 + [[RESPONSE**2 * (1 + 2 * NOISE)] * 4],
         rtol=0.02,
     )
-    three = compare(configs[:3], [HASH] * 3)
+    three = compare([Run(c, HASH) for c in configs[:3]])
     # Between members one patch's power scatters by half of Δ's variance.
     expected = np.sqrt((4 * NOISE + 3 * NOISE**2) / 2 / modes) / (1 + NOISE)
     # The mean of the sample standard deviation of three is √(π)/2 of σ.
@@ -136,7 +131,7 @@ def test_comparison_of_networks_of_known_noise(small_config):
 def test_patches_that_differ_are_not_paired(small_config):
     first = with_bandpowers(small_config, "a", NOISE, 0)
     other = with_bandpowers(small_config.model_copy(update={"seed": 8}), "b", NOISE, 1)
-    table = compare([first, other, first], [HASH] * 3)
+    table = compare([Run(c, HASH) for c in (first, other, first)])
     assert table.paired.tolist() == [True, False, True]
     assert table.scatter is None
     assert (table.relative_error[1] > 1.3 * table.relative_error[2]).all()
@@ -147,26 +142,26 @@ def test_bins_must_be_the_same(small_config):
     wide = small_config.bandpowers.model_copy(update={"width": 300})
     other = small_config.model_copy(update={"name": "wide", "bandpowers": wide})
     with pytest.raises(CNNLensError, match="'test' and 'wide' differ in 'bandpowers'"):
-        compare([small_config, other], [HASH] * 2)
+        compare([Run(c, HASH) for c in (small_config, other)])
 
 
 def test_forecast_of_a_known_slope(small_config):
     """An estimator whose noise debias moves by some part of what the signal does finds 1 plus that
     part of a change when its debias is fixed; σ follows from the test patches' scatter."""
     below, above = (
-        spectra_for(small_config, small_config.cosmology.vary(omch2=omch2)).kk
+        Run(small_config).spectra(small_config.cosmology.vary(omch2=omch2)).kk
         for omch2 in small_config.shifted_omch2()
     )
-    windows = bandpower_windows(spectra_of(small_config), small_config.sky.band_limit)
+    windows = bandpower_windows(Run(small_config).bandpowers, small_config.sky.band_limit)
     signal = windows @ (above - below)[: windows.shape[1]]
     for i, extra in enumerate((0.0, 0.4, -0.2)):
         config = with_bandpowers(small_config, f"c{i}", NOISE, 0)
         truth = np.random.default_rng(0).random((2, 50, config.bandpowers.n_bins))
         half = np.array([-0.5, 0.5])[:, None, None] * extra * signal
         arrays = {"auto": (truth + half) * measured_response(config) ** 2, "truth": truth}
-        recipe = config.curvature_recipe(0, HASH)
-        products.write_product(config.curvature_path(0), "curvature", recipe, arrays)
-        found = forecast(config, HASH)
+        recipe = curvature.recipe(Run(config, HASH), 0)
+        products.write_product(curvature.path(Run(config), 0), "curvature", recipe, arrays)
+        found = forecast(Run(config, HASH))
         # CAMB's threads sum in any order: two runs of it differ by some 1e-9.
         assert found.recovered == pytest.approx(1.0 + extra, rel=1e-6)
         assert found.sigma == pytest.approx(found.sigma_fixed / (1.0 + extra), rel=1e-6)
@@ -181,7 +176,9 @@ def test_forecast_of_a_known_slope(small_config):
 def test_coverage_of_a_survey_whose_answer_is_known(small_config, monkeypatch):
     """Gaussian bandpowers about the model itself: ranks are uniform, intervals hold the truth as
     often as they say, pulls have unit variance; with half the covariance none of it is true."""
-    monkeypatch.setattr(tables, "OMCH2_NODES", np.array([0.1, 0.11, 0.1185, 0.13, 0.14]))
+    monkeypatch.setattr(
+        "cobaya_cnnlens.validate.omch2.OMCH2_NODES", np.array([0.1, 0.11, 0.1185, 0.13, 0.14])
+    )
     config = with_bandpowers(small_config, "c", NOISE, 0)
     config = config.model_copy(
         update={"coverage": config.coverage.model_copy(update={"skies": 100, "patches_each": 16})}
@@ -191,19 +188,19 @@ def test_coverage_of_a_survey_whose_answer_is_known(small_config, monkeypatch):
     kinds = ("patch_covariance", "noise_covariance", "derivative_covariance")
     release = replace(release, **{kind: getattr(release, kind) / 50 for kind in kinds})
     likelihood = BandpowerLikelihood(release)
-    table = tables.Omch2Likelihood(config, likelihood)
+    table = Omch2Likelihood(Run(config), likelihood)
     # Patches whose mean over 16 has the survey's whole covariance.
     root = np.linalg.cholesky(16 * release.covariance)
     generator = np.random.default_rng(0)
     for i in range(100):
         draws = generator.standard_normal((160, 4)) @ root.T
-        data = table.model(config.coverage_cosmology(i).omch2) + draws
+        data = table.model(coverage.cosmology_of(Run(config), i).omch2) + draws
         auto = (data + release.noise) * release.response**2
-        recipe = config.coverage_recipe(i, HASH)
+        recipe = coverage.recipe(Run(config, HASH), i)
         products.write_product(
-            config.coverage_path(i), "coverage", recipe, {"auto": auto, "truth": auto}
+            coverage.path(Run(config), i), "coverage", recipe, {"auto": auto, "truth": auto}
         )
-    found = coverage_table(config, HASH, release)
+    found = coverage_table(Run(config, HASH), release)
     assert len(found.rank) == 1000
     for probability in (0.68, 0.95):
         part, error = found.covered(probability)
@@ -214,17 +211,17 @@ def test_coverage_of_a_survey_whose_answer_is_known(small_config, monkeypatch):
     assert abs(bias) < 3 * error
     assert "1000 disjoint surveys of 16 patches from 100 skies" in format_coverage(found)
     narrow = replace(release, patch_covariance=release.patch_covariance / 2)
-    wrong = coverage_table(config, HASH, narrow)
+    wrong = coverage_table(Run(config, HASH), narrow)
     assert wrong.covered(0.68)[0] < 0.62
     assert wrong.uniformity < 0.01
     with pytest.raises(CNNLensError, match="made with network 0000"):
-        coverage_table(config, HASH, synthetic_release(4))
+        coverage_table(Run(config, HASH), synthetic_release(4))
 
 
 def test_residual_on_patches_that_gave_no_calibration(small_config):
     """Unbiased where the noise is the calibration's; far off where it is not."""
     config = with_bandpowers(small_config, "a", NOISE, 0)
-    table = residual_table(config, HASH, "survey-fiducial")
+    table = residual_table(Run(config, HASH), "survey-fiducial")
     assert table.pte > 0.01
     assert np.abs(table.residual / table.error).max() < 4
     # Twice 600 patches of 200 modes: Var(κ̂κ̂*/R² − κκ*) = 4CN + 2N² per mode.
@@ -233,15 +230,15 @@ def test_residual_on_patches_that_gave_no_calibration(small_config):
     assert "600 patches" in format_residual(table)
     louder = with_bandpowers(small_config, "a", 1.1 * NOISE, 0)
     for name in ("validation", "test"):  # as before; the survey keeps the louder noise
-        louder.bandpower_path(name, 0).unlink()
+        bandpowers.path(Run(louder), name, 0).unlink()
     quiet = with_bandpowers(small_config, "b", NOISE, 0)
     for name in ("validation", "test"):
-        quiet.bandpower_path(name, 0).rename(louder.bandpower_path(name, 0))
-    off = residual_table(louder, HASH, "survey-fiducial")
+        bandpowers.path(Run(quiet), name, 0).rename(bandpowers.path(Run(louder), name, 0))
+    off = residual_table(Run(louder, HASH), "survey-fiducial")
     assert off.pte < 1e-6
     np.testing.assert_allclose(off.residual, 0.1 * NOISE, atol=4 * off.error.max())
     with pytest.raises(CNNLensError, match="'test' gave the calibration"):
-        residual_table(config, HASH, "test")
+        residual_table(Run(config, HASH), "test")
 
 
 @pytest.fixture
@@ -252,16 +249,18 @@ def written(tmp_path) -> Written:
 def test_points_as_a_survey_sees_them(written, monkeypatch):
     """A model that is off by what ω_c + x would do to the bandpowers moves ω_c by x, in σ."""
     config = written.config
-    monkeypatch.setattr(tables, "OMCH2_NODES", np.array([0.1, 0.11, 0.1185, 0.13, 0.14]))
-    release = make_release(config, HASH, "fiducial")
-    table = Omch2Likelihood(config, BandpowerLikelihood(release))
+    monkeypatch.setattr(
+        "cobaya_cnnlens.validate.omch2.OMCH2_NODES", np.array([0.1, 0.11, 0.1185, 0.13, 0.14])
+    )
+    release = make_release(Run(config, HASH), "fiducial")
+    table = Omch2Likelihood(Run(config), BandpowerLikelihood(release))
     slope = table.slope(config.cosmology.omch2)
     sigma = table.sigma(config.cosmology.omch2, release.covariance)
     assert sigma == pytest.approx(
         (slope @ np.linalg.inv(release.covariance) @ slope) ** -0.5, rel=1e-6
     )
     put = with_points(written, 3.0 * sigma * slope)
-    found = points_table(config, HASH, "some")
+    found = points_table(Run(config, HASH), "some")
     assert (found.n_survey, found.n_patches, found.n_bins) == (PER_SKY, 2 * PER_SKY, N_BINS)
     gain = np.linalg.inv(release.covariance) @ slope * sigma
     for k, (change, moved) in enumerate(zip(found.changes, put, strict=True)):
@@ -296,7 +295,7 @@ def test_points_as_a_survey_sees_them(written, monkeypatch):
 def test_tables_of_the_same_products(written):
     """N_L with both of its errors, ρ, power, and the error of one patch's bandpower."""
     config = written.config
-    table = noise_table(config, HASH)
+    table = noise_table(Run(config, HASH))
     np.testing.assert_allclose(table.L, 36 + 150 * (np.arange(N_BINS) + 0.5))
     np.testing.assert_allclose(table.response, written_by_hand.RESPONSE, rtol=1e-9)
     np.testing.assert_allclose(table.noise, written.noise, rtol=1e-9)
@@ -312,7 +311,7 @@ def test_tables_of_the_same_products(written):
     # The "cross" that was written is ⟨κ̂κ̂*⟩ itself.
     np.testing.assert_allclose(table.correlation, np.sqrt(power), rtol=1e-7)
 
-    residual = residual_table(config, HASH, "survey-high")
+    residual = residual_table(Run(config, HASH), "survey-high")
     np.testing.assert_allclose(residual.truth, written.high.mean(0), rtol=1e-9)
     # d − κκ* of the survey is nothing at all: what is left is the noise's own error.
     np.testing.assert_allclose(residual.residual, 0.0, atol=1e-9 * written.signal.max())
@@ -325,14 +324,16 @@ def test_recovered_omch2(written, monkeypatch, patches_each):
     """ω_c of the lowest χ² of every group's mean, with the covariance of a group; errors of their
     mean with what all groups share."""
     config = written.config
-    monkeypatch.setattr(tables, "OMCH2_NODES", np.array([0.1, 0.11, 0.1185, 0.13, 0.14]))
-    release = make_release(config, HASH, "high")
-    found = recovered_omch2(config, HASH, release, "high", patches_each)
+    monkeypatch.setattr(
+        "cobaya_cnnlens.validate.omch2.OMCH2_NODES", np.array([0.1, 0.11, 0.1185, 0.13, 0.14])
+    )
+    release = make_release(Run(config, HASH), "high")
+    found = recovered_omch2(Run(config, HASH), release, "high", patches_each)
     assert (found.truth, found.patches_each) == (0.1285, patches_each)
     shared = release.noise_covariance + release.derivative_covariance
     covariance = release.patch_covariance / patches_each + shared
     inverse = np.linalg.inv(covariance)
-    table = Omch2Likelihood(config, BandpowerLikelihood(release))
+    table = Omch2Likelihood(Run(config), BandpowerLikelihood(release))
     grid = np.linspace(0.1, 0.14, 20001)
     mu = table.model(grid)
     groups = written.high.reshape(-1, patches_each, N_BINS).mean(1)
@@ -347,7 +348,7 @@ def test_recovered_omch2(written, monkeypatch, patches_each):
     assert found.mean == pytest.approx(np.mean(best), rel=1e-4)
     assert found.scatter == pytest.approx(np.std(best, ddof=1), rel=1e-2)
     with pytest.raises(CNNLensError, match="20 patches: too few for two groups of 11"):
-        recovered_omch2(config, HASH, release, "high", 11)
+        recovered_omch2(Run(config, HASH), release, "high", 11)
 
 
 def test_forecast_and_its_errors(written):
@@ -355,15 +356,15 @@ def test_forecast_and_its_errors(written):
     error is their standard error; σ of a fixed debias has that of the covariance alone."""
     config = written.config
     low, high = (
-        spectra_for(config, config.cosmology.vary(omch2=omch2)).kk for omch2 in (0.1085, 0.1285)
+        Run(config).spectra(config.cosmology.vary(omch2=omch2)).kk for omch2 in (0.1085, 0.1285)
     )
-    signal = signal_bandpowers(config, high - low) / 0.02
+    signal = signal_bandpowers(Run(config), high - low) / 0.02
     slopes = (written.moved[1] - written.moved[0]) / 0.02
     n_sim = config.skies.test * PER_SKY
     hartlap = (n_sim - N_BINS - 2) / (n_sim - 1)
     inverse = np.linalg.inv(written.cosmic + written.own) * hartlap
     information = signal @ inverse @ signal
-    found = forecast(config, HASH)
+    found = forecast(Run(config, HASH))
     by_patch = slopes @ inverse @ signal / information
     assert found.recovered == pytest.approx(1 + by_patch.mean(), rel=1e-5)
     assert found.recovered_error == pytest.approx(error_of_mean(by_patch), rel=1e-5)
@@ -379,8 +380,8 @@ def test_forecast_and_its_errors(written):
 def test_single_patches_against_the_fiducial(written):
     """χ² of d − ⟨d⟩_fid with one patch's covariance."""
     config = written.config
-    release = make_release(config, HASH, "high")
-    chi2, sigma = null_significance(config, HASH, release, "high")
+    release = make_release(Run(config, HASH), "high")
+    chi2, sigma = null_significance(Run(config, HASH), release, "high")
     off = written.high - written.signal
     expected = [o @ np.linalg.solve(written.cosmic + written.own, o) for o in off]
     np.testing.assert_allclose(chi2, expected, rtol=1e-6)
@@ -518,7 +519,9 @@ def test_simulated_sets_without_a_shared_error_are_uniform():
 @pytest.fixture
 def cut(small_config, monkeypatch):
     """Coverage skies of a release whose calibration error is as large as a survey's scatter."""
-    monkeypatch.setattr(tables, "OMCH2_NODES", np.array([0.1, 0.11, 0.1185, 0.13, 0.14]))
+    monkeypatch.setattr(
+        "cobaya_cnnlens.validate.omch2.OMCH2_NODES", np.array([0.1, 0.11, 0.1185, 0.13, 0.14])
+    )
     content = small_config.model_dump(mode="json")
     content["coverage"] = {"skies": 12, "patches_each": 8}
     config = Config.model_validate(content)
@@ -529,17 +532,17 @@ def cut(small_config, monkeypatch):
     release = replace(
         release, patch_covariance=own, noise_covariance=own / 16, derivative_covariance=own / 16
     )
-    table = tables.Omch2Likelihood(config, BandpowerLikelihood(release))
+    table = Omch2Likelihood(Run(config), BandpowerLikelihood(release))
     generator = np.random.default_rng(5)
     calibration = generator.multivariate_normal(np.zeros(4), own / 8)
     data = []
     for i in range(12):
         scatter = generator.multivariate_normal(np.zeros(4), own, size=20)
-        mean = table.model(config.coverage_cosmology(i).omch2) + calibration
+        mean = table.model(coverage.cosmology_of(Run(config), i).omch2) + calibration
         auto = (mean + scatter + release.noise) * OF_BINS**2
-        recipe = config.coverage_recipe(i, HASH)
+        recipe = coverage.recipe(Run(config, HASH), i)
         arrays = {"auto": auto, "truth": auto}
-        products.write_product(config.coverage_path(i), "coverage", recipe, arrays)
+        products.write_product(coverage.path(Run(config), i), "coverage", recipe, arrays)
         data += [(mean + scatter)[:8].mean(0), (mean + scatter)[8:16].mean(0)]
     return config, release, table, np.array(data), own
 
@@ -547,10 +550,10 @@ def cut(small_config, monkeypatch):
 def test_a_table_from_products(cut):
     """Twelve skies of 20 patches are 24 surveys of 8; every column from the data's closed form."""
     config, release, table, data, own = cut
-    found = coverage_table(config, HASH, release)
+    found = coverage_table(Run(config, HASH), release)
     assert found.n_skies == 12
     assert found.sky.tolist() == [i // 2 for i in range(24)]
-    truth = np.repeat([config.coverage_cosmology(i).omch2 for i in range(12)], 2)
+    truth = np.repeat([coverage.cosmology_of(Run(config), i).omch2 for i in range(12)], 2)
     np.testing.assert_array_equal(found.truth, truth)
     covariance = own / 8 + own / 16 + own / 16
     expected = [
@@ -573,17 +576,17 @@ def test_a_table_from_products(cut):
     assert found.simulated.covered[:, 0].std() > 1.7 * np.sqrt(0.68 * 0.32 / 24)
     assert found.uniformity > 0.01
     assert found.tenths.sum() == 24
-    again = coverage_table(config, HASH, release)
+    again = coverage_table(Run(config, HASH), release)
     np.testing.assert_array_equal(again.simulated.tenths, found.simulated.tenths)
     text = format_coverage(found)
     assert "24 disjoint surveys of 8 patches from 12 skies" in text
     assert "block bootstrap over the skies" in text
     part, error = found.covered(0.68)
     assert f"68% interval holds the truth in {100 * part:.1f} +- {100 * error:.1f}% of" in text
-    single = coverage_table(config, HASH, release, patches_each=20)
+    single = coverage_table(Run(config, HASH), release, patches_each=20)
     assert len(single.rank) == 12
     with pytest.raises(CNNLensError, match="a sky has 20 patches, a survey 21"):
-        coverage_table(config, HASH, release, patches_each=21)
+        coverage_table(Run(config, HASH), release, patches_each=21)
 
 
 def test_a_release_that_is_too_sure_is_found_out(cut):
@@ -595,6 +598,6 @@ def test_a_release_that_is_too_sure_is_found_out(cut):
         noise_covariance=release.noise_covariance / 9,
         derivative_covariance=release.derivative_covariance / 9,
     )
-    found = coverage_table(config, HASH, sure)
+    found = coverage_table(Run(config, HASH), sure)
     assert found.covered(0.68)[0] < 0.5
     assert found.scatter()[0] == pytest.approx(3.0, abs=0.8)

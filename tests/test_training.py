@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from cobaya_cnnlens.errors import NetworkError, ProductError
-from cobaya_cnnlens.pipeline import training
+from cobaya_cnnlens.pipeline import networks, skies, training
 from cobaya_cnnlens.pipeline.config import Phase
-from cobaya_cnnlens.pipeline.skies import spectra_for
+from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.reconstruct import resunet
-from cobaya_cnnlens.simulate.instrument import cosine_mask
 from cobaya_cnnlens.simulate.modes import mode_vectors, polarisation_angles
 from cobaya_cnnlens.simulate.shards import FIELDS, write_shard
 
@@ -44,7 +43,9 @@ def tiny(small_config):
     for name in ("train", "validation"):
         for i in range(config.set_size(name)):
             fields = {f: generator.standard_normal((3, n, n)).astype("f4") for f in FIELDS}
-            write_shard(config.sky_path(name, i), config.sky_recipe(name, i), fields)
+            write_shard(
+                skies.path(Run(config), name, i), skies.recipe(Run(config), name, i), fields
+            )
     return config
 
 
@@ -87,8 +88,8 @@ def test_the_papers_plateau_rule():
 
 
 def test_normalisation_is_that_of_the_masked_noisy_maps(tiny):
-    patches = training.load_training_patches(tiny)
-    mask = cosine_mask(tiny.patch, tiny.instrument.taper_deg)
+    patches = training.load_training_patches(Run(tiny))
+    mask = Run(tiny).mask
     inputs, outputs = training.normalisation(patches, mask, 2.0)
     generator = np.random.default_rng(1)
     seen = (patches.lensed + 2.0 * generator.standard_normal(patches.lensed.shape)) * mask[
@@ -109,11 +110,11 @@ def test_normalisation_of_q_and_u():
 
 
 def test_batches_depend_on_epoch_and_step_only(tiny):
-    patches = training.load_training_patches(tiny)
+    patches = training.load_training_patches(Run(tiny))
 
     def batch(epoch, step):
         phase = tiny.training.phases[0]
-        return training.EpochBatches(patches, tiny, phase, epoch, 2)[step][0]
+        return training.EpochBatches(patches, Run(tiny), phase, epoch, 2)[step][0]
 
     np.testing.assert_array_equal(batch(3, 1), batch(3, 1))
     assert np.abs(batch(3, 1) - batch(3, 0)).max() > 0
@@ -128,32 +129,32 @@ def test_targets_belong_to_their_inputs(tiny):
             "training": tiny.training.model_copy(update={"augment": False}),
         }
     )
-    loaded = training.load_training_patches(quiet)
+    loaded = training.load_training_patches(Run(quiet))
     same = training.TrainingPatches(loaded.lensed, loaded.lensed)
-    inputs, outputs = training.EpochBatches(same, quiet, quiet.training.phases[0], 0, 2)[1]
+    inputs, outputs = training.EpochBatches(same, Run(quiet), quiet.training.phases[0], 0, 2)[1]
     np.testing.assert_array_equal(inputs[..., :1], outputs["e"])
     np.testing.assert_array_equal(inputs[..., 1:], outputs["kappa"])
 
 
 def test_a_stopped_run_goes_on_and_ends_where_it_would_have(tiny, tmp_path, eager):
-    whole = list(training.train(tiny, tmp_path / "whole"))
+    whole = list(training.train(Run(tiny), tmp_path / "whole"))
     assert [r["epoch"] for r in whole] == [1, 2, 3]
-    run = training.train(tiny, tmp_path / "parts")
+    run = training.train(Run(tiny), tmp_path / "parts")
     first = next(run)
     run.close()
-    rest = list(training.train(tiny, tmp_path / "parts"))
+    rest = list(training.train(Run(tiny), tmp_path / "parts"))
     assert [r["epoch"] for r in rest] == [2, 3]
     for a, b in zip(whole, [first, *rest], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["learning_rate"] == b["learning_rate"]
-    recipe = training.training_recipe(tiny)
+    recipe = networks.recipe(Run(tiny))
     ends = [
         keras.saving.load_model(tmp_path / d / "epoch_0003.keras", compile=False).get_weights()
         for d in ("whole", "parts")
     ]
     for a, b in zip(*ends, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-    assert list(training.train(tiny, tmp_path / "whole")) == []
+    assert list(training.train(Run(tiny), tmp_path / "whole")) == []
     state = json.loads((tmp_path / "whole" / "state.json").read_text())
     assert state["recipe"] == json.loads(json.dumps(recipe))
     best = min(state["history"], key=lambda h: h["val_loss"])["epoch"]
@@ -177,7 +178,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tiny, tmp_path, eager):
     config_file.write_text(slow.model_dump_json())
     command = [sys.executable, "-c", EAGER_COMMAND, "train", str(config_file)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    directory = slow.training_directory
+    directory = networks.training_directory(Run(slow))
     deadline = time.time() + 240
     while not (directory / "state.json").exists():
         assert process.poll() is None, "ended before it could be killed"
@@ -187,8 +188,8 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tiny, tmp_path, eager):
     process.wait()
     before = json.loads((directory / "state.json").read_text())["history"]
     assert 1 <= len(before) < 600
-    assert not slow.trained_path.exists()
-    run = training.train(slow, directory)
+    assert not networks.path(Run(slow)).exists()
+    run = training.train(Run(slow), directory)
     record = next(run)
     run.close()
     assert record["epoch"] == len(before) + 1
@@ -199,18 +200,18 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tiny, tmp_path, eager):
 
 
 def test_another_recipe_is_refused(tiny, tmp_path, eager):
-    next(training.train(tiny, tmp_path))
+    next(training.train(Run(tiny), tmp_path))
     other = tiny.model_copy(update={"instrument": tiny.instrument.__class__(noise_uk_arcmin=5.0)})
     with pytest.raises(NetworkError, match=r"instrument\.noise_uk_arcmin"):
-        next(training.train(other, tmp_path))
+        next(training.train(Run(other), tmp_path))
     # XLA does not make another run of it, also where an older state names it.
     state = json.loads((tmp_path / "state.json").read_text())
     state["recipe"]["training"]["jit_compile"] = True
     (tmp_path / "state.json").write_text(json.dumps(state))
-    assert next(training.train(tiny, tmp_path))["epoch"] == 2
+    assert next(training.train(Run(tiny), tmp_path))["epoch"] == 2
     (tmp_path / "state.json").write_text("{")
     with pytest.raises(NetworkError, match="damaged"):
-        next(training.train(tiny, tmp_path))
+        next(training.train(Run(tiny), tmp_path))
 
 
 class Saved:
@@ -251,9 +252,9 @@ def test_a_checkpoint_that_is_gone_or_damaged_is_named(tmp_path):
 
 
 def test_a_missing_sky_is_named(tiny, tmp_path):
-    tiny.sky_path("train", 1).unlink()
+    skies.path(Run(tiny), "train", 1).unlink()
     with pytest.raises(ProductError, match=r"train/sky_0001\.h5: no such file"):
-        next(training.train(tiny, tmp_path))
+        next(training.train(Run(tiny), tmp_path))
 
 
 def test_loss_is_in_units_of_the_targets_std():
@@ -297,11 +298,11 @@ def test_spectral_loss_of_a_configuration(tiny):
     phases = [phase.model_copy(update={"crop": 0}) for phase in tiny.training.phases]
     changes = {"loss": "spectral", "phases": phases}
     config = tiny.model_copy(update={"training": tiny.training.model_copy(update=changes)})
-    network = training.new_network(config, training.load_training_patches(config))
+    network = training.new_network(Run(config), training.load_training_patches(Run(config)))
     loss = network.loss["kappa"]
     content = loss.get_config()
     l, kk = np.array(content["l"]), np.array(content["kk"])
-    expected = spectra_for(config, config.cosmology).kk[l]
+    expected = Run(config).spectra().kk[l]
     np.testing.assert_allclose(kk[1:], expected[1:], rtol=1e-12)
     assert kk[0] == kk[1]
     assert content["pixel"] == config.patch.pixel
@@ -323,7 +324,7 @@ def test_the_papers_noise_is_one_realisation_per_patch(tiny):
         changes = {"fresh_noise": fresh, "augment": False}
         config = tiny.model_copy(update={"training": tiny.training.model_copy(update=changes)})
         seen[fresh] = [
-            training.EpochBatches(blank, config, phase, epoch, 1)[0][0] for epoch in (0, 1)
+            training.EpochBatches(blank, Run(config), phase, epoch, 1)[0][0] for epoch in (0, 1)
         ]
     one, two = seen[False]
     np.testing.assert_array_equal(one, two)
@@ -332,7 +333,7 @@ def test_the_papers_noise_is_one_realisation_per_patch(tiny):
     assert np.abs(one - two).max() > 0.1
     assert np.abs(one[0] - one[1]).max() > 0.1
     rms = tiny.instrument.noise_rms(tiny.patch)
-    mask = cosine_mask(tiny.patch, tiny.instrument.taper_deg)
+    mask = Run(tiny).mask
     assert np.std(one[..., mask > 0.99, :]) == pytest.approx(rms, rel=0.05)
 
 
@@ -354,8 +355,8 @@ def test_noise_channel_tells_the_noise(conditional):
     n = conditional.patch.n_pixels
     blank = training.TrainingPatches(*np.zeros((2, 1, n, n, 2), "f4"))
     phase = Phase(steps=1, batch=400, learning_rate=1.0)
-    inputs, _ = training.EpochBatches(blank, conditional, phase, 0, 1)[0]
-    mask = cosine_mask(conditional.patch, conditional.instrument.taper_deg)
+    inputs, _ = training.EpochBatches(blank, Run(conditional), phase, 0, 1)[0]
+    mask = Run(conditional).mask
     inside = mask > 0.5
     scaled = (inputs[..., 0] / mask / inputs[..., 2])[:, inside]
     assert scaled.std() == pytest.approx(1.0, abs=0.02)
@@ -368,8 +369,8 @@ def test_noise_channel_tells_the_noise(conditional):
 
 def test_start_from_a_network_without_noise_channel(tiny, conditional, tmp_path, eager):
     """The new channel changes nothing until it has been trained."""
-    patches = training.load_training_patches(tiny)
-    plain = training.new_network(tiny, patches)
+    patches = training.load_training_patches(Run(tiny))
+    plain = training.new_network(Run(tiny), patches)
     plain.save(tmp_path / "plain.keras")
     config = conditional.model_copy(
         update={
@@ -378,32 +379,32 @@ def test_start_from_a_network_without_noise_channel(tiny, conditional, tmp_path,
             )
         }
     )
-    started = training.new_network(config, patches)
+    started = training.new_network(Run(config), patches)
     maps = np.random.default_rng(1).standard_normal((2, 16, 16, 2)).astype("f4")
     rms = np.random.default_rng(2).random((2, 16, 16, 1)).astype("f4")
     want = plain.predict(maps, verbose=0)["kappa"]
     got = started.predict(np.concatenate([maps, rms], -1), verbose=0)["kappa"]
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6 * np.abs(want).max())
-    assert training.training_recipe(config) != training.training_recipe(conditional)
+    assert networks.recipe(Run(config)) != networks.recipe(Run(conditional))
     wider = config.model_copy(update={"network": config.network.model_copy(update={"width": 4})})
     with pytest.raises(NetworkError, match="another width"):
-        training.new_network(wider, patches)
+        training.new_network(Run(wider), patches)
 
 
 def test_frozen_batch_norm_stays_as_it_was(tiny, tmp_path, eager):
     """Training on moves the kernels, over a stop too, and not one number of the batch norm; a live
     one moves its own."""
-    patches = training.load_training_patches(tiny)
-    training.new_network(tiny, patches).save(tmp_path / "plain.keras")
+    patches = training.load_training_patches(Run(tiny))
+    training.new_network(Run(tiny), patches).save(tmp_path / "plain.keras")
     ends = {}
     for frozen in (True, False):
         network = {"initial": tmp_path / "plain.keras", "frozen_norm": frozen}
         config = tiny.model_copy(update={"network": tiny.network.model_copy(update=network)})
-        run = training.train(config, tmp_path / str(frozen))
+        run = training.train(Run(config), tmp_path / str(frozen))
         next(run)
         run.close()
         if frozen:
-            assert next(training.train(config, tmp_path / str(frozen)))["epoch"] == 2
+            assert next(training.train(Run(config), tmp_path / str(frozen)))["epoch"] == 2
         last = json.loads((tmp_path / str(frozen) / "state.json").read_text())["checkpoint"]
         ends[frozen] = resunet.load_network(tmp_path / str(frozen) / last)
     start = resunet.load_network(tmp_path / "plain.keras")

@@ -1,5 +1,9 @@
-"""The workflows' shell commands: every path reaches `cnnlens` as it is, whatever it holds."""
+"""The workflow: which jobs are run, and that every path reaches `cnnlens` as it is, whatever it
+holds.
+"""
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,15 +19,17 @@ pytest.importorskip("snakemake")
 # Blanks, both quotes, a command to be executed, a variable, an option.
 NASTY = 'a b/it\'s "q" $(touch hit) `touch hit` $HOME -x'
 
+TARGETS = ("all", "releases", "noise", "table", "coverage", "forecast", "for_report")
+
 
 @pytest.fixture
 def content():
     return yaml.safe_load((REPOSITORY / "training" / "config" / "test.yaml").read_text())
 
 
-def snakemake(folder, *arguments, file="Snakefile"):
+def snakemake(folder, *arguments):
     """A dry run, which prints every shell command."""
-    command = [sys.executable, "-m", "snakemake", "-s", REPOSITORY / "training" / file]
+    command = [sys.executable, "-m", "snakemake", "-s", REPOSITORY / "training" / "Snakefile"]
     command += ["--dry-run", "--printshellcmds", "--cores", "1", *arguments]
     return subprocess.run(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -58,65 +64,175 @@ def nasty(tmp_path):
     assert not list(tmp_path.rglob("hit"))
 
 
+@pytest.fixture
+def calls(nasty):
+    """What commands, with their arguments, a configuration's targets would run."""
+
+    def found(content, *targets):
+        path = nasty / NASTY / "c.yaml"
+        path.write_text(yaml.safe_dump(content))
+        for member in ("", *content.get("members", ())):  # which Snakemake itself makes for outputs
+            (nasty / content["products"] / member).mkdir(parents=True, exist_ok=True)
+        result = snakemake(nasty, "--config", f"pipeline={path}", "--", *targets)
+        return given(commands_of(result), nasty), str(path)
+
+    return found
+
+
 @pytest.mark.parametrize("estimator", ["network", "baseline"])
-def test_paths_of_the_workflow_are_quoted(nasty, content, estimator):
+def test_paths_of_the_workflow_are_quoted(nasty, calls, content, estimator):
     """Also: an estimator without a network has its mean field measured, and trains none."""
     content["products"] = NASTY
     if estimator == "baseline":
         content["baseline"] = {"kind": "wiener"}
-    path = nasty / NASTY / "c.yaml"
-    path.write_text(yaml.safe_dump(content))
-    result = snakemake(nasty, "--config", f"pipeline={path}", "--", "all", "noise", "coverage")
-    calls = given(commands_of(result), nasty)
+    done, path = calls(content, *TARGETS)
     place = {"release": 2}
-    assert {call[place.get(call[0], 1)] for call in calls} == {str(path)}
+    assert {call[place.get(call[0], 1)] for call in done} == {path}
     made_by = {"network": "train", "baseline": "mean-field"}
-    done = [call[0] for call in calls]
-    assert [name for name in made_by.values() if name in done] == [made_by[estimator]]
-    assert ["release", "make", str(path), "--survey", "high"] in calls
-    for name in ("noise.txt", "coverage.txt", "tables.txt"):
-        assert (nasty / NASTY / name).exists()
+    names = [call[0] for call in done]
+    assert [name for name in made_by.values() if name in names] == [made_by[estimator]]
+    assert ["release", "make", path, "--survey", "high"] in done
+    tables = ("noise", "coverage", "tables", "comparison", "forecast")
+    assert all((nasty / NASTY / f"{name}.txt").exists() for name in tables)
 
 
-def test_paths_of_a_study_are_quoted(nasty, content):
+def test_paths_of_a_study_are_quoted(nasty, calls, content):
+    """Also: each member's own commands name it, and members that share skies make each once."""
     content["products"] = NASTY
+    content["skies_from"] = f"{NASTY}/skies"
     content["members"] = {"plain": {}, "wiener": {"baseline": {"kind": "wiener"}}}
-    path = nasty / NASTY / "c.yaml"
-    path.write_text(yaml.safe_dump(content))
-    targets = ("all", "for_report", "forecast")
-    result = snakemake(nasty, "--config", f"study={path}", "--", *targets, file="study.smk")
-    calls = given(commands_of(result), nasty)
+    done, path = calls(content, *TARGETS)
     members = {f"{path}#plain", f"{path}#wiener"}
-    assert {call[1] for call in calls} == members | {str(path)}
-    assert [c[0] for c in calls].count("train") == [c[0] for c in calls].count("mean-field") == 1
-    assert {c[1] for c in calls if "--shifted-only" in c} == members
+    place = {"release": 2}
+    assert {call[place.get(call[0], 1)] for call in done} == members | {path}
+    assert [["compare", path], ["forecast", path]] == [c for c in done if path in c]
+    assert [c for c in done if c[0] in ("train", "mean-field")] == [
+        *(c for c in done if c == ["train", f"{path}#plain"]),
+        *(c for c in done if c == ["mean-field", f"{path}#wiener"]),
+    ]
+    skies = [call[2:6] for call in done if call[0] == "skies"]
+    assert len(skies) == len({tuple(sky) for sky in skies}) == 3 + 1 + 1 + 1 + 1
+    assert {c[3] for c in done if c[:2] == ["release", "make"]} == {"--survey"}
+    assert (nasty / NASTY / "c.txt").exists()
+    assert (nasty / NASTY / "c_omch2.txt").exists()
 
 
-def test_one_failure_in_a_study_ends_its_forecast(nasty, content):
-    """The derivatives of each member are made in a loop: the first failure is not passed over."""
-    content |= {"products": "p", "members": {"one": {}, "two": {}}}
-    (nasty / "c.yaml").write_text(yaml.safe_dump(content))
-    result = snakemake(nasty, "--config", "study=c.yaml", "--", "forecast", file="study.smk")
-    (loop,) = (c for c in commands_of(result) if "--shifted-only" in c)
-    (nasty / "p").mkdir()
-    script = "set -e; cnnlens() { [ \"$2\" != 'c.yaml#one' ]; }\n" + loop
-    assert subprocess.run(["bash", "-c", script], cwd=nasty).returncode == 1
+def test_a_study_is_compared_and_releases_are_on_request(calls, content):
+    content |= {"products": "p", "members": {"one": {}, "two": {"network": {"seed": 2}}}}
+    done, path = calls(content, "all")
+    names = {call[0] for call in done}
+    assert names == {"skies", "train", "reconstruct", "compare"}
+    done, path = calls(content, "releases")
+    made = [call[2:] for call in done if call[:2] == ["release", "make"]]
+    surveys = ("fiducial", "high")
+    expected = [[f"{path}#{m}", "--survey", s] for m in ("one", "two") for s in surveys]
+    assert sorted(made) == sorted(expected)
 
 
-def test_a_workflow_says_what_it_needs(tmp_path, content):
-    for file, key in (("Snakefile", "pipeline"), ("study.smk", "study")):
-        result = snakemake(tmp_path, file=file)
-        assert result.returncode == 1
-        assert f"--config {key}=training/config/" in result.stdout
-        assert "KeyError" not in result.stdout
+def test_a_member_of_a_study_is_a_configuration(calls, content, nasty):
+    content |= {"products": "p", "members": {"one": {}, "two": {"network": {"seed": 2}}}}
+    _, path = calls(content, "all")
+    result = snakemake(nasty, "--config", f"pipeline={path}#two", "--", "all")
+    done = given(commands_of(result), nasty)
+    assert ["release", "make", f"{path}#two", "--survey", "high"] in done
+    assert not any(f"{path}#one" in call for call in done)
+
+
+def test_an_ensemble_waits_for_its_networks(calls, content):
+    networks = ["p/one/network.keras", "p/two/network.keras"]
+    content |= {
+        "products": "p",
+        "skies_from": "p/skies",
+        "members": {
+            "one": {},
+            "two": {"network": {"seed": 2}},
+            "ensemble": {"network": {"pretrained": networks}},
+        },
+    }
+    done, path = calls(content, "p/ensemble/bandpowers/test/sky_0000.h5")
+    assert sorted(c[1] for c in done if c[0] == "train") == [f"{path}#one", f"{path}#two"]
+    assert [c[1] for c in done if c[0] == "reconstruct"] == [f"{path}#ensemble"]
+
+
+def test_a_forecast_needs_shifted_skies_alone(calls, content):
+    """Scaled bands, which take far longer, come after and do not make the shifted skies again."""
+    content["products"] = "p"
+    done, path = calls(content, "forecast")
+    shifted = ["derivatives", path, "--index", "0", "--shifted-only", "--threads", "1"]
+    assert [c for c in done if c[0] == "derivatives"] == [shifted]
+    done, path = calls(content, "all")
+    whole = ["derivatives", path, "--index", "0", "--threads", "1"]
+    assert [c for c in done if c[0] == "derivatives"] == [shifted, whole]
+
+
+def readme_command(configuration):
+    """The README's command for one's own configuration, in which my.yaml stands for it."""
+    text = (REPOSITORY / "README.md").read_text()
+    (command,) = set(re.findall(r"^ +(snakemake -s training/Snakefile .*my\.yaml)$", text, re.M))
+    return shlex.split(command.replace("my.yaml", str(configuration)))
+
+
+SHIPPED = REPOSITORY / "training" / "config"
+
+
+@pytest.mark.parametrize("base", ["test.yaml", "laptop.yaml", "gpu.yaml", "dedicated.yaml#2uk"])
+def test_a_baseline_never_trains(tmp_path, base):
+    """Whatever network its base describes, by any target, with the README's own command."""
+    from cobaya_cnnlens.pipeline.loading import load_config
+
+    content = load_config(SHIPPED / base).model_dump(mode="json", exclude_none=True)
+    content |= {"name": "my", "products": "p", "baseline": {"kind": "iterated"}}
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "training").symlink_to(REPOSITORY / "training")
+    command = readme_command("my.yaml")
+    result = subprocess.run(
+        [sys.executable, "-m", *command, "--dry-run", "--printshellcmds", "--", *TARGETS],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    jobs = re.findall(r"^rule (\w+):$", result.stdout + result.stderr, re.M)
+    assert "mean_field" in jobs
+    assert "train" not in jobs
+    assert "cnnlens train" not in result.stdout + result.stderr
+
+
+def test_a_baselines_network_is_no_product(tmp_path, content):
+    """Asked for by name, it is not trained either."""
+    content |= {"products": "p", "baseline": {"kind": "wiener"}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    result = snakemake(tmp_path, "--config", "pipeline=c.yaml", "--", "p/network.keras")
+    assert result.returncode == 1
+    assert "MissingRuleException" in result.stdout
+
+
+@pytest.mark.parametrize("file", sorted(SHIPPED.rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_file_has_a_workflow(tmp_path, file):
+    (tmp_path / "training").symlink_to(REPOSITORY / "training")  # the networks that some name
+    result = snakemake(tmp_path, "--quiet", "--config", f"pipeline={file}", "--", *TARGETS)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("given", [(), ("--config", "study=c.yaml")])
+def test_the_workflow_says_what_it_needs(tmp_path, given):
+    result = snakemake(tmp_path, *given)
+    assert result.returncode == 1
+    assert "name a configuration: --config pipeline=training/config/" in result.stdout
+    assert "KeyError" not in result.stdout
+
+
+def test_paths_with_braces_are_refused(tmp_path, content):
     content |= {"products": "a{b}", "surveys": {}}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
     result = snakemake(tmp_path, "--config", "pipeline=c.yaml")
+    assert result.returncode == 1
     assert "Snakemake takes no paths with braces" in result.stdout
 
 
-def test_a_configuration_without_surveys_has_a_noise(tmp_path, content):
+@pytest.mark.parametrize("target", ["noise", "all"])
+def test_a_configuration_without_surveys_has_a_noise(tmp_path, content, target):
     content |= {"products": "p", "surveys": {}}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
-    result = snakemake(tmp_path, "--config", "pipeline=c.yaml", "--", "noise")
+    result = snakemake(tmp_path, "--config", "pipeline=c.yaml", "--", target)
     assert Path(commands_of(result)[-1].split()[-1]) == Path("p/noise.txt")

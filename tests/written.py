@@ -10,10 +10,12 @@ import itertools
 import numpy as np
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate.measure import signal_bandpowers
-from cobaya_cnnlens.likelihood.release import NUISANCES
-from cobaya_cnnlens.pipeline.config import load_config
-from cobaya_cnnlens.pipeline.skies import spectra_for
+from cobaya_cnnlens.calibrate import bandpowers, curvature, derivatives, nuisances
+from cobaya_cnnlens.calibrate.bandpowers import signal_bandpowers
+from cobaya_cnnlens.likelihood.document import NUISANCES
+from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.validate import points
 
 from .conftest import REPOSITORY
 
@@ -59,7 +61,7 @@ class Written:
 
     def __init__(self, config, digest=HASH):
         self.config, self.digest = config, digest
-        self.signal = signal_bandpowers(config, spectra_for(config, config.cosmology).kk)
+        self.signal = signal_bandpowers(Run(config), Run(config).spectra().kk)
         self.noise = self.signal * np.array([0.5, 1.1, 2.0, 3.1])
         n = config.skies.test * PER_SKY
         both = white(1, n, 2 * N_BINS)
@@ -93,16 +95,16 @@ class Written:
         for i in range(self.config.set_size(set_name)):
             rows = slice(i * PER_SKY, (i + 1) * PER_SKY)
             products.write_product(
-                self.config.bandpower_path(set_name, i),
+                bandpowers.path(Run(self.config), set_name, i),
                 "bandpowers",
-                self.config.bandpower_recipe(set_name, i, self.digest),
+                bandpowers.recipe(Run(self.config, self.digest), set_name, i),
                 {"auto": auto[rows], "cross": cross[rows], "truth": truth[rows]},
             )
 
     def changes(self, **change):
         """δ_j of the bands, C^κκ before C^EE: Σ(2l+1)C_l over the band against the fiducial's."""
-        moved = spectra_for(self.config, self.config.cosmology.vary(**change))
-        fiducial = spectra_for(self.config, self.config.cosmology)
+        moved = Run(self.config).spectra(self.config.cosmology.vary(**change))
+        fiducial = Run(self.config).spectra()
         settings, found = self.config.derivatives, []
         for name in ("kk", "ee"):
             for low, high in itertools.pairwise(getattr(settings, f"{name}_edges")):
@@ -138,9 +140,9 @@ class Written:
         for i in range(config.skies.derivatives):
             rows = slice(i * PER_SKY, (i + 1) * PER_SKY)
             products.write_product(
-                config.derivative_path(i),
+                derivatives.path(Run(config), i),
                 "derivatives",
-                config.derivative_recipe(i, self.digest),
+                derivatives.recipe(Run(config, self.digest), i),
                 {
                     "kk": RESPONSE**2 * (kk + kk_truth)[:, rows],
                     "ee": RESPONSE**2 * ee[:, rows],
@@ -151,9 +153,9 @@ class Written:
             )
             shifted = RESPONSE**2 * (self.centre + self.moved + truths)
             products.write_product(
-                config.curvature_path(i),
+                curvature.path(Run(config), i),
                 "curvature",
-                config.curvature_recipe(i, self.digest),
+                curvature.recipe(Run(config, self.digest), i),
                 {"auto": shifted[:, rows], "truth": truths[:, rows]},
             )
 
@@ -178,8 +180,8 @@ class Written:
                     ]
                 )
                 arrays[name] = self.auto[rows] + RESPONSE**2 * shifts
-            recipe = config.nuisance_recipe(i, self.digest)
-            products.write_product(config.nuisance_path(i), "nuisances", recipe, arrays)
+            recipe = nuisances.recipe(Run(config, self.digest), i)
+            products.write_product(nuisances.path(Run(config), i), "nuisances", recipe, arrays)
 
 
 def with_points(written, off):
@@ -200,9 +202,9 @@ def with_points(written, off):
             truth = written.truth[rows] * (1 + generator.random((PER_SKY, N_BINS)))
             auto = written.auto[rows] + RESPONSE**2 * (moved + truth - written.truth[rows])
             products.write_product(
-                config.point_path(change, i),
+                points.path(Run(config), change, i),
                 "points",
-                config.point_recipe(change, i, HASH),
+                points.recipe(Run(config, HASH), change, i),
                 {"auto": auto, "truth": truth},
             )
             parts.append(moved)

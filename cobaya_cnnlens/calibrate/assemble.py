@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from .. import __version__, products
-from ..likelihood.release import NUISANCES, Release, seal, to_document
+from .. import __version__
+from ..likelihood.document import NUISANCES, seal, to_document
+from ..likelihood.release import Release
 from ..pipeline.config import Config
-from ..pipeline.skies import spectra_for
+from ..pipeline.run import Run
 from ..theory.camb import settings_record
-from . import curvature, derivatives
+from . import bandpowers, curvature, derivatives, nuisances, own_maps
+from .bandpowers import PatchBandpowers
 from .covariance import mean_covariance, sample_covariance
-from .measure import PatchBandpowers, read_bandpowers, spectra_of
-from .nuisances import read_nuisances
 from .own_maps import MapSetup, read_map_bandpowers
 from .response import Calibration, calibrate, standard_error
 from .windows import bandpower_windows
@@ -29,106 +28,14 @@ WINDOW_TOLERANCE = 1e-6
 PACKAGES = ("cobaya_cnnlens", "camb", "ducc0", "healpy", "keras", "numpy", "scipy", "tensorflow")
 
 
-@dataclass(frozen=True)
-class BandDerivatives:
-    """Noise-debias derivatives of one kind.
-
-    ``edges`` (n_bands + 1,); ``values`` and ``errors`` (n_bins, n_bands); ``patches``
-    (n_patches, n_bins, n_bands), whose mean the values are
-    """
-
-    edges: np.ndarray
-    patches: np.ndarray
-
-    @property
-    def values(self) -> np.ndarray:
-        return self.patches.mean(0)
-
-    @property
-    def errors(self) -> np.ndarray:
-        return standard_error(self.patches)
+def release_name(run: Run, survey: str, sky: int = 0) -> str:
+    """Name of the release of one sky of a survey."""
+    return f"{run.config.name}_{survey}" + (f"_sky{sky}" if sky else "")
 
 
-@dataclass(frozen=True)
-class NoiseDerivatives:
-    """Noise-debias derivatives in C^κκ and unlensed C^EE, and the noise debias itself of the same
-    patches at the fiducial, ``centre`` (n_patches, n_bins)."""
-
-    kk: BandDerivatives
-    ee: BandDerivatives
-    centre: np.ndarray
-
-
-def read_derivatives(config: Config, network_hash: str, response: np.ndarray) -> NoiseDerivatives:
-    """Noise-debias derivatives from all skies of the ``derivatives`` set."""
-    kk, ee, centre = [], [], []
-    for index in range(config.skies.derivatives):
-        recipe = config.derivative_recipe(index, network_hash)
-        path = config.derivative_path(index)
-        with products.open_product(path, derivatives.KIND, recipe, config.shipped) as product:
-            kk.append(product.array("kk") / response**2 - product.array("kk_truth"))
-            ee.append(product.array("ee") / response**2)
-            centre.append(product.array("auto") / response**2 - product.array("truth"))
-    settings = config.derivatives
-    bands = (
-        BandDerivatives(np.array(edges), np.concatenate(parts, axis=1).transpose(1, 2, 0))
-        for edges, parts in ((settings.kk_edges, kk), (settings.ee_edges, ee))
-    )
-    return NoiseDerivatives(*bands, np.concatenate(centre))
-
-
-@dataclass(frozen=True)
-class Curvature:
-    """Second order of the noise debias: ``patches`` (n_patches, n_bins), whose mean Q is; the
-    directions in C^κκ and C^EE that give the amplitude t, (n_bands,) each; and what the whole
-    correction is at ω_c + step, ``shift`` (n_patches, n_bins)."""
-
-    kk_direction: np.ndarray
-    ee_direction: np.ndarray
-    patches: np.ndarray
-    shift: np.ndarray
-
-
-def read_curvature(
-    config: Config, network_hash: str, response: np.ndarray, first: NoiseDerivatives
-) -> Curvature:
-    """What the first order leaves at ω_c ± step, from all skies of the set."""
-    fiducial = spectra_for(config, config.cosmology)
-    changes = []
-    for omch2 in config.shifted_omch2():
-        moved = spectra_for(config, config.cosmology.vary(omch2=omch2))
-        kk = band_changes(first.kk.edges, moved.kk, fiducial.kk)
-        changes.append(np.concatenate([kk, band_changes(first.ee.edges, moved.ee, fiducial.ee)]))
-    changes = np.array(changes)
-    along = curvature.direction(*changes)
-    change = shifted_noise(config, network_hash, response) - first.centre
-    bands = np.concatenate([first.kk.patches, first.ee.patches], axis=2)
-    first_order = np.einsum("pbj,sj->spb", bands, changes)
-    amplitudes = changes @ along
-    patches = curvature.second_order(change - first_order, amplitudes)
-    n_kk = len(first.kk.edges) - 1
-    shift = first_order[1] + patches * amplitudes[1] ** 2
-    return Curvature(along[:n_kk], along[n_kk:], patches, shift)
-
-
-def shifted_noise(config: Config, network_hash: str, response: np.ndarray) -> np.ndarray:
-    """Noise debias at ω_c − step and ω_c + step of the ``derivatives`` skies' patches,
-    (2, n_patches, n_bins)."""
-    shifted = []
-    for index in range(config.skies.derivatives):
-        recipe = config.curvature_recipe(index, network_hash)
-        path = config.curvature_path(index)
-        with products.open_product(path, curvature.KIND, recipe, config.shipped) as product:
-            shifted.append(product.array("auto") / response**2 - product.array("truth"))
-    return np.concatenate(shifted, axis=1)
-
-
-def band_changes(edges: np.ndarray, cl: np.ndarray, fiducial: np.ndarray) -> np.ndarray:
-    """δ_j = Σ (2l+1) C_l / Σ (2l+1) C_l^fid − 1 over each band, (n_bands,)."""
-    weight = 2.0 * np.arange(len(fiducial)) + 1.0
-    bands = [slice(a, b) for a, b in itertools.pairwise(edges)]
-    ratio = [(weight[b] * cl[b]).sum() / (weight[b] * fiducial[b]).sum() for b in bands]
-    return np.array(ratio) - 1.0
+def path(run: Run, survey: str, sky: int = 0) -> Path:
+    """Where the release of one sky of a survey lies."""
+    return run.config.products / "releases" / f"{release_name(run, survey, sky)}.json"
 
 
 def trim_windows(windows: np.ndarray, clkk: np.ndarray) -> np.ndarray:
@@ -143,22 +50,18 @@ def trim_windows(windows: np.ndarray, clkk: np.ndarray) -> np.ndarray:
     return trimmed
 
 
-def calibration_of(config: Config, network_hash: str) -> tuple[Calibration, PatchBandpowers]:
+def calibration_of(run: Run) -> tuple[Calibration, PatchBandpowers]:
     """R and N of a configuration, and the test set they rest on."""
-    validation = read_bandpowers(config, network_hash, "validation")
-    test = read_bandpowers(config, network_hash, "test")
+    validation = bandpowers.read(run, "validation")
+    test = bandpowers.read(run, "test")
     return calibrate(validation, test), test
 
 
-def make_release(
-    config: Config, network_hash: str, survey: str, sky: int = 0, packages: bool = True
-) -> Release:
+def make_release(run: Run, survey: str, sky: int = 0, packages: bool = True) -> Release:
     """The release of one mock survey: the patches of one of its skies.
 
     Parameters
     ----------
-    config : the pipeline's configuration
-    network_hash : SHA-256 of the network that made the bandpowers
     survey : name of the survey in the configuration
     sky : which of its skies is the data
 
@@ -169,12 +72,12 @@ def make_release(
     ValueError
         if there are too few simulations for the number of bins
     """
-    [release] = make_releases(config, network_hash, {survey: sky}, packages).values()
+    [release] = make_releases(run, {survey: sky}, packages).values()
     return release
 
 
 def make_releases(
-    config: Config, network_hash: str, surveys: Mapping[str, int], packages: bool = True
+    run: Run, surveys: Mapping[str, int], packages: bool = True
 ) -> dict[str, Release]:
     """The releases of several mock surveys by name, as :func:`make_release` of each; what they
     share, all but the data, is assembled once.
@@ -185,32 +88,30 @@ def make_releases(
     """
     data = {}
     for survey, sky in surveys.items():
-        config.check_index(f"survey-{survey}", sky)
-        data[survey] = read_bandpowers(config, network_hash, f"survey-{survey}", [sky]).auto
+        run.config.check_index(f"survey-{survey}", sky)
+        data[survey] = bandpowers.read(run, f"survey-{survey}", [sky]).auto
     made, calibrated = {}, None
     for survey, sky in surveys.items():
         origin = {f"survey-{survey}": f"sky {sky}"}
         if calibrated is None:
-            calibrated = _assemble(config, network_hash, data[survey], {})
+            calibrated = _assemble(run, data[survey], {})
         made[survey] = replace(
             calibrated,
-            name=config.release_name(survey, sky),
-            description=f"Mock survey of {_description(len(data[survey]), config)}",
+            name=release_name(run, survey, sky),
+            description=f"Mock survey of {_description(len(data[survey]), run.config)}",
             bandpowers=_debiased(data[survey], calibrated),
             n_patches=len(data[survey]),
             provenance=calibrated.provenance
             | {"skies": calibrated.provenance["skies"] | origin}
             | {"packages": _package_versions() if packages else {}},
-            truth=asdict(config.set_cosmology(f"survey-{survey}")),
+            truth=asdict(run.config.set_cosmology(f"survey-{survey}")),
         )
     return made
 
 
-def make_data_release(
-    config: Config, network_hash: str, bandpowers: str | Path | Iterable[str | Path], name: str
-) -> Release:
-    """The release of a user's own maps, from the bandpowers that :mod:`.maps` wrote, in one file or
-    in several that make one survey.
+def make_data_release(run: Run, files: str | Path | Iterable[str | Path], name: str) -> Release:
+    """The release of a user's own maps, from the bandpowers that :mod:`.own_maps` wrote, in one
+    file or in several that make one survey.
 
     Raises
     ------
@@ -219,13 +120,11 @@ def make_data_release(
     MapError
         if patches overlap
     """
+    config = run.config
     measured = read_map_bandpowers(
-        bandpowers,
-        config.map_recipe(network_hash),
-        config.patch.size_deg,
-        f"configuration '{config.name}'",
+        files, own_maps.recipe(run), config.patch.size_deg, f"configuration '{config.name}'"
     )
-    release = _assemble(config, network_hash, measured.auto, {"maps": measured.source})
+    release = _assemble(run, measured.auto, {"maps": measured.source})
     return replace(
         release,
         name=name,
@@ -234,7 +133,7 @@ def make_data_release(
 
 
 def make_calibrated_release(
-    bandpowers: str | Path | Iterable[str | Path], calibration: Release, name: str
+    files: str | Path | Iterable[str | Path], calibration: Release, name: str
 ) -> Release:
     """The release of a user's own maps by the calibration that another release holds.
 
@@ -250,7 +149,7 @@ def make_calibrated_release(
     """
     setup = MapSetup.of_release(calibration)
     measured = read_map_bandpowers(
-        bandpowers, setup.recipe, setup.patch.size_deg, f"release '{calibration.name}'"
+        files, setup.recipe, setup.patch.size_deg, f"release '{calibration.name}'"
     )
     # The calibration's own data are no part of this release.
     skies = {
@@ -277,22 +176,23 @@ def make_calibrated_release(
     )
 
 
-def _assemble(config: Config, network_hash: str, auto: np.ndarray, origin: dict) -> Release:
+def _assemble(run: Run, auto: np.ndarray, origin: dict) -> Release:
     """The release of measured ⟨κ̂κ̂*⟩, (n_patches, n_bins), that came from ``origin``."""
-    calibration, test = calibration_of(config, network_hash)
+    config = run.config
+    calibration, test = calibration_of(run)
     debiased = calibration.debias(test.auto)
-    fiducial = spectra_for(config, config.cosmology)
+    fiducial = run.spectra()
     limit = config.sky.band_limit
-    windows = trim_windows(bandpower_windows(spectra_of(config), limit), fiducial.kk)
-    first = read_derivatives(config, network_hash, calibration.response)
+    windows = trim_windows(bandpower_windows(run.bandpowers, limit), fiducial.kk)
+    first = derivatives.read(run, calibration.response)
     kk, ee = first.kk, first.ee
-    curved = read_curvature(config, network_hash, calibration.response, first)
-    by_patch = read_nuisances(config, network_hash, calibration.response)
+    curved = curvature.read(run, calibration.response, first)
+    by_patch = nuisances.read(run, calibration.response)
     reach = max(windows.shape[1], kk.edges[-1], ee.edges[-1])
     return Release(
         name=config.name,
         description=_description(len(auto), config),
-        edges=spectra_of(config).bins.edges,
+        edges=run.bandpowers.bins.edges,
         bandpowers=calibration.debias(auto).mean(0),
         n_patches=len(auto),
         n_sim=len(debiased),
@@ -333,7 +233,7 @@ def _assemble(config: Config, network_hash: str, auto: np.ndarray, origin: dict)
         },
         provenance={
             "configuration": config.name,
-            "network_sha256": network_hash,
+            "network_sha256": run.estimator_id,
             **({"symmetries": n} if (n := config.reconstruction.symmetries) != 1 else {}),
             "seed": config.seed,
             "skies": {

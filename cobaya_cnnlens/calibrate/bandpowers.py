@@ -1,120 +1,129 @@
-"""Flat-sky spectra of masked patches, and what theory predicts for them.
-
-A map f on a patch of n² pixels of side Δ has modes f_l = Δ² Σ f(x) exp(−il·x); its spectrum
-is |f_l|² / (n²Δ²⟨M²⟩), with M the mask. Bandpowers are averages over the modes of a bin.
-"""
+"""Bandpowers of reconstructed skies: one product per sky, from its shard and a network."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
+from .. import products
 from ..errors import CNNLensError
-from ..simulate.modes import mode_vectors, polarisation_angles, pure_b_modes
-from ..simulate.patches import PatchGeometry
+from ..pipeline import skies
+from ..pipeline.observation import observe_sky
+from ..pipeline.run import Run
+from ..reconstruct import Estimator
+from ..simulate.bandpowers import FlatSpectra
+from .windows import bandpower_windows
+
+KIND = "bandpowers"
+ALGORITHM = 1
 
 
 @dataclass(frozen=True)
-class Bins:
-    """Bins [lmin + b·width, lmin + (b+1)·width), b < n_bins, in L."""
+class PatchBandpowers:
+    """Per-patch bandpowers, each (n_patches, n_bins), before any calibration.
 
-    lmin: int
-    width: int
-    n_bins: int
+    ``auto`` ⟨κ̂κ̂*⟩, ``cross`` ⟨κκ̂*⟩, ``truth`` ⟨κκ*⟩, all of masked maps over ⟨M²⟩
+    """
 
-    @property
-    def edges(self) -> np.ndarray:
-        """Shape (n_bins + 1,)."""
-        return self.lmin + self.width * np.arange(self.n_bins + 1)
+    auto: np.ndarray
+    cross: np.ndarray
+    truth: np.ndarray
 
-    @property
-    def centres(self) -> np.ndarray:
-        """Shape (n_bins,)."""
-        return self.lmin + self.width * (np.arange(self.n_bins) + 0.5)
+    @classmethod
+    def join(cls, parts: Iterable[PatchBandpowers]) -> PatchBandpowers:
+        """The patches of several skies, one after another."""
+        parts = list(parts)
+        return cls(*(np.concatenate([getattr(p, k) for p in parts]) for k in FIELDS))
 
 
-class FlatSpectra:
-    """Binned auto- and cross-spectra of patches.
+FIELDS = tuple(PatchBandpowers.__annotations__)
+
+
+def path(run: Run, set_name: str, index: int) -> Path:
+    """Where the bandpowers of one reconstructed sky lie."""
+    return run.config.products / "bandpowers" / set_name / f"sky_{index:04d}.h5"
+
+
+def recipe(run: Run, set_name: str, index: int) -> dict:
+    """What determines the bandpowers of one reconstructed sky."""
+    return {"sky": skies.recipe(run, set_name, index), **measurement_recipe(run)}
+
+
+def measurement_recipe(run: Run) -> dict:
+    """What turns a sky into bandpowers: instrument, estimator and bins."""
+    config = run.config
+    return {
+        "algorithm": ALGORITHM,
+        "instrument": asdict(config.instrument),
+        "network": run.estimator_id,
+        **({"symmetries": n} if (n := config.reconstruction.symmetries) != 1 else {}),
+        "bandpowers": config.bandpowers.model_dump(),
+    }
+
+
+def signal_bandpowers(run: Run, kk: np.ndarray) -> np.ndarray:
+    """⟨κκ*⟩_b of masked patches for C_L^κκ from L = 0, (n_bins,)."""
+    limit = run.config.sky.band_limit
+    return bandpower_windows(run.bandpowers, limit) @ kk[: limit + 1]
+
+
+def measure_patches(
+    spectra: FlatSpectra, estimator: Estimator, q: np.ndarray, u: np.ndarray, kappa: np.ndarray
+) -> PatchBandpowers:
+    """Reconstruct masked patches and measure their bandpowers.
 
     Parameters
     ----------
-    geometry : the patch
-    bins : bins in L; the last edge must lie below the Nyquist multipole
-    mask : (n, n) mask that the maps carry already; spectra are divided by its mean square
+    q, u : observed, masked maps in µK, (n_patches, n, n)
+    kappa : true masked convergence, same shape
 
     Raises
     ------
     CNNLensError
-        if the bins pass the Nyquist multipole or a bin holds no mode
+        if κ̂ is not finite
     """
-
-    def __init__(self, geometry: PatchGeometry, bins: Bins, mask: np.ndarray):
-        self.geometry, self.bins, self.mask = geometry, bins, mask
-        if bins.edges[-1] > geometry.nyquist:
-            raise CNNLensError(
-                f"the last bin ends at L = {bins.edges[-1]}, beyond the patch's Nyquist "
-                f"multipole {geometry.nyquist:.0f}; use fewer or narrower bins"
-            )
-        n = geometry.n_pixels
-        ly, lx = mode_vectors(n, geometry.pixel)
-        ell = np.hypot(ly, lx)
-        index = np.digitize(ell, bins.edges) - 1
-        index[(ell < bins.edges[0]) | (ell >= bins.edges[-1])] = bins.n_bins
-        # The half plane lx ≥ 0 of a real map: columns 0 and n/2 stand for themselves, the
-        # others also for their mirror images.
-        weight = np.full(ell.shape, 2.0)
-        weight[:, 0] = 1.0
-        if n % 2 == 0:
-            weight[:, -1] = 1.0
-        self._index = index.ravel()
-        self._weight = weight.ravel()
-        self.modes = np.bincount(self._index, self._weight, bins.n_bins + 1)[:-1]
-        if (self.modes == 0).any():
-            raise CNNLensError(f"bin {int(np.argmin(self.modes))} holds no Fourier mode; widen it")
-        self._area = (n * geometry.pixel) ** 2 * np.mean(mask**2)
-
-    def transform(self, maps: np.ndarray) -> np.ndarray:
-        """Masked maps (..., n, n) → modes f_l on the half plane, (..., n, n//2 + 1)."""
-        return np.fft.rfft2(maps) * self.geometry.pixel**2
-
-    def cross(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Bandpowers Re⟨a_l b_l*⟩ of two sets of modes, (n_patches, n_bins)."""
-        return self.average_plane(a.real * b.real + a.imag * b.imag) / self._area
-
-    def average_plane(self, power: np.ndarray) -> np.ndarray:
-        """Mean over each bin's modes of half-plane values, (..., n, n//2 + 1) → (..., n_bins)."""
-        flat = power.reshape(-1, self._weight.size) * self._weight
-        binned = np.stack([np.bincount(self._index, p, self.bins.n_bins + 1)[:-1] for p in flat])
-        return (binned / self.modes).reshape(*power.shape[:-2], self.bins.n_bins)
-
-    def bin_weights(self, b: int) -> np.ndarray:
-        """Weights of the half plane's modes in bin ``b``, summing to one; (n, n//2 + 1)."""
-        n = self.geometry.n_pixels
-        return ((self._index == b) * self._weight / self.modes[b]).reshape(n, n // 2 + 1)
-
-    def merge(self, values: np.ndarray, factor: int) -> np.ndarray:
-        """Bandpowers (..., n_bins) of every ``factor`` neighbouring bins together, by their modes;
-        (..., n_bins // factor). Bins left over at the end are dropped."""
-        n = self.bins.n_bins // factor
-        weight = self.modes[: n * factor].reshape(n, factor)
-        parts = values[..., : n * factor].reshape(*values.shape[:-1], n, factor)
-        return (parts * weight).sum(-1) / weight.sum(-1)
-
-    def auto(self, maps: np.ndarray) -> np.ndarray:
-        """Bandpowers of masked maps (n_patches, n, n) → (n_patches, n_bins)."""
-        modes = self.transform(maps)
-        return self.cross(modes, modes)
+    estimate = estimator.reconstruct(q, u)
+    if not np.isfinite(estimate).all():
+        raise CNNLensError(
+            "the reconstructed convergence is not finite; check the input maps for NaN"
+        )
+    found, true = spectra.transform(estimate), spectra.transform(kappa)
+    return PatchBandpowers(
+        spectra.cross(found, found), spectra.cross(true, found), spectra.cross(true, true)
+    )
 
 
-def e_and_b(spectra: FlatSpectra, q: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Modes of E and B of masked Q, U (n_patches, n, n); B holds what the mask leaks from E."""
-    cos2, sin2 = polarisation_angles(*mode_vectors(q.shape[-1], spectra.geometry.pixel))
-    q_l, u_l = spectra.transform(q), spectra.transform(u)
-    return q_l * cos2 + u_l * sin2, -q_l * sin2 + u_l * cos2
+def measure(run: Run, set_name: str, indices: Iterable[int] | None = None) -> None:
+    """Reconstruct the skies of a set that have no bandpowers yet."""
+    indices = range(run.config.set_size(set_name)) if indices is None else list(indices)
+    todo = []
+    for index in indices:
+        run.config.check_index(set_name, index)
+        if not products.exists(path(run, set_name, index), KIND, recipe(run, set_name, index)):
+            todo.append(index)
+    for index in tqdm(todo, desc=f"bandpowers/{set_name}", unit="sky", disable=not todo):
+        seen = observe_sky(run, set_name, index)
+        found = measure_patches(run.bandpowers, run.estimator, seen.q, seen.u, seen.kappa)
+        where, wanted = path(run, set_name, index), recipe(run, set_name, index)
+        products.write_product(where, KIND, wanted, vars(found))
 
 
-def pure_b(spectra: FlatSpectra, q: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Modes of pure B of *unmasked* Q, U (n_patches, n, n), (n_patches, n, n//2 + 1); see
-    :func:`cobaya_cnnlens.simulate.modes.pure_b_modes`."""
-    return pure_b_modes(q, u, spectra.mask, spectra.geometry.pixel)
+def read(run: Run, set_name: str, indices: Iterable[int] | None = None) -> PatchBandpowers:
+    """The bandpowers of all patches of a set, or of some of its skies; shipped ones where the
+    configuration has none of its own.
+
+    Raises
+    ------
+    products.ProductError
+        if one is missing, damaged, or made with another network or configuration
+    """
+    parts = []
+    for index in range(run.config.set_size(set_name)) if indices is None else indices:
+        where, wanted = path(run, set_name, index), recipe(run, set_name, index)
+        with products.open_product(where, KIND, wanted, run.config.shipped) as product:
+            parts.append(PatchBandpowers(*(product.array(name) for name in FIELDS)))
+    return PatchBandpowers.join(parts)

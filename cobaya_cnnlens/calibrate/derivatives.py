@@ -16,50 +16,113 @@ unlensed E, and the deflection linear in φ, so one extra transform per band ser
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from .. import products
-from ..pipeline.config import Config
+from ..pipeline import skies
 from ..pipeline.observation import sky_noise
-from ..pipeline.skies import spectra_for
-from ..reconstruct import Estimator
+from ..pipeline.run import Run
 from ..simulate import patches, shards
-from ..simulate.instrument import convolve_beam, cosine_mask
+from ..simulate.instrument import convolve_beam
 from ..simulate.skies import scale_alm
 from ..theory.camb import Cosmology
-from .bandpowers import FlatSpectra
-from .measure import spectra_of
+from .bandpowers import measurement_recipe
+from .response import standard_error
 
 KIND = "derivatives"
+SET = "derivatives"
+ALGORITHM = 1
 
 
-def measure_derivatives(
-    config: Config, estimator: Estimator, network_hash: str, index: int, nthreads: int = 0
-) -> None:
+@dataclass(frozen=True)
+class BandDerivatives:
+    """Noise-debias derivatives of one kind.
+
+    ``edges`` (n_bands + 1,); ``values`` and ``errors`` (n_bins, n_bands); ``patches``
+    (n_patches, n_bins, n_bands), whose mean the values are
+    """
+
+    edges: np.ndarray
+    patches: np.ndarray
+
+    @property
+    def values(self) -> np.ndarray:
+        return self.patches.mean(0)
+
+    @property
+    def errors(self) -> np.ndarray:
+        return standard_error(self.patches)
+
+
+@dataclass(frozen=True)
+class NoiseDerivatives:
+    """Noise-debias derivatives in C^κκ and unlensed C^EE, and the noise debias itself of the same
+    patches at the fiducial, ``centre`` (n_patches, n_bins)."""
+
+    kk: BandDerivatives
+    ee: BandDerivatives
+    centre: np.ndarray
+
+
+def path(run: Run, index: int) -> Path:
+    """Where the derivatives measured on one sky lie."""
+    return run.config.products / "derivatives" / f"sky_{index:04d}.h5"
+
+
+def recipe(run: Run, index: int) -> dict:
+    """What determines the derivatives measured on one sky."""
+    return {
+        "sky": skies.recipe(run, SET, index),
+        **measurement_recipe(run),
+        "derivative_algorithm": ALGORITHM,
+        "derivatives": run.config.derivatives.model_dump(exclude={"omch2_step"}),
+    }
+
+
+def read(run: Run, response: np.ndarray) -> NoiseDerivatives:
+    """Noise-debias derivatives from all skies of the ``derivatives`` set."""
+    kk, ee, centre = [], [], []
+    for index in range(run.config.skies.derivatives):
+        where, wanted = path(run, index), recipe(run, index)
+        with products.open_product(where, KIND, wanted, run.config.shipped) as product:
+            kk.append(product.array("kk") / response**2 - product.array("kk_truth"))
+            ee.append(product.array("ee") / response**2)
+            centre.append(product.array("auto") / response**2 - product.array("truth"))
+    settings = run.config.derivatives
+    bands = (
+        BandDerivatives(np.array(edges), np.concatenate(parts, axis=1).transpose(1, 2, 0))
+        for edges, parts in ((settings.kk_edges, kk), (settings.ee_edges, ee))
+    )
+    return NoiseDerivatives(*bands, np.concatenate(centre))
+
+
+def measure(run: Run, index: int, nthreads: int = 0) -> None:
     """Measure all bands on one sky of the ``derivatives`` set, unless that is done.
 
     The product holds, per patch, ``kk`` and ``ee``: derivatives of auto-bandpowers of κ̂,
     (n_bands, n_patches, n_bins); ``kk_truth``: those of the true κ; ``auto`` and ``truth`` of
     the fiducial sky, (n_patches, n_bins). Each band is kept on disk as soon as it is done.
     """
-    config.check_index("derivatives", index)
-    path = config.derivative_path(index)
-    recipe = config.derivative_recipe(index, network_hash)
-    if products.exists(path, KIND, recipe):
+    run.config.check_index(SET, index)
+    where, wanted = path(run, index), recipe(run, index)
+    if products.exists(where, KIND, wanted):
         return
-    bench = Bench(config, estimator, index, nthreads)
+    bench = Bench(run, index, nthreads)
+    settings = run.config.derivatives
     jobs = [("fiducial", 0)]
-    jobs += [("kk", j) for j in range(len(config.derivatives.kk_edges) - 1)]
-    jobs += [("ee", j) for j in range(len(config.derivatives.ee_edges) - 1)]
+    jobs += [("kk", j) for j in range(len(settings.kk_edges) - 1)]
+    jobs += [("ee", j) for j in range(len(settings.ee_edges) - 1)]
     done = {}
     with tqdm(total=len(jobs), desc=f"derivatives/{index}", unit="band") as bar:
         for kind, band in jobs:
-            part_path = path.with_suffix("") / f"{kind}_{band:03d}.h5"
-            part_recipe = {**recipe, "part": f"{kind} {band}"}
+            part_path = where.with_suffix("") / f"{kind}_{band:03d}.h5"
+            part_recipe = {**wanted, "part": f"{kind} {band}"}
             if not products.exists(part_path, KIND, part_recipe):
-                products.write_product(part_path, KIND, part_recipe, bench.run(kind, band))
+                products.write_product(part_path, KIND, part_recipe, bench.measure(kind, band))
             with products.open_product(part_path, KIND, part_recipe) as part:
                 done[kind, band] = {name: part.array(name) for name in part.names()}
             bar.update()
@@ -68,8 +131,8 @@ def measure_derivatives(
         bands = [done[key] for key in sorted(done) if key[0] == kind]
         arrays[kind] = np.stack([b["auto"] for b in bands])
     arrays["kk_truth"] = np.stack([done[k]["truth"] for k in sorted(done) if k[0] == "kk"])
-    products.write_product(path, KIND, recipe, arrays)
-    shutil.rmtree(path.with_suffix(""))
+    products.write_product(where, KIND, wanted, arrays)
+    shutil.rmtree(where.with_suffix(""))
 
 
 class Bench:
@@ -81,27 +144,25 @@ class Bench:
 
     def __init__(
         self,
-        config: Config,
-        estimator: Estimator,
+        run: Run,
         index: int,
         nthreads: int,
         cosmology: Cosmology | None = None,
-        set_name: str = "derivatives",
+        set_name: str = SET,
     ):
-        self.config, self.estimator, self.nthreads = config, estimator, nthreads
-        self.step = config.derivatives.step
-        self.spectra: FlatSpectra = spectra_of(config)
-        self.mask = cosine_mask(config.patch, config.instrument.taper_deg)
-        self.pointing = shards.pointing_of(config.patch, config.centres.nside, config.centres.poles)
-        theory = spectra_for(config, cosmology or config.cosmology)
+        config = run.config
+        self.config, self.nthreads = config, nthreads
+        self.estimator, self.spectra, self.mask = run.estimator, run.bandpowers, run.mask
+        self.step, self.pointing = config.derivatives.step, run.pointing
+        theory = run.spectra(cosmology)
         self.sky = shards.draw_sky(theory, config.sky.lmax, config.seed, set_name, index)
         self.gradient = patches.gradient_at(self.sky.philm, self.sky.lmax, self.pointing, nthreads)
         (self.lensed,) = self._lens([self.gradient])
         self.kappa = self._kappa(self.sky.philm)
         n = config.patch.n_padded
-        self.noise = sky_noise(config, set_name, index, len(self.lensed) // n**2)
+        self.noise = sky_noise(run, set_name, index, len(self.lensed) // n**2)
 
-    def run(self, kind: str, band: int) -> dict[str, np.ndarray]:
+    def measure(self, kind: str, band: int) -> dict[str, np.ndarray]:
         if kind == "fiducial":
             return self.unperturbed()
         return (self._kk if kind == "kk" else self._ee)(band)

@@ -14,44 +14,61 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from .. import products
 from ..errors import CNNLensError
-from ..likelihood.release import NUISANCES
-from ..pipeline.config import Config
+from ..likelihood.document import NUISANCES
 from ..pipeline.observation import observe_sky
-from ..reconstruct import Estimator
+from ..pipeline.run import Run
 from ..simulate.instrument import Systematics
-from .measure import read_bandpowers, spectra_of
+from . import bandpowers
 from .response import standard_error
 
 KIND = "nuisances"
 SET = "test"
+ALGORITHM = 1
 
 
-def measure_nuisances(config: Config, estimator: Estimator, network_hash: str, index: int) -> None:
+def path(run: Run, index: int) -> Path:
+    """Where the bandpowers of a test sky seen with systematics lie."""
+    return run.config.products / "nuisances" / f"sky_{index:04d}.h5"
+
+
+def recipe(run: Run, index: int) -> dict:
+    """What determines the bandpowers of a test sky seen with systematics."""
+    return {
+        **bandpowers.recipe(run, SET, index),
+        "nuisance_algorithm": ALGORITHM,
+        "nuisances": run.config.nuisances.model_dump(exclude={"skies"}),
+    }
+
+
+def measure(run: Run, index: int) -> None:
     """Observe and reconstruct one test sky with each systematic at ± its step, unless that is done.
 
     The product holds, by name of the systematic, ``auto`` at −step and +step,
     (2, n_patches, n_bins).
     """
-    config.check_index(SET, index)
-    path = config.nuisance_path(index)
-    recipe = config.nuisance_recipe(index, network_hash)
-    if products.exists(path, KIND, recipe):
+    run.config.check_index(SET, index)
+    where, wanted = path(run, index), recipe(run, index)
+    if products.exists(where, KIND, wanted):
         return
-    spectra = spectra_of(config)
     jobs = [(name, sign) for name in NUISANCES for sign in (-1, 1)]
     seen: dict[str, list[np.ndarray]] = {name: [] for name in NUISANCES}
     for name, sign in tqdm(jobs, desc=f"nuisances/{index}", unit="sky"):
-        step = getattr(config.nuisances, name)
-        sky = observe_sky(config, SET, index, systematics=Systematics(**{name: sign * step}))
-        seen[name].append(spectra.auto(estimator.reconstruct(sky.q, sky.u)))
+        seen[name].append(_seen_with(run, index, name, sign * getattr(run.config.nuisances, name)))
     arrays = {name: np.stack(values) for name, values in seen.items()}
-    products.write_product(path, KIND, recipe, arrays)
+    products.write_product(where, KIND, wanted, arrays)
+
+
+def _seen_with(run: Run, index: int, name: str, x: float) -> np.ndarray:
+    """⟨κ̂κ̂*⟩ of a test sky under one systematic, (n_patches, n_bins)."""
+    sky = observe_sky(run, SET, index, systematics=Systematics(**{name: x}))
+    return run.bandpowers.auto(run.estimator.reconstruct(sky.q, sky.u))
 
 
 @dataclass(frozen=True)
@@ -68,12 +85,7 @@ class NuisanceCheck:
 
 
 def check_nuisances(
-    config: Config,
-    estimator: Estimator,
-    network_hash: str,
-    response: np.ndarray,
-    index: int,
-    changes: Mapping[str, float],
+    run: Run, response: np.ndarray, index: int, changes: Mapping[str, float]
 ) -> list[NuisanceCheck]:
     """Simulate changes of the instrument on a test sky that gave no derivatives.
 
@@ -82,18 +94,16 @@ def check_nuisances(
     CNNLensError
         if the sky is one of those that did
     """
-    config.check_index(SET, index)
-    if index < config.nuisances.skies:
+    run.config.check_index(SET, index)
+    if index < (first_free := run.config.nuisances.skies):
         raise CNNLensError(
-            f"sky {index} gave the derivatives itself; check on one from {config.nuisances.skies}"
+            f"sky {index} gave the derivatives itself; check on one from {first_free}"
         )
-    first, second = read_nuisances(config, network_hash, response)
-    spectra = spectra_of(config)
-    centre = read_bandpowers(config, network_hash, SET, [index]).auto
+    first, second = read(run, response)
+    centre = bandpowers.read(run, SET, [index]).auto
     checks = []
     for name, x in tqdm(changes.items(), desc=f"nuisances/{index}", unit="sky"):
-        sky = observe_sky(config, SET, index, systematics=Systematics(**{name: x}))
-        shift = (spectra.auto(estimator.reconstruct(sky.q, sky.u)) - centre) / response**2
+        shift = (_seen_with(run, index, name, x) - centre) / response**2
         column = NUISANCES.index(name)
         by_patch = first[..., column] * x + second[..., column] * x**2
         error = np.hypot(standard_error(shift), standard_error(by_patch))
@@ -101,21 +111,18 @@ def check_nuisances(
     return checks
 
 
-def read_nuisances(
-    config: Config, network_hash: str, response: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def read(run: Run, response: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A and B of every patch, (n_patches, n_bins, n_nuisances) each, in the order of
     ``NUISANCES`` and per unit of each."""
-    indices = range(config.nuisances.skies)
-    centre = read_bandpowers(config, network_hash, SET, indices).auto / response**2
+    indices = range(run.config.nuisances.skies)
+    centre = bandpowers.read(run, SET, indices).auto / response**2
     both = []
     for index in indices:
-        recipe = config.nuisance_recipe(index, network_hash)
-        path = config.nuisance_path(index)
-        with products.open_product(path, KIND, recipe, config.shipped) as product:
+        where, wanted = path(run, index), recipe(run, index)
+        with products.open_product(where, KIND, wanted, run.config.shipped) as product:
             both.append(np.stack([product.array(name) for name in NUISANCES], axis=-1))
     below, above = np.concatenate(both, axis=1) / response[:, None] ** 2
-    step = np.array([getattr(config.nuisances, name) for name in NUISANCES])
+    step = np.array([getattr(run.config.nuisances, name) for name in NUISANCES])
     first = (above - below) / (2.0 * step)
     second = (above + below - 2.0 * centre[..., None]) / (2.0 * step**2)
     return first, second

@@ -2,34 +2,46 @@
 
 A configuration and a release both know the patch, the instrument, the bins and the network that a
 calibration holds for; :class:`MapSetup` is that knowledge, from either. A release therefore
-calibrates maps that come after it: d_b = ⟨|κ̂|²⟩_b/R_b² − N_b with its response and noise.
+calibrates maps that come after it: d_b = ⟨|κ̂|²⟩_b/R_b² − N_b with its response and noise. Files
+are read by :mod:`cobaya_cnnlens.pipeline.map_files`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import products
-from ..errors import MapError, NetworkError, ProductError, ReleaseError
-from ..likelihood.release import DATA_DIRECTORY, Release, shipped_releases
-from ..pipeline.config import ALGORITHM, Config
-from ..pipeline.skies import spectra_for
-from ..reconstruct.files import check_network, network_hash
+from ..errors import MapError, ProductError, ReleaseError
+from ..files import temporary_name
+from ..likelihood.release import Release
+from ..pipeline.run import Run
+from ..pipeline.separation import FRAMES, check_separate
+from ..reconstruct import Estimator
+from ..simulate.bandpowers import Bins, FlatSpectra
 from ..simulate.instrument import Instrument, cosine_mask
 from ..simulate.patches import PatchGeometry
 from ..theory.camb import Spectra, lensed_polarisation
-from .bandpowers import Bins, FlatSpectra
-from .measure import MAP_BANDPOWERS
+from . import bandpowers
 
-NETWORKS = DATA_DIRECTORY / "networks"
-# Frames of a map's coordinates, as HEALPix spells them: equatorial, galactic, ecliptic.
-FRAMES = {"C": "equatorial", "G": "galactic", "E": "ecliptic"}
+if TYPE_CHECKING:
+    from ..pipeline.map_files import PatchMaps
+
+KIND = "map bandpowers"
+
+
+def recipe(run: Run) -> dict:
+    """What turns a user's maps, which have the beam already, into bandpowers."""
+    patch = run.config.patch
+    size = {"size_deg": patch.size_deg, "n_pixels": patch.n_pixels}
+    return {"patch": size, **bandpowers.measurement_recipe(run)}
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,7 @@ class MapSetup:
     network_hash : of the network or networks
     recipe : everything that turns maps into bandpowers, kept with them
     symmetries : over how many symmetries of the square κ̂ is averaged
-    fiducial : the configuration or release that gives the fiducial spectra
+    fiducial : the run or release that gives the fiducial spectra
     """
 
     name: str
@@ -54,24 +66,26 @@ class MapSetup:
     network_hash: str
     recipe: dict
     symmetries: int
-    fiducial: Config | Release
+    fiducial: Run | Release
 
     @classmethod
-    def of_config(cls, config: Config, network_hash: str) -> MapSetup:
+    def of_run(cls, run: Run) -> MapSetup:
+        config = run.config
         return cls(
             config.name,
             config.patch,
             config.instrument,
-            Bins(**config.bandpowers.model_dump()),
-            network_hash,
-            config.map_recipe(network_hash),
+            run.bandpowers.bins,
+            run.estimator_id,
+            recipe(run),
             config.reconstruction.symmetries,
-            config,
+            run,
         )
 
     @classmethod
     def of_release(cls, release: Release) -> MapSetup:
-        """
+        """What a release says of the maps that its calibration fits.
+
         Raises
         ------
         ReleaseError
@@ -100,19 +114,19 @@ class MapSetup:
                 "the configuration that made it instead"
             )
         bins = Bins(int(release.edges[0]), int(widths[0]), release.n_bins)
-        recipe = {
+        wanted = {
             "patch": {"size_deg": patch.size_deg, "n_pixels": patch.n_pixels},
-            "algorithm": ALGORITHM["bandpowers"],
+            "algorithm": bandpowers.ALGORITHM,
             "instrument": vars(instrument),
             "network": digest,
             **({"symmetries": symmetries} if symmetries != 1 else {}),
             "bandpowers": vars(bins),
         }
-        return cls(release.name, patch, instrument, bins, digest, recipe, symmetries, release)
+        return cls(release.name, patch, instrument, bins, digest, wanted, symmetries, release)
 
     @cached_property
     def mask(self) -> np.ndarray:
-        """(n, n)"""
+        """The apodisation mask, (n, n)."""
         return cosine_mask(self.patch, self.instrument.taper_deg)
 
     @cached_property
@@ -124,8 +138,8 @@ class MapSetup:
     def theory(self) -> Spectra:
         """Fiducial spectra to l = 5000 or beyond; those of a release are lensed as band-limited
         skies are from the unlensed C^EE and the C^κκ that it holds."""
-        if isinstance(self.fiducial, Config):
-            return spectra_for(self.fiducial, self.fiducial.cosmology)
+        if isinstance(self.fiducial, Run):
+            return self.fiducial.spectra()
         ee, kk = self.fiducial.fiducial_ee, self.fiducial.fiducial_kk
         lmax = max(len(ee), len(kk), 5001) - 1
         ee, kk = (np.pad(cl, (0, lmax + 1 - len(cl))) for cl in (ee, kk))
@@ -133,66 +147,75 @@ class MapSetup:
         return Spectra(ee, kk, *lensed)
 
 
-def is_release(name: str | Path) -> bool:
-    """Whether a command's argument is a release, by its name, rather than a configuration."""
-    path = Path(name)
-    return path.suffix == ".json" or (str(name) in shipped_releases() and not path.exists())
-
-
-def find_networks(release: Release, named: Sequence[str | Path] = ()) -> list[Path]:
-    """The network or networks that made a release: those named, or a shipped one.
-
-    Raises
-    ------
-    NetworkError
-        if those named did not make it, or none of the shipped did
-    """
-    if named:
-        check_network(release, named)
-        return [Path(path) for path in named]
-    made_with = str(release.provenance.get("network_sha256"))
-    for path in sorted(NETWORKS.glob("*.keras")):
-        if network_hash(path) == made_with:
-            return [path]
-    raise NetworkError(
-        f"release '{release.name}' was made with network {made_with[:16]}…, which does not come "
-        "with the package; name its file with --network, or give the configuration that made the "
-        "release instead"
-    )
-
-
-def check_separate(centres: np.ndarray, size_deg: float, source: str) -> None:
-    """Refuse patches that may overlap: a survey's errors are those of independent ones.
+def reconstruct_maps(
+    setup: MapSetup, estimator: Estimator, maps: PatchMaps, source: str, folder: str | Path
+) -> Path:
+    """Reconstruct a user's patches: κ̂ of each as a FITS image, and their bandpowers.
 
     Parameters
     ----------
-    centres : colatitude and longitude in radians, (n, 2); NaN where unknown, which is passed over
-    size_deg : side of a patch; squares further apart than their diagonal never touch
+    source : where the maps came from, kept in what is written
+    folder : where ``kappa_000.fits`` and so on and ``bandpowers.h5`` go
+
+    Returns
+    -------
+    path of the bandpowers, from which :mod:`~cobaya_cnnlens.calibrate.assemble` makes a release
+
+    Raises
+    ------
+    MapError
+        if κ̂ is not finite, or the folder cannot be written
+    """
+    from ..pipeline.map_files import write_images  # loads healpy and astropy
+
+    folder = Path(folder)
+    kappa = estimator.reconstruct(maps.q * setup.mask, maps.u * setup.mask)
+    if not np.isfinite(kappa).all():
+        raise MapError(f"{source}: κ̂ is not finite; the network is damaged: restore it")
+    with _writing(folder):
+        for i, (patch, centre) in enumerate(zip(kappa, maps.centres, strict=True)):
+            path = folder / f"kappa_{i:03d}.fits"
+            cards = {"NETWORK": setup.network_hash[:16], "CONFIG": setup.name}
+            write_images(path, patch, centre, setup.patch, "", frame=maps.frame, **cards)
+        path = folder / "bandpowers.h5"
+        arrays = {
+            "auto": setup.spectra.auto(kappa),
+            # Products hold no NaN: unknown centres are zero, and said to be unknown.
+            "centres": np.nan_to_num(maps.centres),
+            "known": np.isfinite(maps.centres).all(1),
+            "frame": np.bytes_(maps.frame.encode()),
+            "source": np.bytes_(source.encode()),
+        }
+        products.write_product(path, KIND, setup.recipe, arrays)
+    return path
+
+
+def check_folder(folder: str | Path) -> None:
+    """Make a folder for what will be written, and refuse it now if it cannot be.
 
     Raises
     ------
     MapError
     """
-    known = np.flatnonzero(np.isfinite(centres).all(1))
-    theta, phi = centres[known].T
-    n_hat = np.stack([np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)])
-    # The chord keeps its precision where the cosine of a small angle does not.
-    for i in range(len(known) - 1):
-        chord = np.linalg.norm(n_hat[:, i + 1 :] - n_hat[:, i, None], axis=0)
-        apart = np.degrees(2.0 * np.arcsin(np.minimum(0.5 * chord, 1.0)))
-        j = int(np.argmin(apart))
-        if apart[j] < np.sqrt(2.0) * size_deg:
-            (a, b), first = centres[known[[i, i + 1 + j]]], known[i]
-            raise MapError(
-                f"{source}: patches {first} at {_place(a)} and {known[i + 1 + j]} at {_place(b)} "
-                f"are {apart[j]:.3g} degrees apart, less than the diagonal "
-                f"{np.sqrt(2.0) * size_deg:.3g} of a patch: they overlap or nearly do, and would "
-                "count as independent; leave one out"
-            )
+    folder = Path(folder)
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = temporary_name(folder / "trial")
+        try:
+            trial.write_bytes(b"trial")
+        finally:
+            trial.unlink(missing_ok=True)
 
 
-def _place(centre: np.ndarray) -> str:
-    return f"(lon, lat) = ({np.degrees(centre[1]):g}, {90.0 - np.degrees(centre[0]):g})"
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MapError(
+            f"{folder}: cannot be written ({error.strerror or error}); name another folder with "
+            "--out, or make room"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -207,7 +230,7 @@ class MapBandpowers:
 def read_map_bandpowers(
     paths: str | Path | Iterable[str | Path], recipe: dict, size_deg: float, calibration: str
 ) -> MapBandpowers:
-    """The bandpowers that :func:`.maps.reconstruct_maps` wrote, of one file or of
+    """The bandpowers that :func:`reconstruct_maps` wrote, of one file or of
     several that make one survey.
 
     Parameters
@@ -226,14 +249,14 @@ def read_map_bandpowers(
     wanted = json.loads(json.dumps(recipe))
     auto, centres, frames, sources = [], [], [], []
     for path in paths:
-        with products.open_product(path, MAP_BANDPOWERS) as product:
+        with products.open_product(path, KIND) as product:
             wrong = products.differences(product.recipe, wanted)
         if wrong:
             raise ProductError(
                 f"{path}: measured otherwise than {calibration} was calibrated: "
                 f"{'; '.join(wrong)}; reconstruct the maps again with what made the calibration"
             )
-        with products.open_product(path, MAP_BANDPOWERS, recipe) as product:
+        with products.open_product(path, KIND, recipe) as product:
             auto.append(product.array("auto"))
             known = product.array("known")[:, None]
             centres.append(np.where(known, product.array("centres"), np.nan))

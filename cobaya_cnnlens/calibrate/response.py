@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import CNNLensError
-from .measure import PatchBandpowers
+from .bandpowers import PatchBandpowers
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..simulate.bandpowers import FlatSpectra
 from ..simulate.modes import mode_vectors, polarisation_angles
-from .bandpowers import FlatSpectra
 
 
 def bandpower_windows(spectra: FlatSpectra, lmax: int) -> np.ndarray:
@@ -32,8 +32,7 @@ def bandpower_windows(spectra: FlatSpectra, lmax: int) -> np.ndarray:
         full[::2, ::2] = weight  # the patch's modes are every second one of the doubled grid
         cosines = np.fft.fft2(_whole_plane(full, 2 * n)).real
         kernel[b] = np.bincount(inverse.ravel(), (cosines * overlap).ravel(), len(unique))
-    area = (n * pixel) ** 2 * np.mean(spectra.mask**2)
-    kernel *= pixel**4 / area
+    kernel *= pixel**4 / spectra.area
 
     mu = np.cos(np.sqrt(unique) * pixel)
     windows = np.empty((spectra.bins.n_bins, lmax + 1))
@@ -60,10 +59,9 @@ def expected_e_and_b(
         np.fft.fft2(overlap * xi).real[::2, ::2][:, : n // 2 + 1] * pixel**4 for xi in correlations
     )
     cos2, sin2 = polarisation_angles(*mode_vectors(n, pixel))
-    area = (n * pixel) ** 2 * np.mean(spectra.mask**2)
     ee = cos2**2 * qq + sin2**2 * uu + 2.0 * cos2 * sin2 * qu
     bb = sin2**2 * qq + cos2**2 * uu - 2.0 * cos2 * sin2 * qu
-    return spectra.average_plane(ee) / area, spectra.average_plane(bb) / area
+    return spectra.average_plane(ee) / spectra.area, spectra.average_plane(bb) / spectra.area
 
 
 def expected_pure_b(spectra: FlatSpectra, clbb: np.ndarray) -> np.ndarray:
@@ -78,8 +76,7 @@ def expected_pure_b(spectra: FlatSpectra, clbb: np.ndarray) -> np.ndarray:
     power = np.fft.fft2(_mask_overlap(spectra.mask) * xi).real[::2, ::2][:, : n // 2 + 1]
     l2 = np.sum(np.square(mode_vectors(n, pixel)), axis=0)
     l2[0, 0] = np.inf
-    area = (n * pixel) ** 2 * np.mean(spectra.mask**2)
-    return spectra.average_plane(power / l2**2) * pixel**4 / area
+    return spectra.average_plane(power / l2**2) * pixel**4 / spectra.area
 
 
 def _mask_overlap(mask: np.ndarray) -> np.ndarray:

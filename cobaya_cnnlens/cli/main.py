@@ -56,13 +56,11 @@ def main(
 @app.command()
 def spectra(config: ConfigFile) -> None:
     """Run CAMB for the fiducial cosmology and every survey."""
-    loaded = _load(config)
-    from ..pipeline.skies import spectra_for
-
-    for name in loaded.set_names():
-        for index in range(loaded.set_size(name)):
-            spectra_for(loaded, loaded.set_cosmology(name, index))
-    typer.echo(f"spectra in {loaded.sky_directory / 'spectra'}")
+    run = _load(config)
+    for name in run.config.set_names():
+        for index in range(run.config.set_size(name)):
+            run.spectra(run.config.set_cosmology(name, index))
+    typer.echo(f"spectra in {run.config.sky_directory / 'spectra'}")
 
 
 @app.command()
@@ -70,46 +68,48 @@ def skies(
     config: ConfigFile, set_name: SetName, index: Indices = None, threads: Threads = 0
 ) -> None:
     """Simulate the skies of a set: one file of patches (Q̃, Ũ, Q, U, E, κ) each."""
-    loaded = _load(config)
-    from ..pipeline.skies import make_skies
+    run = _load(config)
+    from ..pipeline import skies
 
-    for path in make_skies(loaded, set_name, index, threads):
+    for path in skies.measure(run, set_name, index, threads):
         typer.echo(path)
 
 
 @app.command()
 def train(config: ConfigFile) -> None:
     """Train the ResUNet; a run that was stopped goes on from its last epoch."""
-    loaded = _load(config)
-    if loaded.network.pretrained is not None:
+    run = _load(config)
+    if run.config.network.pretrained is not None:
         raise ConfigError(
-            f"{config}: key 'network.pretrained' names {loaded.network.pretrained}, so there is "
-            "nothing to train; remove the key to train a network"
+            f"{config}: key 'network.pretrained' names {run.config.network.pretrained}, so there "
+            "is nothing to train; remove the key to train a network"
         )
     from tqdm import tqdm
 
-    from ..pipeline import training
+    from ..pipeline import networks, training
 
-    directory, trained = loaded.training_directory, False
-    for record in training.train(loaded, directory):
+    directory, trained = networks.training_directory(run), False
+    for record in training.train(run, directory):
         trained = True
         values = (f"{k} {v:.5g}" for k, v in record.items())
         tqdm.write("  ".join(values))
     # A Keras file holds its date: writing the same weights again would change the network's hash.
-    if trained or not loaded.trained_path.exists():
-        run = training.TrainingRun(directory, training.training_recipe(loaded))
-        training.save_atomically(run.best(), loaded.trained_path)
-    typer.echo(f"network in {loaded.trained_path}")
+    if trained or not networks.path(run).exists():
+        state = training.TrainingRun(directory, networks.recipe(run))
+        training.save_atomically(state.best(), networks.path(run))
+    typer.echo(f"network in {networks.path(run)}")
 
 
 @app.command("mean-field")
 def mean_field(config: ConfigFile) -> None:
     """Measure the mean field of an estimator without a network (``baseline``)."""
-    loaded = _load(config)
-    if loaded.baseline is None:
+    run = _load(config)
+    if run.config.baseline is None:
         raise ConfigError(f"{config}: key 'baseline' names no estimator; a network needs no field")
-    _network(loaded)
-    typer.echo(loaded.mean_field_path)
+    from ..pipeline import mean_field
+
+    _ = _ready(run).estimator
+    typer.echo(mean_field.path(run))
 
 
 @app.command()
@@ -154,45 +154,46 @@ def reconstruct(
     """Reconstruct κ̂ on the skies of a set, or on your own maps, and measure its bandpowers."""
     if bool(maps) == (set_name is not None):
         raise ConfigError("give either --set NAME or --maps FILE")
-    _config_module()  # tells what to install if it is the pipeline that is missing
-    from ..calibrate.own_maps import is_release
+    _loading()  # tells what to install if it is the pipeline that is missing
+    from ..calibrate.release_networks import is_release
 
     if not maps:
         if is_release(config):
             raise ConfigError(f"{config} is a release: --set needs the configuration that made it")
-        loaded = _load(config)
-        from ..calibrate.measure import measure_skies
+        run = _load(config)
+        from ..calibrate import bandpowers
 
-        estimator, network_hash = _network(loaded)
-        measure_skies(loaded, estimator, network_hash, set_name, index)
+        bandpowers.measure(_ready(run), set_name, index)
         return
-    from ..calibrate import maps as own
+    from ..calibrate import own_maps
+    from ..calibrate.map_checks import check_maps
+    from ..pipeline.map_files import PatchMaps, parse_centres, read_maps
 
     setup, load_estimator = _map_setup(config, network)
     folder = out or maps[0].with_suffix("")
-    own.check_folder(folder)
-    centres, source = own.parse_centres(centre or []), ", ".join(path.name for path in maps)
-    found = own.PatchMaps.join(
-        [own.read_maps(path, setup.patch, centres, pixel_window, unit=unit) for path in maps],
+    own_maps.check_folder(folder)
+    centres, source = parse_centres(centre or []), ", ".join(path.name for path in maps)
+    found = PatchMaps.join(
+        [read_maps(path, setup.patch, centres, pixel_window, unit=unit) for path in maps],
         setup.patch.size_deg,
         source,
     )
-    for warning in own.check_maps(found, setup, source):
+    for warning in check_maps(found, setup, source):
         typer.secho(f"warning: {source}: {warning}", fg="yellow", err=True)
-    typer.echo(own.reconstruct_maps(setup, load_estimator(), found, source, folder))
+    typer.echo(own_maps.reconstruct_maps(setup, load_estimator(), found, source, folder))
 
 
 def _map_setup(source: Path, networks: list[Path] | None):
     """What a configuration or a release says of the maps it fits, and a function that loads its
     estimator; a missing network is told here, before maps are read and Keras is loaded."""
-    from ..calibrate.own_maps import MapSetup, find_networks, is_release
-    from ..reconstruct.files import estimator_hash
+    from ..calibrate.own_maps import MapSetup
+    from ..calibrate.release_networks import find_networks, is_release
 
     if not is_release(source):
         if networks:
             raise ConfigError(f"{source}: names its network itself; leave --network out")
-        loaded = _load(source)
-        return MapSetup.of_config(loaded, estimator_hash(loaded)), lambda: _network(loaded)[0]
+        run = _load(source)
+        return MapSetup.of_run(run), lambda: _ready(run).estimator
     from ..likelihood.release import read_release
 
     release = read_release(source)
@@ -211,11 +212,11 @@ def _map_setup(source: Path, networks: list[Path] | None):
 @app.command()
 def exhibit(config: ConfigFile) -> None:
     """Keep maps of one test patch and the power of E on its sky, for the report."""
-    loaded = _load(config)
-    from ..validate.exhibits import measure_exhibit
+    run = _load(config)
+    from ..validate import exhibits
 
-    measure_exhibit(loaded, *_network(loaded))
-    typer.echo(loaded.exhibit_path)
+    exhibits.measure(_ready(run))
+    typer.echo(exhibits.path(run))
 
 
 @app.command()
@@ -228,15 +229,14 @@ def derivatives(
     ] = False,
 ) -> None:
     """Measure the banded derivatives of the debiased bandpowers, and their second order in ω_c."""
-    loaded = _load(config)
-    from ..calibrate.curvature import measure_curvature
-    from ..calibrate.derivatives import measure_derivatives
+    run = _load(config)
+    from ..calibrate import curvature, derivatives
 
-    estimator, network_hash = _network(loaded)
-    for i in range(loaded.skies.derivatives) if index is None else index:
+    _ready(run)
+    for i in range(run.config.skies.derivatives) if index is None else index:
         if not shifted_only:
-            measure_derivatives(loaded, estimator, network_hash, i, threads)
-        measure_curvature(loaded, estimator, network_hash, i, threads)
+            derivatives.measure(run, i, threads)
+        curvature.measure(run, i, threads)
 
 
 @app.command()
@@ -253,22 +253,20 @@ def nuisances(
     angle: Annotated[float, typer.Option(help="Rotation in degrees to check.")] = 1.0,
 ) -> None:
     """Measure what systematics of the instrument do to the bandpowers, on test skies."""
-    loaded = _load(config)
+    run = _load(config)
+    from ..calibrate import nuisances
     from ..calibrate.assemble import calibration_of
-    from ..calibrate.nuisances import check_nuisances, measure_nuisances
     from ..report.text import format_nuisance_checks
 
-    estimator, network_hash = _network(loaded)
+    _ready(run)
     if check is not None:
-        calibration, _ = calibration_of(loaded, network_hash)
+        calibration, _ = calibration_of(run)
         changes = {"gain": gain, "beam": beam, "noise": noise, "angle": angle}
-        found = check_nuisances(
-            loaded, estimator, network_hash, calibration.response, check, changes
-        )
-        typer.echo(format_nuisance_checks(loaded, found))
+        found = nuisances.check_nuisances(run, calibration.response, check, changes)
+        typer.echo(format_nuisance_checks(run, found))
         return
-    for i in range(loaded.nuisances.skies) if index is None else index:
-        measure_nuisances(loaded, estimator, network_hash, i)
+    for i in range(run.config.nuisances.skies) if index is None else index:
+        nuisances.measure(run, i)
 
 
 @app.command()
@@ -279,21 +277,18 @@ def points(
     table_only: Annotated[bool, typer.Option(help="Print the table of what there is.")] = False,
 ) -> None:
     """Make test skies again at other cosmologies; print how far off omch2 is there, in sigmas."""
-    loaded = _load(config)
-    from ..reconstruct.files import estimator_hash
+    run = _load(config)
     from ..report.text import format_points
-    from ..validate.points import measure_points
-    from ..validate.tables import points_table
+    from ..validate import points
 
-    if not loaded.points.at:
+    if not run.config.points.at:
         raise ConfigError(f"{config}: key 'points.at' lists no cosmologies; add some")
     if not table_only:
-        estimator, network_hash = _network(loaded)
-        for i in range(loaded.points.skies) if index is None else index:
-            measure_points(loaded, estimator, network_hash, i, threads)
-    digest = estimator_hash(loaded)
-    for group in loaded.points.at:
-        typer.echo(format_points(group, points_table(loaded, digest, group)))
+        _ready(run)
+        for i in range(run.config.points.skies) if index is None else index:
+            points.measure(run, i, threads)
+    for group in run.config.points.at:
+        typer.echo(format_points(group, points.points_table(run, group)))
 
 
 @app.command()
@@ -314,23 +309,18 @@ def coverage(
     out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
 ) -> None:
     """Simulate skies of omch2 drawn from a prior, and print how often posteriors hold the truth."""
-    loaded = _load(config)
+    run = _load(config)
     from ..calibrate.assemble import make_release
     from ..likelihood.release import read_release
-    from ..reconstruct.files import estimator_hash
     from ..report.text import format_coverage
-    from ..validate.coverage import coverage_table
-    from ..validate.coverage_skies import measure_coverage
+    from ..validate import coverage
 
     if not table_only:
-        estimator, network_hash = _network(loaded)
-        measure_coverage(loaded, estimator, network_hash, index, threads)
+        _ready(run)
+        coverage.measure(run, index, threads)
     if index is None:
-        digest = estimator_hash(loaded)
-        tested = (
-            read_release(release) if release else make_release(loaded, digest, loaded.first_survey)
-        )
-        table = coverage_table(loaded, digest, tested, patches_each)
+        tested = read_release(release) if release else make_release(run, run.config.first_survey)
+        table = coverage.coverage_table(run, tested, patches_each)
         typer.echo(format_coverage(table))
         if out:
             from ..report.figures import draw_coverage, save
@@ -356,17 +346,16 @@ def nulltest(
     table_only: Annotated[bool, typer.Option(help="Print the table of what there is.")] = False,
 ) -> None:
     """Null tests: maps in which there is nothing to be found, and what the estimator finds."""
-    loaded = _load(config)
-    from ..reconstruct.files import estimator_hash
-    from ..validate.null_inputs import check_names, measure_nulls
-    from ..validate.nulls import format_nulls, nulls_table
+    run = _load(config)
+    from ..report.text import format_nulls
+    from ..validate import nulls
 
-    names = check_names(loaded, null)
+    names = nulls.check_names(run, null)
     if not table_only:
-        estimator, network_hash = _network(loaded)
-        measure_nulls(loaded, estimator, network_hash, names, index, threads)
+        _ready(run)
+        nulls.measure(run, names, index, threads)
     if table_only or index is None:
-        typer.echo(format_nulls(nulls_table(loaded, estimator_hash(loaded), names, index)))
+        typer.echo(format_nulls(nulls.nulls_table(run, names, index)))
 
 
 @app.command()
@@ -380,31 +369,33 @@ def primary(
     ] = None,
 ) -> None:
     """Joint covariance of the lensing bandpowers with E and B power of the same patches."""
-    loaded = _load(config)
-    from ..reconstruct.files import estimator_hash
+    run = _load(config)
     from ..report.text import format_joint
-    from ..validate.primary import measure_primary, read_joint, write_joint
+    from ..validate import primary
 
-    measure_primary(loaded, set_name, index)
-    digest = estimator_hash(loaded)
-    joint = read_joint(loaded, digest, set_name, index)
-    true = read_joint(loaded, digest, set_name, index, true_kappa=True)
+    primary.measure(run, set_name, index)
+    joint = primary.read_joint(run, set_name, index)
+    true = primary.read_joint(run, set_name, index, true_kappa=True)
     typer.echo(format_joint(joint, true, largest))
     if out is not None:
-        provenance = {"configuration": loaded.name, "set": set_name, "network_sha256": digest}
-        typer.echo(write_joint(joint, out, provenance))
+        provenance = {
+            "configuration": run.config.name,
+            "set": set_name,
+            "network_sha256": run.estimator_id,
+        }
+        typer.echo(primary.write_joint(joint, out, provenance))
 
 
 @app.command()
 def ship(config: ConfigFile) -> None:
     """Collect bandpowers, derivatives and nuisances in one small file to commit (key `shipped`)."""
-    loaded = _load(config)
-    from ..calibrate.shipping import ship_products
+    run = _load(config)
+    from ..validate import shipping
 
-    counts = ship_products(loaded)
+    counts = shipping.ship(run)
     for what, number in counts.items():
         typer.echo(f"{number:4d} skies of {what}")
-    typer.echo(f"{loaded.shipped} ({loaded.shipped.stat().st_size / 1e6:.2f} MB)")
+    typer.echo(f"{run.config.shipped} ({run.config.shipped.stat().st_size / 1e6:.2f} MB)")
 
 
 @release_app.command("make")
@@ -438,22 +429,20 @@ def release_make(
         raise ConfigError("give either --survey NAME or --data FILE")
     if (config is None) == (calibration is None) or (calibration is not None and not data):
         raise ConfigError("give either CONFIG, or --data FILE with --calibration RELEASE")
-    _config_module()  # tells what to install if it is the pipeline that is missing
-    from ..calibrate.assemble import make_calibrated_release, make_data_release, make_release
+    _loading()  # tells what to install if it is the pipeline that is missing
+    from ..calibrate import assemble
     from ..likelihood.release import read_release, write_release
-    from ..reconstruct.files import estimator_hash
 
     path = out or (data[0].with_name("release.json") if data else None)
     if calibration is not None:
-        release = make_calibrated_release(data, read_release(calibration), path.stem)
+        release = assemble.make_calibrated_release(data, read_release(calibration), path.stem)
     else:
-        loaded = _load(config)
-        digest = estimator_hash(loaded)
+        run = _load(config)
         if data:
-            release = make_data_release(loaded, digest, data, path.stem)
+            release = assemble.make_data_release(run, data, path.stem)
         else:
-            release = make_release(loaded, digest, survey, sky)
-            path = path or loaded.release_path(survey, sky)
+            release = assemble.make_release(run, survey, sky)
+            path = path or assemble.path(run, survey, sky)
     try:
         write_release(release, path)
     except OSError as error:
@@ -524,8 +513,8 @@ def release_check(
     ],
 ) -> None:
     """Check that a release was made with a network, by the hash of its weights."""
+    from ..calibrate.release_networks import check_network
     from ..likelihood.release import read_release
-    from ..reconstruct.files import check_network
 
     check_network(read_release(file), networks)
     typer.echo(f"{file} was made with {', '.join(map(str, networks))}")
@@ -540,16 +529,14 @@ def evaluate(
     ] = None,
 ) -> None:
     """Print the network's reconstruction noise beside the analytic curves."""
-    loaded = _load(config)
-    from ..reconstruct.files import estimator_hash
+    run = _load(config)
     from ..report.text import format_noise, format_residual
-    from ..validate.tables import noise_table, residual_table
+    from ..validate.noise import noise_table, residual_table
 
-    digest = estimator_hash(loaded)
     if on:
-        typer.echo(format_residual(residual_table(loaded, digest, on, merge)))
+        typer.echo(format_residual(residual_table(run, on, merge)))
     else:
-        typer.echo(format_noise(noise_table(loaded, digest, merge)))
+        typer.echo(format_noise(noise_table(run, merge)))
 
 
 @app.command()
@@ -587,7 +574,7 @@ def n1(
     seed: Annotated[int, typer.Option(help="Seed of the Monte Carlo.")] = 0,
 ) -> None:
     """N1 of the EB estimator by Monte Carlo: pairs of maps that share φ, with its error."""
-    _config_module()
+    _loading()
     from ..reconstruct.n0 import Filter
     from ..simulate.instrument import Instrument
     from ..validate.analytic import format_n1, monte_carlo_n1
@@ -602,13 +589,11 @@ def compare(
     merge: Annotated[int, typer.Option(min=1, help="Neighbouring bins to take together.")] = 1,
 ) -> None:
     """Print the reconstruction noise of several configurations, or of a study's, side by side."""
-    loaded = [member for config in configs for member in _load_study(config).values()]
-    from ..reconstruct.files import estimator_hash
+    runs = [run for config in configs for run in _load_study(config)]
     from ..report.text import format_comparison
-    from ..validate import tables
+    from ..validate import noise
 
-    hashes = [estimator_hash(config) for config in loaded]
-    typer.echo(format_comparison(tables.compare(loaded, hashes, merge)))
+    typer.echo(format_comparison(noise.compare(runs, merge)))
 
 
 @app.command()
@@ -616,12 +601,11 @@ def forecast(
     configs: Annotated[list[Path], typer.Argument(help="Pipeline configurations or studies.")],
 ) -> None:
     """Print what one patch tells about omch2 (Fisher), with and without a debias that follows."""
-    loaded = [member for config in configs for member in _load_study(config).values()]
-    from ..reconstruct.files import estimator_hash
+    runs = [run for config in configs for run in _load_study(config)]
     from ..report.text import format_forecasts
     from ..validate import forecast
 
-    found = {c.name: forecast.forecast(c, estimator_hash(c)) for c in loaded}
+    found = {run.config.name: forecast.forecast(run) for run in runs}
     typer.echo(format_forecasts(found))
 
 
@@ -631,14 +615,12 @@ def recover(
     patches_each: Annotated[int, typer.Option(min=1, help="Patches per survey.")] = 1,
 ) -> None:
     """Maximum-likelihood ω_c of the surveys' patches, and the null-hypothesis test."""
-    loaded = _load(config)
+    run = _load(config)
     from ..calibrate.assemble import make_releases
-    from ..reconstruct.files import estimator_hash
     from ..report.text import format_recovery
 
-    digest = estimator_hash(loaded)
-    releases = make_releases(loaded, digest, dict.fromkeys(loaded.surveys, 0))
-    typer.echo(format_recovery(loaded, digest, releases, patches_each))
+    releases = make_releases(run, dict.fromkeys(run.config.surveys, 0))
+    typer.echo(format_recovery(run, releases, patches_each))
 
 
 @app.command()
@@ -647,7 +629,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Folder; the plan's if absent.")] = None,
 ) -> None:
     """Put the paper's figures and numbers beside ours, from products: an HTML page and tables."""
-    _config_module()
+    _loading()
     from dataclasses import replace
 
     from ..report.material import load_plan
@@ -670,10 +652,14 @@ def plot(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
 ) -> None:
-    """Draw posteriors with getdist: several chains overlaid, the truth of a mock marked."""
+    """Draw posteriors with getdist, several chains overlaid, the truth of a mock marked; print
+    means, errors, effective samples and pulls from the truth."""
     from ..report.posteriors import plot_posteriors
+    from ..validate.chains import format_marginals, load_chain, marginals
 
-    typer.echo(plot_posteriors(chains, params, out))
+    samples = {root: load_chain(root) for root in chains}
+    typer.echo(plot_posteriors(samples, params, out))
+    typer.echo(format_marginals(marginals(samples, params)))
 
 
 @app.command()
@@ -683,8 +669,8 @@ def predictive(
     out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
 ) -> None:
     """Posterior-predictive chi2 and PTE of a chain: would data drawn from it look like these?"""
+    from ..report.posteriors import draw_predictive
     from ..report.text import format_predictive
-    from ..validate.predictive import draw_predictive
     from ..validate.predictive import predictive as check_chain
 
     check = check_chain(chain, samples)
@@ -704,7 +690,7 @@ def emulator_make(
     jobs: Annotated[int, typer.Option(help="CAMB runs at a time.", min=1)] = 1,
 ) -> None:
     """Run CAMB at the points of a plan, resumable, and fit an emulator to them."""
-    _config_module()
+    _loading()
     from ..pipeline import emulation
     from ..theory.emulator import write_emulator
 
@@ -726,7 +712,7 @@ def emulator_check(
     jobs: Annotated[int, typer.Option(help="CAMB runs at a time.", min=1)] = 1,
 ) -> None:
     """An emulator's errors at the plan's points that did not make it, against CAMB run there."""
-    _config_module()
+    _loading()
     from ..likelihood.bandpowers import BandpowerLikelihood
     from ..likelihood.release import read_release
     from ..pipeline import emulation
@@ -759,28 +745,36 @@ def figure(
     out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
 ) -> None:
     """Draw what a stage made."""
-    loaded = _load(config)
+    run = _load(config)
     from ..report import figures
 
-    typer.echo(figures.draw(loaded, stage, out))
+    typer.echo(figures.draw(run, stage, out))
 
 
 def _load(path: Path):
-    return _config_module().load_config(path)
+    """The run of a configuration."""
+    loading = _loading()
+    from ..pipeline.run import Run
+
+    return Run(loading.load_config(path))
 
 
 def _load_study(path: Path):
-    return _config_module().load_study(path)
+    """The runs of a study's members."""
+    loading = _loading()
+    from ..pipeline.run import Run
+
+    return [Run(config) for config in loading.load_study(path).values()]
 
 
-def _config_module():
-    """The pipeline's configuration, if the pipeline is installed: told before anything starts."""
+def _loading():
+    """What reads configurations, if the pipeline is installed: told before anything starts."""
     for name in PIPELINE_PACKAGES:
         if importlib.util.find_spec(name) is None:
             raise _not_installed(name)
-    from ..pipeline import config
+    from ..pipeline import loading
 
-    return config
+    return loading
 
 
 def _not_installed(package: str) -> CNNLensError:
@@ -790,16 +784,17 @@ def _not_installed(package: str) -> CNNLensError:
     )
 
 
-def _network(config):
+def _ready(run):
+    """The run, whose network is there: a missing one is told before Keras is loaded, nor do
+    bandpowers that are shipped replace it."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from ..reconstruct.files import estimator_hash, networks_hash
+    from ..pipeline import networks
+    from ..reconstruct.files import networks_hash
 
-    digest = estimator_hash(config)  # a missing network is told before Keras is loaded
-    if config.baseline is None:  # nor do bandpowers that are shipped replace it
-        networks_hash(config.network_paths)
-    from ..pipeline.estimators import estimator_for
-
-    return estimator_for(config), digest
+    _ = run.estimator_id
+    if run.config.baseline is None:
+        networks_hash(networks.paths(run))
+    return run
 
 
 def run() -> None:

@@ -1,4 +1,6 @@
-"""The likelihood of debiased lensing bandpowers, without Cobaya::
+"""The likelihood of debiased lensing bandpowers, without Cobaya.
+
+The model is::
 
     µ_b(θ, x) = Σ_L W_bL C_L^κκ + Σ_j N'^κκ_bj δ_j^κκ + Σ_j N'^EE_bj δ_j^EE + Q_b t²
                 + Σ_i (A_bi x_i + B_bi x_i²)
@@ -23,9 +25,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..errors import CNNLensError, SpectrumError
-from .release import NUISANCES, Release, check_arrays, read_only
+from .document import NUISANCES, read_only
+from .release import Release, check_arrays
 from .statistics import (
     chi2_pte,
     hartlap_factor,
@@ -160,7 +164,9 @@ class BandpowerLikelihood:
             with np.errstate(all="ignore"):
                 return self._model(clkk, clee, nuisances)
 
-    def _model(self, clkk, clee, nuisances) -> np.ndarray:
+    def _model(
+        self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None
+    ) -> np.ndarray:
         clkk = _spectrum(clkk, self.lmax_kk, KAPPA)
         power = clkk.item(self._probe_L) / self._probe_fiducial
         if not LEAST_POWER < power < MOST_POWER:
@@ -238,7 +244,7 @@ class BandpowerLikelihood:
             return sellentin_heavens(chi2, self.release.n_sim)
         return -0.5 * chi2
 
-    def pte(self, chi2):
+    def pte(self, chi2: float) -> float:
         """Probability that noise alone exceeds this χ²: by Hotelling's T² where the number of
         simulations counts, by the χ² distribution for "gaussian"."""
         if self.statistics == "gaussian":
@@ -308,7 +314,7 @@ KAPPA = _Quantity("C_L^κκ", "L")
 UNLENSED_E = _Quantity("unlensed C_l^EE", "l")
 
 
-def _spectrum(cl, lmax: int, quantity: _Quantity) -> np.ndarray:
+def _spectrum(cl: ArrayLike, lmax: int, quantity: _Quantity) -> np.ndarray:
     """``cl`` as an array that begins at l = 0 and reaches ``lmax``, or a SpectrumError."""
     if type(cl) is not np.ndarray or cl.ndim != 1 or cl.dtype.kind != "f":
         cl = _as_array(cl, quantity)
@@ -331,7 +337,7 @@ def _spectrum(cl, lmax: int, quantity: _Quantity) -> np.ndarray:
     return cl
 
 
-def _as_array(cl, quantity: _Quantity) -> np.ndarray:
+def _as_array(cl: ArrayLike, quantity: _Quantity) -> np.ndarray:
     try:
         array = np.asarray(cl)
         if array.dtype.kind not in "fiu":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 from cobaya.likelihood import Likelihood
@@ -13,7 +14,8 @@ from cobaya.log import LoggedError
 from ..errors import CNNLensError, SpectrumError
 from ..theory.cobaya import refuse_other_version
 from .bandpowers import BandpowerLikelihood
-from .release import NUISANCES, Release, read_release
+from .document import NUISANCES
+from .release import Release, read_release
 from .selfcheck import theory_offset
 
 # Points count as beyond the range of the noise debias at this many times the excursion at which it
@@ -69,13 +71,16 @@ class CNNLens(Likelihood):
     suffix: str
 
     @classmethod
-    def get_modified_defaults(cls, defaults, input_options=None):
+    def get_modified_defaults(
+        cls, defaults: dict[str, Any], input_options: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """The parameters carry the suffix."""
         suffix = (input_options or {}).get("suffix") or ""
         named = {f"{name}{suffix}": content for name, content in defaults["params"].items()}
         return {**defaults, "params": named}
 
     def initialize(self) -> None:
+        """Read the release and check the options."""
         self._check_options()
         try:
             self.release_data: Release = read_release(self.release)
@@ -126,27 +131,31 @@ class CNNLens(Likelihood):
                 raise LoggedError(self.log, "option '%s' is %r; give %s", name, value, wanted)
 
     def get_version(self) -> str:
+        """The digest of the release."""
         return self._digest
 
     @classmethod
-    def compare_versions(cls, version_a, version_b, equal=True):
+    def compare_versions(cls, version_a: Any, version_b: Any, equal: bool = True) -> bool:
         """Digests have no order: another one counts as higher, so that Cobaya refuses it."""
         return (version_a == version_b) is equal
 
     @property
     def likelihood(self) -> BandpowerLikelihood:
+        """What does the work, without Cobaya."""
         return self._likelihood
 
     @property
     def bandpowers(self) -> np.ndarray:
+        """d_b of the bins in use, (n_bins,)."""
         return self._likelihood.bandpowers
 
-    def initialize_with_provider(self, provider) -> None:
+    def initialize_with_provider(self, provider: Any) -> None:
+        """Check the theory that Cobaya has found, if that is asked for."""
         super().initialize_with_provider(provider)
         if self.check_theory and "cosmology" in self.release_data.theory:
             self._check_theory(provider.model.info().get("theory") or {})
 
-    def _check_theory(self, theories: dict) -> None:
+    def _check_theory(self, theories: dict[str, Any]) -> None:
         try:
             offset = theory_offset(theories, self._likelihood)
         except Exception as error:  # whatever a foreign theory code may raise
@@ -177,13 +186,15 @@ class CNNLens(Likelihood):
             mend,
         )
 
-    def get_requirements(self) -> dict:
+    def get_requirements(self) -> dict[str, dict[str, int]]:
+        """C_L^φφ and unlensed C_l^EE, as far up as the release needs them."""
         return {
             "Cl": {"pp": self._likelihood.lmax_kk},
             "unlensed_Cl": {"ee": self._likelihood.lmax_ee},
         }
 
-    def logp(self, _derived: dict | None = None, **params) -> float:
+    def logp(self, _derived: dict[str, float] | None = None, **params: float) -> float:
+        """ln L of the point that Cobaya samples; the derived χ² and PTE."""
         spectra = self.theory_spectra()
         nuisances = [params[name] for name in self.nuisance_parameters]
         try:

@@ -12,9 +12,7 @@ Python module beside it whose ``Likelihood`` asks the theory for ``unlensed_Cl``
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +21,10 @@ import numpy as np
 import yaml
 
 from ..errors import CNNLensError
+from ..files import atomic_write
 from .bandpowers import band_matrix
-from .release import Release, check_arrays, check_name
+from .document import check_name
+from .release import Release, check_arrays
 from .statistics import hartlap_factor
 
 FORMATS = ("cmblikes", "candl", "sacc")
@@ -132,6 +132,7 @@ class LinearModel:
 
     @property
     def lmax(self) -> int:
+        """The last multipole of the matrices."""
         return self.windows.shape[1] - 1
 
 
@@ -194,17 +195,14 @@ def export_release(
     model = linear_model(release, noise_debias)
     if format == "sacc" and noise_debias != "fixed":
         raise CNNLensError("format 'sacc' has no place for a correction; export 'fixed'")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
-        partial.mkdir(parents=True)
-        name = writers[format](release, model, partial)
-        if noise_debias == "linear":
-            name = _write_module(release, format, name, partial)
-        os.replace(partial, folder)
+        with atomic_write(folder) as partial:
+            partial.mkdir()
+            name = writers[format](release, model, partial)
+            if noise_debias == "linear":
+                name = _write_module(release, format, name, partial)
     except OSError as error:
         raise CNNLensError(f"{folder}: cannot be written ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder / name
 
 

@@ -6,9 +6,10 @@ user's settings must give the same bandpowers, or the difference becomes a bias.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +54,7 @@ class TheoryOffset:
     settings: tuple[str, ...]
 
 
-def theory_offset(theories: dict, likelihood: BandpowerLikelihood) -> TheoryOffset:
+def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> TheoryOffset:
     """Run the theory block of a Cobaya input at the release's fiducial cosmology.
 
     Parameters
@@ -74,9 +75,9 @@ def theory_offset(theories: dict, likelihood: BandpowerLikelihood) -> TheoryOffs
     names = CLASS_NAMES if any("classy" in name for name in theories) else {}
     cosmology = {names.get(k, k): v for k, v in release.theory["cosmology"].items()}
     needs = {"Cl": {"pp": likelihood.lmax_kk}, "unlensed_Cl": {"ee": likelihood.lmax_ee}}
-    seen = {}
+    seen: dict[str, np.ndarray] = {}
 
-    def keep(_self):
+    def keep(_self: Any) -> float:
         seen["pp"] = _self.provider.get_Cl(ell_factor=False, units="muK2")["pp"]
         seen["ee"] = _self.provider.get_unlensed_Cl(ell_factor=False, units="muK2")["ee"]
         return 0.0
@@ -102,7 +103,7 @@ def theory_offset(theories: dict, likelihood: BandpowerLikelihood) -> TheoryOffs
     )
 
 
-def _plain(block: dict | None) -> dict:
+def _plain(block: Mapping[str, Any] | None) -> dict[str, Any]:
     block = dict(block or {})
     if "NodeCAMB" in str(block.get("class", "")):
         for key in NODE_OPTIONS:
@@ -113,7 +114,7 @@ def _plain(block: dict | None) -> dict:
     return block
 
 
-def different_settings(theories: dict, made_with: dict) -> Iterator[str]:
+def different_settings(theories: dict[str, Any], made_with: dict[str, Any]) -> Iterator[str]:
     """Settings of a ``theory`` block that differ from those that a release's spectra were made
     with, as "name: theirs (release: ours)"."""
     for name, block in theories.items():

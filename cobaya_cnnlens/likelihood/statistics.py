@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import numpy as np
 
 from ..errors import CNNLensError
+
+Values = TypeVar("Values", float, np.ndarray)
 
 
 def hartlap_factor(n_sim: int, n_bins: int) -> float:
@@ -51,14 +54,14 @@ def inverse_covariance(covariance: np.ndarray) -> np.ndarray:
     return 0.5 * (inverse + inverse.T)
 
 
-def chi2_pte(chi2, dof: int):
+def chi2_pte(chi2: Values, dof: int) -> Values:
     """Probability that χ² of ``dof`` degrees of freedom exceeds ``chi2``; same shape."""
     from scipy.special import chdtrc
 
     return chdtrc(dof, chi2)
 
 
-def hotelling_pte(t2, n_sim: int, n_bins: int):
+def hotelling_pte(t2: Values, n_sim: int, n_bins: int) -> Values:
     """Probability that Hotelling's T² = rᵀ Ŝ⁻¹ r exceeds ``t2``; same shape.
 
     Ŝ is a sample covariance from ``n_sim`` simulations, unscaled: then
@@ -89,7 +92,7 @@ def sellentin_heavens(t2: float, n_sim: int) -> float:
     return -0.5 * n_sim * math.log1p(t2 / (n_sim - 1.0))
 
 
-def pte_to_sigma(pte):
+def pte_to_sigma(pte: Values) -> Values:
     """Two-sided Gaussian significance of a probability to exceed; same shape.
 
     A PTE of .3173 is 1σ; used for the null-hypothesis test of Caldeira et al. 2018, eq. 16.

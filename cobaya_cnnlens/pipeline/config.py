@@ -1,56 +1,25 @@
-"""The pipeline's configuration: YAML checked by pydantic, one section per stage.
+"""The pipeline's configuration, checked by pydantic: one section per stage.
 
-A product's *recipe* is the part of the configuration that determined it, so that a
-change to the training leaves the skies valid, and a change to the cosmology does not.
+Files are read by :mod:`.loading`; what a stage makes of its section is the stage's own affair.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import re
-import reprlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
-
-import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..errors import ConfigError
 from ..simulate.instrument import Instrument
 from ..simulate.patches import PatchGeometry, closest_centres
 from ..simulate.shards import SkySettings
-from ..simulate.skies import seed_sequence
 from ..theory.camb import CambSettings, Cosmology
+from .estimators import own_options, registered
 
-# Raised when a stage's code changes what it produces, so that older products are refused.
-ALGORITHM = {
-    "sky": 1,
-    "bandpowers": 1,
-    "derivatives": 1,
-    "curvature": 1,
-    "nuisances": 1,
-    "coverage": 1,
-    "points": 1,
-    "nulls": 1,
-    "baseline": 2,
-    "exhibit": 1,
-}
-# Skies of the coverage test have a cosmology each and are not kept: they are no set of shards.
-COVERAGE_SET = "coverage"
-# The null tests whose inputs are not made of a test sky.
-NULL_SETS = {"training": "train"}
 # What the values of the sections without a class of their own here may be, ends included: wide
 # enough for any experiment, and CAMB runs throughout.
 RANGES = {
@@ -77,8 +46,6 @@ HALOFIT_VERSIONS = (
     *("original", "bird", "peacock", "takahashi", "casarini", "mead", "mead2015", "mead2016"),
     *("mead2020", "mead2020_feedback", "halomodel"),
 )
-# Of the YAML: more is no configuration but an attack, or a product's name given by mistake.
-MOST_BYTES, MOST_VALUES, MOST_LEVELS = 1_000_000, 20_000, 20
 
 
 def _plain_path(path: Path) -> Path:
@@ -191,14 +158,29 @@ class Baseline(Section):
     The mean field comes from the first ``mean_field_skies`` training skies. Filters divide by the
     noise: they take ``noise_floor`` (µK′) for less. E beyond the band is below .3 µK′; with .1 it
     counts as signal, and a Wiener filter without noise has three times the N_L at L < 1000.
+
+    A kind that another package registers (:mod:`.estimators`) may have options of its own.
     """
 
-    kind: Literal["quadratic", "wiener", "iterated", "probable"]
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    kind: str = Field(max_length=50)
     combination: Literal["eb", "ee", "mv"] = "eb"
     leakage: Literal["naive", "pure"] = "naive"
     passes: int = Field(9, ge=2, le=1000)
     mean_field_skies: int = Field(1, gt=0, le=100_000)
     noise_floor: float = Field(0.3, gt=0, le=1000)
+
+    @field_validator("kind")
+    @classmethod
+    def _registered(cls, kind):
+        registered(kind)
+        return kind
+
+    @model_validator(mode="after")
+    def _own_options(self):
+        self.model_extra.update(own_options(self.kind, dict(self.model_extra)))
+        return self
 
 
 class Bandpowers(Section):
@@ -455,143 +437,19 @@ class Config(Section):
                 f"it has {', '.join(self.set_names())}"
             )
 
-    def spectra_recipe(self, cosmology: Cosmology) -> dict:
-        """What determines a product of spectra."""
-        return {"cosmology": asdict(cosmology), "camb": asdict(self.camb)}
-
-    def sky_recipe(self, set_name: str, index: int) -> dict:
-        """What determines one shard."""
-        return {
-            **self.spectra_recipe(self.set_cosmology(set_name, index)),
-            "algorithm": ALGORITHM["sky"],
-            "seed": self.seed,
-            "set": set_name,
-            "index": index,
-            "sky": asdict(self.sky),
-            "patch": asdict(self.patch),
-            "centres": self.centres.model_dump(),
-        }
-
-    def bandpower_recipe(self, set_name: str, index: int, network_hash: str) -> dict:
-        """What determines the bandpowers of one reconstructed sky."""
-        return {
-            "sky": self.sky_recipe(set_name, index),
-            **self.measurement_recipe(network_hash),
-        }
-
-    def measurement_recipe(self, network_hash: str) -> dict:
-        """What turns a sky into bandpowers: instrument, network and bins."""
-        return {
-            "algorithm": ALGORITHM["bandpowers"],
-            "instrument": asdict(self.instrument),
-            "network": network_hash,
-            **({"symmetries": n} if (n := self.reconstruction.symmetries) != 1 else {}),
-            "bandpowers": self.bandpowers.model_dump(),
-        }
-
-    def baseline_recipe(self) -> dict:
-        """What determines an estimator without a network; the place of a network's hash."""
-        floored = self.instrument.noise_uk_arcmin < self.baseline.noise_floor
-        return {
-            "algorithm": ALGORITHM["baseline"],
-            "baseline": self.baseline.model_dump(exclude=set() if floored else {"noise_floor"}),
-            "instrument": asdict(self.instrument),
-            "sky": self.sky_recipe("train", 0),
-        }
-
-    def mean_field_recipe(self) -> dict:
-        """What determines a baseline's mean field."""
-        return {"mean_field": self.baseline_recipe()}
-
-    def map_recipe(self, network_hash: str) -> dict:
-        """What turns a user's maps, which have the beam already, into bandpowers."""
-        patch = {"size_deg": self.patch.size_deg, "n_pixels": self.patch.n_pixels}
-        return {"patch": patch, **self.measurement_recipe(network_hash)}
-
-    def exhibit_recipe(self, network_hash: str) -> dict:
-        """What determines the maps and spectra that are kept to be looked at."""
-        return {
-            **self.bandpower_recipe("test", 0, network_hash),
-            "exhibit_algorithm": ALGORITHM["exhibit"],
-        }
-
-    def derivative_recipe(self, index: int, network_hash: str) -> dict:
-        """What determines the derivatives measured on one sky."""
-        return {
-            "sky": self.sky_recipe("derivatives", index),
-            **self.measurement_recipe(network_hash),
-            "derivative_algorithm": ALGORITHM["derivatives"],
-            "derivatives": self.derivatives.model_dump(exclude={"omch2_step"}),
-        }
-
-    def curvature_recipe(self, index: int, network_hash: str) -> dict:
-        """What determines the bandpowers of a derivatives sky at shifted ω_c."""
-        return {
-            "sky": self.sky_recipe("derivatives", index),
-            **self.measurement_recipe(network_hash),
-            "curvature_algorithm": ALGORITHM["curvature"],
-            "omch2_step": self.derivatives.omch2_step,
-        }
-
-    def nuisance_recipe(self, index: int, network_hash: str) -> dict:
-        """What determines the bandpowers of a test sky seen with systematics."""
-        return {
-            **self.bandpower_recipe("test", index, network_hash),
-            "nuisance_algorithm": ALGORITHM["nuisances"],
-            "nuisances": self.nuisances.model_dump(exclude={"skies"}),
-        }
-
-    def coverage_recipe(self, index: int, network_hash: str) -> dict:
-        """What determines the bandpowers of one sky of the coverage test."""
-        return {
-            "sky": {
-                **self.sky_recipe("test", index),
-                **self.spectra_recipe(self.coverage_cosmology(index)),
-                "set": COVERAGE_SET,
-            },
-            **self.measurement_recipe(network_hash),
-            "coverage_algorithm": ALGORITHM["coverage"],
-        }
-
-    def point_recipe(self, change: dict[str, float], index: int, network_hash: str) -> dict:
-        """What determines the bandpowers of a test sky made again at another cosmology."""
-        return {
-            "sky": {
-                **self.sky_recipe("test", index),
-                **self.spectra_recipe(self.cosmology.vary(**change)),
-            },
-            **self.measurement_recipe(network_hash),
-            "point_algorithm": ALGORITHM["points"],
-        }
-
-    def null_recipe(self, null: str, index: int, network_hash: str) -> dict:
-        """What determines the bandpowers of one null test on one sky."""
-        return {
-            **self.bandpower_recipe(NULL_SETS.get(null, "test"), index, network_hash),
-            "null_algorithm": ALGORITHM["nulls"],
-            "null": null,
-        }
-
-    def coverage_cosmology(self, index: int) -> Cosmology:
-        """The cosmology of a sky of the coverage test: ω_c drawn evenly from the prior."""
-        seed = seed_sequence(self.seed, f"{COVERAGE_SET}/cosmology", index)
-        return self.cosmology.vary(
-            omch2=round(float(np.random.default_rng(seed).uniform(*self.coverage.omch2)), 7)
-        )
-
     def shifted_omch2(self) -> tuple[float, float]:
         """ω_c − step and ω_c + step, at which the second order is measured."""
         centre, step = self.cosmology.omch2, self.derivatives.omch2_step
         return round(centre - step, 8), round(centre + step, 8)
 
-    def check_index(self, name: str, index: int) -> None:
-        """Refuse a sky that a set does not have.
+    def check_index(self, name: str, index: int, size: int | None = None) -> None:
+        """Refuse a sky that a set does not have, or that is not among ``size``.
 
         Raises
         ------
         ConfigError
         """
-        size = self.coverage.skies if name == COVERAGE_SET else self.set_size(name)
+        size = self.set_size(name) if size is None else size
         if not 0 <= index < size:
             raise ConfigError(
                 f"configuration '{self.name}': set '{name}' has skies 0 to {size - 1}, not {index}"
@@ -617,154 +475,6 @@ class Config(Section):
     def sky_directory(self) -> Path:
         return self.skies_from or self.products / "skies"
 
-    def sky_path(self, set_name: str, index: int) -> Path:
-        """Where a shard lies."""
-        return self.sky_directory / set_name / f"sky_{index:04d}.h5"
-
-    @property
-    def trained_path(self) -> Path:
-        """Where training leaves its network."""
-        return self.products / "network.keras"
-
-    @property
-    def network_paths(self) -> tuple[Path, ...]:
-        """The networks in use: the trained one, or those that ``network.pretrained`` names."""
-        named = self.network.pretrained
-        if named is None:
-            return (self.trained_path,)
-        return tuple(named) if isinstance(named, list) else (named,)
-
-    @property
-    def mean_field_path(self) -> Path:
-        """Where the mean field of an estimator without a network lies."""
-        return self.products / "mean_field.h5"
-
-    @property
-    def training_directory(self) -> Path:
-        return self.products / "training"
-
-    def bandpower_path(self, set_name: str, index: int) -> Path:
-        """Where the bandpowers of one reconstructed sky lie."""
-        return self.products / "bandpowers" / set_name / f"sky_{index:04d}.h5"
-
-    @property
-    def exhibit_path(self) -> Path:
-        """Where the maps and spectra that are kept to be looked at lie."""
-        return self.products / "exhibit.h5"
-
-    def derivative_path(self, index: int) -> Path:
-        """Where the derivatives measured on one sky lie."""
-        return self.products / "derivatives" / f"sky_{index:04d}.h5"
-
-    def curvature_path(self, index: int) -> Path:
-        """Where the bandpowers of a derivatives sky at shifted ω_c lie."""
-        return self.products / "curvature" / f"sky_{index:04d}.h5"
-
-    def nuisance_path(self, index: int) -> Path:
-        """Where the bandpowers of a test sky seen with systematics lie."""
-        return self.products / "nuisances" / f"sky_{index:04d}.h5"
-
-    def point_path(self, change: dict[str, float], index: int) -> Path:
-        """Where the bandpowers of a test sky made again at another cosmology lie."""
-        name = "_".join(f"{key}={value:g}" for key, value in sorted(change.items()))
-        return self.products / "points" / f"sky_{index:04d}" / f"{name}.h5"
-
-    def null_path(self, null: str, index: int) -> Path:
-        """Where the bandpowers of one null test on one sky lie."""
-        return self.products / "nulls" / null / f"sky_{index:04d}.h5"
-
-    def coverage_path(self, index: int) -> Path:
-        """Where the bandpowers of a sky of the coverage test lie."""
-        return self.products / COVERAGE_SET / f"sky_{index:04d}.h5"
-
-    def release_name(self, survey: str, sky: int = 0) -> str:
-        """Name of the release of one sky of a survey."""
-        return f"{self.name}_{survey}" + (f"_sky{sky}" if sky else "")
-
-    def release_path(self, survey: str, sky: int = 0) -> Path:
-        """Where the release of one sky of a survey lies."""
-        return self.products / "releases" / f"{self.release_name(survey, sky)}.json"
-
-
-def load_config(path: str | Path) -> Config:
-    """Read and check a configuration.
-
-    A file may name another as its ``base`` (a path relative to itself): sections are merged key
-    by key, lists replaced whole, and a null takes the base's value away. A *study* has
-    ``members``, changes by name, and ``FILE#MEMBER`` is the configuration of one of them; its
-    products lie in a folder of the study's.
-
-    Raises
-    ------
-    ConfigError
-        if a file is missing, is not YAML, has a wrong key or value, is its own base, or if a
-        study is named without one of its members
-    """
-    file, member = _split(path)
-    content = _with_bases(Path(file), ())
-    members = _members(file, content)
-    if member:
-        if member not in members:
-            raise ConfigError(
-                f"{file}: no member '{member}'; key 'members' has {', '.join(members) or 'none'}"
-            )
-        content = _merged(content, members[member])
-        for key, joint in (("name", "_"), ("products", "/")):
-            if key in content:
-                content[key] = f"{content[key]}{joint}{member}"
-    elif members:
-        raise ConfigError(
-            f"{file} is a study of {len(members)} members; name one, as in "
-            f"{file}#{next(iter(members))}"
-        )
-    return _validated(Config, content, path)
-
-
-def load_as(kind: type, path: str | Path):
-    """A file that holds something else than a :class:`Config`: an instance of the dataclass
-    ``kind``, its keys and values checked in the same way.
-
-    Raises
-    ------
-    ConfigError
-        if the file cannot be read, or has a wrong key or value
-    """
-    return _validated(kind, _with_bases(Path(path), ()), path)
-
-
-def _validated(kind: type, content: dict, path: str | Path):
-    for keys, value in _leaves(content):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{path}: key '{_dotted(keys)}' is {value}; give a finite number")
-    try:
-        found = TypeAdapter(kind).validate_python(content)
-    except ValidationError as error:
-        raise ConfigError(_explain(path, error)) from None
-    for keys, value in _leaves(content):
-        if isinstance(value, bool) and not isinstance(_at(found, keys), bool):
-            raise ConfigError(f"{path}: key '{_dotted(keys)}' is {value}; give a number")
-    return found
-
-
-def _leaves(content, above: tuple = ()):
-    """Keys and values of all that is no mapping or list."""
-    if isinstance(content, (dict, list)):
-        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
-            yield from _leaves(value, (*above, key))
-    else:
-        yield above, content
-
-
-def _dotted(keys: tuple) -> str:
-    return ".".join(map(str, keys))
-
-
-def _at(found, keys: tuple):
-    """What has become of a value of the file in the checked configuration."""
-    for key in keys:
-        found = found[key] if isinstance(found, (dict, list, tuple)) else getattr(found, key)
-    return found
-
 
 def _check_ranges(name: str, section, ranges: dict[str, tuple[float, float]]) -> None:
     for key, (low, high) in ranges.items():
@@ -773,155 +483,3 @@ def _check_ranges(name: str, section, ranges: dict[str, tuple[float, float]]) ->
             raise ValueError(
                 f"{name}.{key} is {value:.6g}; it must lie between {low:g} and {high:g}"
             )
-
-
-def _split(path: str | Path) -> tuple[str, str]:
-    """FILE#MEMBER → the two; a file whose own name holds a # is one."""
-    whole = str(path)
-    if "#" not in whole or Path(whole).is_file():
-        return whole, ""
-    file, _, member = whole.rpartition("#")
-    return file, member
-
-
-def load_study(path: str | Path) -> dict[str, Config]:
-    """Every configuration of a file by the path that names it: a study's members, in order, or
-    the one that the file is.
-
-    Raises
-    ------
-    ConfigError
-        as :func:`load_config`
-    """
-    paths = [str(path)]
-    if not _split(path)[1]:
-        members = _members(path, _with_bases(Path(path), ()))
-        paths = [f"{path}#{member}" for member in members] or paths
-    return {p: load_config(p) for p in paths}
-
-
-def _members(path: str | Path, content: dict) -> dict[str, dict]:
-    """Take a study's members out of a file's content."""
-    members = content.pop("members", None)
-    if members is None:
-        return {}
-    if not isinstance(members, dict) or not all(isinstance(v, dict) for v in members.values()):
-        raise ConfigError(
-            f"{path}: key 'members' must map names to changes of the configuration, {{}} for none"
-        )
-    for name in members:
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", str(name)):
-            raise ConfigError(
-                f"{path}: key 'members' has the name {name!r:.40}, which becomes a folder's; take "
-                "letters, digits, _, - and . only"
-            )
-    return {str(name): changes for name, changes in members.items()}
-
-
-def _with_bases(path: Path, above: tuple[Path, ...]) -> dict:
-    if path.resolve() in above:
-        raise ConfigError(f"{path}: key 'base' leads back to this file")
-    named = f" (named as 'base' by {above[-1]})" if above else ""
-    content = _read_yaml(path, named)
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: must hold a mapping of sections, not {type(content).__name__}")
-    base = content.pop("base", None)
-    if base is None:
-        return content
-    if not isinstance(base, str) or not base.isprintable():
-        raise ConfigError(f"{path}: key 'base' must be the path of a configuration, not {base!r}")
-    return _merged(_with_bases(path.parent / base, (*above, path.resolve())), content)
-
-
-def _read_yaml(path: Path, named: str):
-    """What a YAML file holds, each key once and not more than a configuration can be.
-
-    Raises
-    ------
-    ConfigError
-        if it cannot be read, or is not such a file; ``named`` tells who asked for it
-    """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}){named}") from None
-    if len(raw) > MOST_BYTES:
-        raise ConfigError(f"{path}: is larger than a configuration can be; name another file")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path}: not UTF-8 at byte {error.start}; save it in that encoding"
-        ) from None
-    try:
-        loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _check_node(node, path)
-        return loader.construct_document(node)
-    except RecursionError:
-        raise ConfigError(f"{path}: is nested too deeply; take the inner levels out") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    except (ValueError, OverflowError, TypeError) as error:  # dates, numbers, keys that are none
-        raise ConfigError(f"{path}: holds a value that YAML cannot read: {error}") from None
-
-
-def _check_node(root: yaml.Node, path: Path) -> None:
-    """Refuse a document that has a key twice, or that aliases blow up beyond all measure."""
-    sizes: dict[int, int] = {}
-
-    def size(node: yaml.Node, levels: int) -> int:
-        if levels > MOST_LEVELS:
-            raise ConfigError(f"{path}: is nested too deeply; take the inner levels out")
-        if id(node) not in sizes:
-            parts = []
-            if isinstance(node, yaml.MappingNode):
-                lines: dict[str, int] = {}
-                for key, _ in node.value:
-                    if not isinstance(key, yaml.ScalarNode):
-                        continue
-                    line = key.start_mark.line + 1
-                    if key.value in lines:
-                        raise ConfigError(
-                            f"{path}: key '{key.value}' stands twice in one section, in lines "
-                            f"{lines[key.value]} and {line}; keep one"
-                        )
-                    lines[key.value] = line
-                parts = [part for pair in node.value for part in pair]
-            elif isinstance(node, yaml.SequenceNode):
-                parts = node.value
-            sizes[id(node)] = 1 + sum(size(part, levels + 1) for part in parts)
-        return sizes[id(node)]
-
-    if size(root, 0) > MOST_VALUES:
-        raise ConfigError(f"{path}: holds more than {MOST_VALUES} values; take some out")
-
-
-def _merged(base: dict, changes: dict) -> dict:
-    merged = dict(base)
-    for key, value in changes.items():
-        if value is None:
-            merged.pop(key, None)
-        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merged(merged[key], value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _explain(path: str | Path, error: ValidationError) -> str:
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            lines.append(f"{path}: unknown key '{key}'; remove it or correct its spelling")
-        elif key:
-            given = reprlib.repr(item.get("input"))
-            lines.append(f"{path}: key '{key}': {message} (got {given:.80})")
-        else:
-            lines.append(f"{path}: {message}")
-    return "\n".join(lines)

@@ -45,7 +45,7 @@ from ..theory.emulator import (
     stretched,
     unit_box,
 )
-from .config import load_as
+from .loading import load_as
 
 KIND = "emulator point"
 # Raised when a point's code changes what it gives.
@@ -233,27 +233,79 @@ def fit(plan: Plan, points: Points) -> Emulator:
     """
     base = read_emulator(plan.upon) if plan.upon else None
     sides = plan.sides()
-    logA = points.at[:, plan.parameters.index(AMPLITUDE)][:, None]
-    L = np.unique(
-        np.round(np.exp(np.arange(np.log(2.0), np.log(plan.lmax), LOG_SPACING))).astype(int)
-    )
-    L = np.append(L[plan.lmax > L], plan.lmax)
-    kk = np.log(points.kk[:, L]) - logA
     theta = points.scalars[:, SCALARS.index("thetastar")]
     reference = float(base.tables.thetastar if base else np.exp(np.log(theta).mean()))
     stretch = theta / reference
+    L, x = _multipoles(plan), _stretched_multipoles(plan, stretch)
+    kk, ee = _logarithms(plan, points, stretch, L, x)
+    if base:
+        check_base(base, plan.box, plan.fixed, (L[-1], x[-1]), plan.name)
+    known = _take_known_off(plan, points, base, (L, kk), (x, ee))
+    at, scalars = points.at, np.log(points.scalars / known)
+    if base:
+        # Where the further parameters are the base's, nothing is left of any of these.
+        known_at = _where_the_base_is(plan, base, at)
+        at, n = np.vstack([at, known_at]), len(known_at)
+        kk, ee, scalars = (
+            np.vstack([rest, np.zeros((n, rest.shape[1]))]) for rest in (kk, ee, scalars)
+        )
+    kk_mean, kk_basis, kk_parts = _components(kk, plan.components)
+    low, high = (
+        _components(np.where(part, ee, 0.0), plan.components)
+        for part in (x < REIONISATION, x >= REIONISATION)
+    )
+    tables = Tables(
+        low=sides[0],
+        high=sides[1],
+        design=unit_box(at, *sides),
+        targets=np.hstack([kk_parts, scalars]),
+        linear=np.hstack([low[2], high[2]]),
+        L=L,
+        kk_mean=kk_mean,
+        kk_basis=kk_basis,
+        x=x,
+        ee_mean=low[0] + high[0],
+        ee_basis=np.concatenate([low[1], high[1]]),
+        thetastar=np.array(reference),
+    )
+    return Emulator(tables, _record(plan, points, base), base)
+
+
+def _multipoles(plan: Plan) -> np.ndarray:
+    """Nodes in L of C^κκ, evenly spaced in ln L from 2 to ``plan.lmax``."""
+    L = np.unique(
+        np.round(np.exp(np.arange(np.log(2.0), np.log(plan.lmax), LOG_SPACING))).astype(int)
+    )
+    return np.append(L[plan.lmax > L], plan.lmax)
+
+
+def _stretched_multipoles(plan: Plan, stretch: np.ndarray) -> np.ndarray:
+    """Nodes in x, the stretched multipole, of C^EE.
+
+    Raises
+    ------
+    EmulatorError
+        if CAMB's spectra do not reach the last
+    """
     # Every point must reach the last node, which lmax needs where the stretch is largest.
-    l = np.arange(2.0, plan.camb.lmax + 1.0)
-    first = stretched(l[:1], stretch.max())[0]
+    first = stretched(np.array([2.0]), stretch.max())[0]
     last = plan.lmax * (stretch.max() + STRETCH_MARGIN)
     if plan.camb.lmax * stretch.min() < last:
         raise EmulatorError(
             f"{plan.name}: over this box θ* varies by {np.ptp(stretch):.0%}; raise 'camb.lmax' to "
             f"{int(np.ceil(last / stretch.min() / 100)) * 100}, or shrink the box"
         )
-    x = np.concatenate(
+    return np.concatenate(
         [np.arange(first, REIONISATION), np.arange(REIONISATION, last, STRETCHED_SPACING)]
     )
+
+
+def _logarithms(
+    plan: Plan, points: Points, stretch: np.ndarray, L: np.ndarray, x: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """ln C^κκ at L and ln l²C^EE at x over A_s, (n_points, n_L) and (n_points, n_x)."""
+    logA = points.at[:, plan.parameters.index(AMPLITUDE)][:, None]
+    l = np.arange(2.0, plan.camb.lmax + 1.0)
     # l²C_l is what stays put at fixed x.
     ee = (
         -logA
@@ -265,50 +317,47 @@ def fit(plan: Plan, points: Points) -> Emulator:
             ]
         )
     )
+    return np.log(points.kk[:, L]) - logA, ee
+
+
+def _take_known_off(
+    plan: Plan,
+    points: Points,
+    base: Emulator | None,
+    kk: tuple[np.ndarray, np.ndarray],
+    ee: tuple[np.ndarray, np.ndarray],
+) -> np.ndarray:
+    """Take what the base has of the logarithms off them, in place; the derived parameters as the
+    base or else fitting formulae have them, (n_points, n_scalars).
+
+    Parameters
+    ----------
+    kk, ee : nodes, and logarithms there by point
+    """
     named = [dict(zip(plan.parameters, at, strict=True)) for at in points.at]
-    if base:
-        check_base(base, plan.box, plan.fixed, (L[-1], x[-1]), plan.name)
-        known = []
-        for i, point in enumerate(named):
-            below, splines, logarithms = base.logarithms(point)
-            kk[i] -= below[L - 2]
-            ee[i] -= sum(spline(x) for spline in splines)
-            known.append(np.exp(logarithms))
-    else:
-        known = [baselines({**plan.fixed, **point}) for point in named]
-    at, scalars = points.at, np.log(points.scalars / np.array(known))
-    if base:
-        # Where the further parameters are the base's, nothing is left of any of these.
-        known_at = at.copy()
-        for i, name in enumerate(plan.parameters):
-            if name not in base.parameters:
-                known_at[:, i] = base.fixed[name]
-        known_at = np.unique(known_at, axis=0)
-        at, n = np.vstack([at, known_at]), len(known_at)
-        kk, ee, scalars = (
-            np.vstack([rest, np.zeros((n, rest.shape[1]))]) for rest in (kk, ee, scalars)
-        )
-    kk_mean, kk_basis, kk_parts = _components(kk, plan.components)
-    low, high = (
-        _components(np.where(part, ee, 0.0), plan.components)
-        for part in (x < REIONISATION, x >= REIONISATION)
-    )
-    ee_mean, ee_basis = low[0] + high[0], np.concatenate([low[1], high[1]])
-    tables = Tables(
-        low=sides[0],
-        high=sides[1],
-        design=unit_box(at, *sides),
-        targets=np.hstack([kk_parts, scalars]),
-        linear=np.hstack([low[2], high[2]]),
-        L=L,
-        kk_mean=kk_mean,
-        kk_basis=kk_basis,
-        x=x,
-        ee_mean=ee_mean,
-        ee_basis=ee_basis,
-        thetastar=np.array(reference),
-    )
-    record = {
+    if base is None:
+        return np.array([baselines({**plan.fixed, **point}) for point in named])
+    (L, log_kk), (x, log_ee), known = kk, ee, []
+    for i, point in enumerate(named):
+        below, splines, logarithms = base.logarithms(point)
+        log_kk[i] -= below[L - 2]
+        log_ee[i] -= sum(spline(x) for spline in splines)
+        known.append(np.exp(logarithms))
+    return np.array(known)
+
+
+def _where_the_base_is(plan: Plan, base: Emulator, at: np.ndarray) -> np.ndarray:
+    """The points with the parameters that the base has not at its values, each once."""
+    known_at = at.copy()
+    for i, name in enumerate(plan.parameters):
+        if name not in base.parameters:
+            known_at[:, i] = base.fixed[name]
+    return np.unique(known_at, axis=0)
+
+
+def _record(plan: Plan, points: Points, base: Emulator | None) -> dict:
+    """What an emulator says of itself."""
+    return {
         "name": plan.name,
         "parameters": list(plan.parameters),
         "fixed": plan.fixed,
@@ -319,7 +368,6 @@ def fit(plan: Plan, points: Points) -> Emulator:
         **({"base": plan.upon, "base_digest": base.digest} if base else {}),
         **{k: v for k, v in plan.recipe(points.at[0]).items() if k != "cosmology"},
     }
-    return Emulator(tables, record, base)
 
 
 @dataclass(frozen=True)

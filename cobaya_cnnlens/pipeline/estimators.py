@@ -1,25 +1,26 @@
-"""Which estimator a configuration asks for: its network, or a baseline without one."""
+"""Which estimator a configuration asks for: its network, or a baseline without one.
+
+A kind of baseline is one entry of :data:`ESTIMATORS`. Another package adds its own by an entry
+point of the group ``cobaya_cnnlens.estimators``, named as the kind, that leads to such an entry.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from importlib import metadata
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
-from .. import products
-from ..reconstruct import Estimator
-from ..reconstruct.iterative import WienerEstimator
-from ..reconstruct.probable import ProbableLensing
-from ..reconstruct.quadratic import QuadraticEstimator
-from ..simulate.instrument import cosine_mask
-from .config import Config
-from .observation import observe_sky
-from .skies import spectra_for
+from ..simulate.instrument import Instrument
 
-KIND = "mean field"
-# Patches at a time while the mean field is summed.
-CHUNK = 16
+if TYPE_CHECKING:
+    from ..reconstruct import Estimator
+    from .config import Baseline
+    from .run import Run
+
+GROUP = "cobaya_cnnlens.estimators"
 
 
 class MaskedEstimator:
@@ -39,53 +40,130 @@ class MaskedEstimator:
         return self._mask * (self._estimator.reconstruct(q, u) - self._mean_field)
 
 
-def estimator_for(config: Config) -> Estimator:
+def build_estimator(run: Run) -> Estimator:
     """The configuration's network or networks, or its baseline with the mean field of training
     skies, which is measured first if there is none yet."""
-    if config.baseline is None:
-        from ..reconstruct.resunet import network_estimator
+    from . import mean_field
 
-        return network_estimator(config)
-    bare = _baseline(config)
-    mask = cosine_mask(config.patch, config.instrument.taper_deg)
-    return MaskedEstimator(bare, mask, _mean_field(config, bare))
+    if run.config.baseline is None:
+        return network_estimator(run)
+    builder, *_ = registered(run.config.baseline.kind)
+    bare = builder(run)
+    mean_field.measure(run, bare)
+    return MaskedEstimator(bare, run.mask, mean_field.read(run))
 
 
-def _baseline(config: Config) -> Estimator:
-    baseline = config.baseline
-    mask = cosine_mask(config.patch, config.instrument.taper_deg)
-    theory = spectra_for(config, config.cosmology)
-    instrument = config.instrument
-    filtered_for = replace(
-        instrument, noise_uk_arcmin=max(instrument.noise_uk_arcmin, baseline.noise_floor)
+def network_estimator(run: Run) -> Estimator:
+    """The configuration's network, or its networks' mean, applied as the configuration says."""
+    from ..reconstruct.resunet import networks_estimator
+    from . import networks
+
+    config = run.config
+    return networks_estimator(
+        networks.paths(run),
+        config.reconstruction.symmetries,
+        config.instrument.noise_rms(config.patch),
+        config.reconstruction.jit_compile,
     )
-    if baseline.kind == "quadratic":
-        return QuadraticEstimator(
-            config.patch,
-            filtered_for,
-            mask,
-            theory,
-            combination=baseline.combination,
-            leakage=baseline.leakage,
+
+
+def filtered_for(run: Run) -> Instrument:
+    """The instrument as filters have it, whose noise is the baseline's floor at least."""
+    instrument, floor = run.config.instrument, run.config.baseline.noise_floor
+    return replace(instrument, noise_uk_arcmin=max(instrument.noise_uk_arcmin, floor))
+
+
+def _quadratic(run: Run) -> Estimator:
+    from ..reconstruct.quadratic import QuadraticEstimator
+
+    baseline = run.config.baseline
+    return QuadraticEstimator(
+        run.config.patch,
+        filtered_for(run),
+        run.mask,
+        run.spectra(),
+        combination=baseline.combination,
+        leakage=baseline.leakage,
+    )
+
+
+def _wiener(run: Run) -> Estimator:
+    from ..reconstruct.iterative import WienerEstimator
+
+    return WienerEstimator(run.config.patch, filtered_for(run), run.mask, run.spectra(), 1)
+
+
+def _iterated(run: Run) -> Estimator:
+    from ..reconstruct.iterative import WienerEstimator
+
+    passes = run.config.baseline.passes
+    return WienerEstimator(run.config.patch, filtered_for(run), run.mask, run.spectra(), passes)
+
+
+def _probable(run: Run) -> Estimator:
+    from ..reconstruct.probable import ProbableLensing
+
+    passes = run.config.baseline.passes
+    return ProbableLensing(run.config.patch, filtered_for(run), run.mask, run.spectra(), passes)
+
+
+def _quadratic_label(baseline: Baseline) -> str:
+    return f"{baseline.combination.upper()} QE, {baseline.leakage}"
+
+
+# What builds a kind of estimator from a run: beamed, noisy, masked Q̃, Ũ → κ̂ on the whole patch;
+# how reports name it, by its configuration or always the same; and, of one that has options of its
+# own in `baseline`, the pydantic model that they are checked by.
+ESTIMATORS: dict[str, tuple] = {
+    "quadratic": (_quadratic, _quadratic_label),
+    "wiener": (_wiener, "Wiener QE of E and B"),
+    "iterated": (_iterated, "iterated, maps"),
+    "probable": (_probable, "most probable lensing"),
+}
+
+
+def registered(kind: str) -> tuple:
+    """The entry of a kind of estimator, this package's or another's.
+
+    Raises
+    ------
+    ValueError
+        if there is none
+    """
+    if kind in ESTIMATORS:
+        return ESTIMATORS[kind]
+    others = {point.name: point for point in _entry_points()}
+    if kind not in others:
+        raise ValueError(
+            f"no estimator {kind!r:.40}; there are {', '.join(sorted({*ESTIMATORS, *others}))}"
         )
-    if baseline.kind == "probable":
-        return ProbableLensing(config.patch, filtered_for, mask, theory, baseline.passes)
-    passes = baseline.passes if baseline.kind == "iterated" else 1
-    return WienerEstimator(config.patch, filtered_for, mask, theory, passes)
+    return others[kind].load()
 
 
-def _mean_field(config: Config, estimator: Estimator) -> np.ndarray:
-    """Mean κ̂ over the first training skies, (n, n): what mask and noise alone put into it."""
-    path, recipe = config.mean_field_path, config.mean_field_recipe()
-    if not products.exists(path, KIND, recipe):
-        total, count = 0.0, 0
-        for index in range(config.baseline.mean_field_skies):
-            seen = observe_sky(config, "train", index)
-            starts = range(0, len(seen.q), CHUNK)
-            for start in tqdm(starts, desc=f"mean field/{index}", unit=f"{CHUNK} patches"):
-                rows = slice(start, start + CHUNK)
-                found = estimator.reconstruct(seen.q[rows], seen.u[rows])
-                total, count = total + found.sum(0), count + len(found)
-        products.write_product(path, KIND, recipe, {"kappa": total / count})
-    with products.open_product(path, KIND, recipe) as product:
-        return product.array("kappa")
+def _entry_points() -> Iterable[metadata.EntryPoint]:
+    return metadata.entry_points(group=GROUP)
+
+
+def label_of(baseline: Baseline) -> str:
+    """A short name of a baseline."""
+    label: str | Callable[[Baseline], str] = registered(baseline.kind)[1]
+    return label(baseline) if callable(label) else label
+
+
+def own_options(kind: str, given: dict) -> dict:
+    """A baseline's options beyond those that all kinds share, checked and completed.
+
+    Raises
+    ------
+    ValueError
+        for an option that the kind does not have, or a wrong value
+    """
+    _, _, *options = registered(kind)
+    if options:
+        return options[0].model_validate(given).model_dump()
+    if given:
+        raise ValueError(
+            f"no option {min(given)!r:.40} of the estimator '{kind}'; remove it or correct its "
+            "spelling"
+        )
+    return {}

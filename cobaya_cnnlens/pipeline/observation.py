@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..simulate import shards
-from ..simulate.instrument import Instrument, Systematics, convolve_beam, cosine_mask, white_noise
+from ..simulate.instrument import Instrument, Systematics, convolve_beam, white_noise
 from ..simulate.skies import seed_sequence
-from .config import Config
+from . import skies
+
+if TYPE_CHECKING:
+    from .run import Run
 
 AS_CONFIGURED = Systematics()
 
@@ -28,7 +31,7 @@ class ObservedPatches:
 
 
 def observe_sky(
-    config: Config,
+    run: Run,
     set_name: str,
     index: int,
     *,
@@ -48,14 +51,13 @@ def observe_sky(
     systematics : how the instrument differs from the configuration's
     """
     names = (*(("lensed_q", "lensed_u") if lensed else ("q", "u")), "e", "kappa")
-    q, u, e, kappa = shards.read_fields(
-        config.sky_path(set_name, index), names, config.sky_recipe(set_name, index)
-    )
+    config = run.config
+    q, u, e, kappa = skies.read(run, set_name, index, names)
     mask = np.float32(1.0)
     if masked:
-        mask = cosine_mask(config.patch, config.instrument.taper_deg).astype(np.float32)
+        mask = run.mask.astype(np.float32)
     instrument = systematics.of(config.instrument)
-    noise = sky_noise(config, set_name, index, len(q), instrument)
+    noise = sky_noise(run, set_name, index, len(q), instrument)
     q, u = (
         (convolve_beam(maps, instrument, config.patch).astype(np.float32) + n) * mask
         for maps, n in zip(systematics.distort(q, u), noise, strict=True)
@@ -65,7 +67,7 @@ def observe_sky(
 
 
 def sky_noise(
-    config: Config,
+    run: Run,
     set_name: str,
     index: int,
     n_patches: int,
@@ -73,6 +75,7 @@ def sky_noise(
 ) -> np.ndarray:
     """Noise of Q and U of one sky, (2, n_patches, n_pixels, n_pixels) float32 in µK; that of the
     configuration's instrument unless another is given."""
+    config = run.config
     generator = np.random.default_rng(seed_sequence(config.seed, f"noise/{set_name}", index))
     n = config.patch.n_pixels
     shape = (2, n_patches, n, n)

@@ -3,35 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from .. import products
 from ..simulate import shards
 from ..theory.camb import Cosmology, Spectra, compute_spectra
-from .config import Config
+
+if TYPE_CHECKING:
+    from .run import Run
+
+KIND = shards.KIND
+SPECTRA = "spectra"
+# Raised when what a stage makes changes, so that older products are refused.
+ALGORITHM = 1
 
 
-def spectra_for(config: Config, cosmology: Cosmology) -> Spectra:
+def spectra_recipe(run: Run, cosmology: Cosmology) -> dict:
+    """What determines a product of spectra."""
+    return {"cosmology": asdict(cosmology), "camb": asdict(run.config.camb)}
+
+
+def spectra(run: Run, cosmology: Cosmology) -> Spectra:
     """The spectra of a cosmology, from its product, which is made when missing."""
-    recipe = config.spectra_recipe(cosmology)
-    path = config.sky_directory / "spectra" / f"{products.identity_of(recipe)}.h5"
-    if not products.exists(path, "spectra", recipe):
-        spectra = compute_spectra(cosmology, config.camb)
-        products.write_product(path, "spectra", recipe, vars(spectra))
-    with products.open_product(path, "spectra", recipe) as product:
+    wanted = spectra_recipe(run, cosmology)
+    file = run.config.sky_directory / "spectra" / f"{products.identity_of(wanted)}.h5"
+    if not products.exists(file, SPECTRA, wanted):
+        found = compute_spectra(cosmology, run.config.camb)
+        products.write_product(file, SPECTRA, wanted, vars(found))
+    with products.open_product(file, SPECTRA, wanted) as product:
         return Spectra(**{name: product.array(name) for name in Spectra.__annotations__})
 
 
-def make_skies(
-    config: Config, set_name: str, indices: Iterable[int] | None = None, nthreads: int = 0
+def path(run: Run, set_name: str, index: int) -> Path:
+    """Where a shard lies."""
+    return run.config.sky_directory / set_name / f"sky_{index:04d}.h5"
+
+
+def recipe(run: Run, set_name: str, index: int) -> dict:
+    """What determines one shard."""
+    config = run.config
+    return {
+        **spectra_recipe(run, config.set_cosmology(set_name, index)),
+        "algorithm": ALGORITHM,
+        "seed": config.seed,
+        "set": set_name,
+        "index": index,
+        "sky": asdict(config.sky),
+        "patch": asdict(config.patch),
+        "centres": config.centres.model_dump(),
+    }
+
+
+def measure(
+    run: Run, set_name: str, indices: Iterable[int] | None = None, nthreads: int = 0
 ) -> list[Path]:
     """Make the missing shards of a set, one after another.
 
     Parameters
     ----------
-    config : the pipeline's configuration
     set_name : which set, see :meth:`Config.set_names`
     indices : which skies; all by default
     nthreads : threads of the transforms; 0 takes all cores. The shards do not depend on it
@@ -40,21 +73,30 @@ def make_skies(
     -------
     paths of the shards
     """
+    config = run.config
     indices = range(config.set_size(set_name)) if indices is None else list(indices)
     for index in indices:
         config.check_index(set_name, index)
-    paths = [config.sky_path(set_name, i) for i in indices]
+    paths = [path(run, set_name, i) for i in indices]
     missing = [
-        (i, path)
-        for i, path in zip(indices, paths, strict=True)
-        if not products.exists(path, shards.KIND, config.sky_recipe(set_name, i))
+        (i, file)
+        for i, file in zip(indices, paths, strict=True)
+        if not products.exists(file, KIND, recipe(run, set_name, i))
     ]
-    if not missing:
-        return paths
-    pointing = shards.pointing_of(config.patch, config.centres.nside, config.centres.poles)
-    for index, path in tqdm(missing, desc=f"skies/{set_name}", unit="sky"):
-        spectra = spectra_for(config, config.set_cosmology(set_name, index))
-        sky = shards.draw_sky(spectra, config.sky.lmax, config.seed, set_name, index)
-        fields = shards.sample_patches(sky, config.sky, config.patch, pointing, nthreads)
-        shards.write_shard(path, config.sky_recipe(set_name, index), fields)
+    for index, file in tqdm(missing, desc=f"skies/{set_name}", unit="sky", disable=not missing):
+        theory = run.spectra(config.set_cosmology(set_name, index))
+        sky = shards.draw_sky(theory, config.sky.lmax, config.seed, set_name, index)
+        fields = shards.sample_patches(sky, config.sky, config.patch, run.pointing, nthreads)
+        shards.write_shard(file, recipe(run, set_name, index), fields)
     return paths
+
+
+def read(run: Run, set_name: str, index: int, names: tuple[str, ...]):
+    """Chosen fields of a shard, each (n_patches, n_padded, n_padded) float32.
+
+    Raises
+    ------
+    products.ProductError
+        if the file is missing, damaged, or from another configuration
+    """
+    return shards.read_fields(path(run, set_name, index), names, recipe(run, set_name, index))

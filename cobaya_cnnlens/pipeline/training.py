@@ -9,7 +9,6 @@ temporary name and renamed, the state last.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,15 +18,16 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import NetworkError
-from ..products import temporary_name
-from ..reconstruct.files import read_network, training_differences, training_recipe
+from ..files import atomic_write
+from ..reconstruct.files import read_network
 from ..reconstruct.resunet import ResUNet, apply_symmetry, load_network
-from ..simulate import shards
-from ..simulate.instrument import convolve_beam, cosine_mask
+from ..simulate.instrument import convolve_beam
+from ..simulate.modes import plane_vectors
 from ..simulate.skies import seed_sequence
+from . import networks, skies
 from .config import Config, Phase
 from .observation import observe_sky
-from .skies import spectra_for
+from .run import Run
 
 SPECTRAL_FLOOR = 200.0
 
@@ -44,17 +44,14 @@ class TrainingPatches:
     targets: np.ndarray
 
 
-def load_training_patches(config: Config) -> TrainingPatches:
+def load_training_patches(run: Run) -> TrainingPatches:
     """Read the whole training set; 2 GB for 48 skies of the paper's patches."""
+    config = run.config
     n_skies, n = config.skies.train, config.patch.n_pixels
     wanted = (*config.network.polarisation, "kappa")
     lensed = targets = None
     for i in tqdm(range(n_skies), desc="training set", unit="sky"):
-        q, u, *truth = shards.read_fields(
-            config.sky_path("train", i),
-            ("lensed_q", "lensed_u", *wanted),
-            config.sky_recipe("train", i),
-        )
+        q, u, *truth = skies.read(run, "train", i, ("lensed_q", "lensed_u", *wanted))
         if lensed is None:
             shape = (n_skies * len(q), n, n)
             lensed = np.empty((*shape, 2), np.float32)
@@ -85,11 +82,11 @@ def normalisation(
 class EpochBatches(keras.utils.PyDataset):
     """The batches of one epoch, each drawn from its own seed."""
 
-    def __init__(self, patches: TrainingPatches, config: Config, phase: Phase, epoch: int, steps):
+    def __init__(self, patches: TrainingPatches, run: Run, phase: Phase, epoch: int, steps: int):
         super().__init__(workers=1, use_multiprocessing=False)
-        self._patches, self._config, self._phase = patches, config, phase
+        self._patches, self._config, self._phase = patches, run.config, phase
         self._epoch, self._steps = epoch, steps
-        self._mask = cosine_mask(config.patch, config.instrument.taper_deg).astype(np.float32)
+        self._mask = run.mask.astype(np.float32)
 
     def __len__(self) -> int:
         return self._steps
@@ -186,8 +183,7 @@ class SpectralMSE(keras.losses.Loss):
         a = self._arguments
         error = (y_pred - y_true)[..., 0]
         n = error.shape[-1]
-        l = 2.0 * np.pi * np.fft.fftfreq(n, a["pixel"])
-        ell = np.hypot(l[:, None], l[None, :])
+        ell = np.hypot(*plane_vectors(n, a["pixel"]))
         weight = 1.0 / np.maximum(ell, SPECTRAL_FLOOR)
         scale = weight / np.interp(ell, a["l"], a["kk"]) * a["pixel"] ** 2 / (n**2 * weight.sum())
         real, imaginary = keras.ops.fft2((error, keras.ops.zeros_like(error)))
@@ -286,7 +282,7 @@ class TrainingRun:
                 raise NetworkError(
                     f"{self._state_path}: damaged ({error!r}); delete the folder and train again"
                 ) from None
-            if different := training_differences(found, self._recipe):
+            if different := networks.training_differences(found, self._recipe):
                 raise NetworkError(
                     f"{self._state_path}: another training run, which differs in "
                     f"{'; '.join(different)}; delete the folder or use another products directory"
@@ -313,9 +309,8 @@ class TrainingRun:
             "best": self._best,
             "history": self.history,
         }
-        partial = temporary_name(self._state_path)
-        partial.write_text(json.dumps(state, indent=1))
-        os.replace(partial, self._state_path)
+        with atomic_write(self._state_path) as partial:
+            partial.write_text(json.dumps(state, indent=1))
         for old in self.directory.glob("epoch_*.keras"):
             if old.name not in (self._checkpoint, self._best):
                 old.unlink()
@@ -338,15 +333,11 @@ class TrainingRun:
 
 def save_atomically(network: keras.Model, path: Path) -> None:
     """Save under a temporary ``.keras`` name, then rename."""
-    partial = temporary_name(path).with_suffix(".keras")
-    try:
+    with atomic_write(path) as partial:
         network.save(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
-def new_network(config: Config, patches: TrainingPatches) -> ResUNet:
+def new_network(run: Run, patches: TrainingPatches) -> ResUNet:
     """The network before training, compiled: of the training set's normalisation, with the weights
     of ``network.initial`` if that names a file.
 
@@ -355,10 +346,11 @@ def new_network(config: Config, patches: TrainingPatches) -> ResUNet:
     NetworkError
         if ``network.initial`` does not fit
     """
+    config = run.config
     keras.utils.set_random_seed(config.network.seed)
-    metadata = {"config": config.name, "recipe": training_recipe(config)}
-    mask = cosine_mask(config.patch, config.instrument.taper_deg)
-    input_std, output_std = normalisation(patches, mask, config.instrument.noise_rms(config.patch))
+    metadata = {"config": config.name, "recipe": networks.recipe(run)}
+    noise_rms = config.instrument.noise_rms(config.patch)
+    input_std, output_std = normalisation(patches, run.mask, noise_rms)
     network = ResUNet(
         width=config.network.width,
         dropout=config.network.dropout,
@@ -373,7 +365,7 @@ def new_network(config: Config, patches: TrainingPatches) -> ResUNet:
         network = _with_weights_of(config.network.initial, network)
     losses = {name: ScaledMSE(std) for name, std in network.output_std.items()}
     if config.training.loss == "spectral":
-        kk = spectra_for(config, config.cosmology).kk
+        kk = run.spectra().kk
         l = np.arange(0, len(kk), 50)
         kk = np.where(l < 50, kk[50], kk[l])  # no power at L = 0, 1
         losses["kappa"] = SpectralMSE(config.patch.pixel, l.tolist(), kk.tolist())
@@ -408,15 +400,16 @@ def _with_weights_of(path: Path, network: ResUNet) -> ResUNet:
     return started
 
 
-def validation_batch(config: Config) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def validation_batch(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The first ``validation_patches`` patches of the validation skies, with fixed noise."""
+    config = run.config
     wanted = config.training.validation_patches
     head = config.network.polarisation
     inputs, targets, kappa = [], [], []
     for index in range(config.skies.validation):
-        seen = observe_sky(config, "validation", index)
+        seen = observe_sky(run, "validation", index)
         inputs.append(np.stack([seen.q, seen.u], axis=-1))
-        targets.append(seen.e[..., None] if head == "e" else _unlensed(config, index))
+        targets.append(seen.e[..., None] if head == "e" else _unlensed(run, index))
         kappa.append(seen.kappa[..., None])
         if sum(map(len, inputs)) >= wanted:
             break
@@ -428,44 +421,43 @@ def validation_batch(config: Config) -> tuple[np.ndarray, dict[str, np.ndarray]]
     return maps, cut
 
 
-def _unlensed(config: Config, index: int) -> np.ndarray:
+def _unlensed(run: Run, index: int) -> np.ndarray:
     """Masked, unlensed Q and U of a validation sky in µK, (n, ny, nx, 2)."""
-    recipe = config.sky_recipe("validation", index)
-    fields = shards.read_fields(config.sky_path("validation", index), ("q", "u"), recipe)
-    mask = cosine_mask(config.patch, config.instrument.taper_deg).astype(np.float32)
-    return np.stack([config.patch.crop(maps) * mask for maps in fields], axis=-1)
+    fields = skies.read(run, "validation", index, ("q", "u"))
+    mask = run.mask.astype(np.float32)
+    return np.stack([run.config.patch.crop(maps) * mask for maps in fields], axis=-1)
 
 
-def train(config: Config, directory: Path) -> Iterator[dict]:
+def train(run: Run, directory: Path) -> Iterator[dict]:
     """Train, or go on training, yielding the record of each finished epoch.
 
     Parameters
     ----------
-    config : the pipeline's configuration
-    directory : where the run keeps its state
+    directory : where training keeps its state
 
     Raises
     ------
     NetworkError
         if the directory holds another run, or the loss is no longer finite
     """
+    config = run.config
     keras.config.set_dtype_policy(config.training.precision)
-    run = TrainingRun(directory, training_recipe(config))
+    state = TrainingRun(directory, networks.recipe(run))
     plan = plan_epochs(config)
-    if _converged(run, plan):
+    if _converged(state, plan):
         return
-    patches = load_training_patches(config)
-    x_val, y_val = validation_batch(config)
-    network = run.load_checkpoint() or new_network(config, patches)
+    patches = load_training_patches(run)
+    x_val, y_val = validation_batch(run)
+    network = state.load_checkpoint() or new_network(run, patches)
     total = sum(p.steps for p in plan)
-    done = sum(p.steps for p in plan[: len(run.history)])
+    done = sum(p.steps for p in plan[: len(state.history)])
     with tqdm(total=total, initial=done, desc="training", unit="step", mininterval=5) as bar:
-        while not _converged(run, plan):
-            epoch = len(run.history)
+        while not _converged(state, plan):
+            epoch = len(state.history)
             step = plan[epoch]
-            halvings, _ = plateau(_phase_losses(run, plan, step.phase))
+            halvings, _ = plateau(_phase_losses(state, plan, step.phase))
             fitted = network.fit(
-                EpochBatches(patches, config, step.phase, epoch, step.steps),
+                EpochBatches(patches, run, step.phase, epoch, step.steps),
                 epochs=1,
                 shuffle=False,
                 verbose=0,
@@ -481,17 +473,17 @@ def train(config: Config, directory: Path) -> Iterator[dict]:
                     f"{directory}: the loss is not finite after epoch {epoch + 1}; lower "
                     "'learning_rate' or set 'clip_norm' in the configuration's 'training'"
                 )
-            run.finish_epoch(network, record)
+            state.finish_epoch(network, record)
             bar.set_postfix(val_kappa=f"{record['val_kappa_loss']:.4f}")
             yield record
 
 
-def _phase_losses(run: TrainingRun, plan: list[EpochPlan], phase: Phase) -> list[float]:
-    return [h["val_loss"] for h, p in zip(run.history, plan, strict=False) if p.phase is phase]
+def _phase_losses(state: TrainingRun, plan: list[EpochPlan], phase: Phase) -> list[float]:
+    return [h["val_loss"] for h, p in zip(state.history, plan, strict=False) if p.phase is phase]
 
 
-def _converged(run: TrainingRun, plan: list[EpochPlan]) -> bool:
-    if len(run.history) >= len(plan):
+def _converged(state: TrainingRun, plan: list[EpochPlan]) -> bool:
+    if len(state.history) >= len(plan):
         return True
     last = plan[-1].phase
-    return last.schedule == "plateau" and plateau(_phase_losses(run, plan, last))[1]
+    return last.schedule == "plateau" and plateau(_phase_losses(state, plan, last))[1]

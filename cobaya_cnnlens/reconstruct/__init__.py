@@ -23,4 +23,5 @@ class Estimator(Protocol):
     returns κ̂, (n, ny, nx), before division by the response.
     """
 
-    def reconstruct(self, q: np.ndarray, u: np.ndarray) -> np.ndarray: ...
+    def reconstruct(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
+        """κ̂ of masked maps."""

@@ -29,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import scipy.fft
 
+from ..simulate.periodic import Box
 from .probable import Pass, ProbableLensing
 
 # Passes after which κ̂ is kept; the filter of the last gives all else.
@@ -70,7 +71,7 @@ def features_of(
         yield from pool.map(lambda *maps: _one(estimator, *maps), q, u, rms)
 
 
-def _one(estimator: ProbableLensing, q, u, rms) -> np.ndarray:
+def _one(estimator: ProbableLensing, q: np.ndarray, u: np.ndarray, rms: np.ndarray) -> np.ndarray:
     box, mask = estimator.box, estimator.mask
     kept: dict[str, np.ndarray] = {}
     for number, found in enumerate(estimator.passes(q, u, rms), start=1):
@@ -88,7 +89,7 @@ def _one(estimator: ProbableLensing, q, u, rms) -> np.ndarray:
     return np.stack([kept[name] for name in FEATURES], axis=-1, dtype=np.float32)
 
 
-def _fields(box, found: Pass, sigma: np.ndarray) -> dict[str, np.ndarray]:
+def _fields(box: Box, found: Pass, sigma: np.ndarray) -> dict[str, np.ndarray]:
     """The features that the last pass's filter gives, on the box."""
     predicted = found.filter.predict(found.modes, found.positions)
     residual = sigma * found.filter.weighted_residual(found.data, found.modes, found.positions)

@@ -1,6 +1,4 @@
-"""Network files as files: what is in them, their hash, what they were trained for, and whether a
-release was made with one. No Keras here.
-"""
+"""Network files as files: what is in them, their hash, their metadata. No Keras here."""
 
 from __future__ import annotations
 
@@ -9,19 +7,13 @@ import io
 import json
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 
 from ..errors import NetworkError
-from ..likelihood.release import Release
-from ..products import SHIPPED, differences, identity_of, open_product
-
-if TYPE_CHECKING:
-    from ..pipeline.config import Config
 
 CLASS = "cobaya_cnnlens>ResUNet"
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
@@ -31,8 +23,6 @@ MAX_EXPANSION = 4
 # Arguments of a ResUNet on which κ̂ does not depend, and those that older files leave out.
 NOT_IN_HASH = {"name", "metadata", "dropout", "frozen_norm"}
 DEFAULTS = {"noise_map": False, "polarisation": "e"}
-# Keys of the configuration's `network` that enter a recipe in another form, or only when set.
-NOT_IN_RECIPE = {"pretrained", "initial", "polarisation", "frozen_norm"}
 
 
 @dataclass(frozen=True)
@@ -149,128 +139,3 @@ def networks_hash(paths: Iterable[str | Path]) -> str:
     """The hash of one network; of several, SHA-256 of their sorted hashes as text."""
     hashes = sorted(network_hash(path) for path in paths)
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-
-
-def estimator_hash(config: Config) -> str:
-    """What stands for a configuration's estimator in recipes: the hash of its network or networks,
-    or of its baseline's recipe. Where a network is yet to be trained, that of the one which made
-    the shipped bandpowers stands for it, if that was trained as the configuration says.
-
-    Raises
-    ------
-    NetworkError
-        if a network cannot be read, or was trained for another configuration
-    """
-    if config.baseline is not None:
-        return identity_of(config.baseline_recipe())
-    if config.network.pretrained is None:
-        if not config.trained_path.exists() and (shipped := _shipped_hash(config)):
-            return shipped
-        check_trained(config)
-    return networks_hash(config.network_paths)
-
-
-def _shipped_hash(config: Config) -> str | None:
-    if config.shipped is None or not config.shipped.exists():
-        return None
-    with open_product(config.shipped, SHIPPED) as product:
-        made_with = product.recipe
-    if training_differences(made_with.get("training", {}), training_recipe(config)):
-        return None
-    return made_with["network"]
-
-
-def shipped_recipe(config: Config) -> dict:
-    """What a file of shipped products says of itself: whose they are, the hash of the estimator
-    that made them, and how that was trained, unless it is used as it is."""
-    trained = config.baseline is None and config.network.pretrained is None
-    return {
-        "configuration": config.name,
-        "network": estimator_hash(config),
-        **({"training": training_recipe(config)} if trained else {}),
-    }
-
-
-def training_recipe(config: Config) -> dict:
-    """What determines a training run."""
-    sky = config.sky_recipe("train", 0)
-    del sky["index"], sky["set"]
-    return {
-        **sky,
-        **({"train_cosmologies": config.train_cosmologies} if config.train_cosmologies else {}),
-        "train_skies": config.skies.train,
-        "instrument": asdict(config.instrument),
-        "network": config.network.model_dump(exclude=NOT_IN_RECIPE)
-        | ({"polarisation": head} if (head := config.network.polarisation) != "e" else {})
-        | ({"frozen_norm": True} if config.network.frozen_norm else {})
-        | ({"initial": network_hash(path)} if (path := config.network.initial) else {}),
-        # XLA changes how fast a run is and how it rounds, not what it is.
-        "training": config.training.model_dump(exclude={"jit_compile"}),
-    }
-
-
-def training_differences(found: Mapping, wanted: Mapping) -> list[str]:
-    """Keys in which two training recipes differ; what an older one leaves out is the default."""
-    return differences(_completed(found), _completed(wanted))
-
-
-def _completed(recipe: Mapping) -> dict:
-    from ..pipeline.config import Network, Training
-    from ..simulate.instrument import Instrument
-
-    recipe = json.loads(json.dumps(recipe))
-    defaults = {
-        "network": Network().model_dump(mode="json", exclude=NOT_IN_RECIPE),
-        "training": {k: f.default for k, f in Training.model_fields.items() if not f.is_required()},
-        "instrument": asdict(Instrument()),
-    }
-    for section, values in defaults.items():
-        values = {**values, **recipe.get(section, {})}
-        values.pop("jit_compile", None)
-        recipe[section] = {k: v for k, v in values.items() if v is not None}
-    return recipe
-
-
-def check_trained(config: Config) -> None:
-    """Refuse a network in the products' folder that was not trained as the configuration says.
-
-    Raises
-    ------
-    NetworkError
-    """
-    path = config.trained_path
-    found = read_network(path).metadata.get("recipe")
-    mend = (
-        f"delete it with the folder {config.training_directory} and run `cnnlens train`, or name "
-        "it under 'network.pretrained' to use it as it is"
-    )
-    if not isinstance(found, dict):
-        raise NetworkError(f"{path}: does not say how it was trained (no 'recipe'); {mend}")
-    found, initial = json.loads(json.dumps(found)), config.network.initial
-    network = found.setdefault("network", {})
-    # Networks of earlier versions name the whole file's hash.
-    if initial and network.get("initial") == hashlib.sha256(initial.read_bytes()).hexdigest():
-        network["initial"] = network_hash(initial)
-    if different := training_differences(found, training_recipe(config)):
-        raise NetworkError(
-            f"{path}: was trained for another configuration, which differs in "
-            f"{'; '.join(different)}; {mend}"
-        )
-
-
-def check_network(release: Release, paths: Iterable[str | Path]) -> None:
-    """Refuse networks that did not make the release.
-
-    Raises
-    ------
-    NetworkError
-        if the hashes differ
-    """
-    paths = list(paths)
-    made_with, found = release.provenance.get("network_sha256"), networks_hash(paths)
-    if made_with != found:
-        raise NetworkError(
-            f"{', '.join(map(str, paths))}: the hash of its weights is {found[:16]}…, but release "
-            f"'{release.name}' names {str(made_with)[:16]}… in field 'provenance.network_sha256'; "
-            "use the network that made the release, or make the release again"
-        )

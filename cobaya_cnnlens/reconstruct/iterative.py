@@ -47,7 +47,7 @@ class WienerEstimator:
     mask : (n, n); divided out, pixels where it is zero are left out
     spectra : fiducial
     passes : 1 for the quadratic estimator
-    threads : patches at a time; 0 for one per core. Results do not depend on it.
+    threads : patches at a time; 0 for one per core, which changes no result
     """
 
     def __init__(
@@ -97,11 +97,11 @@ class WienerEstimator:
             )
         return np.array(found)
 
-    def _last(self, q, u):
+    def _last(self, q: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, float]:
         """κ̂ after the last pass, and the last step over the second."""
         maps = list(self.passes(q, u))
         steps = [np.linalg.norm(b - a) for a, b in itertools.pairwise(maps)]
-        return maps[-1], steps[-1] / steps[0] if steps else 0.0
+        return maps[-1], float(steps[-1] / steps[0]) if steps else 0.0
 
     def passes(self, q: np.ndarray, u: np.ndarray) -> Iterator[np.ndarray]:
         """κ̂ of one patch, (ny, nx), after every pass."""

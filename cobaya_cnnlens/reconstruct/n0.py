@@ -16,7 +16,9 @@ a power of 2π and gives R, not 1/R.) Estimators with temperature are in :mod:`.
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
@@ -87,7 +89,7 @@ def response_eb(
     weights = ee, bb, ee + noise, bb + noise
     true = [cl[: band.lmax + 1] for cl in gradient]
     information = np.array([plane.eb_information(x, *weights, *true) for x in L])
-    return information * [plane.eb_noise(x, *weights) for x in L]
+    return information * np.array([plane.eb_noise(x, *weights) for x in L])
 
 
 def n0_ee(
@@ -119,15 +121,19 @@ def n0_iterated(
     Reconstruction and delensing of B alternate until N0 moves by less than ``tolerance``
     (Smith et al. 2012, arXiv:1010.0048, with the residual B of their eq. 12).
     """
-    phi_noise = None
-    for new, _ in delensing_passes(spectra, instrument, band):
-        moved = np.inf if phi_noise is None else np.max(np.abs(np.log(new / phi_noise)))
+    passes = delensing_passes(spectra, instrument, band)
+    phi_noise, _ = next(passes)
+    for new, _ in passes:
+        moved = np.max(np.abs(np.log(new / phi_noise)))
         phi_noise = new
         if moved < tolerance:
-            return phi_to_convergence(L, np.interp(L, np.arange(len(phi_noise)), phi_noise))
+            break
+    return phi_to_convergence(L, np.interp(L, np.arange(len(phi_noise)), phi_noise))
 
 
-def delensing_passes(spectra: Spectra, instrument: Instrument, band: Filter = Filter()):
+def delensing_passes(
+    spectra: Spectra, instrument: Instrument, band: Filter = Filter()
+) -> Generator[tuple[np.ndarray, np.ndarray], None, NoReturn]:
     """The passes of the iterated EB estimator, without end: N0^φ at every L of C^φφ, and the power
     of the B modes, lensed or left by delensing, that it saw, in µK² at l up to the filter's lmax.
 
@@ -176,7 +182,10 @@ def phi_to_convergence(L: np.ndarray, phi_noise: np.ndarray) -> np.ndarray:
     return 0.25 * np.asarray(L, dtype=float) ** 4 * np.asarray(phi_noise)
 
 
-def _inputs(spectra, instrument, band):
+def _inputs(
+    spectra: Spectra, instrument: Instrument, band: Filter
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lensed C^EE and C^BB and the noise's spectrum, each from l = 0 to the filter's lmax."""
     if spectra.lmax < band.lmax:
         raise CNNLensError(f"spectra end at l = {spectra.lmax}, the filter needs {band.lmax}")
     stop = slice(band.lmax + 1)
@@ -201,7 +210,7 @@ class Plane:
         )
         self.ell = np.arange(band.lmax + 1)
 
-    def triangle(self, L):
+    def triangle(self, L: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """|l2|, L·l1, cos 2φ12 and sin 2φ12 for l2 = L − l1."""
         x, y = self.l1 * self.cos, self.l1 * self.sin
         l2 = np.hypot(L - x, y)
@@ -209,19 +218,36 @@ class Plane:
         cross = (-x * y - y * (L - x)) / (self.l1 * l2)
         return l2, L * x, dot**2 - cross**2, 2.0 * dot * cross
 
-    def at(self, l, cl):
+    def at(self, l: np.ndarray, cl: np.ndarray) -> np.ndarray:
         """A spectrum from l = 0 at multipoles ``l``."""
         return np.interp(l, self.ell, cl)
 
-    def integral(self, l2, integrand):
+    def integral(self, l2: np.ndarray, integrand: np.ndarray) -> float:
         """∫ d²l1/(2π)² over l1 and l2 within the filter."""
         inside = (l2 >= self.band.lmin) & (l2 <= self.band.lmax)
         return np.sum(np.where(inside, integrand, 0.0) * self.measure)
 
-    def eb_noise(self, L, ee, bb, ee_total, bb_total):
+    def eb_noise(
+        self,
+        L: float,
+        ee: np.ndarray,
+        bb: np.ndarray,
+        ee_total: np.ndarray,
+        bb_total: np.ndarray,
+    ) -> float:
+        """N0^φ of EB: the inverse of the information of its own spectra."""
         return 1.0 / self.eb_information(L, ee, bb, ee_total, bb_total, ee, bb)
 
-    def eb_information(self, L, ee, bb, ee_total, bb_total, true_ee, true_bb):
+    def eb_information(
+        self,
+        L: float,
+        ee: np.ndarray,
+        bb: np.ndarray,
+        ee_total: np.ndarray,
+        bb_total: np.ndarray,
+        true_ee: np.ndarray,
+        true_bb: np.ndarray,
+    ) -> float:
         """∫ f f' / (C^EE,tot C^BB,tot), with f of the weights' spectra and f' of the true ones."""
         l2, dot1, _, sin = self.triangle(L)
         dot2 = L * L - dot1
@@ -231,14 +257,15 @@ class Plane:
             l2, f * true * sin**2 / (self.at(self.l1, ee_total) * self.at(l2, bb_total))
         )
 
-    def ee_noise(self, L, ee, ee_total):
+    def ee_noise(self, L: float, ee: np.ndarray, ee_total: np.ndarray) -> float:
+        """N0^φ of EE."""
         l2, dot1, cos, _ = self.triangle(L)
         response = np.interp(self.l1, self.ell, ee) * dot1
         response = response + np.interp(l2, self.ell, ee) * (L * L - dot1)
         total = np.interp(self.l1, self.ell, ee_total) * np.interp(l2, self.ell, ee_total)
         return 1.0 / self.integral(l2, (response * cos) ** 2 / (2.0 * total))
 
-    def lensed_b(self, l, ee, pp):
+    def lensed_b(self, l: float, ee: np.ndarray, pp: np.ndarray) -> float:
         """First-order lensed B: ∫ [l1·(l − l1)]² sin² 2φ_{l1,l} C^EE_l1 C^φφ_{|l−l1|}."""
         x, y = self.l1 * self.cos, self.l1 * self.sin
         L = np.hypot(l - x, y)

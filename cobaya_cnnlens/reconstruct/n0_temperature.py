@@ -51,21 +51,26 @@ def n0_temperature(
         "ee": spectra.lensed_ee[stop],
         "bb": spectra.lensed_bb[stop],
     }
-    added = {"tt": 0.5 * noise, "te": 0.0, "ee": noise, "bb": noise}
+    added = {"tt": 0.5 * noise, "te": np.zeros_like(noise), "ee": noise, "bb": noise}
     total = {name: cl + added[name] for name, cl in signal.items()}
     plane = Plane(band)
     information = TEMPERATURE_ESTIMATORS[estimator]
-    return phi_to_convergence(L, [1.0 / information(plane, x, signal, total) for x in L])
+    phi_noise = np.array([1.0 / information(plane, x, signal, total) for x in L])
+    return phi_to_convergence(L, phi_noise)
 
 
-def _tt(plane, L, signal, total):
+def _tt(
+    plane: Plane, L: float, signal: dict[str, np.ndarray], total: dict[str, np.ndarray]
+) -> float:
     l2, dot1, _, _ = plane.triangle(L)
     f = plane.at(plane.l1, signal["tt"]) * dot1 + plane.at(l2, signal["tt"]) * (L * L - dot1)
     weight = 2.0 * plane.at(plane.l1, total["tt"]) * plane.at(l2, total["tt"])
     return plane.integral(l2, f**2 / weight)
 
 
-def _te(plane, L, signal, total):
+def _te(
+    plane: Plane, L: float, signal: dict[str, np.ndarray], total: dict[str, np.ndarray]
+) -> float:
     l2, dot1, cos, _ = plane.triangle(L)
     dot2 = L * L - dot1
     te1, te2 = (plane.at(l, signal["te"]) for l in (plane.l1, l2))
@@ -76,7 +81,9 @@ def _te(plane, L, signal, total):
     return plane.integral(l2, f * weight)
 
 
-def _tb(plane, L, signal, total):
+def _tb(
+    plane: Plane, L: float, signal: dict[str, np.ndarray], total: dict[str, np.ndarray]
+) -> float:
     l2, dot1, _, sin = plane.triangle(L)
     f = plane.at(plane.l1, signal["te"]) * sin * dot1
     return plane.integral(l2, f**2 / (plane.at(plane.l1, total["tt"]) * plane.at(l2, total["bb"])))

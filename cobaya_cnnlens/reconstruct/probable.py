@@ -75,7 +75,7 @@ class ProbableLensing:
     mask : (n, n); divided out of the data, pixels where it is zero are left out
     spectra : fiducial
     passes : how many
-    threads : patches at a time; 0 for one per core. Results do not depend on it.
+    threads : patches at a time; 0 for one per core, which changes no result
 
     Raises
     ------
@@ -105,7 +105,9 @@ class ProbableLensing:
         self._inverse_prior = np.divide(1.0, power, out=np.zeros_like(power), where=self._inside)
         self._levels: dict[int, list[tuple[WienerFilter, np.ndarray]]] = {}
 
-    def reconstruct(self, q: np.ndarray, u: np.ndarray, rms: np.ndarray | None = None):
+    def reconstruct(
+        self, q: np.ndarray, u: np.ndarray, rms: np.ndarray | None = None
+    ) -> np.ndarray:
         """Masked Q̃, Ũ in µK, each (n, ny, nx) → κ̂ (n, ny, nx).
 
         Parameters
@@ -194,7 +196,9 @@ class Ascent:
     """
 
     def __init__(self, memory: int):
-        self._memory, self._steps, self._changes = memory, [], []
+        self._memory = memory
+        self._steps: list[np.ndarray] = []
+        self._changes: list[np.ndarray] = []
         self._before: tuple[np.ndarray, np.ndarray] | None = None
 
     def step(self, x: np.ndarray, slope: np.ndarray, curvature: np.ndarray) -> np.ndarray:

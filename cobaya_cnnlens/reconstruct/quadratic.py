@@ -88,7 +88,7 @@ class QuadraticEstimator:
     # The product of two fields has modes up to twice theirs: on pixels half as large again none of
     # them is aliased onto a mode in use.
 
-    def _fine(self, modes):
+    def _fine(self, modes: np.ndarray) -> np.ndarray:
         """Modes to a map on the finer pixels."""
         n, m = len(modes), self._n_fine
         low = m // 2 - n // 2
@@ -96,7 +96,7 @@ class QuadraticEstimator:
         padded[low : low + n, low : low + n] = scipy.fft.fftshift(modes)
         return scipy.fft.ifft2(scipy.fft.ifftshift(padded)) * (m / n) ** 2
 
-    def _coarse(self, values):
+    def _coarse(self, values: np.ndarray) -> np.ndarray:
         """A map on the finer pixels to modes."""
         n, m = self._box.n, self._n_fine
         low = m // 2 - n // 2

@@ -27,14 +27,14 @@ CORRECTION = {"e": 0.2, "kappa": 0.2}
 class RefiningUNet(keras.Model):
     """Features (n, ny, nx, len(FEATURES)) → {"e" (µK), "kappa"}, masked, (n, ny, nx, 1) each.
 
+    ny and nx must be multiples of 2^levels.
+
     Parameters
     ----------
     width : channels at half resolution; twice that at a quarter, four times at an eighth and less
     levels : resolutions below the patch's, each half the one before
     blocks : residual blocks at each level on the way down, and one less on the way up
     metadata : JSON-able description of what the network was trained for
-
-    ny and nx must be multiples of 2^levels.
     """
 
     def __init__(
@@ -57,13 +57,16 @@ class RefiningUNet(keras.Model):
 
     @property
     def metadata(self) -> dict:
+        """What the network was trained for."""
         return self._arguments["metadata"]
 
     def get_config(self) -> dict:
+        """What :meth:`from_config` makes it of."""
         return {**self._arguments, "name": self.name}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
+        """The network of a configuration that Keras has read."""
         return cls(**config)
 
 

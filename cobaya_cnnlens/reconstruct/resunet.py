@@ -14,7 +14,6 @@ import numpy as np
 from keras import layers
 
 from ..errors import NetworkError
-from ..pipeline.config import Config
 from .files import read_network
 
 # The noise rms (µK per pixel) where its logarithmic input turns linear; 1 µK′ is 0.43.
@@ -24,6 +23,10 @@ NOISE_UNIT = 0.2
 @keras.saving.register_keras_serializable(package="cobaya_cnnlens")
 class ResUNet(keras.Model):
     """Residual U-net (Q̃, Ũ) → {"e", "kappa"}, or {"qu", "kappa"}.
+
+    Input (n, ny, nx, 2), or 3 with ``noise_map``, ny and nx multiples of 4; each output
+    (n, ny, nx, 1), "qu" (n, ny, nx, 2). The normalisation is part of the model: both ends are in
+    physical units.
 
     Parameters
     ----------
@@ -37,10 +40,6 @@ class ResUNet(keras.Model):
         trained on needs, since the statistics of a batch of few patches or of one noise level are
         not those it was trained with
     metadata : JSON-able description of what the network was trained for
-
-    Input (n, ny, nx, 2), or 3 with ``noise_map``, ny and nx multiples of 4; each output
-    (n, ny, nx, 1), "qu" (n, ny, nx, 2). The normalisation is part of the model: both ends are in
-    physical units.
     """
 
     def __init__(
@@ -85,26 +84,32 @@ class ResUNet(keras.Model):
 
     @property
     def metadata(self) -> dict:
+        """What the network was trained for."""
         return self._arguments["metadata"]
 
     @property
     def noise_map(self) -> bool:
+        """Whether the noise rms of every pixel is an input."""
         return self._arguments["noise_map"]
 
     @property
     def polarisation(self) -> str:
+        """The first head, "e" or "qu"."""
         return self._arguments["polarisation"]
 
     @property
     def output_std(self) -> dict[str, float]:
+        """Standard deviation of each head's target over the training set."""
         heads = (self.polarisation, "kappa")
         return dict(zip(heads, self._arguments["output_std"], strict=True))
 
     def get_config(self) -> dict:
+        """What :meth:`from_config` makes it of."""
         return {**self._arguments, "name": self.name}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
+        """The network of a configuration that Keras has read."""
         return cls(**config)
 
 
@@ -269,16 +274,6 @@ class EnsembleEstimator:
             for name, values in member.reconstruct_both(q, u).items():
                 total[name] = total.get(name, 0.0) + values / len(self._members)
         return total
-
-
-def network_estimator(config: Config) -> NetworkEstimator | EnsembleEstimator:
-    """The configuration's network, or its networks' mean, applied as the configuration says."""
-    return networks_estimator(
-        config.network_paths,
-        config.reconstruction.symmetries,
-        config.instrument.noise_rms(config.patch),
-        config.reconstruction.jit_compile,
-    )
 
 
 def networks_estimator(

@@ -19,7 +19,7 @@ this is the quadratic estimator of E and B together.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import scipy.fft
@@ -69,12 +69,12 @@ class WienerFilter:
         other._tolerance = tolerance or self._tolerance
         return other
 
-    def _halves(self, factors):
+    def _halves(self, factors: Iterable[np.ndarray]) -> list[np.ndarray]:
         """Half the sum and half the difference of factors of E and of B."""
         e, b = factors
         return [(0.5 * part).astype(self.box.real) for part in (e + b, e - b)]
 
-    def _colour(self, z, factors):
+    def _colour(self, z: np.ndarray, factors: Iterable[np.ndarray]) -> np.ndarray:
         """Multiply E and B modes by a real, even factor each, given as :meth:`_halves` of them."""
         same, mixed = factors
         mirrored = np.empty_like(z)
@@ -104,7 +104,7 @@ class WienerFilter:
         # Whitened unknown z = S^{−1/2} X: (1 + S^{1/2} Aᵀ N⁻¹ A S^{1/2}) z = S^{1/2} Aᵀ N⁻¹ d.
         roots = self._roots
 
-        def apply(z):
+        def apply(z: np.ndarray) -> np.ndarray:
             seen = self.predict(self._colour(z, roots), positions)
             return z + self._colour(self.back(self._weight * seen, positions), roots)
 
@@ -118,7 +118,9 @@ class WienerFilter:
         )
         return self._colour(solution, roots)
 
-    def weighted_residual(self, data, x, positions) -> np.ndarray:
+    def weighted_residual(
+        self, data: np.ndarray, x: np.ndarray, positions: Displaced | None
+    ) -> np.ndarray:
         """Aᵀ's part before displacement: b ∗ N⁻¹ (d − A X) on the box's pixels, (n, n), in 1/µK."""
         return self.box.blur(self._weight * (data - self.predict(x, positions)))
 
@@ -153,7 +155,7 @@ def conjugate_gradients(
     """
     real = right.real.dtype.type
 
-    def dot(a, b):
+    def dot(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.add.reduce((a.real * b.real + a.imag * b.imag).ravel(), dtype=float))
 
     z = np.zeros_like(right) if start is None else start

@@ -8,29 +8,28 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..calibrate.assemble import calibration_of, make_release, read_derivatives
-from ..calibrate.bandpowers import e_and_b
-from ..calibrate.measure import read_bandpowers, signal_bandpowers, spectra_of
-from ..calibrate.nuisances import read_nuisances
+from ..calibrate import bandpowers, derivatives, nuisances
+from ..calibrate.assemble import calibration_of, make_release
+from ..calibrate.bandpowers import signal_bandpowers
 from ..calibrate.response import standard_error
 from ..calibrate.windows import expected_e_and_b
 from ..errors import CNNLensError
-from ..likelihood.release import NUISANCES
-from ..pipeline.config import Config
+from ..likelihood.document import NUISANCES
+from ..pipeline import networks
 from ..pipeline.observation import observe_sky
-from ..pipeline.skies import spectra_for
-from ..reconstruct.files import estimator_hash
+from ..pipeline.run import Run
+from ..simulate.bandpowers import e_and_b
 from ..theory.camb import lensed_polarisation
 from ..validate.coverage import CoverageTable, coverage_table
 from ..validate.exhibits import reconstruct_all, shown_patch
+from ..validate.noise import noise_table
 from ..validate.primary import read_joint
-from ..validate.tables import noise_table
 from .nulls_figure import nulls_figure
 
 DPI = 130
 
 
-def draw(config: Config, stage: str, out: Path | None = None) -> Path:
+def draw(run: Run, stage: str, out: Path | None = None) -> Path:
     """Draw one stage's figure and return its path.
 
     Raises
@@ -40,7 +39,7 @@ def draw(config: Config, stage: str, out: Path | None = None) -> Path:
     """
     if stage not in STAGES:
         raise CNNLensError(f"no figure for stage '{stage}'; choose one of {', '.join(STAGES)}")
-    return save(STAGES[stage](config), out or config.products / "figures" / f"{stage}.png")
+    return save(STAGES[stage](run), out or run.config.products / "figures" / f"{stage}.png")
 
 
 def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options):
@@ -57,12 +56,12 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def theory_figure(config: Config):
+def theory_figure(run: Run):
     """C_L^κκ and unlensed C_l^EE of every cosmology in the configuration."""
     figure, (left, right) = subplots(1, 2, figsize=(11, 4))
-    for name in ("test", *(f"survey-{s}" for s in config.surveys)):
-        cosmology = config.set_cosmology(name)
-        theory = spectra_for(config, cosmology)
+    for name in ("test", *(f"survey-{s}" for s in run.config.surveys)):
+        cosmology = run.config.set_cosmology(name)
+        theory = run.spectra(cosmology)
         l = np.arange(2, theory.lmax + 1)
         label = rf"{name}, $\Omega_c h^2$ = {cosmology.omch2:g}"
         left.loglog(l, theory.kk[2:], label=label)
@@ -73,24 +72,24 @@ def theory_figure(config: Config):
     return figure
 
 
-def sky_figure(config: Config):
+def sky_figure(run: Run):
     """One patch of the first test sky, and the sky's spectra against theory."""
-    seen = observe_sky(config, "test", 0)
+    seen = observe_sky(run, "test", 0)
     patch = shown_patch(len(seen.q))
-    spectra = spectra_of(config)
+    spectra = run.bandpowers
     figure, axes = subplots(2, 3, figsize=(13, 8))
-    half = config.patch.size_deg / 2
+    half = run.config.patch.size_deg / 2
     titles = (r"$\tilde Q$ [$\mu$K]", r"$\tilde U$ [$\mu$K]", r"$E$ [$\mu$K]", r"$\kappa$")
     maps = (seen.q, seen.u, seen.e, seen.kappa)
     for axis, values, title in zip(axes.flat, maps, titles, strict=False):
         _map(figure, axis, values[patch], title, half)
     e_l, b_l = e_and_b(spectra, seen.q, seen.u)
-    theory = spectra_for(config, config.cosmology)
+    theory = run.spectra()
     lensed_ee, lensed_bb = lensed_polarisation(theory)
     l = np.arange(len(lensed_ee))
-    beam2 = config.instrument.beam(l) ** 2
-    rms = np.sqrt(np.mean(np.square(config.instrument.noise_rms(config.patch))))
-    white = np.full(len(l), (rms * config.patch.pixel) ** 2)
+    beam2 = run.config.instrument.beam(l) ** 2
+    rms = np.sqrt(np.mean(np.square(run.config.instrument.noise_rms(run.config.patch))))
+    white = np.full(len(l), (rms * run.config.patch.pixel) ** 2)
     expected = expected_e_and_b(spectra, lensed_ee * beam2, lensed_bb * beam2)
     L = spectra.bins.centres
     for modes, model, label, colour in (
@@ -105,7 +104,7 @@ def sky_figure(config: Config):
     axes[1, 1].set_title("observed E and B (points), CAMB through the mask + noise (lines)", size=8)
     axes[1, 1].legend()
     kappa = spectra.auto(seen.kappa)
-    model = signal_bandpowers(config, theory.kk)
+    model = signal_bandpowers(run, theory.kk)
     error = kappa.std(0, ddof=1) / np.sqrt(len(kappa)) / model
     axes[1, 2].errorbar(L, kappa.mean(0) / model - 1, error, fmt=".")
     axes[1, 2].axhline(0, color="k", lw=0.8)
@@ -114,25 +113,28 @@ def sky_figure(config: Config):
     return figure
 
 
-def training_figure(config: Config):
+def training_figure(run: Run):
     """Loss against epoch, training and validation, of κ and of E, or of Q and U."""
-    from ..pipeline.training import TrainingRun, training_recipe
+    from ..pipeline.training import TrainingRun
 
-    run = TrainingRun(config.training_directory, training_recipe(config))
-    if not run.history:
-        raise CNNLensError(f"{config.training_directory}: no finished epoch; run `cnnlens train`")
-    epochs = [h["epoch"] for h in run.history]
+    directory = networks.training_directory(run)
+    history = TrainingRun(directory, networks.recipe(run)).history
+    if not history:
+        raise CNNLensError(
+            f"{networks.training_directory(run)}: no finished epoch; run `cnnlens train`"
+        )
+    epochs = [h["epoch"] for h in history]
     figure, axis = subplots(figsize=(7, 4.5))
-    for name, colour in (("kappa", "C0"), (config.network.polarisation, "C1")):
+    for name, colour in (("kappa", "C0"), (run.config.network.polarisation, "C1")):
         axis.plot(
             epochs,
-            [h[f"val_{name}_loss"] for h in run.history],
+            [h[f"val_{name}_loss"] for h in history],
             colour,
             label=f"{name}, validation",
         )
         axis.plot(
             epochs,
-            [h[f"{name}_loss"] for h in run.history],
+            [h[f"{name}_loss"] for h in history],
             colour,
             ls=":",
             label=f"{name}, training",
@@ -142,17 +144,15 @@ def training_figure(config: Config):
     return figure
 
 
-def reconstruction_figure(config: Config):
+def reconstruction_figure(run: Run):
     """κ, κ̂ and E, Ê of one test patch with their differences; κ alone where there is no Ê."""
-    from ..pipeline.estimators import estimator_for
-
-    seen = observe_sky(config, "test", 0)
+    seen = observe_sky(run, "test", 0)
     patch = shown_patch(len(seen.q))
-    both = reconstruct_all(estimator_for(config), seen.q[[patch]], seen.u[[patch]])
+    both = reconstruct_all(run.estimator, seen.q[[patch]], seen.u[[patch]])
     rows = [(seen.kappa[patch], "kappa", r"\kappa"), (seen.e[patch], "e", "E")]
     rows = [row for row in rows if row[1] in both]
     figure, axes = subplots(len(rows), 3, figsize=(13, 4 * len(rows)), squeeze=False)
-    half = config.patch.size_deg / 2
+    half = run.config.patch.size_deg / 2
     for line, (true, name, label) in zip(axes, rows, strict=True):
         scale = 3 * true.std()
         for axis, values, title in zip(
@@ -166,10 +166,10 @@ def reconstruction_figure(config: Config):
     return figure
 
 
-def noise_figure(config: Config):
+def noise_figure(run: Run):
     """Reconstruction noise, its ratios to the analytic curves, and bandpower errors."""
-    table = noise_table(config, estimator_hash(config))
-    theory = spectra_for(config, config.cosmology)
+    table = noise_table(run)
+    theory = run.spectra()
     figure, (left, middle, right) = subplots(1, 3, figsize=(15, 4.3))
     L = np.arange(40, int(table.L[-1]) + 60)
     left.loglog(L, theory.kk[L], "k", label=r"$C_L^{\kappa\kappa}$")
@@ -191,12 +191,11 @@ def noise_figure(config: Config):
     return figure
 
 
-def derivatives_figure(config: Config):
+def derivatives_figure(run: Run):
     """Noise-debias derivatives, as fractions of the fiducial bandpower."""
-    digest = estimator_hash(config)
-    calibration, _ = calibration_of(config, digest)
-    signal = signal_bandpowers(config, spectra_for(config, config.cosmology).kk)
-    measured = read_derivatives(config, digest, calibration.response)
+    calibration, _ = calibration_of(run)
+    signal = signal_bandpowers(run, run.spectra().kk)
+    measured = derivatives.read(run, calibration.response)
     figure, axes = subplots(1, 2, figsize=(13, 5))
     for axis, bands, label in zip(
         axes,
@@ -206,7 +205,7 @@ def derivatives_figure(config: Config):
     ):
         relative = bands.values / signal[:, None]
         limit = np.percentile(np.abs(relative), 98)
-        centres = spectra_of(config).bins.edges
+        centres = run.bandpowers.bins.edges
         mesh = axis.pcolormesh(
             bands.edges, centres, relative, cmap="RdBu_r", vmin=-limit, vmax=limit
         )
@@ -220,38 +219,36 @@ def derivatives_figure(config: Config):
     return figure
 
 
-def bandpowers_figure(config: Config):
+def bandpowers_figure(run: Run):
     """Debiased bandpowers of every survey over the fiducial expectation."""
-    digest = estimator_hash(config)
-    calibration, _ = calibration_of(config, digest)
-    fiducial = signal_bandpowers(config, spectra_for(config, config.cosmology).kk)
-    L = spectra_of(config).bins.centres
+    calibration, _ = calibration_of(run)
+    fiducial = signal_bandpowers(run, run.spectra().kk)
+    L = run.bandpowers.bins.centres
     figure, axis = subplots(figsize=(8, 5))
-    for i, name in enumerate(config.surveys):
-        data = calibration.debias(read_bandpowers(config, digest, f"survey-{name}", [0]).auto)
+    for i, name in enumerate(run.config.surveys):
+        data = calibration.debias(bandpowers.read(run, f"survey-{name}", [0]).auto)
         error = data.std(0, ddof=1) / np.sqrt(len(data)) / fiducial
-        label = rf"{name}, $\Omega_c h^2$ = {config.surveys[name].omch2:g}"
+        label = rf"{name}, $\Omega_c h^2$ = {run.config.surveys[name].omch2:g}"
         axis.errorbar(
             L + 8 * i, data.mean(0) / fiducial, error, fmt=".", color=f"C{i}", label=label
         )
-        truth = spectra_for(config, config.set_cosmology(f"survey-{name}"))
-        axis.plot(L, signal_bandpowers(config, truth.kk) / fiducial, color=f"C{i}", lw=1)
+        truth = run.spectra(run.config.set_cosmology(f"survey-{name}"))
+        axis.plot(L, signal_bandpowers(run, truth.kk) / fiducial, color=f"C{i}", lw=1)
     axis.set(xlabel="$L$", ylabel=r"$d_L\,/\,C_L^{\kappa\kappa}$ fiducial", ylim=(0.5, 1.7))
     axis.set_title("noise debias fixed at the fiducial (points), true signal (lines)", size=9)
     axis.legend()
     return figure
 
 
-def nuisances_figure(config: Config):
+def nuisances_figure(run: Run):
     """What the simulated steps of the instrument's systematics do to the bandpowers."""
-    digest = estimator_hash(config)
-    calibration, _ = calibration_of(config, digest)
-    first, second = read_nuisances(config, digest, calibration.response)
-    signal = signal_bandpowers(config, spectra_for(config, config.cosmology).kk)
-    L = spectra_of(config).bins.centres
+    calibration, _ = calibration_of(run)
+    first, second = nuisances.read(run, calibration.response)
+    signal = signal_bandpowers(run, run.spectra().kk)
+    L = run.bandpowers.bins.centres
     figure, axes = subplots(2, 2, figsize=(11, 7), sharex=True)
     for i, (name, axis) in enumerate(zip(NUISANCES, axes.flat, strict=True)):
-        step = getattr(config.nuisances, name)
+        step = getattr(run.config.nuisances, name)
         for sign, colour in ((1, "C0"), (-1, "C3")):
             shift = sign * step * first[..., i] + step**2 * second[..., i]
             axis.errorbar(
@@ -272,9 +269,9 @@ def nuisances_figure(config: Config):
     return figure
 
 
-def primary_figure(config: Config):
+def primary_figure(run: Run):
     """Correlation of the lensing bandpowers with E and B power of the same test patches."""
-    joint = read_joint(config, estimator_hash(config))
+    joint = read_joint(run)
     names = {"ee": r"lensed $C_\ell^{EE}$", "bb": r"lensed $C_\ell^{BB}$"}
     figure, axes = subplots(1, 3, figsize=(16, 4.6))
     for axis, (name, label) in zip(axes, names.items(), strict=False):
@@ -305,11 +302,10 @@ def primary_figure(config: Config):
     return figure
 
 
-def coverage_figure(config: Config):
+def coverage_figure(run: Run):
     """Ranks of the truth in the posteriors of the coverage surveys, and their pulls."""
-    digest = estimator_hash(config)
-    release = make_release(config, digest, config.first_survey)
-    return draw_coverage(coverage_table(config, digest, release))
+    release = make_release(run, run.config.first_survey)
+    return draw_coverage(coverage_table(run, release))
 
 
 def draw_coverage(table: CoverageTable):

@@ -7,24 +7,25 @@ from pathlib import Path
 
 from ..calibrate.assemble import make_release
 from ..errors import CNNLensError, NetworkError
-from ..reconstruct.files import estimator_hash, read_network
-from ..validate.tables import compare, noise_table, null_significance, recovered_omch2
+from ..pipeline import networks
+from ..reconstruct.files import read_network
+from ..validate.noise import compare, noise_table
+from ..validate.omch2 import null_significance, recovered_omch2
 from . import paper, pictures
-from .material import Material
+from .material import Material, level_of
 from .page import Measured, Missing, Picture, Section, Table
-from .sections import MERGE, level_of
+from .sections import MERGE
 
 
 def cosmology(material: Material, section: Section) -> None:
-    config = material.networks[0]
-    level = level_of(config)
-    digest = estimator_hash(config)
-    release = make_release(config, digest, config.first_survey, packages=False)
+    run = material.networks[0]
+    config, level = run.config, level_of(run)
+    release = make_release(run, config.first_survey, packages=False)
     estimates: dict = {}
     rows = []
     for debias, label in (("fixed", "fixed debias"), ("quadratic", "corrected debias")):
         for name, survey in config.surveys.items():
-            found = recovered_omch2(config, digest, release, name, 1, debias)
+            found = recovered_omch2(run, release, name, 1, debias)
             estimates.setdefault(label, {})[name] = found.estimates
             quoted, spread = (
                 paper.OMCH2.get(name, (None, None)) if debias == "fixed" else (None,) * 2
@@ -51,7 +52,7 @@ def cosmology(material: Material, section: Section) -> None:
     section.tables.append(Table("omch2", caption, columns, rows))
     rows = []
     for name in config.surveys:
-        _, sigma = null_significance(config, digest, release, name)
+        _, sigma = null_significance(run, release, name)
         quoted = paper.NULL_SIGMA.get(name, (None, None))
         scatter = float(sigma.std(ddof=1))
         mean = Measured(float(sigma.mean()), scatter / len(sigma) ** 0.5)
@@ -63,7 +64,7 @@ def cosmology(material: Material, section: Section) -> None:
 
 def cutout(material: Material, section: Section) -> None:
     study = material.study(material.plan.cutout)
-    found = {c.name: noise_table(c, estimator_hash(c)) for c in study.values()}
+    found = {run.config.name: noise_table(run) for run in study}
     left = {name: 1.0 - t.correlation**2 for name, t in found.items()}
     caption = "Part of κ's power that κ̂ does not know, by size of the patch (Fig. 12)"
     png = pictures.ratio(
@@ -74,9 +75,8 @@ def cutout(material: Material, section: Section) -> None:
 
 def seeds(material: Material, section: Section) -> None:
     study = material.study(material.plan.seeds)
-    each = {p: c for p, c in study.items() if not isinstance(c.network.pretrained, list)}
-    hashes = [estimator_hash(config) for config in each.values()]
-    table = compare(list(each.values()), hashes, MERGE, material.curves)
+    each = [run for run in study if not isinstance(run.config.network.pretrained, list)]
+    table = compare(each, MERGE, material.curves)
     if table.scatter is None:
         raise CNNLensError(f"{material.plan.seeds}: fewer than three networks on the same patches")
     rows = [
@@ -91,20 +91,21 @@ def seeds(material: Material, section: Section) -> None:
 def learning(material: Material, section: Section) -> None:
     histories = {}
     for path in material.plan.trained:
-        config = material.config(path)
+        run = material.run(path)
+        config, directory = run.config, networks.training_directory(run)
         command = f"cnnlens train {path}"
         if config.network.pretrained is not None:
             section.notes.append(f"{config.name}: its network was trained elsewhere.")
             continue
         try:
-            history = read_history(config.training_directory / "state.json")
+            history = read_history(directory / "state.json")
         except CNNLensError as error:
             section.missing.append(Missing(f"training of {config.name}", str(error), command))
             continue
         if history:
             histories[config.name] = history
         else:
-            why = f"{config.training_directory}: no finished epoch."
+            why = f"{directory}: no finished epoch."
             section.missing.append(Missing(f"training of {config.name}", why, command))
     if histories:
         caption = "Loss against epoch: validation full, training dotted"
@@ -128,11 +129,11 @@ def coverage(material: Material, section: Section) -> None:
     from ..validate.coverage import INTERVALS, coverage_table
     from .figures import draw_coverage
 
-    config = material.config(material.plan.coverage)
+    run = material.run(material.plan.coverage)
     release = read_release(material.plan.release)
     rows = []
-    for patches_each in (config.coverage.patches_each, 1):
-        table = coverage_table(config, estimator_hash(config), release, patches_each)
+    for patches_each in (run.config.coverage.patches_each, 1):
+        table = coverage_table(run, release, patches_each)
         if patches_each > 1:
             caption = "Rank of the truth in the posteriors, and pulls, of disjoint mock surveys"
             section.pictures.append(Picture(caption, pictures.png(draw_coverage(table))))
@@ -152,9 +153,9 @@ def coverage(material: Material, section: Section) -> None:
 
 def network(material: Material, section: Section) -> None:
     rows = []
-    for config in material.networks:
-        for path in config.network_paths:
-            rows.append((config.name, weights_in(path), paper.PARAMETERS))
+    for run in material.networks:
+        for path in networks.paths(run):
+            rows.append((run.config.name, weights_in(path), paper.PARAMETERS))
     section.notes.append(
         "The paper's network is width 64, of 5,401,418 parameters and a receptive field of "
         f"{paper.RECEPTIVE_FIELD} pixels when built from its description, which the tests check. "

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..errors import ConfigError
-from ..pipeline.config import Config, load_as, load_config, load_study
-from ..reconstruct.files import estimator_hash
-from ..validate.exhibits import Exhibit, read_exhibit
-from ..validate.tables import NoiseTable, noise_table
+from ..pipeline.estimators import label_of
+from ..pipeline.loading import load_as, load_config, load_study
+from ..pipeline.run import Run
+from ..validate.noise import NoiseTable, noise_table
 
 
 @dataclass(frozen=True)
@@ -69,51 +69,47 @@ class Material:
         self.plan = plan
         study = load_study(plan.estimators)
         self._paths = {config.name: path for path, config in study.items()}
-        self.configs = list(study.values())
-        self.networks = sorted(
-            (c for c in self.configs if c.baseline is None),
-            key=lambda c: c.instrument.noise_uk_arcmin,
-        )
+        self.runs = [Run(config) for config in study.values()]
+        self.networks = sorted((r for r in self.runs if r.config.baseline is None), key=level_of)
         if not self.networks:
             raise ConfigError(f"{plan.estimators}: no member is a network; a report needs one")
         # Analytic noise curves, which tables share.
         self.curves: dict = {}
         self._noise: dict[tuple[str, int], NoiseTable] = {}
 
-    def path(self, config: Config) -> str:
+    def path(self, run: Run) -> str:
         """How commands name a configuration of the study of estimators."""
-        return self._paths[config.name]
+        return self._paths[run.config.name]
 
-    def label(self, config: Config) -> str:
+    def label(self, run: Run) -> str:
         """A short name of an estimator: what it is, without the study's name or its noise."""
-        if (baseline := config.baseline) is None:
-            return "network"
-        if baseline.kind == "quadratic":
-            return f"{baseline.combination.upper()} QE, {baseline.leakage}"
-        names = {"wiener": "Wiener QE of E and B", "iterated": "iterated, maps"}
-        return names.get(baseline.kind, "most probable lensing")
+        baseline = run.config.baseline
+        return "network" if baseline is None else label_of(baseline)
 
     @cached_property
-    def levels(self) -> dict[float, list[Config]]:
+    def levels(self) -> dict[float, list[Run]]:
         """All estimators by noise level in µK′, the network first."""
-        found: dict[float, list[Config]] = {}
-        for config in [*self.networks, *(c for c in self.configs if c.baseline is not None)]:
-            found.setdefault(config.instrument.noise_uk_arcmin, []).append(config)
+        found: dict[float, list[Run]] = {}
+        for run in [*self.networks, *(r for r in self.runs if r.config.baseline is not None)]:
+            found.setdefault(level_of(run), []).append(run)
         return dict(sorted(found.items()))
 
-    def noise(self, config: Config, merge: int) -> NoiseTable:
+    def noise(self, run: Run, merge: int) -> NoiseTable:
         """Reconstruction noise of a configuration with ``merge`` bins together."""
-        key = config.name, merge
+        key = run.config.name, merge
         if key not in self._noise:
-            self._noise[key] = noise_table(config, estimator_hash(config), merge, self.curves)
+            self._noise[key] = noise_table(run, merge, self.curves)
         return self._noise[key]
 
-    def exhibit(self, config: Config) -> Exhibit:
-        return read_exhibit(config, estimator_hash(config))
+    def study(self, path: Path) -> list[Run]:
+        """The members of another study of the plan."""
+        return [Run(config) for config in load_study(path).values()]
 
-    def study(self, path: Path) -> dict[str, Config]:
-        """Another study of the plan, by the path that names each member."""
-        return load_study(path)
+    def run(self, path: Path) -> Run:
+        """Another configuration of the plan."""
+        return Run(load_config(path))
 
-    def config(self, path: Path) -> Config:
-        return load_config(path)
+
+def level_of(run: Run) -> float:
+    """The instrument's noise in µK′."""
+    return run.config.instrument.noise_uk_arcmin

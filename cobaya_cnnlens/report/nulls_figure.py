@@ -5,20 +5,20 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from ..errors import CNNLensError
-from ..pipeline.config import Config
-from ..reconstruct.files import estimator_hash
-from ..validate.null_inputs import NULLS
-from ..validate.nulls import nulls_table
+from ..pipeline.run import Run
+from ..validate import nulls
+from ..validate.nulls import NULLS, nulls_table
 
 
-def nulls_figure(config: Config):
+def nulls_figure(run: Run):
     """Every null by bin with its PTE, mean fields, and the power of κ̂ that needs not vanish."""
-    made = [name for name in NULLS if config.null_path(name, 0).exists()]
+    made = [name for name in NULLS if nulls.path(run, name, 0).exists()]
     if not made:
         raise CNNLensError(
-            f"{config.products / 'nulls'}: no null test has been measured; run `cnnlens nulltest`"
+            f"{run.config.products / 'nulls'}: no null test has been measured; run `cnnlens "
+            "nulltest`"
         )
-    table = nulls_table(config, estimator_hash(config), made)
+    table = nulls_table(run, made)
     figure = Figure(figsize=(15, 11))
     axes = figure.subplots(3, 3)
     flat = axes.ravel()

@@ -10,11 +10,10 @@ import csv
 import html
 import io
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..products import temporary_name
+from ..files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -201,6 +200,5 @@ def _as_csv(table: Table) -> str:
 
 
 def _put(path: Path, text: str) -> None:
-    partial = temporary_name(path)
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")

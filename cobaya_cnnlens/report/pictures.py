@@ -7,8 +7,8 @@ import io
 import numpy as np
 
 from ..validate.exhibits import Exhibit
+from ..validate.noise import NoiseTable
 from ..validate.nulls import PowerRatio
-from ..validate.tables import NoiseTable
 from .figures import draw_map, subplots
 
 # Maps of noise are files as large as their pixels are many.

@@ -1,29 +1,27 @@
-"""Posteriors from Cobaya chains, drawn with getdist."""
+"""Posteriors from Cobaya chains: drawn with getdist, and as numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from getdist import loadMCSamples, plots
+from getdist import MCSamples, plots
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-import yaml
-
-from ..errors import CNNLensError
-from ..likelihood.release import read_release
-
-LIKELIHOOD = "cobaya_cnnlens.CNNLens"
+from ..validate.chains import check_params, true_parameters
+from ..validate.predictive import Predictive
 
 
 def plot_posteriors(
-    roots: list[str], params: list[str] | None = None, out: Path | None = None
+    chains: Mapping[str, MCSamples], params: list[str] | None = None, out: Path | None = None
 ) -> Path:
     """Draw the posteriors of one or more chains over each other.
 
     Parameters
     ----------
-    roots : chain roots, as in ``output`` of the Cobaya input
+    chains : samples by chain root, as in ``output`` of the Cobaya input
     params : parameters to draw; the sampled ones that all chains share by default
     out : picture to write; beside the first chain by default
 
@@ -34,18 +32,15 @@ def plot_posteriors(
     Raises
     ------
     CNNLensError
-        if a chain is missing, or a parameter is not in it
+        if a parameter is not in a chain
     """
-    samples = [load_chain(root) for root in roots]
+    roots, samples = list(chains), list(chains.values())
     if params is None:
         params = [p.name for p in samples[0].paramNames.names if not p.isDerived]
         params = [p for p in params if all(s.paramNames.hasParam(p) for s in samples)]
-    for root, chain in zip(roots, samples, strict=True):
-        for name in params:
-            if not chain.paramNames.hasParam(name):
-                known = ", ".join(chain.paramNames.list())
-                raise CNNLensError(f"{root}: no parameter '{name}'; the chain has {known}")
-    truths = [_truth(root) for root in roots]
+    for root, chain in chains.items():
+        check_params(root, chain, params)
+    truths = [true_parameters(root) for root in roots]
     plotter = plots.get_subplot_plotter(width_inch=6 if len(params) == 1 else 8)
     labels = [_label(*named) for named in zip(roots, truths, samples, strict=True)]
     colours = [f"C{i}" for i in range(len(roots))]
@@ -73,73 +68,6 @@ def plot_posteriors(
     return path
 
 
-def load_chain(root: str):
-    """The getdist samples of a chain without its first fifth.
-
-    Read from the chain itself: getdist's cache goes by the files' dates, which a copy keeps.
-
-    Raises
-    ------
-    CNNLensError
-        if there is none, or too little of one
-    """
-    if not Path(f"{root}.1.txt").exists():
-        raise CNNLensError(f"{root}.1.txt: no such chain; run cobaya-run first")
-    try:
-        return loadMCSamples(root, no_cache=True, settings={"ignore_rows": 0.2})
-    except Exception as error:  # whatever getdist raises for files that are empty or damaged
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise CNNLensError(
-            f"{root}: the chain cannot be read ({said:.200}); it has hardly begun, or is damaged"
-        ) from None
-
-
-def chain_input(root: str) -> dict:
-    """The input that a chain's posterior is of, defaults included, as Cobaya wrote it.
-
-    Raises
-    ------
-    CNNLensError
-        if it is missing, or cannot be read
-    """
-    path = Path(f"{root}.updated.yaml")
-    try:
-        info = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CNNLensError(
-            f"{path}: no such file; it is written beside a chain by cobaya-run"
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        said = " ".join(str(error).split())
-        raise CNNLensError(f"{path}: cannot be read ({said:.200}); restore the file") from None
-    if not isinstance(info, dict):
-        raise CNNLensError(f"{path}: holds no input of Cobaya; restore the file")
-    return info
-
-
-def likelihood_blocks(info: dict) -> dict[str, dict]:
-    """Our likelihoods in a chain's input, by the name that they have there."""
-    blocks = (info.get("likelihood") or {}).items()
-    return {
-        name: block
-        for name, block in blocks
-        if isinstance(block, dict) and (block.get("class") or name) == LIKELIHOOD
-    }
-
-
-def _truth(root: str) -> dict[str, float]:
-    """True parameters of the mock that the chain used, empty for data."""
-    if not Path(f"{root}.updated.yaml").exists():
-        return {}
-    blocks = likelihood_blocks(chain_input(root))
-    truths = [read_release(block["release"]).truth or {} for block in blocks.values()]
-    if not truths or any(truth != truths[0] for truth in truths):
-        return {}
-    # Chains sample ln 10¹⁰A_s.
-    amplitude = truths[0].get("As")
-    return {**truths[0], **({"logA": float(np.log(1e10 * amplitude))} if amplitude else {})}
-
-
 def _label(root: str, truth: dict[str, float], chain) -> str:
     """A chain's name, and what is true of its sky."""
     name = Path(root).name.replace("_", " ")
@@ -148,3 +76,43 @@ def _label(root: str, truth: dict[str, float], chain) -> str:
     has = chain.paramNames.hasParam("omch2")
     label = chain.paramNames.parWithName("omch2").label if has else r"\Omega_\mathrm{c} h^2"
     return f"{name} (true ${label}$ = {truth['omch2']:g})"
+
+
+def draw_predictive(check: Predictive, path: Path) -> Path:
+    """Write :func:`predictive_figure`; returns ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    predictive_figure(check).savefig(path, dpi=130, bbox_inches="tight")
+    return path
+
+
+def predictive_figure(check: Predictive) -> Figure:
+    """Bandpowers over those of the best fit, with the predictive band."""
+    centres = check.edges.mean(1)
+    band, data = check.band / check.best_model - 1, check.data / check.best_model - 1
+    figure = Figure(figsize=(8, 4.5))
+    axis = figure.subplots()
+    for low, high, shade, label in ((0, 4, 0.2, "95%"), (1, 3, 0.4, "68%")):
+        axis.fill_between(
+            centres,
+            band[low],
+            band[high],
+            color="C0",
+            alpha=shade,
+            lw=0,
+            label=f"{label} predicted",
+        )
+    spread = np.percentile(check.models, [16, 84], axis=0) / check.best_model - 1
+    for line, label in zip(spread, ("68% of the posterior's models", None), strict=True):
+        axis.plot(centres, line, "C0", lw=0.8, label=label)
+    axis.errorbar(
+        centres, data, xerr=0.5 * np.diff(check.edges)[:, 0], fmt="k.", lw=1, label="bandpowers"
+    )
+    axis.axhline(0, color="k", lw=0.8)
+    axis.set(xlabel="$L$", ylabel=r"$d_L\,/\,\mu_L$(best fit) $-$ 1")
+    axis.set_title(
+        rf"$\chi^2$ = {check.best_chi2:.1f} of {len(data)} bins, "
+        f"posterior-predictive p = {check.p:.3f}",
+        size=10,
+    )
+    axis.legend(fontsize=8)
+    return figure

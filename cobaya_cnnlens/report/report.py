@@ -36,9 +36,8 @@ def _on_first(*stages: str) -> Callable[[Material], str]:
 
 
 def _study(key: str) -> Callable[[Material], str]:
-    return lambda material: (
-        f"snakemake -s training/study.smk --cores all --config study={getattr(material.plan, key)}"
-    )
+    workflow = "snakemake -s training/Snakefile --cores all --config pipeline="
+    return lambda material: f"{workflow}{getattr(material.plan, key)}"
 
 
 PARTS = (

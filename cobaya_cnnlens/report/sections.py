@@ -10,16 +10,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..calibrate.measure import read_bandpowers
+from ..calibrate import bandpowers
 from ..errors import CNNLensError
-from ..pipeline.config import Config
-from ..pipeline.skies import spectra_for
-from ..reconstruct.files import estimator_hash
+from ..pipeline.run import Run
 from ..reconstruct.n0 import delensed_part
+from ..validate import exhibits
+from ..validate.noise import compare
 from ..validate.nulls import nulls_table
-from ..validate.tables import compare
 from . import paper, pictures
-from .material import Material
+from .material import Material, level_of
 from .page import Measured, Missing, Picture, Section, Table
 
 # Bins taken together where curves and tables are shown, and the range of L in which an estimator
@@ -29,12 +28,12 @@ RANGE = (300.0, 2500.0)
 
 
 def maps(material: Material, section: Section) -> None:
-    shown = gather(material, section, material.networks, material.exhibit, "exhibit")
+    shown = gather(material, section, material.networks, exhibits.read, "exhibit")
     if not shown:
         return
     by_noise = {level_of(c): e for c, e in shown}
     first = next(iter(by_noise.values()))
-    size = material.networks[0].patch.size_deg
+    size = material.networks[0].config.patch.size_deg
     inputs = [
         [(f"{symbol}, {level:g} µK′", getattr(e, name)) for level, e in by_noise.items()]
         for name, symbol in (("q", "Q̃"), ("u", "Ũ"))
@@ -59,18 +58,18 @@ def maps(material: Material, section: Section) -> None:
 
 
 def spectra(material: Material, section: Section) -> None:
-    exhibits = gather(material, section, material.networks, material.exhibit, "exhibit")
+    shown = gather(material, section, material.networks, exhibits.read, "exhibit")
     tables = gather(material, section, material.networks, lambda c: material.noise(c, 1))
     if not tables:
         return
     kappa = {}
-    for config, _ in tables:
-        test = read_bandpowers(config, estimator_hash(config), "test")
+    for run, _ in tables:
+        test = bandpowers.read(run, "test")
         auto, cross, truth = (getattr(test, k).mean(0) for k in ("auto", "cross", "truth"))
-        kappa[level_of(config)] = truth, auto, auto - 2.0 * cross + truth
+        kappa[level_of(run)] = truth, auto, auto - 2.0 * cross + truth
     L = tables[0][1].L
     caption = "Power of true and recovered E and κ; below, of the difference (Fig. 8)"
-    png = pictures.spectra(L, {level_of(c): e for c, e in exhibits}, kappa)
+    png = pictures.spectra(L, {level_of(c): e for c, e in shown}, kappa)
     section.pictures.append(Picture(caption, png))
     if (quiet := {level_of(c): t for c, t in tables}.get(0.0)) is not None:
         rows = [
@@ -89,15 +88,13 @@ def spectra(material: Material, section: Section) -> None:
 
 def noise(material: Material, section: Section) -> None:
     levels, rows = {}, []
-    for level, configs in material.levels.items():
-        found = gather(material, section, configs, lambda c: material.noise(c, MERGE))
-        if not found or found[0][0].baseline is not None:
+    for level, runs in material.levels.items():
+        found = gather(material, section, runs, lambda c: material.noise(c, MERGE))
+        if not found or found[0][0].config.baseline is not None:
             continue
-        names = {c.name: material.label(c) for c, _ in found}
-        levels[level] = {names[c.name]: t for c, t in found}
-        table = compare(
-            [c for c, _ in found], [estimator_hash(c) for c, _ in found], MERGE, material.curves
-        )
+        names = {c.config.name: material.label(c) for c, _ in found}
+        levels[level] = {names[c.config.name]: t for c, t in found}
+        table = compare([run for run, _ in found], MERGE, material.curves)
         network = found[0][1]
         # Without noise delensing goes on for ever, and the analytic curve to zero.
         iterated = np.full(len(table.L), level > 0)
@@ -138,7 +135,7 @@ def noise(material: Material, section: Section) -> None:
             )
     if not levels:
         return
-    theory = spectra_for(material.networks[0], material.networks[0].cosmology)
+    theory = material.networks[0].spectra()
     caption = "Reconstruction noise and analytic curves (Fig. 9)"
     section.pictures.append(Picture(caption, pictures.noise(levels, theory.kk)))
     caption = (
@@ -157,9 +154,7 @@ def errors(material: Material, section: Section) -> None:
     section.pictures.append(
         Picture("Relative error of one patch's bandpowers (Fig. 10)", pictures.errors(tables))
     )
-    n_patches = {
-        level_of(c): len(read_bandpowers(c, estimator_hash(c), "test").auto) for c, _ in found
-    }
+    n_patches = {level_of(c): len(bandpowers.read(c, "test").auto) for c, _ in found}
     rows = []
     for level, table in tables.items():
         for where, quoted in paper.BANDPOWER_ERROR.get(level, {}).items():
@@ -179,13 +174,13 @@ def correlation(material: Material, section: Section) -> None:
     ell = np.array([100, 200, 300, 500, 750, 1000, 1500, 2000])
     tables: dict = {}
     left: dict = {}
-    for level, configs in material.levels.items():
-        chosen = [c for c in configs if material.label(c) in ("network", "iterated, maps")]
-        for config, table in gather(material, section, chosen, lambda c: material.noise(c, 1)):
-            label = material.label(config)
-            theory = spectra_for(config, config.cosmology)
+    for level, runs in material.levels.items():
+        chosen = [c for c in runs if material.label(c) in ("network", "iterated, maps")]
+        for run, table in gather(material, section, chosen, lambda c: material.noise(c, 1)):
+            label = material.label(run)
+            theory = run.spectra()
             rho = np.interp(np.arange(len(theory.pp)), table.L, table.correlation)
-            rho[: config.bandpowers.lmin] = 0.0
+            rho[: run.config.bandpowers.lmin] = 0.0
             rho[int(table.L[-1]) :] = 0.0
             tables.setdefault(label, {})[level] = table
             left.setdefault(label, {})[level] = delensed_part(ell, theory, rho)
@@ -212,7 +207,7 @@ def nulls(material: Material, section: Section) -> None:
         material,
         section,
         material.networks,
-        lambda c: nulls_table(c, estimator_hash(c)),
+        nulls_table,
         "nulltest",
     )
     if not found:
@@ -234,7 +229,7 @@ def nulls(material: Material, section: Section) -> None:
     section.pictures.append(Picture(caption, pictures.unlensed(unlensed)))
     rows = [
         (
-            f"{level_of(config):g}",
+            f"{level_of(run):g}",
             test.what.replace("khat", "κ̂").replace("kappa", "κ"),
             test.n_samples,
             Measured(test.mean, test.mean_error),
@@ -243,7 +238,7 @@ def nulls(material: Material, section: Section) -> None:
             float(test.pte),
             test.verdict,
         )
-        for config, table in found
+        for run, table in found
         for test in table.tests
     ]
     columns = ("µK′", "null", "patches", "mean", "χ²", "bins", "PTE", "verdict")
@@ -260,25 +255,21 @@ def nulls(material: Material, section: Section) -> None:
     section.tables.append(Table("null_powers", caption, columns, rows))
 
 
-def level_of(config: Config) -> float:
-    return config.instrument.noise_uk_arcmin
-
-
 def gather(
     material: Material,
     section: Section,
-    configs: list[Config],
+    runs: list[Run],
     read: Callable,
     stage: str = "reconstruct",
-) -> list[tuple[Config, object]]:
+) -> list[tuple[Run, object]]:
     """Each configuration with what ``read`` finds for it; where that fails it is missing."""
     found = []
-    for config in configs:
+    for run in runs:
         try:
-            found.append((config, read(config)))
+            found.append((run, read(run)))
         except CNNLensError as error:
-            path = material.path(config)
-            section.missing.append(Missing(config.name, str(error), command(stage, path)))
+            path = material.path(run)
+            section.missing.append(Missing(run.config.name, str(error), command(stage, path)))
     return found
 
 

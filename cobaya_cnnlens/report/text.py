@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..likelihood.release import NUISANCES, Release
+from ..likelihood.document import NUISANCES
+from ..likelihood.release import Release
 
 if TYPE_CHECKING:
     from ..calibrate.nuisances import NuisanceCheck
-    from ..pipeline.config import Config
     from ..pipeline.emulation import Errors
+    from ..pipeline.run import Run
     from ..validate.coverage import CoverageTable
     from ..validate.forecast import Forecast
+    from ..validate.noise import Comparison, NoiseTable, ResidualTable
+    from ..validate.nulls import NullTable, PowerRatio
+    from ..validate.points import PointsTable
     from ..validate.predictive import Predictive
     from ..validate.primary import JointCovariance
-    from ..validate.tables import Comparison, NoiseTable, PointsTable, ResidualTable
 
 
 def describe_release(release: Release) -> str:
@@ -197,10 +200,8 @@ def format_forecasts(forecasts: dict[str, Forecast]) -> str:
     return "\n".join(lines)
 
 
-def format_nuisance_checks(config: Config, checks: list[NuisanceCheck]) -> str:
+def format_nuisance_checks(run: Run, checks: list[NuisanceCheck]) -> str:
     """Shifts of the bandpowers that a changed instrument makes, and those predicted."""
-    from ..calibrate.measure import spectra_of
-
     lines = []
     for check in checks:
         lines += [
@@ -209,7 +210,7 @@ def format_nuisance_checks(config: Config, checks: list[NuisanceCheck]) -> str:
         ]
         pulls = (check.found - check.predicted) / check.error
         for L, found, predicted, error, pull in zip(
-            spectra_of(config).bins.centres,
+            run.bandpowers.bins.centres,
             check.found,
             check.predicted,
             check.error,
@@ -286,11 +287,9 @@ def format_coverage(table: CoverageTable) -> str:
     return "\n".join(lines)
 
 
-def format_recovery(
-    config: Config, network_hash: str, releases: dict[str, Release], patches_each: int
-) -> str:
+def format_recovery(run: Run, releases: dict[str, Release], patches_each: int) -> str:
     """Recovered ω_c with and without the noise-debias derivatives, and the null test."""
-    from ..validate.tables import null_significance, recovered_omch2
+    from ..validate.omch2 import null_significance, recovered_omch2
 
     lines = [
         "survey      debias     patches    truth     mean      +-        (mean-truth)/+-  scatter  "
@@ -298,7 +297,7 @@ def format_recovery(
     ]
     for name, release in releases.items():
         for debias in ("quadratic", "linear", "fixed"):
-            r = recovered_omch2(config, network_hash, release, name, patches_each, debias)
+            r = recovered_omch2(run, release, name, patches_each, debias)
             pull = (r.mean - r.truth) / r.error
             lines.append(
                 f"{name:10s}  {debias:9s}  {len(r.estimates):4d}x{patches_each:<4d}  "
@@ -307,12 +306,96 @@ def format_recovery(
             )
     lines += ["", "null hypothesis (fiducial cosmology), single patches"]
     for name, release in releases.items():
-        chi2, sigma = null_significance(config, network_hash, release, name)
+        chi2, sigma = null_significance(run, release, name)
         lines.append(
             f"{name:10s}  chi2 = {chi2.mean():.1f} +- {chi2.std(ddof=1):.1f} for {release.n_bins} "
             f"bins, rejected at {sigma.mean():.2f} +- {sigma.std(ddof=1):.2f} sigma"
         )
     return "\n".join(lines)
+
+
+def format_nulls(table: NullTable) -> str:
+    """Verdicts first, then the bins."""
+    from ..validate.nulls import PowerRatio
+
+    skies = "1 sky" if table.n_skies == 1 else f"{table.n_skies} skies"
+    lines = [
+        f"{skies}, {len(table.L)} bins; mean of the bins, weighted by 1/error^2, of <kappa khat>/"
+        "<kappa kappa> (R for lensed maps);",
+        "of mean fields, of the mean map's power over <khat khat>",
+        "",
+        f"{'null':11s} {'patches':>7s}  {'mean':>9s}  {'+-':7s}     {'chi2':>4s}   PTE     verdict",
+    ]
+    for t in table.tests:
+        lines.append(
+            f"{t.name:11s} {t.n_samples:7d}  {t.mean:+.2e}  {t.mean_error:.1e}  {t.chi2:7.1f}   "
+            f"{t.pte:.4f}  {t.verdict:21s} {t.what}"
+        )
+    lowest = min(t.pte for t in table.tests)
+    by_chance = 1.0 - (1.0 - lowest) ** len(table.tests)
+    lines += [
+        f"lowest PTE {lowest:.4f}; {len(table.tests)} independent tests of true nulls have one as "
+        f"low with probability {by_chance:.2f}",
+        *_null_remarks(table),
+    ]
+    cross = [PowerRatio(t.name, t.L, 1e3 * t.values, 1e3 * t.errors) for t in table.cross]
+    lines += _null_block("<kappa khat>/<kappa kappa> in units of 1e-3", cross, "+.2f")
+    fields = [PowerRatio(t.name, t.L, 1e3 * t.values, 1e3 * t.errors) for t in table.mean_fields]
+    lines += _null_block("power of mean khat over <khat khat> in units of 1e-3", fields, "+.2f")
+    lines += _null_block(
+        "<khat khat>/R^2 over N_L of the test sky's patches", table.over_noise, ".4f"
+    )
+    lines += _null_block("power of parts of khat over <khat khat>", table.over_own, ".5f")
+    return "\n".join(lines)
+
+
+def _null_block(title: str, columns: list[PowerRatio], form: str) -> list[str]:
+    if not columns:
+        return []
+    lines = ["", title, "      L" + "".join(f"{c.name:>20s}" for c in columns)]
+    for b, L in enumerate(columns[0].L):
+        cells = (f"{c.values[b]:{form}} +- {c.errors[b]:{form.lstrip('+')}}" for c in columns)
+        lines.append(f"{L:7.1f}" + "".join(f"{cell:>20s}" for cell in cells))
+    return lines
+
+
+def _null_remarks(table: NullTable) -> list[str]:
+    from ..validate.nulls import PAPER_LIMIT
+
+    lines = []
+    for t in table.cross:
+        if t.name == "training" and t.mean_error > 0:
+            needed = t.n_samples * (t.mean_error / PAPER_LIMIT) ** 2
+            lines.append(
+                f"training: {t.mean:+.1e} +- {t.mean_error:.1e}, {t.verdict}; Caldeira et al. "
+                f"(2018, eq. 14): below {PAPER_LIMIT:.0e},\n  an error that takes "
+                f"{needed:,.0f} patches"
+            )
+    for p in table.over_noise:
+        if p.name == "unlensed":
+            low, high = (
+                f"{p.values[b]:.2f} +- {p.errors[b]:.2f} (L = {p.L[b]:.0f})"
+                for b in (np.argmin(p.values), np.argmax(p.values))
+            )
+            lines.append(
+                f"unlensed: power {low} to {high} of N_L (their Fig. 11: within a few per cent)"
+            )
+            if p.values.mean() < 1:
+                lines.append(
+                    "  less is expected: B of unlensed maps is noise alone, that of lensed ones is "
+                    "part of what khat's noise is made of"
+                )
+    if any(p.name == "odd part" for p in table.over_own):
+        lines.append(
+            "parity: the power of the odd part is no null; an equivariant estimator's is 0"
+        )
+    if any(p.name.startswith("mean") for p in table.over_own):
+        lines.append(
+            "mean fields of noise and of B are no nulls: the mask makes them where the power is "
+            "not what the estimator expects;\n  what is not symmetric in them as the mask is, is "
+            "one for an equivariant estimator"
+        )
+    return lines
 
 
 def format_emulator(found: Errors) -> str:

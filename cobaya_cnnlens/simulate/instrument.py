@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from .modes import mode_vectors
 from .patches import PatchGeometry
 
 ARCMIN = np.pi / (180.0 * 60.0)
@@ -20,7 +21,7 @@ class Instrument:
     smoothly along y from √D times that at one side to 1/√D times that at the other.
     """
 
-    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     noise_uk_arcmin: float = 1.0
     beam_fwhm_arcmin: float = 1.0
@@ -96,9 +97,7 @@ def convolve_beam(
     The padding keeps the wrap-around of the Fourier convolution off the patch.
     """
     n = geometry.n_padded
-    ly = 2.0 * np.pi * np.fft.fftfreq(n, geometry.pixel)
-    lx = 2.0 * np.pi * np.fft.rfftfreq(n, geometry.pixel)
-    transfer = instrument.beam(np.hypot(ly[:, None], lx[None, :]))
+    transfer = instrument.beam(np.hypot(*mode_vectors(n, geometry.pixel)))
     beamed = np.fft.irfft2(np.fft.rfft2(padded) * transfer, s=(n, n))
     return geometry.crop(beamed)
 

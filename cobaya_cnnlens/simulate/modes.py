@@ -11,7 +11,30 @@ def mode_vectors(n: int, pixel: float) -> tuple[np.ndarray, np.ndarray]:
     """Components (l_y, l_x) of the half plane's modes, each (n, n//2 + 1)."""
     ly = 2.0 * np.pi * np.fft.fftfreq(n, pixel)
     lx = 2.0 * np.pi * np.fft.rfftfreq(n, pixel)
-    return np.meshgrid(ly, lx, indexing="ij")
+    ly, lx = np.meshgrid(ly, lx, indexing="ij")
+    return ly, lx
+
+
+def plane_vectors(n: int, pixel: float) -> tuple[np.ndarray, np.ndarray]:
+    """Components (l_y, l_x) of the whole plane's modes, each (n, n)."""
+    l = 2.0 * np.pi * np.fft.fftfreq(n, pixel)
+    ly, lx = np.meshgrid(l, l, indexing="ij")
+    return ly, lx
+
+
+def half_plane_weights(n: int) -> np.ndarray:
+    """How many modes of a real map each mode of the half plane stands for, (n, n//2 + 1): those of
+    columns 0 and n/2 for themselves, the others also for their mirror images."""
+    weight = np.full((n, n // 2 + 1), 2.0)
+    weight[:, 0] = 1.0
+    if n % 2 == 0:
+        weight[:, -1] = 1.0
+    return weight
+
+
+def masked_area(mask: np.ndarray, pixel: float) -> float:
+    """n²Δ²⟨M²⟩ of a mask (n, n), by which |f_l|² of masked maps is divided to give their power."""
+    return float((len(mask) * pixel) ** 2 * np.mean(mask**2))
 
 
 def polarisation_angles(ly: np.ndarray, lx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -42,7 +65,7 @@ def pure_b_modes(q: np.ndarray, u: np.ndarray, mask: np.ndarray, pixel: float) -
     m = mask
     my, mx, myy, mxx, myx = _mask_derivatives(m, pixel)
 
-    def ft(maps):
+    def ft(maps: np.ndarray) -> np.ndarray:
         return np.fft.rfft2(maps) * pixel**2
 
     # χ = −∇²B = cos and sin parts of the second derivatives of Q and U in the patch's frame:
@@ -57,7 +80,7 @@ def pure_b_modes(q: np.ndarray, u: np.ndarray, mask: np.ndarray, pixel: float) -
     return np.where(l2 > 0, (u_part + q_part) / np.where(l2 > 0, l2, 1.0), 0.0)
 
 
-def _mask_derivatives(mask, pixel):
+def _mask_derivatives(mask: np.ndarray, pixel: float) -> tuple[np.ndarray, ...]:
     """M_y, M_x, M_yy, M_xx, M_yx of a mask that is a product of one-dimensional tapers."""
     side = np.sqrt(np.clip(np.diag(mask), 0.0, None))
     if not np.allclose(np.outer(side, side), mask, atol=1e-12):

@@ -1,13 +1,11 @@
 """Flat patches of the curved sky: exact lensing at the pixels of a Lambert projection.
 
-Conventions
------------
 A patch is a square in the Lambert azimuthal equal-area plane about its centre;
 axis 0 is y (north), axis 1 is x (east). Q and U refer to the patch's own axes,
 with the HEALPix (COSMO) sign: Q > 0 along y, and U > 0 at 45° from south towards
 east. At the centre they equal HEALPix's; elsewhere they are parallel transported
 from the centre along great circles. The flat-sky E and B that go with this are in
-:mod:`cobaya_cnnlens.calibrate.bandpowers`.
+:mod:`cobaya_cnnlens.simulate.bandpowers`.
 
 Lensing is X̃(n) = X(n + ∇φ) with κ = −½∇²φ, CAMB's and lenspyx's sign.
 
@@ -16,16 +14,20 @@ ducc0 is imported where it is called: the geometry alone, as analytic noise need
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..errors import CNNLensError
 from .skies import scale_alm
 
 # Target accuracy of the non-uniform transforms; the error measured is 3e-7 of the rms.
 EPSILON = 1e-5
+# A dataclass of arrays.
+_Arrays = TypeVar("_Arrays")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class PatchGeometry:
     ``pad`` pixels are added on every side while the beam is applied.
     """
 
-    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     size_deg: float = 5.0
     n_pixels: int = 128
@@ -48,6 +50,7 @@ class PatchGeometry:
 
     @property
     def n_padded(self) -> int:
+        """Pixels along a side with the padding."""
         return self.n_pixels + 2 * self.pad
 
     @property
@@ -104,8 +107,9 @@ def closest_centres(nside: int, poles: int, wanted: float) -> float:
     from scipy.spatial import cKDTree
 
     theta, phi = patch_centres(nside, poles).T
-    points = np.stack(_local_axes(theta, phi)[2].T, axis=1)
-    chord = cKDTree(points).query(points, 2)[0][:, 1].min()
+    points = _local_axes(theta, phi)[2]
+    distances, _ = cKDTree(points).query(points, 2)
+    chord = np.asarray(distances)[:, 1].min()
     return float(np.degrees(2.0 * np.arcsin(0.5 * chord)))
 
 
@@ -146,13 +150,13 @@ def repeat_pointing(pointing: Pointing, times: int) -> Pointing:
     return _join([pointing] * times)
 
 
-def _join(parts):
+def _join(parts: Sequence[_Arrays]) -> _Arrays:
     """Dataclasses of arrays, one after another along the first axis."""
     fields = type(parts[0]).__annotations__
     return type(parts[0])(*(np.concatenate([getattr(p, k) for p in parts]) for k in fields))
 
 
-def _local_axes(theta, phi):
+def _local_axes(theta: ArrayLike, phi: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Unit vectors e_θ (south), e_φ (east), e_r at (θ, φ), each (..., 3)."""
     st, ct, sp, cp = np.sin(theta), np.cos(theta), np.sin(phi), np.cos(phi)
     zero = np.zeros_like(st)
@@ -223,7 +227,9 @@ def join_deflections(deflections: list[Deflection]) -> Deflection:
     return _join(deflections)
 
 
-def polarisation_at(elm: np.ndarray, lmax: int, pointing: Pointing, nthreads: int = 0):
+def polarisation_at(
+    elm: np.ndarray, lmax: int, pointing: Pointing, nthreads: int = 0
+) -> np.ndarray:
     """Q + iU of an unlensed pure-E field at the pixels, in the patch frame; complex (n,)."""
     p = _spin2(elm, lmax, pointing.theta, pointing.phi, nthreads)
     return p * np.exp(-2j * pointing.frame)
@@ -250,7 +256,9 @@ def lensed_and_unlensed_at(
     )
 
 
-def _spin2(elm, lmax, theta, phi, nthreads):
+def _spin2(
+    elm: np.ndarray, lmax: int, theta: np.ndarray, phi: np.ndarray, nthreads: int
+) -> np.ndarray:
     import ducc0
 
     q, u = ducc0.sht.synthesis_general(

@@ -11,6 +11,7 @@ import scipy.fft
 
 from ..theory.camb import Spectra
 from .instrument import ARCMIN, Instrument
+from .modes import plane_vectors
 from .patches import PatchGeometry
 
 # Relative errors of the non-uniform Fourier transforms, by precision.
@@ -81,8 +82,7 @@ class Box:
         self.precision = precision
         self.real = np.dtype(np.float32 if precision == "single" else np.float64)
         self.complex = np.dtype(np.complex64 if precision == "single" else np.complex128)
-        frequency = 2.0 * np.pi * np.fft.fftfreq(self.n, self.pixel)
-        self.ly, self.lx = np.meshgrid(frequency, frequency, indexing="ij")
+        self.ly, self.lx = plane_vectors(self.n, self.pixel)
         self.ell = np.hypot(self.ly, self.lx)
         self.band = (self.ell > 0) & (self.ell <= lmax)
         self.beam = instrument.beam(self.ell).astype(self.real)

@@ -7,11 +7,12 @@ in µK, and ``kappa``. E and κ are band-limited below the patch's Nyquist multi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,7 +31,7 @@ FIELDS = ("lensed_q", "lensed_u", "q", "u", "e", "kappa")
 class SkySettings:
     """Harmonic limits of a sky: ``lmax`` of the a_lm, ``band_limit`` of the E and κ maps."""
 
-    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     lmax: int = 5000
     band_limit: int = 4400
@@ -57,7 +58,7 @@ def draw_sky(spectra: Spectra, lmax: int, seed: int, stage: str, index: int) -> 
         raise CNNLensError(f"spectra end at l = {spectra.lmax}, the sky needs lmax = {lmax}")
     factors = (np.sqrt(spectra.ee[: lmax + 1]), np.sqrt(spectra.pp[: lmax + 1]))
 
-    def field(job):
+    def field(job: tuple[np.random.SeedSequence, np.ndarray]) -> np.ndarray:
         child, factor = job
         return scale_alm(unit_alm(lmax, np.random.default_rng(child)), factor)
 
@@ -106,12 +107,14 @@ def sample_patches(
     }
 
 
-def write_shard(path: str | Path, recipe: dict, fields: dict[str, np.ndarray]) -> None:
+def write_shard(path: str | Path, recipe: Mapping[str, Any], fields: dict[str, np.ndarray]) -> None:
     """Write one sky atomically."""
     products.write_product(path, KIND, recipe, fields)
 
 
-def read_fields(path: str | Path, names: tuple[str, ...], recipe: dict | None = None):
+def read_fields(
+    path: str | Path, names: tuple[str, ...], recipe: Mapping[str, Any] | None = None
+) -> tuple[np.ndarray, ...]:
     """Chosen fields of a shard, each (n_patches, n_padded, n_padded) float32.
 
     Raises

@@ -22,7 +22,7 @@ def seed_sequence(seed: int, stage: str, *index: int) -> np.random.SeedSequence:
     ----------
     seed : the survey's root seed
     stage : name of the stage or set, e.g. ``"train"``, ``"noise/test"``
-    index : indices of the unit within the stage
+    *index : indices of the unit within the stage
     """
     return np.random.SeedSequence([seed, zlib.crc32(stage.encode()), *index])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from ..errors import TheoryError
 class Cosmology:
     """Flat ΛCDM, one massive neutrino; the defaults are the fiducial of Caldeira et al., §5."""
 
-    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     ombh2: float = 0.0222
     omch2: float = 0.1185
@@ -43,7 +43,7 @@ class CambSettings:
     choice) is 14% low there.
     """
 
-    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     lmax: int = 5000
     lens_potential_accuracy: float = 8.0
@@ -68,6 +68,7 @@ class Spectra:
 
     @property
     def lmax(self) -> int:
+        """The last multipole."""
         return len(self.ee) - 1
 
     @property
@@ -109,7 +110,7 @@ def camb_refusals(asked: object) -> Iterator[None]:
         raise TheoryError(f"CAMB refuses {asked}: {said}; change the parameters") from None
 
 
-def camb_parameters(cosmology: Cosmology, settings: CambSettings):
+def camb_parameters(cosmology: Cosmology, settings: CambSettings) -> Any:
     """The ``camb.CAMBparams`` that :func:`compute_spectra` runs."""
     import camb
 
@@ -191,10 +192,10 @@ def gradient_spectra(cosmology: Cosmology, settings: CambSettings) -> tuple[np.n
     with camb_refusals(cosmology):
         results = camb.get_results(camb_parameters(cosmology, settings))
         found = results.get_lensed_gradient_cls(settings.lmax, CMB_unit="muK", raw_cl=True)
-    return tuple(np.ascontiguousarray(found[:, i]) for i in (1, 2))
+    return np.ascontiguousarray(found[:, 1]), np.ascontiguousarray(found[:, 2])
 
 
-def sigma8(parameters) -> float:
+def sigma8(parameters: Any) -> float:
     """Linear σ_8 today of a ``camb.CAMBparams``, from a run of its own: transfer functions that are
     asked for along with the spectra change C_L^κκ by 0.1%."""
     import camb
@@ -228,7 +229,7 @@ def lensed_polarisation(spectra: Spectra, lmax: int = 8000) -> tuple[np.ndarray,
     return lensed[:, 1] * factor, lensed[:, 2] * factor
 
 
-def settings_record(cosmology: Cosmology, settings: CambSettings) -> dict:
+def settings_record(cosmology: Cosmology, settings: CambSettings) -> dict[str, Any]:
     """Plain dictionary of everything that fixed the spectra, CAMB's version included."""
     import camb
 

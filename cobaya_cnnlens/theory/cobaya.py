@@ -3,6 +3,8 @@ spectra of the likelihood, as Cobaya asks for them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from cobaya.log import LoggedError
 from cobaya.theory import Theory
@@ -11,7 +13,7 @@ DERIVED = ("sigma8", "omegam")
 PROVIDED = {"Cl": "pp", "unlensed_Cl": "ee"}
 
 
-def refuse_other_version(component, file: str) -> None:
+def refuse_other_version(component: Any, file: str) -> None:
     """Refuse to go on with a file that is not the one that a chain was begun with.
 
     A chain's input holds the version of every component, which is the digest of the file for ours;
@@ -45,15 +47,19 @@ class SpectraTheory(Theory):
     speed = 1000
 
     def initialize(self) -> None:
+        """Begin with no multipole asked for."""
         self._lmax = dict.fromkeys(PROVIDED.values(), 0)
 
-    def get_can_provide_params(self):
+    def get_can_provide_params(self) -> list[str]:
+        """The derived parameters."""
         return list(DERIVED)
 
-    def get_can_provide(self):
+    def get_can_provide(self) -> list[str]:
+        """The spectra."""
         return list(PROVIDED)
 
-    def must_provide(self, **requirements):
+    def must_provide(self, **requirements: Any) -> None:
+        """Note how far up each spectrum is asked for; refuse any other spectrum."""
         super().must_provide(**requirements)
         for key, spectra in requirements.items():
             for name, lmax in spectra.items() if key in PROVIDED else ():
@@ -68,14 +74,18 @@ class SpectraTheory(Theory):
                     )
                 self._lmax[kind] = max(self._lmax[kind], lmax)
 
-    def get_Cl(self, ell_factor=False, units="FIRASmuK2"):
+    def get_Cl(self, ell_factor: bool = False, units: str = "FIRASmuK2") -> dict[str, np.ndarray]:
+        """C_L^φφ, or [L(L+1)]² C_L^φφ/2π with ``ell_factor``, from L = 0."""
         pp = self.current_state["pp"].copy()
         L = np.arange(len(pp))
         if ell_factor:
             pp *= (L * (L + 1.0)) ** 2 / (2.0 * np.pi)
         return {"ell": L, "pp": pp}
 
-    def get_unlensed_Cl(self, ell_factor=False, units="FIRASmuK2"):
+    def get_unlensed_Cl(
+        self, ell_factor: bool = False, units: str = "FIRASmuK2"
+    ) -> dict[str, np.ndarray]:
+        """Unlensed C_l^EE in µK², or l(l+1) C_l^EE/2π with ``ell_factor``, from l = 0."""
         if units not in ("muK2", "FIRASmuK2"):
             raise LoggedError(
                 self.log, "%s gives C_l in muK2, not in '%s'", type(self).__name__, units

@@ -12,6 +12,8 @@ for ``logA``::
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from cobaya.log import LoggedError
 
@@ -27,14 +29,15 @@ class EmulatedCAMB(SpectraTheory):
     A point outside the emulator's box has no likelihood; that is said once. A parameter that was
     fixed when the emulator was made may be given, with the value it had then.
 
-    Options
-    -------
+    Attributes
+    ----------
     emulator : name of a shipped emulator, or a path
     """
 
-    emulator: str = "lcdm"
+    emulator: str
 
     def initialize(self) -> None:
+        """Read the emulator."""
         super().initialize()
         if not isinstance(self.emulator, str):
             raise LoggedError(
@@ -49,17 +52,20 @@ class EmulatedCAMB(SpectraTheory):
         self._left_the_box = False
 
     def get_version(self) -> str:
+        """The digest of the emulator."""
         return self.source.digest
 
     @classmethod
-    def compare_versions(cls, version_a, version_b, equal=True):
+    def compare_versions(cls, version_a: Any, version_b: Any, equal: bool = True) -> bool:
         """Digests have no order: another one counts as higher, so that Cobaya refuses it."""
         return (version_a == version_b) is equal
 
-    def get_can_support_params(self):
+    def get_can_support_params(self) -> list[str]:
+        """The box's parameters, those that were fixed, and ``Alens``."""
         return [*self._inputs, *self.source.fixed, "Alens"]
 
-    def must_provide(self, **requirements):
+    def must_provide(self, **requirements: Any) -> None:
+        """Refuse multipoles beyond the emulator's."""
         super().must_provide(**requirements)
         for kind, lmax in self._lmax.items():
             if lmax > self.source.lmax:
@@ -73,7 +79,8 @@ class EmulatedCAMB(SpectraTheory):
                     self.source.lmax,
                 )
 
-    def calculate(self, state, want_derived=True, **params):
+    def calculate(self, state: dict[str, Any], want_derived: bool = True, **params: float) -> bool:
+        """Spectra and derived parameters of a point; False outside the box."""
         for name, value in self.source.fixed.items():
             if params.get(name, value) != value:
                 raise LoggedError(

@@ -15,18 +15,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from scipy.interpolate import CubicSpline, PPoly, RBFInterpolator
 
 from ..errors import EmulatorError
+from ..files import atomic_write
 
 FORMAT = "cobaya_cnnlens emulator 1"
 SHIPPED = files("cobaya_cnnlens.theory") / "data"
@@ -91,7 +92,7 @@ class Emulator:
         logarithms are taken off, with its ``thetastar`` for θ*_ref
     """
 
-    def __init__(self, tables: Tables, record: Mapping, base: Emulator | None = None):
+    def __init__(self, tables: Tables, record: Mapping[str, Any], base: Emulator | None = None):
         self.tables, self.record, self.base = tables, dict(record), base
         self.parameters = tuple(record["parameters"])
         self.fixed = dict(record["fixed"])
@@ -162,7 +163,9 @@ class Emulator:
         with np.errstate(all="ignore"):  # whatever the caller has made of underflows
             return self._spectra(point)
 
-    def _spectra(self, point: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray, dict]:
+    def _spectra(
+        self, point: Mapping[str, float]
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
         kk, splines, logarithms = self.logarithms(point)
         scalars = dict(zip(SCALARS, np.exp(logarithms).tolist(), strict=True))
         amplitude = point[AMPLITUDE]
@@ -205,7 +208,7 @@ def acoustic_angle(point: Mapping[str, float]) -> float:
     dark_energy = (0.01 * point["H0"]) ** 2 - matter - radiation
 
     # dη = da/(a²H) is smooth in √a; H in units of 100 km/s/Mpc cancels in the ratio.
-    def integral(low, high, factor):
+    def integral(low: float, high: float, factor: Callable[[np.ndarray], np.ndarray]) -> float:
         root = 0.5 * (np.sqrt(high) - np.sqrt(low)) * (NODES + 1.0) + np.sqrt(low)
         a = root**2
         eta = 2.0 * root / np.sqrt(radiation + matter * a + dark_energy * a**4)
@@ -239,18 +242,11 @@ def _from_logarithm(values: np.ndarray) -> np.ndarray:
     return cl
 
 
-def write_emulator(tables: Tables, record: Mapping, path: str | Path) -> None:
+def write_emulator(tables: Tables, record: Mapping[str, Any], path: str | Path) -> None:
     """Write an emulator's file, atomically."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial.npz")
-    try:
-        np.savez_compressed(
-            partial, record=np.array(json.dumps({"format": FORMAT, **record})), **vars(tables)
-        )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    text = json.dumps({"format": FORMAT, **record})
+    with atomic_write(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, record=np.array(text), **vars(tables))
 
 
 def read_emulator(source: str | Path) -> Emulator:
@@ -296,7 +292,7 @@ def read_emulator(source: str | Path) -> Emulator:
         raise EmulatorError(f"{path}: cannot be interpolated ({_line(error)}); {again}") from None
 
 
-def _read_base(record: dict, tables: Tables, path: Path) -> Emulator | None:
+def _read_base(record: dict[str, Any], tables: Tables, path: Path) -> Emulator | None:
     """The emulator that another one goes on from, as it was then."""
     if not (name := record.get("base")):
         return None
@@ -347,7 +343,7 @@ def _line(error: BaseException) -> str:
     return " ".join(f"{error}".split())[:200] or type(error).__name__
 
 
-def _check_size(opened, path: Path) -> None:
+def _check_size(opened: BinaryIO, path: Path) -> None:
     """What a file unpacks to, from its directory: before anything is unpacked."""
     with zipfile.ZipFile(opened) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
@@ -359,7 +355,7 @@ def _check_size(opened, path: Path) -> None:
         )
 
 
-def _check(t: Tables, record: dict, path: Path) -> None:
+def _check(t: Tables, record: dict[str, Any], path: Path) -> None:
     again = "make it again with `cnnlens emulator make`"
     if not isinstance(record, dict):
         raise EmulatorError(f"{path}: field 'record' is not a mapping; {again}")
@@ -372,8 +368,8 @@ def _check(t: Tables, record: dict, path: Path) -> None:
             raise EmulatorError(f"{path}: field 'record' lacks '{key}'; {again}")
     kinds = {"parameters": list, "fixed": dict, "kernel": str, "degree": int, "smoothing": float}
     for key, kind in kinds.items():
-        wanted = (int, float) if kind is float else kind
-        if not isinstance(record[key], wanted) or isinstance(record[key], bool):
+        accepted = int | float if kind is float else kind
+        if not isinstance(record[key], accepted) or isinstance(record[key], bool):
             raise EmulatorError(f"{path}: field '{key}' is not a {kind.__name__}; {again}")
     if len(set(map(str, record["parameters"]))) < len(record["parameters"]):
         raise EmulatorError(f"{path}: field 'parameters' names one twice; {again}")
@@ -385,7 +381,7 @@ def _check(t: Tables, record: dict, path: Path) -> None:
     n, n_kk, n_ee = len(t.targets), len(t.kk_basis), len(t.ee_basis)
     if n > MOST_POINTS:
         raise EmulatorError(f"{path}: has {n} points, more than {MOST_POINTS}; {again}")
-    wanted = {
+    shapes: dict[str, tuple[int, ...]] = {
         "low": (p,),
         "high": (p,),
         "design": (n, p),
@@ -397,7 +393,7 @@ def _check(t: Tables, record: dict, path: Path) -> None:
         "ee_basis": (n_ee, *t.x.shape),
         "thetastar": (),
     }
-    for name, shape in wanted.items():
+    for name, shape in shapes.items():
         if getattr(t, name).shape != shape:
             raise EmulatorError(
                 f"{path}: field '{name}' has shape {getattr(t, name).shape}, not {shape}; {again}"

@@ -31,18 +31,20 @@ from contextlib import contextmanager, nullcontext
 from itertools import product
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from cobaya.log import LoggedError
 
 from ..errors import TheoryError
+from ..files import atomic_write
 from .camb import camb_refusals, sigma8
 from .cobaya import DERIVED, SpectraTheory
 
 try:
     import fcntl
 except ModuleNotFoundError:  # not a POSIX system: processes may make a node twice
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 INPUTS = (
     *("omch2", "ombh2", "omk", "As", "ns", "nrun", "tau", "H0", "cosmomc_theta", "thetastar"),
@@ -62,23 +64,27 @@ MAX_TABLES = 8
 class NodeCAMB(SpectraTheory):
     """Provides ``Cl: pp``, ``unlensed_Cl: ee`` and the derived ``sigma8`` and ``omegam``.
 
-    Options
-    -------
+    Attributes
+    ----------
     nodes : parameter → spacing of its nodes; at most two parameters
     extra_args : passed to ``camb.set_params``, as cobaya's own CAMB does
     cache : folder where nodes are kept; null for ``cobaya_cnnlens/nodes`` in the user's cache
         (``$XDG_CACHE_HOME`` or ``~/.cache``), false to keep none
     """
 
-    nodes: dict = {}  # noqa: RUF012  (Cobaya reads class attributes as the options' defaults)
-    extra_args: dict = {}  # noqa: RUF012
-    cache: str | bool | None = None
+    nodes: dict[str, float]
+    extra_args: dict[str, Any]
+    cache: str | bool | None
 
     def initialize(self) -> None:
+        """Check the options; no node is made yet."""
         super().initialize()
         self._check_options()
-        self._files = None if self.cache is False else NodeFiles(self.cache or default_cache())
-        self._made_for: tuple[dict, dict] | None = None
+        # True was refused.
+        self._files = (
+            None if isinstance(self.cache, bool) else NodeFiles(self.cache or default_cache())
+        )
+        self._made_for: tuple[dict[str, float], dict[str, int]] = ({}, {})
         self._table: dict[tuple[int, ...], np.ndarray] = {}
         self._tables = 0
         self._refused = False
@@ -116,10 +122,12 @@ class NodeCAMB(SpectraTheory):
                 self.cache,
             )
 
-    def get_can_support_params(self):
+    def get_can_support_params(self) -> list[str]:
+        """CAMB's parameters."""
         return list(INPUTS)
 
-    def calculate(self, state, want_derived=True, **params):
+    def calculate(self, state: dict[str, Any], want_derived: bool = True, **params: float) -> bool:
+        """Spectra and derived parameters of a point; False where CAMB refuses a node around it."""
         missing = [name for name in self.nodes if name not in params]
         if missing:
             raise LoggedError(self.log, "option 'nodes': %s is not an input parameter", missing)
@@ -157,7 +165,7 @@ class NodeCAMB(SpectraTheory):
             state["derived"] = dict(zip(DERIVED, values[n_pp + n_ee :].tolist(), strict=True))
         return True
 
-    def _choose_table(self, fixed: dict) -> None:
+    def _choose_table(self, fixed: dict[str, float]) -> None:
         """Nodes hold for the other parameters, and for the multipoles, that they were made for."""
         made_for = (fixed, dict(self._lmax))
         if made_for == self._made_for:
@@ -173,7 +181,7 @@ class NodeCAMB(SpectraTheory):
     def _lengths(self) -> tuple[int, int]:
         return max(self._lmax["pp"], 2) - 1, max(self._lmax["ee"], 2) - 1
 
-    def _make_missing(self, nodes: Iterable[tuple[int, ...]], spacings: dict) -> None:
+    def _make_missing(self, nodes: Iterable[tuple[int, ...]], spacings: dict[str, float]) -> None:
         """Fill the table with ln of C_L^φφ, C_l^EE (from l = 2) and the derived parameters.
 
         What another process is making is left for last, and then waited for.
@@ -193,7 +201,9 @@ class NodeCAMB(SpectraTheory):
                         values = self._make(at, recipe, files)
                 self._table[node] = values
 
-    def _make(self, at: dict[str, float], recipe: dict, files: NodeFiles | None) -> np.ndarray:
+    def _make(
+        self, at: dict[str, float], recipe: dict[str, Any], files: NodeFiles | None
+    ) -> np.ndarray:
         """One node; from its file if another process wrote it while this one waited."""
         if files:
             values = files.read(recipe, sum(self._lengths()) + len(DERIVED))
@@ -220,7 +230,7 @@ class NodeCAMB(SpectraTheory):
                 )
         return values
 
-    def _recipe(self, at: dict[str, float]) -> dict:
+    def _recipe(self, at: dict[str, float]) -> dict[str, Any]:
         """Everything that fixes a node."""
         import camb
 
@@ -269,10 +279,11 @@ class NodeFiles:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder).expanduser()
 
-    def path(self, recipe: dict) -> Path:
+    def path(self, recipe: dict[str, Any]) -> Path:
+        """The file of a node."""
         return self.folder / f"{hashlib.sha256(_text(recipe).encode()).hexdigest()[:24]}.npz"
 
-    def read(self, recipe: dict, size: int) -> np.ndarray | None:
+    def read(self, recipe: dict[str, Any], size: int) -> np.ndarray | None:
         """The values of a node, (size,); None if there are none, or none that are whole."""
         try:
             with self.path(recipe).open("rb") as opened, np.load(opened) as file:
@@ -284,19 +295,13 @@ class NodeFiles:
         whole = values.shape == (size,) and values.dtype == float and np.isfinite(values).all()
         return values if whole else None
 
-    def write(self, recipe: dict, values: np.ndarray) -> None:
+    def write(self, recipe: dict[str, Any], values: np.ndarray) -> None:
         """Keep a node; atomic, so that what can be read is whole."""
-        path = self.path(recipe)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial.npz")
-        try:
+        with atomic_write(self.path(recipe)) as partial:
             np.savez(partial, recipe=np.array(_text(recipe)), values=values)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     @contextmanager
-    def alone(self, recipe: dict, wait: bool) -> Iterator[bool]:
+    def alone(self, recipe: dict[str, Any], wait: bool) -> Iterator[bool]:
         """Whether this process is the one to make a node, while the context lasts.
 
         The lock goes with the process that holds it, even killed. Where a folder cannot be locked
@@ -329,7 +334,7 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "cobaya_cnnlens" / "nodes"
 
 
-def _text(recipe: dict) -> str:
+def _text(recipe: dict[str, Any]) -> str:
     return json.dumps(recipe, sort_keys=True, default=str)
 
 

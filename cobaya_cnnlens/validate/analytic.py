@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..calibrate.bandpowers import Bins
 from ..errors import CNNLensError
+from ..files import atomic_write
 from ..reconstruct.n0 import ESTIMATORS, Filter
 from ..reconstruct.n0_temperature import TEMPERATURE_ESTIMATORS, n0_temperature
+from ..simulate.bandpowers import Bins
 from ..simulate.instrument import Instrument
 from ..simulate.patches import PatchGeometry
 from ..theory.camb import CambSettings, Cosmology, compute_spectra, temperature_spectra
@@ -40,14 +40,9 @@ class AnalyticNoise:
 
     def write(self, path: Path) -> None:
         """Write the table as CSV, atomically."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         rows = (f"{x:.0f},{n:.8e},{c:.8e}" for x, n, c in self._rows())
-        try:
+        with atomic_write(path) as partial:
             partial.write_text("\n".join(["L,n0_kappa,cl_kappa", *rows]) + "\n")
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def _rows(self):
         return zip(self.L, self.n0, self.kk, strict=True)

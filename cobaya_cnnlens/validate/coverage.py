@@ -12,24 +12,36 @@ That is so on average over calibrations. The surveys at hand are not independent
   survey's bandpowers alike. No resampling of skies sees that, and a test that takes ranks for
   independent rejects a right likelihood too often. Ranks are judged by sets of surveys simulated
   under the release's model instead, of the same truths and a calibration error each.
+
+A coverage sky is drawn, lensed, observed, reconstructed and let go: only its bandpowers are kept.
+It shares phases and noise with no other sky, and is of no set of shards.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
+from .. import products
+from ..calibrate.bandpowers import measurement_recipe
+from ..calibrate.derivatives import Bench
 from ..calibrate.response import Calibration
 from ..errors import CNNLensError
 from ..likelihood.bandpowers import BandpowerLikelihood
 from ..likelihood.release import Release
-from ..pipeline.config import COVERAGE_SET, Config
+from ..pipeline import skies
+from ..pipeline.run import Run
 from ..simulate.skies import seed_sequence
-from .coverage_skies import read_coverage
-from .tables import Omch2Likelihood
+from ..theory.camb import Cosmology
+from .omch2 import Omch2Likelihood
 
+KIND = "coverage"
+ALGORITHM = 1
 INTERVALS = (0.68, 0.95)
 N_TENTHS = 10
 # Sets of skies drawn with replacement for the errors, and their seed; simulated sets of surveys,
@@ -37,6 +49,71 @@ N_TENTHS = 10
 N_RESAMPLED, RESAMPLING_SEED = 4000, 0
 N_SIMULATED = 499
 NODES_PER_SIGMA = 8
+
+
+@dataclass(frozen=True)
+class CoverageSky:
+    """True ω_c of a sky, and per patch ``auto`` ⟨κ̂κ̂*⟩ and ``truth`` ⟨κκ*⟩, (n_patches, n_bins)."""
+
+    omch2: float
+    auto: np.ndarray
+    truth: np.ndarray
+
+
+def path(run: Run, index: int) -> Path:
+    """Where the bandpowers of a sky of the coverage test lie."""
+    return run.config.products / KIND / f"sky_{index:04d}.h5"
+
+
+def recipe(run: Run, index: int) -> dict:
+    """What determines the bandpowers of one sky of the coverage test."""
+    return {
+        "sky": {
+            **skies.recipe(run, "test", index),
+            **skies.spectra_recipe(run, cosmology_of(run, index)),
+            "set": KIND,
+        },
+        **measurement_recipe(run),
+        "coverage_algorithm": ALGORITHM,
+    }
+
+
+def cosmology_of(run: Run, index: int) -> Cosmology:
+    """The cosmology of a sky of the coverage test: ω_c drawn evenly from the prior."""
+    config = run.config
+    seed = seed_sequence(config.seed, f"{KIND}/cosmology", index)
+    drawn = np.random.default_rng(seed).uniform(*config.coverage.omch2)
+    return config.cosmology.vary(omch2=round(float(drawn), 7))
+
+
+def measure(run: Run, indices: Iterable[int] | None = None, nthreads: int = 0) -> None:
+    """Simulate and measure the coverage skies that have no bandpowers yet."""
+    size = run.config.coverage.skies
+    indices = range(size) if indices is None else list(indices)
+    for index in indices:
+        run.config.check_index(KIND, index, size)
+    todo = [i for i in indices if not products.exists(path(run, i), KIND, recipe(run, i))]
+    for index in tqdm(todo, desc=KIND, unit="sky", disable=not todo):
+        bench = Bench(run, index, nthreads, cosmology_of(run, index), KIND)
+        products.write_product(path(run, index), KIND, recipe(run, index), bench.unperturbed())
+
+
+def read(run: Run) -> list[CoverageSky]:
+    """The coverage skies that have been measured, in order.
+
+    Raises
+    ------
+    products.ProductError
+        if none has been, or one was made with another network or configuration
+    """
+    found = []
+    for index in range(run.config.coverage.skies):
+        if index and not path(run, index).exists():
+            break
+        with products.open_product(path(run, index), KIND, recipe(run, index)) as product:
+            omch2 = cosmology_of(run, index).omch2
+            found.append(CoverageSky(omch2, product.array("auto"), product.array("truth")))
+    return found
 
 
 @dataclass(frozen=True)
@@ -210,8 +287,7 @@ def simulate_ranks(
 
 
 def coverage_table(
-    config: Config,
-    network_hash: str,
+    run: Run,
     release: Release,
     patches_each: int | None = None,
     noise_debias: str = "quadratic",
@@ -228,23 +304,23 @@ def coverage_table(
     CNNLensError
         if a sky has fewer patches than a survey, or another network made the release
     """
+    config = run.config
     patches_each = patches_each or config.coverage.patches_each
-    if (made_with := release.provenance.get("network_sha256")) != network_hash:
+    if (made_with := release.provenance.get("network_sha256")) != run.estimator_id:
         raise CNNLensError(
             f"release '{release.name}', field 'provenance.network_sha256': made with network "
-            f"{str(made_with)[:16]}…, the configuration's is {network_hash[:16]}…; use the release "
-            "that this network made"
+            f"{str(made_with)[:16]}…, the configuration's is {run.estimator_id[:16]}…; use the "
+            "release that this network made"
         )
     calibration = Calibration(
         release.response, release.response_error, release.noise, release.noise_error
     )
     likelihood = BandpowerLikelihood(release, noise_debias)
-    table = Omch2Likelihood(config, likelihood)
+    table = Omch2Likelihood(run, likelihood)
     shared = release.noise_covariance + release.derivative_covariance
     covariance = release.patch_covariance / patches_each + shared
-    skies = read_coverage(config, network_hash)
     truth, data, origin = [], [], []
-    for number, sky in enumerate(skies):
+    for number, sky in enumerate(read(run)):
         n = len(sky.auto) // patches_each
         if not n:
             raise CNNLensError(f"a sky has {len(sky.auto)} patches, a survey {patches_each}")
@@ -265,7 +341,7 @@ def coverage_table(
         shared,
         (low, high),
         likelihood.hartlap,
-        np.random.default_rng(seed_sequence(config.seed, f"{COVERAGE_SET}/ranks")),
+        np.random.default_rng(seed_sequence(config.seed, f"{KIND}/ranks")),
     )
     return CoverageTable(
         patches_each,

@@ -6,16 +6,18 @@ Measured on the first test sky, for figures only; no number of a release rests o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from .. import products
-from ..calibrate.measure import spectra_of
-from ..pipeline.config import Config
+from ..calibrate import bandpowers
 from ..pipeline.observation import observe_sky
+from ..pipeline.run import Run
 from ..reconstruct import Estimator
 
 KIND = "exhibit"
+ALGORITHM = 1
 # The patch that is shown; any would do.
 PATCH = 40
 
@@ -52,34 +54,41 @@ def reconstruct_all(estimator: Estimator, q: np.ndarray, u: np.ndarray) -> dict[
     return both(q, u) if both else {"kappa": estimator.reconstruct(q, u)}
 
 
-def measure_exhibit(config: Config, estimator: Estimator, network_hash: str) -> None:
+def path(run: Run) -> Path:
+    """Where the maps and spectra that are kept to be looked at lie."""
+    return run.config.products / "exhibit.h5"
+
+
+def recipe(run: Run) -> dict:
+    """What determines the maps and spectra that are kept to be looked at."""
+    return {**bandpowers.recipe(run, "test", 0), "exhibit_algorithm": ALGORITHM}
+
+
+def measure(run: Run) -> None:
     """Reconstruct the first test sky and keep what is shown of it, unless that is done."""
-    recipe = config.exhibit_recipe(network_hash)
-    if products.exists(config.exhibit_path, KIND, recipe):
+    if products.exists(path(run), KIND, recipe(run)):
         return
-    seen = observe_sky(config, "test", 0)
-    found = reconstruct_all(estimator, seen.q, seen.u)
+    seen = observe_sky(run, "test", 0)
+    found = reconstruct_all(run.estimator, seen.q, seen.u)
     shown = shown_patch(len(seen.q))
     arrays = {name: getattr(seen, name)[shown] for name in ("q", "u", "e", "kappa")}
     arrays["kappa_found"] = found["kappa"][shown]
     if "e" in found:
-        spectra = spectra_of(config)
+        spectra = run.bandpowers
         arrays["e_found"] = found["e"][shown]
         arrays["e_truth"] = spectra.auto(seen.e)
         arrays["e_auto"] = spectra.auto(found["e"])
         arrays["e_difference"] = spectra.auto(seen.e - found["e"])
-    products.write_product(config.exhibit_path, KIND, recipe, arrays)
+    products.write_product(path(run), KIND, recipe(run), arrays)
 
 
-def read_exhibit(config: Config, network_hash: str) -> Exhibit:
-    """What :func:`measure_exhibit` kept.
+def read(run: Run) -> Exhibit:
+    """What :func:`measure` kept.
 
     Raises
     ------
     products.ProductError
         if it is missing, or was made with another network or configuration
     """
-    with products.open_product(
-        config.exhibit_path, KIND, config.exhibit_recipe(network_hash)
-    ) as product:
+    with products.open_product(path(run), KIND, recipe(run)) as product:
         return Exhibit(**{name: product.array(name) for name in product.names()})

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..calibrate.assemble import calibration_of, shifted_noise
+from ..calibrate import curvature
+from ..calibrate.assemble import calibration_of
+from ..calibrate.bandpowers import signal_bandpowers
 from ..calibrate.covariance import sample_covariance
-from ..calibrate.measure import signal_bandpowers
 from ..likelihood.statistics import hartlap_factor, inverse_covariance
-from ..pipeline.config import Config
-from ..pipeline.skies import spectra_for
+from ..pipeline.run import Run
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Forecast:
     n_sim: int
 
 
-def forecast(config: Config, network_hash: str) -> Forecast:
+def forecast(run: Run) -> Forecast:
     """Fisher errors of ω_c from the skies of the ``derivatives`` set at ω_c ± step.
 
     The slope of the debiased bandpowers is that of the noise debias, measured, plus that of the
@@ -45,18 +45,18 @@ def forecast(config: Config, network_hash: str) -> Forecast:
     products.ProductError
         if bandpowers or shifted skies are missing
     """
-    calibration, test = calibration_of(config, network_hash)
+    calibration, test = calibration_of(run)
     debiased = calibration.debias(test.auto)
     n_sim, n_bins = debiased.shape
     inverse = inverse_covariance(sample_covariance(debiased)) * hartlap_factor(n_sim, n_bins)
 
-    step = 2.0 * config.derivatives.omch2_step
+    step = 2.0 * run.config.derivatives.omch2_step
     low, high = (
-        spectra_for(config, config.cosmology.vary(omch2=omch2)).kk
-        for omch2 in config.shifted_omch2()
+        run.spectra(run.config.cosmology.vary(omch2=omch2)).kk
+        for omch2 in run.config.shifted_omch2()
     )
-    signal = signal_bandpowers(config, high - low) / step
-    below, above = shifted_noise(config, network_hash, calibration.response)
+    signal = signal_bandpowers(run, high - low) / step
+    below, above = curvature.shifted_noise(run, calibration.response)
     noise = (above - below) / step
 
     def results(slope: np.ndarray) -> np.ndarray:

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from ..calibrate.bandpowers import Bins, FlatSpectra
 from ..calibrate.response import standard_error
 from ..reconstruct.n0 import Filter
 from ..reconstruct.quadratic import QuadraticEstimator
+from ..simulate.bandpowers import Bins, FlatSpectra
 from ..simulate.instrument import Instrument
 from ..simulate.patches import PatchGeometry
 from ..simulate.periodic import PeriodicSkies

@@ -1,21 +1,54 @@
-"""Null tests as a table: is nothing found where there is nothing?"""
+"""Null tests: inputs in which there is no lensing to be found, or none of the κ it is sought in.
+
+Every null gives κ̂ of some maps and the κ that it must not correlate with, patch by patch:
+
+    training   unlensed Q, U of training skies; the κ that the network was trained to find in the
+               lensed ones (Caldeira et al. 2018, eq. 14)
+    unlensed   unlensed Q, U of test skies, and their κ (their Fig. 11)
+    swapped    test inputs, and κ of the patch half a sky away
+    noise      noise alone; κ of the test sky
+    b_only     B of the lensed spectrum but Gaussian, no E, with noise; κ of the test sky
+    parity     test inputs; κ̂_odd = ½[κ̂(d) − P κ̂(P d)], P the mirror x → −x, U → −U. (κ, d) and
+               (Pκ, Pd) are equally likely, so that ⟨κκ̂_odd*⟩ = 0 for every function of the maps
+    curl       E of the test sky deflected by ∇φ turned by 90°; its κ = ½ L²φ. Of an estimator that
+               is equivariant under mirrors the two are of opposite parity
+
+All maps carry the noise of their sky.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from .. import products
+from ..calibrate import bandpowers
 from ..calibrate.assemble import calibration_of
 from ..calibrate.covariance import sample_covariance
-from ..calibrate.measure import read_bandpowers, spectra_of
 from ..calibrate.response import standard_error
+from ..errors import CNNLensError
 from ..likelihood.statistics import hotelling_pte, inverse_covariance
-from ..pipeline.config import Config
-from .null_inputs import KIND, check_names
+from ..pipeline.observation import observe_sky, sky_noise
+from ..pipeline.run import Run
+from ..simulate import patches, shards
+from ..simulate.bandpowers import FlatSpectra
+from ..simulate.instrument import convolve_beam
+from ..simulate.modes import mode_vectors, polarisation_angles
+from ..simulate.skies import seed_sequence
 
+KIND = "nulls"
+ALGORITHM = 1
+# The sets of those whose inputs are not made of a test sky.
+SETS = {"training": "train"}
+NULLS = ("training", "unlensed", "swapped", "noise", "b_only", "parity", "curl")
+# Draws of random signs that a mean field is judged by.
+N_FLIPS = 2000
+CHUNK = 250
 # A null whose PTE lies below the second fails; below the first it is doubtful.
 DOUBTFUL, FAILED = 0.05, 1e-3
 # Part of κ̂'s power below which κ̂_odd is rounding.
@@ -41,6 +74,255 @@ MEAN_FIELDS = {
 # What needs not vanish: over N_L of the test sky's patches, lensed, and over κ̂'s own power.
 OVER_NOISE = ("unlensed", "noise", "b_only", "curl")
 OVER_OWN = {"parity": "odd part", "noise": "mean, noise", "b_only": "mean, b_only"}
+
+
+def check_names(run: Run, names: Iterable[str] | None = None) -> tuple[str, ...]:
+    """Names of null tests in their order; for None all of which the configuration has the input:
+    without noise there is no noise alone.
+
+    Raises
+    ------
+    CNNLensError
+        for one that does not exist, or has no input
+    """
+    config = run.config
+    quiet = config.instrument.noise_uk_arcmin == 0
+    there = [name for name in NULLS if not (quiet and name == "noise")]
+    chosen = set(there if names is None else names)
+    if unknown := chosen - set(there):
+        raise CNNLensError(
+            f"no null test '{min(unknown)}' of configuration '{config.name}'; choose of "
+            f"{', '.join(there)}"
+        )
+    return tuple(name for name in there if name in chosen)
+
+
+def path(run: Run, null: str, index: int) -> Path:
+    """Where the bandpowers of one null test on one sky lie."""
+    return run.config.products / KIND / null / f"sky_{index:04d}.h5"
+
+
+def recipe(run: Run, null: str, index: int) -> dict:
+    """What determines the bandpowers of one null test on one sky."""
+    return {
+        **bandpowers.recipe(run, SETS.get(null, "test"), index),
+        "null_algorithm": ALGORITHM,
+        "null": null,
+    }
+
+
+def measure(
+    run: Run,
+    names: Iterable[str] | None = None,
+    indices: Iterable[int] | None = None,
+    nthreads: int = 0,
+) -> None:
+    """Measure the null tests that have no product yet, sky by sky.
+
+    A product holds, by patch and (n_patches, n_bins) each, ``auto`` ⟨κ̂κ̂*⟩, ``truth`` ⟨κκ*⟩ and
+    ``cross`` ⟨κκ̂*⟩, the last of the pair of patches i and i + n/2 for ``swapped``, (n_patches/2,
+    n_bins); ``even`` for ``parity``: ⟨κ̂κ̂*⟩ of the maps as they are, ``auto`` being that of κ̂_odd.
+    Of the mean κ̂ over the sky's patches there is ``mean_field``, see :func:`mean_field`, with the
+    draws below it, (1 + N_FLIPS, n_bins), and for ``noise`` and ``b_only`` the same of
+    :func:`beyond_mask`, ``beyond_mask``.
+    """
+    names = check_names(run, names)
+    todo: dict[int, list[str]] = {}
+    for index in range(run.config.nulls.skies) if indices is None else indices:
+        for name in names:
+            run.config.check_index(SETS.get(name, "test"), index)
+            if not products.exists(path(run, name, index), KIND, recipe(run, name, index)):
+                todo.setdefault(index, []).append(name)
+    total = sum(map(len, todo.values()))
+    with tqdm(total=total, desc="nulls", unit="null", disable=not total) as bar:
+        for index, missing in todo.items():
+            bench = NullBench(run, index, nthreads)
+            for name in missing:
+                found = getattr(bench, name)()
+                where, wanted = path(run, name, index), recipe(run, name, index)
+                products.write_product(where, KIND, wanted, found)
+                bar.update()
+
+
+def read(run: Run, null: str, indices: Iterable[int]) -> dict[str, np.ndarray]:
+    """What :func:`measure` kept of a null on some skies, their patches one after another; mean
+    fields are averaged over the skies.
+
+    Raises
+    ------
+    products.ProductError
+        if a null has not been measured, or was with another network or configuration
+    """
+    parts = []
+    for index in indices:
+        where, wanted = path(run, null, index), recipe(run, null, index)
+        with products.open_product(where, KIND, wanted) as product:
+            parts.append({key: product.array(key) for key in product.names()})
+    of_skies = {"mean_field", "beyond_mask"}
+    return {
+        key: (np.mean if key in of_skies else np.concatenate)([p[key] for p in parts], axis=0)
+        for key in parts[0]
+    }
+
+
+class NullBench:
+    """One sky, and the κ̂ of what is made of it; a method for every null, which returns what its
+    product holds."""
+
+    def __init__(self, run: Run, index: int, nthreads: int = 0):
+        self.run, self.config, self.estimator = run, run.config, run.estimator
+        self.index, self.nthreads = index, nthreads
+        self.spectra, self.mask = run.bandpowers, run.mask.astype(np.float32)
+
+    @cached_property
+    def seen(self):
+        """The test sky as it is observed."""
+        return observe_sky(self.run, "test", self.index)
+
+    @cached_property
+    def instrument_noise(self) -> np.ndarray:
+        return sky_noise(self.run, "test", self.index, len(self.seen.q))
+
+    @cached_property
+    def estimate(self) -> np.ndarray:
+        """κ̂ of the test sky."""
+        return self._reconstruct(self.seen.q, self.seen.u)
+
+    def training(self) -> dict[str, np.ndarray]:
+        seen = observe_sky(self.run, "train", self.index, lensed=False)
+        return self._compare(self._reconstruct(seen.q, seen.u), seen.kappa)
+
+    def unlensed(self) -> dict[str, np.ndarray]:
+        seen = observe_sky(self.run, "test", self.index, lensed=False)
+        return self._compare(self._reconstruct(seen.q, seen.u), seen.kappa)
+
+    def swapped(self) -> dict[str, np.ndarray]:
+        half = len(self.estimate) // 2
+        if half == 0:
+            raise CNNLensError("the null test 'swapped' needs two patches of a sky, not one")
+        found, true = (self.spectra.transform(m) for m in (self.estimate, self.seen.kappa))
+        # κ̂_i holds κ_i, so that κ_i κ̂_j* and κ_j κ̂_i* are no two samples.
+        pairs = slice(0, half), slice(half, 2 * half)
+        cross = sum(self.spectra.cross(true[a], found[b]) for a, b in (pairs, pairs[::-1]))
+        return {**self._compare(self.estimate, self.seen.kappa), "cross": 0.5 * cross}
+
+    def noise(self) -> dict[str, np.ndarray]:
+        return self._mask_free(self._reconstruct(*(self.instrument_noise * self.mask)))
+
+    def b_only(self) -> dict[str, np.ndarray]:
+        generator = np.random.default_rng(
+            seed_sequence(self.config.seed, "nulls/b_only", self.index)
+        )
+        cl = self.run.spectra().lensed_bb
+        q, u = gaussian_b(self.run, cl, len(self.seen.q), generator)
+        return self._mask_free(self._reconstruct(*self._observe(q, u)))
+
+    def parity(self) -> dict[str, np.ndarray]:
+        mirrored = self._reconstruct(self.seen.q[..., ::-1], -self.seen.u[..., ::-1])
+        odd = 0.5 * (self.estimate - mirrored[..., ::-1])
+        even = self.spectra.auto(self.estimate)
+        return {**self._compare(odd, self.seen.kappa), "even": even}
+
+    def curl(self) -> dict[str, np.ndarray]:
+        config = self.config
+        theory = self.run.spectra(config.set_cosmology("test", self.index))
+        sky = shards.draw_sky(theory, config.sky.lmax, config.seed, "test", self.index)
+        pointing = self.run.pointing
+        gradient = patches.gradient_at(sky.philm, sky.lmax, pointing, self.nthreads)
+        deflection = patches.deflect_by(turned(gradient), pointing, self.nthreads)
+        p = patches.lensed_polarisation_at(sky.elm, sky.lmax, pointing, deflection, self.nthreads)
+        n = config.patch.n_padded
+        q, u = (part.reshape(-1, n, n) for part in (p.real, p.imag))
+        return self._compare(self._reconstruct(*self._observe(q, u)), self.seen.kappa)
+
+    def _observe(self, *padded):
+        """Q and U of padded patches with beam, the test sky's noise, and mask."""
+        config = self.config
+        return (
+            (convolve_beam(maps, config.instrument, config.patch) + noise).astype(np.float32)
+            * self.mask
+            for maps, noise in zip(padded, self.instrument_noise, strict=True)
+        )
+
+    def _reconstruct(self, q, u):
+        estimate = self.estimator.reconstruct(np.ascontiguousarray(q), np.ascontiguousarray(u))
+        if not np.isfinite(estimate).all():
+            raise CNNLensError("the convergence reconstructed in a null test is not finite")
+        return estimate
+
+    def _mask_free(self, estimate):
+        odd = beyond_mask(estimate, self.config.instrument.depth_ratio is None)
+        found = {"beyond_mask": self._mean_field(self.spectra.transform(odd))}
+        return {**self._compare(estimate, self.seen.kappa), **found}
+
+    def _compare(self, estimate, kappa):
+        found, true = self.spectra.transform(estimate), self.spectra.transform(kappa)
+        return {
+            "auto": self.spectra.cross(found, found),
+            "cross": self.spectra.cross(true, found),
+            "truth": self.spectra.cross(true, true),
+            "mean_field": self._mean_field(found),
+        }
+
+    def _mean_field(self, modes):
+        seed = seed_sequence(self.config.seed, "nulls/signs", self.index)
+        power, draws = mean_field(self.spectra, modes, np.random.default_rng(seed))
+        return np.concatenate([power[None], draws])
+
+
+def turned(gradient: np.ndarray) -> np.ndarray:
+    """∇φ (n, 2), along south and east, turned by 90°: the deflection of a curl potential."""
+    return np.stack([-gradient[:, 1], gradient[:, 0]], axis=1)
+
+
+def gaussian_b(
+    run: Run, clbb: np.ndarray, n_patches: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Q and U of a Gaussian B field, E = 0, periodic on the padded patch, (n_patches, n_padded,
+    n_padded) each; ``clbb`` from l = 0, nothing beyond its end or the Nyquist multipole."""
+    patch = run.config.patch
+    n, pixel = patch.n_padded, patch.pixel
+    ly, lx = mode_vectors(n, pixel)
+    cos2, sin2 = polarisation_angles(ly, lx)
+    ell = np.hypot(ly, lx)
+    power = np.interp(ell, np.arange(len(clbb)), clbb, right=0.0)
+    power[ell >= patch.nyquist] = 0.0
+    b = np.fft.rfft2(generator.standard_normal((n_patches, n, n))) * np.sqrt(power) / pixel
+    return tuple(np.fft.irfft2(b * part, s=(n, n)) for part in (-sin2, cos2))
+
+
+def beyond_mask(maps: np.ndarray, square: bool = True) -> np.ndarray:
+    """Maps (..., n, n) less their mean over the symmetries of the square, or over those of y, the
+    mirror x → −x, if not ``square``.
+
+    Of isotropic inputs behind a mask with these symmetries, an equivariant estimator's mean field
+    is all in what is taken off.
+    """
+    quarters = range(4) if square else range(1)
+    rotated = [np.rot90(maps, turns, axes=(-2, -1)) for turns in quarters]
+    return maps - sum(m + m[..., ::-1] for m in rotated) / (2.0 * len(rotated))
+
+
+def mean_field(
+    spectra: FlatSpectra, modes: np.ndarray, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Power of the mean map, Σ_{p≠q} f_p f_q*/[n(n − 1)], (n_bins,), and the same of the maps with
+    random signs, (N_FLIPS, n_bins): what it would be if the maps were independent and of zero mean.
+
+    Parameters
+    ----------
+    modes : of the patches' maps, (n_patches, n, n//2 + 1)
+    """
+    n = len(modes)
+    signs = generator.choice([-1.0, 1.0], size=(N_FLIPS + 1, n)).astype(modes.real.dtype)
+    signs[0] = 1.0
+    own = spectra.cross(modes, modes).sum(0)
+    found = []
+    for start in range(0, len(signs), CHUNK):
+        total = np.tensordot(signs[start : start + CHUNK], modes, axes=1)
+        found.append(spectra.cross(total, total))
+    every = (np.concatenate(found) - own) / (n * (n - 1.0))
+    return every[0], every[1:]
 
 
 @dataclass(frozen=True)
@@ -107,8 +389,7 @@ class NullTable:
 
 
 def nulls_table(
-    config: Config,
-    network_hash: str,
+    run: Run,
     names: Iterable[str] | None = None,
     indices: Iterable[int] | None = None,
 ) -> NullTable:
@@ -126,14 +407,14 @@ def nulls_table(
     CNNLensError
         if there are no more patches than bins
     """
-    names = check_names(config, names)
-    indices = list(range(config.nulls.skies) if indices is None else indices)
-    L = spectra_of(config).bins.centres
-    calibration, _ = calibration_of(config, network_hash)
-    noise = _Noise(config, network_hash, calibration.response, indices)
+    names = check_names(run, names)
+    indices = list(range(run.config.nulls.skies) if indices is None else indices)
+    L = run.bandpowers.bins.centres
+    calibration, _ = calibration_of(run)
+    noise = _Noise(run, calibration.response, indices)
     cross, fields, over_noise, over_own = [], [], [], []
     for name in names:
-        found = _read(config, network_hash, name, indices)
+        found = read(run, name, indices)
         cross.append(_cross_test(name, L, found))
         if name in MEAN_FIELDS:
             fields.append(_mean_field_test(name, L, found))
@@ -142,19 +423,6 @@ def nulls_table(
         if name in OVER_OWN:
             over_own.append(PowerRatio(OVER_OWN[name], L, *_over_own(name, found)))
     return NullTable(L, calibration.response, len(indices), cross, fields, over_noise, over_own)
-
-
-def _read(config, network_hash, name, indices):
-    parts = []
-    for index in indices:
-        recipe = config.null_recipe(name, index, network_hash)
-        with products.open_product(config.null_path(name, index), KIND, recipe) as product:
-            parts.append({key: product.array(key) for key in product.names()})
-    skies = {"mean_field", "beyond_mask"}
-    return {
-        key: (np.mean if key in skies else np.concatenate)([part[key] for part in parts], axis=0)
-        for key in parts[0]
-    }
 
 
 def null_test(name: str, what: str, L: np.ndarray, samples: np.ndarray) -> NullTest:
@@ -231,10 +499,10 @@ def _over_own(name, found):
 class _Noise:
     """N_L = ⟨κ̂κ̂*⟩/R² − ⟨κκ*⟩ of test skies, for ratios to it on the same patches."""
 
-    def __init__(self, config, network_hash, response, indices):
+    def __init__(self, run, response, indices):
         self.response = response
-        self.lensed = read_bandpowers(config, network_hash, "test", indices)
-        validation = read_bandpowers(config, network_hash, "validation")
+        self.lensed = bandpowers.read(run, "test", indices)
+        validation = bandpowers.read(run, "validation")
         scatter = validation.cross - response * validation.truth
         self.relative_error = standard_error(scatter) / validation.truth.mean(0) / response
 
@@ -250,81 +518,3 @@ def _ratio(above, below):
     """Ratio of means over the same patches, and its standard error."""
     ratio = above.mean(0) / below.mean(0)
     return ratio, standard_error(above - ratio * below) / np.abs(below.mean(0))
-
-
-def format_nulls(table: NullTable) -> str:
-    """Verdicts first, then the bins."""
-    skies = "1 sky" if table.n_skies == 1 else f"{table.n_skies} skies"
-    lines = [
-        f"{skies}, {len(table.L)} bins; mean of the bins, weighted by 1/error^2, of <kappa khat>/"
-        "<kappa kappa> (R for lensed maps);",
-        "of mean fields, of the mean map's power over <khat khat>",
-        "",
-        f"{'null':11s} {'patches':>7s}  {'mean':>9s}  {'+-':7s}     {'chi2':>4s}   PTE     verdict",
-    ]
-    for t in table.tests:
-        lines.append(
-            f"{t.name:11s} {t.n_samples:7d}  {t.mean:+.2e}  {t.mean_error:.1e}  {t.chi2:7.1f}   "
-            f"{t.pte:.4f}  {t.verdict:21s} {t.what}"
-        )
-    lowest = min(t.pte for t in table.tests)
-    by_chance = 1.0 - (1.0 - lowest) ** len(table.tests)
-    lines += [
-        f"lowest PTE {lowest:.4f}; {len(table.tests)} independent tests of true nulls have one as "
-        f"low with probability {by_chance:.2f}",
-        *_remarks(table),
-    ]
-    cross = [PowerRatio(t.name, t.L, 1e3 * t.values, 1e3 * t.errors) for t in table.cross]
-    lines += _block("<kappa khat>/<kappa kappa> in units of 1e-3", cross, "+.2f")
-    fields = [PowerRatio(t.name, t.L, 1e3 * t.values, 1e3 * t.errors) for t in table.mean_fields]
-    lines += _block("power of mean khat over <khat khat> in units of 1e-3", fields, "+.2f")
-    lines += _block("<khat khat>/R^2 over N_L of the test sky's patches", table.over_noise, ".4f")
-    lines += _block("power of parts of khat over <khat khat>", table.over_own, ".5f")
-    return "\n".join(lines)
-
-
-def _block(title, columns, form):
-    if not columns:
-        return []
-    lines = ["", title, "      L" + "".join(f"{c.name:>20s}" for c in columns)]
-    for b, L in enumerate(columns[0].L):
-        cells = (f"{c.values[b]:{form}} +- {c.errors[b]:{form.lstrip('+')}}" for c in columns)
-        lines.append(f"{L:7.1f}" + "".join(f"{cell:>20s}" for cell in cells))
-    return lines
-
-
-def _remarks(table):
-    lines = []
-    for t in table.cross:
-        if t.name == "training" and t.mean_error > 0:
-            needed = t.n_samples * (t.mean_error / PAPER_LIMIT) ** 2
-            lines.append(
-                f"training: {t.mean:+.1e} +- {t.mean_error:.1e}, {t.verdict}; Caldeira et al. "
-                f"(2018, eq. 14): below {PAPER_LIMIT:.0e},\n  an error that takes "
-                f"{needed:,.0f} patches"
-            )
-    for p in table.over_noise:
-        if p.name == "unlensed":
-            low, high = (
-                f"{p.values[b]:.2f} +- {p.errors[b]:.2f} (L = {p.L[b]:.0f})"
-                for b in (np.argmin(p.values), np.argmax(p.values))
-            )
-            lines.append(
-                f"unlensed: power {low} to {high} of N_L (their Fig. 11: within a few per cent)"
-            )
-            if p.values.mean() < 1:
-                lines.append(
-                    "  less is expected: B of unlensed maps is noise alone, that of lensed ones is "
-                    "part of what khat's noise is made of"
-                )
-    if any(p.name == "odd part" for p in table.over_own):
-        lines.append(
-            "parity: the power of the odd part is no null; an equivariant estimator's is 0"
-        )
-    if any(p.name.startswith("mean") for p in table.over_own):
-        lines.append(
-            "mean fields of noise and of B are no nulls: the mask makes them where the power is "
-            "not what the estimator expects;\n  what is not symmetric in them as the mask is, is "
-            "one for an equivariant estimator"
-        )
-    return lines

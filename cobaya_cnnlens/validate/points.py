@@ -8,39 +8,78 @@ measured on a sky that shares nothing with these, are to predict.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from .. import products
-from ..calibrate.assemble import NoiseDerivatives, band_changes, read_curvature
+from ..calibrate import bandpowers, curvature, derivatives
+from ..calibrate.assemble import make_release
+from ..calibrate.bandpowers import measurement_recipe
 from ..calibrate.covariance import mean_covariance
-from ..calibrate.derivatives import Bench
-from ..calibrate.measure import read_bandpowers
-from ..pipeline.config import Config
-from ..pipeline.skies import spectra_for
-from ..reconstruct import Estimator
+from ..calibrate.derivatives import Bench, NoiseDerivatives
+from ..likelihood.bandpowers import BandpowerLikelihood
+from ..likelihood.statistics import hotelling_pte, inverse_covariance
+from ..pipeline import skies
+from ..pipeline.run import Run
+from .omch2 import Omch2Likelihood
 
 KIND = "points"
 SET = "test"
+ALGORITHM = 1
 
 
-def measure_points(
-    config: Config, estimator: Estimator, network_hash: str, index: int, nthreads: int = 0
-) -> None:
+def path(run: Run, change: dict[str, float], index: int) -> Path:
+    """Where the bandpowers of a test sky made again at another cosmology lie."""
+    name = "_".join(f"{key}={value:g}" for key, value in sorted(change.items()))
+    return run.config.products / "points" / f"sky_{index:04d}" / f"{name}.h5"
+
+
+def recipe(run: Run, change: dict[str, float], index: int) -> dict:
+    """What determines the bandpowers of a test sky made again at another cosmology."""
+    cosmology = run.config.cosmology.vary(**change)
+    return {
+        "sky": {**skies.recipe(run, SET, index), **skies.spectra_recipe(run, cosmology)},
+        **measurement_recipe(run),
+        "point_algorithm": ALGORITHM,
+    }
+
+
+def measure(run: Run, index: int, nthreads: int = 0) -> None:
     """Make a test sky again at every point that has not been measured, and keep its bandpowers."""
-    config.check_index(SET, index)
-    todo = []
-    for change in (change for group in config.points.at.values() for change in group):
-        recipe = config.point_recipe(change, index, network_hash)
-        if not products.exists(config.point_path(change, index), KIND, recipe):
-            todo.append((change, recipe))
-    for change, recipe in tqdm(todo, desc=f"points/{index}", unit="sky", disable=not todo):
-        cosmology = config.cosmology.vary(**change)
-        bench = Bench(config, estimator, index, nthreads, cosmology, SET)
-        path = config.point_path(change, index)
-        products.write_product(path, KIND, recipe, bench.unperturbed())
+    run.config.check_index(SET, index)
+    every = [change for group in run.config.points.at.values() for change in group]
+    todo = [
+        change
+        for change in every
+        if not products.exists(path(run, change, index), KIND, recipe(run, change, index))
+    ]
+    for change in tqdm(todo, desc=f"points/{index}", unit="sky", disable=not todo):
+        bench = Bench(run, index, nthreads, run.config.cosmology.vary(**change), SET)
+        where, wanted = path(run, change, index), recipe(run, change, index)
+        products.write_product(where, KIND, wanted, bench.unperturbed())
+
+
+def read(
+    run: Run, change: dict[str, float], indices: Iterable[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """⟨κ̂κ̂*⟩ and ⟨κκ*⟩ of the patches of test skies at one point, (n_patches, n_bins) each.
+
+    Raises
+    ------
+    products.ProductError
+        if it has not been measured, or was with another network or configuration
+    """
+    auto, truth = [], []
+    for index in indices:
+        where, wanted = path(run, change, index), recipe(run, change, index)
+        with products.open_product(where, KIND, wanted) as product:
+            auto.append(product.array("auto"))
+            truth.append(product.array("truth"))
+    return np.concatenate(auto), np.concatenate(truth)
 
 
 @dataclass(frozen=True)
@@ -68,8 +107,7 @@ class PointCheck:
 
 
 def check_points(
-    config: Config,
-    network_hash: str,
+    run: Run,
     response: np.ndarray,
     first: NoiseDerivatives,
     group: str,
@@ -82,31 +120,86 @@ def check_points(
     products.ProductError
         if a point has not been measured, or was with another network or configuration
     """
-    fiducial = spectra_for(config, config.cosmology)
-    curved = read_curvature(config, network_hash, response, first)
+    curved = curvature.read(run, response, first)
     along = np.concatenate([curved.kk_direction, curved.ee_direction])
     bands = np.concatenate([first.kk.patches, first.ee.patches], axis=2)
-    indices = range(config.points.skies)
-    still = read_bandpowers(config, network_hash, SET, indices)
+    indices = range(run.config.points.skies)
+    still = bandpowers.read(run, SET, indices)
     checks = []
-    for change in config.points.at[group]:
-        moved = spectra_for(config, config.cosmology.vary(**change))
-        changes = np.concatenate(
-            [
-                band_changes(first.kk.edges, moved.kk, fiducial.kk),
-                band_changes(first.ee.edges, moved.ee, fiducial.ee),
-            ]
-        )
+    for change in run.config.points.at[group]:
+        cosmology = run.config.cosmology.vary(**change)
+        changes = curvature.all_band_changes(run, first, cosmology)
         by_patch = bands @ changes
         if second_order:
             by_patch = by_patch + curved.patches * (changes @ along) ** 2
-        auto, truth = [], []
-        for index in indices:
-            recipe = config.point_recipe(change, index, network_hash)
-            with products.open_product(config.point_path(change, index), KIND, recipe) as product:
-                auto.append(product.array("auto"))
-                truth.append(product.array("truth"))
-        found = (np.concatenate(auto) - still.auto) / response**2
-        found -= np.concatenate(truth) - still.truth
+        auto, truth = read(run, change, indices)
+        found = (auto - still.auto) / response**2 - (truth - still.truth)
         checks.append(PointCheck(change, found, by_patch.mean(0), mean_covariance(by_patch)))
     return checks
+
+
+@dataclass(frozen=True)
+class PointsTable:
+    """What the model of the noise debias leaves at other cosmologies, as a survey's ω_c would see
+    it.
+
+    ``changes`` of the fiducial cosmology; ``shift`` and ``shift_error`` of ω_c in σ of a survey of
+    ``n_survey`` patches, by point, for the first order alone too; ``chi2`` and ``pte`` of each
+    point's residual bandpowers; ``mean_pte`` of their mean over the points
+    """
+
+    changes: list[dict[str, float]]
+    n_survey: int
+    n_patches: int
+    n_bins: int
+    shift: np.ndarray
+    shift_error: np.ndarray
+    shift_linear: np.ndarray
+    chi2: np.ndarray
+    pte: np.ndarray
+    mean_chi2: float
+    mean_pte: float
+
+
+def points_table(run: Run, group: str) -> PointsTable:
+    """Bias of ω_c at a group of cosmologies, from skies that share phases with fiducial ones.
+
+    The survey is that of the configuration's first mock survey's release.
+    """
+    release = make_release(run, run.config.first_survey)
+    first = derivatives.read(run, release.response)
+    both = [
+        check_points(run, release.response, first, group, second_order)
+        for second_order in (True, False)
+    ]
+    checks, linear = both
+    table = Omch2Likelihood(run, BandpowerLikelihood(release))
+    slope = table.slope(run.config.cosmology.omch2)
+    weighted = inverse_covariance(release.covariance) @ slope
+    information = slope @ weighted
+    # Shift of ω_c over its σ: (F⁻¹ s·C⁻¹ r) √F.
+    gain = weighted / np.sqrt(information)
+    n = len(checks[0].found)
+
+    def judge(residual, covariance):
+        t2 = float(residual @ inverse_covariance(covariance) @ residual)
+        return t2, float(hotelling_pte(t2, n, len(residual)))
+
+    judged = [judge(c.residual, c.covariance) for c in checks]
+    mean = np.mean([c.residual for c in checks], axis=0)
+    scatter = mean_covariance(np.mean([c.found for c in checks], axis=0))
+    model = np.mean([c.model_covariance for c in checks], axis=0)
+    mean_chi2, mean_pte = judge(mean, scatter + model)
+    return PointsTable(
+        [c.change for c in checks],
+        release.n_patches,
+        n,
+        release.n_bins,
+        np.array([gain @ c.residual for c in checks]),
+        np.array([np.sqrt(gain @ c.covariance @ gain) for c in checks]),
+        np.array([gain @ c.residual for c in linear]),
+        np.array([t2 for t2, _ in judged]),
+        np.array([pte for _, pte in judged]),
+        mean_chi2,
+        mean_pte,
+    )

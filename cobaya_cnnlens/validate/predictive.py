@@ -10,14 +10,12 @@ The same data made the posterior, so p lies nearer to 1/2 than a PTE at the trut
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from ..errors import CNNLensError
 from ..likelihood.bandpowers import BandpowerLikelihood
-from ..report.posteriors import chain_input, load_chain
+from .chains import chain_input, load_chain
 
 # Replicated data per sample of the posterior, for the band of the figure.
 REPLICAS = 50
@@ -149,38 +147,3 @@ def _bandpowers(model, component, point: dict[str, float]) -> np.ndarray:
         raise CNNLensError(f"the chain's point {point} has no posterior; was its input changed?")
     given = model.parameterization.to_input(point)
     return component.model([given[name] for name in component.nuisance_parameters])
-
-
-def draw_predictive(check: Predictive, path: Path) -> Path:
-    """Bandpowers over those of the best fit, with the predictive band; returns ``path``."""
-    centres = check.edges.mean(1)
-    band, data = check.band / check.best_model - 1, check.data / check.best_model - 1
-    figure, axis = plt.subplots(figsize=(8, 4.5))
-    for low, high, shade, label in ((0, 4, 0.2, "95%"), (1, 3, 0.4, "68%")):
-        axis.fill_between(
-            centres,
-            band[low],
-            band[high],
-            color="C0",
-            alpha=shade,
-            lw=0,
-            label=f"{label} predicted",
-        )
-    spread = np.percentile(check.models, [16, 84], axis=0) / check.best_model - 1
-    for line, label in zip(spread, ("68% of the posterior's models", None), strict=True):
-        axis.plot(centres, line, "C0", lw=0.8, label=label)
-    axis.errorbar(
-        centres, data, xerr=0.5 * np.diff(check.edges)[:, 0], fmt="k.", lw=1, label="bandpowers"
-    )
-    axis.axhline(0, color="k", lw=0.8)
-    axis.set(xlabel="$L$", ylabel=r"$d_L\,/\,\mu_L$(best fit) $-$ 1")
-    axis.set_title(
-        rf"$\chi^2$ = {check.best_chi2:.1f} of {len(data)} bins, "
-        f"posterior-predictive p = {check.p:.3f}",
-        size=10,
-    )
-    axis.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, bbox_inches="tight")
-    plt.close(figure)
-    return path

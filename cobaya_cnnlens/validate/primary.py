@@ -9,7 +9,6 @@ come from the simulations that give the lensing covariance itself.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,13 +17,15 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import products
+from ..calibrate import bandpowers
 from ..calibrate.assemble import calibration_of
-from ..calibrate.bandpowers import FlatSpectra, e_and_b, pure_b
 from ..calibrate.covariance import sample_covariance
-from ..calibrate.measure import read_bandpowers, spectra_of
 from ..errors import CNNLensError
-from ..pipeline.config import Config
+from ..files import atomic_write
+from ..pipeline import skies
 from ..pipeline.observation import ObservedPatches, observe_sky
+from ..pipeline.run import Run
+from ..simulate.bandpowers import e_and_b, pure_b
 from ..simulate.modes import mode_vectors
 
 KIND = "primary"
@@ -70,7 +71,7 @@ class JointCovariance:
         return matrix[i * n : (i + 1) * n, j * n : (j + 1) * n]
 
 
-def joint_covariance(edges: np.ndarray, **bandpowers: np.ndarray) -> JointCovariance:
+def joint_covariance(edges: np.ndarray, **measured: np.ndarray) -> JointCovariance:
     """From bandpowers of the same patches, each (n_patches, n_bins).
 
     Raises
@@ -78,19 +79,18 @@ def joint_covariance(edges: np.ndarray, **bandpowers: np.ndarray) -> JointCovari
     CNNLensError
         if there are too few patches for the number of bandpowers
     """
-    samples = np.hstack(list(bandpowers.values()))
+    samples = np.hstack(list(measured.values()))
     covariance = sample_covariance(samples)
-    return JointCovariance(tuple(bandpowers), edges, samples.mean(0), covariance, len(samples))
+    return JointCovariance(tuple(measured), edges, samples.mean(0), covariance, len(samples))
 
 
-def primary_bandpowers(
-    config: Config, spectra: FlatSpectra, seen: ObservedPatches
-) -> dict[str, np.ndarray]:
+def primary_bandpowers(run: Run, seen: ObservedPatches) -> dict[str, np.ndarray]:
     """⟨EE*⟩ and ⟨BB*⟩ of *unmasked* observed patches in µK², {"ee", "bb"} of (n_patches, n_bins).
 
     E of the masked Q, U; pure B, so that no E leaks in. Every mode is divided by the beam; noise is
     not subtracted, which no covariance would see.
     """
+    config, spectra = run.config, run.bandpowers
     ell = np.hypot(*mode_vectors(config.patch.n_pixels, config.patch.pixel))
     beam = config.instrument.beam(ell)
     e, _ = e_and_b(spectra, seen.q * spectra.mask, seen.u * spectra.mask)
@@ -98,22 +98,50 @@ def primary_bandpowers(
     return {name: spectra.cross(m / beam, m / beam) for name, m in (("ee", e), ("bb", b))}
 
 
-def measure_primary(
-    config: Config, set_name: str = "test", indices: Iterable[int] | None = None
-) -> None:
+def path(run: Run, set_name: str, index: int) -> Path:
+    """Where the primary spectra of one sky lie."""
+    return run.config.products / KIND / set_name / f"sky_{index:04d}.h5"
+
+
+def recipe(run: Run, set_name: str, index: int) -> dict:
+    """What determines the primary spectra of one sky."""
+    return {
+        "sky": skies.recipe(run, set_name, index),
+        "primary_algorithm": ALGORITHM,
+        "instrument": asdict(run.config.instrument),
+        "bandpowers": run.config.bandpowers.model_dump(),
+    }
+
+
+def measure(run: Run, set_name: str = "test", indices: Iterable[int] | None = None) -> None:
     """Measure E and B power of the skies of a set that have none yet, not even shipped; no
     network is run."""
-    spectra = spectra_of(config)
-    for index in tqdm(_indices(config, set_name, indices), desc=f"primary/{set_name}", unit="sky"):
-        path, recipe = path_of(config, set_name, index), recipe_of(config, set_name, index)
-        if not products.exists(path, KIND, recipe, config.shipped):
-            seen = observe_sky(config, set_name, index, masked=False)
-            products.write_product(path, KIND, recipe, primary_bandpowers(config, spectra, seen))
+    for index in tqdm(_indices(run, set_name, indices), desc=f"primary/{set_name}", unit="sky"):
+        where, wanted = path(run, set_name, index), recipe(run, set_name, index)
+        if not products.exists(where, KIND, wanted, run.config.shipped):
+            seen = observe_sky(run, set_name, index, masked=False)
+            products.write_product(where, KIND, wanted, primary_bandpowers(run, seen))
+
+
+def read(run: Run, set_name: str, indices: Iterable[int]) -> dict[str, np.ndarray]:
+    """What :func:`measure` kept of some skies, as :func:`primary_bandpowers`.
+
+    Raises
+    ------
+    products.ProductError
+        if a sky has not been measured
+    """
+    parts: dict[str, list[np.ndarray]] = {"ee": [], "bb": []}
+    for index in indices:
+        where, wanted = path(run, set_name, index), recipe(run, set_name, index)
+        with products.open_product(where, KIND, wanted, run.config.shipped) as product:
+            for name, values in parts.items():
+                values.append(product.array(name))
+    return {name: np.concatenate(values) for name, values in parts.items()}
 
 
 def read_joint(
-    config: Config,
-    network_hash: str,
+    run: Run,
     set_name: str = "test",
     indices: Iterable[int] | None = None,
     true_kappa: bool = False,
@@ -122,7 +150,6 @@ def read_joint(
 
     Parameters
     ----------
-    network_hash : SHA-256 of the network that made the lensing bandpowers
     true_kappa : bandpowers of the true κ as "kk" instead of the debiased ones: what lensing itself
         correlates
 
@@ -131,21 +158,11 @@ def read_joint(
     products.ProductError
         if a sky has not been reconstructed or measured
     """
-    indices = _indices(config, set_name, indices)
-    lensing = read_bandpowers(config, network_hash, set_name, indices)
-    kk = (
-        lensing.truth
-        if true_kappa
-        else calibration_of(config, network_hash)[0].debias(lensing.auto)
-    )
-    parts = {"ee": [], "bb": []}
-    for index in indices:
-        path, recipe = path_of(config, set_name, index), recipe_of(config, set_name, index)
-        with products.open_product(path, KIND, recipe, config.shipped) as product:
-            for name, values in parts.items():
-                values.append(product.array(name))
-    primary = {name: np.concatenate(values) for name, values in parts.items()}
-    return joint_covariance(spectra_of(config).bins.edges, kk=kk, **primary)
+    indices = _indices(run, set_name, indices)
+    lensing = bandpowers.read(run, set_name, indices)
+    kk = lensing.truth if true_kappa else calibration_of(run)[0].debias(lensing.auto)
+    edges = run.bandpowers.bins.edges
+    return joint_covariance(edges, kk=kk, **read(run, set_name, indices))
 
 
 def write_joint(joint: JointCovariance, path: str | Path, provenance: dict | None = None) -> Path:
@@ -171,37 +188,17 @@ def write_joint(joint: JointCovariance, path: str | Path, provenance: dict | Non
         "covariance": joint.covariance,
         "n_sim": joint.n_sim,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
+    with atomic_write(path) as partial:
         if path.suffix == ".npz":
             np.savez(partial, **content, provenance=json.dumps(provenance or {}))
         else:
             plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in content.items()}
             partial.write_text(json.dumps(plain | {"provenance": provenance or {}}, indent=1))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
-def _indices(config: Config, set_name: str, indices: Iterable[int] | None) -> list[int]:
-    indices = list(range(config.set_size(set_name)) if indices is None else indices)
+def _indices(run: Run, set_name: str, indices: Iterable[int] | None) -> list[int]:
+    indices = list(range(run.config.set_size(set_name)) if indices is None else indices)
     for index in indices:
-        config.check_index(set_name, index)
+        run.config.check_index(set_name, index)
     return indices
-
-
-def path_of(config: Config, set_name: str, index: int) -> Path:
-    """Where the primary spectra of one sky lie."""
-    return config.products / KIND / set_name / f"sky_{index:04d}.h5"
-
-
-def recipe_of(config: Config, set_name: str, index: int) -> dict:
-    """What determines the primary spectra of one sky."""
-    return {
-        "sky": config.sky_recipe(set_name, index),
-        "primary_algorithm": ALGORITHM,
-        "instrument": asdict(config.instrument),
-        "bandpowers": config.bandpowers.model_dump(),
-    }

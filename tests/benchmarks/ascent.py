@@ -12,19 +12,19 @@ from time import process_time
 
 import numpy as np
 
-from cobaya_cnnlens.calibrate.measure import spectra_of
-from cobaya_cnnlens.pipeline.config import load_config
+from cobaya_cnnlens.pipeline import skies
+from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import observe_sky
-from cobaya_cnnlens.pipeline.skies import make_skies, spectra_for
+from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.reconstruct.iterative import WienerEstimator
 from cobaya_cnnlens.reconstruct.probable import ProbableLensing
 
 PASSES = 7
 n = int(sys.argv[1]) if len(sys.argv) > 1 else 120
 config = load_config(Path(__file__).parents[2] / "training" / "config" / "laptop.yaml")
-make_skies(config, "test", [0])
-seen = observe_sky(config, "test", 0)
-spectra, theory = spectra_of(config), spectra_for(config, config.cosmology)
+skies.measure(Run(config), "test", [0])
+seen = observe_sky(Run(config), "test", 0)
+spectra, theory = Run(config).bandpowers, Run(config).spectra()
 mask = spectra.mask
 true = spectra.transform(seen.kappa[:n])
 power = spectra.cross(true, true)

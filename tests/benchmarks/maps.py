@@ -12,11 +12,11 @@ import ducc0
 import healpy
 import numpy as np
 
-from cobaya_cnnlens.calibrate.maps import PatchMaps, read_maps, to_meridian, write_images
-from cobaya_cnnlens.pipeline.config import load_config
-from cobaya_cnnlens.pipeline.skies import spectra_for
-from cobaya_cnnlens.reconstruct.resunet import network_estimator
-from cobaya_cnnlens.simulate.instrument import ARCMIN, cosine_mask
+from cobaya_cnnlens.pipeline.estimators import network_estimator
+from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.map_files import PatchMaps, read_maps, to_meridian, write_images
+from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.simulate.instrument import ARCMIN
 from cobaya_cnnlens.simulate.patches import PatchGeometry, point_patches
 from cobaya_cnnlens.simulate.skies import scale_alm, unit_alm
 from cobaya_cnnlens.theory.camb import lensed_polarisation
@@ -30,8 +30,8 @@ shipped = config.network.model_copy(
     update={"pretrained": TRAINING / "networks" / "laptop_1uk.keras"}
 )
 config = config.model_copy(update={"network": shipped})
-estimator = network_estimator(config)
-mask = cosine_mask(config.patch, config.instrument.taper_deg)
+estimator = network_estimator(Run(config))
+mask = Run(config).mask
 flat = PatchGeometry(config.patch.size_deg, config.patch.n_pixels, pad=0)
 pointing = point_patches(CENTRES, flat)
 
@@ -62,8 +62,7 @@ l = np.arange(LMAX + 1)
 beam = config.instrument.beam(l)
 noise = (config.instrument.noise_uk_arcmin * ARCMIN) ** 2
 spectra = [
-    cl[: LMAX + 1] * beam**2 + noise
-    for cl in lensed_polarisation(spectra_for(config, config.cosmology), LMAX)
+    cl[: LMAX + 1] * beam**2 + noise for cl in lensed_polarisation(Run(config).spectra(), LMAX)
 ]
 for cl in spectra:
     cl[:2] = 0.0

@@ -10,10 +10,10 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from cobaya_cnnlens.calibrate.bandpowers import Bins, FlatSpectra
 from cobaya_cnnlens.calibrate.response import standard_error
 from cobaya_cnnlens.reconstruct.n0 import Filter, n0_eb, response_eb
 from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
+from cobaya_cnnlens.simulate.bandpowers import Bins, FlatSpectra
 from cobaya_cnnlens.simulate.instrument import Instrument
 from cobaya_cnnlens.simulate.modes import mode_vectors
 from cobaya_cnnlens.simulate.patches import PatchGeometry

@@ -1,112 +1,88 @@
 rule bandpowers:
     input:
-        sky=str(PIPELINE.sky_directory / "{set_name}" / "sky_{index}.h5"),
-        network=NETWORK,
+        lambda w: estimator(of(w)),
+        sky=lambda w: sky(of(w), w.set_name, w.index),
     output:
-        str(PIPELINE.products / "bandpowers" / "{set_name}" / "sky_{index}.h5"),
+        "{products}/bandpowers/{set_name}/sky_{index}.h5",
+    params:
+        path=path_of,
+        index=lambda w: int(w.index),
     threads: 2
     resources:
         mem_mb=4000,
         runtime=20,
-    params:
-        index=lambda wildcards: int(wildcards.index),
     shell:
-        "cnnlens reconstruct {CONFIG_FILE:q} --set {wildcards.set_name:q} --index {params.index}"
+        "cnnlens reconstruct {params.path:q} --set {wildcards.set_name:q} --index {params.index}"
 
 
+# Skies at shifted omch2: the second order of the noise debias, and all that `forecast` needs.
+rule curvature:
+    input:
+        lambda w: estimator(of(w)),
+    output:
+        "{products}/curvature/sky_{index}.h5",
+    params:
+        path=path_of,
+        index=lambda w: int(w.index),
+    threads: 2
+    resources:
+        mem_mb=10000,
+        runtime=60,
+    shell:
+        "cnnlens derivatives {params.path:q} --index {params.index} --shifted-only"
+        " --threads {threads}"
+
+
+# The command makes the skies at shifted omch2 too, if they are not there: it waits for them, and
+# their date says nothing of its own product.
 rule derivatives:
     input:
-        NETWORK,
+        lambda w: estimator(of(w)),
+        ancient("{products}/curvature/sky_{index}.h5"),
     output:
-        str(PIPELINE.products / "derivatives" / "sky_{index}.h5"),
-        str(PIPELINE.products / "curvature" / "sky_{index}.h5"),
+        "{products}/derivatives/sky_{index}.h5",
+    params:
+        path=path_of,
+        index=lambda w: int(w.index),
     threads: 2
     resources:
         mem_mb=10000,
         runtime=240,
-    params:
-        index=lambda wildcards: int(wildcards.index),
     shell:
-        "cnnlens derivatives {CONFIG_FILE:q} --index {params.index} --threads {threads}"
+        "cnnlens derivatives {params.path:q} --index {params.index} --threads {threads}"
 
 
 # Test skies seen by an instrument that is off in one way at a time.
 rule nuisances:
     input:
-        sky=str(PIPELINE.sky_directory / "test" / "sky_{index}.h5"),
-        network=NETWORK,
+        lambda w: estimator(of(w)),
+        sky=lambda w: sky(of(w), "test", w.index),
     output:
-        str(PIPELINE.products / "nuisances" / "sky_{index}.h5"),
+        "{products}/nuisances/sky_{index}.h5",
+    params:
+        path=path_of,
+        index=lambda w: int(w.index),
     threads: 2
     resources:
         mem_mb=4000,
         runtime=60,
-    params:
-        index=lambda wildcards: int(wildcards.index),
     shell:
-        "cnnlens nuisances {CONFIG_FILE:q} --index {params.index}"
+        "cnnlens nuisances {params.path:q} --index {params.index}"
+
+
+def survey_of(wildcards):
+    return releases(of(wildcards))[f"{wildcards.products}/releases/{wildcards.release}.json"]
 
 
 rule release:
     input:
-        bandpowers("validation"),
-        bandpowers("test"),
-        derivatives(),
-        nuisances(),
-        lambda wildcards: bandpowers(f"survey-{wildcards.survey}"),
+        lambda w: all_bandpowers(of(w), "validation", "test", f"survey-{survey_of(w)}"),
+        lambda w: all_derivatives(of(w)),
+        lambda w: all_nuisances(of(w)),
     output:
-        str(PIPELINE.products / "releases" / (PIPELINE.name + "_{survey}.json")),
-    shell:
-        "cnnlens release make {CONFIG_FILE:q} --survey {wildcards.survey:q}"
-
-
-# Skies of omch2 drawn from a prior: none is kept, only its bandpowers.
-rule coverage_sky:
-    input:
-        NETWORK,
-    output:
-        str(PIPELINE.products / "coverage" / "sky_{index}.h5"),
-    threads: 2
-    resources:
-        mem_mb=8000,
-        runtime=30,
+        "{products}/releases/{release}.json",
     params:
-        index=lambda wildcards: int(wildcards.index),
+        path=path_of,
+        survey=survey_of,
     shell:
-        "cnnlens coverage {CONFIG_FILE:q} --index {params.index} --threads {threads}"
-
-
-if PIPELINE.surveys:
-
-    rule coverage:
-        input:
-            [str(PIPELINE.coverage_path(i)) for i in range(PIPELINE.coverage.skies)],
-            bandpowers("validation"),
-            bandpowers("test"),
-            derivatives(),
-            nuisances(),
-            bandpowers(f"survey-{next(iter(PIPELINE.surveys))}"),
-        output:
-            str(PIPELINE.products / "coverage.txt"),
-        shell:
-            "cnnlens coverage {CONFIG_FILE:q} --table-only > {output:q}"
-
-
-# Reconstruction noise alone, for a network that is not to become a release.
-rule noise:
-    input:
-        bandpowers("validation"),
-        bandpowers("test"),
-    output:
-        str(PIPELINE.products / "noise.txt"),
-    shell:
-        "cnnlens evaluate {CONFIG_FILE:q} > {output:q}"
-
-
-rule tables:
-    input:
-        releases(),
-    output:
-        str(PIPELINE.products / "tables.txt"),
-    shell:
-        "cnnlens evaluate {CONFIG_FILE:q} > {output:q} && cnnlens recover {CONFIG_FILE:q} >> {output:q}"
+        "cnnlens release make {params.path:q} --survey {params.survey:q}"

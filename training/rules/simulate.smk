@@ -1,12 +1,21 @@
+# Members that share a folder of skies make each sky once: any of those that have it.
+SKY_OWNER = {
+    file: path
+    for path, member in MEMBERS.items()
+    for file in all_skies(member, *member.set_names())
+}
+
+
 rule sky:
     output:
-        str(PIPELINE.sky_directory / "{set_name}" / "sky_{index}.h5"),
+        "{skies}/{set_name}/sky_{index}.h5",
+    params:
+        path=lambda w, output: SKY_OWNER[output[0]],
+        index=lambda w: int(w.index),
     threads: 2
     resources:
         mem_mb=6000,
         runtime=20,
-    params:
-        index=lambda wildcards: int(wildcards.index),
     shell:
-        "cnnlens skies {CONFIG_FILE:q} --set {wildcards.set_name:q} --index {params.index}"
+        "cnnlens skies {params.path:q} --set {wildcards.set_name:q} --index {params.index}"
         " --threads {threads}"

@@ -12,16 +12,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .. import products
+from ..calibrate import bandpowers, curvature, derivatives, nuisances
 from ..errors import ConfigError, ProductError
-from ..pipeline.config import Config
-from ..reconstruct.files import shipped_recipe
-from ..validate import primary
-from . import curvature, derivatives, measure, nuisances
+from ..pipeline import networks
+from ..pipeline.run import Run
+from . import primary
 
 Entry = tuple[str, str, Path, dict]
 
 
-def ship_products(config: Config) -> dict[str, int]:
+def recipe(run: Run) -> dict:
+    """What a file of shipped products says of itself: whose they are, the hash of the estimator
+    that made them, and how that was trained, unless it is used as it is."""
+    config = run.config
+    trained = config.baseline is None and config.network.pretrained is None
+    return {
+        "configuration": config.name,
+        "network": run.estimator_id,
+        **({"training": networks.recipe(run)} if trained else {}),
+    }
+
+
+def ship(run: Run) -> dict[str, int]:
     """Write the configuration's file of shipped products from all that there are of its own; what
     was shipped before and is still valid stays.
 
@@ -36,12 +48,13 @@ def ship_products(config: Config) -> dict[str, int]:
     ProductError
         if a product is damaged or of another configuration, or if there is none
     """
+    config = run.config
     if config.shipped is None:
         raise ConfigError(
             f"configuration '{config.name}': key 'shipped' names no file; add one, e.g. "
             f"shipped: training/bandpowers/{config.name}.h5"
         )
-    recipe = shipped_recipe(config)
+    wanted = recipe(run)
     if config.shipped.exists():
         with products.open_product(config.shipped, products.SHIPPED) as old:
             owner = old.recipe["configuration"]
@@ -51,7 +64,7 @@ def ship_products(config: Config) -> dict[str, int]:
                 f"products of '{owner}'; give this configuration a file of its own"
             )
     found, counts = [], Counter()
-    for what, kind, path, own in _entries(config, recipe["network"]):
+    for what, kind, path, own in _entries(run):
         if not products.exists(path, kind, own, config.shipped):
             continue
         with products.open_product(path, kind, own, config.shipped) as product:
@@ -62,25 +75,21 @@ def ship_products(config: Config) -> dict[str, int]:
             f"{config.products}: holds nothing to ship of '{config.name}'; run `cnnlens "
             "reconstruct CONFIG --set test` and its like first"
         )
-    products.ship(config.shipped, recipe, found)
+    products.ship(config.shipped, wanted, found)
     return dict(counts)
 
 
-def _entries(config: Config, network_hash: str) -> Iterator[Entry]:
+def _entries(run: Run) -> Iterator[Entry]:
     """What is shipped: its name, kind, path and recipe."""
+    config = run.config
     sets = ["validation", "test", *(f"survey-{name}" for name in config.surveys)]
-    for name in sets:
-        for i in range(config.set_size(name)):
-            recipe = config.bandpower_recipe(name, i, network_hash)
-            yield f"bandpowers, {name}", measure.KIND, config.bandpower_path(name, i), recipe
-    for i in range(config.skies.derivatives):
-        recipe = config.derivative_recipe(i, network_hash)
-        yield "derivatives", derivatives.KIND, config.derivative_path(i), recipe
-        recipe = config.curvature_recipe(i, network_hash)
-        yield "second order", curvature.KIND, config.curvature_path(i), recipe
-    for i in range(config.nuisances.skies):
-        recipe = config.nuisance_recipe(i, network_hash)
-        yield "nuisances", nuisances.KIND, config.nuisance_path(i), recipe
-    for i in range(config.skies.test):
-        path, recipe = primary.path_of(config, "test", i), primary.recipe_of(config, "test", i)
-        yield "primary spectra", primary.KIND, path, recipe
+    stages = [(f"bandpowers, {name}", bandpowers, (name,), config.set_size(name)) for name in sets]
+    stages += [
+        ("derivatives", derivatives, (), config.skies.derivatives),
+        ("second order", curvature, (), config.skies.derivatives),
+        ("nuisances", nuisances, (), config.nuisances.skies),
+        ("primary spectra", primary, ("test",), config.skies.test),
+    ]
+    for what, stage, of, size in stages:
+        for index in range(size):
+            yield what, stage.KIND, stage.path(run, *of, index), stage.recipe(run, *of, index)

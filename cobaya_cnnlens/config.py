@@ -1,3 +1,0 @@
-"""The configuration under its earlier name: :mod:`cobaya_cnnlens.pipeline.config`."""
-
-from .pipeline.config import *  # noqa: F403

@@ -1,3 +1,0 @@
-"""The likelihood without Cobaya, by its earlier name: see :mod:`.likelihood.bandpowers`."""
-
-from .likelihood.bandpowers import *  # noqa: F403

@@ -1,0 +1,139 @@
+"""Which networks a run uses, how its own is trained, and what stands for them in recipes.
+
+No Keras here: recipes and paths are asked for before it is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import NetworkError
+from ..products import SHIPPED, differences, identity_of, open_product
+from ..reconstruct.files import network_hash, networks_hash, read_network
+from ..simulate.instrument import Instrument
+from . import mean_field, skies
+from .config import Network, Training
+
+if TYPE_CHECKING:
+    from .run import Run
+
+# Keys of the configuration's `network` that enter a recipe in another form, or only when set.
+NOT_IN_RECIPE = {"pretrained", "initial", "polarisation", "frozen_norm"}
+
+
+def path(run: Run) -> Path:
+    """Where training leaves its network."""
+    return run.config.products / "network.keras"
+
+
+def paths(run: Run) -> tuple[Path, ...]:
+    """The networks in use: the trained one, or those that ``network.pretrained`` names."""
+    named = run.config.network.pretrained
+    if named is None:
+        return (path(run),)
+    return tuple(named) if isinstance(named, list) else (named,)
+
+
+def training_directory(run: Run) -> Path:
+    """Where training keeps its state."""
+    return run.config.products / "training"
+
+
+def recipe(run: Run) -> dict:
+    """What determines a training run."""
+    config = run.config
+    sky = skies.recipe(run, "train", 0)
+    del sky["index"], sky["set"]
+    return {
+        **sky,
+        **({"train_cosmologies": config.train_cosmologies} if config.train_cosmologies else {}),
+        "train_skies": config.skies.train,
+        "instrument": asdict(config.instrument),
+        "network": config.network.model_dump(exclude=NOT_IN_RECIPE)
+        | ({"polarisation": head} if (head := config.network.polarisation) != "e" else {})
+        | ({"frozen_norm": True} if config.network.frozen_norm else {})
+        | ({"initial": network_hash(initial)} if (initial := config.network.initial) else {}),
+        # XLA changes how fast a run is and how it rounds, not what it is.
+        "training": config.training.model_dump(exclude={"jit_compile"}),
+    }
+
+
+def estimator_id(run: Run) -> str:
+    """What stands for a run's estimator in recipes: the hash of its network or networks, or of its
+    baseline's recipe. Where a network is yet to be trained, that of the one which made the shipped
+    bandpowers stands for it, if that was trained as the configuration says.
+
+    Raises
+    ------
+    NetworkError
+        if a network cannot be read, or was trained for another configuration
+    """
+    if run.config.baseline is not None:
+        return identity_of(mean_field.baseline_recipe(run))
+    if run.config.network.pretrained is None:
+        if not path(run).exists() and (shipped := _shipped_hash(run)):
+            return shipped
+        check_trained(run)
+    return networks_hash(paths(run))
+
+
+def _shipped_hash(run: Run) -> str | None:
+    shipped = run.config.shipped
+    if shipped is None or not shipped.exists():
+        return None
+    with open_product(shipped, SHIPPED) as product:
+        made_with = product.recipe
+    if training_differences(made_with.get("training", {}), recipe(run)):
+        return None
+    return made_with["network"]
+
+
+def training_differences(found: Mapping, wanted: Mapping) -> list[str]:
+    """Keys in which two training recipes differ; what an older one leaves out is the default."""
+    return differences(_completed(found), _completed(wanted))
+
+
+def _completed(found: Mapping) -> dict:
+    found = json.loads(json.dumps(found))
+    defaults = {
+        "network": Network().model_dump(mode="json", exclude=NOT_IN_RECIPE),
+        "training": {k: f.default for k, f in Training.model_fields.items() if not f.is_required()},
+        "instrument": asdict(Instrument()),
+    }
+    for section, values in defaults.items():
+        values = {**values, **found.get(section, {})}
+        values.pop("jit_compile", None)
+        found[section] = {k: v for k, v in values.items() if v is not None}
+    return found
+
+
+def check_trained(run: Run) -> None:
+    """Refuse a network in the products' folder that was not trained as the configuration says.
+
+    Raises
+    ------
+    NetworkError
+    """
+    file = path(run)
+    found = read_network(file).metadata.get("recipe")
+    mend = (
+        f"delete it with the folder {training_directory(run)} and run `cnnlens train`, or name "
+        "it under 'network.pretrained' to use it as it is"
+    )
+    if not isinstance(found, dict):
+        raise NetworkError(f"{file}: does not say how it was trained (no 'recipe'); {mend}")
+    found, initial = json.loads(json.dumps(found)), run.config.network.initial
+    network = found.setdefault("network", {})
+    # Networks of earlier versions name the whole file's hash.
+    if initial and network.get("initial") == hashlib.sha256(initial.read_bytes()).hexdigest():
+        network["initial"] = network_hash(initial)
+    if different := training_differences(found, recipe(run)):
+        raise NetworkError(
+            f"{file}: was trained for another configuration, which differs in "
+            f"{'; '.join(different)}; {mend}"
+        )

@@ -1,0 +1,161 @@
+"""ω_c by maximum likelihood, of many surveys at a time, and how far single patches reject the
+fiducial cosmology.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.interpolate import CubicSpline
+
+from ..calibrate import bandpowers
+from ..calibrate.assemble import calibration_of
+from ..calibrate.response import standard_error
+from ..errors import CNNLensError
+from ..likelihood.bandpowers import BandpowerLikelihood
+from ..likelihood.release import Release
+from ..likelihood.statistics import chi2_pte, inverse_covariance, pte_to_sigma
+from ..pipeline.run import Run
+
+# Range and spacing of ω_c over which the model is tabulated for maximum-likelihood tests.
+OMCH2_NODES = np.arange(0.080, 0.1651, 0.005)
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """Maximum-likelihood ω_c of disjoint surveys cut from simulated skies.
+
+    ``truth``; ``estimates`` (n_surveys,); ``shared_error``: 1σ of what all of them share, the
+    Monte-Carlo errors of N and of the derivatives; ``at_edge``: how many ended at the end of the
+    table
+    """
+
+    truth: float
+    patches_each: int
+    estimates: np.ndarray
+    shared_error: float
+    at_edge: int
+
+    @property
+    def mean(self) -> float:
+        return float(self.estimates.mean())
+
+    @property
+    def scatter(self) -> float:
+        return float(self.estimates.std(ddof=1))
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean, the shared error included."""
+        return float(np.hypot(standard_error(self.estimates), self.shared_error))
+
+
+class Omch2Likelihood:
+    """χ² of ω_c alone for many data vectors: the model tabulated with CAMB and splined.
+
+    Parameters
+    ----------
+    run : for the theory settings; its spectra are kept as products
+    likelihood : of the release whose calibration is used
+    """
+
+    def __init__(self, run: Run, likelihood: BandpowerLikelihood):
+        table = []
+        for omch2 in OMCH2_NODES:
+            theory = run.spectra(run.config.cosmology.vary(omch2=float(round(omch2, 6))))
+            table.append(likelihood.model(theory.kk, theory.ee))
+        self._model = CubicSpline(OMCH2_NODES, np.array(table))
+        self._grid = np.linspace(OMCH2_NODES[0], OMCH2_NODES[-1], 4001)
+        self._mu = self._model(self._grid)
+
+    def model(self, omch2):
+        """µ_b at ω_c, (..., n_bins)."""
+        return self._model(omch2)
+
+    def slope(self, omch2: float) -> np.ndarray:
+        """∂µ_b/∂ω_c, (n_bins,)."""
+        return self._model(omch2, 1)
+
+    def sigma(self, omch2: float, covariance: np.ndarray) -> float:
+        """Fisher error of ω_c for data of this covariance."""
+        slope = self.slope(omch2)
+        return float(1.0 / np.sqrt(slope @ inverse_covariance(covariance) @ slope))
+
+    def shift_error(self, omch2: float, covariance: np.ndarray, shared: np.ndarray) -> float:
+        """1σ of ω_c that an error of the data with covariance ``shared`` causes."""
+        inverse = inverse_covariance(covariance)
+        slope = self.slope(omch2)
+        gain = inverse @ slope / (slope @ inverse @ slope)
+        return float(np.sqrt(gain @ shared @ gain))
+
+    def posterior(
+        self, data: np.ndarray, covariance: np.ndarray, grid: np.ndarray, scale: float = 1.0
+    ) -> np.ndarray:
+        """exp[−scale (χ² − min χ²)/2] of each data vector (n, n_bins) on a grid of ω_c,
+        (n, n_grid)."""
+        inverse = scale * inverse_covariance(covariance)
+        mu = self._model(grid)
+        projected = mu @ inverse
+        chi2 = np.einsum("gb,gb->g", projected, mu) - 2.0 * data @ projected.T
+        return np.exp(-0.5 * (chi2 - chi2.min(1, keepdims=True)))
+
+    def maximum(self, data: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, int]:
+        """Best ω_c of each data vector (n, n_bins), and how many ended at the table's edge."""
+        inverse = inverse_covariance(covariance)
+        best, at_edge = np.empty(len(data)), 0
+        projected = self._mu @ inverse
+        constant = np.einsum("gb,gb->g", projected, self._mu)
+        for i, d in enumerate(data):
+            chi2 = constant - 2.0 * projected @ d
+            k = int(np.argmin(chi2))
+            if k in (0, len(self._grid) - 1):
+                at_edge += 1
+                best[i] = self._grid[k]
+                continue
+            a, b, c = chi2[k - 1 : k + 2]
+            best[i] = self._grid[k] + 0.5 * (a - c) / (a - 2 * b + c) * (
+                self._grid[1] - self._grid[0]
+            )
+        return best, at_edge
+
+
+def recovered_omch2(
+    run: Run,
+    release: Release,
+    survey: str,
+    patches_each: int = 1,
+    noise_debias: str = "quadratic",
+) -> Recovered:
+    """Maximum-likelihood ω_c of every disjoint group of patches of a survey's skies."""
+    calibration, _ = calibration_of(run)
+    data = calibration.debias(bandpowers.read(run, f"survey-{survey}").auto)
+    if len(data) < 2 * patches_each:
+        raise CNNLensError(
+            f"survey '{survey}' has {len(data)} patches: too few for two groups of "
+            f"{patches_each}; simulate more of its skies or make the groups smaller"
+        )
+    groups = data[: len(data) // patches_each * patches_each]
+    groups = groups.reshape(-1, patches_each, data.shape[1]).mean(1)
+    table = Omch2Likelihood(run, BandpowerLikelihood(release, noise_debias))
+    shared = release.noise_covariance + release.derivative_covariance
+    covariance = release.patch_covariance / patches_each + shared
+    estimates, at_edge = table.maximum(groups, covariance)
+    truth = run.config.surveys[survey].omch2
+    shared_error = table.shift_error(truth, covariance, shared)
+    return Recovered(truth, patches_each, estimates, shared_error, at_edge)
+
+
+def null_significance(run: Run, release: Release, survey: str) -> tuple[np.ndarray, np.ndarray]:
+    """χ² and significance in σ of each patch against the fiducial cosmology (paper eq. 16).
+
+    Returns
+    -------
+    χ² and σ, each (n_patches,); the covariance is that of one patch
+    """
+    calibration, test = calibration_of(run)
+    data = calibration.debias(bandpowers.read(run, f"survey-{survey}").auto)
+    residual = data - calibration.debias(test.auto).mean(0)
+    inverse = inverse_covariance(release.patch_covariance)
+    chi2 = np.einsum("nb,bc,nc->n", residual, inverse, residual)
+    return chi2, pte_to_sigma(chi2_pte(chi2, release.n_bins))

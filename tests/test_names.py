@@ -1,0 +1,110 @@
+"""The names by which other people's code and inputs find things."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cobaya_cnnlens
+from cobaya_cnnlens import likelihood
+
+PACKAGE = Path(cobaya_cnnlens.__file__).parent
+
+
+def python(code: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("earlier", "module"),
+    [
+        ("config", "pipeline.loading"),
+        ("likelihood", "likelihood"),
+        ("model", "likelihood.bandpowers"),
+        ("release", "likelihood.release"),
+        ("theory", "theory"),
+    ],
+)
+def test_modules_are_found_by_their_earlier_names(earlier, module):
+    """By each form of import in its own interpreter, and as the module itself."""
+    if module == "pipeline.config":
+        pytest.importorskip("pydantic")
+    forms = (
+        f"import cobaya_cnnlens.{earlier}; found = cobaya_cnnlens.{earlier}",
+        f"from cobaya_cnnlens import {earlier} as found",
+        f"import importlib; found = importlib.import_module('cobaya_cnnlens.{earlier}')",
+    )
+    for form in forms:
+        code = f"{form}; import sys; print(found is sys.modules['cobaya_cnnlens.{module}'])"
+        assert python(code) == "True\n", form
+
+
+def test_a_module_that_moved_keeps_its_own_name():
+    """So that relative imports within it go on, and errors name the place."""
+    code = (
+        "import cobaya_cnnlens.model as m; print(m.__name__, m.__spec__.name, m.__package__); "
+        "from cobaya_cnnlens.release import read_release; print(read_release.__module__)"
+    )
+    assert python(code).split() == [
+        *["cobaya_cnnlens.likelihood.bandpowers"] * 2,
+        "cobaya_cnnlens.likelihood",
+        "cobaya_cnnlens.likelihood.release",
+    ]
+
+
+def test_other_names_are_no_modules():
+    with pytest.raises(ModuleNotFoundError, match="bandpower"):
+        importlib.import_module("cobaya_cnnlens.bandpower")
+    with pytest.raises(AttributeError, match="bandpower"):
+        _ = cobaya_cnnlens.bandpower
+
+
+@pytest.mark.parametrize("module", [cobaya_cnnlens, likelihood])
+def test_public_names_are_there(module):
+    """When they are asked for; and type checkers, which cannot ask, are told of each."""
+    names = set(module.__all__) - {"__version__"}
+    for name in names:
+        assert getattr(module, name) is not None
+    assert names <= set(dir(module))
+    told = [
+        node
+        for block in ast.parse(Path(module.__file__).read_text()).body
+        if isinstance(block, ast.If)
+        for node in block.body
+    ]
+    assert {alias.asname for node in told for alias in node.names} == names
+    for node in told:
+        for alias in node.names:
+            home = importlib.import_module(f".{node.module}", module.__name__)
+            assert getattr(home, alias.name) is getattr(module, alias.name)
+
+
+def test_the_root_holds_few_modules():
+    assert len(list(PACKAGE.glob("*.py"))) <= 6
+
+
+@pytest.mark.parametrize("name", ["cobaya_cnnlens.CNNLens", "cobaya_cnnlens.likelihood.CNNLens"])
+def test_cobaya_finds_the_likelihood(name):
+    """As an input names it, with its options and, by ``cobaya-doc``, its documentation."""
+    from cobaya.component import get_component_class
+
+    found = get_component_class(name, kind="likelihood")
+    assert found is cobaya_cnnlens.CNNLens
+    assert found.get_defaults()["noise_debias"] == "quadratic"
+    shown = python(f"from cobaya.doc import doc_script; doc_script(['{name}'])")
+    assert "noise_debias" in shown
+
+
+def test_importing_the_package_loads_neither_cobaya_nor_what_is_heavy():
+    code = (
+        "import sys, cobaya_cnnlens; "
+        "heavy = {'cobaya', 'camb', 'numpy', 'h5py', 'tensorflow', 'healpy', 'matplotlib'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert python(code) == "[]\n"

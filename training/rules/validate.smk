@@ -1,0 +1,97 @@
+rule table:
+    input:
+        [file for m in MEMBERS.values() for file in all_bandpowers(m, "validation", "test")],
+    output:
+        TABLE,
+    shell:
+        "cnnlens compare {FILE:q} > {output:q}"
+
+
+rule forecast:
+    input:
+        TABLE,
+        [file for m in MEMBERS.values() for file in all_curvature(m)],
+    output:
+        FORECAST,
+    shell:
+        "cnnlens forecast {FILE:q} > {output:q}"
+
+
+rule noise_table:
+    input:
+        lambda w: all_bandpowers(of(w), "validation", "test"),
+    output:
+        "{products}/noise.txt",
+    params:
+        path=path_of,
+    shell:
+        "cnnlens evaluate {params.path:q} > {output:q}"
+
+
+rule tables:
+    input:
+        lambda w: list(releases(of(w))),
+    output:
+        "{products}/tables.txt",
+    params:
+        path=path_of,
+    shell:
+        "cnnlens evaluate {params.path:q} > {output:q} && cnnlens recover {params.path:q} >> {output:q}"
+
+
+rule exhibit:
+    input:
+        lambda w: estimator(of(w)),
+        lambda w: sky(of(w), "test", 0),
+    output:
+        "{products}/exhibit.h5",
+    params:
+        path=path_of,
+    threads: 2
+    shell:
+        "cnnlens exhibit {params.path:q}"
+
+
+rule nulls:
+    input:
+        lambda w: all_bandpowers(of(w), "validation", "test"),
+        lambda w: all_skies(of(w), "train", "test"),
+    output:
+        "{products}/nulls/curl/sky_{index}.h5",
+    params:
+        path=path_of,
+        index=lambda w: int(w.index),
+    threads: 2
+    shell:
+        "cnnlens nulltest {params.path:q} --index {params.index}"
+
+
+# Skies of omch2 drawn from a prior: none is kept, only its bandpowers.
+rule coverage_sky:
+    input:
+        lambda w: estimator(of(w)),
+    output:
+        "{products}/coverage/sky_{index}.h5",
+    params:
+        path=path_of,
+        index=lambda w: int(w.index),
+    threads: 2
+    resources:
+        mem_mb=8000,
+        runtime=30,
+    shell:
+        "cnnlens coverage {params.path:q} --index {params.index} --threads {threads}"
+
+
+rule coverage_table:
+    input:
+        lambda w: coverage_skies(of(w)),
+        lambda w: all_bandpowers(of(w), "validation", "test", f"survey-{of(w).first_survey}"),
+        lambda w: all_derivatives(of(w)),
+        lambda w: all_nuisances(of(w)),
+    output:
+        "{products}/coverage.txt",
+    params:
+        path=path_of,
+    shell:
+        "cnnlens coverage {params.path:q} --table-only > {output:q}"
