@@ -17,6 +17,7 @@ from ..errors import ConfigError
 from ..simulate.instrument import Instrument
 from ..simulate.patches import PatchGeometry, closest_centres
 from ..simulate.shards import SkySettings
+from ..simulate.varied import Variation
 from ..theory.camb import CambSettings, Cosmology
 from .estimators import own_options, registered
 
@@ -73,14 +74,23 @@ class SkyCounts(Section):
 
 
 class PatchCentres(Section):
-    """HEALPix nside of the centres, and how many are left out at each pole."""
+    """HEALPix nside of the centres, and how many are left out at each pole; or ``rings``: side by
+    side in rings of equal latitude, as many as go, none over another."""
 
     nside: int = Field(4, gt=0, le=64)
     poles: int = Field(16, ge=0, le=24_576)
+    rings: bool = False
+
+    def recipe(self) -> dict:
+        """What determines where the patches lie."""
+        return {"rings": True} if self.rings else self.model_dump(exclude={"rings"})
 
 
 class Network(Section):
-    """The ResUNet: ``width`` 64 is the paper's; ``dropout`` its rate.
+    """The network: of ``kind`` "resunet", the paper's on the maps, whose ``width`` is 64 there and
+    ``dropout`` its rate; or "refined", a residual U-net on what the ascent to the most probable
+    lensing knows (:mod:`cobaya_cnnlens.reconstruct.refined`), of ``width`` channels at half the
+    patch's resolution, for any noise.
 
     ``noise_map`` adds the noise rms of every pixel to the inputs; ``polarisation`` "qu" makes the
     first head unlensed Q and U instead of E. ``initial`` names a trained network of the same width
@@ -90,6 +100,7 @@ class Network(Section):
 
     pretrained: FilePath | Annotated[list[FilePath], Field(min_length=1)] | None = None
     initial: FilePath | None = None
+    kind: Literal["resunet", "refined"] = "resunet"
     width: int = Field(64, gt=0, le=1024)
     dropout: float = Field(0.0, ge=0, lt=1)
     noise_map: bool = False
@@ -137,6 +148,14 @@ class Training(Section):
     precision: str = Field("float32", pattern="^(float32|mixed_bfloat16)$")
     jit_compile: bool = True
     seed: int = Field(1, ge=0, lt=2**32)
+
+
+class Refining(Section):
+    """What a refining network learns from, beside the instrument itself: ``variation`` of noise,
+    depth, holes and tapers; features of ``batch`` patches lie in a file."""
+
+    variation: Variation = Variation()
+    batch: int = Field(96, gt=0, le=10_000)
 
 
 class Reconstruction(Section):
@@ -279,6 +298,7 @@ class Config(Section):
     skies: SkyCounts
     network: Network
     training: Training
+    refining: Refining = Refining()
     reconstruction: Reconstruction = Reconstruction()
     baseline: Baseline | None = None
     bandpowers: Bandpowers = Bandpowers()
@@ -345,6 +365,7 @@ class Config(Section):
                 "training.noise_max_uk_arcmin and training.depth_variation need "
                 "network.noise_map: true, or the network cannot know the noise it sees"
             )
+        self._check_refined()
         if self.network.frozen_norm and self.network.initial is None:
             raise ValueError("network.frozen_norm needs network.initial, whose batch norm it keeps")
         if self.training.loss == "spectral" and any(p.crop for p in self.training.phases):
@@ -365,6 +386,24 @@ class Config(Section):
                 "skies"
             )
         return self
+
+    def _check_refined(self) -> None:
+        """What a refining network takes, and what it does not."""
+        if self.network.kind != "refined":
+            return
+        network, plain = self.network, Network()
+        for key in ("dropout", "noise_map", "polarisation", "frozen_norm"):
+            if getattr(network, key) != getattr(plain, key):
+                raise ValueError(f"network.{key} is of kind 'resunet'; remove it")
+        if self.patch.n_pixels % 16:
+            raise ValueError(
+                f"patch.n_pixels is {self.patch.n_pixels}; a refining network needs multiples of 16"
+            )
+        if any(phase.crop or phase.schedule != "cosine" for phase in self.training.phases):
+            raise ValueError(
+                "a refining network learns whole patches at rates that fall as a cosine; leave "
+                "crop and schedule out of training.phases"
+            )
 
     def _check_cosmologies(self) -> None:
         """Every cosmology that some stage will ask CAMB for."""
@@ -395,6 +434,8 @@ class Config(Section):
                 f"instrument.taper_deg {self.instrument.taper_deg:g} leaves no pixel of a patch of "
                 f"{patch.size_deg:g}° unmasked; take at most half of patch.size_deg"
             )
+        if centres.rings:
+            return
         if centres.poles >= 6 * centres.nside**2:
             raise ValueError(
                 f"centres.poles {centres.poles} leaves no patch on the sky; take fewer than "

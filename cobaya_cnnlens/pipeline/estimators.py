@@ -59,12 +59,26 @@ def network_estimator(run: Run) -> Estimator:
     from . import networks
 
     config = run.config
+    if config.network.kind == "refined":
+        return _refined(run)
     return networks_estimator(
         networks.paths(run),
         config.reconstruction.symmetries,
         config.instrument.noise_rms(config.patch),
         config.reconstruction.jit_compile,
     )
+
+
+def _refined(run: Run) -> Estimator:
+    """The refining network on features of the run's own noise, or the mean of several's."""
+    from ..reconstruct.features import PASSES
+    from ..reconstruct.probable import ProbableLensing
+    from ..reconstruct.refined import RefinedEstimator, load_refining
+    from . import networks
+
+    config = run.config
+    ascent = ProbableLensing(config.patch, config.instrument, run.mask, run.spectra(), PASSES)
+    return RefinedEstimator(ascent, [load_refining(path) for path in networks.paths(run)])
 
 
 def filtered_for(run: Run) -> Instrument:

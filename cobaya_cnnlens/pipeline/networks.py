@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .run import Run
 
 # Keys of the configuration's `network` that enter a recipe in another form, or only when set.
-NOT_IN_RECIPE = {"pretrained", "initial", "polarisation", "frozen_norm"}
+NOT_IN_RECIPE = {"pretrained", "initial", "kind", "polarisation", "frozen_norm"}
 
 
 def path(run: Run) -> Path:
@@ -49,6 +49,8 @@ def recipe(run: Run) -> dict:
     config = run.config
     sky = skies.recipe(run, "train", 0)
     del sky["index"], sky["set"]
+    if config.network.kind == "refined":
+        return _refining_recipe(run, sky)
     return {
         **sky,
         **({"train_cosmologies": config.train_cosmologies} if config.train_cosmologies else {}),
@@ -60,6 +62,34 @@ def recipe(run: Run) -> dict:
         | ({"initial": network_hash(initial)} if (initial := config.network.initial) else {}),
         # XLA changes how fast a run is and how it rounds, not what it is.
         "training": config.training.model_dump(exclude={"jit_compile"}),
+    }
+
+
+# Keys of the configuration that a refining network's training knows.
+REFINING = {"network": {"width", "seed"}, "training": {"phases", "clip_norm", "seed"}}
+
+
+def _refining_recipe(run: Run, sky: dict) -> dict:
+    """What determines a training run on features."""
+    from ..reconstruct.features import PASSES
+    from .features import ALGORITHM
+
+    config = run.config
+    initial = config.network.initial
+    return {
+        **sky,
+        "train_skies": config.skies.train,
+        "instrument": asdict(config.instrument),
+        "features": {
+            "algorithm": ALGORITHM,
+            "passes": PASSES,
+            "batch": config.refining.batch,
+            "variation": asdict(config.refining.variation),
+        },
+        "network": {"kind": "refined", **config.network.model_dump(include=REFINING["network"])}
+        | ({"initial": network_hash(initial)} if initial else {}),
+        "training": config.training.model_dump(include=REFINING["training"])
+        | {"steps_per_epoch": config.training.steps_per_epoch},
     }
 
 
@@ -79,7 +109,15 @@ def estimator_id(run: Run) -> str:
         if not path(run).exists() and (shipped := _shipped_hash(run)):
             return shipped
         check_trained(run)
-    return networks_hash(paths(run))
+    found = networks_hash(paths(run))
+    return found if run.config.network.kind == "resunet" else _with_front_end(found)
+
+
+def _with_front_end(digest: str) -> str:
+    """The hash of refining networks with what makes their features: SHA-256 of both as text."""
+    from .features import ALGORITHM
+
+    return hashlib.sha256(f"{digest} features {ALGORITHM}".encode()).hexdigest()
 
 
 def _shipped_hash(run: Run) -> str | None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..simulate.bandpowers import Bins, FlatSpectra
 from ..simulate.instrument import cosine_mask
+from ..simulate.tiling import ring_centres
 from ..theory.camb import Cosmology, Spectra
 from . import networks, skies
 from .config import Config
@@ -79,12 +80,22 @@ class Run:
         bins = Bins(**self.config.bandpowers.model_dump())
         return FlatSpectra(self.config.patch, bins, self.mask)
 
+    @cached_property
+    def n_patches(self) -> int:
+        """Patches of one sky."""
+        centres = self.config.centres
+        if centres.rings:
+            return len(ring_centres(self.config.patch.size_deg))
+        return 12 * centres.nside**2 - 2 * centres.poles
+
     @property
     def pointing(self) -> Pointing:
         """Where on the sky the pixels of all patches lie."""
         from ..simulate import shards
 
         centres = self.config.centres
+        if centres.rings:
+            return shards.pointing_in_rings(self.config.patch)
         return shards.pointing_of(self.config.patch, centres.nside, centres.poles)
 
     def spectra(self, cosmology: Cosmology | None = None) -> Spectra:

@@ -54,7 +54,7 @@ def recipe(run: Run, set_name: str, index: int) -> dict:
         "index": index,
         "sky": asdict(config.sky),
         "patch": asdict(config.patch),
-        "centres": config.centres.model_dump(),
+        "centres": config.centres.recipe(),
     }
 
 

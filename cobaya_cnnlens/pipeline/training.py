@@ -240,7 +240,7 @@ def plateau(losses: list[float], patience: int = 3, stop: int = 10) -> tuple[int
     return halvings, False
 
 
-class _StepCallback(keras.callbacks.Callback):
+class StepCallback(keras.callbacks.Callback):
     """Sets the learning rate of each step and moves the progress bar."""
 
     def __init__(self, plan: EpochPlan, halvings: int, bar: tqdm):
@@ -272,12 +272,13 @@ class TrainingRun:
         self.directory, self._recipe = directory, json.loads(json.dumps(recipe))
         self._state_path = directory / "state.json"
         self.history: list[dict] = []
-        self._checkpoint = self._best = None
+        self._checkpoint = self._best = self._mean = None
         if self._state_path.exists():
             try:
                 state = json.loads(self._state_path.read_text())
                 found, self.history = state["recipe"], state["history"]
                 self._checkpoint, self._best = state["checkpoint"], state["best"]
+                self._mean = state.get("mean")
             except (ValueError, KeyError, TypeError, OSError) as error:
                 raise NetworkError(
                     f"{self._state_path}: damaged ({error!r}); delete the folder and train again"
@@ -294,25 +295,40 @@ class TrainingRun:
             return None
         return self._load(self._checkpoint)
 
-    def finish_epoch(self, network: keras.Model, record: dict) -> None:
-        """Keep the network and its numbers; older checkpoints go once the state is on disk."""
+    def load_mean(self) -> keras.Model | None:
+        """The mean network of the last finished epoch, None if none is kept."""
+        return None if self._mean is None else self._load(self._mean, compile=False)
+
+    def finish_epoch(
+        self, network: keras.Model, record: dict, mean: keras.Model | None = None
+    ) -> None:
+        """Keep the network and its numbers; older checkpoints go once the state is on disk.
+
+        Parameters
+        ----------
+        mean : the network of the mean of late weights, which is then what may be the best
+        """
         self.history.append(record)
         epoch = len(self.history)
         self._checkpoint = f"epoch_{epoch:04d}.keras"
         self.directory.mkdir(parents=True, exist_ok=True)
         save_atomically(network, self.directory / self._checkpoint)
+        if mean is not None:
+            self._mean = f"mean_{epoch:04d}.keras"
+            save_atomically(mean, self.directory / self._mean)
         if record["val_loss"] <= min(h["val_loss"] for h in self.history):
-            self._best = self._checkpoint
+            self._best = self._mean or self._checkpoint
         state = {
             "recipe": self._recipe,
             "checkpoint": self._checkpoint,
             "best": self._best,
+            **({"mean": self._mean} if self._mean else {}),
             "history": self.history,
         }
         with atomic_write(self._state_path) as partial:
             partial.write_text(json.dumps(state, indent=1))
-        for old in self.directory.glob("epoch_*.keras"):
-            if old.name not in (self._checkpoint, self._best):
+        for old in (*self.directory.glob("epoch_*.keras"), *self.directory.glob("mean_*.keras")):
+            if old.name not in (self._checkpoint, self._mean, self._best):
                 old.unlink()
 
     def best(self) -> keras.Model:
@@ -461,7 +477,7 @@ def train(run: Run, directory: Path) -> Iterator[dict]:
                 epochs=1,
                 shuffle=False,
                 verbose=0,
-                callbacks=[_StepCallback(step, halvings, bar)],
+                callbacks=[StepCallback(step, halvings, bar)],
             )
             validated = network.evaluate(x_val, y_val, batch_size=16, verbose=0, return_dict=True)
             record = {"epoch": epoch + 1, "steps": step.first_step + step.steps}

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.fft
@@ -47,6 +48,23 @@ FEATURES = (
 )
 _AT = {name: i for i, name in enumerate(FEATURES)}
 _SPIN2 = [(_AT[f"{kind}q"], _AT[f"{kind}u"]) for kind in ("", "filtered_", "residual_")]
+
+
+@dataclass(frozen=True)
+class RefiningPatches:
+    """What a refining network learns from.
+
+    Attributes
+    ----------
+    features : (n, ny, nx, len(FEATURES)), float16 as on disk
+    kappa, e : masked truth, (n, ny, nx); E in µK
+    level : noise of each patch in µK′, (n,)
+    """
+
+    features: np.ndarray
+    kappa: np.ndarray
+    e: np.ndarray
+    level: np.ndarray
 
 
 def features_of(

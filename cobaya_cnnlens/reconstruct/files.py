@@ -15,7 +15,8 @@ import numpy as np
 
 from ..errors import NetworkError
 
-CLASS = "cobaya_cnnlens>ResUNet"
+# Networks by the name that Keras has them under.
+CLASSES = {"cobaya_cnnlens>ResUNet": "ResUNet", "cobaya_cnnlens>RefiningUNet": "RefiningUNet"}
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 # Keras stores weights as they are: what unpacks to more than this many times its size is no
 # network.
@@ -27,8 +28,10 @@ DEFAULTS = {"noise_map": False, "polarisation": "e"}
 
 @dataclass(frozen=True)
 class NetworkFile:
-    """A ``.keras`` file's content: the ResUNet's ``arguments``, and its ``weights`` by path."""
+    """A ``.keras`` file's content: the network's ``kind`` ("ResUNet" or "RefiningUNet"), its
+    ``arguments``, and its ``weights`` by path."""
 
+    kind: str
     arguments: dict
     weights: dict[str, np.ndarray]
 
@@ -61,8 +64,10 @@ def read_network(path: str | Path) -> NetworkFile:
                 )
             config = json.loads(archive.read(CONFIG))
             content = archive.read(WEIGHTS)
-        if config.get("registered_name") != CLASS:
-            raise NetworkError(f"{path}: holds a {config['class_name']}, not a ResUNet")
+        if (kind := CLASSES.get(config.get("registered_name"))) is None:
+            raise NetworkError(
+                f"{path}: holds a {config['class_name']}, neither a ResUNet nor a RefiningUNet"
+            )
         arguments, weights = config["config"], _read_weights(path, content)
         _check_weights(path, arguments["width"], weights)
     except OSError as error:
@@ -78,7 +83,7 @@ def read_network(path: str | Path) -> NetworkFile:
             f"{path}: cannot be read as a Keras model ({type(error).__name__}: "
             f"{str(error)[:200]}); the file is damaged: restore it or train again"
         ) from None
-    return NetworkFile(arguments, weights)
+    return NetworkFile(kind, arguments, weights)
 
 
 def _read_weights(path: Path, content: bytes) -> dict[str, np.ndarray]:
@@ -96,7 +101,7 @@ def _read_weights(path: Path, content: bytes) -> dict[str, np.ndarray]:
 
 
 def _check_weights(path: Path, width: int, weights: Mapping[str, np.ndarray]) -> None:
-    # The widest layer, c7, has 4 width channels.
+    # The widest layers of either kind have 4 width channels.
     widest = max((w.shape[-1] for w in weights.values() if w.ndim == 4), default=0)
     if widest != 4 * width:
         raise NetworkError(
@@ -127,6 +132,8 @@ def network_hash(path: str | Path) -> str:
         for k, v in network.arguments.items()
         if k not in NOT_IN_HASH and v != DEFAULTS.get(k, ...)
     }
+    if network.kind != "ResUNet":
+        architecture["kind"] = network.kind
     digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
     for name, values in network.weights.items():
         values = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))

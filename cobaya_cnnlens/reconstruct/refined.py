@@ -16,6 +16,7 @@ from keras import layers
 
 from ..errors import NetworkError
 from .features import FEATURES, KAPPA_UNIT, POLARISATION_UNIT, REFINED, features_of
+from .files import read_network
 from .probable import ProbableLensing
 from .resunet import read_keras
 
@@ -128,13 +129,9 @@ def load_refining(path: str | Path) -> RefiningUNet:
     NetworkError
         if the file is missing, cut off, or not a refining network of this package
     """
-    path = Path(path)
-    if not path.exists():
-        raise NetworkError(f"{path}: no such network file; run `cnnlens train`")
-    network = read_keras(path)
-    if not isinstance(network, RefiningUNet):
-        raise NetworkError(f"{path}: holds a {type(network).__name__}, not a RefiningUNet")
-    return network
+    if (kind := read_network(path).kind) != "RefiningUNet":
+        raise NetworkError(f"{path}: holds a {kind}, not a RefiningUNet")
+    return read_keras(path)
 
 
 class RefinedEstimator:
@@ -144,12 +141,12 @@ class RefinedEstimator:
     Parameters
     ----------
     estimator : what makes the features, of ``features.PASSES`` passes
-    network : trained
+    networks : trained; of several the mean is taken
     batch : patches at a time through both
     """
 
-    def __init__(self, estimator: ProbableLensing, network: RefiningUNet, batch: int = 16):
-        self._estimator, self._network, self._batch = estimator, network, batch
+    def __init__(self, estimator: ProbableLensing, networks: list[RefiningUNet], batch: int = 16):
+        self._estimator, self._networks, self._batch = estimator, networks, batch
 
     def reconstruct(
         self, q: np.ndarray, u: np.ndarray, rms: np.ndarray | None = None
@@ -167,6 +164,7 @@ class RefinedEstimator:
             rows = slice(start, start + self._batch)
             part = rms[rows] if np.ndim(rms) == 3 else rms
             features = np.stack(list(features_of(self._estimator, q[rows], u[rows], part)))
-            for name, maps in self._network.predict(features, verbose=0).items():
-                found[name].append(maps[..., 0])
+            each = [network.predict(features, verbose=0) for network in self._networks]
+            for name, maps in found.items():
+                maps.append(np.mean([outputs[name][..., 0] for outputs in each], axis=0))
         return {name: np.concatenate(maps) for name, maps in found.items()}

@@ -4,39 +4,20 @@ by the symmetries of the square, the mean of late weights.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import keras
 import numpy as np
 
 from ..simulate.instrument import Instrument
 from ..simulate.patches import PatchGeometry
 from ..theory import Spectra
-from .features import turned
-from .n0 import n0_iterated
+from .features import RefiningPatches, turned
+from .n0 import Filter, band_of, n0_iterated
 
 # Multipoles between which N_L is interpolated, and below which modes count no more for being few.
 NODES = (30, 60, 100, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 4400)
 FLOOR = 100.0
 # Noise levels of which weights are made, a quarter apart, in µK′; none below the least.
 LEVEL_RATIO, LOWEST_LEVEL = 1.25, 0.3
-
-
-@dataclass(frozen=True)
-class RefiningPatches:
-    """What a refining network learns from.
-
-    Attributes
-    ----------
-    features : (n, ny, nx, len(FEATURES)), float16 as on disk
-    kappa, e : masked truth, (n, ny, nx); E in µK
-    level : noise of each patch in µK′, (n,)
-    """
-
-    features: np.ndarray
-    kappa: np.ndarray
-    e: np.ndarray
-    level: np.ndarray
 
 
 class ModeWeights:
@@ -57,6 +38,7 @@ class ModeWeights:
         mean_square_mask: float,
     ):
         self._beam, self._spectra = instrument.beam_fwhm_arcmin, spectra
+        self._band = band_of(geometry, spectra, Filter().lmin)
         n, pixel = geometry.n_pixels, geometry.pixel
         l = 2.0 * np.pi * np.fft.fftfreq(n, pixel)
         self._ell = np.hypot(l[:, None], l[None, :])
@@ -74,7 +56,8 @@ class ModeWeights:
 
     def _make(self, level: float) -> np.ndarray:
         nodes = np.array(NODES, float)
-        noise = n0_iterated(nodes, self._spectra, Instrument(level, self._beam))
+        instrument = Instrument(level, self._beam)
+        noise = n0_iterated(nodes, self._spectra, instrument, self._band)
         noise = np.exp(np.interp(self._ell, nodes, np.log(noise)))
         kk = self._spectra.kk
         signal = np.interp(np.maximum(self._ell, 8.0), np.arange(len(kk)), kk)
@@ -89,6 +72,7 @@ class WeighedModes(keras.losses.Loss):
     (:class:`ModeWeights`)."""
 
     def call(self, y_true, y_pred):
+        """One number a patch."""
         error = y_pred[..., 0] - y_true[..., 0]
         real, imaginary = keras.ops.fft2((error, keras.ops.zeros_like(error)))
         return keras.ops.sum((real**2 + imaginary**2) * y_true[..., 1], axis=(1, 2))

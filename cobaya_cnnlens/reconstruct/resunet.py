@@ -171,9 +171,10 @@ def load_network(path: str | Path) -> ResUNet:
     Raises
     ------
     NetworkError
-        if the file is missing, cut off, or not a network of this package
+        if the file is missing, cut off, or not a ResUNet of this package
     """
-    read_network(path)
+    if (kind := read_network(path).kind) != "ResUNet":
+        raise NetworkError(f"{path}: holds a {kind}, not a ResUNet")
     return read_keras(path)
 
 

@@ -22,6 +22,7 @@ from ..theory.camb import Spectra
 from . import patches
 from .patches import PatchGeometry
 from .skies import scale_alm, seed_sequence, unit_alm
+from .tiling import ring_centres
 
 KIND = "sky"
 FIELDS = ("lensed_q", "lensed_u", "q", "u", "e", "kappa")
@@ -72,6 +73,12 @@ def draw_sky(spectra: Spectra, lmax: int, seed: int, stage: str, index: int) -> 
 def pointing_of(geometry: PatchGeometry, nside: int, poles: int) -> patches.Pointing:
     """Pixel positions of all patches; kept, because every sky shares them."""
     return patches.point_patches(patches.patch_centres(nside, poles), geometry)
+
+
+@lru_cache(maxsize=2)
+def pointing_in_rings(geometry: PatchGeometry) -> patches.Pointing:
+    """As :func:`pointing_of`, of patches side by side."""
+    return patches.point_patches(ring_centres(geometry.size_deg), geometry)
 
 
 def sample_patches(
