@@ -178,7 +178,7 @@ SHIPPED = REPOSITORY / "training" / "config"
 @pytest.mark.parametrize("base", ["test.yaml", "laptop.yaml", "gpu.yaml", "dedicated.yaml#2uk"])
 def test_a_baseline_never_trains(tmp_path, base):
     """Whatever network its base describes, by any target, with the README's own command."""
-    from cobaya_cnnlens.pipeline.config import load_config
+    from cobaya_cnnlens.pipeline.loading import load_config
 
     content = load_config(SHIPPED / base).model_dump(mode="json", exclude_none=True)
     content |= {"name": "my", "products": "p", "baseline": {"kind": "iterated"}}
