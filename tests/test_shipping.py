@@ -12,9 +12,9 @@ from cobaya_cnnlens.calibrate import bandpowers, curvature, derivatives, nuisanc
 from cobaya_cnnlens.calibrate.assemble import make_release
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, NetworkError, ProductError
-from cobaya_cnnlens.likelihood.release import NUISANCES
+from cobaya_cnnlens.likelihood.document import NUISANCES
 from cobaya_cnnlens.pipeline import networks
-from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.loading import load_config, load_study
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.validate import primary, shipping
 from cobaya_cnnlens.validate.forecast import forecast
@@ -188,13 +188,16 @@ def test_what_cannot_be_shipped(made):
 
 
 SHIPPED = sorted((REPOSITORY / "training" / "bandpowers").glob("*.h5"))
+CONFIGURATIONS = sorted((REPOSITORY / "training" / "config").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_what_this_repository_ships(path, monkeypatch, tmp_path):
     """Every file is its configuration's, of the network that ships, and gives N_L from a clone."""
     monkeypatch.chdir(REPOSITORY)
-    config = load_config(f"training/config/{path.stem}.yaml")
+    with products.open_product(path, products.SHIPPED) as product:
+        owner = product.recipe["configuration"]
+    (config,) = (c for f in CONFIGURATIONS for c in load_study(f).values() if c.name == owner)
     assert config.shipped.resolve() == path
     config = config.model_copy(update={"products": tmp_path})
     digest = Run(config).estimator_id

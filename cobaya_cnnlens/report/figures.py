@@ -14,7 +14,7 @@ from ..calibrate.bandpowers import signal_bandpowers
 from ..calibrate.response import standard_error
 from ..calibrate.windows import expected_e_and_b
 from ..errors import CNNLensError
-from ..likelihood.release import NUISANCES
+from ..likelihood.document import NUISANCES
 from ..pipeline import networks
 from ..pipeline.observation import observe_sky
 from ..pipeline.run import Run

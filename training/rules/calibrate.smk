@@ -1,7 +1,7 @@
 rule bandpowers:
     input:
         lambda w: estimator(of(w)),
-        sky=lambda w: str(skies.path(Run(of(w)), w.set_name, int(w.index))),
+        sky=lambda w: sky(of(w), w.set_name, w.index),
     output:
         "{products}/bandpowers/{set_name}/sky_{index}.h5",
     params:
@@ -33,7 +33,8 @@ rule curvature:
         " --threads {threads}"
 
 
-# This command makes both and leaves alone what is there, so the other waits for neither its date.
+# The command makes the skies at shifted omch2 too, if they are not there: it waits for them, and
+# their date says nothing of its own product.
 rule derivatives:
     input:
         lambda w: estimator(of(w)),
@@ -55,7 +56,7 @@ rule derivatives:
 rule nuisances:
     input:
         lambda w: estimator(of(w)),
-        sky=lambda w: str(skies.path(Run(of(w)), "test", int(w.index))),
+        sky=lambda w: sky(of(w), "test", w.index),
     output:
         "{products}/nuisances/sky_{index}.h5",
     params:

@@ -42,7 +42,7 @@ rule tables:
 rule exhibit:
     input:
         lambda w: estimator(of(w)),
-        lambda w: str(skies.path(Run(of(w)), "test", 0)),
+        lambda w: sky(of(w), "test", 0),
     output:
         "{products}/exhibit.h5",
     params:
