@@ -69,22 +69,31 @@ def recipe(run: Run, set_name: str, index: int, part: int) -> dict:
 
 
 def measure(
-    run: Run, set_name: str, indices: Iterable[int] | None = None, threads: int = 0
+    run: Run,
+    set_name: str,
+    indices: Iterable[int] | None = None,
+    numbers: Iterable[int] | None = None,
+    threads: int = 0,
 ) -> None:
-    """Make the missing features of a set, or of some of its skies, one file after another.
+    """Make the missing features of a set, one file after another.
 
     Parameters
     ----------
+    indices, numbers : of which skies, and which of their files; all by default
     threads : patches at a time; 0 for one per core. Features do not depend on it
     """
     indices = range(run.config.set_size(set_name)) if indices is None else list(indices)
     for index in indices:
         run.config.check_index(set_name, index)
-    missing = [
+    wanted = [
         (index, part)
         for index, part in parts(run, set_name)
-        if index in indices
-        and not products.exists(
+        if index in indices and (numbers is None or part in set(numbers))
+    ]
+    missing = [
+        (index, part)
+        for index, part in wanted
+        if not products.exists(
             path(run, set_name, index, part), KIND, recipe(run, set_name, index, part)
         )
     ]

@@ -2,7 +2,7 @@
 # (`baseline`) has its mean field measured.
 rule train:
     input:
-        lambda w: all_skies(of(w), "train", "validation"),
+        lambda w: learned_from(of(w)),
     output:
         "{products}/network.keras",
     wildcard_constraints:
@@ -15,6 +15,26 @@ rule train:
         runtime=1440,
     shell:
         "cnnlens train {params.path:q}"
+
+
+# What a refining network learns from, many patches in a file.
+rule features:
+    input:
+        lambda w: sky(of(w), w.set_name, w.index),
+    output:
+        "{products}/features/{set_name}/sky_{index}_{part}.h5",
+    wildcard_constraints:
+        part=r"\d+",
+    params:
+        path=path_of,
+        index=lambda w: int(w.index),
+        part=lambda w: int(w.part),
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    shell:
+        "cnnlens features {params.path:q} --set {wildcards.set_name:q} --index {params.index}"
+        " --part {params.part} --threads {threads}"
 
 
 rule mean_field:
