@@ -16,9 +16,10 @@ from cobaya_cnnlens.reconstruct.probable import ProbableLensing
 from cobaya_cnnlens.reconstruct.refined import RefiningUNet, load_refining
 from cobaya_cnnlens.reconstruct.resunet import ResUNet, load_network
 from cobaya_cnnlens.simulate.instrument import convolve_beam, cosine_mask
+from cobaya_cnnlens.simulate.patches import PatchGeometry
 from cobaya_cnnlens.simulate.shards import FIELDS, write_shard
 from cobaya_cnnlens.simulate.skies import seed_sequence
-from cobaya_cnnlens.simulate.tiling import largest_overlap
+from cobaya_cnnlens.simulate.tiling import largest_overlap, ring_centres
 from cobaya_cnnlens.simulate.varied import Variation
 
 from .conftest import REPOSITORY
@@ -28,10 +29,10 @@ PATCHES = 3
 VARIATION = Variation(as_it_is=1.0, noiseless=0.0, taper_share=0.5)
 
 
-@pytest.fixture
-def refined(small_config):
+@pytest.fixture(scope="module")
+def refined(tmp_path_factory):
     """A configuration of a refining network whose skies are a few patches of noise."""
-    config = small_config
+    config = load_config(REPOSITORY / "training" / "config" / "test.yaml")
     phases = [Phase(steps=3, batch=2, learning_rate=1e-3, warmup=1)]
     training = {
         "phases": phases,
@@ -46,6 +47,7 @@ def refined(small_config):
             "refining": Refining(batch=2, variation=VARIATION),
             "centres": config.centres.model_copy(update={"nside": 1, "poles": 4}),
             "skies": config.skies.model_copy(update={"train": 1}),
+            "products": tmp_path_factory.mktemp("refined"),
         }
     )
     generator, n = np.random.default_rng(5), config.patch.n_padded
@@ -55,7 +57,7 @@ def refined(small_config):
     return config
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def made(refined):
     run = Run(refined)
     for name in ("train", "validation"):
@@ -202,7 +204,7 @@ def write(tmp_path, **changes):
     ("changes", "message"),
     [
         ({"network": {"noise_map": True}}, r"network\.noise_map is of kind 'resunet'"),
-        ({"patch": {"n_pixels": 56}}, "multiples of 16"),
+        ({"patch": {"n_pixels": 72}}, "multiples of 16"),
         (
             {"training": {"phases": [{"steps": 2, "learning_rate": 1e-3, "crop": 32}]}},
             "learns whole patches",
@@ -218,10 +220,9 @@ def test_impossible_configurations(tmp_path, changes, message):
 
 def test_a_dense_sky_is_full_and_no_patch_lies_over_another(tmp_path):
     """Some 94% of the sky in the shipped patches' size; here larger ones, for speed."""
-    run = Run(load_config(write(tmp_path, centres={"rings": True}, patch={"size_deg": 20.0})))
+    config = load_config(write(tmp_path, centres={"rings": True}))
+    run = Run(config.model_copy(update={"patch": PatchGeometry(20.0, n_pixels=16, pad=0)}))
     assert run.n_patches * 400 > 0.75 * 41253
     assert skies.recipe(run, "train", 0)["centres"] == {"rings": True}
-    from cobaya_cnnlens.simulate.tiling import ring_centres
-
     assert largest_overlap(ring_centres(20.0), 20.0) < 1e-3
     assert len(run.pointing.theta) == run.n_patches * run.config.patch.n_padded**2

@@ -61,7 +61,7 @@ def test_it_learns_and_corrects_only_what_was_seen(tmp_path):
 
 
 def test_what_is_no_refining_network_is_told(tmp_path):
-    with pytest.raises(NetworkError, match=r"none\.keras: no such network file"):
+    with pytest.raises(NetworkError, match=r"none\.keras: the network cannot be read"):
         load_refining(tmp_path / "none.keras")
     (tmp_path / "damaged.keras").write_bytes(b"PK")
     with pytest.raises(NetworkError, match="cannot be read as a Keras model"):

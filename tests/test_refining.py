@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cobaya_cnnlens.reconstruct.features import FEATURES, turned
-from cobaya_cnnlens.reconstruct.n0 import n0_iterated
+from cobaya_cnnlens.reconstruct.n0 import band_of, n0_iterated
 from cobaya_cnnlens.reconstruct.refining import (
     FeatureBatches,
     ModeWeights,
@@ -37,12 +37,14 @@ def white(power, seed=3, n=400):
 
 def test_the_error_that_must_remain_counts_as_one(weights, fiducial):
     """κ̂ − κ of power C N/(C + N) in each mode has the loss 1, whatever the level."""
+    band = band_of(GEOMETRY, fiducial, 72)
     for level in (1.0, 1.25**4):
         noise_at = Instrument(level, 1.0)
 
         def remaining(ell, noise_at=noise_at):
             nodes = np.geomspace(30, 4400, 40)
-            noise = np.interp(np.maximum(ell, 30), nodes, n0_iterated(nodes, fiducial, noise_at))
+            noise = n0_iterated(nodes, fiducial, noise_at, band)
+            noise = np.interp(np.maximum(ell, 30), nodes, noise)
             signal = np.interp(np.maximum(ell, 8), np.arange(len(fiducial.kk)), fiducial.kk)
             return signal * noise / (signal + noise)
 

@@ -73,7 +73,7 @@ def train(run: Run, directory: Path) -> Iterator[dict]:
     mean = state.load_mean() or RefiningUNet.from_config(network.get_config())
     if not state.history:
         mean.set_weights(network.get_weights())
-    mean.compile(loss=network.loss, loss_weights=network.loss_weights)
+    mean.compile(**_losses(), jit_compile=config.training.jit_compile)
     total, done = sum(p.steps for p in plan), sum(p.steps for p in plan[: len(state.history)])
     with tqdm(total=total, initial=done, desc="training", unit="step", mininterval=5) as bar:
         for epoch in range(len(state.history), len(plan)):
@@ -103,6 +103,13 @@ def train(run: Run, directory: Path) -> Iterator[dict]:
             yield record
 
 
+def _losses() -> dict:
+    return {
+        "loss": {"e": ScaledMSE(E_UNIT), "kappa": WeighedModes()},
+        "loss_weights": {"e": E_WEIGHT, "kappa": 1.0},
+    }
+
+
 def new_network(run: Run) -> RefiningUNet:
     """The network before training, compiled; with the weights of ``network.initial`` if that names
     a file.
@@ -125,8 +132,7 @@ def new_network(run: Run) -> RefiningUNet:
         network.set_weights(source.get_weights())
     network.compile(
         optimizer=keras.optimizers.Adam(1e-3, global_clipnorm=config.training.clip_norm),
-        loss={"e": ScaledMSE(E_UNIT), "kappa": WeighedModes()},
-        loss_weights={"e": E_WEIGHT, "kappa": 1.0},
+        **_losses(),
         jit_compile=config.training.jit_compile,
     )
     return network

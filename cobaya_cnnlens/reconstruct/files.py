@@ -69,7 +69,7 @@ def read_network(path: str | Path) -> NetworkFile:
                 f"{path}: holds a {config['class_name']}, neither a ResUNet nor a RefiningUNet"
             )
         arguments, weights = config["config"], _read_weights(path, content)
-        _check_weights(path, arguments["width"], weights)
+        _check_weights(path, kind, arguments, weights)
     except OSError as error:
         raise NetworkError(
             f"{path}: the network cannot be read ({error.strerror or error}); run `cnnlens train`, "
@@ -100,12 +100,17 @@ def _read_weights(path: Path, content: bytes) -> dict[str, np.ndarray]:
         return {name: item[()] for name, item in sorted(found.items())}
 
 
-def _check_weights(path: Path, width: int, weights: Mapping[str, np.ndarray]) -> None:
-    # The widest layers of either kind have 4 width channels.
+def _check_weights(
+    path: Path, kind: str, arguments: Mapping, weights: Mapping[str, np.ndarray]
+) -> None:
+    width = arguments["width"]
+    # A ResUNet's widest layer, c7, has 4 width channels; a refining one doubles them at every level
+    # up to that.
+    times = 4 if kind == "ResUNet" else min(2 ** (arguments["levels"] - 1), 4)
     widest = max((w.shape[-1] for w in weights.values() if w.ndim == 4), default=0)
-    if widest != 4 * width:
+    if widest != times * width:
         raise NetworkError(
-            f"{path}: is of width {width} by its '{CONFIG}' and {widest / 4:g} by its weights; "
+            f"{path}: is of width {width} by its '{CONFIG}' and {widest / times:g} by its weights; "
             "the file was edited: restore it or train again"
         )
     for name, values in weights.items():
