@@ -18,11 +18,11 @@ from cobaya_cnnlens.errors import CNNLensError, NetworkError
 from cobaya_cnnlens.pipeline.loading import load_study
 from cobaya_cnnlens.pipeline.observation import ObservedPatches
 from cobaya_cnnlens.pipeline.run import Run
-from cobaya_cnnlens.report.inference_sections import weights_in
+from cobaya_cnnlens.reconstruct.files import weights_in
 from cobaya_cnnlens.report.material import Material, load_plan
 from cobaya_cnnlens.report.page import Measured
-from cobaya_cnnlens.report.paper import verdict
 from cobaya_cnnlens.validate import exhibits
+from cobaya_cnnlens.validate.paper import verdict
 
 from .conftest import REPOSITORY, write_network
 

@@ -29,9 +29,11 @@ def figure(
 ) -> None:
     """Draw what a stage made."""
     run = runs.load(config)
-    from ..report import figures
+    from ..report.drawing import save
+    from ..report.figures import draw
 
-    typer.echo(figures.draw(run, stage, out))
+    path = out or run.config.products / "figures" / f"{stage}.png"
+    typer.echo(save(draw(run, stage), path))
 
 
 @command()
@@ -75,9 +77,11 @@ def plot(
 ) -> None:
     """Draw posteriors with getdist, several chains overlaid, the truth of a mock marked; print
     means, errors, effective samples and pulls from the truth."""
-    from ..report.posteriors import plot_posteriors
+    from ..report.drawing import save
+    from ..report.posteriors import posteriors_figure
     from ..validate.chains import format_marginals, load_chain, marginals
 
     samples = {root: load_chain(root) for root in chains}
-    typer.echo(plot_posteriors(samples, params, out))
+    figure = posteriors_figure(samples, params)
+    typer.echo(save(figure, out or Path(f"{chains[0]}.png"), dpi="figure"))
     typer.echo(format_marginals(marginals(samples, params)))

@@ -86,9 +86,11 @@ def release_plot(
 ) -> None:
     """Draw a release: bandpowers, fiducial theory, noise and residuals."""
     from ..likelihood.release import read_release
-    from ..report.release_figure import draw_release
+    from ..report.drawing import save
+    from ..report.release_figure import release_figure
 
-    typer.echo(draw_release(read_release(file), out or Path(f"{Path(file).stem}.png")))
+    figure = release_figure(read_release(file))
+    typer.echo(save(figure, out or Path(f"{Path(file).stem}.png"), bbox_inches=None))
 
 
 @app.command("list")

@@ -101,9 +101,10 @@ def recover(
     run = runs.load(config)
     from ..calibrate.assemble import make_releases
     from ..report.text import format_recovery
+    from ..validate.omch2 import recovery
 
     releases = make_releases(run, dict.fromkeys(run.config.surveys, 0))
-    typer.echo(format_recovery(run, releases, patches_each))
+    typer.echo(format_recovery(recovery(run, releases, patches_each)))
 
 
 @command()
@@ -173,7 +174,8 @@ def coverage(
         table = coverage.coverage_table(run, tested, patches_each)
         typer.echo(format_coverage(table))
         if out:
-            from ..report.figures import draw_coverage, save
+            from ..report.drawing import save
+            from ..report.figures import draw_coverage
 
             typer.echo(save(draw_coverage(table), out))
 
@@ -243,10 +245,11 @@ def predictive(
     out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
 ) -> None:
     """Posterior-predictive chi2 and PTE of a chain: would data drawn from it look like these?"""
-    from ..report.posteriors import draw_predictive
+    from ..report.drawing import save
+    from ..report.posteriors import predictive_figure
     from ..report.text import format_predictive
     from ..validate.predictive import predictive as check_chain
 
     check = check_chain(chain, samples)
     typer.echo(format_predictive(check))
-    typer.echo(draw_predictive(check, out or Path(f"{chain}_predictive.png")))
+    typer.echo(save(predictive_figure(check), out or Path(f"{chain}_predictive.png")))
