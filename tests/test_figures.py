@@ -220,6 +220,13 @@ assert plt.get_fignums() == [1, 2]
     assert found.returncode == 0, found.stderr
 
 
+def test_one_module_writes_pictures():
+    """The others return figures, for whoever asked to write or to show."""
+    folder = REPOSITORY / "cobaya_cnnlens"
+    writers = [path for path in folder.rglob("*.py") if "savefig" in path.read_text()]
+    assert writers == [folder / "report" / "drawing.py"]
+
+
 L = np.array([100.0, 200.0, 300.0])
 TABLE = SimpleNamespace(L=L, relative_error=L)
 RATIO = SimpleNamespace(L=L, values=L, errors=L)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,8 +20,8 @@ DPI, PAGE_DPI = 130, 110
 
 def subplots(
     rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options
-) -> tuple[Figure, np.ndarray | Axes]:
-    """A figure and its axes, as pyplot's."""
+) -> tuple[Figure, Any]:
+    """A figure and its axes, one or an array, as pyplot's."""
     figure = Figure(figsize=figsize)
     return figure, figure.subplots(rows, columns, **options)
 
