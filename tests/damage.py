@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.likelihood.release import seal
+from cobaya_cnnlens.likelihood.document import seal
 
 # Sections whose content is free: a change there makes another release, not a malformed one.
 FREE = ("theory", "instrument", "provenance", "truth", "name", "description", "digest")

@@ -11,7 +11,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cobaya_cnnlens.errors import ReleaseError
-from cobaya_cnnlens.likelihood.release import read_release, to_document, write_release
+from cobaya_cnnlens.likelihood.document import to_document
+from cobaya_cnnlens.likelihood.release import read_release, write_release
 
 from .conftest import synthetic_release
 from .damage import cut_or_overwritten, wrong_but_sealed

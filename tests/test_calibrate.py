@@ -27,13 +27,8 @@ from cobaya_cnnlens.calibrate.curvature import (
 from cobaya_cnnlens.calibrate.response import calibrate
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
-from cobaya_cnnlens.likelihood.release import (
-    from_document,
-    read_release,
-    seal,
-    to_document,
-    write_release,
-)
+from cobaya_cnnlens.likelihood.document import seal, to_document
+from cobaya_cnnlens.likelihood.release import from_document, read_release, write_release
 from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.observation import observe_sky

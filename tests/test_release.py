@@ -8,13 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cobaya_cnnlens.errors import ReleaseError
+from cobaya_cnnlens.likelihood.document import seal, to_document
 from cobaya_cnnlens.likelihood.release import (
     Release,
     from_document,
     read_release,
-    seal,
     shipped_releases,
-    to_document,
     write_release,
 )
 from cobaya_cnnlens.report.text import describe_release

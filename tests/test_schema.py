@@ -6,13 +6,8 @@ import json
 import pytest
 
 from cobaya_cnnlens.errors import ReleaseError
-from cobaya_cnnlens.likelihood.release import (
-    DATA_DIRECTORY,
-    from_document,
-    seal,
-    shipped_releases,
-    to_document,
-)
+from cobaya_cnnlens.likelihood.document import seal, to_document
+from cobaya_cnnlens.likelihood.release import DATA_DIRECTORY, from_document, shipped_releases
 
 from .conftest import REPOSITORY, synthetic_release
 

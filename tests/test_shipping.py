@@ -12,7 +12,7 @@ from cobaya_cnnlens.calibrate import bandpowers, curvature, derivatives, nuisanc
 from cobaya_cnnlens.calibrate.assemble import make_release
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, NetworkError, ProductError
-from cobaya_cnnlens.likelihood.release import NUISANCES
+from cobaya_cnnlens.likelihood.document import NUISANCES
 from cobaya_cnnlens.pipeline import networks
 from cobaya_cnnlens.pipeline.loading import load_config, load_study
 from cobaya_cnnlens.pipeline.run import Run

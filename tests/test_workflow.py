@@ -106,10 +106,9 @@ def test_paths_of_a_study_are_quoted(nasty, calls, content):
     place = {"release": 2}
     assert {call[place.get(call[0], 1)] for call in done} == members | {path}
     assert [["compare", path], ["forecast", path]] == [c for c in done if path in c]
-    assert [c for c in done if c[0] in ("train", "mean-field")] == [
-        *(c for c in done if c == ["train", f"{path}#plain"]),
-        *(c for c in done if c == ["mean-field", f"{path}#wiener"]),
-    ]
+    # In whichever order Snakemake takes them.
+    prepared = [c for c in done if c[0] in ("train", "mean-field")]
+    assert sorted(prepared) == [["mean-field", f"{path}#wiener"], ["train", f"{path}#plain"]]
     skies = [call[2:6] for call in done if call[0] == "skies"]
     assert len(skies) == len({tuple(sky) for sky in skies}) == 3 + 1 + 1 + 1 + 1
     assert {c[3] for c in done if c[:2] == ["release", "make"]} == {"--survey"}

@@ -12,7 +12,7 @@ import numpy as np
 from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate import bandpowers, curvature, derivatives, nuisances
 from cobaya_cnnlens.calibrate.bandpowers import signal_bandpowers
-from cobaya_cnnlens.likelihood.release import NUISANCES
+from cobaya_cnnlens.likelihood.document import NUISANCES
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.validate import points

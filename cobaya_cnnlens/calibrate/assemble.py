@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
-from ..likelihood.release import NUISANCES, Release, seal, to_document
+from ..likelihood.document import NUISANCES, seal, to_document
+from ..likelihood.release import Release
 from ..pipeline.config import Config
 from ..pipeline.run import Run
 from ..theory.camb import settings_record

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .. import products
 from ..errors import CNNLensError
-from ..likelihood.release import NUISANCES
+from ..likelihood.document import NUISANCES
 from ..pipeline.observation import observe_sky
 from ..pipeline.run import Run
 from ..simulate.instrument import Systematics

@@ -28,7 +28,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import CNNLensError, SpectrumError
-from .release import NUISANCES, Release, check_arrays, read_only
+from .document import NUISANCES, read_only
+from .release import Release, check_arrays
 from .statistics import (
     chi2_pte,
     hartlap_factor,

@@ -14,7 +14,8 @@ from cobaya.log import LoggedError
 from ..errors import CNNLensError, SpectrumError
 from ..theory.cobaya import refuse_other_version
 from .bandpowers import BandpowerLikelihood
-from .release import NUISANCES, Release, read_release
+from .document import NUISANCES
+from .release import Release, read_release
 from .selfcheck import theory_offset
 
 # Points count as beyond the range of the noise debias at this many times the excursion at which it

@@ -23,7 +23,8 @@ import yaml
 from ..errors import CNNLensError
 from ..files import atomic_write
 from .bandpowers import band_matrix
-from .release import Release, check_arrays, check_name
+from .document import check_name
+from .release import Release, check_arrays
 from .statistics import hartlap_factor
 
 FORMATS = ("cmblikes", "candl", "sacc")

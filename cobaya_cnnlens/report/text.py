@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..likelihood.release import NUISANCES, Release
+from ..likelihood.document import NUISANCES
+from ..likelihood.release import Release
 
 if TYPE_CHECKING:
     from ..calibrate.nuisances import NuisanceCheck
