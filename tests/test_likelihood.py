@@ -16,7 +16,12 @@ import cobaya_cnnlens
 import yaml
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.cnnlens import TOLERATED, WATCHED, CNNLens, Watch, data_digest
-from cobaya_cnnlens.likelihood.release import read_release, shipped_releases, write_release
+from cobaya_cnnlens.likelihood.release import (
+    NUISANCES,
+    read_release,
+    shipped_releases,
+    write_release,
+)
 from cobaya_cnnlens.likelihood.selfcheck import CLASS_SETTINGS, theory_offset
 from cobaya_cnnlens.theory.camb import convergence_from_potential
 from cobaya_cnnlens.theory.emulated import EmulatedCAMB
@@ -26,7 +31,7 @@ from .conftest import REPOSITORY
 
 NAME = "cobaya_cnnlens.CNNLens"
 # The instrument of the simulations, known exactly.
-INSTRUMENT = {f"cnnlens_{name}": 0 for name in ("gain", "beam", "noise", "angle")}
+INSTRUMENT = {f"cnnlens_{name}": 0 for name in NUISANCES}
 FAST = {"cobaya_cnnlens.EmulatedCAMB": {"emulator": "lcdm"}}
 INPUTS = sorted((REPOSITORY / "yaml").glob("*.yaml"))
 KNOWN_INSTRUMENT = REPOSITORY / "yaml" / "shared" / "known_instrument.yaml"

@@ -246,8 +246,9 @@ def nuisances_figure(run: Run):
     first, second = nuisances.read(run, calibration.response)
     signal = signal_bandpowers(run, run.spectra().kk)
     L = run.bandpowers.bins.centres
-    figure, axes = subplots(2, 2, figsize=(11, 7), sharex=True)
-    for i, (name, axis) in enumerate(zip(NUISANCES, axes.flat, strict=True)):
+    rows = -(-len(NUISANCES) // 2)
+    figure, axes = subplots(rows, 2, figsize=(11, 3.5 * rows), sharex=True)
+    for i, (name, axis) in enumerate(zip(NUISANCES, axes.flat, strict=False)):
         step = getattr(run.config.nuisances, name)
         for sign, colour in ((1, "C0"), (-1, "C3")):
             shift = sign * step * first[..., i] + step**2 * second[..., i]
@@ -261,7 +262,7 @@ def nuisances_figure(run: Run):
             )
         axis.axhline(0, color="k", lw=0.8)
         axis.legend()
-    for axis in axes[1]:
+    for axis in axes[-1]:
         axis.set_xlabel("$L$")
     for axis in axes[:, 0]:
         axis.set_ylabel(r"$\Delta d_L\,/\,C_L^{\kappa\kappa}$")
