@@ -262,6 +262,8 @@ def nuisances_figure(run: Run):
             )
         axis.axhline(0, color="k", lw=0.8)
         axis.legend()
+    for axis in axes.flat[len(NUISANCES) :]:
+        axis.set_visible(False)
     for axis in axes[-1]:
         axis.set_xlabel("$L$")
     for axis in axes[:, 0]:
