@@ -203,6 +203,8 @@ def nuisances_figure(run: Run) -> Figure:
             axis.errorbar(L, shift.mean, shift.error, fmt=".-", color=colour, label=label)
         axis.axhline(0, color="k", lw=0.8)
         axis.legend()
+    for axis in axes.flat[len(shifts) :]:
+        axis.set_visible(False)
     for axis in axes[-1]:
         axis.set_xlabel("$L$")
     for axis in axes[:, 0]:
