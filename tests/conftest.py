@@ -18,6 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # One process a core: threads that wait for each other would only hold each other up.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from cobaya_cnnlens.likelihood.document import NUISANCES
 from cobaya_cnnlens.likelihood.release import Release
 from cobaya_cnnlens.theory.camb import (
     CambSettings,
@@ -116,6 +117,11 @@ def write_network(path, weights=None, date="2026-01-01@00:00:00", **arguments) -
     return path
 
 
+def of_nuisances(*first: float, others: float = 0.0) -> np.ndarray:
+    """One number for each of ``NUISANCES``: those of the first, and what all others have."""
+    return np.array([*first, *[others] * (len(NUISANCES) - len(first))])
+
+
 def synthetic_release(n_bins: int = 5, **changes) -> Release:
     """A release made of smooth made-up numbers; its data are the model at the fiducial."""
     generator = np.random.default_rng(1)
@@ -156,11 +162,11 @@ def synthetic_release(n_bins: int = 5, **changes) -> Release:
         "curvature_errors": 0.001 * signal,
         "kk_direction": np.array([2.0, 3.0]),
         "ee_direction": np.array([0.5, -0.4, 0.3]),
-        "nuisance_steps": np.array([0.01, 0.05, 0.05, 0.5]),
-        "nuisance_first": signal[:, None] * np.array([2.0, 0.3, 0.2, 0.0]),
-        "nuisance_first_errors": 0.01 * signal[:, None] * np.ones(4),
-        "nuisance_second": signal[:, None] * np.array([1.0, 0.1, 0.3, -0.05]),
-        "nuisance_second_errors": 0.01 * signal[:, None] * np.ones(4),
+        "nuisance_steps": of_nuisances(0.01, 0.05, 0.05, 0.5, others=0.1),
+        "nuisance_first": signal[:, None] * of_nuisances(2.0, 0.3, 0.2),
+        "nuisance_first_errors": 0.01 * signal[:, None] * of_nuisances(others=1.0),
+        "nuisance_second": signal[:, None] * of_nuisances(1.0, 0.1, 0.3, -0.05),
+        "nuisance_second_errors": 0.01 * signal[:, None] * of_nuisances(others=1.0),
         "fiducial_kk": kk,
         "fiducial_ee": ee,
         "theory": {"code": "made up"},

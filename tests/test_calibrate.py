@@ -27,7 +27,7 @@ from cobaya_cnnlens.calibrate.curvature import (
 from cobaya_cnnlens.calibrate.response import calibrate
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
-from cobaya_cnnlens.likelihood.document import seal, to_document
+from cobaya_cnnlens.likelihood.document import NUISANCES, seal, to_document
 from cobaya_cnnlens.likelihood.release import from_document, read_release, write_release
 from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.config import Config
@@ -447,7 +447,7 @@ def test_every_field_of_a_release(written):
         "curvature_errors": error_of_mean(written.q),
         "kk_direction": written.along[:n_kk],
         "ee_direction": written.along[n_kk:],
-        "nuisance_steps": [steps.gain, steps.beam, steps.noise, steps.angle],
+        "nuisance_steps": [getattr(steps, name) for name in NUISANCES],
         "nuisance_first": written.first.mean(0),
         "nuisance_first_errors": error_of_mean(written.first),
         "nuisance_second": written.second.mean(0),

@@ -2,6 +2,7 @@ import errno
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 import cobaya_cnnlens
 from cobaya_cnnlens.cli import main as cli
+from cobaya_cnnlens.cli import runs
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import ConfigError
 from cobaya_cnnlens.likelihood.release import write_release
@@ -185,6 +187,70 @@ def test_every_command_has_help(command):
     assert "Usage" in result.output
 
 
+# The order of the pipeline; within a stage, that in which commands are used.
+STAGES = {
+    "Simulate": ["spectra", "skies", "emulator"],
+    "Estimate": ["train", "mean-field", "reconstruct"],
+    "Calibrate": ["derivatives", "nuisances", "ship", "release"],
+    "Validate": [
+        *("evaluate", "compare", "n0", "n1", "recover", "forecast", "points", "coverage"),
+        *("nulltest", "primary", "predictive"),
+    ],
+    "Look": ["figure", "exhibit", "report", "plot"],
+}
+
+
+def test_help_lists_the_commands_by_stage():
+    """A command in no stage would stand under a title of its own, which is typer's."""
+    output = CliRunner(env={"COLUMNS": "120"}).invoke(app, ["--help"]).output
+    shown: dict = {}
+    for line in output.splitlines():
+        if title := re.match(r"╭─ (\w+) ─", line):
+            stage = shown.setdefault(title[1], [])
+        elif command := re.match(r"│ ([a-z][a-z0-9-]*) ", line):
+            stage.append(command[1])
+    assert shown.pop("Options") == []
+    assert list(shown.items()) == list(STAGES.items())
+    assert {name.split()[0] for name in COMMANDS} == {n for names in STAGES.values() for n in names}
+
+
+def test_starting_is_light():
+    """The help, and what the shell asks at every press of Tab, import neither numpy nor a stage."""
+    code = """
+import sys
+from cobaya_cnnlens.cli import run
+sys.argv = ["cnnlens", "--version"]
+try:
+    run()
+finally:
+    heavy = {"numpy", "cobaya", "matplotlib", "pydantic"} & set(sys.modules)
+    ours = {n for n in sys.modules if n.startswith("cobaya_cnnlens.")}
+    beyond = {n for n in ours if n.split(".")[1] not in ("cli", "errors")}
+    assert not heavy | beyond, heavy | beyond
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"cobaya_cnnlens {cobaya_cnnlens.__version__}\n"
+
+
+def test_the_shell_completes_commands():
+    """What the script that typer installs in bash asks when Tab is pressed."""
+    code = "import sys; sys.argv = ['cnnlens']; from cobaya_cnnlens.cli import run; run()"
+
+    def completed(line):
+        asked = {"_CNNLENS_COMPLETE": "complete_bash", "COMP_WORDS": line}
+        asked["COMP_CWORD"] = str(len(line.split()) - 1)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | asked
+        )
+        assert done.stderr == ""
+        return done.stdout.split()
+
+    assert completed("cnnlens re") == ["reconstruct", "release", "recover", "report"]
+    assert completed("cnnlens release ex") == ["export"]
+    assert completed("cnnlens n0 --lm") == ["--lmin", "--lmax"]
+
+
 def test_release_show(release, tmp_path):
     write_release(release, tmp_path / "r.json")
     result = CliRunner().invoke(app, ["release", "show", str(tmp_path / "r.json")])
@@ -239,7 +305,7 @@ def test_an_index_below_zero_is_refused(tmp_path, arguments, monkeypatch):
     content = yaml.safe_load((REPOSITORY / "training" / "config" / "test.yaml").read_text())
     content |= {"products": str(tmp_path / "p"), "points": {"at": {"one": [{"ns": 0.95}]}}}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
-    monkeypatch.setattr(cli, "_ready", lambda run: run)
+    monkeypatch.setattr(runs, "ready", lambda run: run)
     command, *options = arguments
     result = CliRunner().invoke(app, [command, str(tmp_path / "c.yaml"), *options, "--index", "-1"])
     assert isinstance(result.exception, ConfigError), result.exception

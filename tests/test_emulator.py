@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import ConfigError, EmulatorError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
+from cobaya_cnnlens.likelihood.document import NUISANCES
 from cobaya_cnnlens.likelihood.release import write_release
 from cobaya_cnnlens.pipeline import emulation
 from cobaya_cnnlens.pipeline.emulation import Plan, Points, errors, fit, load_plan
@@ -30,7 +31,7 @@ from cobaya_cnnlens.theory.emulator import (
 from .conftest import REPOSITORY, synthetic_release
 
 FIDUCIAL = {"ombh2": 0.0222, "omch2": 0.1185, "ns": 0.9624, "H0": 67.94}
-INSTRUMENT = {f"cnnlens_{name}": 0 for name in ("gain", "beam", "noise", "angle")}
+INSTRUMENT = {f"cnnlens_{name}": 0 for name in NUISANCES}
 
 
 def made_up(plan: Plan, at: np.ndarray) -> Points:

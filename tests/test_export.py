@@ -15,6 +15,7 @@ import yaml
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
+from cobaya_cnnlens.likelihood.document import NUISANCES
 from cobaya_cnnlens.likelihood.export import export_release, linear_model
 from cobaya_cnnlens.likelihood.release import read_release
 from cobaya_cnnlens.theory.camb import convergence_from_potential
@@ -160,7 +161,7 @@ def test_shipped_release_run_inside_cobaya(tmp_path, format, noise_debias):
     settings = {"accuracy": 8, "halofit_version": "mead2020"}
     got, _ = run(block(release, format, noise_debias, tmp_path), points, **settings)
     own = {"noise_debias": noise_debias, "check_theory": False}
-    own["params"] = {f"cnnlens_{name}": 0.0 for name in ("gain", "beam", "noise", "angle")}
+    own["params"] = {f"cnnlens_{name}": 0.0 for name in NUISANCES}
     want, _ = run({"cobaya_cnnlens.CNNLens": own}, points, **settings)
     np.testing.assert_allclose(got, want, atol=1e-3)
 

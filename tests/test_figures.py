@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.pipeline import networks, skies
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.run import Run
-from cobaya_cnnlens.report import figures
+from cobaya_cnnlens.report import figures, pictures
+from cobaya_cnnlens.report.drawing import save, subplots
+from cobaya_cnnlens.report.posteriors import predictive_figure
 from cobaya_cnnlens.validate import coverage, primary
 from cobaya_cnnlens.validate.exhibits import PATCH, shown_patch
 
@@ -79,9 +82,9 @@ def fast(monkeypatch):
 def test_every_stage_has_a_figure(made, tmp_path, stage, eager):
     """A picture is written, in which every axis that is shown holds something."""
     out = tmp_path / "new" / f"{stage}.png"
-    assert figures.draw(Run(made), stage, out) == out
+    figure = figures.draw(Run(made), stage)
+    assert save(figure, out) == out
     assert out.read_bytes().startswith(b"\x89PNG")
-    figure = figures.STAGES[stage](Run(made))
     for axis in figure.axes:
         assert axis.has_data() or not axis.get_visible()
 
@@ -160,21 +163,104 @@ def python(code, *arguments, **environment):
     )
 
 
+# Backends of notebooks: matplotlib-inline's name is known to getdist, ipympl's is not.
+BACKENDS = ("svg", "module://notebook_inline", "module://notebook_widget")
 LOOK = """
-import importlib, pkgutil
+import importlib, pkgutil, sys
 import matplotlib
 from cobaya_cnnlens import report
 for module in pkgutil.iter_modules(report.__path__):
     importlib.import_module(f"cobaya_cnnlens.report.{module.name}")
-    assert matplotlib.rcParams._get("backend") == "svg", module.name
+    assert matplotlib.rcParams._get("backend") == sys.argv[1], module.name
+assert "matplotlib.pyplot" not in sys.modules
+assert matplotlib.get_backend() == sys.argv[1]
 """
 
 
-def test_a_notebook_keeps_its_plots():
-    """No module of the report chooses a backend, or makes one be chosen."""
-    # getdist takes Agg where there is no display.
-    found = python(LOOK, MPLBACKEND="svg", DISPLAY=":0")
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory):
+    """The environment of a notebook's process on a machine without a display."""
+    folder = tmp_path_factory.mktemp("backends")
+    for name in ("inline", "widget"):
+        text = "from matplotlib.backends.backend_agg import FigureCanvas\n"
+        (folder / f"notebook_{name}.py").write_text(text)
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"DISPLAY": "", "PYTHONPATH": os.pathsep.join(paths)}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_notebook_keeps_its_plots(notebook, backend):
+    """No module of the report chooses a backend when it is imported, or makes one be chosen."""
+    found = python(LOOK, backend, MPLBACKEND=backend, **notebook)
     assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_posteriors_leave_a_notebook_alone(notebook, backend):
+    """getdist draws with pyplot, and its import takes Agg: the backend stays, so does a figure that
+    is open, and the one drawn is not left open beside it."""
+    code = """
+import sys
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+from getdist import MCSamples
+from cobaya_cnnlens.report.drawing import png
+from cobaya_cnnlens.report.posteriors import posteriors_figure
+own = plt.figure()
+samples = np.random.default_rng(0).standard_normal((2000, 2))
+chain = MCSamples(samples=samples, names=["a", "b"], settings={"ignore_rows": 0})
+for params in (["a"], ["a", "b"]):
+    assert png(posteriors_figure({"chains/none": chain}, params)).startswith(b"\\x89PNG")
+assert matplotlib.get_backend() == sys.argv[1]
+assert type(plt.figure().canvas) is type(own.canvas)
+assert plt.get_fignums() == [1, 2]
+"""
+    found = python(code, backend, MPLBACKEND=backend, **notebook)
+    assert found.returncode == 0, found.stderr
+
+
+def test_one_module_writes_pictures():
+    """The others return figures, for whoever asked to write or to show."""
+    folder = REPOSITORY / "cobaya_cnnlens"
+    writers = [path for path in folder.rglob("*.py") if "savefig" in path.read_text()]
+    assert writers == [folder / "report" / "drawing.py"]
+
+
+L = np.array([100.0, 200.0, 300.0])
+TABLE = SimpleNamespace(L=L, relative_error=L)
+RATIO = SimpleNamespace(L=L, values=L, errors=L)
+LOSSES = {f"{v}{name}_loss": 1.0 for name in ("e", "kappa") for v in ("", "val_")}
+PREDICTED = SimpleNamespace(
+    edges=np.stack([L - 50, L + 50], axis=1),
+    data=L,
+    best_model=L,
+    band=np.ones((5, 3)),
+    model_band=np.ones((2, 3)),
+    best_chi2=1.0,
+    p=0.5,
+)
+PANELS = {
+    "training": lambda config, axis: figures.training_figure(Run(config), axis),
+    "bandpowers": lambda config, axis: figures.bandpowers_figure(Run(config), axis),
+    "errors": lambda _, axis: pictures.errors({1.0: TABLE}, axis),
+    "unlensed": lambda _, axis: pictures.unlensed({"1": RATIO}, axis),
+    "ratio": lambda _, axis: pictures.ratio({"a": L}, {"a": L}, "label", "title", axis),
+    "learning": lambda _, axis: pictures.learning({"a": [{"epoch": 1, **LOSSES}]}, axis),
+    "predictive": lambda _, axis: predictive_figure(PREDICTED, axis),
+}
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_a_panel_is_drawn_where_it_is_wanted(made, name):
+    """On the given axis and no other, or on that of a figure of its own."""
+    figure, (left, right) = subplots(1, 2, figsize=(8, 4))
+    assert PANELS[name](made, right) is figure
+    assert right.has_data()
+    assert not left.has_data()
+    (own,) = PANELS[name](made, None).axes
+    assert own.has_data()
+    assert own.figure is not figure
 
 
 def test_figures_need_no_display_and_leave_none_open(made, tmp_path):
@@ -186,8 +272,9 @@ import sys
 from pathlib import Path
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.report.drawing import save
 from cobaya_cnnlens.report.figures import draw
-draw(Run(load_config(sys.argv[1])), "spectra", Path(sys.argv[2]))
+save(draw(Run(load_config(sys.argv[1])), "spectra"), Path(sys.argv[2]))
 assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 """
     environment = {"MPLBACKEND": "TkAgg", "DISPLAY": ""}

@@ -16,7 +16,12 @@ import cobaya_cnnlens
 import yaml
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.cnnlens import TOLERATED, WATCHED, CNNLens, Watch, data_digest
-from cobaya_cnnlens.likelihood.release import read_release, shipped_releases, write_release
+from cobaya_cnnlens.likelihood.release import (
+    NUISANCES,
+    read_release,
+    shipped_releases,
+    write_release,
+)
 from cobaya_cnnlens.likelihood.selfcheck import CLASS_SETTINGS, theory_offset
 from cobaya_cnnlens.theory.camb import convergence_from_potential
 from cobaya_cnnlens.theory.emulated import EmulatedCAMB
@@ -26,7 +31,7 @@ from .conftest import REPOSITORY
 
 NAME = "cobaya_cnnlens.CNNLens"
 # The instrument of the simulations, known exactly.
-INSTRUMENT = {f"cnnlens_{name}": 0 for name in ("gain", "beam", "noise", "angle")}
+INSTRUMENT = {f"cnnlens_{name}": 0 for name in NUISANCES}
 FAST = {"cobaya_cnnlens.EmulatedCAMB": {"emulator": "lcdm"}}
 INPUTS = sorted((REPOSITORY / "yaml").glob("*.yaml"))
 KNOWN_INSTRUMENT = REPOSITORY / "yaml" / "shared" / "known_instrument.yaml"
@@ -301,12 +306,13 @@ def test_nuisances_reach_the_model(path):
     content = info(path)
     content["params"] = {k: v for k, v in content["params"].items() if k not in INSTRUMENT}
     model = get_model(content)
-    widths = {"cnnlens_gain": 0.005, "cnnlens_beam": 0.01, "cnnlens_noise": 0.01}
-    widths["cnnlens_angle"] = 0.1
+    stated = CNNLens.get_defaults()["params"]
+    widths = {name: stated[name]["prior"]["scale"] for name in INSTRUMENT}
+    assert [*widths.values()][:4] == [0.005, 0.01, 0.01, 0.1]
     assert list(model.parameterization.sampled_params()) == ["omch2", *widths]
     pure = BandpowerLikelihood(read_release(path))
     for i, (name, width) in enumerate(widths.items()):
-        x = np.zeros(4)
+        x = np.zeros(len(widths))
         x[i] = 2 * width
         point = {"omch2": 0.12, **dict(zip(widths, x, strict=True))}
         seen = model.logposterior(point)

@@ -14,11 +14,12 @@ from cobaya_cnnlens.likelihood.bandpowers import (
     _Bands,
     _candidates,
 )
+from cobaya_cnnlens.likelihood.document import NUISANCES
 from cobaya_cnnlens.likelihood.release import read_release
 from cobaya_cnnlens.likelihood.statistics import hotelling_pte
 from cobaya_cnnlens.theory.camb import convergence_from_potential, potential_from_convergence
 
-from .conftest import synthetic_release
+from .conftest import of_nuisances, synthetic_release
 from .test_properties import BY_BIN, COVARIANCES
 
 
@@ -124,14 +125,16 @@ def test_model_is_the_sum_of_its_terms(noise_debias, L_min):
 def test_nuisances_are_a_parabola_each(release, likelihood):
     """The model moves by A x + B x², bin by bin, and the bins in use are the right ones."""
     theory = release.fiducial_kk, release.fiducial_ee
-    x = np.array([0.01, -0.02, 0.03, 0.4])
+    x = of_nuisances(0.01, -0.02, 0.03, 0.4)
     moved = likelihood.model(*theory, x) - likelihood.model(*theory)
     by_hand = sum(
         release.nuisance_first[:, i] * x[i] + release.nuisance_second[:, i] * x[i] ** 2
-        for i in range(4)
+        for i in range(len(NUISANCES))
     )
     np.testing.assert_allclose(moved, by_hand, rtol=1e-10)
-    np.testing.assert_array_equal(likelihood.model(*theory, np.zeros(4)), likelihood.model(*theory))
+    np.testing.assert_array_equal(
+        likelihood.model(*theory, of_nuisances()), likelihood.model(*theory)
+    )
     some = BandpowerLikelihood(release, L_min=200)
     moved = some.model(*theory, x) - some.model(*theory)
     np.testing.assert_allclose(moved, by_hand[some.bins], rtol=1e-10)
@@ -422,11 +425,12 @@ def test_flags_that_are_texts_or_numbers(release):
 
 def test_nuisances_of_the_wrong_shape(release, likelihood):
     spectra = changed(release)
-    for bad in (0.01, [0.01] * 3, [0.01] * 5, [[0.01] * 4], "gain", {"gain": 0.01}):
-        with pytest.raises(CNNLensError, match="give 4 numbers: gain, beam, noise, angle"):
+    n = len(NUISANCES)
+    for bad in (0.01, [0.01] * (n - 1), [0.01] * (n + 1), [[0.01] * n], "gain", {"gain": 0.01}):
+        with pytest.raises(CNNLensError, match=f"give {n} numbers: gain, beam, noise, angle"):
             likelihood.chi2(*spectra, bad)
     with pytest.raises(SpectrumError, match="not finite"):
-        likelihood.chi2(*spectra, [np.nan] * 4)
+        likelihood.chi2(*spectra, [np.nan] * n)
 
 
 def test_releases_made_by_hand(release):
@@ -456,7 +460,7 @@ def test_callers_floating_point_settings_do_not_matter(release):
     shipped = read_release("laptop_fiducial")
     tiny = shipped.fiducial_kk.copy(), shipped.fiducial_ee.copy()
     tiny[1][4000:] = 1e-320
-    x = [1e-200, 0.0, 0.0, 0.0]
+    x = of_nuisances(1e-200)
     want = BandpowerLikelihood(shipped).chi2(*tiny, x)
     infinite = tiny[0].copy()
     infinite[2500] = np.inf
@@ -514,13 +518,14 @@ def test_a_release_of_known_numbers():
         "curvature": np.array([1.0, -2.0]),
         "kk_direction": np.array([1.0, 0.0]),
         "ee_direction": np.array([0.0, 2.0]),
-        "nuisance_first": np.array([[1.0, 0, 0, 0], [0, 0, 0, 10.0]]),
-        "nuisance_second": np.array([[0, 2.0, 0, 0], [0, 0, 0, 100.0]]),
+        "nuisance_first": np.stack([of_nuisances(1.0), of_nuisances(0, 0, 0, 10.0)]),
+        "nuisance_second": np.stack([of_nuisances(0, 2.0), of_nuisances(0, 0, 0, 100.0)]),
         "fiducial_kk": kk,
         "fiducial_ee": ee,
     }
     two = {name: np.ones((2, 2)) for name in ("kk_derivative_errors", "ee_derivative_errors")}
-    two |= {name: np.ones((2, 4)) for name in ("nuisance_first_errors", "nuisance_second_errors")}
+    ones = np.ones((2, len(NUISANCES)))
+    two |= {name: ones for name in ("nuisance_first_errors", "nuisance_second_errors")}
     small = synthetic_release(2, **two | changes)
     # C^κκ: 3 at L = 2, 3, else the fiducial 2: δ = ½ and 0. C^EE: 8 at l = 3, else 4, so
     # δ = 0 and 7 × 4/((7 + 9 + 11) × 4) = 7/27.
@@ -535,7 +540,7 @@ def test_a_release_of_known_numbers():
     for noise_debias, want in mu.items():
         whole = BandpowerLikelihood(small, noise_debias)
         np.testing.assert_allclose(whole.model(kk, ee), want, rtol=1e-13)
-        moved = whole.model(kk, ee, [0.1, 0.3, 0.5, -0.2])
+        moved = whole.model(kk, ee, of_nuisances(0.1, 0.3, 0.5, -0.2))
         np.testing.assert_allclose(moved - want, [0.1 + 0.18, -2 + 4], rtol=1e-12)
         if noise_debias != "fixed":
             assert whole.excursion(kk, ee)[0] == pytest.approx(t)

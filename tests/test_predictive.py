@@ -12,7 +12,8 @@ from scipy.integrate import quad
 import yaml
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
-from cobaya_cnnlens.report.posteriors import _label, draw_predictive, predictive_figure
+from cobaya_cnnlens.report.drawing import png
+from cobaya_cnnlens.report.posteriors import _label, predictive_figure
 from cobaya_cnnlens.validate.chains import load_chain, true_parameters
 from cobaya_cnnlens.validate.predictive import predictive, predictive_p
 
@@ -119,7 +120,7 @@ def test_a_chain_is_reproduced(chain, tmp_path):
     variance = np.diag(release.covariance) + check.models.var(0)
     half = 0.5 * (check.band[3] - check.band[1])
     np.testing.assert_allclose(half, np.sqrt(variance) * stats.norm.ppf(0.84), rtol=0.03)
-    assert draw_predictive(check, tmp_path / "p.png").stat().st_size > 10_000
+    assert len(png(predictive_figure(check))) > 10_000
 
 
 def test_a_post_processed_chain_is_reproduced(chain):

@@ -53,6 +53,18 @@ def test_known_correlation_is_found():
     )
 
 
+def test_correlation_with_the_power_of_several_bins():
+    """That of samples whose bins below L are summed, each over its mean."""
+    measured = samples(400, 0.5, np.random.default_rng(4))
+    joint = joint_covariance(EDGES, **measured)
+    together = (measured["kk"] / measured["kk"].mean(0))[:, :2].sum(1)
+    found = joint.correlation_with_power(EDGES[2])
+    for row, values in zip(found, measured.values(), strict=True):
+        for r, each in zip(row, values.T, strict=True):
+            assert r == pytest.approx(np.corrcoef(together, each)[0, 1], abs=1e-9)
+    np.testing.assert_allclose(joint.error_of(found), (1 - found**2) / np.sqrt(399))
+
+
 def test_independent_blocks_are_not_correlated():
     """Gaussian bandpowers of nothing in common: (r/error)² of the pairs is χ²; and .3 in one of
     them is noticed."""

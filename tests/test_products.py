@@ -220,6 +220,7 @@ def test_every_command_that_a_message_names_exists():
     kinds = {
         kind
         for file in package.rglob("*.py")
+        if "COMMANDS[KIND] = " not in file.read_text()  # a stage may say it itself
         for kind in re.findall(r'^(?:KIND|SPECTRA) = "(.*)"', file.read_text(), re.M)
     }
     assert len(kinds) > 10

@@ -1,7 +1,8 @@
-"""Every command that a README quotes runs from a fresh clone, or is marked with what it needs.
+"""Every command that a README or a page of docs/ quotes runs from a fresh clone, or is marked with
+what it needs.
 
 ``readme_commands.yaml`` says which is which; a command that it does not list fails here, and so
-does one that no README quotes any more.
+does one that none of them quotes any more.
 """
 
 import os
@@ -18,7 +19,10 @@ import yaml
 
 from .conftest import REPOSITORY
 
-READMES = ("README.md", "training/README.md", "training/networks/README.md")
+READMES = (
+    *("README.md", "CONTRIBUTING.md", "training/README.md", "training/networks/README.md"),
+    *(f"docs/{page.name}" for page in sorted((Path(__file__).parents[1] / "docs").glob("*.md"))),
+)
 TABLE = yaml.safe_load((Path(__file__).parent / "readme_commands.yaml").read_text())
 # How the quotes of commands begin.
 COMMAND = re.compile(
@@ -62,6 +66,20 @@ def test_the_table_is_not_stale():
     known = {command for name in READMES for command in quoted(name)}
     assert not set(marked()) - known
     assert sum(map(len, TABLE.values())) == len(marked()), "a command is listed twice"
+
+
+def test_the_readme_is_a_page_and_leads_on():
+    """At most 120 lines; every link and picture is a file of the repository."""
+    text = (REPOSITORY / "README.md").read_text()
+    assert text.count("\n") <= 120
+    links = re.findall(r"\]\((?!https:)([^)#]+)\)", text)
+    assert "chains/surveys.png" in links
+    assert [link for link in links if not (REPOSITORY / link).is_file()] == []
+    pages = {f"docs/{page.name}" for page in (REPOSITORY / "docs").glob("*.md")}
+    by_others = {
+        f"docs/{name}.md" for name in ("api", "changelog", "contributing", "glossary", "index")
+    }
+    assert pages - by_others <= set(links)
 
 
 def test_what_a_command_needs_is_said_in_its_readme():

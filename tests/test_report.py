@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,11 +19,13 @@ from cobaya_cnnlens.errors import CNNLensError, NetworkError
 from cobaya_cnnlens.pipeline.loading import load_study
 from cobaya_cnnlens.pipeline.observation import ObservedPatches
 from cobaya_cnnlens.pipeline.run import Run
-from cobaya_cnnlens.report.inference_sections import weights_in
+from cobaya_cnnlens.reconstruct.files import weights_in
+from cobaya_cnnlens.reconstruct.n0 import delensed_part
 from cobaya_cnnlens.report.material import Material, load_plan
 from cobaya_cnnlens.report.page import Measured
-from cobaya_cnnlens.report.paper import verdict
 from cobaya_cnnlens.validate import exhibits
+from cobaya_cnnlens.validate.delensing import b_power_left
+from cobaya_cnnlens.validate.paper import compared_errors, verdict
 
 from .conftest import REPOSITORY, write_network
 
@@ -220,6 +223,36 @@ def test_verdict():
     assert verdict(1.0, 0.1, 1.5, 0.1) == "better"
     assert verdict(1.5, 0.1, 1.0) == "worse"
     assert verdict(1.0, 0.2, 1.3, 0.2) == "level"
+
+
+def test_the_papers_errors_are_those_of_the_same_bins():
+    """The first bin, and the one nearest to a multipole, at noise levels that the paper has."""
+    L = np.array([100.0, 900.0, 1490.0, 2950.0])
+    table = SimpleNamespace(L=L, relative_error=np.array([0.3, 9.0, 0.33, 2.0]))
+    first, middle, last = compared_errors(1.0, table, 200)
+    assert [c.L for c in (first, middle, last)] == [100, 1490, 2950]
+    assert [c.ours for c in (first, middle, last)] == [0.3, 0.33, 2.0]
+    assert first.error == pytest.approx(0.3 / np.sqrt(400))
+    assert (first.quoted, first.quoted_error) == (0.33, pytest.approx(0.33 / np.sqrt(2240)))
+    assert [c.verdict for c in (first, middle, last)] == ["level", "level", "worse"]
+    assert compared_errors(2.0, table, 200) == []
+
+
+def test_b_modes_are_left_where_no_bin_measures(small_config, fiducial, monkeypatch):
+    """κ̂ of ρ_L = 1 in all bins leaves the B that lenses at other L make; of ρ_L = 0, all of it."""
+    run, ell = Run(small_config), np.array([200, 500])
+    monkeypatch.setattr(Run, "spectra", lambda *_: fiducial)
+    low, bins = small_config.bandpowers.lmin, run.bandpowers.bins.centres
+    of = {
+        rho: b_power_left(run, SimpleNamespace(L=bins, correlation=np.full(len(bins), rho)), ell)
+        for rho in (0.0, 1.0)
+    }
+    np.testing.assert_allclose(of[0.0], 1.0, atol=1e-6)
+    assert (of[1.0] > 0).all()
+    assert (of[1.0] < 0.5).all()
+    rho = np.zeros(len(fiducial.pp))
+    rho[low : int(bins[-1])] = 1.0
+    np.testing.assert_allclose(of[1.0], delensed_part(ell, fiducial, rho))
 
 
 def test_exhibit_of_known_fields(small_config, monkeypatch):

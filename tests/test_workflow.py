@@ -165,8 +165,8 @@ def test_a_forecast_needs_shifted_skies_alone(calls, content):
 
 
 def readme_command(configuration):
-    """The README's command for one's own configuration, in which my.yaml stands for it."""
-    text = (REPOSITORY / "README.md").read_text()
+    """The command for one's own configuration of docs/experiment.md, where it is called my.yaml."""
+    text = (REPOSITORY / "docs" / "experiment.md").read_text()
     (command,) = set(re.findall(r"^ +(snakemake -s training/Snakefile .*my\.yaml)$", text, re.M))
     return shlex.split(command.replace("my.yaml", str(configuration)))
 
@@ -176,7 +176,7 @@ SHIPPED = REPOSITORY / "training" / "config"
 
 @pytest.mark.parametrize("base", ["test.yaml", "laptop.yaml", "gpu.yaml", "dedicated.yaml#2uk"])
 def test_a_baseline_never_trains(tmp_path, base):
-    """Whatever network its base describes, by any target, with the README's own command."""
+    """Whatever network its base describes, by any target, with the documented command."""
     from cobaya_cnnlens.pipeline.loading import load_config
 
     content = load_config(SHIPPED / base).model_dump(mode="json", exclude_none=True)

@@ -17,7 +17,7 @@ from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.validate import points
 
-from .conftest import REPOSITORY
+from .conftest import REPOSITORY, of_nuisances
 
 HASH = "a" * 64
 N_BINS, PER_SKY = 4, 10
@@ -164,7 +164,7 @@ class Written:
         config, generator = self.config, np.random.default_rng(5)
         n = config.nuisances.skies * PER_SKY
         shape = (n, N_BINS, len(NUISANCES))
-        mean = np.array([2.0, -0.7, 0.3, 0.05])
+        mean = of_nuisances(2.0, -0.7, 0.3, 0.05)
         unit = self.signal[:, None]
         self.first = unit * (mean + 0.1 * generator.standard_normal(shape))
         self.second = unit * (mean[::-1] + 0.1 * generator.standard_normal(shape))

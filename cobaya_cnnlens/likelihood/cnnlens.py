@@ -1,4 +1,7 @@
-"""The Cobaya likelihood; all of its mathematics is in :mod:`.bandpowers`."""
+"""The Cobaya likelihood.
+
+All of its mathematics is in :mod:`cobaya_cnnlens.likelihood.bandpowers`.
+"""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class Network(Section):
 
 
 class Phase(Section):
-    """One phase of training: ``steps`` batches on ``crop``² pixels (0: the whole patch).
+    """One phase of training: ``steps`` batches on ``crop`` × ``crop`` pixels (0: the whole patch).
 
     ``schedule`` "cosine" falls from ``learning_rate`` to ``final_rate`` over the phase after
     ``warmup`` steps; "plateau" (the last phase only) halves after 3 stale epochs and stops after

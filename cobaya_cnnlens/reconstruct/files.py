@@ -151,3 +151,8 @@ def networks_hash(paths: Iterable[str | Path]) -> str:
     """The hash of one network; of several, SHA-256 of their sorted hashes as text."""
     hashes = sorted(network_hash(path) for path in paths)
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def weights_in(path: str | Path) -> int:
+    """How many numbers the weights of a ``.keras`` file are, normalisation included."""
+    return sum(values.size for values in read_network(path).weights.values())

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 from ..calibrate.assemble import make_release
+from ..calibrate.response import standard_error
 from ..errors import CNNLensError, NetworkError
 from ..pipeline import networks
-from ..reconstruct.files import read_network
+from ..reconstruct.files import weights_in
+from ..validate import paper
 from ..validate.noise import compare, noise_table
 from ..validate.omch2 import null_significance, recovered_omch2
-from . import paper, pictures
+from . import pictures
 from .material import Material, level_of
 from .page import Measured, Missing, Picture, Section, Table
 from .sections import MERGE
@@ -54,9 +56,8 @@ def cosmology(material: Material, section: Section) -> None:
     for name in config.surveys:
         _, sigma = null_significance(run, release, name)
         quoted = paper.NULL_SIGMA.get(name, (None, None))
-        scatter = float(sigma.std(ddof=1))
-        mean = Measured(float(sigma.mean()), scatter / len(sigma) ** 0.5)
-        rows.append((config.surveys[name].omch2, mean, scatter, *quoted))
+        mean = Measured(float(sigma.mean()), float(standard_error(sigma)))
+        rows.append((config.surveys[name].omch2, mean, float(sigma.std(ddof=1)), *quoted))
     columns = ("true ω_c", "mean σ", "scatter", "paper", "its scatter")
     caption = "Significance at which single patches reject the fiducial cosmology (eq. 16)"
     section.tables.append(Table("null_hypothesis", caption, columns, rows))
@@ -67,10 +68,10 @@ def cutout(material: Material, section: Section) -> None:
     found = {run.config.name: noise_table(run) for run in study}
     left = {name: 1.0 - t.correlation**2 for name, t in found.items()}
     caption = "Part of κ's power that κ̂ does not know, by size of the patch (Fig. 12)"
-    png = pictures.ratio(
+    figure = pictures.ratio(
         {name: t.L for name, t in found.items()}, left, r"$1-\rho_L^2$", "size of the cut-out"
     )
-    section.pictures.append(Picture(caption, png))
+    section.pictures.append(Picture(caption, figure))
 
 
 def seeds(material: Material, section: Section) -> None:
@@ -136,7 +137,7 @@ def coverage(material: Material, section: Section) -> None:
         table = coverage_table(run, release, patches_each)
         if patches_each > 1:
             caption = "Rank of the truth in the posteriors, and pulls, of disjoint mock surveys"
-            section.pictures.append(Picture(caption, pictures.png(draw_coverage(table))))
+            section.pictures.append(Picture(caption, draw_coverage(table)))
         covered = [Measured(*table.covered(p)) for p in INTERVALS]
         bias = Measured(*table.bias())
         rows.append(
@@ -165,8 +166,3 @@ def network(material: Material, section: Section) -> None:
     )
     columns = ("network", "numbers in its file", "paper's parameters")
     section.tables.append(Table("network", "The networks (§§4, 5)", columns, rows))
-
-
-def weights_in(path: Path) -> int:
-    """How many numbers the weights of a ``.keras`` file are, normalisation included."""
-    return sum(values.size for values in read_network(path).weights.values())

@@ -8,9 +8,10 @@ from ..errors import CNNLensError
 from ..pipeline.run import Run
 from ..validate import nulls
 from ..validate.nulls import NULLS, nulls_table
+from .drawing import subplots
 
 
-def nulls_figure(run: Run):
+def nulls_figure(run: Run) -> Figure:
     """Every null by bin with its PTE, mean fields, and the power of κ̂ that needs not vanish."""
     made = [name for name in NULLS if nulls.path(run, name, 0).exists()]
     if not made:
@@ -19,8 +20,7 @@ def nulls_figure(run: Run):
             "nulltest`"
         )
     table = nulls_table(run, made)
-    figure = Figure(figsize=(15, 11))
-    axes = figure.subplots(3, 3)
+    figure, axes = subplots(3, 3, figsize=(15, 11))
     flat = axes.ravel()
     for axis, t in zip(flat, table.cross, strict=False):
         axis.errorbar(t.L, 1e3 * t.values, 1e3 * t.errors, fmt=".", color=f"C{NULLS.index(t.name)}")

@@ -13,7 +13,10 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from ..files import atomic_write
+from .drawing import PAGE_DPI, png
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG, and what it shows."""
+    """A figure, what it shows, and its resolution on the page."""
 
     caption: str
-    png: bytes
+    figure: Figure
+    dpi: int = PAGE_DPI
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ def _section(section: Section) -> str:
         )
         parts.append(f'<div class="missing"><b>Missing</b><ul>{"".join(gaps)}</ul></div>')
     for picture in section.pictures:
-        data = base64.b64encode(picture.png).decode()
+        data = base64.b64encode(png(picture.figure, picture.dpi)).decode()
         caption = html.escape(picture.caption)
         parts.append(
             f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'

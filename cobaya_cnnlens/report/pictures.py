@@ -1,28 +1,20 @@
-"""Figures of the report, counterparts of those of Caldeira et al. 2018, as PNG bytes."""
+"""Figures of the report, counterparts of those of Caldeira et al. 2018."""
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ..validate.exhibits import Exhibit
 from ..validate.noise import NoiseTable
 from ..validate.nulls import PowerRatio
-from .figures import draw_map, subplots
-
-# Maps of noise are files as large as their pixels are many.
-DPI, MAPS_DPI = 110, 70
+from .drawing import draw_map, panel, subplots
 
 
-def png(figure, dpi: int = DPI) -> bytes:
-    """The figure's bytes, the same for the same content."""
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
-    return stream.getvalue()
-
-
-def maps(rows: list[list[tuple[str, np.ndarray] | None]], size_deg: float, unit: str = "") -> bytes:
+def maps(
+    rows: list[list[tuple[str, np.ndarray] | None]], size_deg: float, unit: str = ""
+) -> Figure:
     """A grid of maps on one colour scale a row, ±3 standard deviations of its first map."""
     width = max(len(row) for row in rows)
     figure, axes = subplots(len(rows), width, figsize=(2.9 * width, 2.9 * len(rows)), squeeze=False)
@@ -37,14 +29,14 @@ def maps(rows: list[list[tuple[str, np.ndarray] | None]], size_deg: float, unit:
             image = draw_map(axis, values, title, half, scale, size=9)
             axis.tick_params(labelsize=7)
         figure.colorbar(image, ax=line, fraction=0.02, pad=0.01, label=unit)
-    return png(figure, MAPS_DPI)
+    return figure
 
 
 def spectra(
     L: np.ndarray,
     exhibits: dict[float, Exhibit],
     kappa: dict[float, tuple[np.ndarray, np.ndarray, np.ndarray]],
-) -> bytes:
+) -> Figure:
     """Fig. 8: power of true and recovered E and κ, and of their difference over the truth's.
 
     ``kappa`` : ⟨κκ*⟩, ⟨κ̂κ̂*⟩ and ⟨|κ − κ̂|²⟩ by noise level, (n_bins,) each
@@ -73,10 +65,10 @@ def spectra(
         axes[0, 0].set_visible(False)
         axes[1, 0].set_visible(False)
     figure.tight_layout()
-    return png(figure)
+    return figure
 
 
-def noise(levels: dict[float, dict[str, NoiseTable]], kk: np.ndarray) -> bytes:
+def noise(levels: dict[float, dict[str, NoiseTable]], kk: np.ndarray) -> Figure:
     """Fig. 9: reconstruction noise by noise level, of every estimator, and the analytic curves."""
     columns = min(2, len(levels))
     lines = -(-len(levels) // columns)
@@ -110,35 +102,35 @@ def noise(levels: dict[float, dict[str, NoiseTable]], kk: np.ndarray) -> bytes:
         axis.set_ylabel(r"$N_L^{\kappa\kappa}$")
     axes.flat[0].legend(fontsize=7)
     figure.tight_layout()
-    return png(figure)
+    return figure
 
 
-def errors(tables: dict[float, NoiseTable]) -> bytes:
+def errors(tables: dict[float, NoiseTable], axis: Axes | None = None) -> Figure:
     """Fig. 10: relative error of the bandpowers of one patch."""
-    figure, axis = subplots(figsize=(7, 4.3))
+    axis = panel(axis, (7, 4.3))
     for i, (level, table) in enumerate(tables.items()):
         axis.semilogy(table.L, table.relative_error, f"C{i}o-", ms=3, label=f"{level:g} µK′")
     axis.set(xlabel="$L$", ylabel="error of one patch's bandpower / $C_L$")
     axis.legend()
-    return png(figure)
+    return axis.figure
 
 
-def unlensed(ratios: dict[str, PowerRatio]) -> bytes:
+def unlensed(ratios: dict[str, PowerRatio], axis: Axes | None = None) -> Figure:
     """Fig. 11: power of κ̂/R of unlensed maps over N_L of the lensed ones, by name."""
-    figure, axis = subplots(figsize=(7, 4.3))
+    axis = panel(axis, (7, 4.3))
     for i, (name, r) in enumerate(ratios.items()):
         axis.errorbar(r.L + 6 * i, r.values, r.errors, fmt=".-", lw=0.8, label=name)
     axis.axhline(1.0, color="k", lw=0.8)
     axis.set(xlabel="$L$", ylabel=r"unlensed $\langle\hat\kappa\hat\kappa^*\rangle/R^2\,/\,N_L$")
     axis.legend(fontsize=8)
-    return png(figure)
+    return axis.figure
 
 
 def correlation(
     tables: dict[str, dict[float, NoiseTable]],
     ell: np.ndarray,
     left: dict[str, dict[float, np.ndarray]],
-) -> bytes:
+) -> Figure:
     """ρ_L of κ̂ with κ, and the part of the lensed B power that is left after delensing by it."""
     figure, (first, second) = subplots(1, 2, figsize=(11, 4.3))
     for style, label in zip(("-", ":"), tables, strict=False):
@@ -150,10 +142,10 @@ def correlation(
     second.set(xlabel=r"$\ell$", ylabel=r"$C_\ell^{BB}$ left / lensed", ylim=(0, 1))
     first.legend(fontsize=7)
     figure.tight_layout()
-    return png(figure)
+    return figure
 
 
-def cosmology(estimates: dict[str, dict[str, np.ndarray]], truths: dict[str, float]) -> bytes:
+def cosmology(estimates: dict[str, dict[str, np.ndarray]], truths: dict[str, float]) -> Figure:
     """§6.3: maximum-likelihood ω_c of single patches, with fixed and with corrected debias."""
     figure, axes = subplots(1, len(estimates), figsize=(5.5 * len(estimates), 4), sharey=True)
     bins = np.linspace(0.10, 0.14, 41)
@@ -167,23 +159,29 @@ def cosmology(estimates: dict[str, dict[str, np.ndarray]], truths: dict[str, flo
         axis.set_title(f"{debias}; dotted: true, full: mean", size=9)
         axis.legend(fontsize=8)
     np.atleast_1d(axes)[0].set_ylabel("patches")
-    return png(figure)
+    return figure
 
 
-def ratio(L: dict[str, np.ndarray], values: dict[str, np.ndarray], label: str, title: str) -> bytes:
+def ratio(
+    L: dict[str, np.ndarray],
+    values: dict[str, np.ndarray],
+    label: str,
+    title: str,
+    axis: Axes | None = None,
+) -> Figure:
     """Curves of several configurations by their names."""
-    figure, axis = subplots(figsize=(7, 4.3))
+    axis = panel(axis, (7, 4.3))
     for name, curve in values.items():
         axis.plot(L[name], curve, ".-", label=name)
     axis.set(xlabel="$L$", ylabel=label)
     axis.set_title(title, size=9)
     axis.legend(fontsize=8)
-    return png(figure)
+    return axis.figure
 
 
-def learning(histories: dict[str, list[dict]]) -> bytes:
+def learning(histories: dict[str, list[dict]], axis: Axes | None = None) -> Figure:
     """Loss of E and κ against epoch: validation full, training dotted."""
-    figure, axis = subplots(figsize=(7, 4.3))
+    axis = panel(axis, (7, 4.3))
     for i, (name, history) in enumerate(histories.items()):
         epochs = [h["epoch"] for h in history]
         for head, width in (("kappa", 1.6), ("e", 0.8)):
@@ -192,4 +190,4 @@ def learning(histories: dict[str, list[dict]]) -> bytes:
             axis.plot(epochs, [h[f"{head}_loss"] for h in history], f"C{i}:", lw=width, label=label)
     axis.set(xlabel="epoch", ylabel="mean squared error / variance", yscale="log")
     axis.legend(fontsize=8)
-    return png(figure)
+    return axis.figure

@@ -1,58 +1,48 @@
-"""Posteriors from Cobaya chains: drawn with getdist, and as numbers."""
+"""Posteriors from Cobaya chains, and what they predict, drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
+import matplotlib
 import numpy as np
-from getdist import MCSamples, plots
+from getdist import MCSamples
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..validate.chains import check_params, true_parameters
 from ..validate.predictive import Predictive
+from .drawing import panel
 
 
-def plot_posteriors(
-    chains: Mapping[str, MCSamples], params: list[str] | None = None, out: Path | None = None
-) -> Path:
-    """Draw the posteriors of one or more chains over each other.
+def posteriors_figure(chains: Mapping[str, MCSamples], params: list[str] | None = None) -> Figure:
+    """The posteriors of one or more chains over each other; truths of mocks are marked.
 
     Parameters
     ----------
     chains : samples by chain root, as in ``output`` of the Cobaya input
     params : parameters to draw; the sampled ones that all chains share by default
-    out : picture to write; beside the first chain by default
-
-    Returns
-    -------
-    path of the picture
 
     Raises
     ------
     CNNLensError
         if a parameter is not in a chain
     """
-    roots, samples = list(chains), list(chains.values())
+    samples = list(chains.values())
     if params is None:
         params = [p.name for p in samples[0].paramNames.names if not p.isDerived]
         params = [p for p in params if all(s.paramNames.hasParam(p) for s in samples)]
     for root, chain in chains.items():
         check_params(root, chain, params)
-    truths = [true_parameters(root) for root in roots]
-    plotter = plots.get_subplot_plotter(width_inch=6 if len(params) == 1 else 8)
-    labels = [_label(*named) for named in zip(roots, truths, samples, strict=True)]
-    colours = [f"C{i}" for i in range(len(roots))]
+    truths = [true_parameters(root) for root in chains]
+    plotter = _plotter(width_inch=6 if len(params) == 1 else 8)
+    labels = [_label(*named) for named in zip(chains, truths, samples, strict=True)]
+    colours = [f"C{i}" for i in range(len(chains))]
     if len(params) == 1:
         plotter.plot_1d(samples, params[0], colors=colours)
-        for truth, colour in zip(truths, colours, strict=True):
-            if params[0] in truth:
-                plotter.subplots[0, 0].axvline(truth[params[0]], color=colour, ls="--", lw=1)
-        axis = plotter.subplots[0, 0]
-        handles = [Line2D([], [], color=colour) for colour in colours]
-        axis.set_ylim(top=1.15 + 0.08 * len(labels))
-        axis.legend(handles, labels, loc="upper center", fontsize=9, frameon=False)
+        _finish_one(plotter.subplots[0, 0], params[0], truths, labels, colours)
     else:
         plotter.triangle_plot(
             samples,
@@ -62,10 +52,40 @@ def plot_posteriors(
             contour_colors=colours,
             markers={k: v for k, v in truths[0].items() if k in params},
         )
-    path = out or Path(f"{roots[0]}.png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plotter.export(str(path))
-    return path
+    _forget(plotter.fig)
+    return plotter.fig
+
+
+def _finish_one(
+    axis: Axes, param: str, truths: list[dict[str, float]], labels: list[str], colours: list[str]
+) -> None:
+    """The truths of a single parameter, and whose posterior is whose, above the curves."""
+    for truth, colour in zip(truths, colours, strict=True):
+        if param in truth:
+            axis.axvline(truth[param], color=colour, ls="--", lw=1)
+    handles = [Line2D([], [], color=colour) for colour in colours]
+    axis.set_ylim(top=1.15 + 0.08 * len(labels))
+    axis.legend(handles, labels, loc="upper center", fontsize=9, frameon=False)
+
+
+def _plotter(**options):
+    """getdist's plotter, which draws with pyplot.
+
+    Where there is no display, importing it takes Agg for the whole session, a notebook's too; the
+    backend of before is put back.
+    """
+    backend = matplotlib.get_backend()
+    from getdist import plots
+
+    matplotlib.use(backend, force=False)
+    return plots.get_subplot_plotter(**options)
+
+
+def _forget(figure: Figure) -> None:
+    """Take a figure out of pyplot's list, by which a notebook would show it once more."""
+    from matplotlib import pyplot
+
+    pyplot.close(figure)
 
 
 def _label(root: str, truth: dict[str, float], chain) -> str:
@@ -78,19 +98,11 @@ def _label(root: str, truth: dict[str, float], chain) -> str:
     return f"{name} (true ${label}$ = {truth['omch2']:g})"
 
 
-def draw_predictive(check: Predictive, path: Path) -> Path:
-    """Write :func:`predictive_figure`; returns ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    predictive_figure(check).savefig(path, dpi=130, bbox_inches="tight")
-    return path
-
-
-def predictive_figure(check: Predictive) -> Figure:
+def predictive_figure(check: Predictive, axis: Axes | None = None) -> Figure:
     """Bandpowers over those of the best fit, with the predictive band."""
     centres = check.edges.mean(1)
     band, data = check.band / check.best_model - 1, check.data / check.best_model - 1
-    figure = Figure(figsize=(8, 4.5))
-    axis = figure.subplots()
+    axis = panel(axis, (8, 4.5))
     for low, high, shade, label in ((0, 4, 0.2, "95%"), (1, 3, 0.4, "68%")):
         axis.fill_between(
             centres,
@@ -101,7 +113,7 @@ def predictive_figure(check: Predictive) -> Figure:
             lw=0,
             label=f"{label} predicted",
         )
-    spread = np.percentile(check.models, [16, 84], axis=0) / check.best_model - 1
+    spread = check.model_band / check.best_model - 1
     for line, label in zip(spread, ("68% of the posterior's models", None), strict=True):
         axis.plot(centres, line, "C0", lw=0.8, label=label)
     axis.errorbar(
@@ -115,4 +127,4 @@ def predictive_figure(check: Predictive) -> Figure:
         size=10,
     )
     axis.legend(fontsize=8)
-    return figure
+    return axis.figure

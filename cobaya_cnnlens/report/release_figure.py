@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib.figure import Figure
 
 from ..likelihood.release import Release
 
-DPI = 130
-
 
 def release_figure(release: Release) -> Figure:
     """Bandpowers d_b with the errors of the survey, their expectation Σ_L W_bL C_L^κκ and noise
-    N_b at the fiducial; below, residuals (d_b − µ_b)/σ_b.
-
-    The figure belongs to no backend: a notebook shows it as it is set to.
-    """
+    N_b at the fiducial; below, residuals (d_b − µ_b)/σ_b."""
     sigma = np.sqrt(np.diag(release.covariance))
     signal = release.windows @ release.fiducial_kk[: release.windows.shape[1]]
     half = 0.5 * np.diff(release.edges)
@@ -40,10 +33,3 @@ def release_figure(release: Release) -> Figure:
     bottom.errorbar(release.centres, residuals, 1.0, half, "k.", lw=1)
     bottom.set(xlabel="$L$", ylabel=r"residual / $\sigma$")
     return figure
-
-
-def draw_release(release: Release, path: Path) -> Path:
-    """Write :func:`release_figure` and return ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    release_figure(release).savefig(path, dpi=DPI)
-    return path

@@ -13,11 +13,12 @@ import numpy as np
 from ..calibrate import bandpowers
 from ..errors import CNNLensError
 from ..pipeline.run import Run
-from ..reconstruct.n0 import delensed_part
-from ..validate import exhibits
+from ..validate import exhibits, paper
+from ..validate.delensing import b_power_left
 from ..validate.noise import compare
 from ..validate.nulls import nulls_table
-from . import paper, pictures
+from ..validate.stages import kappa_power
+from . import pictures
 from .material import Material, level_of
 from .page import Measured, Missing, Picture, Section, Table
 
@@ -25,6 +26,8 @@ from .page import Measured, Missing, Picture, Section, Table
 # is said to be below another.
 MERGE = 2
 RANGE = (300.0, 2500.0)
+# Maps of noise are files as large as their pixels are many.
+MAPS_DPI = 70
 
 
 def maps(material: Material, section: Section) -> None:
@@ -39,7 +42,7 @@ def maps(material: Material, section: Section) -> None:
         for name, symbol in (("q", "Q̃"), ("u", "Ũ"))
     ]
     section.pictures.append(
-        Picture("Inputs: observed Q̃, Ũ (Fig. 5)", pictures.maps(inputs, size, "µK"))
+        Picture("Inputs: observed Q̃, Ũ (Fig. 5)", pictures.maps(inputs, size, "µK"), MAPS_DPI)
     )
     with_e = {level: e for level, e in by_noise.items() if e.e_found is not None}
     if with_e:
@@ -48,13 +51,13 @@ def maps(material: Material, section: Section) -> None:
             [None, *((f"E − Ê, {n:g} µK′", e.e - e.e_found) for n, e in with_e.items())],
         ]
         caption = "E: the truth, what the network returns, and the difference (Figs 1 and 6)"
-        section.pictures.append(Picture(caption, pictures.maps(rows, size, "µK")))
+        section.pictures.append(Picture(caption, pictures.maps(rows, size, "µK"), MAPS_DPI))
     rows = [
         [("true κ", first.kappa), *((f"κ̂, {n:g} µK′", e.kappa_found) for n, e in by_noise.items())],
         [None, *((f"κ − κ̂, {n:g} µK′", e.kappa - e.kappa_found) for n, e in by_noise.items())],
     ]
     caption = "κ: the truth, what the network returns, and the difference (Figs 1 and 7)"
-    section.pictures.append(Picture(caption, pictures.maps(rows, size)))
+    section.pictures.append(Picture(caption, pictures.maps(rows, size), MAPS_DPI))
 
 
 def spectra(material: Material, section: Section) -> None:
@@ -62,15 +65,11 @@ def spectra(material: Material, section: Section) -> None:
     tables = gather(material, section, material.networks, lambda c: material.noise(c, 1))
     if not tables:
         return
-    kappa = {}
-    for run, _ in tables:
-        test = bandpowers.read(run, "test")
-        auto, cross, truth = (getattr(test, k).mean(0) for k in ("auto", "cross", "truth"))
-        kappa[level_of(run)] = truth, auto, auto - 2.0 * cross + truth
+    kappa = {level_of(run): kappa_power(run) for run, _ in tables}
     L = tables[0][1].L
     caption = "Power of true and recovered E and κ; below, of the difference (Fig. 8)"
-    png = pictures.spectra(L, {level_of(c): e for c, e in shown}, kappa)
-    section.pictures.append(Picture(caption, png))
+    figure = pictures.spectra(L, {level_of(c): e for c, e in shown}, kappa)
+    section.pictures.append(Picture(caption, figure))
     if (quiet := {level_of(c): t for c, t in tables}.get(0.0)) is not None:
         rows = [
             (
@@ -119,18 +118,15 @@ def noise(material: Material, section: Section) -> None:
             "patches"
         )
         section.tables.append(Table(f"noise_{level:g}uk", caption, columns, body))
-        low, high = RANGE
-        inside = (table.L - low) * (high - table.L) > 0
         for i, name in enumerate(table.names[1:], 1):
-            margin = (table.relative[i] - 1.0) / table.relative_error[i]
-            b = np.flatnonzero(inside)[np.argmin(margin[inside])]
+            b, verdict = table.closest(i, *RANGE)
             rows.append(
                 (
                     f"{level:g}",
                     names[name],
                     f"{table.L[b]:.0f}",
                     Measured(table.relative[i, b], table.relative_error[i, b]),
-                    "level" if abs(margin[b]) <= 2 else "better" if margin[b] > 0 else "worse",
+                    verdict,
                 )
             )
     if not levels:
@@ -155,16 +151,17 @@ def errors(material: Material, section: Section) -> None:
         Picture("Relative error of one patch's bandpowers (Fig. 10)", pictures.errors(tables))
     )
     n_patches = {level_of(c): len(bandpowers.read(c, "test").auto) for c, _ in found}
-    rows = []
-    for level, table in tables.items():
-        for where, quoted in paper.BANDPOWER_ERROR.get(level, {}).items():
-            b = 0 if where == "first" else int(np.argmin(np.abs(table.L - where)))
-            ours = float(table.relative_error[b])
-            error = paper.scatter_error(ours, n_patches[level])
-            beside = paper.scatter_error(quoted)
-            judged = paper.verdict(ours, error, quoted, beside)
-            at = f"{table.L[b]:.0f}"
-            rows.append((f"{level:g}", at, Measured(ours, error), Measured(quoted, beside), judged))
+    rows = [
+        (
+            f"{level:g}",
+            f"{c.L:.0f}",
+            Measured(c.ours, c.error),
+            Measured(c.quoted, c.quoted_error),
+            c.verdict,
+        )
+        for level, table in tables.items()
+        for c in paper.compared_errors(level, table, n_patches[level])
+    ]
     columns = ("µK′", "L", "σ(d)/C", "paper", "verdict")
     caption = "Relative error of one patch's bandpower in bins of 127 (§6.1), errors of the scatter"
     section.tables.append(Table("bandpower_errors", caption, columns, rows))
@@ -178,12 +175,8 @@ def correlation(material: Material, section: Section) -> None:
         chosen = [c for c in runs if material.label(c) in ("network", "iterated, maps")]
         for run, table in gather(material, section, chosen, lambda c: material.noise(c, 1)):
             label = material.label(run)
-            theory = run.spectra()
-            rho = np.interp(np.arange(len(theory.pp)), table.L, table.correlation)
-            rho[: run.config.bandpowers.lmin] = 0.0
-            rho[int(table.L[-1]) :] = 0.0
             tables.setdefault(label, {})[level] = table
-            left.setdefault(label, {})[level] = delensed_part(ell, theory, rho)
+            left.setdefault(label, {})[level] = b_power_left(run, table, ell)
     if not tables:
         return
     section.notes.append(

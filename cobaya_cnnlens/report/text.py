@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..validate.forecast import Forecast
     from ..validate.noise import Comparison, NoiseTable, ResidualTable
     from ..validate.nulls import NullTable, PowerRatio
+    from ..validate.omch2 import Recovery
     from ..validate.points import PointsTable
     from ..validate.predictive import Predictive
     from ..validate.primary import JointCovariance
@@ -287,29 +288,26 @@ def format_coverage(table: CoverageTable) -> str:
     return "\n".join(lines)
 
 
-def format_recovery(run: Run, releases: dict[str, Release], patches_each: int) -> str:
+def format_recovery(found: Recovery) -> str:
     """Recovered ω_c with and without the noise-debias derivatives, and the null test."""
-    from ..validate.omch2 import null_significance, recovered_omch2
-
     lines = [
         "survey      debias     patches    truth     mean      +-        (mean-truth)/+-  scatter  "
         "at edge"
     ]
-    for name, release in releases.items():
-        for debias in ("quadratic", "linear", "fixed"):
-            r = recovered_omch2(run, release, name, patches_each, debias)
+    for name, ways in found.estimates.items():
+        for debias, r in ways.items():
             pull = (r.mean - r.truth) / r.error
             lines.append(
-                f"{name:10s}  {debias:9s}  {len(r.estimates):4d}x{patches_each:<4d}  "
+                f"{name:10s}  {debias:9s}  {len(r.estimates):4d}x{r.patches_each:<4d}  "
                 f"{r.truth:.4f}  {r.mean:.5f}  {r.error:.5f}  {pull:+8.2f}         "
                 f"{r.scatter:.5f}  {r.at_edge}"
             )
     lines += ["", "null hypothesis (fiducial cosmology), single patches"]
-    for name, release in releases.items():
-        chi2, sigma = null_significance(run, release, name)
+    for name, (chi2, sigma) in found.nulls.items():
         lines.append(
-            f"{name:10s}  chi2 = {chi2.mean():.1f} +- {chi2.std(ddof=1):.1f} for {release.n_bins} "
-            f"bins, rejected at {sigma.mean():.2f} +- {sigma.std(ddof=1):.2f} sigma"
+            f"{name:10s}  chi2 = {chi2.mean():.1f} +- {chi2.std(ddof=1):.1f} for "
+            f"{found.n_bins[name]} bins, rejected at {sigma.mean():.2f} +- {sigma.std(ddof=1):.2f} "
+            "sigma"
         )
     return "\n".join(lines)
 

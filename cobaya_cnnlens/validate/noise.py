@@ -135,6 +135,14 @@ class Comparison:
     power: np.ndarray
     scatter: np.ndarray | None
 
+    def closest(self, i: int, low: float, high: float) -> tuple[int, str]:
+        """The bin of low < L < high in which configuration i comes closest to the first one, in
+        standard errors, and whether the first is "better" there, "worse", or "level" within two."""
+        margin = (self.relative[i] - 1.0) / self.relative_error[i]
+        inside = (self.L - low) * (high - self.L) > 0
+        b = int(np.flatnonzero(inside)[np.argmin(margin[inside])])
+        return b, "level" if abs(margin[b]) <= 2 else "better" if margin[b] > 0 else "worse"
+
 
 def compare(runs: list[Run], merge: int = 1, curves: dict | None = None) -> Comparison:
     """N_L of several networks, noise levels, patches or ways of application, side by side.

@@ -159,3 +159,26 @@ def null_significance(run: Run, release: Release, survey: str) -> tuple[np.ndarr
     inverse = inverse_covariance(release.patch_covariance)
     chi2 = np.einsum("nb,bc,nc->n", residual, inverse, residual)
     return chi2, pte_to_sigma(chi2_pte(chi2, release.n_bins))
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """By survey: ``estimates`` by way of debias, and ``nulls``, χ² and significance of single
+    patches against the fiducial cosmology (:func:`null_significance`), for ``n_bins`` bins."""
+
+    estimates: dict[str, dict[str, Recovered]]
+    nulls: dict[str, tuple[np.ndarray, np.ndarray]]
+    n_bins: dict[str, int]
+
+
+def recovery(run: Run, releases: dict[str, Release], patches_each: int) -> Recovery:
+    """ω_c of every survey with each debias, and how far its patches reject the fiducial one."""
+    ways = ("quadratic", "linear", "fixed")
+    return Recovery(
+        {
+            name: {way: recovered_omch2(run, release, name, patches_each, way) for way in ways}
+            for name, release in releases.items()
+        },
+        {name: null_significance(run, release, name) for name, release in releases.items()},
+        {name: release.n_bins for name, release in releases.items()},
+    )

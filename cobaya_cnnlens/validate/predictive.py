@@ -51,6 +51,11 @@ class Predictive:
     band: np.ndarray
     difference: float
 
+    @property
+    def model_band(self) -> np.ndarray:
+        """16 and 84% of ``models``, (2, n_bins)."""
+        return np.percentile(self.models, [16, 84], axis=0)
+
 
 def predictive_p(likelihood: BandpowerLikelihood, models: np.ndarray) -> float:
     """The posterior-predictive probability from µ_b of samples of equal weight, (n, n_bins)."""

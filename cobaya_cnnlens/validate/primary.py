@@ -62,7 +62,22 @@ class JointCovariance:
     @property
     def correlation_error(self) -> np.ndarray:
         """Monte-Carlo error (1 − r²)/√(n_sim − 1) of ``correlation``, for Gaussian bandpowers."""
-        return (1.0 - self.correlation**2) / np.sqrt(self.n_sim - 1.0)
+        return self.error_of(self.correlation)
+
+    def error_of(self, correlation: np.ndarray) -> np.ndarray:
+        """(1 − r²)/√(n_sim − 1) of correlation coefficients."""
+        return (1.0 - correlation**2) / np.sqrt(self.n_sim - 1.0)
+
+    def correlation_with_power(self, lmax: float) -> np.ndarray:
+        """Of every bandpower with the first block's power at L < ``lmax`` taken together, each bin
+        over its mean, (n_blocks, n_bins): what single pairs hide in their errors."""
+        n = len(self.edges) - 1
+        low = self.edges[1:] <= lmax
+        weight = np.zeros(len(self.mean))
+        weight[:n][low] = 1.0 / self.mean[:n][low]
+        covariance = self.covariance @ weight
+        sigma = np.sqrt(np.diag(self.covariance) * (weight @ covariance))
+        return (covariance / sigma).reshape(len(self.blocks), n)
 
     def block(self, matrix: np.ndarray, row: str, column: str) -> np.ndarray:
         """The part of a matrix that belongs to two blocks, (n_bins, n_bins)."""

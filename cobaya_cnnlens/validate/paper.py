@@ -1,8 +1,15 @@
-"""What Caldeira et al. 2018 (arXiv:1810.01483) quote, by noise level in µK′ where that matters."""
+"""What Caldeira et al. 2018 (arXiv:1810.01483) quote, by noise level in µK′ where that matters, and
+how ours compares.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import sqrt
+
+import numpy as np
+
+from .noise import NoiseTable
 
 # §5: realisations in the test set, of which their scatter is a measurement too.
 TEST_PATCHES = 1120
@@ -42,3 +49,28 @@ def verdict(ours: float, error: float, paper: float, paper_error: float = 0.0) -
     standard errors of their difference, else "level"."""
     distance = (ours - paper) / sqrt(error**2 + paper_error**2)
     return "level" if abs(distance) <= 2.0 else "better" if distance < 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Relative error of one patch's bandpower at L, ours and the paper's, each with the standard
+    error of a scatter, and the :func:`verdict`."""
+
+    L: float
+    ours: float
+    error: float
+    quoted: float
+    quoted_error: float
+    verdict: str
+
+
+def compared_errors(level: float, table: NoiseTable, n_patches: int) -> list[Compared]:
+    """Our bandpower errors from ``n_patches`` beside all that the paper quotes at a noise level."""
+    found = []
+    for where, quoted in BANDPOWER_ERROR.get(level, {}).items():
+        b = 0 if where == "first" else int(np.argmin(np.abs(table.L - where)))
+        ours = float(table.relative_error[b])
+        errors = scatter_error(ours, n_patches), scatter_error(quoted)
+        judged = verdict(ours, errors[0], quoted, errors[1])
+        found.append(Compared(table.L[b], ours, errors[0], quoted, errors[1], judged))
+    return found

@@ -1,0 +1,21 @@
+"""Arguments that many commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigFile = Annotated[
+    Path, typer.Argument(help="Pipeline configuration (YAML), or FILE#MEMBER of a study.")
+]
+SetName = Annotated[
+    str, typer.Option("--set", help="train, validation, test, derivatives or survey-NAME.")
+]
+Indices = Annotated[
+    list[int] | None, typer.Option("--index", help="Sky of the set; repeatable; all by default.")
+]
+Threads = Annotated[
+    int, typer.Option(help="Threads; 0 takes all cores. Results do not depend on it.")
+]

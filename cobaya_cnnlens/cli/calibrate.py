@@ -1,0 +1,76 @@
+"""Commands that measure how bandpowers of κ̂ answer to the sky and to the instrument."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from . import runs
+from .arguments import ConfigFile, Indices, Threads
+
+app = typer.Typer()
+command = partial(app.command, rich_help_panel="Calibrate")
+
+
+@command()
+def derivatives(
+    config: ConfigFile,
+    index: Indices = None,
+    threads: Threads = 0,
+    shifted_only: Annotated[
+        bool, typer.Option(help="Only the skies at shifted omch2, which `forecast` needs.")
+    ] = False,
+) -> None:
+    """Measure the banded derivatives of the debiased bandpowers, and their second order in ω_c."""
+    run = runs.load(config)
+    from ..calibrate import curvature, derivatives
+
+    runs.ready(run)
+    for i in range(run.config.skies.derivatives) if index is None else index:
+        if not shifted_only:
+            derivatives.measure(run, i, threads)
+        curvature.measure(run, i, threads)
+
+
+@command()
+def nuisances(
+    config: ConfigFile,
+    index: Indices = None,
+    check: Annotated[
+        int | None,
+        typer.Option(help="Instead: compare what they predict with this other test sky."),
+    ] = None,
+    gain: Annotated[float, typer.Option(help="Change of gain to check.")] = 0.01,
+    beam: Annotated[float, typer.Option(help="Relative change of beam width to check.")] = 0.05,
+    noise: Annotated[float, typer.Option(help="Relative change of noise to check.")] = 0.1,
+    angle: Annotated[float, typer.Option(help="Rotation in degrees to check.")] = 1.0,
+) -> None:
+    """Measure what systematics of the instrument do to the bandpowers, on test skies."""
+    run = runs.load(config)
+    from ..calibrate import nuisances
+    from ..calibrate.assemble import calibration_of
+    from ..report.text import format_nuisance_checks
+
+    runs.ready(run)
+    if check is not None:
+        calibration, _ = calibration_of(run)
+        changes = {"gain": gain, "beam": beam, "noise": noise, "angle": angle}
+        found = nuisances.check_nuisances(run, calibration.response, check, changes)
+        typer.echo(format_nuisance_checks(run, found))
+        return
+    for i in range(run.config.nuisances.skies) if index is None else index:
+        nuisances.measure(run, i)
+
+
+@command()
+def ship(config: ConfigFile) -> None:
+    """Collect bandpowers, derivatives and nuisances in one small file to commit (key `shipped`)."""
+    run = runs.load(config)
+    from ..validate import shipping
+
+    counts = shipping.ship(run)
+    for what, number in counts.items():
+        typer.echo(f"{number:4d} skies of {what}")
+    typer.echo(f"{run.config.shipped} ({run.config.shipped.stat().st_size / 1e6:.2f} MB)")

@@ -1,0 +1,151 @@
+"""Commands that make κ̂: train a network, reconstruct with it."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import ConfigError
+from . import runs
+from .arguments import ConfigFile, Indices
+
+app = typer.Typer()
+command = partial(app.command, rich_help_panel="Estimate")
+
+
+@command()
+def train(config: ConfigFile) -> None:
+    """Train the ResUNet; a run that was stopped goes on from its last epoch."""
+    run = runs.load(config)
+    if run.config.network.pretrained is not None:
+        raise ConfigError(
+            f"{config}: key 'network.pretrained' names {run.config.network.pretrained}, so there "
+            "is nothing to train; remove the key to train a network"
+        )
+    from tqdm import tqdm
+
+    from ..pipeline import networks, training
+
+    directory, trained = networks.training_directory(run), False
+    for record in training.train(run, directory):
+        trained = True
+        values = (f"{k} {v:.5g}" for k, v in record.items())
+        tqdm.write("  ".join(values))
+    # A Keras file holds its date: writing the same weights again would change the network's hash.
+    if trained or not networks.path(run).exists():
+        state = training.TrainingRun(directory, networks.recipe(run))
+        training.save_atomically(state.best(), networks.path(run))
+    typer.echo(f"network in {networks.path(run)}")
+
+
+@command("mean-field")
+def mean_field(config: ConfigFile) -> None:
+    """Measure the mean field of an estimator without a network (``baseline``)."""
+    run = runs.load(config)
+    if run.config.baseline is None:
+        raise ConfigError(f"{config}: key 'baseline' names no estimator; a network needs no field")
+    from ..pipeline import mean_field
+
+    _ = runs.ready(run).estimator
+    typer.echo(mean_field.path(run))
+
+
+@command()
+def reconstruct(
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="Pipeline configuration (YAML), or FILE#MEMBER of a study; with --maps also a "
+            "release file or the name of a shipped one, which knows its network and instrument."
+        ),
+    ],
+    set_name: Annotated[
+        str | None,
+        typer.Option("--set", help="train, validation, test, derivatives or survey-NAME."),
+    ] = None,
+    index: Indices = None,
+    maps: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Instead of a set: your own Q, U (FITS, HEALPix or .npz); repeatable, for the "
+            "patches of one survey."
+        ),
+    ] = None,
+    centre: Annotated[
+        list[str] | None,
+        typer.Option(help="LON,LAT in degrees of a patch of a HEALPix map; repeatable."),
+    ] = None,
+    pixel_window: Annotated[
+        bool, typer.Option(help="Divide the HEALPix map's pixel window out.")
+    ] = False,
+    unit: Annotated[
+        str | None, typer.Option(help="uK, mK or K: of Q and U where the file does not say.")
+    ] = None,
+    network: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="The network that made the release, if it is no shipped one; repeatable."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for κ̂ of your own maps.")] = None,
+) -> None:
+    """Reconstruct κ̂ on the skies of a set, or on your own maps, and measure its bandpowers."""
+    if bool(maps) == (set_name is not None):
+        raise ConfigError("give either --set NAME or --maps FILE")
+    runs.need_pipeline()
+    from ..calibrate.release_networks import is_release
+
+    if not maps:
+        if is_release(config):
+            raise ConfigError(f"{config} is a release: --set needs the configuration that made it")
+        run = runs.load(config)
+        from ..calibrate import bandpowers
+
+        bandpowers.measure(runs.ready(run), set_name, index)
+        return
+    from ..calibrate import own_maps
+    from ..calibrate.map_checks import check_maps
+    from ..pipeline.map_files import PatchMaps, parse_centres, read_maps
+
+    setup, load_estimator = _map_setup(config, network)
+    folder = out or maps[0].with_suffix("")
+    own_maps.check_folder(folder)
+    centres, source = parse_centres(centre or []), ", ".join(path.name for path in maps)
+    found = PatchMaps.join(
+        [read_maps(path, setup.patch, centres, pixel_window, unit=unit) for path in maps],
+        setup.patch.size_deg,
+        source,
+    )
+    for warning in check_maps(found, setup, source):
+        typer.secho(f"warning: {source}: {warning}", fg="yellow", err=True)
+    typer.echo(own_maps.reconstruct_maps(setup, load_estimator(), found, source, folder))
+
+
+def _map_setup(source: Path, networks: list[Path] | None):
+    """What a configuration or a release says of the maps it fits, and a function that loads its
+    estimator; a missing network is told here, before maps are read and Keras is loaded."""
+    from ..calibrate.own_maps import MapSetup
+    from ..calibrate.release_networks import find_networks, is_release
+
+    if not is_release(source):
+        if networks:
+            raise ConfigError(f"{source}: names its network itself; leave --network out")
+        run = runs.load(source)
+        return MapSetup.of_run(run), lambda: runs.ready(run).estimator
+    from ..likelihood.release import read_release
+
+    release = read_release(source)
+    setup, paths = MapSetup.of_release(release), find_networks(release, networks or ())
+
+    def load():
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        from ..reconstruct.resunet import networks_estimator
+
+        rms = setup.instrument.noise_rms(setup.patch)
+        return networks_estimator(paths, setup.symmetries, rms)
+
+    return setup, load

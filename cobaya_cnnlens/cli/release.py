@@ -1,0 +1,137 @@
+"""``cnnlens release``: commands that make release files and look at them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import ConfigError, ReleaseError
+from . import runs
+
+app = typer.Typer(no_args_is_help=True, help="Make and look at release files.")
+
+
+@app.command("make")
+def release_make(
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="Pipeline configuration (YAML); none with --calibration."),
+    ] = None,
+    survey: Annotated[
+        str | None, typer.Option(help="Which mock survey of the configuration.")
+    ] = None,
+    sky: Annotated[int, typer.Option(help="Which of its skies is the data.")] = 0,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Instead: bandpowers of your own maps (`reconstruct`); repeatable, for the "
+            "patches of one survey."
+        ),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="With --data, instead of CONFIG and its products: the release, or name of a "
+            "shipped one, whose calibration to use."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write it.")] = None,
+) -> None:
+    """Calibrate a survey's bandpowers, or those of your own maps, and write the release file."""
+    if bool(data) == (survey is not None):
+        raise ConfigError("give either --survey NAME or --data FILE")
+    if (config is None) == (calibration is None) or (calibration is not None and not data):
+        raise ConfigError("give either CONFIG, or --data FILE with --calibration RELEASE")
+    runs.need_pipeline()
+    from ..calibrate import assemble
+    from ..likelihood.release import read_release, write_release
+
+    path = out or (data[0].with_name("release.json") if data else None)
+    if calibration is not None:
+        release = assemble.make_calibrated_release(data, read_release(calibration), path.stem)
+    else:
+        run = runs.load(config)
+        if data:
+            release = assemble.make_data_release(run, data, path.stem)
+        else:
+            release = assemble.make_release(run, survey, sky)
+            path = path or assemble.path(run, survey, sky)
+    try:
+        write_release(release, path)
+    except OSError as error:
+        raise ReleaseError(
+            f"{path}: cannot be written ({error.strerror or error}); name another file with --out, "
+            "or make room"
+        ) from None
+    typer.echo(path)
+
+
+@app.command("show")
+def release_show(
+    file: Annotated[str, typer.Argument(help="A release file, or the name of a shipped one.")],
+) -> None:
+    """Print a release: what it is, its bandpowers with errors, where it came from."""
+    from ..likelihood.release import read_release
+    from ..report.text import describe_release
+
+    typer.echo(describe_release(read_release(file)))
+
+
+@app.command("plot")
+def release_plot(
+    file: Annotated[str, typer.Argument(help="A release file, or the name of a shipped one.")],
+    out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
+) -> None:
+    """Draw a release: bandpowers, fiducial theory, noise and residuals."""
+    from ..likelihood.release import read_release
+    from ..report.drawing import save
+    from ..report.release_figure import release_figure
+
+    figure = release_figure(read_release(file))
+    typer.echo(save(figure, out or Path(f"{Path(file).stem}.png"), bbox_inches=None))
+
+
+@app.command("list")
+def release_list() -> None:
+    """Names of the shipped releases."""
+    from ..likelihood.release import shipped_releases
+
+    typer.echo("\n".join(shipped_releases()))
+
+
+@app.command("export")
+def release_export(
+    file: Annotated[str, typer.Argument(help="A release file, or the name of a shipped one.")],
+    format: Annotated[str, typer.Option("--format", help="cmblikes, candl or sacc.")],
+    out: Annotated[Path, typer.Option(help="New folder to write to.")],
+    noise_debias: Annotated[
+        str,
+        typer.Option(
+            help="fixed; or linear, with a Python module for Cobaya, which hands lensed EE to the "
+            "codes themselves."
+        ),
+    ] = "fixed",
+) -> None:
+    """Write a release for cobaya's CMBlikes, for candl, or as SACC."""
+    from ..likelihood.export import export_release
+    from ..likelihood.release import read_release
+
+    typer.echo(export_release(read_release(file), format, out, noise_debias))
+
+
+@app.command("check")
+def release_check(
+    file: Annotated[str, typer.Argument(help="A release file, or the name of a shipped one.")],
+    networks: Annotated[
+        list[Path],
+        typer.Option("--network", help="The network that should have made it; repeatable."),
+    ],
+) -> None:
+    """Check that a release was made with a network, by the hash of its weights."""
+    from ..calibrate.release_networks import check_network
+    from ..likelihood.release import read_release
+
+    check_network(read_release(file), networks)
+    typer.echo(f"{file} was made with {', '.join(map(str, networks))}")

@@ -1,0 +1,69 @@
+"""The runs that commands are given, once it is known that what they need is there."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import CNNLensError
+
+if TYPE_CHECKING:
+    from ..pipeline.run import Run
+
+# What the `pipeline` extra installs and a light installation may lack, but for TensorFlow: Keras
+# runs on jax too.
+PIPELINE_PACKAGES = ("ducc0", "healpy", "keras", "pydantic", "tqdm", "yaml")
+
+
+def load(path: Path) -> Run:
+    """The run of a configuration."""
+    need_pipeline()
+    from ..pipeline.loading import load_config
+    from ..pipeline.run import Run
+
+    return Run(load_config(path))
+
+
+def load_study(path: Path) -> list[Run]:
+    """The runs of a study's members."""
+    need_pipeline()
+    from ..pipeline.loading import load_study
+    from ..pipeline.run import Run
+
+    return [Run(config) for config in load_study(path).values()]
+
+
+def need_pipeline() -> None:
+    """Tell what to install, if it is the pipeline that is missing, before anything starts.
+
+    Raises
+    ------
+    CNNLensError
+        if a package is not there
+    """
+    for name in PIPELINE_PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            raise not_installed(name)
+
+
+def not_installed(package: str) -> CNNLensError:
+    """The error of a command that a light installation has not."""
+    return CNNLensError(
+        f"this command needs the pipeline, of which {package} is not installed; "
+        "install it with: pip install '.[pipeline]'"
+    )
+
+
+def ready(run: Run) -> Run:
+    """The run, whose network is there: a missing one is told before Keras is loaded, nor do
+    bandpowers that are shipped replace it."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from ..pipeline import networks
+    from ..reconstruct.files import networks_hash
+
+    _ = run.estimator_id
+    if run.config.baseline is None:
+        networks_hash(networks.paths(run))
+    return run

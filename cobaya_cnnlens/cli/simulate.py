@@ -1,0 +1,35 @@
+"""Commands that make spectra and skies."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import typer
+
+from . import runs
+from .arguments import ConfigFile, Indices, SetName, Threads
+
+app = typer.Typer()
+command = partial(app.command, rich_help_panel="Simulate")
+
+
+@command()
+def spectra(config: ConfigFile) -> None:
+    """Run CAMB for the fiducial cosmology and every survey."""
+    run = runs.load(config)
+    for name in run.config.set_names():
+        for index in range(run.config.set_size(name)):
+            run.spectra(run.config.set_cosmology(name, index))
+    typer.echo(f"spectra in {run.config.sky_directory / 'spectra'}")
+
+
+@command()
+def skies(
+    config: ConfigFile, set_name: SetName, index: Indices = None, threads: Threads = 0
+) -> None:
+    """Simulate the skies of a set: one file of patches (Q̃, Ũ, Q, U, E, κ) each."""
+    run = runs.load(config)
+    from ..pipeline import skies
+
+    for path in skies.measure(run, set_name, index, threads):
+        typer.echo(path)

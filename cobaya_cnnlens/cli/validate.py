@@ -1,0 +1,255 @@
+"""Commands that print numbers: noise, recovered cosmology, coverage, null tests."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import ConfigError
+from . import runs
+from .arguments import ConfigFile, Indices, SetName, Threads
+
+app = typer.Typer()
+command = partial(app.command, rich_help_panel="Validate")
+
+
+@command()
+def evaluate(
+    config: ConfigFile,
+    merge: Annotated[int, typer.Option(min=1, help="Neighbouring bins to take together.")] = 1,
+    on: Annotated[
+        str | None, typer.Option(help="Instead: debiased minus true bandpowers on another set.")
+    ] = None,
+) -> None:
+    """Print the network's reconstruction noise beside the analytic curves."""
+    run = runs.load(config)
+    from ..report.text import format_noise, format_residual
+    from ..validate.noise import noise_table, residual_table
+
+    if on:
+        typer.echo(format_residual(residual_table(run, on, merge)))
+    else:
+        typer.echo(format_noise(noise_table(run, merge)))
+
+
+@command()
+def compare(
+    configs: Annotated[list[Path], typer.Argument(help="Pipeline configurations or studies.")],
+    merge: Annotated[int, typer.Option(min=1, help="Neighbouring bins to take together.")] = 1,
+) -> None:
+    """Print the reconstruction noise of several configurations, or of a study's, side by side."""
+    members = [run for config in configs for run in runs.load_study(config)]
+    from ..report.text import format_comparison
+    from ..validate import noise
+
+    typer.echo(format_comparison(noise.compare(members, merge)))
+
+
+@command()
+def n0(
+    estimator: Annotated[
+        str, typer.Option(help="eb, ee, mv (both), eb-iterative, tt, te or tb.")
+    ] = "eb",
+    noise: Annotated[float, typer.Option(help="White noise of Q and of U, µK-arcmin.")] = 1.0,
+    beam: Annotated[float, typer.Option(help="FWHM of the beam, arcmin.")] = 1.0,
+    lmin: Annotated[int, typer.Option(help="Lowest multipole of E and B.")] = 72,
+    lmax: Annotated[int, typer.Option(help="Highest multipole of E and B.")] = 4600,
+    multipole: Annotated[
+        list[int] | None, typer.Option(help="L to print; repeatable; 20 of them by default.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="CSV file to write too.")] = None,
+) -> None:
+    """Analytic reconstruction noise N0 of κ at the fiducial cosmology, beside C_L of κ."""
+    from ..reconstruct.n0 import Filter
+    from ..simulate.instrument import Instrument
+    from ..validate.analytic import analytic_noise
+
+    table = analytic_noise(estimator, Instrument(noise, beam), Filter(lmin, lmax), multipole)
+    typer.echo(table.text())
+    if out:
+        table.write(out)
+
+
+@command()
+def n1(
+    noise: Annotated[float, typer.Option(help="White noise of Q and of U, µK-arcmin.")] = 1.0,
+    beam: Annotated[float, typer.Option(help="FWHM of the beam, arcmin.")] = 1.0,
+    lmin: Annotated[int, typer.Option(help="Lowest multipole of E and B.")] = 72,
+    lmax: Annotated[int, typer.Option(help="Highest multipole of E and B.")] = 4600,
+    pairs: Annotated[int, typer.Option(help="Pairs of maps that share φ.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the Monte Carlo.")] = 0,
+) -> None:
+    """N1 of the EB estimator by Monte Carlo: pairs of maps that share φ, with its error."""
+    runs.need_pipeline()
+    from ..reconstruct.n0 import Filter
+    from ..simulate.instrument import Instrument
+    from ..validate.analytic import format_n1, monte_carlo_n1
+
+    found = monte_carlo_n1(Instrument(noise, beam), Filter(lmin, lmax), pairs, seed)
+    typer.echo(format_n1(found))
+
+
+@command()
+def recover(
+    config: ConfigFile,
+    patches_each: Annotated[int, typer.Option(min=1, help="Patches per survey.")] = 1,
+) -> None:
+    """Maximum-likelihood ω_c of the surveys' patches, and the null-hypothesis test."""
+    run = runs.load(config)
+    from ..calibrate.assemble import make_releases
+    from ..report.text import format_recovery
+    from ..validate.omch2 import recovery
+
+    releases = make_releases(run, dict.fromkeys(run.config.surveys, 0))
+    typer.echo(format_recovery(recovery(run, releases, patches_each)))
+
+
+@command()
+def forecast(
+    configs: Annotated[list[Path], typer.Argument(help="Pipeline configurations or studies.")],
+) -> None:
+    """Print what one patch tells about omch2 (Fisher), with and without a debias that follows."""
+    members = [run for config in configs for run in runs.load_study(config)]
+    from ..report.text import format_forecasts
+    from ..validate import forecast
+
+    found = {run.config.name: forecast.forecast(run) for run in members}
+    typer.echo(format_forecasts(found))
+
+
+@command()
+def points(
+    config: ConfigFile,
+    index: Indices = None,
+    threads: Threads = 0,
+    table_only: Annotated[bool, typer.Option(help="Print the table of what there is.")] = False,
+) -> None:
+    """Make test skies again at other cosmologies; print how far off omch2 is there, in sigmas."""
+    run = runs.load(config)
+    from ..report.text import format_points
+    from ..validate import points
+
+    if not run.config.points.at:
+        raise ConfigError(f"{config}: key 'points.at' lists no cosmologies; add some")
+    if not table_only:
+        runs.ready(run)
+        for i in range(run.config.points.skies) if index is None else index:
+            points.measure(run, i, threads)
+    for group in run.config.points.at:
+        typer.echo(format_points(group, points.points_table(run, group)))
+
+
+@command()
+def coverage(
+    config: ConfigFile,
+    index: Indices = None,
+    threads: Threads = 0,
+    patches_each: Annotated[
+        int | None, typer.Option(min=1, help="Patches per survey; the configuration's by default.")
+    ] = None,
+    table_only: Annotated[
+        bool, typer.Option(help="Print the table of the skies that there are.")
+    ] = False,
+    release: Annotated[
+        str | None,
+        typer.Option(help="Release file or shipped release to test; made from products if absent."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
+) -> None:
+    """Simulate skies of omch2 drawn from a prior, and print how often posteriors hold the truth."""
+    run = runs.load(config)
+    from ..calibrate.assemble import make_release
+    from ..likelihood.release import read_release
+    from ..report.text import format_coverage
+    from ..validate import coverage
+
+    if not table_only:
+        runs.ready(run)
+        coverage.measure(run, index, threads)
+    if index is None:
+        tested = read_release(release) if release else make_release(run, run.config.first_survey)
+        table = coverage.coverage_table(run, tested, patches_each)
+        typer.echo(format_coverage(table))
+        if out:
+            from ..report.drawing import save
+            from ..report.figures import draw_coverage
+
+            typer.echo(save(draw_coverage(table), out))
+
+
+@command()
+def nulltest(
+    config: ConfigFile,
+    index: Annotated[
+        list[int] | None,
+        typer.Option("--index", help="Sky of the test and training sets; repeatable."),
+    ] = None,
+    threads: Threads = 0,
+    null: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="training, unlensed, swapped, noise, b_only, parity or curl; repeatable; all by "
+            "default."
+        ),
+    ] = None,
+    table_only: Annotated[bool, typer.Option(help="Print the table of what there is.")] = False,
+) -> None:
+    """Null tests: maps in which there is nothing to be found, and what the estimator finds."""
+    run = runs.load(config)
+    from ..report.text import format_nulls
+    from ..validate import nulls
+
+    names = nulls.check_names(run, null)
+    if not table_only:
+        runs.ready(run)
+        nulls.measure(run, names, index, threads)
+    if table_only or index is None:
+        typer.echo(format_nulls(nulls.nulls_table(run, names, index)))
+
+
+@command()
+def primary(
+    config: ConfigFile,
+    set_name: SetName = "test",
+    index: Indices = None,
+    largest: Annotated[int, typer.Option(min=1, help="Coefficients to print.")] = 8,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the joint covariance: .npz or .json.")
+    ] = None,
+) -> None:
+    """Joint covariance of the lensing bandpowers with E and B power of the same patches."""
+    run = runs.load(config)
+    from ..report.text import format_joint
+    from ..validate import primary
+
+    primary.measure(run, set_name, index)
+    joint = primary.read_joint(run, set_name, index)
+    true = primary.read_joint(run, set_name, index, true_kappa=True)
+    typer.echo(format_joint(joint, true, largest))
+    if out is not None:
+        provenance = {
+            "configuration": run.config.name,
+            "set": set_name,
+            "network_sha256": run.estimator_id,
+        }
+        typer.echo(primary.write_joint(joint, out, provenance))
+
+
+@command()
+def predictive(
+    chain: Annotated[str, typer.Argument(help="Chain root, e.g. chains/omegac.")],
+    samples: Annotated[int, typer.Option(min=1, help="Samples of the posterior.")] = 200,
+    out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
+) -> None:
+    """Posterior-predictive chi2 and PTE of a chain: would data drawn from it look like these?"""
+    from ..report.drawing import save
+    from ..report.posteriors import predictive_figure
+    from ..report.text import format_predictive
+    from ..validate.predictive import predictive as check_chain
+
+    check = check_chain(chain, samples)
+    typer.echo(format_predictive(check))
+    typer.echo(save(predictive_figure(check), out or Path(f"{chain}_predictive.png")))
