@@ -41,6 +41,7 @@ SHIPPED = "shipped"
 COMMANDS = {
     "spectra": "spectra CONFIG",
     "sky": "skies CONFIG --set {set} --index {index}",
+    "features": "features CONFIG --set {set} --index {index}",
     "mean field": "mean-field CONFIG",
     "bandpowers": "reconstruct CONFIG --set {set} --index {index}",
     "map bandpowers": "reconstruct CONFIG --maps FILE",

@@ -509,6 +509,8 @@ STALE = {
     "network.pretrained": NOTHING,
     "training": {"training"},
     "training.jit_compile": NOTHING,
+    # What only a refining network's training knows.
+    "refining": NOTHING,
     "reconstruction.symmetries": MEASURED,
     "reconstruction.jit_compile": NOTHING,
     "baseline": BASELINE,
@@ -567,6 +569,7 @@ OTHER = {
     "skies_from": "elsewhere",
     "shipped": "elsewhere.h5",
     "network.pretrained": "elsewhere.keras",
+    "network.kind": "refined",
     "training.phases": [schema.Phase(steps=77, learning_rate=1e-3)],
     "training.noise_max_uk_arcmin": 7.0,
     "points.at": {"other": [{"ns": 0.9}]},

@@ -11,15 +11,33 @@ import typer
 
 from ..errors import ConfigError
 from . import runs
-from .arguments import ConfigFile, Indices
+from .arguments import ConfigFile, Indices, Threads
 
 app = typer.Typer()
 command = partial(app.command, rich_help_panel="Estimate")
 
 
 @command()
+def features(
+    config: ConfigFile,
+    set_name: Annotated[str, typer.Option("--set", help="train or validation.")],
+    index: Indices = None,
+    part: Annotated[
+        list[int] | None, typer.Option(help="File of the sky; repeatable; all by default.")
+    ] = None,
+    threads: Threads = 0,
+) -> None:
+    """Make what a refining network learns from: features of a set's skies."""
+    run = runs.load(config)
+    from ..pipeline import features
+
+    features.measure(run, set_name, index, part, threads)
+    typer.echo(features.path(run, set_name, 0, 0).parent)
+
+
+@command()
 def train(config: ConfigFile) -> None:
-    """Train the ResUNet; a run that was stopped goes on from its last epoch."""
+    """Train the network; a run that was stopped goes on from its last epoch."""
     run = runs.load(config)
     if run.config.network.pretrained is not None:
         raise ConfigError(
@@ -30,8 +48,11 @@ def train(config: ConfigFile) -> None:
 
     from ..pipeline import networks, training
 
+    stage = training
+    if run.config.network.kind == "refined":
+        from ..pipeline import refining as stage
     directory, trained = networks.training_directory(run), False
-    for record in training.train(run, directory):
+    for record in stage.train(run, directory):
         trained = True
         values = (f"{k} {v:.5g}" for k, v in record.items())
         tqdm.write("  ".join(values))
