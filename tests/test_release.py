@@ -9,10 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cobaya_cnnlens.errors import ReleaseError
-from cobaya_cnnlens.likelihood.document import seal, to_document
+from cobaya_cnnlens.likelihood.document import NUISANCES, VERSION, seal, to_document
 from cobaya_cnnlens.likelihood.release import (
-    NUISANCES,
-    VERSION,
     Release,
     from_document,
     read_release,
