@@ -34,7 +34,7 @@ class Variation:
         instrument's, and the tapers that these take in turn
     """
 
-    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     as_it_is: float = 0.4
     noise_uk_arcmin: tuple[float, float] = (0.3, 10.0)
@@ -47,7 +47,7 @@ class Variation:
     taper_share: float = 0.25
     tapers_deg: tuple[float, ...] = (0.25, 0.75, 1.0)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("as_it_is", "noiseless", "depth_share", "hole_share", "taper_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise CNNLensError(f"{name} is {getattr(self, name)}; a share lies in 0 to 1")
