@@ -178,7 +178,7 @@ def test_what_is_no_resunet_never_reaches_keras(tmp_path):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("config.json", json.dumps(config | change))
             archive.writestr("model.weights.h5", weights)
-        with pytest.raises(NetworkError, match="not a ResUNet"):
+        with pytest.raises(NetworkError, match="neither a ResUNet nor a RefiningUNet"):
             read_network(path)
 
 

@@ -66,7 +66,9 @@ def test_tapers_come_in_turn():
         ({"as_it_is": 0.8, "noiseless": 0.3}, "more than all"),
         ({"noise_uk_arcmin": (3.0, 1.0)}, "ascending"),
         ({"hole_arcmin": (0.0, 1.0)}, "positive"),
-        ({"depth_ratio": 0.5}, "1 or more"),
+        ({"depth_ratio": 0.5}, "between 1 and 100"),
+        ({"holes": 10**6}, "between 0 and 1000"),
+        ({"tapers_deg": (-1.0,)}, "between 0 and 15"),
         ({"tapers_deg": ()}, "tapers_deg is empty"),
     ],
 )

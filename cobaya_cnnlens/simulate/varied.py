@@ -16,6 +16,15 @@ from ..errors import CNNLensError
 from .instrument import ARCMIN, Instrument
 from .patches import PatchGeometry
 
+# Beyond what any experiment has.
+LARGEST = {
+    "noise_uk_arcmin": 1000,
+    "depth_ratio": 100,
+    "holes": 1000,
+    "hole_arcmin": 600,
+    "tapers_deg": 15,
+}
+
 
 @dataclass(frozen=True)
 class Variation:
@@ -55,10 +64,18 @@ class Variation:
             raise CNNLensError("as_it_is and noiseless together are shares of more than all")
         for name in ("noise_uk_arcmin", "hole_arcmin"):
             low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise CNNLensError(f"{name} is {low} to {high}; give a positive, ascending range")
-        if self.depth_ratio < 1 or self.holes < 0:
-            raise CNNLensError("depth_ratio must be 1 or more, holes 0 or more")
+            if not 0 < low <= high <= LARGEST[name]:
+                raise CNNLensError(
+                    f"{name} is {low} to {high}; give a positive, ascending range up to "
+                    f"{LARGEST[name]}"
+                )
+        for name, least in (("depth_ratio", 1), ("holes", 0)):
+            if not least <= getattr(self, name) <= LARGEST[name]:
+                raise CNNLensError(
+                    f"{name} is {getattr(self, name)}; it lies between {least} and {LARGEST[name]}"
+                )
+        if not all(0 <= taper <= LARGEST["tapers_deg"] for taper in self.tapers_deg):
+            raise CNNLensError(f"tapers_deg must lie between 0 and {LARGEST['tapers_deg']}")
         if self.taper_share > 0 and not self.tapers_deg:
             raise CNNLensError("tapers_deg is empty; name tapers, or set taper_share to 0")
 
