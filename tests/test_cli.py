@@ -22,7 +22,8 @@ from .conftest import REPOSITORY
 COMMANDS = [
     *("spectra", "skies", "train", "reconstruct", "derivatives", "evaluate", "recover"),
     *("plot", "figure", "release make", "release show", "release list", "release check"),
-    *("compare", "forecast", "release export", "n0", "mean-field", "primary", "predictive"),
+    *("compare", "forecast", "release export", "n0", "features", "mean-field", "primary"),
+    "predictive",
     *(
         "nulltest",
         "ship",
@@ -72,6 +73,7 @@ NEEDS_PIPELINE = [
     *([c, str(CONFIG)] for c in ("spectra", "train", "evaluate", "recover", "mean-field")),
     *([c, str(CONFIG)] for c in ("derivatives", "coverage", "nulltest", "primary", "compare")),
     ["skies", str(CONFIG), "--set", "test"],
+    ["features", str(CONFIG), "--set", "train"],
     ["reconstruct", str(CONFIG), "--set", "test"],
     ["figure", str(CONFIG), "sky"],
     ["release", "make", str(CONFIG), "--survey", "high"],
@@ -190,7 +192,7 @@ def test_every_command_has_help(command):
 # The order of the pipeline; within a stage, that in which commands are used.
 STAGES = {
     "Simulate": ["spectra", "skies", "emulator"],
-    "Estimate": ["train", "mean-field", "reconstruct"],
+    "Estimate": ["features", "train", "mean-field", "reconstruct"],
     "Calibrate": ["derivatives", "nuisances", "ship", "release"],
     "Validate": [
         *("evaluate", "compare", "n0", "n1", "recover", "forecast", "points", "coverage"),

@@ -200,7 +200,7 @@ def test_damaged_network_files(network, tmp_path):
     with pytest.raises(NetworkError, match="damaged"):
         load_network(path)
     keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(1)]).save(tmp_path / "o.keras")
-    with pytest.raises(NetworkError, match="not a ResUNet"):
+    with pytest.raises(NetworkError, match="neither a ResUNet nor a RefiningUNet"):
         load_network(tmp_path / "o.keras")
 
 

@@ -206,6 +206,21 @@ def test_a_baselines_network_is_no_product(tmp_path, content):
     assert "MissingRuleException" in result.stdout
 
 
+def test_a_refining_network_learns_from_features(tmp_path, content):
+    """Those of all training patches, 40 of a sky, and of as many validation ones as are asked."""
+    content |= {"products": "p", "network": {"kind": "refined", "width": 4}}
+    content["training"]["phases"] = [{"steps": 2, "learning_rate": 1e-3}]
+    content["training"]["validation_patches"] = 20
+    content["refining"] = {"batch": 16}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    result = snakemake(tmp_path, "--config", "pipeline=c.yaml", "--", "p/network.keras")
+    assert result.returncode == 0, result.stdout
+    commands = [command.split() for command in commands_of(result)]
+    asked = {tuple(c[4:9:2]) for c in commands if c[:2] == ["cnnlens", "features"]}
+    expected = {("train", str(i), str(part)) for i in range(3) for part in range(3)}
+    assert asked == expected | {("validation", "0", str(part)) for part in range(2)}
+
+
 @pytest.mark.parametrize("file", sorted(SHIPPED.rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_file_has_a_workflow(tmp_path, file):
     (tmp_path / "training").symlink_to(REPOSITORY / "training")  # the networks that some name
