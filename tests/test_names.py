@@ -33,7 +33,7 @@ def python(code: str) -> str:
 )
 def test_modules_are_found_by_their_earlier_names(earlier, module):
     """By each form of import in its own interpreter, and as the module itself."""
-    if module == "pipeline.config":
+    if module == "pipeline.loading":
         pytest.importorskip("pydantic")
     forms = (
         f"import cobaya_cnnlens.{earlier}; found = cobaya_cnnlens.{earlier}",
