@@ -20,33 +20,7 @@ from ..simulate.shards import SkySettings
 from ..simulate.varied import Variation
 from ..theory.camb import CambSettings, Cosmology
 from .estimators import own_options, registered
-
-# What the values of the sections without a class of their own here may be, ends included: wide
-# enough for any experiment, and CAMB runs throughout.
-RANGES = {
-    "cosmology": {
-        "ombh2": (0.005, 0.1),
-        "omch2": (0.01, 0.5),
-        "As": (1e-10, 1e-8),
-        "ns": (0.5, 1.5),
-        "tau": (0.01, 0.5),
-        "H0": (30, 120),
-        "mnu": (0, 5),
-    },
-    "camb": {"lmax": (100, 20_000), "lens_potential_accuracy": (1, 30)},
-    "sky": {"lmax": (100, 20_000), "band_limit": (100, 20_000)},
-    "patch": {"size_deg": (0.1, 30), "n_pixels": (8, 4096), "pad": (0, 4096)},
-    "instrument": {
-        "noise_uk_arcmin": (0, 1000),
-        "beam_fwhm_arcmin": (0, 120),
-        "taper_deg": (0, 15),
-        "depth_ratio": (0.01, 100),
-    },
-}
-HALOFIT_VERSIONS = (
-    *("original", "bird", "peacock", "takahashi", "casarini", "mead", "mead2015", "mead2016"),
-    *("mead2020", "mead2020_feedback", "halomodel"),
-)
+from .ranges import HALOFIT_VERSIONS, RANGES, check_ranges
 
 
 def _plain_path(path: Path) -> Path:
@@ -312,7 +286,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self):
         for section, ranges in RANGES.items():
-            _check_ranges(section, getattr(self, section), ranges)
+            check_ranges(section, getattr(self, section), ranges)
         self._check_cosmologies()
         self._check_patches()
         if self.camb.halofit_version not in HALOFIT_VERSIONS:
@@ -343,6 +317,26 @@ class Config(Section):
                 raise ValueError(
                     f"derivatives.{name} must lie between 2 and sky.lmax + 1 = {self.sky.lmax + 1}"
                 )
+        self._check_training()
+        if self.baseline and self.baseline.mean_field_skies > self.skies.train:
+            raise ValueError(
+                f"baseline.mean_field_skies is {self.baseline.mean_field_skies}, but there are "
+                f"{self.skies.train} training skies"
+            )
+        for name in ("nuisances", "points", "nulls"):
+            if (skies := getattr(self, name).skies) > self.skies.test:
+                raise ValueError(
+                    f"{name}.skies is {skies}, but there are {self.skies.test} test skies"
+                )
+        if self.nulls.skies > self.skies.train:
+            raise ValueError(
+                f"nulls.skies is {self.nulls.skies}, but there are {self.skies.train} training "
+                "skies"
+            )
+        return self
+
+    def _check_training(self) -> None:
+        """Crops that fit, rates that fall, inputs that tell what a network must know."""
         sizes = {"patch.n_pixels": self.patch.n_pixels}
         for i, phase in enumerate(self.training.phases):
             sizes[f"training.phases.{i}.crop"] = phase.crop
@@ -365,27 +359,11 @@ class Config(Section):
                 "training.noise_max_uk_arcmin and training.depth_variation need "
                 "network.noise_map: true, or the network cannot know the noise it sees"
             )
-        self._check_refined()
         if self.network.frozen_norm and self.network.initial is None:
             raise ValueError("network.frozen_norm needs network.initial, whose batch norm it keeps")
         if self.training.loss == "spectral" and any(p.crop for p in self.training.phases):
             raise ValueError("training.loss 'spectral' weighs the modes of whole patches: crop 0")
-        if self.baseline and self.baseline.mean_field_skies > self.skies.train:
-            raise ValueError(
-                f"baseline.mean_field_skies is {self.baseline.mean_field_skies}, but there are "
-                f"{self.skies.train} training skies"
-            )
-        for name in ("nuisances", "points", "nulls"):
-            if (skies := getattr(self, name).skies) > self.skies.test:
-                raise ValueError(
-                    f"{name}.skies is {skies}, but there are {self.skies.test} test skies"
-                )
-        if self.nulls.skies > self.skies.train:
-            raise ValueError(
-                f"nulls.skies is {self.nulls.skies}, but there are {self.skies.train} training "
-                "skies"
-            )
-        return self
+        self._check_refined()
 
     def _check_refined(self) -> None:
         """What a refining network takes, and what it does not."""
@@ -420,7 +398,7 @@ class Config(Section):
                     f"{key}: no cosmological parameter {', '.join(unknown)}; "
                     f"there are {', '.join(asdict(self.cosmology))}"
                 )
-            _check_ranges(key, self.cosmology.vary(**change), RANGES["cosmology"])
+            check_ranges(key, self.cosmology.vary(**change), RANGES["cosmology"])
 
     def _check_patches(self) -> None:
         """Patches that fit into the mask's tapers and onto the sky, none over another."""
@@ -515,12 +493,3 @@ class Config(Section):
     @property
     def sky_directory(self) -> Path:
         return self.skies_from or self.products / "skies"
-
-
-def _check_ranges(name: str, section, ranges: dict[str, tuple[float, float]]) -> None:
-    for key, (low, high) in ranges.items():
-        value = getattr(section, key)
-        if value is not None and not low <= value <= high:
-            raise ValueError(
-                f"{name}.{key} is {value:.6g}; it must lie between {low:g} and {high:g}"
-            )
