@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .. import products
 from ..errors import CNNLensError
-from ..pipeline import skies
+from ..pipeline import features, skies
 from ..pipeline.observation import observe_sky
 from ..pipeline.run import Run
 from ..reconstruct import Estimator
@@ -86,7 +86,19 @@ def measure_patches(
     CNNLensError
         if κ̂ is not finite
     """
-    estimate = estimator.reconstruct(q, u)
+    return bandpowers_of(spectra, estimator.reconstruct(q, u), kappa)
+
+
+def bandpowers_of(
+    spectra: FlatSpectra, estimate: np.ndarray, kappa: np.ndarray
+) -> PatchBandpowers:
+    """Bandpowers of masked κ̂ and κ, (n_patches, n, n) each.
+
+    Raises
+    ------
+    CNNLensError
+        if κ̂ is not finite
+    """
     if not np.isfinite(estimate).all():
         raise CNNLensError(
             "the reconstructed convergence is not finite; check the input maps for NaN"
@@ -106,10 +118,21 @@ def measure(run: Run, set_name: str, indices: Iterable[int] | None = None) -> No
         if not products.exists(path(run, set_name, index), KIND, recipe(run, set_name, index)):
             todo.append(index)
     for index in tqdm(todo, desc=f"bandpowers/{set_name}", unit="sky", disable=not todo):
-        seen = observe_sky(run, set_name, index)
-        found = measure_patches(run.bandpowers, run.estimator, seen.q, seen.u, seen.kappa)
+        found = _measure_sky(run, set_name, index)
         where, wanted = path(run, set_name, index), recipe(run, set_name, index)
         products.write_product(where, KIND, wanted, vars(found))
+
+
+def _measure_sky(run: Run, set_name: str, index: int) -> PatchBandpowers:
+    """Bandpowers of one sky; by a refining network from the features on disk, if they are there."""
+    refined = run.config.baseline is None and run.config.network.kind == "refined"
+    if refined and features.exist(run, set_name, index):
+        wanted = [part for part in features.parts(run, set_name) if part[0] == index]
+        known = features.read(run, set_name, wanted)
+        estimate = run.estimator.refine(known.features)["kappa"]
+        return bandpowers_of(run.bandpowers, estimate, known.kappa)
+    seen = observe_sky(run, set_name, index)
+    return measure_patches(run.bandpowers, run.estimator, seen.q, seen.u, seen.kappa)
 
 
 def read(run: Run, set_name: str, indices: Iterable[int] | None = None) -> PatchBandpowers:

@@ -1,7 +1,9 @@
-"""What a refining network learns from: features of observed patches, some in a file.
+"""What a refining network reads: features of observed patches, some in a file.
 
 Training patches are seen by instruments drawn at random (:class:`.Variation`), each with noise of
-its own; those of the validation set by the configuration's.
+its own; those of any other set by the configuration's, with the noise that all stages give that
+sky. Features of test skies are no must: where they lie on disk, several networks reconstruct the
+same skies at the cost of one filter.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import products
-from ..errors import ConfigError
 from ..reconstruct.features import PASSES, RefiningPatches, features_of
 from ..reconstruct.probable import ProbableLensing
 from ..simulate.instrument import convolve_beam, cosine_mask
 from ..simulate.skies import seed_sequence
 from . import skies
+from .observation import ObservedPatches, observe_sky
 
 if TYPE_CHECKING:
     from .run import Run
@@ -32,19 +34,15 @@ ARRAYS = tuple(RefiningPatches.__annotations__)
 
 
 def parts(run: Run, set_name: str) -> list[tuple[int, int]]:
-    """Sky and number of every file of a set, "train" or "validation": the latter as far as
-    ``training.validation_patches`` goes.
+    """Sky and number of every file of a set."""
+    each = -(-run.n_patches // run.config.refining.batch)
+    return [(i, part) for i in range(run.config.set_size(set_name)) for part in range(each)]
 
-    Raises
-    ------
-    ConfigError
-        for another set
-    """
-    config = run.config
-    if set_name not in ("train", "validation"):
-        raise ConfigError(f"features are made of 'train' and 'validation' skies, not '{set_name}'")
-    each = -(-run.n_patches // config.refining.batch)
-    found = [(index, part) for index in range(config.set_size(set_name)) for part in range(each)]
+
+def learned_from(run: Run, set_name: str) -> list[tuple[int, int]]:
+    """Sky and number of the files that training reads: all of "train", and "validation" as far as
+    ``training.validation_patches`` goes."""
+    found, config = parts(run, set_name), run.config
     if set_name == "validation":
         return found[: -(-config.training.validation_patches // config.refining.batch)]
     return found
@@ -98,60 +96,85 @@ def measure(
         )
     ]
     made: dict[float, ProbableLensing] = {}
-    maps: dict[int, tuple] = {}
+    maps: dict[int, ObservedPatches] = {}
     bar = tqdm(missing, desc=f"features/{set_name}", unit="file", disable=not missing)
     for index, part in bar:
         if index not in maps:
-            maps = {index: skies.read(run, set_name, index, ("lensed_q", "lensed_u", "e", "kappa"))}
-        found = _features(run, set_name, index, part, maps[index], made, threads)
+            maps = {index: _sky(run, set_name, index)}
+        batch = run.config.refining.batch
+        rows = range(part * batch, min((part + 1) * batch, len(maps[index].q)))
+        seen = _drawn if set_name == "train" else _as_configured
+        found = _features(run, *seen(run, index, part, rows, maps[index]), made, threads)
         products.write_product(
             path(run, set_name, index, part), KIND, recipe(run, set_name, index, part), vars(found)
         )
 
 
-def _features(run: Run, set_name, index, part, maps, made, threads) -> RefiningPatches:
+def _sky(run: Run, set_name: str, index: int) -> ObservedPatches:
+    """A sky's patches, as observed; those of the training set with the beam and no more."""
+    if set_name != "train":
+        return observe_sky(run, set_name, index)
     config = run.config
-    batch = config.refining.batch
-    rows = range(part * batch, min((part + 1) * batch, len(maps[0])))
-    q, u, e, kappa = (values[rows.start : rows.stop] for values in maps)
-    q, u = (convolve_beam(values, config.instrument, config.patch) for values in (q, u))
-    taper, level, rms, noise = _seen_by(run, set_name, index, part, rows)
+    q, u, e, kappa = skies.read(run, set_name, index, ("lensed_q", "lensed_u", "e", "kappa"))
+    q, u = (convolve_beam(maps, config.instrument, config.patch) for maps in (q, u))
+    return ObservedPatches(q, u, *(config.patch.crop(maps) for maps in (e, kappa)))
+
+
+def _as_configured(run, index, part, rows, sky):
+    """Taper in degrees, noise levels (n,), rms per pixel in µK (n, ny, nx), and the patches."""
+    config, n = run.config, run.config.patch.n_pixels
+    rms = np.broadcast_to(config.instrument.noise_rms(config.patch), (len(rows), n, n))
+    level = np.full(len(rows), config.instrument.noise_uk_arcmin)
+    found = ObservedPatches(*(maps[rows.start : rows.stop] for maps in vars(sky).values()))
+    return config.instrument.taper_deg, level, rms, found
+
+
+def _drawn(run, index, part, rows, sky):
+    """As :func:`_as_configured`, each patch seen by an instrument of its own."""
+    config, n = run.config, run.config.patch.n_pixels
+    variation = config.refining.variation
+    generators = [
+        np.random.default_rng(seed_sequence(config.seed, "features/train", index, patch))
+        for patch in rows
+    ]
+    taper = variation.taper(part, config.instrument)
+    drawn = [variation.draw(config.patch, config.instrument, g) for g in generators]
+    level, rms = np.array([d[0] for d in drawn]), np.array([d[1] for d in drawn])
+    noise = np.stack([g.standard_normal((2, n, n)) for g in generators], axis=1)
+    noise = noise * np.where(np.isfinite(rms), rms, 0.0)
+    q, u, e, kappa = (maps[rows.start : rows.stop] for maps in vars(sky).values())
+    mask = cosine_mask(config.patch, taper)
+    maps = ((q + noise[0]) * mask, (u + noise[1]) * mask, e * mask, kappa * mask)
+    return taper, level, rms, ObservedPatches(*maps)
+
+
+def _features(run, taper, level, rms, seen, made, threads) -> RefiningPatches:
+    config = run.config
     if taper not in made:
         mask = cosine_mask(config.patch, taper)
         made[taper] = ProbableLensing(
             config.patch, config.instrument, mask, run.spectra(), PASSES, threads
         )
-    mask = made[taper].mask
-    q, u = ((values + n) * mask for values, n in zip((q, u), noise, strict=True))
-    features = np.stack(list(features_of(made[taper], q, u, rms, threads)))
-    kappa, e = (config.patch.crop(values) * mask for values in (kappa, e))
-    return RefiningPatches(
-        features.astype(np.float16), kappa.astype(np.float32), e.astype(np.float32), level
+    found = np.stack(list(features_of(made[taper], seen.q, seen.u, rms, threads)))
+    kappa, e = (values.astype(np.float32) for values in (seen.kappa, seen.e))
+    return RefiningPatches(found.astype(np.float16), kappa, e, level)
+
+
+def exist(run: Run, set_name: str, index: int) -> bool:
+    """Whether all features of a sky are there."""
+    return all(
+        products.exists(path(run, set_name, *part), KIND, recipe(run, set_name, *part))
+        for part in parts(run, set_name)
+        if part[0] == index
     )
 
 
-def _seen_by(run: Run, set_name, index, part, rows):
-    """Taper in degrees, noise levels (n,), rms per pixel and noise of Q and of U in µK."""
-    config, n = run.config, run.config.patch.n_pixels
-    generators = [
-        np.random.default_rng(seed_sequence(config.seed, f"features/{set_name}", index, patch))
-        for patch in rows
-    ]
-    if set_name == "train":
-        variation = config.refining.variation
-        taper = variation.taper(part, config.instrument)
-        drawn = [variation.draw(config.patch, config.instrument, g) for g in generators]
-    else:
-        taper = config.instrument.taper_deg
-        rms = np.broadcast_to(config.instrument.noise_rms(config.patch), (n, n))
-        drawn = [(config.instrument.noise_uk_arcmin, rms)] * len(rows)
-    level, rms = np.array([d[0] for d in drawn]), np.array([d[1] for d in drawn])
-    noise = np.stack([g.standard_normal((2, n, n)) for g in generators], axis=1)
-    return taper, level, rms, noise * np.where(np.isfinite(rms), rms, 0.0)
+def read(run: Run, set_name: str, wanted: Iterable[tuple[int, int]]) -> RefiningPatches:
+    """Features of a set.
 
-
-def read(run: Run, set_name: str) -> RefiningPatches:
-    """All features of a set.
+    Parameters
+    ----------
+    wanted : sky and number of each file
 
     Raises
     ------
@@ -159,8 +182,7 @@ def read(run: Run, set_name: str) -> RefiningPatches:
         if a file is missing, damaged, or of another configuration
     """
     found: list[dict] = []
-    wanted = parts(run, set_name)
-    for index, part in tqdm(wanted, desc=f"features of {set_name}", unit="file"):
+    for index, part in tqdm(wanted, desc=f"features of {set_name}", unit="file", leave=False):
         file, made_of = path(run, set_name, index, part), recipe(run, set_name, index, part)
         with products.open_product(file, KIND, made_of) as product:
             found.append({name: product.array(name) for name in ARRAYS})

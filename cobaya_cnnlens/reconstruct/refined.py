@@ -164,7 +164,19 @@ class RefinedEstimator:
             rows = slice(start, start + self._batch)
             part = rms[rows] if np.ndim(rms) == 3 else rms
             features = np.stack(list(features_of(self._estimator, q[rows], u[rows], part)))
-            each = [network.predict(features, verbose=0) for network in self._networks]
-            for name, maps in found.items():
-                maps.append(np.mean([outputs[name][..., 0] for outputs in each], axis=0))
+            for name, maps in self.refine(features).items():
+                found[name].append(maps)
         return {name: np.concatenate(maps) for name, maps in found.items()}
+
+    def refine(self, features: np.ndarray) -> dict[str, np.ndarray]:
+        """Masked Ê in µK and κ̂, (n, ny, nx) each, of features (n, ny, nx, len(FEATURES)).
+
+        Features count as they are kept on disk, in half precision, wherever they come from.
+        """
+        found: dict[str, list[np.ndarray]] = {"e": [], "kappa": []}
+        for start in range(0, len(features), self._batch):
+            maps = features[start : start + self._batch].astype(np.float16).astype(np.float32)
+            each = [network.predict_on_batch(maps) for network in self._networks]
+            for name, parts in found.items():
+                parts.append(np.mean([outputs[name][..., 0] for outputs in each], axis=0))
+        return {name: np.concatenate(parts) for name, parts in found.items()}
