@@ -4,11 +4,17 @@ import keras
 import numpy as np
 import pytest
 
+from cobaya_cnnlens.pipeline.config import Phase
+from cobaya_cnnlens.pipeline.refining import PhaseRates
+from cobaya_cnnlens.pipeline.training import cosine_rate
 from cobaya_cnnlens.reconstruct.features import FEATURES, turned
 from cobaya_cnnlens.reconstruct.n0 import band_of, n0_iterated
+from cobaya_cnnlens.reconstruct.refined import RefiningUNet
 from cobaya_cnnlens.reconstruct.refining import (
+    SYMMETRIES,
     FeatureBatches,
     ModeWeights,
+    RefiningLearner,
     RefiningPatches,
     WeighedModes,
     targets_of,
@@ -73,34 +79,63 @@ def some_patches(n=3, size=16):
     return RefiningPatches(maps, kappa, e, np.array([1.0, 2.0, 5.0])[:n])
 
 
-def test_batches_turn_features_and_truth_alike(fiducial):
+def test_batches_are_patches_with_their_truth_and_one_symmetry(fiducial):
     geometry = PatchGeometry(n_pixels=16, size_deg=5.0, pad=0)
     patches = some_patches()
     weights = ModeWeights(geometry, INSTRUMENT, fiducial, 1.0)
-    seeds = np.random.SeedSequence(5).spawn(4)
-    batches = FeatureBatches(patches, weights, seeds, 8)
-    assert len(batches) == 4
+    seeds = np.random.SeedSequence(5).spawn(40)
+    batches = FeatureBatches(patches, weights, seeds, 4)
+    assert len(batches) == 40
     seen = set()
-    for step in range(4):
-        features, targets = batches[step]
-        again, _ = batches[step]
-        np.testing.assert_array_equal(features, again)
+    for step in range(40):
+        (features, symmetry), targets = batches[step]
+        np.testing.assert_array_equal(features, batches[step][0][0])
+        assert features.dtype == np.float16
+        [number] = set(symmetry)
+        seen.add(number)
         for maps, kappa, e in zip(features, targets["kappa"], targets["e"], strict=True):
-            found = [
-                (i, turns, flip)
-                for i in range(3)
-                for turns in range(4)
-                for flip in (False, True)
-                if np.array_equal(turned(patches.features[i], turns, flip), maps)
-            ]
-            [(i, turns, flip)] = found
-            seen.add((turns, flip))
-            moved = {"kappa": np.rot90(patches.kappa[i], turns), "e": np.rot90(patches.e[i], turns)}
-            moved = {k: v[:, ::-1] if flip else v for k, v in moved.items()}
-            np.testing.assert_array_equal(kappa[..., 0], moved["kappa"])
-            np.testing.assert_array_equal(e[..., 0], moved["e"])
+            [i] = [i for i in range(3) if np.array_equal(patches.features[i], maps)]
+            np.testing.assert_array_equal(e[..., 0], patches.e[i])
+            np.testing.assert_array_equal(kappa[..., 0], patches.kappa[i])
             np.testing.assert_array_equal(kappa[..., 1], weights.at(patches.level[i]))
     assert len(seen) == 8
+
+
+def test_a_learner_turns_there_and_back():
+    """[features, symmetry] give what the network makes of the turned features, turned back."""
+    keras.utils.set_random_seed(2)
+    network = RefiningUNet(4, levels=2)
+    network.set_weights([w + 0.02 * np.ones_like(w) for w in network.get_weights()])
+    learner, maps = RefiningLearner(network), some_patches().features
+    different = []
+    for number, (turns, flip) in enumerate(SYMMETRIES):
+        found = learner.predict_on_batch([maps, np.full(len(maps), number, np.int32)])
+        there = network.predict_on_batch(turned(maps, turns, flip).astype(np.float32))
+        for name in ("e", "kappa"):
+            back = there[name][:, :, ::-1] if flip else there[name]
+            back = np.rot90(back, -turns, axes=(1, 2))
+            np.testing.assert_allclose(found[name], back, rtol=1e-4, atol=1e-6)
+        different.append(found["kappa"])
+    # Random weights know no symmetry: each of the eight gives another κ̂.
+    for i in range(8):
+        assert all(np.abs(different[i] - different[j]).max() > 1e-4 for j in range(i))
+
+
+def test_rates_rise_and_fall_phase_by_phase():
+    phases = [
+        {"steps": 10, "learning_rate": 1.0, "final_rate": 0.2, "warmup": 4},
+        {"steps": 6, "learning_rate": 0.1, "final_rate": 0.0, "warmup": 0},
+    ]
+    rates = PhaseRates(phases)
+    again = PhaseRates.from_config(rates.get_config())
+    expected = [
+        cosine_rate(Phase(batch=1, **phase), step)
+        for phase in phases
+        for step in range(phase["steps"])
+    ]
+    for step, rate in enumerate(expected):
+        assert float(rates(step)) == pytest.approx(rate, rel=1e-5)
+        assert float(again(step)) == float(rates(step))
 
 
 def test_the_loss_is_saved_by_name():

@@ -89,9 +89,7 @@ def measure_patches(
     return bandpowers_of(spectra, estimator.reconstruct(q, u), kappa)
 
 
-def bandpowers_of(
-    spectra: FlatSpectra, estimate: np.ndarray, kappa: np.ndarray
-) -> PatchBandpowers:
+def bandpowers_of(spectra: FlatSpectra, estimate: np.ndarray, kappa: np.ndarray) -> PatchBandpowers:
     """Bandpowers of masked κ̂ and κ, (n_patches, n, n) each.
 
     Raises

@@ -20,7 +20,9 @@ command = partial(app.command, rich_help_panel="Estimate")
 @command()
 def features(
     config: ConfigFile,
-    set_name: Annotated[str, typer.Option("--set", help="train, validation, test, derivatives or survey-NAME.")],
+    set_name: Annotated[
+        str, typer.Option("--set", help="train, validation, test, derivatives or survey-NAME.")
+    ],
     index: Indices = None,
     part: Annotated[
         list[int] | None, typer.Option(help="File of the sky; repeatable; all by default.")

@@ -1,8 +1,8 @@
 """Training of a refining network on features (:mod:`.features`), resumable by epoch.
 
-Beside the network that learns stands the mean of its late weights, which is what is kept: every
-step takes it a part of the way. Batches are functions of (seed, epoch, step), as in
-:mod:`.training`, whose state on disk this shares.
+Beside the network that learns stands the mean of its late weights, which is what is kept. Batches
+are functions of (seed, epoch, step), as in :mod:`.training`, whose state on disk this shares. The
+rates, means and symmetries are computed where the network is: a GPU waits for patches alone.
 """
 
 from __future__ import annotations
@@ -17,36 +17,65 @@ from tqdm import tqdm
 
 from ..errors import NetworkError
 from ..reconstruct.refined import RefiningUNet, load_refining
-from ..reconstruct.refining import FeatureBatches, ModeWeights, WeighedModes, targets_of
+from ..reconstruct.refining import (
+    AveragingAdam,
+    FeatureBatches,
+    ModeWeights,
+    RefiningLearner,
+    WeighedModes,
+    targets_of,
+)
 from ..simulate.skies import seed_sequence
 from . import features, networks
-from .training import ScaledMSE, StepCallback, TrainingRun, plan_epochs
+from .training import ScaledMSE, TrainingRun, plan_epochs
 
 if TYPE_CHECKING:
     from .run import Run
 
 # Of the error of E, in units of a typical residual's variance (3 µK)², beside that of κ's modes.
 E_WEIGHT, E_UNIT = 0.05, 3.0
-# Steps over which the mean of the weights forgets.
-MEMORY = 500.0
+# Of the running mean of the weights: it forgets over 1/(1 − momentum) steps.
+MOMENTUM = 0.998
 
 
-class _Mean(keras.callbacks.Callback):
-    """Moves the mean network's weights towards the learning one's after each step."""
+@keras.saving.register_keras_serializable(package="cobaya_cnnlens")
+class PhaseRates(keras.optimizers.schedules.LearningRateSchedule):
+    """The learning rate of every step: in each phase linear warm-up, then half a cosine down.
 
-    def __init__(self, mean: RefiningUNet, steps_before: int):
+    Parameters
+    ----------
+    phases : ``steps``, ``learning_rate``, ``final_rate`` and ``warmup`` of each
+    """
+
+    def __init__(self, phases: list[dict]):
+        self._phases = phases
+
+    def __call__(self, step):
+        """The rate at a step, a scalar of the backend."""
+        ops = keras.ops
+        step, first, rate = ops.cast(step, "float32"), 0, 0.0
+        for phase in self._phases:
+            at, warmup = step - first, phase["warmup"]
+            top, last = phase["learning_rate"], phase["final_rate"]
+            part = ops.clip((at - warmup) / max(1, phase["steps"] - warmup), 0.0, 1.0)
+            falling = last + 0.5 * (top - last) * (1.0 + ops.cos(np.pi * part))
+            rising = top * (at + 1.0) / max(warmup, 1)
+            rate = ops.where(at < 0, rate, ops.where(at < warmup, rising, falling))
+            first += phase["steps"]
+        return rate
+
+    def get_config(self):
+        """What it is made of."""
+        return {"phases": self._phases}
+
+
+class _Progress(keras.callbacks.Callback):
+    def __init__(self, bar: tqdm):
         super().__init__()
-        self._values, self._steps, self._mean = mean.get_weights(), steps_before, mean
+        self._bar = bar
 
     def on_train_batch_end(self, batch, logs=None):
-        self._steps += 1
-        # The first steps are forgotten sooner.
-        part = 1.0 / min(MEMORY, 0.1 * self._steps + 1.0)
-        for value, new in zip(self._values, self.model.get_weights(), strict=True):
-            value += part * (new - value)
-
-    def on_epoch_end(self, epoch, logs=None):
-        self._mean.set_weights(self._values)
+        self._bar.update()
 
 
 def train(run: Run, directory: Path) -> Iterator[dict]:
@@ -65,14 +94,15 @@ def train(run: Run, directory: Path) -> Iterator[dict]:
     state, plan = TrainingRun(directory, networks.recipe(run)), plan_epochs(config)
     if len(state.history) >= len(plan):
         return
-    patches, checked = (features.read(run, name) for name in ("train", "validation"))
+    patches, checked = (
+        features.read(run, name, features.learned_from(run, name))
+        for name in ("train", "validation")
+    )
     x_val = checked.features.astype(np.float32)
     weights = ModeWeights(config.patch, config.instrument, run.spectra(), np.mean(run.mask**2))
     known = targets_of(checked.kappa, checked.e, checked.level, weights)
-    network = state.load_checkpoint() or new_network(run)
-    mean = state.load_mean() or RefiningUNet.from_config(network.get_config())
-    if not state.history:
-        mean.set_weights(network.get_weights())
+    learner = state.load_checkpoint() or new_learner(run)
+    mean = RefiningUNet.from_config(learner.network.get_config())
     mean.compile(**_losses(), jit_compile=config.training.jit_compile)
     total, done = sum(p.steps for p in plan), sum(p.steps for p in plan[: len(state.history)])
     with tqdm(total=total, initial=done, desc="training", unit="step", mininterval=5) as bar:
@@ -81,14 +111,15 @@ def train(run: Run, directory: Path) -> Iterator[dict]:
             seeds = [
                 seed_sequence(config.training.seed, "refining", epoch, i) for i in range(step.steps)
             ]
-            fitted = network.fit(
+            fitted = learner.fit(
                 FeatureBatches(patches, weights, seeds, step.phase.batch),
                 epochs=1,
                 shuffle=False,
                 verbose=0,
-                callbacks=[StepCallback(step, 0, bar), _Mean(mean, done)],
+                callbacks=[_Progress(bar)],
             )
-            done += step.steps
+            # All weights are trainable: there is no normalisation by batches.
+            mean.set_weights(learner.optimizer.means(learner.network.trainable_variables))
             validated = mean.evaluate(x_val, known, batch_size=8, verbose=0, return_dict=True)
             record = {"epoch": epoch + 1, "steps": step.first_step + step.steps}
             record |= {k: float(v[-1]) for k, v in fitted.history.items()}
@@ -98,7 +129,7 @@ def train(run: Run, directory: Path) -> Iterator[dict]:
                     f"{directory}: the loss is not finite after epoch {epoch + 1}; lower "
                     "'learning_rate' or set 'clip_norm' in the configuration's 'training'"
                 )
-            state.finish_epoch(network, record, mean)
+            state.finish_epoch(learner, record, mean)
             bar.set_postfix(val_kappa=f"{record['val_kappa_loss']:.4f}")
             yield record
 
@@ -110,9 +141,9 @@ def _losses() -> dict:
     }
 
 
-def new_network(run: Run) -> RefiningUNet:
-    """The network before training, compiled; with the weights of ``network.initial`` if that names
-    a file.
+def new_learner(run: Run) -> RefiningLearner:
+    """The network before training, compiled to learn; with the weights of ``network.initial`` if
+    that names a file.
 
     Raises
     ------
@@ -130,9 +161,19 @@ def new_network(run: Run) -> RefiningUNet:
                 f"{initial}: 'network.initial' holds another width than {config.network.width}"
             )
         network.set_weights(source.get_weights())
-    network.compile(
-        optimizer=keras.optimizers.Adam(1e-3, global_clipnorm=config.training.clip_norm),
+    learner = RefiningLearner(network)
+    phases = [
+        phase.model_dump(include={"steps", "learning_rate", "final_rate", "warmup"})
+        for phase in config.training.phases
+    ]
+    learner.compile(
+        optimizer=AveragingAdam(
+            PhaseRates(phases),
+            global_clipnorm=config.training.clip_norm,
+            use_ema=True,
+            ema_momentum=MOMENTUM,
+        ),
         **_losses(),
         jit_compile=config.training.jit_compile,
     )
-    return network
+    return learner

@@ -295,10 +295,6 @@ class TrainingRun:
             return None
         return self._load(self._checkpoint)
 
-    def load_mean(self) -> keras.Model | None:
-        """The mean network of the last finished epoch, None if none is kept."""
-        return None if self._mean is None else self._load(self._mean, compile=False)
-
     def finish_epoch(
         self, network: keras.Model, record: dict, mean: keras.Model | None = None
     ) -> None:

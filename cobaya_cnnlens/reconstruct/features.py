@@ -128,7 +128,16 @@ def _fields(box: Box, found: Pass, sigma: np.ndarray) -> dict[str, np.ndarray]:
 
 def turned(features: np.ndarray, turns: int, flip: bool) -> np.ndarray:
     """One of the 8 symmetries of the square on features (..., ny, nx, len(FEATURES)): ``turns``
-    quarter turns, then a mirror along x.
+    quarter turns, then a mirror along x."""
+    order, signs = symmetry_of(turns, flip)
+    moved = np.rot90(features, turns, axes=(-3, -2))
+    if flip:
+        moved = moved[..., ::-1, :]
+    return moved[..., order] * signs.astype(features.dtype)
+
+
+def symmetry_of(turns: int, flip: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Which feature a symmetry of the square puts in the place of each, and with what sign.
 
     A quarter turn takes (y, x) to (−x, y): Q and U change sign, a vector's (y, x) components become
     (−x, y), a tensor's yy and xx change places and yx changes sign. The mirror changes the sign of
@@ -149,7 +158,4 @@ def turned(features: np.ndarray, turns: int, flip: bool) -> np.ndarray:
         signs[yx] *= -1.0
         for _, u in _SPIN2:
             signs[u] *= -1.0
-    moved = np.rot90(features, turns, axes=(-3, -2))
-    if flip:
-        moved = moved[..., ::-1, :]
-    return moved[..., order] * signs.astype(features.dtype)
+    return order, signs

@@ -16,7 +16,10 @@ import numpy as np
 from ..errors import NetworkError
 
 # Networks by the name that Keras has them under.
-CLASSES = {"cobaya_cnnlens>ResUNet": "ResUNet", "cobaya_cnnlens>RefiningUNet": "RefiningUNet"}
+# A learner is what a stopped training goes on from.
+CLASSES = {
+    f"cobaya_cnnlens>{name}": name for name in ("ResUNet", "RefiningUNet", "RefiningLearner")
+}
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 # Keras stores weights as they are: what unpacks to more than this many times its size is no
 # network.

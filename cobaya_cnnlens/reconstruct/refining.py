@@ -6,18 +6,22 @@ from __future__ import annotations
 
 import keras
 import numpy as np
+from keras import layers
 
 from ..simulate.instrument import Instrument
 from ..simulate.patches import PatchGeometry
 from ..theory import Spectra
-from .features import RefiningPatches, turned
+from .features import FEATURES, RefiningPatches, symmetry_of
 from .n0 import Filter, band_of, n0_iterated
+from .refined import RefiningUNet
 
 # Multipoles between which N_L is interpolated, and below which modes count no more for being few.
 NODES = (30, 60, 100, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 4400)
 FLOOR = 100.0
 # Noise levels of which weights are made, a quarter apart, in µK′; none below the least.
 LEVEL_RATIO, LOWEST_LEVEL = 1.25, 0.3
+# Quarter turns and whether a mirror along x follows.
+SYMMETRIES = tuple((turns, flip) for flip in (False, True) for turns in range(4))
 
 
 class ModeWeights:
@@ -90,8 +94,96 @@ def targets_of(
     }
 
 
+@keras.saving.register_keras_serializable(package="cobaya_cnnlens")
+class ToSymmetry(keras.layers.Layer):
+    """Features (n, ny, nx, len(FEATURES)) and a symmetry of the square, (n,) the same number 0 to 7
+    throughout → the features turned by it (:func:`.features.turned`), float32."""
+
+    def call(self, features, symmetry):
+        """On whatever device the network is."""
+        maps = keras.ops.cast(features, self.compute_dtype)
+        return keras.ops.switch(symmetry[0], [_there(*found) for found in SYMMETRIES], maps)
+
+
+@keras.saving.register_keras_serializable(package="cobaya_cnnlens")
+class FromSymmetry(keras.layers.Layer):
+    """Scalar maps (n, ny, nx, 1) turned back by what :class:`ToSymmetry` turned features by."""
+
+    def call(self, maps, symmetry):
+        """On whatever device the network is."""
+        return keras.ops.switch(symmetry[0], [_back(*found) for found in SYMMETRIES], maps)
+
+
+def _there(turns: int, flip: bool):
+    order, signs = symmetry_of(turns, flip)
+
+    def move(maps):
+        moved = keras.ops.rot90(maps, turns, axes=(1, 2))
+        moved = keras.ops.flip(moved, 2) if flip else moved
+        return keras.ops.take(moved, order, axis=-1) * signs
+
+    return move
+
+
+def _back(turns: int, flip: bool):
+    def move(maps):
+        moved = keras.ops.flip(maps, 2) if flip else maps
+        return keras.ops.rot90(moved, -turns % 4, axes=(1, 2))
+
+    return move
+
+
+@keras.saving.register_keras_serializable(package="cobaya_cnnlens")
+class RefiningLearner(keras.Model):
+    """A refining network under a symmetry of the square: [features, symmetry] → what the network
+    makes of the turned features, turned back.
+
+    Parameters
+    ----------
+    network : that learns; its own arguments are the learner's configuration
+    """
+
+    def __init__(self, network: RefiningUNet, **kwargs):
+        maps = layers.Input((None, None, len(FEATURES)), name="features", dtype="float16")
+        symmetry = layers.Input((), name="symmetry", dtype="int32")
+        found = network(ToSymmetry(name="to_symmetry")(maps, symmetry))
+        outputs = {name: FromSymmetry(name=name)(found[name], symmetry) for name in ("e", "kappa")}
+        super().__init__([maps, symmetry], outputs, **kwargs)
+        self._network = network
+
+    @property
+    def network(self) -> RefiningUNet:
+        """The network that learns."""
+        return self._network
+
+    def get_config(self) -> dict:
+        """What :meth:`from_config` makes it of."""
+        return {**self._network.get_config(), "name": self.name}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """The learner of a configuration that Keras has read."""
+        name = config.pop("name", None)
+        return cls(RefiningUNet(**config), name=name)
+
+
+@keras.saving.register_keras_serializable(package="cobaya_cnnlens")
+class AveragingAdam(keras.optimizers.Adam):
+    """Adam beside which stands a running mean of the weights; Keras's own puts the mean in the
+    weights' place whenever ``fit`` ends, this one keeps both."""
+
+    def finalize_variable_values(self, var_list):
+        """The weights stay what they are."""
+
+    def means(self, variables: list) -> list[np.ndarray]:
+        """The running means of trainable variables, in their order."""
+        kept = self._model_variables_moving_average
+        return [keras.ops.convert_to_numpy(kept[self._get_variable_index(v)]) for v in variables]
+
+
 class FeatureBatches(keras.utils.PyDataset):
-    """The batches of one epoch, each drawn from its own seed and turned at random.
+    """The batches of one epoch: of each, patches and a symmetry of the square drawn from its own
+    seed.
 
     Parameters
     ----------
@@ -117,12 +209,6 @@ class FeatureBatches(keras.utils.PyDataset):
         generator = np.random.default_rng(self._seeds[step])
         known = self._patches
         drawn = generator.integers(len(known.features), size=self._batch)
-        features, kappa, e = [], [], []
-        for i in drawn:
-            turns, flip = int(generator.integers(4)), bool(generator.integers(2))
-            features.append(turned(known.features[i], turns, flip))
-            for into, maps in ((kappa, known.kappa), (e, known.e)):
-                moved = np.rot90(maps[i], turns)
-                into.append(moved[:, ::-1] if flip else moved)
-        targets = targets_of(np.array(kappa), np.array(e), known.level[drawn], self._weights)
-        return np.array(features, np.float32), targets
+        symmetry = np.full(self._batch, generator.integers(len(SYMMETRIES)), np.int32)
+        targets = targets_of(known.kappa[drawn], known.e[drawn], known.level[drawn], self._weights)
+        return (known.features[drawn], symmetry), targets
