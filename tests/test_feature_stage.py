@@ -8,7 +8,7 @@ from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate import bandpowers
 from cobaya_cnnlens.errors import ConfigError, NetworkError
 from cobaya_cnnlens.pipeline import features, networks, refining, skies
-from cobaya_cnnlens.pipeline.config import Phase, Refining
+from cobaya_cnnlens.pipeline.config import PatchCentres, Phase, Refining
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.run import Run
@@ -249,6 +249,24 @@ def test_impossible_configurations(tmp_path, changes, message):
         load_config(write(tmp_path, **changes))
 
 
+def test_few_patches_are_taken_evenly_where_each_costs_much(tmp_path):
+    """Surveys and derivatives: some of the whole sky's patches, the same of every sky."""
+    patch = PatchGeometry(20.0, n_pixels=16, pad=1)
+    config = load_config(write(tmp_path, centres={"rings": True, "spread": 7}))
+    run = Run(config.model_copy(update={"patch": patch}))
+    assert len(run.spread) == 7
+    assert set(np.diff(run.spread)) <= {run.n_patches // 7, run.n_patches // 7 + 1}
+    whole, few = run.pointing_of("test"), run.pointing_of("derivatives")
+    for name in ("theta", "phi", "frame"):
+        of_patch = [getattr(p, name).reshape(-1, 18**2) for p in (whole, few)]
+        np.testing.assert_array_equal(of_patch[0][run.spread], of_patch[1])
+    assert skies.recipe(run, "test", 0)["centres"] == {"rings": True}
+    assert skies.recipe(run, "survey-high", 0)["centres"] == {"rings": True, "spread": 7}
+    assert [part for _, part in features.parts(run, "derivatives")] == [0]
+    plain = Run(run.config.model_copy(update={"centres": PatchCentres(rings=True, spread=10_000)}))
+    np.testing.assert_array_equal(plain.spread, np.arange(plain.n_patches))
+
+
 def test_a_dense_sky_is_full_and_no_patch_lies_over_another(tmp_path):
     """Some 94% of the sky in the shipped patches' size; here larger ones, for speed."""
     config = load_config(write(tmp_path, centres={"rings": True}))
@@ -256,4 +274,4 @@ def test_a_dense_sky_is_full_and_no_patch_lies_over_another(tmp_path):
     assert run.n_patches * 400 > 0.75 * 41253
     assert skies.recipe(run, "train", 0)["centres"] == {"rings": True}
     assert largest_overlap(ring_centres(20.0), 20.0) < 1e-3
-    assert len(run.pointing.theta) == run.n_patches * run.config.patch.n_padded**2
+    assert len(run.pointing_of("test").theta) == run.n_patches * run.config.patch.n_padded**2

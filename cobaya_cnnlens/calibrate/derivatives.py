@@ -153,7 +153,7 @@ class Bench:
         config = run.config
         self.config, self.nthreads = config, nthreads
         self.estimator, self.spectra, self.mask = run.estimator, run.bandpowers, run.mask
-        self.step, self.pointing = config.derivatives.step, run.pointing
+        self.step, self.pointing = config.derivatives.step, run.pointing_of(set_name)
         theory = run.spectra(cosmology)
         self.sky = shards.draw_sky(theory, config.sky.lmax, config.seed, set_name, index)
         self.gradient = patches.gradient_at(self.sky.philm, self.sky.lmax, self.pointing, nthreads)

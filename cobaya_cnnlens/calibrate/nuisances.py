@@ -12,7 +12,7 @@ under reflections, and is small for a network that has learned to be nearly so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,7 @@ def recipe(run: Run, index: int) -> dict:
         **bandpowers.recipe(run, SET, index),
         "nuisance_algorithm": ALGORITHM,
         "nuisances": run.config.nuisances.model_dump(exclude={"skies"}),
+        **({"spread": n} if (n := run.config.centres.spread) is not None else {}),
     }
 
 
@@ -68,7 +69,12 @@ def measure(run: Run, index: int) -> None:
 def _seen_with(run: Run, index: int, name: str, x: float) -> np.ndarray:
     """⟨κ̂κ̂*⟩ of a test sky under one systematic, (n_patches, n_bins)."""
     sky = observe_sky(run, SET, index, systematics=Systematics(**{name: x}))
-    return run.bandpowers.auto(run.estimator.reconstruct(sky.q, sky.u))
+    return run.bandpowers.auto(run.estimator.reconstruct(sky.q[run.spread], sky.u[run.spread]))
+
+
+def _centre(run: Run, indices: Iterable[int]) -> np.ndarray:
+    """⟨κ̂κ̂*⟩ of the same patches without a systematic, (n_patches, n_bins)."""
+    return np.concatenate([bandpowers.read(run, SET, [i]).auto[run.spread] for i in indices])
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def check_nuisances(
             f"sky {index} gave the derivatives itself; check on one from {first_free}"
         )
     first, second = read(run, response)
-    centre = bandpowers.read(run, SET, [index]).auto
+    centre = _centre(run, [index])
     checks = []
     for name, x in tqdm(changes.items(), desc=f"nuisances/{index}", unit="sky"):
         shift = (_seen_with(run, index, name, x) - centre) / response**2
@@ -115,7 +121,7 @@ def read(run: Run, response: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A and B of every patch, (n_patches, n_bins, n_nuisances) each, in the order of
     ``NUISANCES`` and per unit of each."""
     indices = range(run.config.nuisances.skies)
-    centre = bandpowers.read(run, SET, indices).auto / response**2
+    centre = _centre(run, indices) / response**2
     both = []
     for index in indices:
         where, wanted = path(run, index), recipe(run, index)

@@ -38,6 +38,10 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+# Sets of skies that have all patches, whatever `centres.spread` says.
+WHOLE = ("train", "validation", "test")
+
+
 class SkyCounts(Section):
     """Number of fiducial skies per set; the sets never share phases."""
 
@@ -49,15 +53,23 @@ class SkyCounts(Section):
 
 class PatchCentres(Section):
     """HEALPix nside of the centres, and how many are left out at each pole; or ``rings``: side by
-    side in rings of equal latitude, as many as go, none over another."""
+    side in rings of equal latitude, as many as go, none over another.
+
+    ``spread`` is how many of a sky's patches, spread evenly over it, are taken where each is
+    reconstructed many times or is one survey's: all sets but train, validation and test, and
+    nuisances.
+    """
 
     nside: int = Field(4, gt=0, le=64)
     poles: int = Field(16, ge=0, le=24_576)
     rings: bool = False
+    spread: int | None = Field(None, gt=0)
 
-    def recipe(self) -> dict:
-        """What determines where the patches lie."""
-        return {"rings": True} if self.rings else self.model_dump(exclude={"rings"})
+    def recipe(self, set_name: str) -> dict:
+        """What determines where the patches of a set's skies lie."""
+        where = {"rings": True} if self.rings else self.model_dump(include={"nside", "poles"})
+        few = self.spread is not None and set_name not in WHOLE
+        return where | ({"spread": self.spread} if few else {})
 
 
 class Network(Section):

@@ -22,6 +22,7 @@ from ..reconstruct.probable import ProbableLensing
 from ..simulate.instrument import convolve_beam, cosine_mask
 from ..simulate.skies import seed_sequence
 from . import skies
+from .config import WHOLE
 from .observation import ObservedPatches, observe_sky
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ ARRAYS = tuple(RefiningPatches.__annotations__)
 
 def parts(run: Run, set_name: str) -> list[tuple[int, int]]:
     """Sky and number of every file of a set."""
-    each = -(-run.n_patches // run.config.refining.batch)
+    n_patches = run.n_patches if set_name in WHOLE else len(run.spread)
+    each = -(-n_patches // run.config.refining.batch)
     return [(i, part) for i in range(run.config.set_size(set_name)) for part in range(each)]
 
 

@@ -12,7 +12,7 @@ from ..simulate.instrument import cosine_mask
 from ..simulate.tiling import ring_centres
 from ..theory.camb import Cosmology, Spectra
 from . import networks, skies
-from .config import Config
+from .config import WHOLE, Config
 
 if TYPE_CHECKING:
     from ..reconstruct import Estimator
@@ -82,21 +82,30 @@ class Run:
 
     @cached_property
     def n_patches(self) -> int:
-        """Patches of one sky."""
+        """Patches of one whole sky."""
         centres = self.config.centres
         if centres.rings:
             return len(ring_centres(self.config.patch.size_deg))
         return 12 * centres.nside**2 - 2 * centres.poles
 
-    @property
-    def pointing(self) -> Pointing:
-        """Where on the sky the pixels of all patches lie."""
+    @cached_property
+    def spread(self) -> np.ndarray:
+        """Which of a sky's patches ``centres.spread`` takes, evenly over it; all without that."""
+        wanted = min(self.config.centres.spread or self.n_patches, self.n_patches)
+        return np.arange(wanted) * self.n_patches // wanted
+
+    def pointing_of(self, set_name: str) -> Pointing:
+        """Where on the sky the pixels of all patches of a set's skies lie."""
         from ..simulate import shards
 
         centres = self.config.centres
         if centres.rings:
-            return shards.pointing_in_rings(self.config.patch)
-        return shards.pointing_of(self.config.patch, centres.nside, centres.poles)
+            every = shards.pointing_in_rings(self.config.patch)
+        else:
+            every = shards.pointing_of(self.config.patch, centres.nside, centres.poles)
+        if set_name in WHOLE or centres.spread is None:
+            return every
+        return shards.some_patches(every, self.config.patch, self.spread)
 
     def spectra(self, cosmology: Cosmology | None = None) -> Spectra:
         """Theory's spectra of a cosmology, the fiducial by default; CAMB runs once for each, and

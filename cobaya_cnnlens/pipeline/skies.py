@@ -54,7 +54,7 @@ def recipe(run: Run, set_name: str, index: int) -> dict:
         "index": index,
         "sky": asdict(config.sky),
         "patch": asdict(config.patch),
-        "centres": config.centres.recipe(),
+        "centres": config.centres.recipe(set_name),
     }
 
 
@@ -86,7 +86,8 @@ def measure(
     for index, file in tqdm(missing, desc=f"skies/{set_name}", unit="sky", disable=not missing):
         theory = run.spectra(config.set_cosmology(set_name, index))
         sky = shards.draw_sky(theory, config.sky.lmax, config.seed, set_name, index)
-        fields = shards.sample_patches(sky, config.sky, config.patch, run.pointing, nthreads)
+        pointing = run.pointing_of(set_name)
+        fields = shards.sample_patches(sky, config.sky, config.patch, pointing, nthreads)
         shards.write_shard(file, recipe(run, set_name, index), fields)
     return paths
 

@@ -81,6 +81,15 @@ def pointing_in_rings(geometry: PatchGeometry) -> patches.Pointing:
     return patches.point_patches(ring_centres(geometry.size_deg), geometry)
 
 
+def some_patches(
+    pointing: patches.Pointing, geometry: PatchGeometry, chosen: np.ndarray
+) -> patches.Pointing:
+    """The pixel positions of some patches, by number, of those of many."""
+    fields = (getattr(pointing, name) for name in patches.Pointing.__annotations__)
+    by_patch = (values.reshape(-1, geometry.n_padded**2) for values in fields)
+    return patches.Pointing(*(values[chosen].ravel() for values in by_patch))
+
+
 def sample_patches(
     sky: HarmonicSky,
     settings: SkySettings,

@@ -227,7 +227,7 @@ class NullBench:
         config = self.config
         theory = self.run.spectra(config.set_cosmology("test", self.index))
         sky = shards.draw_sky(theory, config.sky.lmax, config.seed, "test", self.index)
-        pointing = self.run.pointing
+        pointing = self.run.pointing_of("test")
         gradient = patches.gradient_at(sky.philm, sky.lmax, pointing, self.nthreads)
         deflection = patches.deflect_by(turned(gradient), pointing, self.nthreads)
         p = patches.lensed_polarisation_at(sky.elm, sky.lmax, pointing, deflection, self.nthreads)
