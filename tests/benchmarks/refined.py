@@ -1,0 +1,133 @@
+"""Noise of the refining network over that of other estimators, on the same masked patches of a dense
+test sky, with paired errors by bootstrap over the patches; and what each costs.
+
+    python tests/benchmarks/refined.py [CONFIG] [PATCHES] [NETWORK...]
+
+CONFIG is training/config/refined.yaml or a member of training/config/refined_levels.yaml, at whose
+noise level all is measured; NETWORK other refining networks to measure too, their mean last. Makes
+test sky 0 if it is not there, in a minute and a half; some 3 s a patch. Beside the refining network
+stand six passes of its own ascent, nine of the damped iteration, one Wiener-filtered quadratic
+estimate, the ResUNet on maps for this noise, and the analytic iterated EB noise.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from time import process_time
+
+import numpy as np
+
+from cobaya_cnnlens.pipeline import features, skies
+from cobaya_cnnlens.pipeline.config import Baseline
+from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.observation import observe_sky
+from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.reconstruct.features import FEATURES, KAPPA_UNIT, PASSES, features_of
+from cobaya_cnnlens.reconstruct.iterative import WienerEstimator
+from cobaya_cnnlens.reconstruct.n0 import n0_iterated
+from cobaya_cnnlens.reconstruct.probable import ProbableLensing
+from cobaya_cnnlens.reconstruct.refined import RefinedEstimator, load_refining
+from cobaya_cnnlens.reconstruct.resunet import networks_estimator
+
+ROOT = Path(__file__).parents[2]
+RESUNETS = {0.0: "dedicated_0uk", 1.0: "laptop_1uk", 2.0: "dedicated_2uk", 5.0: "dedicated_5uk"}
+
+arguments = sys.argv[1:]
+config = load_config(arguments[0] if arguments else ROOT / "training" / "config" / "refined.yaml")
+wanted = int(arguments[1]) if len(arguments) > 1 else 120
+run = Run(config)
+skies.measure(run, "test", [0])
+seen = observe_sky(run, "test", 0)
+chosen = np.arange(wanted) * len(seen.q) // wanted
+q, u = seen.q[chosen], seen.u[chosen]
+spectra, mask, theory = run.bandpowers, run.mask, run.spectra()
+true = spectra.transform(seen.kappa[chosen])
+power = spectra.cross(true, true)
+instrument, level = config.instrument, config.instrument.noise_uk_arcmin
+# As `baseline` has it: filters divide by the noise.
+filtered = replace(instrument, noise_uk_arcmin=max(level, Baseline(kind="iterated").noise_floor))
+print(f"{config.name}: {level:g} µK-arcmin, {wanted} patches of test sky 0")
+
+
+def timed(name, make):
+    """Maps of an estimator, its cost printed."""
+    start = process_time()
+    maps = make()
+    print(f"{name}: {(process_time() - start) / wanted:.3f} CPU-s a patch", flush=True)
+    return maps
+
+
+def measured(kappa):
+    """⟨κ̂κ̂*⟩ and ⟨κκ̂*⟩ of each patch, the mean κ̂ taken off."""
+    found = spectra.transform(kappa - kappa.mean(0))
+    return spectra.cross(found, found), spectra.cross(true, found)
+
+
+def noise(auto, cross, weight):
+    """N_L = ⟨κ̂κ̂*⟩/R² − ⟨κκ*⟩ over the patches, each counted so often."""
+    auto, cross, truth = (weight @ p for p in (auto, cross, power))
+    return auto * truth**2 / cross**2 - truth
+
+
+def known_features():
+    ascent = ProbableLensing(config.patch, instrument, mask, theory, PASSES)
+    return np.stack(list(features_of(ascent, q, u)))
+
+
+def iterated(passes):
+    return mask * WienerEstimator(config.patch, filtered, mask, theory, passes).reconstruct(q, u)
+
+
+files = [ROOT / "training" / "networks" / "refined.keras", *map(Path, arguments[2:])]
+if features.exist(run, "test", 0):
+    every = features.read(run, "test", [p for p in features.parts(run, "test") if p[0] == 0])
+    known = every.features[chosen]
+else:
+    known = timed("features", known_features)
+found = {}
+for file in files:
+    one = RefinedEstimator(None, [load_refining(file)])
+    one.refine(known[:16])  # makes its graph
+    found[file.stem] = timed(file.stem, lambda one=one: one.refine(known)["kappa"])
+if len(files) > 1:
+    found["their mean"] = np.mean(list(found.values()), axis=0)
+found["ascent, 6 passes"] = KAPPA_UNIT * known[..., FEATURES.index("kappa_6")].astype(float)
+if instrument.depth_ratio is None:
+    found["iterated, 9 passes"] = timed("iterated", lambda: iterated(9))
+    found["Wiener QE"] = timed("Wiener QE", lambda: iterated(1))
+    resunet = networks_estimator(
+        [ROOT / "training" / "networks" / f"{RESUNETS[level]}.keras"],
+        1,
+        instrument.noise_rms(config.patch),
+    )
+    found["ResUNet on maps"] = timed("ResUNet", lambda: resunet.reconstruct(q, u))
+bandpowers = {name: measured(maps) for name, maps in found.items()}
+draws = np.random.default_rng(1).multinomial(wanted, np.ones(wanted) / wanted, 300).astype(float)
+ones = np.ones(wanted)
+L = spectra.bins.centres
+first = files[0].stem
+
+
+def table(title, row):
+    print(f"\n{title}\n{'L':>22}", *(f"{x:6.0f}" for x in L))
+    for name in bandpowers:
+        if (values := row(name, ones)) is not None:
+            error = np.std([row(name, w) for w in draws], axis=0)
+            print(f"{name:>22}", *(f"{v:6.3f}" for v in values))
+            print(f"{'+-':>22}", *(f"{e:6.3f}" for e in error))
+
+
+def ratio(name, weight):
+    if name == first:
+        return None
+    return noise(*bandpowers[first], weight) / noise(*bandpowers[name], weight)
+
+
+analytic = n0_iterated(L, theory, filtered)
+table(f"N_L of {first} over that of", ratio)
+table("N_L over the analytic iterated EB noise", lambda n, w: noise(*bandpowers[n], w) / analytic)
+table("response", lambda n, w: (w @ bandpowers[n][1]) / (w @ power))
+table(
+    "correlation with the truth",
+    lambda n, w: (w @ bandpowers[n][1]) / np.sqrt((w @ bandpowers[n][0]) * (w @ power)),
+)
