@@ -501,6 +501,10 @@ STALE = {
     # The beam is in one's own maps already, for which the pad is.
     "patch.pad": FROM_SKIES,
     "centres": FROM_SKIES,
+    # Training, validation and test skies stay whole.
+    "centres.spread": {
+        *("survey sky", "survey", "derivatives", "curvature", "nuisances", "coverage"),
+    },
     "instrument": SEEN,
     "skies": NOTHING,
     "skies.train": {"training"},

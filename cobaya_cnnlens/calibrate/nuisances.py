@@ -69,12 +69,17 @@ def measure(run: Run, index: int) -> None:
 def _seen_with(run: Run, index: int, name: str, x: float) -> np.ndarray:
     """⟨κ̂κ̂*⟩ of a test sky under one systematic, (n_patches, n_bins)."""
     sky = observe_sky(run, SET, index, systematics=Systematics(**{name: x}))
-    return run.bandpowers.auto(run.estimator.reconstruct(sky.q[run.spread], sky.u[run.spread]))
+    return run.bandpowers.auto(run.estimator.reconstruct(_few(run, sky.q), _few(run, sky.u)))
+
+
+def _few(run: Run, of_patches: np.ndarray) -> np.ndarray:
+    """What belongs to the patches that ``centres.spread`` takes of a sky; all without it."""
+    return of_patches if run.config.centres.spread is None else of_patches[run.spread]
 
 
 def _centre(run: Run, indices: Iterable[int]) -> np.ndarray:
     """⟨κ̂κ̂*⟩ of the same patches without a systematic, (n_patches, n_bins)."""
-    return np.concatenate([bandpowers.read(run, SET, [i]).auto[run.spread] for i in indices])
+    return np.concatenate([_few(run, bandpowers.read(run, SET, [i]).auto) for i in indices])
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ def recipe(run: Run, index: int) -> dict:
             **skies.recipe(run, "test", index),
             **skies.spectra_recipe(run, cosmology_of(run, index)),
             "set": KIND,
+            "centres": run.config.centres.recipe(KIND),
         },
         **measurement_recipe(run),
         "coverage_algorithm": ALGORITHM,
