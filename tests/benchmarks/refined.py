@@ -1,5 +1,5 @@
-"""Noise of the refining network over that of other estimators, on the same masked patches of a dense
-test sky, with paired errors by bootstrap over the patches; and what each costs.
+"""Noise of the refining network over that of other estimators, on the same masked patches of a
+dense test sky, with paired errors by bootstrap over the patches; and what each costs.
 
     python tests/benchmarks/refined.py [CONFIG] [PATCHES] [NETWORK...]
 
@@ -24,7 +24,7 @@ from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.reconstruct.features import FEATURES, KAPPA_UNIT, PASSES, features_of
 from cobaya_cnnlens.reconstruct.iterative import WienerEstimator
-from cobaya_cnnlens.reconstruct.n0 import n0_iterated
+from cobaya_cnnlens.reconstruct.n0 import Filter, band_of, n0_iterated
 from cobaya_cnnlens.reconstruct.probable import ProbableLensing
 from cobaya_cnnlens.reconstruct.refined import RefinedEstimator, load_refining
 from cobaya_cnnlens.reconstruct.resunet import networks_estimator
@@ -65,7 +65,7 @@ def measured(kappa):
 
 def noise(auto, cross, weight):
     """N_L = ⟨κ̂κ̂*⟩/R² − ⟨κκ*⟩ over the patches, each counted so often."""
-    auto, cross, truth = (weight @ p for p in (auto, cross, power))
+    auto, cross, truth = (weight @ p / weight.sum() for p in (auto, cross, power))
     return auto * truth**2 / cross**2 - truth
 
 
@@ -123,7 +123,7 @@ def ratio(name, weight):
     return noise(*bandpowers[first], weight) / noise(*bandpowers[name], weight)
 
 
-analytic = n0_iterated(L, theory, filtered)
+analytic = n0_iterated(L, theory, filtered, band_of(config.patch, theory, Filter().lmin))
 table(f"N_L of {first} over that of", ratio)
 table("N_L over the analytic iterated EB noise", lambda n, w: noise(*bandpowers[n], w) / analytic)
 table("response", lambda n, w: (w @ bandpowers[n][1]) / (w @ power))
@@ -131,3 +131,8 @@ table(
     "correlation with the truth",
     lambda n, w: (w @ bandpowers[n][1]) / np.sqrt((w @ bandpowers[n][0]) * (w @ power)),
 )
+if len(files) > 2:
+    autos = np.stack([bandpowers[file.stem][0] for file in files])
+    scatter = 100.0 * np.mean(autos.std(0, ddof=1) / autos.mean(0), axis=0)
+    print("\nscatter of one patch's ⟨κ̂κ̂*⟩ between the networks, % (Caldeira et al. 2018, eq. 18)")
+    print(" " * 22, *(f"{x:6.2f}" for x in scatter))
