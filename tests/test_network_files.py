@@ -244,6 +244,7 @@ def test_recipes_of_older_networks(trained):
     ("network", "config"),
     [
         ("laptop_1uk", "laptop.yaml"),
+        ("refined", "refined.yaml"),
         ("conditional", "conditional.yaml#trained"),
         *((f"dedicated_{level}", f"dedicated.yaml#{level}") for level in ("0uk", "2uk", "5uk")),
     ],
