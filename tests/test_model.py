@@ -647,3 +647,36 @@ def test_excursion_along_and_across_omch2(release):
     across = np.array([0.3, -0.2, 0.0, 0.0, 0.0])  # 2 × .3 − 3 × .2 = 0
     t, rest = likelihood.excursion(*spectra(across))
     assert (t, rest) == pytest.approx((0.0, 0.3), abs=1e-12)
+
+
+def test_hamimeche_lewis_by_hand(release):
+    """Xᵀ C⁻¹ X with X = T_fid g(T̂/T): of the fiducial's scatter, and so at twice the signal."""
+    data = replace(release, bandpowers=1.1 * release.bandpowers)
+    likelihood = BandpowerLikelihood(data, "fixed", "hamimeche-lewis")
+    signal = release.windows @ release.fiducial_kk[: release.windows.shape[1]]
+    for factor in (0.5, 1.0, 2.0):
+        ratio = (data.bandpowers + data.noise) / (factor * signal + data.noise)
+        g = np.sign(ratio - 1) * np.sqrt(2 * (ratio - np.log(ratio) - 1))
+        x = (signal + data.noise) * g
+        inverse = np.linalg.inv(release.covariance) * likelihood.hartlap
+        chi2 = likelihood.chi2(factor * release.fiducial_kk, release.fiducial_ee)
+        assert chi2 == pytest.approx(x @ inverse @ x, rel=1e-8)
+    plain = BandpowerLikelihood(data, "fixed", "hartlap")
+    assert likelihood.pte(3.0) == plain.pte(3.0)
+    near = replace(data, bandpowers=(1 + 1e-5) * release.bandpowers)
+    both = [
+        BandpowerLikelihood(near, "fixed", name).chi2(release.fiducial_kk, release.fiducial_ee)
+        for name in ("hamimeche-lewis", "hartlap")
+    ]
+    assert both[0] == pytest.approx(both[1], rel=1e-4)
+
+
+def test_hamimeche_lewis_needs_positive_power(release):
+    low = release.bandpowers.copy()
+    low[2] = -2.0 * release.noise[2]
+    with pytest.raises(CNNLensError, match=r"the bandpowers of bins \[2\].*statistics: hartlap"):
+        BandpowerLikelihood(replace(release, bandpowers=low), statistics="hamimeche-lewis")
+    first_order = replace(release, nuisance_second=0.0 * release.nuisance_second)
+    likelihood = BandpowerLikelihood(first_order, statistics="hamimeche-lewis")
+    with pytest.raises(SpectrumError, match="not positive; check the theory"):
+        likelihood.chi2(release.fiducial_kk, release.fiducial_ee, of_nuisances(-1.0))

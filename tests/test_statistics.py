@@ -153,3 +153,18 @@ def test_hotelling_needs_more_simulations_than_bins():
     assert hotelling_pte(9.0, 10, 2) == pytest.approx(stats.f.sf(8 / 18 * 9.0, 2, 8), rel=1e-12)
     got = hotelling_pte([5.0, 30.0], 10**8, 12)
     np.testing.assert_allclose(got, chi2_pte([5.0, 30.0], 12), rtol=1e-5)
+
+
+def test_hamimeche_lewis_is_exact_for_the_power_of_modes():
+    """−2 ln L of ν Gaussian modes of power T, by the χ² distribution itself."""
+    scipy_stats = pytest.importorskip("scipy.stats")
+    from cobaya_cnnlens.likelihood.statistics import hamimeche_lewis
+
+    modes, measured, fiducial = 30, 1.3, 0.9
+    power = np.geomspace(0.6, 2.5, 9)
+    x = fiducial * hamimeche_lewis(measured / power)
+    found = -0.5 * x**2 / (2.0 * fiducial**2 / modes)
+    expected = scipy_stats.chi2.logpdf(modes * measured / power, modes) + np.log(modes / power)
+    np.testing.assert_allclose(np.diff(found), np.diff(expected), rtol=1e-10)
+    assert (np.diff(np.sign(x)) <= 0).all()
+    assert hamimeche_lewis(np.array([1.0]))[0] == 0.0

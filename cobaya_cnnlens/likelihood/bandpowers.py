@@ -32,6 +32,7 @@ from .document import NUISANCES, read_only
 from .release import Release, check_arrays
 from .statistics import (
     chi2_pte,
+    hamimeche_lewis,
     hartlap_factor,
     hotelling_pte,
     inverse_covariance,
@@ -39,7 +40,9 @@ from .statistics import (
 )
 
 NOISE_DEBIAS = ("quadratic", "linear", "fixed")
-STATISTICS = ("hartlap", "sellentin-heavens", "gaussian")
+STATISTICS = ("hartlap", "hamimeche-lewis", "sellentin-heavens", "gaussian")
+# Those whose inverse covariance carries Hartlap's factor.
+_SCALED = ("hartlap", "hamimeche-lewis")
 # Power over the fiducial's that a spectrum may have: C^κκ at one L and C^EE in one band, both in
 # the middle of the release's. At the corners of .08 < omch2 < .16, 2.5 < ln(1e10 As) < 3.7,
 # 50 < H0 < 90, .5 < A_L < 2, Σm_ν < 1 eV it is .02 to 18 in C^κκ and .4 to 2 in C^EE; the wrong
@@ -59,7 +62,8 @@ class BandpowerLikelihood:
     noise_debias : "quadratic", "linear" or "fixed", see above
     statistics : "hartlap" is Gaussian with the inverse covariance scaled for the finite number of
         simulations; "sellentin-heavens" the t distribution that marginalises over the true
-        covariance; "gaussian" takes the covariance as exact
+        covariance; "gaussian" takes the covariance as exact; "hamimeche-lewis" is "hartlap" in the
+        variables T_fid g((d + N)/(µ + N)), whose scatter is the fiducial's at any cosmology
     L_min, L_max : only bins that lie inside are used; None for no limit
     calibration_errors : whether the Monte-Carlo errors of N_b and of its derivatives enter the
         covariance
@@ -76,8 +80,9 @@ class BandpowerLikelihood:
     Raises
     ------
     CNNLensError
-        for an unknown option, an L range without any bin, or a release made by hand whose arrays do
-        not fit together or whose fiducial spectra have no power in a band
+        for an unknown option, an L range without any bin, a release made by hand whose arrays do
+        not fit together or whose fiducial spectra have no power in a band, or, for
+        "hamimeche-lewis", data whose power is not positive before the debias
     """
 
     @np.errstate(all="ignore")
@@ -108,7 +113,8 @@ class BandpowerLikelihood:
         self.covariance = read_only(covariance[np.ix_(self.bins, self.bins)])
         inverse = inverse_covariance(self.covariance)
         self.hartlap = hartlap_factor(release.n_sim, len(self.bins))
-        self.inverse = read_only(inverse * self.hartlap if statistics == "hartlap" else inverse)
+        self.inverse = read_only(inverse * self.hartlap if statistics in _SCALED else inverse)
+        self._noise = release.noise[self.bins]
         # Derivatives of every bin, and below them the direction that gives t.
         kk = np.vstack([release.kk_derivatives[self.bins], release.kk_direction])
         ee = np.vstack([release.ee_derivatives[self.bins], release.ee_direction])
@@ -138,6 +144,17 @@ class BandpowerLikelihood:
             [release.nuisance_first[self.bins], release.nuisance_second[self.bins]]
         )
         self._curvature = release.curvature[self.bins] if noise_debias == "quadratic" else 0.0
+        self._total = self.bandpowers + self._noise
+        if statistics == "hamimeche-lewis":
+            fiducial = release.windows @ release.fiducial_kk[: release.windows.shape[1]]
+            self._fiducial_total = fiducial[self.bins] + self._noise
+            for what, total in (("bandpowers", self._total), ("model", self._fiducial_total)):
+                if not (total > 0).all():
+                    raise CNNLensError(
+                        f"statistics 'hamimeche-lewis': the {what} of bins "
+                        f"{self.bins[~(total > 0)].tolist()} with the noise on top are not "
+                        "positive; take statistics: hartlap, or leave those bins out"
+                    )
 
     def model(
         self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None = None
@@ -217,20 +234,34 @@ class BandpowerLikelihood:
     def chi2(
         self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None = None
     ) -> float:
-        """(d − µ)ᵀ C⁻¹ (d − µ).
+        """(d − µ)ᵀ C⁻¹ (d − µ); for "hamimeche-lewis" Xᵀ C⁻¹ X.
 
         Raises
         ------
         SpectrumError, CNNLensError
             as :meth:`model`
         """
-        residuals = self.residuals(clkk, clee, nuisances)
-        chi2 = float(residuals @ self.inverse @ residuals)
+        model = self.model(clkk, clee, nuisances)
+        if self.statistics == "hamimeche-lewis":
+            deviations = self._gaussianised(model)
+        else:
+            deviations = self.bandpowers - model
+        chi2 = float(deviations @ self.inverse @ deviations)
         if not math.isfinite(chi2):
             raise SpectrumError(
                 "a spectrum or nuisance is not finite, or beyond all bounds; check the theory"
             )
         return chi2
+
+    def _gaussianised(self, model: np.ndarray) -> np.ndarray:
+        """X_b = T^fid_b g(T̂_b/T_b) with T = µ + N, (n_bins,)."""
+        total = model + self._noise
+        if not (total > 0).all():
+            raise SpectrumError(
+                "the theory's bandpowers with the noise on top are not positive; check the theory "
+                "and the nuisances"
+            )
+        return self._fiducial_total * hamimeche_lewis(self._total / total)
 
     def log_likelihood(
         self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None = None
@@ -249,7 +280,7 @@ class BandpowerLikelihood:
         simulations counts, by the χ² distribution for "gaussian"."""
         if self.statistics == "gaussian":
             return chi2_pte(chi2, len(self.bandpowers))
-        t2 = chi2 / self.hartlap if self.statistics == "hartlap" else chi2
+        t2 = chi2 / self.hartlap if self.statistics in _SCALED else chi2
         return hotelling_pte(t2, self.release.n_sim, len(self.bandpowers))
 
 

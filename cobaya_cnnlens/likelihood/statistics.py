@@ -92,6 +92,16 @@ def sellentin_heavens(t2: float, n_sim: int) -> float:
     return -0.5 * n_sim * math.log1p(t2 / (n_sim - 1.0))
 
 
+def hamimeche_lewis(ratio: np.ndarray) -> np.ndarray:
+    """g(x) = sign(x − 1) √(2 (x − ln x − 1)) of measured over modelled power, x > 0; same shape.
+
+    Of ν modes with power T, T̂ is a χ² variable: −2 ln L = ν (x − ln x − 1), x = T̂/T. So T_fid g(x)
+    is Gaussian with the fiducial variance 2 T_fid²/ν at any T (Hamimeche & Lewis 2008,
+    arXiv:0801.0554, eqs 21 and 40).
+    """
+    return np.sign(ratio - 1.0) * np.sqrt(2.0 * np.maximum(ratio - np.log(ratio) - 1.0, 0.0))
+
+
 def pte_to_sigma(pte: Values) -> Values:
     """Two-sided Gaussian significance of a probability to exceed; same shape.
 
