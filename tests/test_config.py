@@ -521,6 +521,7 @@ STALE = {
     "bandpowers": MEASURED | {"primary"},
     "derivatives": {"derivatives"},
     "derivatives.omch2_step": {"curvature"},
+    "derivatives.patches": {"derivatives", "curvature"},
     "nuisances": {"nuisances"},
     "nuisances.skies": NOTHING,
     "coverage": NOTHING,

@@ -49,6 +49,7 @@ def recipe(run: Run, index: int) -> dict:
         **measurement_recipe(run),
         "curvature_algorithm": ALGORITHM,
         "omch2_step": run.config.derivatives.omch2_step,
+        **({"patches": n} if (n := run.config.derivatives.patches) is not None else {}),
     }
 
 

@@ -79,7 +79,7 @@ def recipe(run: Run, index: int) -> dict:
         "sky": skies.recipe(run, SET, index),
         **measurement_recipe(run),
         "derivative_algorithm": ALGORITHM,
-        "derivatives": run.config.derivatives.model_dump(exclude={"omch2_step"}),
+        "derivatives": run.config.derivatives.recipe(),
     }
 
 
@@ -135,6 +135,16 @@ def measure(run: Run, index: int, nthreads: int = 0) -> None:
     shutil.rmtree(where.with_suffix(""))
 
 
+def _pointing(run: Run, set_name: str) -> patches.Pointing:
+    """Of the patches of a set, or of those of the derivatives' that the configuration takes."""
+    pointing, geometry = run.pointing_of(set_name), run.config.patch
+    n_patches = len(pointing.theta) // geometry.n_padded**2
+    wanted = run.config.derivatives.patches
+    if set_name != SET or wanted is None or wanted >= n_patches:
+        return pointing
+    return shards.some_patches(pointing, geometry, np.arange(wanted) * n_patches // wanted)
+
+
 class Bench:
     """One sky, kept in memory while its bands are perturbed one by one.
 
@@ -153,7 +163,7 @@ class Bench:
         config = run.config
         self.config, self.nthreads = config, nthreads
         self.estimator, self.spectra, self.mask = run.estimator, run.bandpowers, run.mask
-        self.step, self.pointing = config.derivatives.step, run.pointing_of(set_name)
+        self.step, self.pointing = config.derivatives.step, _pointing(run, set_name)
         theory = run.spectra(cosmology)
         self.sky = shards.draw_sky(theory, config.sky.lmax, config.seed, set_name, index)
         self.gradient = patches.gradient_at(self.sky.philm, self.sky.lmax, self.pointing, nthreads)

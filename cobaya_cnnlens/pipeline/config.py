@@ -198,12 +198,18 @@ class Bandpowers(Section):
 
 class Derivatives(Section):
     """Bands [edge_i, edge_i+1) of C^κκ and unlensed C^EE that are scaled by 1 ± ``step``, and the
-    shift of ω_c at which the second order is measured."""
+    shift of ω_c at which the second order is measured; on ``patches`` of the set's, spread evenly,
+    all by default."""
 
     kk_edges: list[int] = Field(min_length=2)
     ee_edges: list[int] = Field(min_length=2)
     step: float = Field(0.1, gt=0, lt=1)
     omch2_step: float = Field(0.01, gt=0, lt=0.05)
+    patches: int | None = Field(None, gt=0)
+
+    def recipe(self) -> dict:
+        """What determines derivatives by bands."""
+        return self.model_dump(exclude={"omch2_step", *(() if self.patches else ("patches",))})
 
     @model_validator(mode="after")
     def _ascending(self):
