@@ -503,7 +503,7 @@ STALE = {
     "centres": FROM_SKIES,
     # Training, validation and test skies stay whole.
     "centres.spread": {
-        *("survey sky", "survey", "derivatives", "curvature", "nuisances", "coverage"),
+        *("survey sky", "survey", "derivatives", "curvature", "coverage"),
     },
     "instrument": SEEN,
     "skies": NOTHING,

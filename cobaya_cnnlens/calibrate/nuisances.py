@@ -43,8 +43,7 @@ def recipe(run: Run, index: int) -> dict:
     return {
         **bandpowers.recipe(run, SET, index),
         "nuisance_algorithm": ALGORITHM,
-        "nuisances": run.config.nuisances.model_dump(exclude={"skies"}),
-        **({"spread": n} if (n := run.config.centres.spread) is not None else {}),
+        "nuisances": run.config.nuisances.recipe(),
     }
 
 
@@ -73,8 +72,13 @@ def _seen_with(run: Run, index: int, name: str, x: float) -> np.ndarray:
 
 
 def _few(run: Run, of_patches: np.ndarray) -> np.ndarray:
-    """What belongs to the patches that ``centres.spread`` takes of a sky; all without it."""
-    return of_patches if run.config.centres.spread is None else of_patches[run.spread]
+    """What belongs to the patches that ``nuisances.patches`` takes of a sky, evenly; all without."""
+    n, wanted = len(of_patches), run.config.nuisances.patches
+    return (
+        of_patches
+        if wanted is None
+        else of_patches[np.arange(min(wanted, n)) * n // min(wanted, n)]
+    )
 
 
 def _centre(run: Run, indices: Iterable[int]) -> np.ndarray:

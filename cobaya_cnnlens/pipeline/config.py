@@ -56,8 +56,7 @@ class PatchCentres(Section):
     side in rings of equal latitude, as many as go, none over another.
 
     ``spread`` is how many of a sky's patches, spread evenly over it, are taken where each is
-    reconstructed many times or is one survey's: all sets but train, validation and test, and
-    nuisances.
+    reconstructed many times or is one survey's: of all sets but train, validation and test.
     """
 
     nside: int = Field(4, gt=0, le=64)
@@ -222,13 +221,19 @@ class Derivatives(Section):
 
 class Nuisances(Section):
     """Steps of the instrument's systematics at which the bandpowers of the first ``skies`` test
-    skies are measured again: relative ones of gain, beam width and noise rms, and degrees."""
+    skies are measured again: relative ones of gain, beam width and noise rms, and degrees; on
+    ``patches`` of each sky, spread evenly, all by default."""
 
     skies: int = Field(1, gt=0)
     gain: float = Field(0.01, gt=0, lt=0.5)
     beam: float = Field(0.05, gt=0, lt=0.5)
     noise: float = Field(0.05, gt=0, lt=0.5)
     angle: float = Field(0.5, gt=0, lt=20)
+    patches: int | None = Field(None, gt=0)
+
+    def recipe(self) -> dict:
+        """What determines a sky's nuisances."""
+        return self.model_dump(exclude={"skies", *(() if self.patches else ("patches",))})
 
 
 class Coverage(Section):
