@@ -72,13 +72,10 @@ def _seen_with(run: Run, index: int, name: str, x: float) -> np.ndarray:
 
 
 def _few(run: Run, of_patches: np.ndarray) -> np.ndarray:
-    """What belongs to the patches that ``nuisances.patches`` takes of a sky, evenly; all without."""
-    n, wanted = len(of_patches), run.config.nuisances.patches
-    return (
-        of_patches
-        if wanted is None
-        else of_patches[np.arange(min(wanted, n)) * n // min(wanted, n)]
-    )
+    """What belongs to the patches that ``nuisances.patches`` takes of a sky; by default to all."""
+    n = len(of_patches)
+    wanted = min(run.config.nuisances.patches or n, n)
+    return of_patches[np.arange(wanted) * n // wanted]
 
 
 def _centre(run: Run, indices: Iterable[int]) -> np.ndarray:
