@@ -19,9 +19,11 @@ from cobaya_cnnlens.errors import NetworkError, ReleaseError
 from cobaya_cnnlens.likelihood.release import write_release
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.reconstruct.features import PASSES
 from cobaya_cnnlens.reconstruct.files import estimator_hash, kind_of, networks_hash
 from cobaya_cnnlens.reconstruct.learned import learned_estimator
-from cobaya_cnnlens.reconstruct.refined import RefiningUNet
+from cobaya_cnnlens.reconstruct.probable import ProbableLensing
+from cobaya_cnnlens.reconstruct.refined import RefinedEstimator, RefiningUNet, load_refining
 from cobaya_cnnlens.reconstruct.resunet import NetworkEstimator, ResUNet
 from cobaya_cnnlens.simulate.instrument import Instrument, white_noise
 from cobaya_cnnlens.simulate.patches import PatchGeometry
@@ -138,6 +140,17 @@ def test_the_release_reconstructs_as_its_run_does(
     path = out / "bandpowers.h5"
     with products.open_product(path, own_maps.KIND, own_maps.recipe(run)) as product:
         np.testing.assert_allclose(product.array("auto"), run.bandpowers.auto(expected), rtol=1e-3)
+
+
+def test_the_estimator_knows_the_instruments_noise(run, release, observed, files):
+    """Of every pixel, and its beam, mask and theory: built here by hand."""
+    patch = run.config.patch
+    ascent = ProbableLensing(patch, INSTRUMENT, run.mask, run.spectra(), PASSES)
+    by_hand = RefinedEstimator(ascent, [load_refining(files["mine"])])
+    maps = [m[:1] * run.mask for m in observed]
+    expected = by_hand.reconstruct(*maps, rms=INSTRUMENT.noise_rms(patch))
+    found = release_estimator(MapSetup.of_release(release), [files["mine"]])().reconstruct(*maps)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * expected.std())
 
 
 def test_the_mean_of_several_networks(run, release, observed, files, tmp_path):
