@@ -1,5 +1,5 @@
-"""A user's own maps against what the network was trained for: unit, axes, noise, what holds the
-same sky twice.
+"""A user's own maps against what their estimator was calibrated for: unit, axes, noise, what holds
+the same sky twice.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import NetworkError
 from ..likelihood.release import DATA_DIRECTORY, Release, shipped_releases
-from ..reconstruct.files import network_hash, networks_hash
+from ..reconstruct.files import estimator_hash, kind_of
 
 NETWORKS = DATA_DIRECTORY / "networks"
 
@@ -31,7 +31,7 @@ def find_networks(release: Release, named: Sequence[str | Path] = ()) -> list[Pa
         return [Path(path) for path in named]
     made_with = str(release.provenance.get("network_sha256"))
     for path in sorted(NETWORKS.glob("*.keras")):
-        if network_hash(path) == made_with:
+        if estimator_hash([path]) == made_with:
             return [path]
     raise NetworkError(
         f"release '{release.name}' was made with network {made_with[:16]}…, which does not come "
@@ -46,13 +46,14 @@ def check_network(release: Release, paths: Iterable[str | Path]) -> None:
     Raises
     ------
     NetworkError
-        if the hashes differ
+        if the hashes differ, or the networks are of different kinds
     """
     paths = list(paths)
-    made_with, found = release.provenance.get("network_sha256"), networks_hash(paths)
+    made_with, found = release.provenance.get("network_sha256"), estimator_hash(paths)
     if made_with != found:
+        what = "weights" if kind_of(paths) == "ResUNet" else "weights and features"
         raise NetworkError(
-            f"{', '.join(map(str, paths))}: the hash of its weights is {found[:16]}…, but release "
+            f"{', '.join(map(str, paths))}: the hash of its {what} is {found[:16]}…, but release "
             f"'{release.name}' names {str(made_with)[:16]}… in field 'provenance.network_sha256'; "
             "use the network that made the release, or make the release again"
         )

@@ -150,8 +150,10 @@ def reconstruct(
 
 def _map_setup(source: Path, networks: list[Path] | None):
     """What a configuration or a release says of the maps it fits, and a function that loads its
-    estimator; a missing network is told here, before maps are read and Keras is loaded."""
+    estimator; a missing network is told here, before maps are read and Keras is loaded, and so is
+    a theory that is not recorded."""
     from ..calibrate.own_maps import MapSetup
+    from ..calibrate.release_estimator import release_estimator
     from ..calibrate.release_networks import find_networks, is_release
 
     if not is_release(source):
@@ -162,13 +164,6 @@ def _map_setup(source: Path, networks: list[Path] | None):
     from ..likelihood.release import read_release
 
     release = read_release(source)
-    setup, paths = MapSetup.of_release(release), find_networks(release, networks or ())
-
-    def load():
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        from ..reconstruct.resunet import networks_estimator
-
-        rms = setup.instrument.noise_rms(setup.patch)
-        return networks_estimator(paths, setup.symmetries, rms)
-
-    return setup, load
+    setup = MapSetup.of_release(release)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    return setup, release_estimator(setup, find_networks(release, networks or ()))

@@ -55,30 +55,20 @@ def build_estimator(run: Run) -> Estimator:
 
 def network_estimator(run: Run) -> Estimator:
     """The configuration's network, or its networks' mean, applied as the configuration says."""
-    from ..reconstruct.resunet import networks_estimator
+    from ..reconstruct.learned import learned_estimator
     from . import networks
 
     config = run.config
-    if config.network.kind == "refined":
-        return _refined(run)
-    return networks_estimator(
+    networks.check_kind(run)
+    return learned_estimator(
         networks.paths(run),
+        config.patch,
+        config.instrument,
+        run.mask,
+        run.spectra,
         config.reconstruction.symmetries,
-        config.instrument.noise_rms(config.patch),
         config.reconstruction.jit_compile,
     )
-
-
-def _refined(run: Run) -> Estimator:
-    """The refining network on features of the run's own noise, or the mean of several's."""
-    from ..reconstruct.features import PASSES
-    from ..reconstruct.probable import ProbableLensing
-    from ..reconstruct.refined import RefinedEstimator, load_refining
-    from . import networks
-
-    config = run.config
-    ascent = ProbableLensing(config.patch, config.instrument, run.mask, run.spectra(), PASSES)
-    return RefinedEstimator(ascent, [load_refining(path) for path in networks.paths(run)])
 
 
 def filtered_for(run: Run) -> Instrument:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from .. import products
 from ..reconstruct.features import PASSES, RefiningPatches, features_of
+from ..reconstruct.files import FEATURES_ALGORITHM
 from ..reconstruct.probable import ProbableLensing
 from ..simulate.instrument import convolve_beam, cosine_mask
 from ..simulate.skies import seed_sequence
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
     from .run import Run
 
 KIND = "features"
-# Of the ascent too, whose passes the features are.
-ALGORITHM = 1
+ALGORITHM = FEATURES_ALGORITHM
 ARRAYS = tuple(RefiningPatches.__annotations__)
 
 

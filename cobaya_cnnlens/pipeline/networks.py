@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import NetworkError
 from ..products import SHIPPED, differences, identity_of, open_product
-from ..reconstruct.files import network_hash, networks_hash, read_network
+from ..reconstruct.files import estimator_hash, kind_of, network_hash, read_network
 from ..simulate.instrument import Instrument
 from . import mean_field, skies
 from .config import Network, Training
@@ -22,6 +22,8 @@ from .config import Network, Training
 if TYPE_CHECKING:
     from .run import Run
 
+# What the files of a configuration's `network.kind` hold.
+KINDS = {"resunet": "ResUNet", "refined": "RefiningUNet"}
 # Keys of the configuration's `network` that enter a recipe in another form, or only when set.
 NOT_IN_RECIPE = {"pretrained", "initial", "kind", "polarisation", "frozen_norm"}
 
@@ -109,15 +111,23 @@ def estimator_id(run: Run) -> str:
         if not path(run).exists() and (shipped := _shipped_hash(run)):
             return shipped
         check_trained(run)
-    found = networks_hash(paths(run))
-    return found if run.config.network.kind == "resunet" else _with_front_end(found)
+    check_kind(run)
+    return estimator_hash(paths(run))
 
 
-def _with_front_end(digest: str) -> str:
-    """The hash of refining networks with what makes their features: SHA-256 of both as text."""
-    from .features import ALGORITHM
+def check_kind(run: Run) -> None:
+    """Refuse networks of another kind than the configuration's.
 
-    return hashlib.sha256(f"{digest} features {ALGORITHM}".encode()).hexdigest()
+    Raises
+    ------
+    NetworkError
+    """
+    found, wanted = kind_of(paths(run)), KINDS[run.config.network.kind]
+    if found != wanted:
+        raise NetworkError(
+            f"{', '.join(map(str, paths(run)))}: holds a {found}, not a {wanted}; correct "
+            "'network.kind' or 'network.pretrained' in the configuration"
+        )
 
 
 def _shipped_hash(run: Run) -> str | None:

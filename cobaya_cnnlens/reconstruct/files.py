@@ -20,6 +20,11 @@ from ..errors import NetworkError
 CLASSES = {
     f"cobaya_cnnlens>{name}": name for name in ("ResUNet", "RefiningUNet", "RefiningLearner")
 }
+# What reconstructs, as opposed to what training goes on from.
+ESTIMATORS = ("ResUNet", "RefiningUNet")
+# Of the features that a refining network reads, the ascent whose passes they are included: part of
+# what stands for the network.
+FEATURES_ALGORITHM = 1
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 # Keras stores weights as they are: what unpacks to more than this many times its size is no
 # network.
@@ -154,6 +159,45 @@ def networks_hash(paths: Iterable[str | Path]) -> str:
     """The hash of one network; of several, SHA-256 of their sorted hashes as text."""
     hashes = sorted(network_hash(path) for path in paths)
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def kind_of(paths: Iterable[str | Path]) -> str:
+    """What networks that are used together are, all of them: one of :data:`ESTIMATORS`.
+
+    Raises
+    ------
+    NetworkError
+        if a file cannot be read, holds no estimator, or they are of different kinds
+    """
+    kinds = {str(path): read_network(path).kind for path in paths}
+    for path, kind in kinds.items():
+        if kind not in ESTIMATORS:
+            raise NetworkError(
+                f"{path}: holds a {kind}, neither of {' and '.join(ESTIMATORS)}; name the network "
+                "that training left"
+            )
+    if len(set(kinds.values())) > 1:
+        named = ", ".join(f"{path} holds a {kind}" for path, kind in kinds.items())
+        raise NetworkError(
+            f"networks of different kinds have no mean: {named}; name those of one kind"
+        )
+    return next(iter(kinds.values()))
+
+
+def estimator_hash(paths: Iterable[str | Path]) -> str:
+    """What stands for the estimator that networks make: their hash; that of refining ones with what
+    makes their features, SHA-256 of both as text.
+
+    Raises
+    ------
+    NetworkError
+        as :func:`kind_of`
+    """
+    paths = list(paths)
+    digest = networks_hash(paths)
+    if kind_of(paths) == "ResUNet":
+        return digest
+    return hashlib.sha256(f"{digest} features {FEATURES_ALGORITHM}".encode()).hexdigest()
 
 
 def weights_in(path: str | Path) -> int:

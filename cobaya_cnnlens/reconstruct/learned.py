@@ -1,0 +1,61 @@
+"""Network files, of whichever kind they are, as an estimator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import NetworkError
+from ..simulate.instrument import Instrument
+from ..simulate.patches import PatchGeometry
+from ..theory.camb import Spectra
+from . import Estimator
+from .files import kind_of
+
+
+def learned_estimator(
+    paths: Iterable[str | Path],
+    geometry: PatchGeometry,
+    instrument: Instrument,
+    mask: np.ndarray,
+    spectra: Callable[[], Spectra],
+    symmetries: int = 1,
+    jit_compile: bool = True,
+) -> Estimator:
+    """The estimator that network files make: a ResUNet on the maps, a refining network on features
+    of them, or the mean of several of one kind.
+
+    Parameters
+    ----------
+    geometry, instrument : of the patches
+    mask : (n, n)
+    spectra : gives the fiducial spectra, for which only a refining network asks
+    symmetries, jit_compile : of :class:`.resunet.NetworkEstimator`
+
+    Raises
+    ------
+    NetworkError
+        if a file cannot be read, the networks are of different kinds, or a refining one should be
+        averaged over symmetries
+    """
+    paths = list(paths)
+    if kind_of(paths) == "ResUNet":
+        from .resunet import networks_estimator
+
+        return networks_estimator(paths, symmetries, instrument.noise_rms(geometry), jit_compile)
+    if symmetries != 1:
+        raise NetworkError(
+            f"{', '.join(map(str, paths))}: a refining network is not averaged over symmetries; "
+            f"'symmetries' is {symmetries}, make it 1"
+        )
+    from .features import PASSES
+    from .probable import ProbableLensing
+    from .refined import RefinedEstimator, load_refining
+
+    # Refuses a file before the filters are made, which takes seconds.
+    networks = [load_refining(path) for path in paths]
+    return RefinedEstimator(
+        ProbableLensing(geometry, instrument, mask, spectra(), PASSES), networks
+    )
