@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .. import products
 from ..errors import CNNLensError
-from ..pipeline import features, skies
+from ..pipeline import skies
 from ..pipeline.observation import observe_sky
 from ..pipeline.run import Run
 from ..reconstruct import Estimator
@@ -123,6 +123,8 @@ def measure(run: Run, set_name: str, indices: Iterable[int] | None = None) -> No
 
 def _measure_sky(run: Run, set_name: str, index: int) -> PatchBandpowers:
     """Bandpowers of one sky; by a refining network from the features on disk, if they are there."""
+    from ..pipeline import features  # loads ducc0, which recipes and paths do without
+
     refined = run.config.baseline is None and run.config.network.kind == "refined"
     if refined and features.exist(run, set_name, index):
         wanted = [part for part in features.parts(run, set_name) if part[0] == index]
