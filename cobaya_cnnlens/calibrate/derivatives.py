@@ -29,6 +29,7 @@ from ..pipeline.run import Run
 from ..simulate import patches, shards
 from ..simulate.instrument import convolve_beam
 from ..simulate.skies import scale_alm
+from ..simulate.tiling import evenly
 from ..theory.camb import Cosmology
 from .bandpowers import measurement_recipe
 from .response import standard_error
@@ -138,11 +139,11 @@ def measure(run: Run, index: int, nthreads: int = 0) -> None:
 def _pointing(run: Run, set_name: str) -> patches.Pointing:
     """Of the patches of a set, or of those of the derivatives' that the configuration takes."""
     pointing, geometry = run.pointing_of(set_name), run.config.patch
-    n_patches = len(pointing.theta) // geometry.n_padded**2
     wanted = run.config.derivatives.patches
-    if set_name != SET or wanted is None or wanted >= n_patches:
+    if set_name != SET or wanted is None:
         return pointing
-    return shards.some_patches(pointing, geometry, np.arange(wanted) * n_patches // wanted)
+    n_patches = len(pointing.theta) // geometry.n_padded**2
+    return shards.some_patches(pointing, geometry, evenly(n_patches, wanted))
 
 
 class Bench:

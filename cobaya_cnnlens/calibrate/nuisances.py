@@ -25,6 +25,7 @@ from ..likelihood.document import NUISANCES
 from ..pipeline.observation import observe_sky
 from ..pipeline.run import Run
 from ..simulate.instrument import Systematics
+from ..simulate.tiling import evenly
 from . import bandpowers
 from .response import standard_error
 
@@ -73,9 +74,7 @@ def _seen_with(run: Run, index: int, name: str, x: float) -> np.ndarray:
 
 def _few(run: Run, of_patches: np.ndarray) -> np.ndarray:
     """What belongs to the patches that ``nuisances.patches`` takes of a sky; by default to all."""
-    n = len(of_patches)
-    wanted = min(run.config.nuisances.patches or n, n)
-    return of_patches[np.arange(wanted) * n // wanted]
+    return of_patches[evenly(len(of_patches), run.config.nuisances.patches)]
 
 
 def _centre(run: Run, indices: Iterable[int]) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..simulate.bandpowers import Bins, FlatSpectra
 from ..simulate.instrument import cosine_mask
-from ..simulate.tiling import ring_centres
+from ..simulate.tiling import evenly, ring_centres
 from ..theory.camb import Cosmology, Spectra
 from . import networks, skies
 from .config import WHOLE, Config
@@ -91,8 +91,7 @@ class Run:
     @cached_property
     def spread(self) -> np.ndarray:
         """Which of a sky's patches ``centres.spread`` takes, evenly over it; all without that."""
-        wanted = min(self.config.centres.spread or self.n_patches, self.n_patches)
-        return np.arange(wanted) * self.n_patches // wanted
+        return evenly(self.n_patches, self.config.centres.spread)
 
     def pointing_of(self, set_name: str) -> Pointing:
         """Where on the sky the pixels of all patches of a set's skies lie."""

@@ -14,14 +14,13 @@ from ..theory import Spectra
 from .features import FEATURES, RefiningPatches, symmetry_of
 from .n0 import Filter, band_of, n0_iterated
 from .refined import RefiningUNet
+from .resunet import SYMMETRIES
 
 # Multipoles between which N_L is interpolated, and below which modes count no more for being few.
 NODES = (30, 60, 100, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 4400)
 FLOOR = 100.0
 # Noise levels of which weights are made, a quarter apart, in µK′; none below the least.
 LEVEL_RATIO, LOWEST_LEVEL = 1.25, 0.3
-# Quarter turns and whether a mirror along x follows.
-SYMMETRIES = tuple((turns, flip) for flip in (False, True) for turns in range(4))
 
 
 class ModeWeights:

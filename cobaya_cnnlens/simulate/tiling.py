@@ -45,6 +45,12 @@ def ring_centres(size_deg: float) -> np.ndarray:
     return np.concatenate([_ring(latitude, half) for latitude in rings])
 
 
+def evenly(n: int, wanted: int | None) -> np.ndarray:
+    """So many of n patches, by number and spread evenly over them; all for None or more than n."""
+    wanted = min(wanted or n, n)
+    return np.arange(wanted) * n // wanted
+
+
 def _ring(latitude: float, half: float) -> np.ndarray:
     """The centres of one ring; its first patch lies at longitude 0."""
     reach = np.abs(_edge(abs(latitude), half)[1]).max()
