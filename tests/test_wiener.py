@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.fft
 
-from cobaya_cnnlens.reconstruct.wiener import WienerFilter
+from cobaya_cnnlens.reconstruct.wiener import WienerFilter, variance_beyond
 from cobaya_cnnlens.simulate.instrument import Instrument
 from cobaya_cnnlens.simulate.patches import PatchGeometry
 from cobaya_cnnlens.simulate.periodic import Box
@@ -43,6 +43,7 @@ def test_adjoint(lensed):
     wiener = WienerFilter(box, *spectra(), rms)
     positions = box.positions(some_lensing(box, generator)) if lensed else None
     x = random_modes(box, generator)
+    x[0, 0] = 3.0 - 2.0j
     y = generator.standard_normal((box.n, box.n)) + 1j * generator.standard_normal((box.n, box.n))
     one = np.vdot(y, wiener.predict(x, positions))
     other = np.vdot(wiener.back(y, positions), x)
@@ -90,6 +91,9 @@ def test_an_unmasked_field_is_filtered_mode_by_mode():
         c * box.beam / (c * box.beam**2 + noise) for c in (box.spectrum(clee), box.spectrum(clbb))
     ]
     expected = gains[0] * e + gains[1] * b
+    # The mean of Q + iU has no E or B: Q and U each have half the variance of larger scales.
+    variance = 0.5 * variance_beyond(box, clee)
+    expected[0, 0] = data.sum() * variance / (variance + rms[0, 0] ** 2 / box.n**2)
     np.testing.assert_allclose(found, expected, atol=1e-7 * np.abs(expected).max())
 
 
@@ -114,12 +118,45 @@ def test_a_masked_field_is_the_gaussian_mean(lensed):
             unit[k] = 1.0
             modes = root * scipy.fft.fft2(part * unit.reshape(box.n, box.n))
             columns.append((modes.ravel(), wiener.predict(modes, positions).ravel()[seen]))
+    for part in (1.0, 1j):
+        modes = np.zeros((box.n, box.n), complex)
+        modes[0, 0] = part * box.n**2 * np.sqrt(0.5 * variance_beyond(box, spectra()[0]))
+        columns.append((modes.ravel(), wiener.predict(modes, positions).ravel()[seen]))
     modes, images = (np.array(c).T for c in zip(*columns, strict=True))
     a = np.concatenate([images.real, images.imag])
     d = np.concatenate([data.ravel()[seen].real, data.ravel()[seen].imag])
     noise = np.eye(len(d)) * rms[0, 0] ** 2
     expected = modes @ (a.T @ np.linalg.solve(a @ a.T + noise, d))
     np.testing.assert_allclose(found.ravel(), expected, atol=2e-4 * np.abs(expected).max(), rtol=0)
+
+
+def test_scales_beyond_the_box_have_the_power_of_one_mode():
+    """Of white power C the modes hold C/area each, and so does what lies around l = 0."""
+    box = Box(PatchGeometry(size_deg=5.0, n_pixels=16, pad=0), INSTRUMENT, 500, 4)
+    expected = 2.0 / (box.n * box.pixel) ** 2
+    assert variance_beyond(box, np.full(500, 2.0)) == pytest.approx(expected, rel=0.05)
+
+
+def test_what_is_larger_than_the_patch_is_no_lensing():
+    """A constant Q + iU of the size that the filter expects leaves the slope nearly as it was; a
+    filter of the patch's own modes takes it for lensing."""
+    generator = np.random.default_rng(7)
+    geometry = PatchGeometry(size_deg=2.5, n_pixels=32, pad=0)
+    instrument = Instrument(noise_uk_arcmin=1.0, beam_fwhm_arcmin=3.0)
+    box = Box(geometry, instrument, 2000, 8)
+    clee, clbb = spectra()
+    rms = np.full((32, 32), instrument.noise_rms(geometry))
+    wiener = WienerFilter(box, clee, clbb, rms, tolerance=1e-6, limit=1000)
+    field = np.sqrt(box.spectrum(clee)) / box.pixel
+    field = field * scipy.fft.fft2(generator.standard_normal((box.n, box.n)))
+    constant = np.sqrt(variance_beyond(box, clee)) * np.exp(0.7j)
+
+    def slope(added):
+        data = box.pad(box.crop(wiener.predict(field, None)) + added)
+        return wiener.slope(data, wiener.filter(data, None), None)
+
+    alone, changed = slope(0.0), slope(constant)
+    assert np.linalg.norm(changed - alone) < 0.1 * np.linalg.norm(alone)
 
 
 def test_slope_is_that_of_the_probability():

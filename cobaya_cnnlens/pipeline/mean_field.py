@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 KIND = "mean field"
 # Of the estimators themselves too: their number stands in the recipe that is their identity.
-ALGORITHM = 2
+ALGORITHM = 3
 # Patches at a time while the mean field is summed.
 CHUNK = 16
 

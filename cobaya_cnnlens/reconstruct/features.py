@@ -111,9 +111,10 @@ def _fields(box: Box, found: Pass, sigma: np.ndarray) -> dict[str, np.ndarray]:
     """The features that the last pass's filter gives, on the box."""
     predicted = found.filter.predict(found.modes, found.positions)
     residual = sigma * found.filter.weighted_residual(found.data, found.modes, found.positions)
+    e = np.where(box.band, found.modes, 0.0)
     y, x = (box.at(g * found.modes, found.positions) / GRADIENT_UNIT for g in box.gradients)
     return {
-        "e": scipy.fft.ifft2(found.modes).real / POLARISATION_UNIT,
+        "e": scipy.fft.ifft2(e).real / POLARISATION_UNIT,
         "filtered_q": predicted.real / POLARISATION_UNIT,
         "filtered_u": predicted.imag / POLARISATION_UNIT,
         "residual_q": residual.real,

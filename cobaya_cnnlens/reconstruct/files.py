@@ -24,7 +24,7 @@ CLASSES = {
 ESTIMATORS = ("ResUNet", "RefiningUNet")
 # Of the features that a refining network reads, the ascent whose passes they are included: part of
 # what stands for the network.
-FEATURES_ALGORITHM = 1
+FEATURES_ALGORITHM = 2
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 # Keras stores weights as they are: what unpacks to more than this many times its size is no
 # network.

@@ -14,6 +14,12 @@ astro-ph/0306354; Carron & Lewis 2017, arXiv:1704.08230, eq. 2.10),
 
 less its mean over skies of this φ, the mean field. At φ = 0, with lensed spectra in the filter,
 this is the quadratic estimator of E and B together.
+
+E of scales larger than the box, most of it from reionisation, is a nearly constant Q + iU on the
+patch. It has neither E nor B modes there, and mode 0 of X stands for P_0 itself, with that
+variance. Left out, it would be explained by modes that the patch has: κ̂ then has less response
+where it is large, and since it is coherent over tens of degrees, the noise of whole skies would
+differ by more than that of independent patches.
 """
 
 from __future__ import annotations
@@ -49,8 +55,13 @@ class WienerFilter:
         limit: int = 400,
     ):
         self.box, self._tolerance, self._limit = box, tolerance, limit
+        self._turn = box.turn.copy()
+        self._turn[0, 0] = 1.0
         # ⟨|X_l|²⟩ = C_l n²/Δ² for modes Σ X(x) e^{−il·x}.
         roots = [box.n / box.pixel * np.sqrt(box.spectrum(cl)) for cl in (clee, clbb)]
+        # Mode 0 is its own mirror: equal roots of E and B are those of Q and of U.
+        for root in roots:
+            root[0, 0] = box.n**2 * np.sqrt(0.5 * variance_beyond(box, clee))
         self._powers = [(root * box.beam / box.n) ** 2 for root in roots]
         inverse = [np.divide(1.0, r, out=np.zeros_like(r), where=r > 0) for r in roots]
         self._roots, self._inverse_roots = self._halves(roots), self._halves(inverse)
@@ -84,16 +95,16 @@ class WienerFilter:
 
     def predict(self, x: np.ndarray, positions: Displaced | None) -> np.ndarray:
         """A X on the box's pixels, (n, n) complex, in µK."""
-        return self.box.blur(self.box.at(self.box.turn * x, positions))
+        return self.box.blur(self.box.at(self._turn * x, positions))
 
     def back(self, values: np.ndarray, positions: Displaced | None) -> np.ndarray:
         """Aᵀ of values on the box's pixels: modes, (n, n)."""
-        return np.conj(self.box.turn) * self.box.adjoint_at(self.box.blur(values), positions)
+        return np.conj(self._turn) * self.box.adjoint_at(self.box.blur(values), positions)
 
     def filter(
         self, data: np.ndarray, positions: Displaced | None, start: np.ndarray | None = None
     ) -> np.ndarray:
-        """The filtered modes of X, (n, n).
+        """The filtered modes of X, (n, n); mode 0 is that of P.
 
         Parameters
         ----------
@@ -132,6 +143,14 @@ class WienerFilter:
         return -1j * sum(
             l * scipy.fft.fft2(part) for l, part in zip((box.ly, box.lx), parts, strict=True)
         )
+
+
+def variance_beyond(box: Box, clee: np.ndarray) -> float:
+    """Variance of Q + iU in µK² from E of scales that the box's modes do not hold: those within the
+    square of Fourier space, a mode's width wide, around l = 0."""
+    edge = 2.0 * np.sqrt(np.pi) / (box.n * box.pixel)
+    ell = np.arange(min(len(clee), int(edge) + 1))
+    return float(np.sum((2.0 * ell + 1.0) * clee[: len(ell)]) / (4.0 * np.pi))
 
 
 def conjugate_gradients(
