@@ -12,13 +12,14 @@ import numpy as np
 
 from .. import __version__
 from ..likelihood.document import NUISANCES, seal, to_document
-from ..likelihood.release import Release
+from ..likelihood.release import DataDebias, Release
 from ..pipeline.config import Config
 from ..pipeline.run import Run
 from ..theory.camb import settings_record
-from . import bandpowers, curvature, derivatives, nuisances, own_maps
+from . import bandpowers, curvature, derivatives, nuisances, own_maps, power
 from .bandpowers import PatchBandpowers
 from .covariance import mean_covariance, sample_covariance
+from .debias import Measured, data_debias
 from .own_maps import MapSetup, read_map_bandpowers
 from .response import Calibration, calibrate, standard_error
 from .windows import bandpower_windows
@@ -86,10 +87,12 @@ def make_releases(
     ----------
     surveys : name of each survey, and which of its skies is the data
     """
-    data = {}
+    data, powers = {}, {}
     for survey, sky in surveys.items():
         run.config.check_index(f"survey-{survey}", sky)
         data[survey] = bandpowers.read(run, f"survey-{survey}", [sky]).auto
+        if run.config.data_debias:
+            powers[survey] = power.read(run, f"survey-{survey}", [sky])["power"]
     made, calibrated = {}, None
     for survey, sky in surveys.items():
         origin = {f"survey-{survey}": f"sky {sky}"}
@@ -100,6 +103,7 @@ def make_releases(
             name=release_name(run, survey, sky),
             description=f"Mock survey of {_description(len(data[survey]), run.config)}",
             bandpowers=_debiased(data[survey], calibrated),
+            data_debias=_own_power(calibrated, powers.get(survey)),
             n_patches=len(data[survey]),
             provenance=calibrated.provenance
             | {"skies": calibrated.provenance["skies"] | origin}
@@ -128,6 +132,7 @@ def make_data_release(run: Run, files: str | Path | Iterable[str | Path], name: 
     return replace(
         release,
         name=name,
+        data_debias=_own_power(release, measured.power),
         provenance=release.provenance | {"packages": _package_versions()},
     )
 
@@ -162,6 +167,7 @@ def make_calibrated_release(
         name=name,
         description=_description(len(measured.auto), setup),
         bandpowers=_debiased(measured.auto, calibration),
+        data_debias=_own_power(calibration, measured.power),
         n_patches=len(measured.auto),
         provenance=calibration.provenance
         | {
@@ -186,8 +192,13 @@ def _assemble(run: Run, auto: np.ndarray, origin: dict) -> Release:
     windows = trim_windows(bandpower_windows(run.bandpowers, limit), fiducial.kk)
     first = derivatives.read(run, calibration.response)
     kk, ee = first.kk, first.ee
-    curved = curvature.read(run, calibration.response, first)
+    shifted = curvature.shifted_noise(run, calibration.response)
+    curved = curvature.curvature_of(run, first, shifted)
     by_patch = nuisances.read(run, calibration.response)
+    from_data = None
+    if config.data_debias:
+        measured = Measured(first, shifted, by_patch)
+        from_data = data_debias(run, calibration, test, measured, len(auto))
     reach = max(windows.shape[1], kk.edges[-1], ee.edges[-1])
     return Release(
         name=config.name,
@@ -222,6 +233,7 @@ def _assemble(run: Run, auto: np.ndarray, origin: dict) -> Release:
         nuisance_second_errors=standard_error(by_patch[1]),
         fiducial_kk=fiducial.kk[:reach],
         fiducial_ee=fiducial.ee[:reach],
+        data_debias=from_data,
         theory=settings_record(config.cosmology, config.camb),
         instrument={
             "noise": config.instrument.noise_uk_arcmin,
@@ -249,6 +261,13 @@ def _assemble(run: Run, auto: np.ndarray, origin: dict) -> Release:
 def _debiased(auto: np.ndarray, calibration: Release) -> np.ndarray:
     """Mean over patches of ⟨|κ̂|²⟩_b/R_b² − N_b, (n_bins,), by a release's calibration."""
     return (auto / calibration.response**2 - calibration.noise).mean(0)
+
+
+def _own_power(calibration: Release, power: np.ndarray | None) -> DataDebias | None:
+    """A calibration's debias from the data, of patches of this power, (n_patches, n_power)."""
+    if calibration.data_debias is None:
+        return None
+    return replace(calibration.data_debias, power=power.mean(0))
 
 
 def _description(n_patches: int, of: Config | MapSetup) -> str:

@@ -72,10 +72,16 @@ def measure(run: Run, index: int, nthreads: int = 0) -> None:
 
 def read(run: Run, response: np.ndarray, first: NoiseDerivatives) -> Curvature:
     """What the first order leaves at ω_c ± step, from all skies of the set."""
+    return curvature_of(run, first, shifted_noise(run, response))
+
+
+def curvature_of(run: Run, first: NoiseDerivatives, shifted_noise: np.ndarray) -> Curvature:
+    """What the first order leaves of the noise debias at ω_c − step and ω_c + step,
+    (2, n_patches, n_bins)."""
     shifted = (run.config.cosmology.vary(omch2=omch2) for omch2 in run.config.shifted_omch2())
     changes = np.array([all_band_changes(run, first, cosmology) for cosmology in shifted])
     along = direction(*changes)
-    change = shifted_noise(run, response) - first.centre
+    change = shifted_noise - first.centre
     bands = np.concatenate([first.kk.patches, first.ee.patches], axis=2)
     first_order = np.einsum("pbj,sj->spb", bands, changes)
     amplitudes = changes @ along

@@ -16,6 +16,7 @@ unlensed E, and the deflection linear in φ, so one extra transform per band ser
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,10 +114,7 @@ def measure(run: Run, index: int, nthreads: int = 0) -> None:
     if products.exists(where, KIND, wanted):
         return
     bench = Bench(run, index, nthreads)
-    settings = run.config.derivatives
-    jobs = [("fiducial", 0)]
-    jobs += [("kk", j) for j in range(len(settings.kk_edges) - 1)]
-    jobs += [("ee", j) for j in range(len(settings.ee_edges) - 1)]
+    jobs = [("fiducial", 0), *bench.bands()]
     done = {}
     with tqdm(total=len(jobs), desc=f"derivatives/{index}", unit="band") as bar:
         for kind, band in jobs:
@@ -150,7 +148,8 @@ class Bench:
     """One sky, kept in memory while its bands are perturbed one by one.
 
     ``cosmology`` changes its spectra, the fiducial's by default; phases and noise are those of
-    ``set_name`` and ``index``.
+    ``set_name`` and ``index``. ``measured`` is what is made of masked Q̃, Ũ, (n_patches, n) each of
+    (n_patches, ny, nx): bandpowers of κ̂ by default.
     """
 
     def __init__(
@@ -160,10 +159,12 @@ class Bench:
         nthreads: int,
         cosmology: Cosmology | None = None,
         set_name: str = SET,
+        measured: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
     ):
         config = run.config
         self.config, self.nthreads = config, nthreads
-        self.estimator, self.spectra, self.mask = run.estimator, run.bandpowers, run.mask
+        self.spectra, self.mask = run.bandpowers, run.mask
+        self._measured = measured or _power_of_estimates(run)
         self.step, self.pointing = config.derivatives.step, _pointing(run, set_name)
         theory = run.spectra(cosmology)
         self.sky = shards.draw_sky(theory, config.sky.lmax, config.seed, set_name, index)
@@ -172,6 +173,12 @@ class Bench:
         self.kappa = self._kappa(self.sky.philm)
         n = config.patch.n_padded
         self.noise = sky_noise(run, set_name, index, len(self.lensed) // n**2)
+
+    def bands(self) -> list[tuple[str, int]]:
+        """All bands, C^κκ before C^EE, as :meth:`measure` takes them."""
+        settings = self.config.derivatives
+        counts = {"kk": len(settings.kk_edges) - 1, "ee": len(settings.ee_edges) - 1}
+        return [(kind, band) for kind, count in counts.items() for band in range(count)]
 
     def measure(self, kind: str, band: int) -> dict[str, np.ndarray]:
         if kind == "fiducial":
@@ -238,10 +245,14 @@ class Bench:
         n = self.config.patch.n_padded
         return self.config.patch.crop(values.reshape(-1, n, n))
 
-    def _auto(self, lensed):
-        """Bandpowers of κ̂ from padded, noiseless Q̃ + iŨ, (n_patches, n_bins)."""
+    def observed(self) -> tuple[np.ndarray, np.ndarray]:
+        """Masked Q̃, Ũ of the sky as it is, (n_patches, ny, nx) each in µK."""
+        return self._observed(self.lensed)
+
+    def _observed(self, lensed):
+        """From padded, noiseless Q̃ + iŨ."""
         n = self.config.patch.n_padded
-        observed = (
+        q, u = (
             (
                 convolve_beam(part.reshape(-1, n, n), self.config.instrument, self.config.patch)
                 + noise
@@ -249,4 +260,13 @@ class Bench:
             * self.mask
             for part, noise in zip((lensed.real, lensed.imag), self.noise, strict=True)
         )
-        return self.spectra.auto(self.estimator.reconstruct(*observed))
+        return q, u
+
+    def _auto(self, lensed):
+        """What is measured of padded, noiseless Q̃ + iŨ, (n_patches, n)."""
+        return self._measured(*self._observed(lensed))
+
+
+def _power_of_estimates(run: Run) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    estimator, spectra = run.estimator, run.bandpowers
+    return lambda q, u: spectra.auto(estimator.reconstruct(q, u))

@@ -69,17 +69,17 @@ def measure(run: Run, index: int) -> None:
 def _seen_with(run: Run, index: int, name: str, x: float) -> np.ndarray:
     """⟨κ̂κ̂*⟩ of a test sky under one systematic, (n_patches, n_bins)."""
     sky = observe_sky(run, SET, index, systematics=Systematics(**{name: x}))
-    return run.bandpowers.auto(run.estimator.reconstruct(_few(run, sky.q), _few(run, sky.u)))
+    return run.bandpowers.auto(run.estimator.reconstruct(few(run, sky.q), few(run, sky.u)))
 
 
-def _few(run: Run, of_patches: np.ndarray) -> np.ndarray:
+def few(run: Run, of_patches: np.ndarray) -> np.ndarray:
     """What belongs to the patches that ``nuisances.patches`` takes of a sky; by default to all."""
     return of_patches[evenly(len(of_patches), run.config.nuisances.patches)]
 
 
 def _centre(run: Run, indices: Iterable[int]) -> np.ndarray:
     """⟨κ̂κ̂*⟩ of the same patches without a systematic, (n_patches, n_bins)."""
-    return np.concatenate([_few(run, bandpowers.read(run, SET, [i]).auto) for i in indices])
+    return np.concatenate([few(run, bandpowers.read(run, SET, [i]).auto) for i in indices])
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,18 @@ def read(run: Run, response: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         where, wanted = path(run, index), recipe(run, index)
         with products.open_product(where, KIND, wanted, run.config.shipped) as product:
             both.append(np.stack([product.array(name) for name in NUISANCES], axis=-1))
-    below, above = np.concatenate(both, axis=1) / response[:, None] ** 2
+    return orders(run, centre, np.concatenate(both, axis=1) / response[:, None] ** 2)
+
+
+def orders(run: Run, centre: np.ndarray, both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and second order in each nuisance of what was measured of patches.
+
+    Parameters
+    ----------
+    centre : without a systematic, (n_patches, n)
+    both : at −step and +step of each, (2, n_patches, n, n_nuisances)
+    """
+    below, above = both
     step = np.array([getattr(run.config.nuisances, name) for name in NUISANCES])
     first = (above - below) / (2.0 * step)
     second = (above + below - 2.0 * centre[..., None]) / (2.0 * step**2)

@@ -30,6 +30,7 @@ from ..simulate.instrument import Instrument, cosine_mask
 from ..simulate.patches import PatchGeometry
 from ..theory.camb import Spectra, lensed_polarisation
 from . import bandpowers
+from .power import EBPower
 
 if TYPE_CHECKING:
     from ..pipeline.map_files import PatchMaps
@@ -169,7 +170,8 @@ def reconstruct_maps(
     from ..pipeline.map_files import write_images  # loads healpy and astropy
 
     folder = Path(folder)
-    kappa = estimator.reconstruct(maps.q * setup.mask, maps.u * setup.mask)
+    q, u = maps.q * setup.mask, maps.u * setup.mask
+    kappa = estimator.reconstruct(q, u)
     if not np.isfinite(kappa).all():
         raise MapError(f"{source}: κ̂ is not finite; the network is damaged: restore it")
     with _writing(folder):
@@ -180,6 +182,7 @@ def reconstruct_maps(
         path = folder / "bandpowers.h5"
         arrays = {
             "auto": setup.spectra.auto(kappa),
+            "power": EBPower(setup.patch, setup.bins, setup.mask)(q, u),
             # Products hold no NaN: unknown centres are zero, and said to be unknown.
             "centres": np.nan_to_num(maps.centres),
             "known": np.isfinite(maps.centres).all(1),
@@ -220,10 +223,11 @@ def _writing(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class MapBandpowers:
-    """⟨κ̂κ̂*⟩ of a survey's patches before any calibration, ``auto`` (n_patches, n_bins), and the
-    names of the maps they came from."""
+    """⟨κ̂κ̂*⟩ of a survey's patches before any calibration, ``auto`` (n_patches, n_bins); ``power`` of
+    their E and B, (n_patches, n_power) in µK²; and the names of the maps they came from."""
 
     auto: np.ndarray
+    power: np.ndarray
     source: str
 
 
@@ -247,7 +251,7 @@ def read_map_bandpowers(
     """
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     wanted = json.loads(json.dumps(recipe))
-    auto, centres, frames, sources = [], [], [], []
+    auto, power, centres, frames, sources = [], [], [], [], []
     for path in paths:
         with products.open_product(path, KIND) as product:
             wrong = products.differences(product.recipe, wanted)
@@ -258,6 +262,7 @@ def read_map_bandpowers(
             )
         with products.open_product(path, KIND, recipe) as product:
             auto.append(product.array("auto"))
+            power.append(product.array("power"))
             known = product.array("known")[:, None]
             centres.append(np.where(known, product.array("centres"), np.nan))
             frames.append(bytes(product.array("frame")).decode())
@@ -277,4 +282,4 @@ def read_map_bandpowers(
                 f"{named}: patches {i} and {i + 1 + int(np.argmax(same))} have the same "
                 "bandpowers: the same map is there twice; leave one out"
             )
-    return MapBandpowers(auto, ", ".join(dict.fromkeys(sources)))
+    return MapBandpowers(auto, np.concatenate(power), ", ".join(dict.fromkeys(sources)))

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import ConfigError
 from . import runs
 from .arguments import ConfigFile, Indices, Threads
 
@@ -62,6 +63,32 @@ def nuisances(
         return
     for i in range(run.config.nuisances.skies) if index is None else index:
         nuisances.measure(run, i)
+
+
+@command()
+def power(
+    config: ConfigFile,
+    what: Annotated[
+        str | None,
+        typer.Option(help="test, survey-NAME, derivatives or nuisances; all by default."),
+    ] = None,
+    index: Indices = None,
+    threads: Threads = 0,
+) -> None:
+    """Measure E and B power of the patches themselves, for the noise debias from the data
+    (`data_debias: true`); no network is run."""
+    run = runs.load(config)
+    from ..calibrate import power
+
+    entries = power.entries(run)
+    if what is not None and what not in dict(entries):
+        raise ConfigError(f"--what is {what!r:.60}; choose one of {', '.join(dict(entries))}")
+    wanted = [
+        (kind, i)
+        for kind, i in entries
+        if (what is None or kind == what) and (index is None or i in index)
+    ]
+    power.measure(run, wanted, threads)
 
 
 @command()

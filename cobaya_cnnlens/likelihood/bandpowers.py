@@ -8,9 +8,16 @@ The model is::
 W are the bandpower windows of the masked patch. The data were debiased with the noise of the
 fiducial cosmology; the sums over bands j move that noise to the cosmology θ. δ_j is the relative
 change of the band's power, Σ (2l+1) C_l / Σ (2l+1) C_l^fid − 1, with unlensed C^EE, and
-t = Σ_j a_j δ_j its amplitude along the direction of ω_c. ``noise_debias="linear"`` leaves out the
-second order, ``"fixed"`` all of the correction, as in Caldeira et al. 2018: that is biased. x are
-the instrument's nuisances (gain, beam, noise and angle), zero for that of the simulations.
+t = Σ_j a_j δ_j its amplitude along the direction of ω_c. x are the instrument's nuisances (gain,
+beam, noise and angle), zero for that of the simulations. ``noise_debias``:
+
+- ``"quadratic"``: as above, the noise of κ̂ moves with the theory's C^EE;
+- ``"data"``: what the noise needs to know of E and of the noise of the maps is taken from the
+  survey's own E and B power, d' = d − G (p̂ − p^fid); the model is that of d', in which the theory's
+  C^EE has hardly a part (:class:`~.release.DataDebias`);
+- ``"best"``: "data" where the release holds it, else "quadratic";
+- ``"linear"``: "quadratic" without the second order;
+- ``"fixed"``: without all of the correction, as in Caldeira et al. 2018: that is biased.
 
 Spectra whose power no cosmology has are refused, with the mistake that they look like. What
 cosmology could do as well goes unseen: lensed C_l^EE for unlensed (at the fiducial its bands differ
@@ -29,7 +36,7 @@ from numpy.typing import ArrayLike
 
 from ..errors import CNNLensError, SpectrumError
 from .document import NUISANCES, read_only
-from .release import Release, check_arrays
+from .release import Release, check_arrays, debiased_by_data
 from .statistics import (
     chi2_pte,
     hamimeche_lewis,
@@ -39,7 +46,7 @@ from .statistics import (
     sellentin_heavens,
 )
 
-NOISE_DEBIAS = ("quadratic", "linear", "fixed")
+NOISE_DEBIAS = ("best", "data", "quadratic", "linear", "fixed")
 STATISTICS = ("hartlap", "hamimeche-lewis", "sellentin-heavens", "gaussian")
 # Those whose inverse covariance carries Hartlap's factor.
 _SCALED = ("hartlap", "hamimeche-lewis")
@@ -59,7 +66,7 @@ class BandpowerLikelihood:
     Parameters
     ----------
     release : the data and their calibration
-    noise_debias : "quadratic", "linear" or "fixed", see above
+    noise_debias : "best", "data", "quadratic", "linear" or "fixed", see above
     statistics : "hartlap" is Gaussian with the inverse covariance scaled for the finite number of
         simulations; "sellentin-heavens" the t distribution that marginalises over the true
         covariance; "gaussian" takes the covariance as exact; "hamimeche-lewis" is "hartlap" in the
@@ -70,6 +77,8 @@ class BandpowerLikelihood:
 
     Attributes
     ----------
+    release : the one that was given; for "data" as debiased by its own power
+    noise_debias : that in use: "data" or "quadratic" for "best"
     bins : the release's bins in use, (n_bins,)
     bandpowers : d_b of those, (n_bins,)
     covariance : of those, (n_bins, n_bins)
@@ -89,7 +98,7 @@ class BandpowerLikelihood:
     def __init__(
         self,
         release: Release,
-        noise_debias: str = "quadratic",
+        noise_debias: str = "best",
         statistics: str = "hartlap",
         L_min: float | None = None,
         L_max: float | None = None,
@@ -104,6 +113,10 @@ class BandpowerLikelihood:
             raise CNNLensError(f"statistics is {statistics!r}; choose one of {STATISTICS}")
         if not isinstance(calibration_errors, bool | np.bool_):  # the text "false" counts as true
             raise CNNLensError(f"calibration_errors is {calibration_errors!r}; give true or false")
+        if noise_debias == "best":
+            noise_debias = "quadratic" if release.data_debias is None else "data"
+        if noise_debias == "data":
+            release = debiased_by_data(release)
         self.release, self.noise_debias, self.statistics = release, noise_debias, statistics
         self.bins = read_only(_bins_between(release.edges, L_min, L_max))
         self.bandpowers = read_only(release.bandpowers[self.bins])
@@ -143,7 +156,8 @@ class BandpowerLikelihood:
         self._nuisances = np.hstack(
             [release.nuisance_first[self.bins], release.nuisance_second[self.bins]]
         )
-        self._curvature = release.curvature[self.bins] if noise_debias == "quadratic" else 0.0
+        curved = noise_debias in ("data", "quadratic")
+        self._curvature = release.curvature[self.bins] if curved else 0.0
         self._total = self.bandpowers + self._noise
         if statistics == "hamimeche-lewis":
             fiducial = release.windows @ release.fiducial_kk[: release.windows.shape[1]]

@@ -30,7 +30,10 @@ EXCURSION, NEAR, WATCHED, TOLERATED = 1.25, 4.0, 300, 0.2
 # Offset of the theory at the fiducial, in σ of the survey, beyond which a warning is due.
 THEORY_TOLERANCE = 0.1
 # Fields of a release that do not enter the likelihood.
-NOT_DATA = ("name", "description", "theory", "instrument", "provenance", "truth")
+NOT_DATA = (
+    *("name", "description", "theory", "instrument", "provenance", "truth"),
+    "data_debias",  # a part of its own
+)
 
 
 def parameter(name: str, suffix: str = "") -> str:
@@ -41,10 +44,11 @@ def parameter(name: str, suffix: str = "") -> str:
 def data_digest(release: Release) -> str:
     """Hash of everything in a release that the likelihood depends on, 16 hex digits."""
     digest = hashlib.sha256()
-    for field in fields(release):
-        if field.name not in NOT_DATA:
-            value = np.asarray(getattr(release, field.name), dtype=float)
-            digest.update(f"{field.name}{value.shape}".encode() + value.tobytes())
+    for part in (release, release.data_debias):
+        for field in fields(part) if part is not None else ():
+            if field.name not in NOT_DATA:
+                value = np.asarray(getattr(part, field.name), dtype=float)
+                digest.update(f"{field.name}{value.shape}".encode() + value.tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -110,7 +114,7 @@ class CNNLens(Likelihood):
             self.release_data.name,
             len(self.bandpowers),
             self.release_data.n_patches,
-            self.noise_debias,
+            self._likelihood.noise_debias,
         )
 
     def _check_options(self) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .release import Release
 
 FORMAT = "cobaya_cnnlens release"
-VERSION = 2
+# The second version has no section ``data_debias``, the third has.
+VERSION, VERSION_WITH_DATA_DEBIAS = 2, 3
 # Instrumental nuisances, in the order of the arrays; relative changes of gain, beam width and noise
 # rms, and a rotation of the polarisation in degrees.
 NUISANCES = ("gain", "beam", "noise", "angle")
@@ -50,6 +51,21 @@ ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
     "nuisances.second_errors": ("nuisance_second_errors", ("n_bins", "n_nuisances")),
     "fiducial.kk": ("fiducial_kk", ("L",)),
     "fiducial.ee": ("fiducial_ee", ("l",)),
+}
+# Those of the section that not every release has, as attributes of its DataDebias.
+DATA_DEBIAS_ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "data_debias.e_edges": ("e_edges", ("n_e+1",)),
+    "data_debias.b_edges": ("b_edges", ("n_b+1",)),
+    "data_debias.power": ("power", ("n_power",)),
+    "data_debias.fiducial_power": ("fiducial_power", ("n_power",)),
+    "data_debias.coefficients": ("coefficients", ("n_bins", "n_power")),
+    **{
+        f"data_debias.{attribute}": (attribute, shape)
+        for attribute, shape in ARRAYS.values()
+        if attribute.endswith("_covariance")
+        or attribute.startswith(("curvature", "nuisance_first", "nuisance_second"))
+        or "derivative" in attribute
+    },
 }
 _INTEGER_ARRAYS = {"bins.edges", "derivatives.kk_edges", "derivatives.ee_edges"}
 _SCALARS: dict[str, tuple[str, type]] = {
@@ -90,7 +106,9 @@ def read_only(array: np.ndarray) -> np.ndarray:
 
 def to_document(release: Release) -> dict[str, Any]:
     """The release as nested plain dictionaries and lists, without its digest."""
-    document: dict[str, Any] = {"format": FORMAT, "version": VERSION}
+    with_data = release.data_debias is not None
+    version = VERSION_WITH_DATA_DEBIAS if with_data else VERSION
+    document: dict[str, Any] = {"format": FORMAT, "version": version}
     for key, (attribute, _) in _SCALARS.items():
         value = getattr(release, attribute)
         _put(document, key, dict(value) if isinstance(value, dict) else value)
@@ -99,6 +117,8 @@ def to_document(release: Release) -> dict[str, Any]:
         array = getattr(release, attribute)
         digits = int if key in _INTEGER_ARRAYS else _rounded
         _put(document, key, _nested(array, digits))
+    for key, (attribute, _) in DATA_DEBIAS_ARRAYS.items() if with_data else ():
+        _put(document, key, _nested(getattr(release.data_debias, attribute), _rounded))
     first, values = [], []
     for row in release.windows:
         inside = np.flatnonzero(row)
@@ -130,12 +150,15 @@ def values_of(document: dict[str, Any], source: str) -> dict[str, Any]:
         raise ReleaseError(
             f"{source}: field 'format' is not '{FORMAT}'; this is another kind of file"
         )
-    if document.get("version") != VERSION or isinstance(document.get("version"), bool):
+    version = document.get("version")
+    if version not in (VERSION, VERSION_WITH_DATA_DEBIAS) or isinstance(version, bool | float):
         raise ReleaseError(
-            f"{source}: field 'version' is {document.get('version')!r:.40}, this package reads "
-            f"{VERSION}; install the package version that wrote the file, or make it again"
+            f"{source}: field 'version' is {version!r:.40}, this package reads {VERSION} and "
+            f"{VERSION_WITH_DATA_DEBIAS}; install the package version that wrote the file, or make "
+            "it again"
         )
-    _check_keys(document, source)
+    with_data = version == VERSION_WITH_DATA_DEBIAS
+    _check_keys(document, source, DATA_DEBIAS_ARRAYS if with_data else {})
     values: dict[str, Any] = {}
     for key, (attribute, kind) in _SCALARS.items():
         value = _get(document, key, source)
@@ -154,6 +177,18 @@ def values_of(document: dict[str, Any], source: str) -> dict[str, Any]:
     for key, (attribute, shape) in ARRAYS.items():
         values[attribute] = _array(document, key, shape, dimensions, source)
     values["windows"] = _windows(document, dimensions["n_bins"], source)
+    values["data_debias"] = None
+    if with_data:
+        values["data_debias"] = {
+            attribute: _array(document, key, shape, dimensions, source)
+            for key, (attribute, shape) in DATA_DEBIAS_ARRAYS.items()
+        }
+        n_power = dimensions["n_e"] + dimensions["n_b"]
+        if dimensions["n_power"] != n_power:
+            raise ReleaseError(
+                f"{source}: field 'data_debias.power' has {dimensions['n_power']} entries, its "
+                f"edges make {n_power}; restore the file"
+            )
     for key, content in _CONVENTIONS.items():
         if _get(document, key, source) != content:
             raise ReleaseError(
@@ -229,8 +264,8 @@ def _check_metadata(values: dict[str, Any], source: str) -> None:
                 raise ReleaseError(f"{source}: field '{section}.{key}' must not be negative")
 
 
-def _check_keys(document: dict[str, Any], source: str) -> None:
-    known = set(ARRAYS) | set(_SCALARS) | _OTHER | set(_CONVENTIONS)
+def _check_keys(document: dict[str, Any], source: str, more: Iterable[str]) -> None:
+    known = set(ARRAYS) | set(_SCALARS) | _OTHER | set(_CONVENTIONS) | set(more)
     sections = {key.split(".")[0] for key in known}
     whole = {"theory", "instrument", "provenance", "truth"}
     for section, content in document.items():

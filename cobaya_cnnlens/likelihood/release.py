@@ -8,7 +8,7 @@ is read: every field, shape, finiteness and sign, the covariance, and a digest o
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
@@ -43,8 +43,63 @@ NOT_NEGATIVE = (
 )
 
 
+class _ReadOnly:
+    """Arrays that are handed out must not be written to: a χ² would change with them."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, np.ndarray) and value.flags.writeable:
+                object.__setattr__(self, item.name, read_only(value.copy()))
+
+
 @dataclass(frozen=True)
-class Release:
+class DataDebias(_ReadOnly):
+    """The noise debias from the survey's own E and B: d' = d − G (p̂ − p^fid), and of d' all that a
+    release holds of d (:mod:`cobaya_cnnlens.calibrate.debias`).
+
+    Attributes
+    ----------
+    e_edges, b_edges : of the bins of ⟨EE*⟩ and of the one of ⟨BB*⟩ that make p, (n_power,) together
+    power, fiducial_power : p̂ of the survey's masked maps, and its fiducial mean, in µK²
+    coefficients : G, (n_bins, n_power) in 1/µK²
+
+    all others : as of a :class:`Release`, which they take the place of
+    """
+
+    e_edges: np.ndarray
+    b_edges: np.ndarray
+    power: np.ndarray
+    fiducial_power: np.ndarray
+    coefficients: np.ndarray
+    patch_covariance: np.ndarray
+    noise_covariance: np.ndarray
+    derivative_covariance: np.ndarray
+    kk_derivatives: np.ndarray
+    kk_derivative_errors: np.ndarray
+    ee_derivatives: np.ndarray
+    ee_derivative_errors: np.ndarray
+    curvature: np.ndarray
+    curvature_errors: np.ndarray
+    nuisance_first: np.ndarray
+    nuisance_first_errors: np.ndarray
+    nuisance_second: np.ndarray
+    nuisance_second_errors: np.ndarray
+
+    @property
+    def correction(self) -> np.ndarray:
+        """G (p̂ − p^fid), which is taken off the survey's bandpowers, (n_bins,)."""
+        return self.coefficients @ (self.power - self.fiducial_power)
+
+    @property
+    def in_place(self) -> dict[str, np.ndarray]:
+        """What takes the place of a release's fields of the same name."""
+        names = {item.name for item in fields(self)} & {item.name for item in fields(Release)}
+        return {name: getattr(self, name) for name in sorted(names)}
+
+
+@dataclass(frozen=True)
+class Release(_ReadOnly):
     """Debiased bandpowers of a survey, with their calibration; arrays are read-only.
 
     Attributes
@@ -74,6 +129,7 @@ class Release:
     instrument : noise (µK′), beam (′), mask
     provenance : network, seeds, configuration, package versions
     truth : the cosmology of a mock survey, or None for data
+    data_debias : the noise debias from the survey's own E and B, or None
     """
 
     name: str
@@ -111,13 +167,7 @@ class Release:
     instrument: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     truth: dict[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        # What is handed out must not be written to: a χ² would change with it.
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, np.ndarray) and value.flags.writeable:
-                object.__setattr__(self, item.name, read_only(value.copy()))
+    data_debias: DataDebias | None = None
 
     def __repr__(self) -> str:
         low, high = self.edges[0], self.edges[-1]
@@ -147,6 +197,26 @@ class Release:
             + self.noise_covariance
             + self.derivative_covariance
         )
+
+
+def debiased_by_data(release: Release) -> Release:
+    """The release whose noise debias is from the survey's own E and B.
+
+    Raises
+    ------
+    CNNLensError
+        if the release does not hold it
+    """
+    if release.data_debias is None:
+        raise CNNLensError(
+            f"noise_debias 'data': release '{release.name}' was made without the power of its "
+            "patches; take noise_debias: best or quadratic, or make it again with "
+            "`data_debias: true` in its configuration"
+        )
+    bandpowers = release.bandpowers - release.data_debias.correction
+    return replace(
+        release, bandpowers=bandpowers, data_debias=None, **release.data_debias.in_place
+    )
 
 
 def write_release(release: Release, path: str | Path) -> None:
@@ -225,8 +295,13 @@ def from_document(document: dict[str, Any], source: str) -> Release:
     ------
     ReleaseError
     """
-    release = Release(**values_of(document, source))
+    values = values_of(document, source)
+    if values["data_debias"] is not None:
+        values["data_debias"] = DataDebias(**values["data_debias"])
+    release = Release(**values)
     _check_physics(release, source)
+    if release.data_debias is not None:
+        _check_data_debias(release, source)
     check_digest(document, source)
     return release
 
@@ -288,6 +363,24 @@ def _check_physics(release: Release, source: str) -> None:
             inverse_covariance(matrix)
         except (CNNLensError, np.linalg.LinAlgError) as error:
             refuse(key, f"is {error}; estimate it from more simulations")
+
+
+def _check_data_debias(release: Release, source: str) -> None:
+    """The release that it makes must hold as well as the one that it is part of."""
+    debias = release.data_debias
+    for key in ("e_edges", "b_edges"):
+        if (np.diff(getattr(debias, key)) <= 0).any():
+            raise ReleaseError(f"{source}: field 'data_debias.{key}' must ascend; correct the order")
+    for key in ("power", "fiducial_power"):
+        if not (getattr(debias, key) > 0).all():
+            raise ReleaseError(
+                f"{source}: field 'data_debias.{key}' must be positive throughout; it is the power "
+                "of maps in µK²"
+            )
+    try:
+        _check_physics(debiased_by_data(release), source)
+    except ReleaseError as error:
+        raise ReleaseError(f"{error} (in the section data_debias)") from None
 
 
 def check_arrays(release: Release) -> None:

@@ -277,7 +277,8 @@ class Config(Section):
 
     ``train_cosmologies`` are changes of the fiducial cosmology, e.g. ``{omch2: 0.1285}``, that the
     training skies take in turn; the other sets keep the fiducial one. ``shipped`` is a file of
-    bandpowers that commands read where ``products`` has none (`cnnlens ship` writes it).
+    bandpowers that commands read where ``products`` has none (`cnnlens ship` writes it). With
+    ``data_debias`` releases hold the noise debias from the survey's own E and B power.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=100)
@@ -299,6 +300,7 @@ class Config(Section):
     reconstruction: Reconstruction = Reconstruction()
     baseline: Baseline | None = None
     bandpowers: Bandpowers = Bandpowers()
+    data_debias: bool = False
     derivatives: Derivatives
     nuisances: Nuisances = Nuisances()
     coverage: Coverage = Coverage()

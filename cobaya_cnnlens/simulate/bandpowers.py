@@ -20,7 +20,7 @@ class Bins:
     """Bins [lmin + b·width, lmin + (b+1)·width), b < n_bins, in L."""
 
     lmin: int
-    width: int
+    width: float
     n_bins: int
 
     @property

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .. import products
-from ..calibrate import bandpowers, curvature, derivatives, nuisances
+from ..calibrate import bandpowers, curvature, derivatives, nuisances, power
 from ..errors import ConfigError, ProductError
 from ..pipeline import networks
 from ..pipeline.run import Run
@@ -93,3 +93,10 @@ def _entries(run: Run) -> Iterator[Entry]:
     for what, stage, of, size in stages:
         for index in range(size):
             yield what, stage.KIND, stage.path(run, *of, index), stage.recipe(run, *of, index)
+    for of, index in power.entries(run) if config.data_debias else ():
+        yield (
+            f"power, {of}",
+            power.KIND,
+            power.path(run, of, index),
+            power.recipe(run, of, index),
+        )

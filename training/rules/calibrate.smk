@@ -70,6 +70,33 @@ rule nuisances:
         "cnnlens nuisances {params.path:q} --index {params.index}"
 
 
+def power_skies(wildcards):
+    """Those whose patches are kept: the derivatives' are made as they are measured."""
+    if wildcards.what == "derivatives":
+        return []
+    return sky(of(wildcards), "test" if wildcards.what == "nuisances" else wildcards.what, wildcards.index)
+
+
+# E and B of the patches themselves; no network is run.
+rule power:
+    input:
+        power_skies,
+    output:
+        "{products}/power/{what}/sky_{index}.h5",
+    wildcard_constraints:
+        what=any_of(w for m in MEMBERS.values() for w, _ in power.entries(Run(m))),
+    params:
+        path=path_of,
+        index=lambda w: int(w.index),
+    threads: 2
+    resources:
+        mem_mb=10000,
+        runtime=60,
+    shell:
+        "cnnlens power {params.path:q} --what {wildcards.what:q} --index {params.index}"
+        " --threads {threads}"
+
+
 def survey_of(wildcards):
     return releases(of(wildcards))[f"{wildcards.products}/releases/{wildcards.release}.json"]
 
@@ -79,6 +106,7 @@ rule release:
         lambda w: all_bandpowers(of(w), "validation", "test", f"survey-{survey_of(w)}"),
         lambda w: all_derivatives(of(w)),
         lambda w: all_nuisances(of(w)),
+        lambda w: all_power(of(w)),
     output:
         "{products}/releases/{release}.json",
     params:
