@@ -228,6 +228,7 @@ def test_a_release_is_assembled_from_products(tiny, tmp_path):
     auto = bandpowers.read(Run(tiny, HASH), "survey-high").auto
     arrays = {
         "auto": auto,
+        "power": np.ones((len(auto), 5)),
         "centres": patch_centres(2, 4),
         "known": np.ones(len(patch_centres(2, 4)), bool),
         "frame": np.bytes_(b"C"),

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import yaml
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate import own_maps
+from cobaya_cnnlens.calibrate import own_maps, power
 from cobaya_cnnlens.calibrate.assemble import make_calibrated_release
 from cobaya_cnnlens.calibrate.map_checks import check_maps
 from cobaya_cnnlens.calibrate.own_maps import MapSetup, check_folder, reconstruct_maps
@@ -731,6 +731,8 @@ def test_reconstruction_of_maps(setup, observed, tmp_path):
     kappa = (maps.q + maps.u) * mask
     with products.open_product(path, own_maps.KIND, own_maps.recipe(Run(config, HASH))) as product:
         np.testing.assert_allclose(product.array("auto"), Run(config).bandpowers.auto(kappa))
+        own = power.power_of(Run(config))(maps.q * mask, maps.u * mask)
+        np.testing.assert_allclose(product.array("power"), own)
         np.testing.assert_array_equal(product.array("centres"), maps.centres)
         assert bytes(product.array("source")) == b"mine.fits"
         assert bytes(product.array("frame")) == b"G"
@@ -800,6 +802,7 @@ def write_bandpowers(path, calibration, auto, centres, frame="C", **changed):
         recipe = recipe | {section: {**recipe[section], name: value} if name else value}
     arrays = {
         "auto": auto,
+        "power": np.ones((len(auto), 5)),
         "centres": np.nan_to_num(centres),
         "known": np.isfinite(centres).all(1),
         "frame": np.bytes_(frame.encode()),

@@ -13,8 +13,8 @@ linear estimate of d's change with x from p̂, whose scatter over n patches is C
 
     G = (A S² Jᵀ + C_dp/n) (J S² Jᵀ + C_pp/n)⁻¹.
 
-C_dp takes with it what of d's scatter the patches' own power tells. What G leaves, A − G J, stays in
-the model, and so does −G ∂p̂/∂ ln C^κκ: d' is unbiased for any G. Second order, nuisances and
+C_dp takes with it what of d's scatter the patches' own power tells. What G leaves, A − G J, stays
+in the model, and so does −G ∂p̂/∂ ln C^κκ: d' is unbiased for any G. Second order, nuisances and
 covariances are measured of d' as they are of d.
 """
 
@@ -68,9 +68,7 @@ def data_debias(
     noise = NUISANCES.index("noise")
     relative = coefficients(
         np.column_stack([of_d.first.ee.values, of_d.nuisances[0][..., noise].mean(0)]),
-        np.column_stack(
-            [answers.first.ee.values, answers.nuisances[0][..., noise].mean(0)]
-        )
+        np.column_stack([answers.first.ee.values, answers.nuisances[0][..., noise].mean(0)])
         / fiducial[:, None],
         np.append(np.full(len(of_d.first.ee.edges) - 1, E_WIDTH), NOISE_WIDTH),
         scatter[:n_bins, n_bins:] / n_patches,

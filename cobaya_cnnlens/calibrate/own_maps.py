@@ -223,8 +223,8 @@ def _writing(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class MapBandpowers:
-    """⟨κ̂κ̂*⟩ of a survey's patches before any calibration, ``auto`` (n_patches, n_bins); ``power`` of
-    their E and B, (n_patches, n_power) in µK²; and the names of the maps they came from."""
+    """Of a survey's patches, before any calibration: ``auto`` ⟨κ̂κ̂*⟩, (n_patches, n_bins); ``power``
+    of E and B, (n_patches, n_power) in µK²; and the names of the maps they came from."""
 
     auto: np.ndarray
     power: np.ndarray

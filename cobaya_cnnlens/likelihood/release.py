@@ -43,6 +43,7 @@ NOT_NEGATIVE = (
 )
 
 
+@dataclass(frozen=True)
 class _ReadOnly:
     """Arrays that are handed out must not be written to: a χ² would change with them."""
 
@@ -92,7 +93,7 @@ class DataDebias(_ReadOnly):
         return self.coefficients @ (self.power - self.fiducial_power)
 
     @property
-    def in_place(self) -> dict[str, np.ndarray]:
+    def in_place(self) -> dict[str, Any]:
         """What takes the place of a release's fields of the same name."""
         names = {item.name for item in fields(self)} & {item.name for item in fields(Release)}
         return {name: getattr(self, name) for name in sorted(names)}
@@ -214,9 +215,7 @@ def debiased_by_data(release: Release) -> Release:
             "`data_debias: true` in its configuration"
         )
     bandpowers = release.bandpowers - release.data_debias.correction
-    return replace(
-        release, bandpowers=bandpowers, data_debias=None, **release.data_debias.in_place
-    )
+    return replace(release, bandpowers=bandpowers, data_debias=None, **release.data_debias.in_place)
 
 
 def write_release(release: Release, path: str | Path) -> None:
@@ -370,7 +369,9 @@ def _check_data_debias(release: Release, source: str) -> None:
     debias = release.data_debias
     for key in ("e_edges", "b_edges"):
         if (np.diff(getattr(debias, key)) <= 0).any():
-            raise ReleaseError(f"{source}: field 'data_debias.{key}' must ascend; correct the order")
+            raise ReleaseError(
+                f"{source}: field 'data_debias.{key}' must ascend; correct the order"
+            )
     for key in ("power", "fiducial_power"):
         if not (getattr(debias, key) > 0).all():
             raise ReleaseError(

@@ -1,0 +1,315 @@
+"""The noise debias from the survey's own E and B, from coefficients to the likelihood."""
+
+import json
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from cobaya_cnnlens import products
+from cobaya_cnnlens.calibrate import (
+    bandpowers,
+    curvature,
+    derivatives,
+    nuisances,
+    own_maps,
+    power,
+)
+from cobaya_cnnlens.calibrate.assemble import (
+    calibration_of,
+    make_calibrated_release,
+    make_releases,
+)
+from cobaya_cnnlens.calibrate.debias import coefficients
+from cobaya_cnnlens.errors import CNNLensError, ReleaseError
+from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
+from cobaya_cnnlens.likelihood.cnnlens import data_digest
+from cobaya_cnnlens.likelihood.document import NUISANCES, seal, to_document
+from cobaya_cnnlens.likelihood.release import (
+    debiased_by_data,
+    from_document,
+    read_release,
+    write_release,
+)
+from cobaya_cnnlens.pipeline import skies
+from cobaya_cnnlens.pipeline.config import Config
+from cobaya_cnnlens.pipeline.observation import observe_sky
+from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.simulate.instrument import Systematics
+
+from .written import HASH, small
+
+
+def test_coefficients_follow_what_the_power_tells():
+    """With exact powers as many as unknowns, G J = A; without a prior it is the regression of d on
+    p̂, by samples."""
+    generator = np.random.default_rng(1)
+    of_d, of_power = generator.standard_normal((3, 4)), generator.standard_normal((4, 4))
+    widths = np.array([0.1, 0.3, 0.2, 0.5])
+    exact = coefficients(of_d, of_power, widths, np.zeros((3, 4)), 1e-12 * np.eye(4))
+    np.testing.assert_allclose(exact @ of_power, of_d, rtol=1e-6)
+
+    drawn = generator.standard_normal((20_000, 7)) @ generator.standard_normal((7, 7))
+    d, p = drawn[:, :3], drawn[:, 3:]
+    covariance = np.cov(drawn, rowvar=False)
+    regression = coefficients(of_d, of_power, 0 * widths, covariance[:3, 3:], covariance[3:, 3:])
+    fitted = np.linalg.lstsq(p - p.mean(0), d - d.mean(0), rcond=None)[0].T
+    np.testing.assert_allclose(regression, fitted, rtol=1e-8)
+
+
+def test_no_linear_estimate_is_better():
+    """Of d's change with x, over draws of x and of the scatter of d and p̂."""
+    generator = np.random.default_rng(2)
+    of_d, of_power = generator.standard_normal((1, 3)), generator.standard_normal((2, 3))
+    widths, root = np.array([0.5, 1.0, 2.0]), generator.standard_normal((3, 3))
+    scatter = root @ root.T
+    best = coefficients(of_d, of_power, widths, scatter[:1, 1:], scatter[1:, 1:])
+    x = generator.standard_normal((400_000, 3)) * widths
+    noise = generator.standard_normal((400_000, 3)) @ root.T
+    d, p = x @ of_d.T + noise[:, :1], x @ of_power.T + noise[:, 1:]
+
+    def left(gain):
+        return np.var(d - p @ gain.T)
+
+    for step in (0.05 * np.eye(2)[0], -0.05 * np.eye(2)[1]):
+        assert left(best) < min(left(best + step), left(best - step))
+
+
+class NoisyOracle:
+    """κ̂ = .8 κ + .02 Q̃: a response, and noise that is nothing but the maps' own power."""
+
+    def __init__(self, kappa):
+        self.kappa = kappa
+
+    def reconstruct(self, q, u):
+        return 0.8 * self.kappa + 0.02 * q
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Of 10° patches, whose products are all there."""
+    content = small(tmp_path_factory.mktemp("debias"))
+    content["centres"] = {"nside": 2, "poles": 4}  # 40 patches of a sky
+    content["derivatives"]["ee_edges"] = [2, 150, 300, 450, 600, 1001]
+    content["skies"] = {"train": 1, "validation": 1, "test": 1, "derivatives": 1}
+    content["nuisances"] = content["points"] = {"skies": 1}
+    content["surveys"]["high"]["skies"] = 1
+    content["data_debias"] = True
+    content["instrument"]["noise_uk_arcmin"] = 30.0
+    config = Config.model_validate(content)
+
+    def of(set_name):
+        skies.measure(Run(config), set_name)
+        return Run(config, HASH, NoisyOracle(observe_sky(Run(config), set_name, 0).kappa))
+
+    for name in ("validation", "test", *(f"survey-{s}" for s in config.surveys)):
+        bandpowers.measure(of(name), name)
+    derivatives.measure(of("derivatives"), 0)
+    curvature.measure(of("derivatives"), 0)
+    nuisances.measure(of("test"), 0)
+    power.measure(Run(config))
+    return Run(config, HASH)
+
+
+@pytest.fixture(scope="module")
+def made(run):
+    return make_releases(run, dict.fromkeys(run.config.surveys, 0), packages=False)
+
+
+def test_power_is_that_of_the_maps(run):
+    """Parseval: all E and B modes together are all of Q and U; and each bin holds its modes."""
+    seen, measured = observe_sky(run, "test", 0), power.power_of(run)
+    found = measured(seen.q, seen.u)
+    assert found.shape == (len(seen.q), len(measured.e_edges) - 1 + 1)
+    assert (measured.e_edges[::5] == run.bandpowers.bins.edges).all()
+    n, pixel = run.config.patch.n_pixels, run.config.patch.pixel
+    l = 2 * np.pi * np.fft.fftfreq(n, pixel)
+    ly, lx = np.meshgrid(l, l, indexing="ij")
+    phi, ell = np.arctan2(lx, -ly), np.hypot(lx, ly)
+    modes = [np.fft.fft2(m) * pixel**2 for m in (seen.q, seen.u)]
+    e = np.abs(modes[0] * np.cos(2 * phi) + modes[1] * np.sin(2 * phi)) ** 2
+    b = sum(np.abs(m) ** 2 for m in modes) - e
+    area = np.mean(run.mask**2) * (n * pixel) ** 2
+    for i, (low, high) in enumerate(zip(measured.e_edges[:-1], measured.e_edges[1:], strict=True)):
+        inside = (ell >= low) & (ell < high)
+        np.testing.assert_allclose(found[:, i], e[:, inside].mean(1) / area, rtol=1e-4)
+    inside = (ell >= measured.b_edges[0]) & (ell < measured.b_edges[1])
+    np.testing.assert_allclose(found[:, -1], b[:, inside].mean(1) / area, rtol=1e-4)
+
+
+def test_the_theorys_e_is_hardly_needed(made):
+    """What of the dependence on C^EE is left, in units of the survey's errors for a change by 10%
+    that is the same at all l, and for one that alternates from band to band."""
+    release = made["fiducial"]
+    sigma = np.sqrt(np.diag(release.patch_covariance) / release.n_patches)
+    changes = 0.1 * np.array([np.ones(5), [1, -1, 1, -1, 1]]).T
+    before = np.abs(release.ee_derivatives @ changes / sigma[:, None])
+    after = np.abs(release.data_debias.ee_derivatives @ changes / sigma[:, None])
+    assert before[:, 0].max() > 1.0
+    assert (after < 0.25 * before.max(0)).all()
+
+
+def test_gain_and_noise_that_differ_are_taken_off(run, made):
+    """A survey whose gain or noise is off: the debiased bandpowers of its own maps, made here from
+    the maps, move by what the release says, and by a part of what they do else."""
+    release = made["fiducial"]
+    debias, calibration = release.data_debias, calibration_of(run)[0]
+    few = observe_sky(run, "test", 0).kappa
+    estimator, measured = NoisyOracle(few), power.power_of(run)
+
+    def seen_with(**systematics):
+        sky = observe_sky(run, "test", 0, systematics=Systematics(**systematics))
+        auto = run.bandpowers.auto(estimator.reconstruct(sky.q, sky.u))
+        d = calibration.debias(auto).mean(0)
+        return d, d - debias.coefficients @ (measured(sky.q, sky.u).mean(0) - debias.fiducial_power)
+
+    still = seen_with()
+    for name in ("gain", "noise"):
+        x = 0.02
+        moved = [a - b for a, b in zip(seen_with(**{name: x}), still, strict=True)]
+        column = NUISANCES.index(name)
+        predicted = debias.nuisance_first[:, column] * x + debias.nuisance_second[:, column] * x**2
+        scale = np.abs(moved[0]).max()
+        np.testing.assert_allclose(moved[1], predicted, atol=0.01 * scale)
+        assert np.abs(moved[1]).max() < 0.3 * scale
+
+
+def test_the_survey_is_debiased_by_its_own_power(run, made):
+    """d' from the patches' products, and its covariance by the test set's patches."""
+    release = made["high"]
+    debias = release.data_debias
+    calibration, test = calibration_of(run)
+    of_survey = power.read(run, "survey-high", [0])["power"]
+    of_test = power.read(run, "test", [0])["power"]
+    auto = bandpowers.read(run, "survey-high", [0]).auto
+
+    def debiased(auto, powers):
+        shift = (powers - of_test.mean(0)) @ debias.coefficients.T
+        return auto / calibration.response**2 - calibration.noise - shift
+
+    used = debiased_by_data(release)
+    np.testing.assert_allclose(used.bandpowers, debiased(auto, of_survey).mean(0), rtol=1e-9)
+    of_patches = debiased(test.auto, of_test)
+    np.testing.assert_allclose(used.patch_covariance, np.cov(of_patches, rowvar=False), rtol=1e-9)
+    error = np.cov(of_patches - test.truth, rowvar=False) / len(of_patches)
+    np.testing.assert_allclose(used.noise_covariance, error, rtol=1e-9)
+    assert used.data_debias is None
+    np.testing.assert_array_equal(used.response, release.response)
+
+
+def test_own_maps_are_debiased_by_their_power(run, made, tmp_path):
+    """By the calibration that another release holds."""
+    generator = np.random.default_rng(3)
+    release = replace(
+        made["high"],
+        instrument=made["high"].instrument | {"patch_deg": 10.0, "patch_pixels": 48},
+    )
+    powers = release.data_debias.power * (1 + 0.1 * generator.random((2, 1)))
+    arrays = {
+        "auto": release.response**2 * generator.uniform(1, 2, (2, 4)) * release.noise,
+        "power": powers,
+        "centres": np.array([[0.0, 0.0], [40.0, 0.0]]),
+        "known": np.ones(2, bool),
+        "frame": np.bytes_(b"C"),
+        "source": np.bytes_(b"m.fits"),
+    }
+    path = tmp_path / "b.h5"
+    products.write_product(path, own_maps.KIND, own_maps.recipe(run), arrays)
+    mine = make_calibrated_release(path, release, "mine")
+    np.testing.assert_allclose(mine.data_debias.power, powers.mean(0))
+    d = (arrays["auto"] / release.response**2).mean(0) - release.noise
+    correction = release.data_debias.coefficients @ (
+        powers.mean(0) - release.data_debias.fiducial_power
+    )
+    used = BandpowerLikelihood(mine)
+    np.testing.assert_allclose(used.bandpowers, d - correction, rtol=1e-9)
+    assert np.abs(correction).max() > 1e-3 * np.abs(d).max()
+
+
+def test_the_likelihood_takes_the_data_where_it_can(made):
+    release = made["fiducial"]
+    best = BandpowerLikelihood(release)
+    assert best.noise_debias == "data"
+    by_hand = BandpowerLikelihood(debiased_by_data(release), "quadratic")
+    moved = release.fiducial_kk * 1.1, release.fiducial_ee * 0.95
+    assert best.chi2(*moved) == by_hand.chi2(*moved)
+    theory = BandpowerLikelihood(release, "quadratic")
+    assert theory.noise_debias == "quadratic"
+    assert theory.chi2(*moved) != best.chi2(*moved)
+    bare = replace(release, data_debias=None)
+    assert BandpowerLikelihood(bare).noise_debias == "quadratic"
+    assert BandpowerLikelihood(bare).chi2(*moved) == theory.chi2(*moved)
+    with pytest.raises(CNNLensError, match="without the power of its patches; take noise_debias"):
+        BandpowerLikelihood(bare, "data")
+
+
+def test_a_release_with_it_is_written_and_read(made, tmp_path):
+    release = made["high"]
+    write_release(release, tmp_path / "r.json")
+    found = read_release(tmp_path / "r.json")
+    for item in fields(release.data_debias):
+        np.testing.assert_allclose(
+            getattr(found.data_debias, item.name),
+            getattr(release.data_debias, item.name),
+            rtol=1e-9,
+            err_msg=item.name,
+        )
+    assert json.loads((tmp_path / "r.json").read_text())["version"] == 3
+    bare = replace(found, data_debias=None)
+    assert to_document(bare)["version"] == 2
+    other = replace(found.data_debias, power=found.data_debias.power * 1.01)
+    digests = {data_digest(r) for r in (found, bare, replace(found, data_debias=other))}
+    assert len(digests) == 3
+
+
+def damage_shape(debias):
+    debias["power"] = debias["power"][:-1]
+
+
+def damage_edges(debias):
+    debias["e_edges"] = debias["e_edges"][:-1]
+
+
+def damage_sign(debias):
+    debias["fiducial_power"][0] *= -1
+
+
+def damage_covariance(debias):
+    debias["patch_covariance"][0][0] *= -1
+
+
+def damage_missing(debias):
+    del debias["coefficients"]
+
+
+def damage_unknown(debias):
+    debias["gains"] = [1.0]
+
+
+def damage_order(debias):
+    debias["e_edges"][1] = 0.0
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_shape, r"'data_debias\.\w+' has shape"),
+        (damage_edges, r"field 'data_debias.power' has \d+ entries, its edges make \d+"),
+        (damage_sign, "field 'data_debias.fiducial_power' must be positive"),
+        (damage_covariance, "covariance.patch.* negative variance.*in the section data_debias"),
+        (damage_missing, "field 'data_debias.coefficients' is missing"),
+        (damage_unknown, "unknown field 'data_debias.gains'"),
+        (damage_order, "field 'data_debias.e_edges' must ascend"),
+    ],
+)
+def test_a_damaged_section_is_told(made, damage, message):
+    document = json.loads(json.dumps(to_document(made["high"])))
+    damage(document["data_debias"])
+    with pytest.raises(ReleaseError, match=message):
+        from_document(seal(document), "r.json")
+
+
+def test_an_old_version_has_no_such_section(made):
+    document = json.loads(json.dumps(to_document(made["high"]))) | {"version": 2}
+    with pytest.raises(ReleaseError, match="unknown field 'data_debias'"):
+        from_document(seal(document), "r.json")
