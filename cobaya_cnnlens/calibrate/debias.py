@@ -75,10 +75,13 @@ def data_debias(
         scatter[n_bins:, n_bins:] / n_patches,
     )
     gain = relative / fiducial
-    corrected = _corrected(of_d, answers, gain)
-    curved = curvature.curvature_of(run, corrected.first, corrected.shifted)
+    bands, shifted = _less_power(of_d.first, of_d.shifted, answers, gain)
+    curved = curvature.curvature_of(run, bands, shifted)
     of_patches = debiased - (of_test - fiducial) @ gain.T
-    first, second = corrected.nuisances
+    first, second = (
+        d - np.einsum("bi,pix->pbx", gain, p)
+        for d, p in zip(of_d.nuisances, answers.nuisances, strict=True)
+    )
     measured = power.power_of(run)
     return DataDebias(
         e_edges=measured.e_edges,
@@ -89,10 +92,10 @@ def data_debias(
         patch_covariance=sample_covariance(of_patches),
         noise_covariance=mean_covariance(of_patches - test.truth),
         derivative_covariance=mean_covariance(curved.shift),
-        kk_derivatives=corrected.first.kk.values,
-        kk_derivative_errors=corrected.first.kk.errors,
-        ee_derivatives=corrected.first.ee.values,
-        ee_derivative_errors=corrected.first.ee.errors,
+        kk_derivatives=bands.kk.values,
+        kk_derivative_errors=bands.kk.errors,
+        ee_derivatives=bands.ee.values,
+        ee_derivative_errors=bands.ee.errors,
         curvature=curved.patches.mean(0),
         curvature_errors=standard_error(curved.patches),
         nuisance_first=first.mean(0),
@@ -146,19 +149,18 @@ def _power_answers(run: Run) -> Measured:
     )
 
 
-def _corrected(of_d: Measured, of_power: Measured, gain: np.ndarray) -> Measured:
-    """Of d' = d − G p̂, what is measured of d."""
+def corrected(
+    run: Run, first: NoiseDerivatives, shifted: np.ndarray, gain: np.ndarray
+) -> tuple[NoiseDerivatives, np.ndarray]:
+    """Of d' = d − G p̂ what ``first`` and ``shifted`` are of d."""
+    return _less_power(first, shifted, _power_answers(run), gain)
 
+
+def _less_power(first, shifted, of_power, gain):
     def bands(kind: str) -> BandDerivatives:
-        d, p = getattr(of_d.first, kind), getattr(of_power.first, kind)
+        d, p = getattr(first, kind), getattr(of_power.first, kind)
         return BandDerivatives(d.edges, d.patches - np.einsum("bi,pij->pbj", gain, p.patches))
 
-    centre = of_d.first.centre - of_power.first.centre @ gain.T
-    return Measured(
-        NoiseDerivatives(bands("kk"), bands("ee"), centre),
-        of_d.shifted - of_power.shifted @ gain.T,
-        tuple(
-            d - np.einsum("bi,pix->pbx", gain, p)
-            for d, p in zip(of_d.nuisances, of_power.nuisances, strict=True)
-        ),
-    )
+    centre = first.centre - of_power.first.centre @ gain.T
+    moved = NoiseDerivatives(bands("kk"), bands("ee"), centre)
+    return moved, shifted - of_power.shifted @ gain.T

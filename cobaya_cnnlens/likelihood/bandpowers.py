@@ -68,9 +68,9 @@ class BandpowerLikelihood:
     release : the data and their calibration
     noise_debias : "best", "data", "quadratic", "linear" or "fixed", see above
     statistics : "hartlap" is Gaussian with the inverse covariance scaled for the finite number of
-        simulations; "sellentin-heavens" the t distribution that marginalises over the true
-        covariance; "gaussian" takes the covariance as exact; "hamimeche-lewis" is "hartlap" in the
-        variables T_fid g((d + N)/(µ + N)), whose scatter is the fiducial's at any cosmology
+        simulations; "hamimeche-lewis" the same in the variables T_fid g((d + N)/(µ + N)), whose
+        scatter is the fiducial's at any cosmology; "sellentin-heavens" the t distribution that
+        marginalises over the true covariance; "gaussian" takes the covariance as exact
     L_min, L_max : only bins that lie inside are used; None for no limit
     calibration_errors : whether the Monte-Carlo errors of N_b and of its derivatives enter the
         covariance
@@ -99,7 +99,7 @@ class BandpowerLikelihood:
         self,
         release: Release,
         noise_debias: str = "best",
-        statistics: str = "hartlap",
+        statistics: str = "hamimeche-lewis",
         L_min: float | None = None,
         L_max: float | None = None,
         calibration_errors: bool = True,
@@ -255,11 +255,7 @@ class BandpowerLikelihood:
         SpectrumError, CNNLensError
             as :meth:`model`
         """
-        model = self.model(clkk, clee, nuisances)
-        if self.statistics == "hamimeche-lewis":
-            deviations = self._gaussianised(model)
-        else:
-            deviations = self.bandpowers - model
+        deviations = self._deviations(self.model(clkk, clee, nuisances))
         chi2 = float(deviations @ self.inverse @ deviations)
         if not math.isfinite(chi2):
             raise SpectrumError(
@@ -267,8 +263,22 @@ class BandpowerLikelihood:
             )
         return chi2
 
-    def _gaussianised(self, model: np.ndarray) -> np.ndarray:
-        """X_b = T^fid_b g(T̂_b/T_b) with T = µ + N, (n_bins,)."""
+    def chi2_of(self, models: np.ndarray) -> np.ndarray:
+        """χ² of several models (..., n_bins), (...)."""
+        deviations = self._deviations(models)
+        return np.einsum("...i,ij,...j->...", deviations, self.inverse, deviations)
+
+    def scatter(self, models: np.ndarray) -> np.ndarray:
+        """Standard deviation of data of these models (..., n_bins) over that of ``covariance``:
+        (µ + N)/T_fid for "hamimeche-lewis", else one; (..., n_bins)."""
+        if self.statistics == "hamimeche-lewis":
+            return (models + self._noise) / self._fiducial_total
+        return np.ones_like(models)
+
+    def _deviations(self, model: np.ndarray) -> np.ndarray:
+        """d − µ, or X_b = T^fid_b g(T̂_b/T_b), T = µ + N, for "hamimeche-lewis"; (..., n_bins)."""
+        if self.statistics != "hamimeche-lewis":
+            return self.bandpowers - model
         total = model + self._noise
         if not (total > 0).all():
             raise SpectrumError(

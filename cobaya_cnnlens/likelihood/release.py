@@ -90,7 +90,11 @@ class DataDebias(_ReadOnly):
     @property
     def correction(self) -> np.ndarray:
         """G (p̂ − p^fid), which is taken off the survey's bandpowers, (n_bins,)."""
-        return self.coefficients @ (self.power - self.fiducial_power)
+        return self.correction_of(self.power)
+
+    def correction_of(self, power: np.ndarray) -> np.ndarray:
+        """The same of other power, (..., n_power) → (..., n_bins)."""
+        return (power - self.fiducial_power) @ self.coefficients.T
 
     @property
     def in_place(self) -> dict[str, Any]:

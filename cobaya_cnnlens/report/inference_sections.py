@@ -25,7 +25,7 @@ def cosmology(material: Material, section: Section) -> None:
     release = make_release(run, config.first_survey, packages=False)
     estimates: dict = {}
     rows = []
-    for debias, label in (("fixed", "fixed debias"), ("quadratic", "corrected debias")):
+    for debias, label in (("fixed", "fixed debias"), ("best", "corrected debias")):
         for name, survey in config.surveys.items():
             found = recovered_omch2(run, release, name, 1, debias)
             estimates.setdefault(label, {})[name] = found.estimates

@@ -316,7 +316,7 @@ def coverage_table(
     calibration = Calibration(
         release.response, release.response_error, release.noise, release.noise_error
     )
-    likelihood = BandpowerLikelihood(release, noise_debias)
+    likelihood = BandpowerLikelihood(release, noise_debias, "hartlap")
     table = Omch2Likelihood(run, likelihood)
     shared = release.noise_covariance + release.derivative_covariance
     covariance = release.patch_covariance / patches_each + shared

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from ..calibrate import bandpowers
+from ..calibrate import bandpowers, power
 from ..calibrate.assemble import calibration_of
 from ..calibrate.response import standard_error
 from ..errors import CNNLensError
@@ -125,11 +125,16 @@ def recovered_omch2(
     release: Release,
     survey: str,
     patches_each: int = 1,
-    noise_debias: str = "quadratic",
+    noise_debias: str = "best",
 ) -> Recovered:
     """Maximum-likelihood ω_c of every disjoint group of patches of a survey's skies."""
     calibration, _ = calibration_of(run)
+    likelihood = BandpowerLikelihood(release, noise_debias)
     data = calibration.debias(bandpowers.read(run, f"survey-{survey}").auto)
+    if likelihood.noise_debias == "data":
+        skies = range(run.config.set_size(f"survey-{survey}"))
+        own = power.read(run, f"survey-{survey}", skies)["power"]
+        data = data - release.data_debias.correction_of(own)
     if len(data) < 2 * patches_each:
         raise CNNLensError(
             f"survey '{survey}' has {len(data)} patches: too few for two groups of "
@@ -137,9 +142,9 @@ def recovered_omch2(
         )
     groups = data[: len(data) // patches_each * patches_each]
     groups = groups.reshape(-1, patches_each, data.shape[1]).mean(1)
-    table = Omch2Likelihood(run, BandpowerLikelihood(release, noise_debias))
-    shared = release.noise_covariance + release.derivative_covariance
-    covariance = release.patch_covariance / patches_each + shared
+    table, used = Omch2Likelihood(run, likelihood), likelihood.release
+    shared = used.noise_covariance + used.derivative_covariance
+    covariance = used.patch_covariance / patches_each + shared
     estimates, at_edge = table.maximum(groups, covariance)
     truth = run.config.surveys[survey].omch2
     shared_error = table.shift_error(truth, covariance, shared)
@@ -171,12 +176,20 @@ class Recovery:
     n_bins: dict[str, int]
 
 
+def ways_of(release: Release) -> tuple[str, ...]:
+    """The noise debiases that a release allows."""
+    ways = ("quadratic", "linear", "fixed")
+    return ways if release.data_debias is None else ("data", *ways)
+
+
 def recovery(run: Run, releases: dict[str, Release], patches_each: int) -> Recovery:
     """ω_c of every survey with each debias, and how far its patches reject the fiducial one."""
-    ways = ("quadratic", "linear", "fixed")
     return Recovery(
         {
-            name: {way: recovered_omch2(run, release, name, patches_each, way) for way in ways}
+            name: {
+                way: recovered_omch2(run, release, name, patches_each, way)
+                for way in ways_of(release)
+            }
             for name, release in releases.items()
         },
         {name: null_significance(run, release, name) for name, release in releases.items()},

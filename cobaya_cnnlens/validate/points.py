@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import products
-from ..calibrate import bandpowers, curvature, derivatives
+from ..calibrate import bandpowers, curvature, debias, derivatives, power
 from ..calibrate.assemble import make_release
 from ..calibrate.bandpowers import measurement_recipe
 from ..calibrate.covariance import mean_covariance
@@ -29,7 +29,7 @@ from .omch2 import Omch2Likelihood
 
 KIND = "points"
 SET = "test"
-ALGORITHM = 1
+ALGORITHM = 2
 
 
 def path(run: Run, change: dict[str, float], index: int) -> Path:
@@ -60,26 +60,27 @@ def measure(run: Run, index: int, nthreads: int = 0) -> None:
     for change in tqdm(todo, desc=f"points/{index}", unit="sky", disable=not todo):
         bench = Bench(run, index, nthreads, run.config.cosmology.vary(**change), SET)
         where, wanted = path(run, change, index), recipe(run, change, index)
-        products.write_product(where, KIND, wanted, bench.unperturbed())
+        own = power.power_of(run)(*bench.observed())
+        products.write_product(where, KIND, wanted, bench.unperturbed() | {"power": own})
 
 
 def read(
-    run: Run, change: dict[str, float], indices: Iterable[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """⟨κ̂κ̂*⟩ and ⟨κκ*⟩ of the patches of test skies at one point, (n_patches, n_bins) each.
+    run: Run, change: dict[str, float], indices: Iterable[int], *names: str
+) -> list[np.ndarray]:
+    """Of the patches of test skies at one point, by name: "auto" ⟨κ̂κ̂*⟩ or "truth" ⟨κκ*⟩,
+    (n_patches, n_bins), or "power" of the patches themselves, (n_patches, n_power).
 
     Raises
     ------
     products.ProductError
         if it has not been measured, or was with another network or configuration
     """
-    auto, truth = [], []
+    parts = []
     for index in indices:
         where, wanted = path(run, change, index), recipe(run, change, index)
         with products.open_product(where, KIND, wanted) as product:
-            auto.append(product.array("auto"))
-            truth.append(product.array("truth"))
-    return np.concatenate(auto), np.concatenate(truth)
+            parts.append([product.array(name) for name in names])
+    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -112,15 +113,24 @@ def check_points(
     first: NoiseDerivatives,
     group: str,
     second_order: bool = True,
+    coefficients: np.ndarray | None = None,
 ) -> list[PointCheck]:
     """Changes of the noise debias at a group's points beside what the derivatives predict.
+
+    Parameters
+    ----------
+    coefficients : of the patches' own power, for the noise debias from the data; None for that
+        from theory
 
     Raises
     ------
     products.ProductError
         if a point has not been measured, or was with another network or configuration
     """
-    curved = curvature.read(run, response, first)
+    shifted = curvature.shifted_noise(run, response)
+    if coefficients is not None:
+        first, shifted = debias.corrected(run, first, shifted, coefficients)
+    curved = curvature.curvature_of(run, first, shifted)
     along = np.concatenate([curved.kk_direction, curved.ee_direction])
     bands = np.concatenate([first.kk.patches, first.ee.patches], axis=2)
     indices = range(run.config.points.skies)
@@ -132,8 +142,11 @@ def check_points(
         by_patch = bands @ changes
         if second_order:
             by_patch = by_patch + curved.patches * (changes @ along) ** 2
-        auto, truth = read(run, change, indices)
+        auto, truth = read(run, change, indices, "auto", "truth")
         found = (auto - still.auto) / response**2 - (truth - still.truth)
+        if coefficients is not None:
+            (own,) = read(run, change, indices, "power")
+            found = found - (own - power.read(run, SET, indices)["power"]) @ coefficients.T
         checks.append(PointCheck(change, found, by_patch.mean(0), mean_covariance(by_patch)))
     return checks
 
@@ -166,14 +179,18 @@ def points_table(run: Run, group: str) -> PointsTable:
 
     The survey is that of the configuration's first mock survey's release.
     """
-    release = make_release(run, run.config.first_survey)
+    made = make_release(run, run.config.first_survey)
+    likelihood = BandpowerLikelihood(made)
+    release = likelihood.release
+    by_data = likelihood.noise_debias == "data"
+    coefficients = made.data_debias.coefficients if by_data else None
     first = derivatives.read(run, release.response)
     both = [
-        check_points(run, release.response, first, group, second_order)
+        check_points(run, release.response, first, group, second_order, coefficients)
         for second_order in (True, False)
     ]
     checks, linear = both
-    table = Omch2Likelihood(run, BandpowerLikelihood(release))
+    table = Omch2Likelihood(run, likelihood)
     slope = table.slope(run.config.cosmology.omch2)
     weighted = inverse_covariance(release.covariance) @ slope
     information = slope @ weighted

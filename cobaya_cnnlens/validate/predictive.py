@@ -59,13 +59,7 @@ class Predictive:
 
 def predictive_p(likelihood: BandpowerLikelihood, models: np.ndarray) -> float:
     """The posterior-predictive probability from µ_b of samples of equal weight, (n, n_bins)."""
-    return float(np.mean(likelihood.pte(chi2_of(likelihood, models))))
-
-
-def chi2_of(likelihood: BandpowerLikelihood, models: np.ndarray) -> np.ndarray:
-    """χ²(d, µ) of several models (..., n_bins), (...)."""
-    r = likelihood.bandpowers - models
-    return np.einsum("...i,ij,...j->...", r, likelihood.inverse, r)
+    return float(np.mean(likelihood.pte(likelihood.chi2_of(models))))
 
 
 def predictive(root: str, samples: int = 200, seed: int = 0) -> Predictive:
@@ -96,7 +90,7 @@ def predictive(root: str, samples: int = 200, seed: int = 0) -> Predictive:
     found = np.array([_bandpowers(model, component, point) for point in points])
     model.close()
     likelihood = component.likelihood
-    chi2 = chi2_of(likelihood, found)
+    chi2 = likelihood.chi2_of(found)
     difference = np.nan
     # Cobaya computes this column anew when it post-processes a chain; derived parameters it keeps.
     column = f"chi2__{name}"
@@ -108,6 +102,7 @@ def predictive(root: str, samples: int = 200, seed: int = 0) -> Predictive:
     generator = np.random.default_rng(np.random.SeedSequence(seed))
     noise = np.linalg.cholesky(likelihood.covariance)
     draws = generator.standard_normal((REPLICAS, samples, len(likelihood.bins))) @ noise.T
+    draws = draws * likelihood.scatter(found[taken])
     replicas = (found[taken] + draws).reshape(-1, len(likelihood.bins))
     edges = likelihood.release.edges
     return Predictive(
