@@ -83,6 +83,8 @@ def _definitions(properties: dict, required: set | None = None, prefix: str = ""
         kind = part.get("type", "")
         if "const" in part:
             kind = json.dumps(part["const"])
+        if "enum" in part:
+            kind = " or ".join(json.dumps(value) for value in part["enum"])
         if "anyOf" in part:
             kind = " or ".join(option["type"] for option in part["anyOf"])
         if shape := part.get("x-shape"):

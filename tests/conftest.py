@@ -19,7 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from cobaya_cnnlens.likelihood.document import NUISANCES
-from cobaya_cnnlens.likelihood.release import Release
+from cobaya_cnnlens.likelihood.release import DataDebias, Release
 from cobaya_cnnlens.theory.camb import (
     CambSettings,
     Cosmology,
@@ -175,6 +175,27 @@ def synthetic_release(n_bins: int = 5, **changes) -> Release:
         "truth": {"omch2": 0.1185},
     }
     return replace(Release(**values), **changes)
+
+
+def synthetic_debias(release: Release) -> DataDebias:
+    """Made-up numbers for a synthetic release: two bins of E and one of B that say something."""
+    generator = np.random.default_rng(2)
+    n = release.n_bins
+    power = np.array([2e-4, 1e-4, 1e-6])
+    in_place = {
+        name: 0.9 * getattr(release, name)
+        for name in vars(release)
+        if name.endswith(("_covariance", "_derivatives", "_derivative_errors"))
+        or name.startswith(("curvature", "nuisance_first", "nuisance_second"))
+    }
+    return DataDebias(
+        e_edges=np.array([36.0, 536.0, 1036.0]),
+        b_edges=np.array([1100.0, 1200.0]),
+        power=1.05 * power,
+        fiducial_power=power,
+        coefficients=0.3 * release.bandpowers[:, None] * generator.standard_normal((n, 3)) / power,
+        **in_place,
+    )
 
 
 @pytest.fixture

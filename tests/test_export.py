@@ -57,7 +57,7 @@ def dls(clkk, clee):
 @pytest.mark.parametrize("noise_debias", ["linear", "fixed"])
 def test_matrices_are_the_model(shipped, cosmologies, noise_debias):
     model = linear_model(shipped, noise_debias)
-    likelihood = BandpowerLikelihood(shipped, noise_debias)
+    likelihood = BandpowerLikelihood(shipped, noise_debias, "hartlap")
     n = model.lmax + 1
     for kk, ee in cosmologies:
         got = (model.windows + model.kk) @ kk[:n] + model.ee @ ee[:n] - model.fiducial_correction
@@ -78,7 +78,7 @@ def test_chi2_through_cmblikes(shipped, cosmologies, tmp_path, monkeypatch, nois
         other = imported(path, monkeypatch).Likelihood()
     else:
         other = CMBlikes({"dataset_file": str(path), "path": str(path.parent)})
-    ours = BandpowerLikelihood(shipped, noise_debias)
+    ours = BandpowerLikelihood(shipped, noise_debias, "hartlap")
     for kk, ee in cosmologies:
         spectra = dls(kk, ee)
         got = -2 * other.log_likelihood({"pp": spectra["pp"], "uu": spectra["ee"]})
@@ -91,7 +91,7 @@ def test_chi2_through_candl(shipped, cosmologies, tmp_path, monkeypatch, noise_d
     path = export_release(shipped, "candl", tmp_path / "out", noise_debias)
     if noise_debias == "linear":
         path = imported(path, monkeypatch).Likelihood.data_set_file
-    ours = BandpowerLikelihood(shipped, noise_debias)
+    ours = BandpowerLikelihood(shipped, noise_debias, "hartlap")
     n = linear_model(shipped).lmax + 1
     other = candl.LensLike(str(path))
     for kk, ee in cosmologies:
@@ -144,10 +144,10 @@ def test_run_inside_cobaya(tmp_path, format, noise_debias):
         model.add_requirements({"unlensed_Cl": {"ee": 1199}})
         model.loglike({"omch2": 0.12})
     theory = spectra_of(model)
-    want = BandpowerLikelihood(small, noise_debias).chi2(*theory)
+    want = BandpowerLikelihood(small, noise_debias, "hartlap").chi2(*theory)
     assert got[0] == pytest.approx(want, rel=1e-5)
     if noise_debias == "linear":
-        fixed = BandpowerLikelihood(small, "fixed").chi2(*theory)
+        fixed = BandpowerLikelihood(small, "fixed", "hartlap").chi2(*theory)
         assert abs(want - fixed) > 1e-3 * want
 
 
@@ -160,7 +160,7 @@ def test_shipped_release_run_inside_cobaya(tmp_path, format, noise_debias):
     release, points = read_release("laptop_fiducial"), (0.1165, 0.119, 0.1215)
     settings = {"accuracy": 8, "halofit_version": "mead2020"}
     got, _ = run(block(release, format, noise_debias, tmp_path), points, **settings)
-    own = {"noise_debias": noise_debias, "check_theory": False}
+    own = {"noise_debias": noise_debias, "statistics": "hartlap", "check_theory": False}
     own["params"] = {f"cnnlens_{name}": 0.0 for name in NUISANCES}
     want, _ = run({"cobaya_cnnlens.CNNLens": own}, points, **settings)
     np.testing.assert_allclose(got, want, atol=1e-3)

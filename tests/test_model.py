@@ -51,7 +51,7 @@ def test_chi2_is_the_closed_form(release):
     r = data - release.bandpowers
     expected = r @ np.linalg.solve(release.covariance, r)
     assert likelihood.chi2(*spectra) == pytest.approx(expected, rel=1e-9)
-    hartlap = BandpowerLikelihood(replace(release, bandpowers=data))
+    hartlap = BandpowerLikelihood(replace(release, bandpowers=data), statistics="hartlap")
     assert hartlap.chi2(*spectra) == pytest.approx(expected * hartlap_factor(500, 5), rel=1e-9)
     assert hartlap.log_likelihood(*spectra) == pytest.approx(-0.5 * hartlap.chi2(*spectra))
 
@@ -172,6 +172,7 @@ def test_order_of_bins_does_not_matter(release):
         noise_covariance=release.noise_covariance[np.ix_(order, order)],
         derivative_covariance=release.derivative_covariance[np.ix_(order, order)],
         windows=release.windows[order],
+        noise=release.noise[order],
         kk_derivatives=release.kk_derivatives[order],
         curvature=release.curvature[order],
         ee_derivatives=release.ee_derivatives[order],
@@ -546,7 +547,7 @@ def test_a_release_of_known_numbers():
             assert whole.excursion(kk, ee)[0] == pytest.approx(t)
     # Covariance 8/4 + 1 + 1 = 4, 4/4 + 0 + 1 = 2, 8/4 + 2 + 1 = 5; residuals 0 and 3.
     np.testing.assert_allclose(small.covariance, [[4, 2], [2, 5]])
-    fixed = BandpowerLikelihood(small, "fixed")
+    fixed = BandpowerLikelihood(small, "fixed", "hartlap")
     np.testing.assert_allclose(fixed.residuals(kk, ee), [0, 3])
     # χ² = 9 × 4/(20 − 4); Hartlap (11 − 2 − 2)/(11 − 1).
     assert fixed.hartlap == 0.7
@@ -554,7 +555,7 @@ def test_a_release_of_known_numbers():
     assert fixed.log_likelihood(kk, ee) == pytest.approx(-0.35 * 9 / 4)
     np.testing.assert_allclose(fixed.inverse, 0.7 * np.array([[5, -2], [-2, 4]]) / 16)
     # One bin in use: Hartlap's factor of one bin, and its variance alone.
-    one = BandpowerLikelihood(small, "fixed", L_min=4)
+    one = BandpowerLikelihood(small, "fixed", "hartlap", L_min=4)
     assert one.hartlap == (11 - 1 - 2) / (11 - 1)
     assert one.chi2(kk, ee) == pytest.approx(0.8 * 9 / 5)
     assert one.pte(one.chi2(kk, ee)) == pytest.approx(hotelling_pte(9 / 5, 11, 1))

@@ -67,7 +67,9 @@ def test_round_trip(tmp_path_factory, release):
         else:
             assert one == two
     theory = spectra(release, 0.1, 0.1)
-    one, two = (BandpowerLikelihood(r).chi2(*theory) for r in (release, again))
+    one, two = (
+        BandpowerLikelihood(r, statistics="hartlap").chi2(*theory) for r in (release, again)
+    )
     assert two == pytest.approx(one, rel=1e-6)
 
 
@@ -80,11 +82,11 @@ def test_selection_of_bins(release, low, high, kk):
     ]
     if not inside:
         with pytest.raises(CNNLensError, match="leave no bin"):
-            BandpowerLikelihood(release, L_min=low, L_max=high)
+            BandpowerLikelihood(release, statistics="hartlap", L_min=low, L_max=high)
         return
     theory = spectra(release, kk)
     some = BandpowerLikelihood(release, statistics="gaussian", L_min=low, L_max=high)
-    residual = BandpowerLikelihood(release).residuals(*theory)[inside]
+    residual = BandpowerLikelihood(release, statistics="hartlap").residuals(*theory)[inside]
     block = release.covariance[np.ix_(inside, inside)]
     expected = residual @ np.linalg.solve(block, residual)
     assert some.chi2(*theory) == pytest.approx(expected, rel=1e-7)
@@ -101,7 +103,9 @@ def test_order_of_bins_does_not_matter(release, source, kk, ee):
         **{name: getattr(release, name)[np.ix_(order, order)] for name in COVARIANCES},
     )
     theory = spectra(release, kk, ee)
-    one, two = (BandpowerLikelihood(r).chi2(*theory) for r in (release, permuted))
+    one, two = (
+        BandpowerLikelihood(r, statistics="hartlap").chi2(*theory) for r in (release, permuted)
+    )
     assert two == pytest.approx(one, rel=1e-7)
 
 
@@ -109,9 +113,9 @@ def test_order_of_bins_does_not_matter(release, source, kk, ee):
 @given(releases())
 def test_no_correction_at_the_fiducial(release):
     theory = spectra(release)
-    fixed = BandpowerLikelihood(release, "fixed").model(*theory)
+    fixed = BandpowerLikelihood(release, "fixed", "hartlap").model(*theory)
     for noise_debias in ("linear", "quadratic"):
-        found = BandpowerLikelihood(release, noise_debias).model(*theory, np.zeros(4))
+        found = BandpowerLikelihood(release, noise_debias, "hartlap").model(*theory, np.zeros(4))
         np.testing.assert_allclose(found, fixed, rtol=1e-9, atol=1e-12 * np.abs(fixed).max())
 
 
@@ -123,7 +127,7 @@ def test_finite_difference_of_the_model(release, kk, ee):
     fractions = np.array([-1.0, -0.5, 0.5, 1.0])
     mu = {}
     for noise_debias in ("linear", "quadratic"):
-        likelihood = BandpowerLikelihood(release, noise_debias)
+        likelihood = BandpowerLikelihood(release, noise_debias, "hartlap")
         centre = likelihood.model(*spectra(release))
         mu[noise_debias] = [
             likelihood.model(*spectra(release, f * kk, f * ee)) - centre for f in fractions

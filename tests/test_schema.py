@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,7 @@ from cobaya_cnnlens.errors import ReleaseError
 from cobaya_cnnlens.likelihood.document import seal, to_document
 from cobaya_cnnlens.likelihood.release import DATA_DIRECTORY, from_document, shipped_releases
 
-from .conftest import REPOSITORY, synthetic_release
+from .conftest import REPOSITORY, synthetic_debias, synthetic_release
 
 jsonschema = pytest.importorskip("jsonschema")
 SCHEMA = json.loads((REPOSITORY / "docs" / "release.schema.json").read_text(encoding="utf-8"))
@@ -19,7 +20,9 @@ OPEN = ("theory", "instrument", "provenance", "truth")
 
 @pytest.fixture(scope="module")
 def document() -> dict:
-    return seal(to_document(synthetic_release()))
+    """Of a release that has all there is."""
+    release = synthetic_release()
+    return seal(to_document(replace(release, data_debias=synthetic_debias(release))))
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,16 @@ def test_every_key_of_the_open_sections_is_described():
         assert set(shipped[section]) <= set(SCHEMA["properties"][section]["properties"]), section
 
 
+def test_a_version_has_its_sections(document, validator):
+    bare = seal(to_document(synthetic_release()))
+    validator.validate(bare)
+    validator.validate(document)
+    for changed in (document | {"version": 2}, bare | {"version": 3}):
+        assert not validator.is_valid(changed)
+        with pytest.raises(ReleaseError):
+            from_document(seal(changed), "changed")
+
+
 def test_schema_and_reader_miss_the_same_fields(document, validator):
     from_document(document, "whole")
     for field in fields(document):
@@ -93,6 +106,8 @@ def test_schema_and_reader_miss_the_same_fields(document, validator):
         ("fiducial.unit", "K2"),
         ("instrument.noise", -1.0),
         ("truth.omch2", "0.12"),
+        ("data_debias.power", [1e-4, 0.0, 1e-6]),
+        ("data_debias.curvature_errors", [1e-9, -1e-9, 1e-9, 1e-9, 1e-9]),
     ],
 )
 def test_schema_and_reader_refuse_the_same_values(document, validator, field, value):

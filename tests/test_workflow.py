@@ -137,6 +137,17 @@ def test_a_member_of_a_study_is_a_configuration(calls, content, nasty):
     assert not any(f"{path}#one" in call for call in done)
 
 
+def test_a_release_debiased_by_its_data_needs_their_power(calls, content):
+    """Of everything that its own calibration is made of, each once."""
+    content |= {"products": "p", "data_debias": True}
+    done, _ = calls(content, "all")
+    asked = [call[3:6:2] for call in done if call[0] == "power"]
+    wanted = ("test", "survey-fiducial", "survey-high", "derivatives", "nuisances")
+    assert sorted(asked) == sorted([what, "0"] for what in wanted)
+    content["data_debias"] = False
+    assert "power" not in {call[0] for call in calls(content, "all")[0]}
+
+
 def test_an_ensemble_waits_for_its_networks(calls, content):
     networks = ["p/one/network.keras", "p/two/network.keras"]
     content |= {

@@ -58,6 +58,7 @@ LEAST_POWER, MOST_POWER = 5e-4, 200.0
 # A wrong form is named if, put right, every band is within this factor of the fiducial.
 _RECOGNISED = 100.0
 _T_CMB = 2.7255e6  # µK
+_NOT_FINITE = "a spectrum or nuisance is not finite, or beyond all bounds; check the theory"
 
 
 class BandpowerLikelihood:
@@ -258,9 +259,7 @@ class BandpowerLikelihood:
         deviations = self._deviations(self.model(clkk, clee, nuisances))
         chi2 = float(deviations @ self.inverse @ deviations)
         if not math.isfinite(chi2):
-            raise SpectrumError(
-                "a spectrum or nuisance is not finite, or beyond all bounds; check the theory"
-            )
+            raise SpectrumError(_NOT_FINITE)
         return chi2
 
     def chi2_of(self, models: np.ndarray) -> np.ndarray:
@@ -280,6 +279,8 @@ class BandpowerLikelihood:
         if self.statistics != "hamimeche-lewis":
             return self.bandpowers - model
         total = model + self._noise
+        if not np.isfinite(total).all():
+            raise SpectrumError(_NOT_FINITE)
         if not (total > 0).all():
             raise SpectrumError(
                 "the theory's bandpowers with the noise on top are not positive; check the theory "

@@ -31,7 +31,7 @@ def spectra_at(release, settings, **change):
 
 def errors(likelihood, at, held):
     """σ of the three parameters and, of each alone, with the others fixed."""
-    kk0, ee0 = at["fiducial"]
+    _, ee0 = at["fiducial"]
     slopes = []
     for name, step in STEPS.items():
         above, below = (
