@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,7 +40,8 @@ KNOWN_INSTRUMENT = REPOSITORY / "yaml" / "shared" / "known_instrument.yaml"
 
 @pytest.fixture
 def path(release, tmp_path):
-    write_release(release, tmp_path / "r.json")
+    """Noise enough that made-up spectra and derivatives leave every bin with power."""
+    write_release(replace(release, noise=20 * release.noise), tmp_path / "r.json")
     return str(tmp_path / "r.json")
 
 
