@@ -11,6 +11,7 @@ import scipy.fft
 
 from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate import bandpowers
+from cobaya_cnnlens.calibrate.assemble import calibration_of
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
 from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.config import Config
@@ -160,6 +161,34 @@ def test_maps_are_what_they_are_said_to_be(config, shown):
     assert (spectra.cross(e, e).mean(0) < 0.2 * spectra.cross(b, b).mean(0)).all()
     moved = [np.std(shown["curl"][0] - noise - other.q) for other in (lensed, unlensed)]
     assert min(moved) > 0.1 * lensed.q.std()
+
+
+def test_some_patches_are_those_of_all(config, quadratic, shown):
+    """The same maps as of the whole sky, and N_L that they are compared with is theirs."""
+    own = config.model_copy(
+        update={
+            "products": config.products.parent / "few",
+            "nulls": config.nulls.model_copy(update={"patches": 10}),
+        }
+    )
+    for name in ("test", "validation"):
+        bandpowers.measure(Run(own, HASH, quadratic), name)
+    recording = Recording(quadratic)
+    names = ("unlensed", "noise", "curl")
+    nulls.measure(Run(own, HASH, recording), names, nthreads=1)
+    n = Run(own).n_patches
+    rows = np.arange(10) * n // 10
+    for name, maps in zip(names, recording.shown, strict=True):
+        for few, every in zip(maps, shown[name], strict=True):
+            np.testing.assert_allclose(few, every[rows], atol=1e-5 * every.std())
+        part, whole = (nulls.read(Run(c, HASH), name, [0]) for c in (own, config))
+        np.testing.assert_allclose(part["auto"], whole["auto"][rows], rtol=1e-4)
+    [ratio, *_] = nulls_table(Run(own, HASH), names).over_noise
+    auto = nulls.read(Run(own, HASH), "unlensed", [0])["auto"]
+    calibration, test = calibration_of(Run(own, HASH))
+    few = test.auto[rows] / calibration.response**2 - test.truth[rows]
+    expected = (auto / calibration.response**2).mean(0) / few.mean(0)
+    np.testing.assert_allclose(ratio.values, expected, rtol=1e-9)
 
 
 def test_figure_is_drawn(config, shown, tmp_path):

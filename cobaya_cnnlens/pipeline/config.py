@@ -260,9 +260,11 @@ class Points(Section):
 
 
 class Nulls(Section):
-    """On how many test and training skies, the first of each set, null tests are made."""
+    """On how many test and training skies, the first of each set, null tests are made; on
+    ``patches`` of each, spread evenly, all by default."""
 
     skies: int = Field(1, gt=0)
+    patches: int | None = Field(None, gt=1)
 
 
 class Survey(Section):

@@ -29,17 +29,19 @@ from tqdm import tqdm
 from .. import products
 from ..calibrate import bandpowers
 from ..calibrate.assemble import calibration_of
+from ..calibrate.bandpowers import PatchBandpowers
 from ..calibrate.covariance import sample_covariance
 from ..calibrate.response import standard_error
 from ..errors import CNNLensError
 from ..likelihood.statistics import hotelling_pte, inverse_covariance
-from ..pipeline.observation import observe_sky, sky_noise
+from ..pipeline.observation import ObservedPatches, observe_sky, sky_noise
 from ..pipeline.run import Run
 from ..simulate import patches, shards
 from ..simulate.bandpowers import FlatSpectra
 from ..simulate.instrument import convolve_beam
 from ..simulate.modes import mode_vectors, polarisation_angles
 from ..simulate.skies import seed_sequence
+from ..simulate.tiling import evenly
 
 KIND = "nulls"
 ALGORITHM = 1
@@ -108,6 +110,7 @@ def recipe(run: Run, null: str, index: int) -> dict:
         **bandpowers.recipe(run, SETS.get(null, "test"), index),
         "null_algorithm": ALGORITHM,
         "null": null,
+        **({"patches": n} if (n := run.config.nulls.patches) is not None else {}),
     }
 
 
@@ -175,13 +178,18 @@ class NullBench:
         self.spectra, self.mask = run.bandpowers, run.mask.astype(np.float32)
 
     @cached_property
-    def seen(self):
+    def seen(self) -> ObservedPatches:
         """The test sky as it is observed."""
-        return observe_sky(self.run, "test", self.index)
+        return self._see("test")
+
+    def _see(self, set_name: str, lensed: bool = True) -> ObservedPatches:
+        sky = observe_sky(self.run, set_name, self.index, lensed=lensed)
+        return ObservedPatches(*(few(self.run, maps) for maps in vars(sky).values()))
 
     @cached_property
     def instrument_noise(self) -> np.ndarray:
-        return sky_noise(self.run, "test", self.index, len(self.seen.q))
+        noise = sky_noise(self.run, "test", self.index, self.run.n_patches)
+        return np.stack([few(self.run, maps) for maps in noise])
 
     @cached_property
     def estimate(self) -> np.ndarray:
@@ -189,11 +197,11 @@ class NullBench:
         return self._reconstruct(self.seen.q, self.seen.u)
 
     def training(self) -> dict[str, np.ndarray]:
-        seen = observe_sky(self.run, "train", self.index, lensed=False)
+        seen = self._see("train", lensed=False)
         return self._compare(self._reconstruct(seen.q, seen.u), seen.kappa)
 
     def unlensed(self) -> dict[str, np.ndarray]:
-        seen = observe_sky(self.run, "test", self.index, lensed=False)
+        seen = self._see("test", lensed=False)
         return self._compare(self._reconstruct(seen.q, seen.u), seen.kappa)
 
     def swapped(self) -> dict[str, np.ndarray]:
@@ -228,6 +236,9 @@ class NullBench:
         theory = self.run.spectra(config.set_cosmology("test", self.index))
         sky = shards.draw_sky(theory, config.sky.lmax, config.seed, "test", self.index)
         pointing = self.run.pointing_of("test")
+        if config.nulls.patches is not None:
+            chosen = evenly(self.run.n_patches, config.nulls.patches)
+            pointing = shards.some_patches(pointing, config.patch, chosen)
         gradient = patches.gradient_at(sky.philm, sky.lmax, pointing, self.nthreads)
         deflection = patches.deflect_by(turned(gradient), pointing, self.nthreads)
         p = patches.lensed_polarisation_at(sky.elm, sky.lmax, pointing, deflection, self.nthreads)
@@ -268,6 +279,11 @@ class NullBench:
         seed = seed_sequence(self.config.seed, "nulls/signs", self.index)
         power, draws = mean_field(self.spectra, modes, np.random.default_rng(seed))
         return np.concatenate([power[None], draws])
+
+
+def few(run: Run, of_patches: np.ndarray) -> np.ndarray:
+    """What belongs to the patches that ``nulls.patches`` takes of a sky; by default to all."""
+    return of_patches[evenly(len(of_patches), run.config.nulls.patches)]
 
 
 def turned(gradient: np.ndarray) -> np.ndarray:
@@ -501,7 +517,10 @@ class _Noise:
 
     def __init__(self, run, response, indices):
         self.response = response
-        self.lensed = bandpowers.read(run, "test", indices)
+        skies = (bandpowers.read(run, "test", [index]) for index in indices)
+        self.lensed = PatchBandpowers.join(
+            PatchBandpowers(*(few(run, values) for values in vars(sky).values())) for sky in skies
+        )
         validation = bandpowers.read(run, "validation")
         scatter = validation.cross - response * validation.truth
         self.relative_error = standard_error(scatter) / validation.truth.mean(0) / response
