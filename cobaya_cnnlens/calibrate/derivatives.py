@@ -148,8 +148,8 @@ class Bench:
     """One sky, kept in memory while its bands are perturbed one by one.
 
     ``cosmology`` changes its spectra, the fiducial's by default; phases and noise are those of
-    ``set_name`` and ``index``. ``measured`` is what is made of masked Q̃, Ũ, (n_patches, n) each of
-    (n_patches, ny, nx): bandpowers of κ̂ by default.
+    ``set_name`` and ``index``, of the patches ``rows`` alone if they are given. ``measured`` is what
+    is made of masked Q̃, Ũ, (n_patches, n) each of (n_patches, ny, nx): bandpowers of κ̂ by default.
     """
 
     def __init__(
@@ -160,19 +160,24 @@ class Bench:
         cosmology: Cosmology | None = None,
         set_name: str = SET,
         measured: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+        rows: np.ndarray | None = None,
     ):
         config = run.config
         self.config, self.nthreads = config, nthreads
         self.spectra, self.mask = run.bandpowers, run.mask
         self._measured = measured or _power_of_estimates(run)
         self.step, self.pointing = config.derivatives.step, _pointing(run, set_name)
+        n = config.patch.n_padded
+        noise = sky_noise(run, set_name, index, len(self.pointing.theta) // n**2)
+        if rows is not None:
+            self.pointing = shards.some_patches(self.pointing, config.patch, rows)
+            noise = noise[:, rows]
+        self.noise = noise
         theory = run.spectra(cosmology)
         self.sky = shards.draw_sky(theory, config.sky.lmax, config.seed, set_name, index)
         self.gradient = patches.gradient_at(self.sky.philm, self.sky.lmax, self.pointing, nthreads)
         (self.lensed,) = self._lens([self.gradient])
         self.kappa = self._kappa(self.sky.philm)
-        n = config.patch.n_padded
-        self.noise = sky_noise(run, set_name, index, len(self.lensed) // n**2)
 
     def bands(self) -> list[tuple[str, int]]:
         """All bands, C^κκ before C^EE, as :meth:`measure` takes them."""

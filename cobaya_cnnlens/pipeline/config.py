@@ -253,9 +253,11 @@ class Coverage(Section):
 
 class Points(Section):
     """Cosmologies at which the model of the noise debias is tested: the first ``skies`` test
-    skies made again at every change of the fiducial cosmology in ``at``, grouped by name."""
+    skies made again at every change of the fiducial cosmology in ``at``, grouped by name; on
+    ``patches`` of each, spread evenly, all by default."""
 
     skies: int = Field(1, gt=0)
+    patches: int | None = Field(None, gt=0)
     at: dict[str, list[dict[str, float]]] = {}
 
 

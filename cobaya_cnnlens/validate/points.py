@@ -18,13 +18,14 @@ from tqdm import tqdm
 from .. import products
 from ..calibrate import bandpowers, curvature, debias, derivatives, power
 from ..calibrate.assemble import make_release
-from ..calibrate.bandpowers import measurement_recipe
+from ..calibrate.bandpowers import PatchBandpowers, measurement_recipe
 from ..calibrate.covariance import mean_covariance
 from ..calibrate.derivatives import Bench, NoiseDerivatives
 from ..likelihood.bandpowers import BandpowerLikelihood
 from ..likelihood.statistics import hotelling_pte, inverse_covariance
 from ..pipeline import skies
 from ..pipeline.run import Run
+from ..simulate.tiling import evenly
 from .omch2 import Omch2Likelihood
 
 KIND = "points"
@@ -45,6 +46,7 @@ def recipe(run: Run, change: dict[str, float], index: int) -> dict:
         "sky": {**skies.recipe(run, SET, index), **skies.spectra_recipe(run, cosmology)},
         **measurement_recipe(run),
         "point_algorithm": ALGORITHM,
+        **({"patches": n} if (n := run.config.points.patches) is not None else {}),
     }
 
 
@@ -58,7 +60,9 @@ def measure(run: Run, index: int, nthreads: int = 0) -> None:
         if not products.exists(path(run, change, index), KIND, recipe(run, change, index))
     ]
     for change in tqdm(todo, desc=f"points/{index}", unit="sky", disable=not todo):
-        bench = Bench(run, index, nthreads, run.config.cosmology.vary(**change), SET)
+        rows = evenly(run.n_patches, run.config.points.patches)
+        cosmology = run.config.cosmology.vary(**change)
+        bench = Bench(run, index, nthreads, cosmology, SET, rows=rows)
         where, wanted = path(run, change, index), recipe(run, change, index)
         own = power.power_of(run)(*bench.observed())
         products.write_product(where, KIND, wanted, bench.unperturbed() | {"power": own})
@@ -134,7 +138,7 @@ def check_points(
     along = np.concatenate([curved.kk_direction, curved.ee_direction])
     bands = np.concatenate([first.kk.patches, first.ee.patches], axis=2)
     indices = range(run.config.points.skies)
-    still = bandpowers.read(run, SET, indices)
+    still = _fiducial(run, indices)
     checks = []
     for change in run.config.points.at[group]:
         cosmology = run.config.cosmology.vary(**change)
@@ -146,9 +150,23 @@ def check_points(
         found = (auto - still.auto) / response**2 - (truth - still.truth)
         if coefficients is not None:
             (own,) = read(run, change, indices, "power")
-            found = found - (own - power.read(run, SET, indices)["power"]) @ coefficients.T
+            found = found - (own - _fiducial_power(run, indices)) @ coefficients.T
         checks.append(PointCheck(change, found, by_patch.mean(0), mean_covariance(by_patch)))
     return checks
+
+
+def _few(run: Run, of_patches: np.ndarray) -> np.ndarray:
+    return of_patches[evenly(len(of_patches), run.config.points.patches)]
+
+
+def _fiducial(run: Run, indices: Iterable[int]) -> PatchBandpowers:
+    """Of the same patches at the fiducial cosmology."""
+    skies = (vars(bandpowers.read(run, SET, [index])).values() for index in indices)
+    return PatchBandpowers.join(PatchBandpowers(*(_few(run, v) for v in sky)) for sky in skies)
+
+
+def _fiducial_power(run: Run, indices: Iterable[int]) -> np.ndarray:
+    return np.concatenate([_few(run, power.read(run, SET, [i])["power"]) for i in indices])
 
 
 @dataclass(frozen=True)
