@@ -20,7 +20,7 @@ from cobaya_cnnlens.likelihood.export import export_release, linear_model
 from cobaya_cnnlens.likelihood.release import read_release
 from cobaya_cnnlens.theory.camb import convergence_from_potential
 
-from .conftest import synthetic_release
+from .conftest import synthetic_debias, synthetic_release
 
 CMBLIKES = "cobaya.likelihoods.base_classes.CMBlikes"
 CANDL = "candl.interface.CandlCobayaLikelihood"
@@ -149,6 +149,40 @@ def test_run_inside_cobaya(tmp_path, format, noise_debias):
     if noise_debias == "linear":
         fixed = BandpowerLikelihood(small, "fixed", "hartlap").chi2(*theory)
         assert abs(want - fixed) > 1e-3 * want
+
+
+@pytest.fixture
+def by_data():
+    """A release debiased by its own power, whose model is linear and has no C^EE."""
+    release = synthetic_release()
+    debias = synthetic_debias(release)
+    nothing = {"ee_derivatives": 0 * debias.ee_derivatives, "curvature": 0 * debias.curvature}
+    return replace(release, data_debias=replace(debias, **nothing))
+
+
+@pytest.mark.parametrize("format", ["cmblikes", "candl"])
+def test_debiased_by_data_inside_cobaya(by_data, tmp_path, format):
+    """The default; the foreign codes by themselves, which no C^EE reaches, at two cosmologies."""
+    if format == "candl":
+        pytest.importorskip("candl")
+    path = export_release(by_data, format, tmp_path / "out")
+    if format == "cmblikes":
+        likelihood = {CMBLIKES: {"dataset_file": str(path)}}
+    else:
+        likelihood = {CANDL: {"data_set_file": str(path), "lensing": True, "feedback": False}}
+    ours = BandpowerLikelihood(by_data, "data", "hartlap")
+    for point in (0.11, 0.125):
+        got, model = run(likelihood, [point], 1, AccuracyBoost=0.6)
+        model.add_requirements({"unlensed_Cl": {"ee": 1199}})
+        model.loglike({"omch2": point})
+        theory = spectra_of(model)
+        assert got[0] == pytest.approx(ours.chi2(*theory), rel=1e-5)
+        assert got[0] != pytest.approx(
+            BandpowerLikelihood(by_data, "fixed", "hartlap").chi2(*theory), rel=0.01
+        )
+    bare = replace(by_data, data_debias=None)
+    with pytest.raises(CNNLensError, match="made without the power of its patches"):
+        export_release(bare, format, tmp_path / "bare", "data")
 
 
 @pytest.mark.slow

@@ -148,8 +148,8 @@ class Bench:
     """One sky, kept in memory while its bands are perturbed one by one.
 
     ``cosmology`` changes its spectra, the fiducial's by default; phases and noise are those of
-    ``set_name`` and ``index``, of the patches ``rows`` alone if they are given. ``measured`` is what
-    is made of masked Q̃, Ũ, (n_patches, n) each of (n_patches, ny, nx): bandpowers of κ̂ by default.
+    ``set_name`` and ``index``, of the patches ``rows`` alone if they are given. ``measured`` makes
+    (n_patches, n) of masked Q̃, Ũ, (n_patches, ny, nx) each: bandpowers of κ̂ by default.
     """
 
     def __init__(

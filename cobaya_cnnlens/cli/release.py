@@ -107,12 +107,12 @@ def release_export(
     format: Annotated[str, typer.Option("--format", help="cmblikes, candl or sacc.")],
     out: Annotated[Path, typer.Option(help="New folder to write to.")],
     noise_debias: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="fixed; or linear, with a Python module for Cobaya, which hands lensed EE to the "
-            "codes themselves."
+            help="data, the default where the release holds it; fixed; or linear, with a Python "
+            "module for Cobaya, which hands lensed EE to the codes themselves."
         ),
-    ] = "fixed",
+    ] = None,
 ) -> None:
     """Write a release for cobaya's CMBlikes, for candl, or as SACC."""
     from ..likelihood.export import export_release

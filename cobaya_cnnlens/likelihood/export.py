@@ -1,13 +1,16 @@
 """A release in other people's formats: cobaya's CMBlikes, candl, SACC.
 
 The first two know models that are linear in the spectra: bandpower windows, and a correction
-M (C − C^fid). That is the release with ``noise_debias`` "linear" or "fixed"; its second order has
-no place in them. The covariance that is written holds Hartlap's factor, so that χ² is ours.
+M (C − C^fid). That is the release with ``noise_debias`` "linear" or "fixed", or "data" less what
+little that model has of C^EE; its second order has no place in them. The covariance that is written
+holds Hartlap's factor, so that χ² is ours with ``statistics`` "hartlap".
 
-The correction wants **unlensed** C_l^EE. In a Cobaya run both codes ask the theory for ``Cl`` and
-would put *lensed* EE into it: that is wrong by several in χ². So "fixed", which needs no EE, is the
-default; "linear" writes EE under a name that the two codes do not know, which they refuse, and a
-Python module beside it whose ``Likelihood`` asks the theory for ``unlensed_Cl``.
+"data" needs no EE and follows the cosmology: it is the default where the release holds it. The
+correction of "linear" wants **unlensed** C_l^EE. In a Cobaya run both codes ask the theory for
+``Cl`` and would put *lensed* EE into it: that is wrong by several in χ². So "fixed", which needs no
+EE, is the default of other releases; "linear" writes EE under a name that the two codes do not
+know, which they refuse, and a Python module beside it whose ``Likelihood`` asks the theory for
+``unlensed_Cl``.
 """
 
 from __future__ import annotations
@@ -24,13 +27,17 @@ from ..errors import CNNLensError
 from ..files import atomic_write
 from .bandpowers import band_matrix
 from .document import check_name
-from .release import Release, check_arrays
+from .release import Release, check_arrays, debiased_by_data
 from .statistics import hartlap_factor
 
 FORMATS = ("cmblikes", "candl", "sacc")
-LINEAR = ("linear", "fixed")
+LINEAR = ("data", "linear", "fixed")
 # What the exported files say of their model.
 STATEMENTS = {
+    "data": (
+        "The noise debias is from the survey's own E and B power: chi2 is that of noise_debias: "
+        "data without its second order and its remainder in C_l^EE. No theory EE is needed."
+    ),
     "fixed": (
         "The noise debias is fixed at the fiducial cosmology, as in Caldeira et al. 2018: chi2 is "
         "that of noise_debias: fixed, and parameters are biased away from the fiducial."
@@ -122,9 +129,11 @@ class Likelihood(CandlCobayaLikelihood):
 @dataclass(frozen=True)
 class LinearModel:
     """µ = W C^κκ + K (C^κκ − C^κκ_fid) + E (C^EE − C^EE_fid), unlensed C^EE in µK²; each matrix
-    (n_bins, lmax + 1) from L = 0. K and E are zero for a fixed noise debias."""
+    (n_bins, lmax + 1) from L = 0. K and E are zero for a fixed noise debias, E for one from the
+    data. ``release`` is the one whose bandpowers and covariance go with it."""
 
     noise_debias: str
+    release: Release
     windows: np.ndarray
     kk: np.ndarray
     ee: np.ndarray
@@ -149,21 +158,26 @@ def linear_model(release: Release, noise_debias: str = "linear") -> LinearModel:
             f"noise_debias is {noise_debias!r}, which other formats cannot hold; export one of "
             f"{LINEAR}"
         )
+    if noise_debias == "data":
+        release = debiased_by_data(release)
     check_arrays(release)
     size = max(release.windows.shape[1], release.kk_edges[-1], release.ee_edges[-1])
     windows = np.zeros((release.n_bins, size))
     windows[:, : release.windows.shape[1]] = release.windows
     kk, ee = np.zeros_like(windows), np.zeros_like(windows)
-    if noise_debias == "linear":
-        kk = band_matrix(release.kk_edges, release.fiducial_kk, release.kk_derivatives, size)
-        ee = band_matrix(release.ee_edges, release.fiducial_ee, release.ee_derivatives, size)
     # Σ_j N'_bj: a band's own correction of the fiducial is its derivative.
-    fiducial = kk.any() * (release.kk_derivatives.sum(1) + release.ee_derivatives.sum(1))
-    return LinearModel(noise_debias, windows, kk, ee, fiducial)
+    fiducial = np.zeros(release.n_bins)
+    if noise_debias != "fixed":
+        kk = band_matrix(release.kk_edges, release.fiducial_kk, release.kk_derivatives, size)
+        fiducial += release.kk_derivatives.sum(1)
+    if noise_debias == "linear":
+        ee = band_matrix(release.ee_edges, release.fiducial_ee, release.ee_derivatives, size)
+        fiducial += release.ee_derivatives.sum(1)
+    return LinearModel(noise_debias, release, windows, kk, ee, fiducial)
 
 
 def export_release(
-    release: Release, format: str, folder: str | Path, noise_debias: str = "fixed"
+    release: Release, format: str, folder: str | Path, noise_debias: str | None = None
 ) -> Path:
     """Write a release in another format.
 
@@ -172,7 +186,8 @@ def export_release(
     format : "cmblikes" (a ``.dataset`` with its files), "candl" (an info file with its files) or
         "sacc" (one FITS file; it has no place for a correction)
     folder : new folder to write to
-    noise_debias : "fixed", or "linear", which comes with a Python module for Cobaya
+    noise_debias : "data", "fixed", or "linear", which comes with a Python module for Cobaya; by
+        default "data" where the release and the format hold it, else "fixed"
 
     Returns
     -------
@@ -192,13 +207,16 @@ def export_release(
     folder = Path(folder)
     if folder.exists():
         raise CNNLensError(f"{folder}: exists already; name a folder that does not")
+    if noise_debias is None:
+        by_data = release.data_debias is not None and format != "sacc"
+        noise_debias = "data" if by_data else "fixed"
     model = linear_model(release, noise_debias)
     if format == "sacc" and noise_debias != "fixed":
         raise CNNLensError("format 'sacc' has no place for a correction; export 'fixed'")
     try:
         with atomic_write(folder) as partial:
             partial.mkdir()
-            name = writers[format](release, model, partial)
+            name = writers[format](model.release, model, partial)
             if noise_debias == "linear":
                 name = _write_module(release, format, name, partial)
     except OSError as error:
@@ -275,25 +293,26 @@ def _write_cmblikes(release: Release, model: LinearModel, folder: Path) -> str:
         "covmat_cl = PP\n"
         "covmat_fiducial = covariance.dat\n"
     )
-    if model.noise_debias == "linear":
+    if model.noise_debias != "fixed":
+        with_ee = model.noise_debias == "linear"
         (folder / "corrections").mkdir()
         for b in range(release.n_bins):
-            columns = unit * np.c_[from_pp * model.kk[b, 2:], from_ee * model.ee[b, 2:]]
+            columns = [from_pp * model.kk[b, 2:], from_ee * model.ee[b, 2:]][: 1 + with_ee]
             np.savetxt(
                 folder / "corrections" / f"window{b + 1}.dat",
-                np.c_[L, columns],
-                fmt="%5d %.17e %.17e",
+                np.c_[L, unit * np.stack(columns, axis=1)],
+                fmt=["%5d"] + ["%.17e"] * len(columns),
             )
         fiducial = np.c_[np.arange(1, release.n_bins + 1), unit * model.fiducial_correction]
         np.savetxt(folder / "fiducial_correction.dat", fiducial, fmt="%3d %.17e", header="bin PP")
         # Field U is unlensed E, which CMBlikes itself does not have.
         settings += (
-            "fields_required = P U\n"
+            f"fields_required = P{' U' * with_ee}\n"
             "linear_correction_fiducial_file = fiducial_correction.dat\n"
             "linear_correction_fiducial_order = PP\n"
             "linear_correction_bin_window_files = corrections/window%u.dat\n"
-            "linear_correction_bin_window_in_order = PP UU\n"
-            "linear_correction_bin_window_out_order = PP PP\n"
+            f"linear_correction_bin_window_in_order = PP{' UU' * with_ee}\n"
+            f"linear_correction_bin_window_out_order = PP{' PP' * with_ee}\n"
         )
     name = f"{release.name}.dataset"
     (folder / name).write_text(_comments(release, model) + settings, encoding="utf-8")
@@ -319,7 +338,8 @@ def _write_candl(release: Release, model: LinearModel, folder: Path) -> str:
         "window_functions_folder": "windows/",
         "spectra_info": [{"kk": release.n_bins}],
     }
-    if model.noise_debias == "linear":
+    if model.noise_debias != "fixed":
+        with_ee = model.noise_debias == "linear"
         (folder / "corrections").mkdir()
         none = np.zeros(len(L))
         for b in range(release.n_bins):
@@ -333,9 +353,11 @@ def _write_candl(release: Release, model: LinearModel, folder: Path) -> str:
         np.savetxt(folder / "fiducial_correction.txt", model.fiducial_correction, fmt="%.17e")
         content["data_model"] = [
             {
-                "Module": f"{_module_name(release, 'candl')}.UnlensedResponse",
+                "Module": f"{_module_name(release, 'candl')}.UnlensedResponse"
+                if with_ee
+                else "common_lensing.ResponseFunctionM",
                 "M_matrices_folder": "corrections/",
-                "Mmodes": ["EE", "kk"],
+                "Mmodes": ["EE", "kk"] if with_ee else ["kk"],
                 "fiducial_correction_file": "fiducial_correction.txt",
             }
         ]
