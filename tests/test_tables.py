@@ -24,7 +24,7 @@ from cobaya_cnnlens.report.text import (
     format_forecasts,
     format_residual,
 )
-from cobaya_cnnlens.validate import coverage
+from cobaya_cnnlens.validate import coverage, points
 from cobaya_cnnlens.validate.coverage import (
     CoverageTable,
     SimulatedRanks,
@@ -290,6 +290,25 @@ def test_points_as_a_survey_sees_them(written, monkeypatch):
     assert found.mean_chi2 == pytest.approx(
         residual @ inverse_covariance(covariance) @ residual, rel=1e-4
     )
+
+
+def test_residuals_are_shared_out_among_three_parameters(written):
+    """What one of them does to the bandpowers shifts that one, by its change over its σ, and the
+    others not at all."""
+    run = Run(written.config, HASH)
+    likelihood = BandpowerLikelihood(make_release(run, "fiducial"))
+    gain, fiducial = points._joint_gain(run, likelihood), run.config.cosmology
+    still = run.spectra()
+    slopes = []
+    for name in points.JOINT:
+        theory = run.spectra(fiducial.vary(**{name: 1.01 * getattr(fiducial, name)}))
+        moved = likelihood.model(theory.kk, theory.ee) - likelihood.model(still.kk, still.ee)
+        slopes.append(moved / 0.01)
+    slopes = np.array(slopes)
+    fisher = slopes @ np.linalg.inv(likelihood.covariance) @ slopes.T
+    sigma = np.sqrt(np.diag(np.linalg.inv(fisher)))
+    shares = gain @ slopes.T * sigma[:, None]
+    np.testing.assert_allclose(shares, np.eye(3), atol=0.1)
 
 
 def test_tables_of_the_same_products(written):

@@ -231,13 +231,14 @@ def format_points(group: str, table: PointsTable) -> str:
     lines = [
         f"{group}: shift of omch2 in sigma of {table.n_survey} patches, from {table.n_patches} "
         "patches that share phases and noise with fiducial ones",
-        "   shift   +-     first order only   chi2   PTE    at",
+        "   shift   +-     first order only   chi2   PTE    omch2, As, H0 together    at",
     ]
     for i, change in enumerate(table.changes):
         at = ", ".join(f"{key} {value:g}" for key, value in change.items())
         lines.append(
             f"  {table.shift[i]:+.3f}  {table.shift_error[i]:.3f}  {table.shift_linear[i]:+.3f}"
-            f"             {table.chi2[i]:5.1f}  {table.pte[i]:.3f}  {at}"
+            f"             {table.chi2[i]:5.1f}  {table.pte[i]:.3f}  "
+            f"{'  '.join(f'{value:+.2f}' for value in table.joint[i])}       {at}"
         )
     lines.append(
         f"mean residual of all: chi2 = {table.mean_chi2:.1f} for {table.n_bins} bins, "

@@ -30,6 +30,8 @@ from .omch2 import Omch2Likelihood
 
 KIND = "points"
 SET = "test"
+# Parameters that a survey's lensing tells together, and relative steps of their derivatives.
+JOINT = {"omch2": 0.02, "As": 0.02, "H0": 0.02}
 ALGORITHM = 2
 
 
@@ -82,7 +84,7 @@ def read(
     parts = []
     for index in indices:
         where, wanted = path(run, change, index), recipe(run, change, index)
-        with products.open_product(where, KIND, wanted) as product:
+        with products.open_product(where, KIND, wanted, run.config.shipped) as product:
             parts.append([product.array(name) for name in names])
     return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
@@ -175,8 +177,9 @@ class PointsTable:
     it.
 
     ``changes`` of the fiducial cosmology; ``shift`` and ``shift_error`` of ω_c in σ of a survey of
-    ``n_survey`` patches, by point, for the first order alone too; ``chi2`` and ``pte`` of each
-    point's residual bandpowers; ``mean_pte`` of their mean over the points
+    ``n_survey`` patches, by point, for the first order alone too; ``joint`` those of the parameters
+    of :data:`JOINT` together, (n_points, 3), and their errors; ``chi2`` and ``pte`` of each point's
+    residual bandpowers; ``mean_pte`` of their mean over the points
     """
 
     changes: list[dict[str, float]]
@@ -186,10 +189,30 @@ class PointsTable:
     shift: np.ndarray
     shift_error: np.ndarray
     shift_linear: np.ndarray
+    joint: np.ndarray
+    joint_error: np.ndarray
     chi2: np.ndarray
     pte: np.ndarray
     mean_chi2: float
     mean_pte: float
+
+
+def _joint_gain(run: Run, likelihood: BandpowerLikelihood) -> np.ndarray:
+    """Shift of the parameters of :data:`JOINT`, in σ of each with the others free, by residual
+    bandpowers: F⁻¹ S C⁻¹ r over √(F⁻¹)_ii, (3, n_bins)."""
+    fiducial = run.config.cosmology
+    slopes = []
+    for name, step in JOINT.items():
+        both = []
+        for sign in (1, -1):
+            value = getattr(fiducial, name) * (1.0 + sign * step)
+            theory = run.spectra(fiducial.vary(**{name: value}))
+            both.append(likelihood.model(theory.kk, theory.ee))
+        slopes.append((both[0] - both[1]) / (2.0 * step))
+    slopes = np.array(slopes)
+    weighted = slopes @ inverse_covariance(likelihood.covariance)
+    inverse = np.linalg.inv(weighted @ slopes.T)
+    return inverse @ weighted / np.sqrt(np.diag(inverse))[:, None]
 
 
 def points_table(run: Run, group: str) -> PointsTable:
@@ -214,6 +237,7 @@ def points_table(run: Run, group: str) -> PointsTable:
     information = slope @ weighted
     # Shift of ω_c over its σ: (F⁻¹ s·C⁻¹ r) √F.
     gain = weighted / np.sqrt(information)
+    together = _joint_gain(run, likelihood)
     n = len(checks[0].found)
 
     def judge(residual, covariance):
@@ -233,6 +257,8 @@ def points_table(run: Run, group: str) -> PointsTable:
         np.array([gain @ c.residual for c in checks]),
         np.array([np.sqrt(gain @ c.covariance @ gain) for c in checks]),
         np.array([gain @ c.residual for c in linear]),
+        np.array([together @ c.residual for c in checks]),
+        np.array([np.sqrt(np.diag(together @ c.covariance @ together.T)) for c in checks]),
         np.array([t2 for t2, _ in judged]),
         np.array([pte for _, pte in judged]),
         mean_chi2,

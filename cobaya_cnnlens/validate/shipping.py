@@ -16,7 +16,7 @@ from ..calibrate import bandpowers, curvature, derivatives, nuisances, power
 from ..errors import ConfigError, ProductError
 from ..pipeline import networks
 from ..pipeline.run import Run
-from . import primary
+from . import points, primary
 
 Entry = tuple[str, str, Path, dict]
 
@@ -93,6 +93,14 @@ def _entries(run: Run) -> Iterator[Entry]:
     for what, stage, of, size in stages:
         for index in range(size):
             yield what, stage.KIND, stage.path(run, *of, index), stage.recipe(run, *of, index)
+    for index in range(config.points.skies):
+        for change in (change for group in config.points.at.values() for change in group):
+            yield (
+                "points",
+                points.KIND,
+                points.path(run, change, index),
+                points.recipe(run, change, index),
+            )
     for of, index in power.entries(run) if config.data_debias else ():
         yield (
             f"power, {of}",
