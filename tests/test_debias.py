@@ -243,6 +243,20 @@ def test_the_likelihood_takes_the_data_where_it_can(made):
         BandpowerLikelihood(bare, "data")
 
 
+def test_excursions_of_e_do_not_count(made):
+    release = made["fiducial"]
+    ee = release.fiducial_ee.copy()
+    ee[release.ee_edges[1] : release.ee_edges[2]] *= 1.5
+    moved = release.fiducial_kk, ee
+    along = np.concatenate([release.kk_direction, release.ee_direction])
+    n = len(release.kk_direction)
+    t, rest = BandpowerLikelihood(release, "quadratic").excursion(*moved)
+    assert t == pytest.approx(0.5 * along[n + 1])
+    assert rest > 0.3
+    own = t * np.abs(release.kk_direction).max() / (along @ along)
+    assert BandpowerLikelihood(release, "data").excursion(*moved) == pytest.approx((t, own))
+
+
 def test_a_release_with_it_is_written_and_read(made, tmp_path):
     release = made["high"]
     write_release(release, tmp_path / "r.json")

@@ -229,8 +229,9 @@ class BandpowerLikelihood:
     @np.errstate(all="ignore")
     def excursion(self, clkk: np.ndarray, clee: np.ndarray) -> tuple[float, float]:
         """How far the spectra are from the fiducial ones: t along ω_c, and the largest relative
-        change of a band's power that t leaves. The noise debias was measured to |t| = 1 and, band
-        by band, to changes of ``release.derivative_step``."""
+        change of a band's power that t leaves; of C^κκ alone for "data", whose noise follows the
+        survey's E and not the theory's. The noise debias was measured to |t| = 1 and, band by band,
+        to changes of ``release.derivative_step``."""
         clkk = _spectrum(clkk, self.lmax_kk, KAPPA)
         clee = _spectrum(clee, self.lmax_ee, UNLENSED_E)
         along = self._direction
@@ -238,6 +239,8 @@ class BandpowerLikelihood:
         t = float(along @ changes)
         if along.any():
             changes -= t * along / (along @ along)
+        if self.noise_debias == "data":
+            changes = changes[: len(self.release.kk_edges) - 1]
         return t, float(np.abs(changes).max())
 
     def residuals(
