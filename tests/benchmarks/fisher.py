@@ -4,9 +4,9 @@
 
 σ of (ω_c, ln A_s, H0) of a release with flat priors on these three alone: with the noise debias
 from the data, with that from the theory, and with C^EE held at the fiducial in either. Ratios below
-are those of "data" over "data with C^EE held": one, if E says nothing through the noise. Last, by how
-much ω_c alone moves, in its σ, if the theory's C^EE is 2% high, or the instrument's noise 1% or its
-gain .5% and no nuisance is sampled.
+are those of "moving" over "held": one, if E says nothing through the noise. Last, by how much ω_c
+alone moves, in its σ, if the theory's C^EE is 2% high, or the instrument's noise 1% or its gain .5%
+and no nuisance is sampled.
 """
 
 import sys
