@@ -36,6 +36,7 @@ from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.simulate.instrument import Systematics
+from cobaya_cnnlens.validate import points
 
 from .written import HASH, small
 
@@ -241,6 +242,47 @@ def test_the_likelihood_takes_the_data_where_it_can(made):
     assert BandpowerLikelihood(bare).chi2(*moved) == theory.chi2(*moved)
     with pytest.raises(CNNLensError, match="without the power of its patches; take noise_debias"):
         BandpowerLikelihood(bare, "data")
+
+
+def test_second_order_is_of_the_debiased(run, made):
+    """At ω_c ± step, d' of the derivatives' patches less that of the fiducial and the model's first
+    order is, on the mean of both signs, the second order."""
+    release = made["fiducial"]
+    debias, response = release.data_debias, release.response
+    auto = curvature.shifted_noise(run, response)
+    first = derivatives.read(run, response)
+    found = power.read(run, "derivatives", [0])
+    change = auto - first.centre - (found["shifted"] - found["power"]) @ debias.coefficients.T
+    likelihood = BandpowerLikelihood(release, "data")
+    fiducial = release.fiducial_kk, release.fiducial_ee
+    left, t = [], []
+    for omch2, moved in zip(run.config.shifted_omch2(), change.mean(1), strict=True):
+        theory = run.spectra(run.config.cosmology.vary(omch2=omch2))
+        t.append(likelihood.excursion(theory.kk, theory.ee)[0])
+        signal = release.windows @ (theory.kk - run.spectra().kk)[: release.windows.shape[1]]
+        model = likelihood.model(theory.kk, theory.ee) - likelihood.model(*fiducial)
+        left.append(moved + signal - model)
+    mean = np.square(t) @ np.array(left)
+    np.testing.assert_allclose(mean, 0, atol=1e-3 * np.abs(change).max())
+
+
+def test_points_of_some_patches(run, made):
+    """At the fiducial cosmology itself nothing has moved: phases and noise are those of the patches
+    that the whole sky has there."""
+    at = {"some": [{"omch2": run.config.cosmology.omch2}]}
+    settings = run.config.points.model_copy(update={"patches": 7, "at": at})
+    config = run.config.model_copy(update={"points": settings})
+    own = Run(config, HASH)
+    rows = np.arange(7) * own.n_patches // 7
+    kappa = observe_sky(run, "test", 0).kappa[rows]
+    points.measure(Run(config, HASH, NoisyOracle(kappa)), 0)
+    release = made["fiducial"]
+    first = derivatives.read(own, release.response)
+    for coefficients_ in (None, release.data_debias.coefficients):
+        (check,) = points.check_points(own, release.response, first, "some", True, coefficients_)
+        assert check.found.shape == (7, 4)
+        np.testing.assert_allclose(check.found, 0, atol=1e-4 * release.noise.max())
+        np.testing.assert_allclose(check.predicted, 0, atol=1e-12)
 
 
 def test_excursions_of_e_do_not_count(made):
