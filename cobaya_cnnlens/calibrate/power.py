@@ -1,9 +1,9 @@
 """Power of E and B of the patches themselves, from which a survey tells the noise of its own κ̂.
 
 N depends on the power of E that a patch shows, on the gain, and on the noise. Of all three the maps
-speak: E in bins half as wide as those of κ̂, and B where it is noise alone. As the derivatives, the
-answer of these powers to the spectra is measured on skies of fixed phases and noise, the same that
-gave the answer of κ̂; no network is run.
+speak: E in bins half as wide as those of κ̂, to where it is noise (κ̂'s noise feels E far beyond κ̂'s
+last bin), and B there. As the derivatives, the answer of these powers to the spectra is measured on
+skies of fixed phases and noise, the same that gave the answer of κ̂; no network is run.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from .derivatives import Bench
 
 KIND = "power"
 ALGORITHM = 1
-# Bins of E are whole parts of those of κ̂, no narrower than this many modes of the patch.
+# Bins of E are whole parts of those of κ̂, and of none less than this many modes' width.
 LEAST_WIDTH = 0.8
-# B is taken between these fractions of the Nyquist multipole.
+# B is taken between these fractions of the Nyquist multipole, E up to the second.
 NOISE_BAND = (0.7, 0.98)
 # Patches at a time.
 CHUNK = 128
@@ -53,8 +53,9 @@ class EBPower:
         mode = 2.0 * np.pi / (geometry.n_pixels * geometry.pixel)
         parts = max(1, int(bins.width / (LEAST_WIDTH * mode)))
         low, high = (round(fraction * geometry.nyquist) for fraction in NOISE_BAND)
+        width = bins.width / parts
         self._e = FlatSpectra(
-            geometry, Bins(bins.lmin, bins.width / parts, bins.n_bins * parts), mask
+            geometry, Bins(bins.lmin, width, int((high - bins.lmin) / width)), mask
         )
         self._b = FlatSpectra(geometry, Bins(low, high - low, 1), mask)
         self.e_edges, self.b_edges = self._e.bins.edges.astype(float), self._b.bins.edges
