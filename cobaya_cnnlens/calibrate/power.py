@@ -41,8 +41,9 @@ class EBPower:
 
     Parameters
     ----------
-    geometry, mask : of the patches
+    geometry : of the patches
     bins : of κ̂
+    mask : that the maps carry already, (n, n)
 
     Attributes
     ----------
