@@ -48,6 +48,7 @@ COMMANDS = {
     "derivatives": "derivatives CONFIG --index {index}",
     "curvature": "derivatives CONFIG --index {index}",
     "nuisances": "nuisances CONFIG --index {index}",
+    "power": "power CONFIG --index {index}",
     "points": "points CONFIG --index {index}",
     "coverage": "coverage CONFIG --index {index}",
     "nulls": "nulltest CONFIG --index {index}",

@@ -32,6 +32,7 @@ COMMANDS = [
         "points",
         "coverage",
         "nuisances",
+        "power",
         "exhibit",
         "report",
     ),
@@ -193,7 +194,7 @@ def test_every_command_has_help(command):
 STAGES = {
     "Simulate": ["spectra", "skies", "emulator"],
     "Estimate": ["features", "train", "mean-field", "reconstruct"],
-    "Calibrate": ["derivatives", "nuisances", "ship", "release"],
+    "Calibrate": ["derivatives", "nuisances", "power", "ship", "release"],
     "Validate": [
         *("evaluate", "compare", "n0", "n1", "recover", "forecast", "points", "coverage"),
         *("nulltest", "primary", "predictive"),
@@ -296,7 +297,7 @@ def test_errors_of_the_system_are_one_line(monkeypatch, capsys):
     "arguments",
     [
         *(("skies", "--set", "test"), ("reconstruct", "--set", "test"), ("primary",)),
-        *(("derivatives",), ("nuisances",), ("points",), ("coverage",), ("nulltest",)),
+        *(("derivatives",), ("nuisances",), ("power",), ("points",), ("coverage",), ("nulltest",)),
     ],
 )
 def test_an_index_below_zero_is_refused(tmp_path, arguments, monkeypatch):

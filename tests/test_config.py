@@ -519,6 +519,8 @@ STALE = {
     "reconstruction.jit_compile": NOTHING,
     "baseline": BASELINE,
     "bandpowers": MEASURED | {"primary"},
+    # The power of the patches themselves is a product beside all others.
+    "data_debias": NOTHING,
     "derivatives": {"derivatives"},
     "derivatives.omch2_step": {"curvature"},
     "derivatives.patches": {"derivatives", "curvature"},
@@ -527,7 +529,9 @@ STALE = {
     "coverage": NOTHING,
     "coverage.omch2": {"coverage"},
     "points": NOTHING,
+    "points.patches": {"points"},
     "nulls": NOTHING,
+    "nulls.patches": {"null", "training null"},
     "surveys.low.omch2": {"survey sky", "survey"},
     "surveys.low.skies": NOTHING,
 }

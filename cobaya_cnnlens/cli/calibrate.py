@@ -83,11 +83,14 @@ def power(
     entries = power.entries(run)
     if what is not None and what not in dict(entries):
         raise ConfigError(f"--what is {what!r:.60}; choose one of {', '.join(dict(entries))}")
-    wanted = [
-        (kind, i)
-        for kind, i in entries
-        if (what is None or kind == what) and (index is None or i in index)
-    ]
+    wanted = [(kind, i) for kind, i in entries if what in (None, kind)]
+    there = {i for _, i in wanted}
+    if unknown := set(index or ()) - there:
+        raise ConfigError(
+            f"{config}: power of {what or 'all sets'} is of skies 0 to {max(there)}, not "
+            f"{min(unknown)}; correct --index"
+        )
+    wanted = [(kind, i) for kind, i in wanted if index is None or i in index]
     power.measure(run, wanted, threads)
 
 
