@@ -126,6 +126,7 @@ def test_power_is_that_of_the_maps(run):
     assert (measured.e_edges[: 5 * len(edges) : 5][: len(edges)] == edges).all()
     nyquist = run.config.patch.nyquist
     assert 0.9 * nyquist < measured.e_edges[-1] < nyquist
+    np.testing.assert_allclose(measured.b_edges / nyquist, [0.7, 0.98], atol=0.002)
     n, pixel = run.config.patch.n_pixels, run.config.patch.pixel
     l = 2 * np.pi * np.fft.fftfreq(n, pixel)
     ly, lx = np.meshgrid(l, l, indexing="ij")
