@@ -16,6 +16,7 @@ from ..pipeline.observation import observe_sky
 from ..pipeline.run import Run
 from ..reconstruct import Estimator
 from ..simulate.bandpowers import FlatSpectra
+from ..simulate.tiling import some
 from .windows import bandpower_windows
 
 KIND = "bandpowers"
@@ -135,9 +136,18 @@ def _measure_sky(run: Run, set_name: str, index: int) -> PatchBandpowers:
     return measure_patches(run.bandpowers, run.estimator, seen.q, seen.u, seen.kappa)
 
 
-def read(run: Run, set_name: str, indices: Iterable[int] | None = None) -> PatchBandpowers:
+def read(
+    run: Run,
+    set_name: str,
+    indices: Iterable[int] | None = None,
+    patches: int | None = None,
+) -> PatchBandpowers:
     """The bandpowers of all patches of a set, or of some of its skies; shipped ones where the
     configuration has none of its own.
+
+    Parameters
+    ----------
+    patches : of each sky, spread evenly over it; all by default
 
     Raises
     ------
@@ -148,5 +158,5 @@ def read(run: Run, set_name: str, indices: Iterable[int] | None = None) -> Patch
     for index in range(run.config.set_size(set_name)) if indices is None else indices:
         where, wanted = path(run, set_name, index), recipe(run, set_name, index)
         with products.open_product(where, KIND, wanted, run.config.shipped) as product:
-            parts.append(PatchBandpowers(*(product.array(name) for name in FIELDS)))
+            parts.append(PatchBandpowers(*(some(product.array(name), patches) for name in FIELDS)))
     return PatchBandpowers.join(parts)

@@ -131,11 +131,8 @@ def _power_answers(run: Run) -> Measured:
     config = run.config
     found = power.read(run, SET, range(config.skies.derivatives))
     indices = range(config.nuisances.skies)
-    still = power.read(run, nuisances.SET, indices)["power"]
+    centre = power.read(run, nuisances.SET, indices, config.nuisances.patches)["power"]
     seen = power.read(run, "nuisances", indices)
-    centre = np.concatenate(
-        [nuisances.few(run, part) for part in np.split(still, config.nuisances.skies)]
-    )
     both = np.stack([seen[name] for name in NUISANCES], axis=-1)
     settings = config.derivatives
     kk, ee = (

@@ -25,7 +25,7 @@ from ..likelihood.document import NUISANCES
 from ..pipeline.observation import observe_sky
 from ..pipeline.run import Run
 from ..simulate.instrument import Systematics
-from ..simulate.tiling import evenly
+from ..simulate.tiling import some
 from . import bandpowers
 from .response import standard_error
 
@@ -69,17 +69,13 @@ def measure(run: Run, index: int) -> None:
 def _seen_with(run: Run, index: int, name: str, x: float) -> np.ndarray:
     """⟨κ̂κ̂*⟩ of a test sky under one systematic, (n_patches, n_bins)."""
     sky = observe_sky(run, SET, index, systematics=Systematics(**{name: x}))
-    return run.bandpowers.auto(run.estimator.reconstruct(few(run, sky.q), few(run, sky.u)))
-
-
-def few(run: Run, of_patches: np.ndarray) -> np.ndarray:
-    """What belongs to the patches that ``nuisances.patches`` takes of a sky; by default to all."""
-    return of_patches[evenly(len(of_patches), run.config.nuisances.patches)]
+    q, u = (some(maps, run.config.nuisances.patches) for maps in (sky.q, sky.u))
+    return run.bandpowers.auto(run.estimator.reconstruct(q, u))
 
 
 def _centre(run: Run, indices: Iterable[int]) -> np.ndarray:
     """⟨κ̂κ̂*⟩ of the same patches without a systematic, (n_patches, n_bins)."""
-    return np.concatenate([few(run, bandpowers.read(run, SET, [i]).auto) for i in indices])
+    return bandpowers.read(run, SET, indices, run.config.nuisances.patches).auto
 
 
 @dataclass(frozen=True)

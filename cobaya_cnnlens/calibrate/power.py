@@ -23,6 +23,7 @@ from ..pipeline.run import Run
 from ..simulate.bandpowers import Bins, FlatSpectra, e_and_b
 from ..simulate.instrument import Systematics
 from ..simulate.patches import PatchGeometry
+from ..simulate.tiling import some
 from . import derivatives, nuisances
 from .derivatives import Bench
 
@@ -157,6 +158,7 @@ def _derivatives(run: Run, index: int, nthreads: int) -> dict[str, np.ndarray]:
 
 def _nuisances(run: Run, index: int) -> dict[str, np.ndarray]:
     measured, arrays = power_of(run), {}
+    patches = run.config.nuisances.patches
     for name in NUISANCES:
         step = getattr(run.config.nuisances, name)
         seen = [
@@ -164,13 +166,19 @@ def _nuisances(run: Run, index: int) -> dict[str, np.ndarray]:
             for x in (-step, step)
         ]
         arrays[name] = np.stack(
-            [measured(nuisances.few(run, sky.q), nuisances.few(run, sky.u)) for sky in seen]
+            [measured(*(some(maps, patches) for maps in (sky.q, sky.u))) for sky in seen]
         )
     return arrays
 
 
-def read(run: Run, what: str, indices: Iterable[int]) -> dict[str, np.ndarray]:
+def read(
+    run: Run, what: str, indices: Iterable[int], patches: int | None = None
+) -> dict[str, np.ndarray]:
     """What :func:`measure` kept of some skies; patches are the last axis but one.
+
+    Parameters
+    ----------
+    patches : of each sky, spread evenly over it; all by default
 
     Raises
     ------
@@ -181,5 +189,6 @@ def read(run: Run, what: str, indices: Iterable[int]) -> dict[str, np.ndarray]:
     for index in indices:
         where, wanted = path(run, what, index), recipe(run, what, index)
         with products.open_product(where, KIND, wanted, run.config.shipped) as product:
-            parts.append({name: product.array(name) for name in product.names()})
+            arrays = {name: product.array(name) for name in product.names()}
+            parts.append({name: some(array, patches, -2) for name, array in arrays.items()})
     return {name: np.concatenate([p[name] for p in parts], axis=-2) for name in parts[0]}

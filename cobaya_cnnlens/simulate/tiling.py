@@ -51,6 +51,11 @@ def evenly(n: int, wanted: int | None) -> np.ndarray:
     return np.arange(wanted) * n // wanted
 
 
+def some(of_patches: np.ndarray, wanted: int | None, axis: int = 0) -> np.ndarray:
+    """What belongs to the patches that :func:`evenly` takes of those along ``axis``."""
+    return of_patches.take(evenly(of_patches.shape[axis], wanted), axis=axis)
+
+
 def _ring(latitude: float, half: float) -> np.ndarray:
     """The centres of one ring; its first patch lies at longitude 0."""
     reach = np.abs(_edge(abs(latitude), half)[1]).max()

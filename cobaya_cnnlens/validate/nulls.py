@@ -29,7 +29,6 @@ from tqdm import tqdm
 from .. import products
 from ..calibrate import bandpowers
 from ..calibrate.assemble import calibration_of
-from ..calibrate.bandpowers import PatchBandpowers
 from ..calibrate.covariance import sample_covariance
 from ..calibrate.response import standard_error
 from ..errors import CNNLensError
@@ -41,7 +40,7 @@ from ..simulate.bandpowers import FlatSpectra
 from ..simulate.instrument import convolve_beam
 from ..simulate.modes import mode_vectors, polarisation_angles
 from ..simulate.skies import seed_sequence
-from ..simulate.tiling import evenly
+from ..simulate.tiling import evenly, some
 
 KIND = "nulls"
 ALGORITHM = 1
@@ -184,12 +183,13 @@ class NullBench:
 
     def _see(self, set_name: str, lensed: bool = True) -> ObservedPatches:
         sky = observe_sky(self.run, set_name, self.index, lensed=lensed)
-        return ObservedPatches(*(few(self.run, maps) for maps in vars(sky).values()))
+        wanted = self.config.nulls.patches
+        return ObservedPatches(*(some(maps, wanted) for maps in vars(sky).values()))
 
     @cached_property
     def instrument_noise(self) -> np.ndarray:
         noise = sky_noise(self.run, "test", self.index, self.run.n_patches)
-        return np.stack([few(self.run, maps) for maps in noise])
+        return some(noise, self.config.nulls.patches, axis=1)
 
     @cached_property
     def estimate(self) -> np.ndarray:
@@ -279,11 +279,6 @@ class NullBench:
         seed = seed_sequence(self.config.seed, "nulls/signs", self.index)
         power, draws = mean_field(self.spectra, modes, np.random.default_rng(seed))
         return np.concatenate([power[None], draws])
-
-
-def few(run: Run, of_patches: np.ndarray) -> np.ndarray:
-    """What belongs to the patches that ``nulls.patches`` takes of a sky; by default to all."""
-    return of_patches[evenly(len(of_patches), run.config.nulls.patches)]
 
 
 def turned(gradient: np.ndarray) -> np.ndarray:
@@ -517,10 +512,7 @@ class _Noise:
 
     def __init__(self, run, response, indices):
         self.response = response
-        skies = (bandpowers.read(run, "test", [index]) for index in indices)
-        self.lensed = PatchBandpowers.join(
-            PatchBandpowers(*(few(run, values) for values in vars(sky).values())) for sky in skies
-        )
+        self.lensed = bandpowers.read(run, "test", indices, run.config.nulls.patches)
         validation = bandpowers.read(run, "validation")
         scatter = validation.cross - response * validation.truth
         self.relative_error = standard_error(scatter) / validation.truth.mean(0) / response

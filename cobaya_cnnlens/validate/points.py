@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .. import products
 from ..calibrate import bandpowers, curvature, debias, derivatives, power
 from ..calibrate.assemble import make_release
-from ..calibrate.bandpowers import PatchBandpowers, measurement_recipe
+from ..calibrate.bandpowers import measurement_recipe
 from ..calibrate.covariance import mean_covariance
 from ..calibrate.derivatives import Bench, NoiseDerivatives
 from ..likelihood.bandpowers import BandpowerLikelihood
@@ -140,7 +140,10 @@ def check_points(
     along = np.concatenate([curved.kk_direction, curved.ee_direction])
     bands = np.concatenate([first.kk.patches, first.ee.patches], axis=2)
     indices = range(run.config.points.skies)
-    still = _fiducial(run, indices)
+    patches = run.config.points.patches
+    still = bandpowers.read(run, SET, indices, patches)
+    if coefficients is not None:
+        still_power = power.read(run, SET, indices, patches)["power"]
     checks = []
     for change in run.config.points.at[group]:
         cosmology = run.config.cosmology.vary(**change)
@@ -152,23 +155,9 @@ def check_points(
         found = (auto - still.auto) / response**2 - (truth - still.truth)
         if coefficients is not None:
             (own,) = read(run, change, indices, "power")
-            found = found - (own - _fiducial_power(run, indices)) @ coefficients.T
+            found = found - (own - still_power) @ coefficients.T
         checks.append(PointCheck(change, found, by_patch.mean(0), mean_covariance(by_patch)))
     return checks
-
-
-def _few(run: Run, of_patches: np.ndarray) -> np.ndarray:
-    return of_patches[evenly(len(of_patches), run.config.points.patches)]
-
-
-def _fiducial(run: Run, indices: Iterable[int]) -> PatchBandpowers:
-    """Of the same patches at the fiducial cosmology."""
-    skies = (vars(bandpowers.read(run, SET, [index])).values() for index in indices)
-    return PatchBandpowers.join(PatchBandpowers(*(_few(run, v) for v in sky)) for sky in skies)
-
-
-def _fiducial_power(run: Run, indices: Iterable[int]) -> np.ndarray:
-    return np.concatenate([_few(run, power.read(run, SET, [i])["power"]) for i in indices])
 
 
 @dataclass(frozen=True)
