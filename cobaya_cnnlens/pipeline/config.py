@@ -238,17 +238,30 @@ class Nuisances(Section):
 
 class Coverage(Section):
     """Skies for the coverage test: how many, the two ends of the prior from which the ω_c of each
-    is drawn, and into surveys of how many patches they are cut."""
+    is drawn, and into surveys of how many patches they are cut; ``patches`` of each sky, spread
+    evenly, all by default. With ``logA``, the ends of a prior of ln(10¹⁰ A_s), that is drawn too
+    and inferred with it. ``stratified`` truths are those of a low-discrepancy sequence."""
 
     skies: int = Field(100, gt=0, le=100_000)
     omch2: tuple[float, float] = (0.1085, 0.1285)
+    logA: tuple[float, float] | None = None
+    stratified: bool = False
+    patches: int | None = Field(None, gt=0)
     patches_each: int = Field(16, gt=0, le=100_000)
 
     @model_validator(mode="after")
     def _ascending(self):
-        if not 0 < self.omch2[0] < self.omch2[1]:
-            raise ValueError("omch2 must hold the prior's lower and upper end")
+        for name in ("omch2", "logA"):
+            ends = getattr(self, name)
+            if ends is not None and not 0 < ends[0] < ends[1]:
+                raise ValueError(f"{name} must hold the prior's lower and upper end")
         return self
+
+    @property
+    def prior(self) -> dict[str, tuple[float, float]]:
+        """The two ends of every parameter that is drawn."""
+        ends = {name: getattr(self, name) for name in ("omch2", "logA")}
+        return {name: pair for name, pair in ends.items() if pair is not None}
 
 
 class Points(Section):
@@ -419,6 +432,9 @@ class Config(Section):
             changes |= {f"points.at.{group}.{i}": c for i, c in enumerate(points)}
         changes |= {f"surveys.{name}": {"omch2": s.omch2} for name, s in self.surveys.items()}
         changes |= {f"coverage.omch2.{i}": {"omch2": x} for i, x in enumerate(self.coverage.omch2)}
+        if self.coverage.logA is not None:
+            ends = enumerate(self.coverage.logA)
+            changes |= {f"coverage.logA.{i}": {"As": 1e-10 * math.exp(x)} for i, x in ends}
         for sign, omch2 in zip("-+", self.shifted_omch2(), strict=True):
             changes[f"cosmology.omch2 {sign} derivatives.omch2_step"] = {"omch2": omch2}
         for key, change in changes.items():

@@ -20,7 +20,7 @@ It shares phases and noise with no other sky, and is of no set of shards.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import products
+from ..calibrate import power
 from ..calibrate.bandpowers import measurement_recipe
 from ..calibrate.derivatives import Bench
 from ..calibrate.response import Calibration
@@ -37,6 +38,7 @@ from ..likelihood.release import Release
 from ..pipeline import skies
 from ..pipeline.run import Run
 from ..simulate.skies import seed_sequence
+from ..simulate.tiling import evenly
 from ..theory.camb import Cosmology
 from .omch2 import Omch2Likelihood
 
@@ -49,6 +51,12 @@ N_TENTHS = 10
 N_RESAMPLED, RESAMPLING_SEED = 4000, 0
 N_SIMULATED = 499
 NODES_PER_SIGMA = 8
+# Steps of the stratified truths, by the number of parameters: powers of 1/g, g^(d+1) = g + 1, the
+# generalised golden ratio (a Kronecker sequence; Roberts 2018, "The unreasonable effectiveness of
+# quasirandom sequences").
+GOLDEN = {
+    d: g ** -np.arange(1.0, d + 1.0) for d, g in ((1, 1.618033988749895), (2, 1.324717957244746))
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,7 @@ def path(run: Run, index: int) -> Path:
 
 def recipe(run: Run, index: int) -> dict:
     """What determines the bandpowers of one sky of the coverage test."""
+    patches = run.config.coverage.patches
     return {
         "sky": {
             **skies.recipe(run, "test", index),
@@ -76,15 +85,36 @@ def recipe(run: Run, index: int) -> dict:
         },
         **measurement_recipe(run),
         "coverage_algorithm": ALGORITHM,
+        **({"patches": patches} if patches is not None else {}),
     }
 
 
+def drawn(run: Run, index: int) -> dict[str, float]:
+    """The parameters of a sky of the coverage test, drawn evenly from the prior."""
+    config, name = run.config, f"{KIND}/cosmology"
+    prior = config.coverage.prior
+    if config.coverage.stratified:
+        start = np.random.default_rng(seed_sequence(config.seed, name, 0)).random(len(prior))
+        unit = np.modf(start + index * GOLDEN[len(prior)])[0]
+    else:
+        unit = np.random.default_rng(seed_sequence(config.seed, name, index)).random(len(prior))
+    return {
+        key: round(float(low + (high - low) * u), 7)
+        for (key, (low, high)), u in zip(prior.items(), unit, strict=True)
+    }
+
+
+def cosmology_at(run: Run, parameters: Mapping[str, float]) -> Cosmology:
+    """The fiducial cosmology with other parameters, ``logA`` = ln(10¹⁰ A_s) among them."""
+    changes = dict(parameters)
+    if "logA" in changes:
+        changes["As"] = 1e-10 * math.exp(changes.pop("logA"))
+    return run.config.cosmology.vary(**changes)
+
+
 def cosmology_of(run: Run, index: int) -> Cosmology:
-    """The cosmology of a sky of the coverage test: ω_c drawn evenly from the prior."""
-    config = run.config
-    seed = seed_sequence(config.seed, f"{KIND}/cosmology", index)
-    drawn = np.random.default_rng(seed).uniform(*config.coverage.omch2)
-    return config.cosmology.vary(omch2=round(float(drawn), 7))
+    """The cosmology of a sky of the coverage test."""
+    return cosmology_at(run, drawn(run, index))
 
 
 def measure(run: Run, indices: Iterable[int] | None = None, nthreads: int = 0) -> None:
@@ -95,8 +125,12 @@ def measure(run: Run, indices: Iterable[int] | None = None, nthreads: int = 0) -
         run.config.check_index(KIND, index, size)
     todo = [i for i in indices if not products.exists(path(run, i), KIND, recipe(run, i))]
     for index in tqdm(todo, desc=KIND, unit="sky", disable=not todo):
-        bench = Bench(run, index, nthreads, cosmology_of(run, index), KIND)
-        products.write_product(path(run, index), KIND, recipe(run, index), bench.unperturbed())
+        rows = evenly(run.n_patches, run.config.coverage.patches)
+        bench = Bench(run, index, nthreads, cosmology_of(run, index), KIND, rows=rows)
+        own = {"power": power.power_of(run)(*bench.observed())} if run.config.data_debias else {}
+        products.write_product(
+            path(run, index), KIND, recipe(run, index), bench.unperturbed() | own
+        )
 
 
 def read(run: Run) -> list[CoverageSky]:
