@@ -7,7 +7,7 @@ import pytest
 
 import yaml
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate import bandpowers, curvature, derivatives, nuisances, own_maps
+from cobaya_cnnlens.calibrate import bandpowers, curvature, derivatives, nuisances, own_maps, power
 from cobaya_cnnlens.calibrate.assemble import (
     WINDOW_TOLERANCE,
     make_data_release,
@@ -24,6 +24,7 @@ from cobaya_cnnlens.calibrate.curvature import (
     direction,
     second_order,
 )
+from cobaya_cnnlens.calibrate.derivatives import Bench
 from cobaya_cnnlens.calibrate.response import calibrate
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
@@ -35,6 +36,7 @@ from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.simulate.instrument import Systematics
 from cobaya_cnnlens.simulate.patches import patch_centres
+from cobaya_cnnlens.simulate.tiling import evenly
 from cobaya_cnnlens.validate import coverage, points
 
 from .written import (
@@ -326,6 +328,44 @@ def load_points(config, changes):
     return load_config(path)
 
 
+@pytest.mark.parametrize("prior", [{}, {"logA": (2.7, 3.4)}])
+def test_stratified_truths_fill_the_prior(tiny, prior):
+    """Of 64, every sixteenth of each axis, and every sixteenth of a plane, holds its share to one
+    or two; sixty-four independent ones leave sixteenths empty."""
+    section = tiny.coverage.model_copy(update={"stratified": True, **prior})
+    run = Run(tiny.model_copy(update={"coverage": section}))
+    found = [coverage.drawn(run, i) for i in range(64)]
+    unit = np.array(
+        [[(x[k] - low) / (high - low) for k, (low, high) in section.prior.items()] for x in found]
+    )
+    for column in unit.T:
+        counts = np.histogram(column, 16, (0, 1))[0]
+        assert counts.min() >= 2 and counts.max() <= 6, counts
+    if prior:
+        counts = np.histogram2d(*unit.T, 4, [(0, 1), (0, 1)])[0]
+        assert counts.min() >= 2 and counts.max() <= 6, counts
+        first = coverage.cosmology_of(run, 0)
+        assert first.As == pytest.approx(1e-10 * np.exp(found[0]["logA"]))
+
+
+def test_coverage_of_some_patches_with_their_power(tiny):
+    """Patches are those of the whole sky, spread evenly; their power is that of their maps."""
+    section = tiny.coverage.model_copy(update={"patches": 2})
+    some = tiny.model_copy(update={"coverage": section, "data_debias": True})
+    whole, part = Run(tiny, HASH, Linear()), Run(some, HASH, Linear())
+    coverage.measure(whole, [0])
+    want = coverage.read(whole)[0]
+    coverage.path(whole, 0).unlink()
+    coverage.measure(part, [0])
+    found = coverage.read(part)[0]
+    rows = evenly(len(want.auto), 2)
+    np.testing.assert_allclose(found.auto, want.auto[rows], rtol=1e-6)
+    np.testing.assert_allclose(found.truth, want.truth[rows], rtol=1e-6)
+    assert want.power is None
+    bench = Bench(part, 0, 1, coverage.cosmology_of(part, 0), coverage.KIND, rows=rows)
+    np.testing.assert_allclose(found.power, power.power_of(part)(*bench.observed()), rtol=1e-9)
+
+
 def test_coverage_skies_are_drawn_from_the_prior(tiny):
     """Each has its own ω_c, phases and noise; measuring again does nothing; a changed prior is
     another product."""
@@ -340,7 +380,7 @@ def test_coverage_skies_are_drawn_from_the_prior(tiny):
     coverage.measure(Run(tiny, HASH, Linear()))
     one, two = coverage.read(Run(tiny, HASH))
     np.testing.assert_array_equal(first.auto, one.auto)
-    assert (one.omch2, two.omch2) == tuple(values[:2])
+    assert [sky.parameters for sky in (one, two)] == [{"omch2": x} for x in values[:2]]
     assert np.abs(np.corrcoef(one.auto[:, 0], two.auto[:, 0])[0, 1]) < 0.6
     before = coverage.path(Run(tiny), 0).stat().st_mtime_ns
     coverage.measure(Run(tiny, HASH, Linear()))

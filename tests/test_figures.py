@@ -290,8 +290,9 @@ assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyp
 def test_the_figure_of_coverage(made):
     """Ranks by tenths over the band of simulated sets, and every survey's pull at its truth."""
     run = Run(made)
-    table = coverage.coverage_table(run, make_release(run, "fiducial"))
-    left, right = figures.draw_coverage(table).axes
+    tables = coverage.coverage_tables(run, make_release(run, "fiducial"))
+    left, right = figures.draw_coverage(tables).axes
+    (table,) = tables
     ranks, band = (patch.get_data() for patch in left.patches)
     np.testing.assert_array_equal(ranks.values, table.tenths)
     assert (band.baseline <= band.values).all()

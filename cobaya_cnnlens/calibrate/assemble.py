@@ -99,12 +99,9 @@ def make_releases(
         if calibrated is None:
             calibrated = _assemble(run, data[survey], {})
         made[survey] = replace(
-            calibrated,
+            with_data(calibrated, data[survey], powers.get(survey)),
             name=release_name(run, survey, sky),
             description=f"Mock survey of {_description(len(data[survey]), run.config)}",
-            bandpowers=_debiased(data[survey], calibrated),
-            data_debias=_own_power(calibrated, powers.get(survey)),
-            n_patches=len(data[survey]),
             provenance=calibrated.provenance
             | {"skies": calibrated.provenance["skies"] | origin}
             | {"packages": _package_versions() if packages else {}},
@@ -163,12 +160,9 @@ def make_calibrated_release(
         if key != "maps" and not key.startswith("survey-")
     }
     return replace(
-        calibration,
+        with_data(calibration, measured.auto, measured.power),
         name=name,
         description=_description(len(measured.auto), setup),
-        bandpowers=_debiased(measured.auto, calibration),
-        data_debias=_own_power(calibration, measured.power),
-        n_patches=len(measured.auto),
         provenance=calibration.provenance
         | {
             "skies": {**skies, "maps": measured.source},
@@ -255,6 +249,22 @@ def _assemble(run: Run, auto: np.ndarray, origin: dict) -> Release:
             "derivative_excursion_omch2": config.derivatives.omch2_step,
             "derivative_step": config.derivatives.step,
         },
+    )
+
+
+def with_data(calibration: Release, auto: np.ndarray, power: np.ndarray | None) -> Release:
+    """The release of other patches by this calibration.
+
+    Parameters
+    ----------
+    auto : ⟨κ̂κ̂*⟩, (n_patches, n_bins)
+    power : of E and B of the same patches, (n_patches, n_power), for the debias from the data
+    """
+    return replace(
+        calibration,
+        bandpowers=_debiased(auto, calibration),
+        data_debias=_own_power(calibration, power),
+        n_patches=len(auto),
     )
 
 

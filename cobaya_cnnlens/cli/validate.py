@@ -159,7 +159,7 @@ def coverage(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
 ) -> None:
-    """Simulate skies of omch2 drawn from a prior, and print how often posteriors hold the truth."""
+    """Simulate skies of a prior (omch2, logA), and print how often posteriors hold the truth."""
     run = runs.load(config)
     from ..calibrate.assemble import make_release
     from ..likelihood.release import read_release
@@ -171,13 +171,13 @@ def coverage(
         coverage.measure(run, index, threads)
     if index is None:
         tested = read_release(release) if release else make_release(run, run.config.first_survey)
-        table = coverage.coverage_table(run, tested, patches_each)
-        typer.echo(format_coverage(table))
+        tables = coverage.coverage_tables(run, tested, patches_each)
+        typer.echo("\n\n".join(map(format_coverage, tables)))
         if out:
             from ..report.drawing import save
             from ..report.figures import draw_coverage
 
-            typer.echo(save(draw_coverage(table), out))
+            typer.echo(save(draw_coverage(tables), out))
 
 
 @command()

@@ -265,10 +265,11 @@ class BandpowerLikelihood:
             raise SpectrumError(_NOT_FINITE)
         return chi2
 
-    def chi2_of(self, models: np.ndarray) -> np.ndarray:
-        """χ² of several models (..., n_bins), (...)."""
-        deviations = self._deviations(models)
-        return np.einsum("...i,ij,...j->...", deviations, self.inverse, deviations)
+    def chi2_of(self, models: np.ndarray, data: np.ndarray | None = None) -> np.ndarray:
+        """χ² of several models (..., n_bins), (...); of other ``data`` than the release's, debiased
+        alike, if they are given, of a shape that goes with that of ``models``."""
+        deviations = self._deviations(models, data)
+        return ((deviations @ self.inverse) * deviations).sum(-1)
 
     def scatter(self, models: np.ndarray) -> np.ndarray:
         """Standard deviation of data of these models (..., n_bins) over that of ``covariance``:
@@ -277,10 +278,10 @@ class BandpowerLikelihood:
             return (models + self._noise) / self._fiducial_total
         return np.ones_like(models)
 
-    def _deviations(self, model: np.ndarray) -> np.ndarray:
+    def _deviations(self, model: np.ndarray, data: np.ndarray | None = None) -> np.ndarray:
         """d − µ, or X_b = T^fid_b g(T̂_b/T_b), T = µ + N, for "hamimeche-lewis"; (..., n_bins)."""
         if self.statistics != "hamimeche-lewis":
-            return self.bandpowers - model
+            return (self.bandpowers if data is None else data) - model
         total = model + self._noise
         if not np.isfinite(total).all():
             raise SpectrumError(_NOT_FINITE)
@@ -289,7 +290,8 @@ class BandpowerLikelihood:
                 "the theory's bandpowers with the noise on top are not positive; check the theory "
                 "and the nuisances"
             )
-        return self._fiducial_total * hamimeche_lewis(self._total / total)
+        measured = self._total if data is None else data + self._noise
+        return self._fiducial_total * hamimeche_lewis(measured / total)
 
     def log_likelihood(
         self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +14,7 @@ from ..pipeline import networks
 from ..pipeline.observation import observe_sky
 from ..pipeline.run import Run
 from ..validate import stages
-from ..validate.coverage import CoverageTable, coverage_table
+from ..validate.coverage import CoverageTable, coverage_tables
 from ..validate.exhibits import reconstruct_all, shown_patch
 from ..validate.noise import noise_table
 from ..validate.primary import JointCovariance, read_joint
@@ -246,13 +246,20 @@ def _correlation(axis: Axes, joint: JointCovariance, name: str, label: str) -> N
 def coverage_figure(run: Run) -> Figure:
     """Ranks of the truth in the posteriors of the coverage surveys, and their pulls."""
     release = make_release(run, run.config.first_survey)
-    return draw_coverage(coverage_table(run, release))
+    return draw_coverage(coverage_tables(run, release))
 
 
-def draw_coverage(table: CoverageTable) -> Figure:
-    """The figure of a table of coverage; the band holds 68% of sets simulated under the release's
-    model, calibration errors included."""
-    figure, (left, right) = subplots(1, 2, figsize=(11, 4))
+def draw_coverage(tables: Sequence[CoverageTable]) -> Figure:
+    """The figure of tables of coverage, a row for each parameter; the band holds 68% of sets
+    simulated under the release's model, calibration errors included."""
+    figure, rows = subplots(len(tables), 2, figsize=(11, 4 * len(tables)), squeeze=False)
+    for axes, table in zip(rows, tables, strict=True):
+        _draw_ranks(*axes, table)
+    figure.tight_layout()
+    return figure
+
+
+def _draw_ranks(left: Axes, right: Axes, table: CoverageTable) -> None:
     counts = table.tenths
     edges = np.linspace(0.0, 1.0, len(counts) + 1)
     left.stairs(counts, edges, lw=1.5)
@@ -266,9 +273,10 @@ def draw_coverage(table: CoverageTable) -> Figure:
     )
     right.errorbar(table.truth, table.pulls, fmt=".", ms=3)
     right.axhline(0, color="k", lw=0.8)
-    right.set(xlabel=r"true $\Omega_c h^2$", ylabel=r"(estimate - truth) / expected error")
-    figure.tight_layout()
-    return figure
+    labels = {"omch2": r"$\Omega_c h^2$", "logA": r"$\ln(10^{10} A_s)$"}
+    right.set(
+        xlabel=f"true {labels[table.parameter]}", ylabel=r"(posterior mean - truth) / $\sigma$"
+    )
 
 
 def _map(figure, axis, values, title, half, scale=None):

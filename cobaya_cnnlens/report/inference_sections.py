@@ -127,25 +127,24 @@ def read_history(path: Path) -> list[dict]:
 
 def coverage(material: Material, section: Section) -> None:
     from ..likelihood.release import read_release
-    from ..validate.coverage import INTERVALS, coverage_table
+    from ..validate.coverage import INTERVALS, coverage_tables
     from .figures import draw_coverage
 
     run = material.run(material.plan.coverage)
     release = read_release(material.plan.release)
     rows = []
     for patches_each in (run.config.coverage.patches_each, 1):
-        table = coverage_table(run, release, patches_each)
+        tables = coverage_tables(run, release, patches_each)
         if patches_each > 1:
             caption = "Rank of the truth in the posteriors, and pulls, of disjoint mock surveys"
-            section.pictures.append(Picture(caption, draw_coverage(table)))
-        covered = [Measured(*table.covered(p)) for p in INTERVALS]
-        bias = Measured(*table.bias())
-        rows.append(
-            (patches_each, len(table.rank), table.n_skies, *covered, table.uniformity, bias)
-        )
-    columns = ("patches", "surveys", "skies", "in 68%", "in 95%", "p(uniform ranks)", "bias of ω_c")
+            section.pictures.append(Picture(caption, draw_coverage(tables)))
+        for table in tables:
+            covered = [Measured(*table.covered(p)) for p in INTERVALS]
+            size = (table.parameter, patches_each, len(table.rank), table.n_skies)
+            rows.append((*size, *covered, table.uniformity, Measured(*table.bias())))
+    columns = ("", "patches", "surveys", "skies", "in 68%", "in 95%", "p(uniform ranks)", "bias")
     caption = (
-        f"Posteriors of ω_c with the {release.name} release's likelihood; ω_c of every sky drawn "
+        f"Posteriors with the {release.name} release's likelihood; parameters of every sky drawn "
         "from the prior. Errors: block bootstrap over the skies; ranks: among simulated surveys "
         "that share a calibration error"
     )

@@ -248,17 +248,17 @@ def format_points(group: str, table: PointsTable) -> str:
 
 
 def format_coverage(table: CoverageTable) -> str:
-    """Coverage of posteriors of ω_c, with errors of resampled skies, beside what simulated sets of
-    surveys with the calibration's own error give."""
+    """Coverage of posteriors of one parameter, with errors of resampled skies, beside what
+    simulated sets of surveys with the calibration's own error give."""
     from ..validate.coverage import INTERVALS
 
     low, high = table.prior
     bias, error = table.bias()
     scatter, scatter_error = table.scatter()
-    mean_pull = bias / table.expected.mean()
+    sigma = float(np.sqrt(np.mean(table.sigma**2)))
     lines = [
-        f"{len(table.rank)} disjoint surveys of {table.patches_each} patches from {table.n_skies} "
-        f"skies; omch2 drawn evenly from {low} to {high}",
+        f"{table.parameter}: {len(table.rank)} disjoint surveys of {table.patches_each} patches "
+        f"from {table.n_skies} skies; drawn evenly from {low} to {high}",
         "errors: block bootstrap over the skies"
         + ("; one sky alone gives none" if table.n_skies == 1 else ""),
     ]
@@ -273,11 +273,8 @@ def format_coverage(table: CoverageTable) -> str:
         f"ranks of the truth, tenths: {' '.join(map(str, table.tenths))}; uniform with p = "
         f"{table.uniformity:.3f} (chi2 of the tenths among {len(table.simulated.tenths)} simulated "
         "sets)",
-        "without the prior: maximum likelihood within 1, 1.96 expected errors of the truth in "
-        + ", ".join(f"{100 * np.mean(np.abs(table.pulls) < z):.1f}%" for z in (1.0, 1.96)),
-        f"maximum likelihood minus truth: {bias:+.5f} +- {error:.5f} ({mean_pull:+.3f} of the "
-        f"expected error, {table.expected.mean():.5f}); scatter {scatter:.3f} +- "
-        f"{scatter_error:.3f} expected errors",
+        f"posterior mean minus truth: {bias:+.5f} +- {error:.5f} ({bias / sigma:+.3f} of a "
+        f"posterior's sigma, {sigma:.5f}); its rms {scatter:.3f} +- {scatter_error:.3f} sigma",
     ]
     edges = np.linspace(low, high, 5)
     for a, b in itertools.pairwise(edges):

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +29,9 @@ from tqdm import tqdm
 
 from .. import products
 from ..calibrate import power
+from ..calibrate.assemble import with_data
 from ..calibrate.bandpowers import measurement_recipe
 from ..calibrate.derivatives import Bench
-from ..calibrate.response import Calibration
 from ..errors import CNNLensError
 from ..likelihood.bandpowers import BandpowerLikelihood
 from ..likelihood.release import Release
@@ -40,17 +40,16 @@ from ..pipeline.run import Run
 from ..simulate.skies import seed_sequence
 from ..simulate.tiling import evenly
 from ..theory.camb import Cosmology
-from .omch2 import Omch2Likelihood
+from .posterior_grid import Marginal, PosteriorGrid
 
 KIND = "coverage"
 ALGORITHM = 1
 INTERVALS = (0.68, 0.95)
 N_TENTHS = 10
-# Sets of skies drawn with replacement for the errors, and their seed; simulated sets of surveys,
-# whose seed is the configuration's; and nodes of their posteriors in an expected error of ω_c.
+# Sets of skies drawn with replacement for the errors, and their seed; and simulated sets of surveys
+# by the number of parameters, whose seed is the configuration's.
 N_RESAMPLED, RESAMPLING_SEED = 4000, 0
-N_SIMULATED = 499
-NODES_PER_SIGMA = 8
+N_SIMULATED = {1: 499, 2: 49}
 # Steps of the stratified truths, by the number of parameters: powers of 1/g, g^(d+1) = g + 1, the
 # generalised golden ratio (a Kronecker sequence; Roberts 2018, "The unreasonable effectiveness of
 # quasirandom sequences").
@@ -61,11 +60,13 @@ GOLDEN = {
 
 @dataclass(frozen=True)
 class CoverageSky:
-    """True ω_c of a sky, and per patch ``auto`` ⟨κ̂κ̂*⟩ and ``truth`` ⟨κκ*⟩, (n_patches, n_bins)."""
+    """True parameters of a sky, and per patch ``auto`` ⟨κ̂κ̂*⟩ and ``truth`` ⟨κκ*⟩,
+    (n_patches, n_bins), and the patches' own ``power``, (n_patches, n_power), where it was kept."""
 
-    omch2: float
+    parameters: dict[str, float]
     auto: np.ndarray
     truth: np.ndarray
+    power: np.ndarray | None = None
 
 
 def path(run: Run, index: int) -> Path:
@@ -146,8 +147,8 @@ def read(run: Run) -> list[CoverageSky]:
         if index and not path(run, index).exists():
             break
         with products.open_product(path(run, index), KIND, recipe(run, index)) as product:
-            omch2 = cosmology_of(run, index).omch2
-            found.append(CoverageSky(omch2, product.array("auto"), product.array("truth")))
+            arrays = {name: product.array(name) for name in product.names()}
+        found.append(CoverageSky(drawn(run, index), **arrays))
     return found
 
 
@@ -165,23 +166,24 @@ class SimulatedRanks:
 
 @dataclass(frozen=True)
 class CoverageTable:
-    """Posteriors of ω_c of disjoint surveys under the prior that their truths were drawn from.
+    """Posteriors of one parameter of disjoint surveys under the prior that their truths were drawn
+    from, the other parameter marginalised.
 
     Attributes
     ----------
+    parameter : its name
     patches_each : patches per survey
     prior : its two ends
     sky : number of the sky that each survey was cut from, from 0, (n_surveys,)
-    truth, mean, sigma : true ω_c, posterior mean and standard deviation, (n_surveys,)
+    truth, mean, sigma : true value, posterior mean and standard deviation, (n_surveys,)
     rank : posterior probability below the truth, (n_surveys,)
-    best : maximum-likelihood ω_c over a range wider than the prior, (n_surveys,)
-    expected : Fisher error of ω_c at each truth, (n_surveys,)
     simulated : ranks that the model gives
 
     Errors are those of the finite number of skies (block bootstrap), NaN for a single one; what
     the calibration's own error adds is in ``simulated``.
     """
 
+    parameter: str
     patches_each: int
     prior: tuple[float, float]
     sky: np.ndarray
@@ -189,8 +191,6 @@ class CoverageTable:
     mean: np.ndarray
     sigma: np.ndarray
     rank: np.ndarray
-    best: np.ndarray
-    expected: np.ndarray
     simulated: SimulatedRanks
 
     @property
@@ -204,18 +204,19 @@ class CoverageTable:
 
     @property
     def pulls(self) -> np.ndarray:
-        """(best − truth)/expected error, (n_surveys,)."""
-        return (self.best - self.truth) / self.expected
+        """(mean − truth)/σ of every posterior, (n_surveys,)."""
+        return (self.mean - self.truth) / self.sigma
 
     def scatter(self) -> tuple[float, float]:
-        """Standard deviation of the pulls and its standard error."""
-        mean, square = self._resampled(self.pulls), self._resampled(self.pulls**2)
-        error = self._error(np.sqrt(square - mean**2))
-        return float(self.pulls.std(ddof=1)), error
+        """Root mean square of mean − truth over that of σ, and its standard error: over the prior,
+        the variance of a posterior is the expected square of its mean's error."""
+        square, variance = (self.mean - self.truth) ** 2, self.sigma**2
+        resampled = np.sqrt(self._resampled(square) / self._resampled(variance))
+        return float(np.sqrt(square.mean() / variance.mean())), self._error(resampled)
 
     def bias(self) -> tuple[float, float]:
-        """Mean of best − truth and its standard error."""
-        difference = self.best - self.truth
+        """Mean of (posterior mean − truth), zero over the prior, and its standard error."""
+        difference = self.mean - self.truth
         return float(difference.mean()), self._error(self._resampled(difference))
 
     @property
@@ -261,73 +262,52 @@ def _tenths(rank):
     return np.histogram(rank, N_TENTHS, range=(0.0, 1.0))[0]
 
 
-def cumulative(
-    table: Omch2Likelihood,
-    data: np.ndarray,
-    covariance: np.ndarray,
-    grid: np.ndarray,
-    scale: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Posteriors of data (n, n_bins) under a prior that is even over the grid of ω_c, each
-    normalised to a sum of 1, and their cumulative values; (n, n_grid) each."""
-    probability = table.posterior(data, covariance, grid, scale)
-    below = np.cumsum(0.5 * (probability[:, 1:] + probability[:, :-1]), axis=1)
-    below = np.pad(below / below[:, -1:], ((0, 0), (1, 0)))
-    return probability / probability.sum(1, keepdims=True), below
-
-
-def ranks(grid: np.ndarray, below: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Cumulative values (n, n_grid) at the truths (n,), on an even grid."""
-    place = (truth - grid[0]) / (grid[1] - grid[0])
-    left = np.minimum(place.astype(int), len(grid) - 2)
-    rows = np.arange(len(truth))
-    low, high = below[rows, left], below[rows, left + 1]
-    return low + (high - low) * (place - left)
-
-
 def simulate_ranks(
-    table: Omch2Likelihood,
+    grid: PosteriorGrid,
+    likelihood: BandpowerLikelihood,
     truth: np.ndarray,
-    own: np.ndarray,
-    shared: np.ndarray,
-    prior: tuple[float, float],
-    scale: float,
     generator: np.random.Generator,
-    n_sets: int = N_SIMULATED,
-) -> SimulatedRanks:
-    """Sets of surveys as the model has them: d = µ(ω_c) + c + e, with c of covariance ``shared``
-    once a set and e of covariance ``own`` for every survey.
+    n_sets: int,
+) -> list[SimulatedRanks]:
+    """Sets of surveys as the likelihood has them, of each parameter: d = µ(θ) + s(θ)(c + e), with
+    c of the calibration's covariance once a set, e of the survey's own for each, and s the scatter
+    at θ over the fiducial's.
 
     Parameters
     ----------
-    truth : ω_c of each survey of a set, (n_surveys,)
-    own, shared : covariance of a survey's own scatter and of the calibration, (n_bins, n_bins)
-    prior : two ends of ω_c's
-    scale : factor of the inverse covariance in the posteriors
+    truth : parameters of each survey of a set, (n_surveys, n_parameters)
     """
-    mu, covariance = table.model(truth), own + shared
-    narrowest = min(table.sigma(end, covariance) for end in prior)
-    nodes = math.ceil(NODES_PER_SIGMA * (prior[1] - prior[0]) / narrowest)
-    grid = np.linspace(*prior, max(nodes, 2 * NODES_PER_SIGMA) + 1)
+    release, bins = likelihood.release, np.ix_(likelihood.bins, likelihood.bins)
+    own = (release.patch_covariance / release.n_patches)[bins]
+    shared = likelihood.covariance - own
+    table = grid.table(likelihood)
+    mu = grid.at(truth) @ table
+    scale = likelihood.scatter(mu)
     zero = np.zeros(len(own))
-    tenths, covered = [], []
+    ranks = []
     for _ in range(n_sets):
         calibration = generator.multivariate_normal(zero, shared)
         scatter = generator.multivariate_normal(zero, own, size=len(truth))
-        _, below = cumulative(table, mu + calibration + scatter, covariance, grid, scale)
-        rank = ranks(grid, below, truth)
-        tenths.append(_tenths(rank))
-        covered.append([_inside(rank, p).mean() for p in INTERVALS])
-    return SimulatedRanks(np.array(tenths), np.array(covered))
+        found = grid.posterior(likelihood, table, mu + scale * (calibration + scatter))
+        ranks.append([p.ranks(t) for p, t in zip(found, truth.T, strict=True)])
+    return [
+        SimulatedRanks(
+            np.array([_tenths(r) for r in of_one]),
+            np.array([[_inside(r, p).mean() for p in INTERVALS] for r in of_one]),
+        )
+        for of_one in zip(*ranks, strict=True)
+    ]
 
 
-def coverage_table(
+def coverage_tables(
     run: Run,
     release: Release,
     patches_each: int | None = None,
-    noise_debias: str = "quadratic",
-) -> CoverageTable:
-    """Posteriors of all disjoint surveys that the coverage skies give.
+    noise_debias: str = "best",
+    statistics: str = "hamimeche-lewis",
+) -> list[CoverageTable]:
+    """Posteriors of all disjoint surveys that the coverage skies give, a table for each parameter
+    of the prior.
 
     Parameters
     ----------
@@ -347,46 +327,47 @@ def coverage_table(
             f"{str(made_with)[:16]}…, the configuration's is {run.estimator_id[:16]}…; use the "
             "release that this network made"
         )
-    calibration = Calibration(
-        release.response, release.response_error, release.noise, release.noise_error
-    )
-    likelihood = BandpowerLikelihood(release, noise_debias, "hartlap")
-    table = Omch2Likelihood(run, likelihood)
-    shared = release.noise_covariance + release.derivative_covariance
-    covariance = release.patch_covariance / patches_each + shared
-    truth, data, origin = [], [], []
+    surveys, truth, origin = [], [], []
     for number, sky in enumerate(read(run)):
         n = len(sky.auto) // patches_each
         if not n:
             raise CNNLensError(f"a sky has {len(sky.auto)} patches, a survey {patches_each}")
-        debiased = calibration.debias(sky.auto)[: n * patches_each]
-        data.append(debiased.reshape(n, patches_each, -1).mean(1))
-        truth += [sky.omch2] * n
-        origin += [number] * n
-    truth, data = np.array(truth), np.concatenate(data)
-    low, high = config.coverage.omch2
-    grid = np.linspace(low, high, 2001)
-    probability, below = cumulative(table, data, covariance, grid, likelihood.hartlap)
-    mean = probability @ grid
-    best, _ = table.maximum(data, covariance)
-    simulated = simulate_ranks(
-        table,
-        truth,
-        release.patch_covariance / patches_each,
-        shared,
-        (low, high),
-        likelihood.hartlap,
-        np.random.default_rng(seed_sequence(config.seed, f"{KIND}/ranks")),
+        if sky.power is None and release.data_debias is not None:
+            release = replace(release, data_debias=None)
+        for k in range(n):
+            of_survey = slice(k * patches_each, (k + 1) * patches_each)
+            power = None if sky.power is None else sky.power[of_survey]
+            surveys.append(with_data(release, sky.auto[of_survey], power))
+            truth.append(list(sky.parameters.values()))
+            origin.append(number)
+    typical = BandpowerLikelihood(surveys[0], noise_debias, statistics)
+    grid = PosteriorGrid.of_prior(
+        config.coverage.prior, lambda at: run.spectra(cosmology_at(run, at))
     )
-    return CoverageTable(
-        patches_each,
-        (low, high),
-        np.array(origin),
-        truth,
-        mean,
-        np.sqrt(probability @ grid**2 - mean**2),
-        ranks(grid, below, truth),
-        best,
-        np.array([table.sigma(t, covariance) for t in truth]),
-        simulated,
-    )
+    found = []
+    for survey in surveys:
+        likelihood = BandpowerLikelihood(survey, noise_debias, statistics)
+        found.append(
+            grid.posterior(likelihood, grid.table(likelihood), likelihood.bandpowers[None])
+        )
+    true, sky_of = np.array(truth), np.array(origin)
+    generator = np.random.default_rng(seed_sequence(config.seed, f"{KIND}/ranks"))
+    n_sets = N_SIMULATED[len(config.coverage.prior)]
+    simulated = simulate_ranks(grid, typical, true, generator, n_sets)
+    tables = []
+    for i, (name, ends) in enumerate(config.coverage.prior.items()):
+        of_one = Marginal(grid.axes[i], np.concatenate([f[i].probability for f in found]))
+        tables.append(
+            CoverageTable(
+                name,
+                patches_each,
+                ends,
+                sky_of,
+                true[:, i],
+                of_one.mean,
+                of_one.sigma,
+                of_one.ranks(true[:, i]),
+                simulated[i],
+            )
+        )
+    return tables
