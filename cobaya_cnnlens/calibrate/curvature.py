@@ -75,18 +75,21 @@ def read(run: Run, response: np.ndarray, first: NoiseDerivatives) -> Curvature:
     return curvature_of(run, first, shifted_noise(run, response))
 
 
-def curvature_of(run: Run, first: NoiseDerivatives, shifted_noise: np.ndarray) -> Curvature:
+def curvature_of(
+    run: Run, first: NoiseDerivatives, shifted_noise: np.ndarray, by_kk: bool = False
+) -> Curvature:
     """What the first order leaves of the noise debias at ω_c − step and ω_c + step,
-    (2, n_patches, n_bins)."""
+    (2, n_patches, n_bins); with ``by_kk`` the amplitude is that of C^κκ alone."""
     shifted = (run.config.cosmology.vary(omch2=omch2) for omch2 in run.config.shifted_omch2())
     changes = np.array([all_band_changes(run, first, cosmology) for cosmology in shifted])
-    along = direction(*changes)
+    n_kk = len(first.kk.edges) - 1
+    seen = changes * (np.arange(changes.shape[1]) < n_kk) if by_kk else changes
+    along = direction(*seen)
     change = shifted_noise - first.centre
     bands = np.concatenate([first.kk.patches, first.ee.patches], axis=2)
     first_order = np.einsum("pbj,sj->spb", bands, changes)
     amplitudes = changes @ along
     patches = second_order(change - first_order, amplitudes)
-    n_kk = len(first.kk.edges) - 1
     shift = first_order[1] + patches * amplitudes[1] ** 2
     return Curvature(along[:n_kk], along[n_kk:], patches, shift)
 

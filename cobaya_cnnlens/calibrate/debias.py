@@ -13,28 +13,32 @@ linear estimate of d's change with x from p̂, whose scatter over n patches is C
 
     G = (A S² Jᵀ + C_dp/n) (J S² Jᵀ + C_pp/n)⁻¹.
 
-C_dp takes with it what of d's scatter the patches' own power tells. What G leaves, A − G J, stays
-in the model, and so does −G ∂p̂/∂ ln C^κκ: d' is unbiased for any G. Second order, nuisances and
-covariances are measured of d' as they are of d.
+C_dp takes with it what of d's scatter the patches' own power tells. d' is unbiased for any G. What G
+leaves of A, A − G J, is zero within a fraction of its Monte-Carlo error, and is left out of the
+model: its error is not, and the model keeps no part of theory's C^EE. −G ∂p̂/∂ ln C^κκ stays in it.
+Second order (:mod:`.second_order`, or along ω_c in C^κκ alone without ``points.fit``), nuisances
+and covariances are measured of d' as they are of d.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..likelihood.document import NUISANCES
 from ..likelihood.release import DataDebias
 from ..pipeline.run import Run
-from . import curvature, nuisances, power
+from ..theory.camb import Cosmology
+from . import curvature, nuisances, power, second_order
 from .bandpowers import PatchBandpowers
 from .covariance import mean_covariance, sample_covariance
 from .derivatives import SET, BandDerivatives, NoiseDerivatives
 from .response import Calibration, standard_error
+from .second_order import SecondOrder
 
 # Prior widths S: of the power in a band of E, and of the noise rms, relative.
-E_WIDTH, NOISE_WIDTH = 0.2, 0.05
+E_WIDTH, NOISE_WIDTH = 1.0, 0.05
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,86 @@ class Measured:
     nuisances: tuple[np.ndarray, np.ndarray]
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """G, and of d' = d − G p̂ what :class:`Measured` holds of d.
+
+    Attributes
+    ----------
+    gain : G, (n_bins, n_power)
+    bands, shifted : of d'
+    of_power : answers of p̂
+    fiducial : mean of p̂, (n_power,)
+    second : second order over the prior, or None
+    """
+
+    gain: np.ndarray
+    bands: NoiseDerivatives
+    shifted: np.ndarray
+    of_power: Measured
+    fiducial: np.ndarray
+    second: SecondOrder | None
+
+    def error_at(self, run: Run, cosmology: Cosmology) -> np.ndarray:
+        """Monte-Carlo covariance of the model at a cosmology, (n_bins, n_bins): of the first order,
+        the mean of two measurements if there is a second order, and of that."""
+        change = curvature.all_band_changes(run, self.bands, cosmology)
+        kk, ee = np.split(change, [len(self.bands.kk.edges) - 1])
+        first = mean_covariance(self.bands.kk.patches @ kk + self.bands.ee.patches @ ee)
+        if self.second is None:
+            curved = _curved(run, self.bands, self.shifted)
+            along = kk @ curved.kk_direction
+            return first + mean_covariance(curved.patches) * along**4
+        of_power = self.of_power.first
+        power = of_power.kk.values @ kk + of_power.ee.values @ ee
+        return 0.25 * first + self.second.error_at(power, kk)
+
+
+def fit(
+    run: Run, calibration: Calibration, test: PatchBandpowers, of_d: Measured, n_patches: int
+) -> Fitted:
+    """G of surveys of ``n_patches``, and what it leaves.
+
+    Raises
+    ------
+    products.ProductError
+        if the power of a set, or a point of ``points.fit``, has not been measured
+    """
+    answers = _power_answers(run)
+    of_test = power.read(run, "test", range(run.config.skies.test))["power"]
+    fiducial = of_test.mean(0)
+    # Relative powers: p̂ spans six orders of magnitude.
+    debiased = calibration.debias(test.auto)
+    scatter = sample_covariance(np.hstack([debiased, of_test / fiducial])) / n_patches
+    n_bins = debiased.shape[1]
+    noise, n_ee = NUISANCES.index("noise"), len(of_d.first.ee.edges) - 1
+
+    def with_noise(of: Measured) -> np.ndarray:
+        return np.column_stack([of.first.ee.values, of.nuisances[0][..., noise].mean(0)])
+
+    def estimate(of_what: np.ndarray, cross: np.ndarray) -> np.ndarray:
+        of_power, widths = with_noise(answers) / fiducial[:, None], np.full(n_ee + 1, E_WIDTH)
+        widths[-1] = NOISE_WIDTH
+        within = scatter[n_bins:, n_bins:]
+        return coefficients(of_what, of_power, widths, cross, within) / fiducial
+
+    gain = estimate(with_noise(of_d), scatter[:n_bins, n_bins:])
+    bands, shifted = _less_power(of_d.first, of_d.shifted, answers, gain)
+    second = None
+    if run.config.points.fit is not None:
+        of_noise = (answers.nuisances[0][..., noise].mean(0) / fiducial)[:, None]
+        weight = np.linalg.inv(scatter[n_bins:, n_bins:])
+
+        def amplitudes(directions: np.ndarray) -> np.ndarray:
+            """Generalised least squares of the amplitudes of changes of C^EE, the noise free."""
+            changes = answers.first.ee.values @ directions.T / fiducial[:, None]
+            seen = np.hstack([changes, of_noise])
+            return np.linalg.solve(seen.T @ weight @ seen, seen.T @ weight)[:-1] / fiducial
+
+        second = second_order.fit(run, calibration.response, bands, gain, amplitudes)
+    return Fitted(gain, bands, shifted, answers, fiducial, second)
+
+
 def data_debias(
     run: Run, calibration: Calibration, test: PatchBandpowers, of_d: Measured, n_patches: int
 ) -> DataDebias:
@@ -55,54 +139,71 @@ def data_debias(
     Raises
     ------
     products.ProductError
-        if the power of a set has not been measured
+        as :func:`fit`
     """
-    config = run.config
-    of_test = power.read(run, "test", range(config.skies.test))["power"]
-    fiducial = of_test.mean(0)
-    answers = _power_answers(run)
-    # Relative powers: p̂ spans six orders of magnitude.
-    debiased = calibration.debias(test.auto)
-    scatter = sample_covariance(np.hstack([debiased, of_test / fiducial]))
-    n_bins = debiased.shape[1]
-    noise = NUISANCES.index("noise")
-    relative = coefficients(
-        np.column_stack([of_d.first.ee.values, of_d.nuisances[0][..., noise].mean(0)]),
-        np.column_stack([answers.first.ee.values, answers.nuisances[0][..., noise].mean(0)])
-        / fiducial[:, None],
-        np.append(np.full(len(of_d.first.ee.edges) - 1, E_WIDTH), NOISE_WIDTH),
-        scatter[:n_bins, n_bins:] / n_patches,
-        scatter[n_bins:, n_bins:] / n_patches,
-    )
-    gain = relative / fiducial
-    bands, shifted = _less_power(of_d.first, of_d.shifted, answers, gain)
-    curved = curvature.curvature_of(run, bands, shifted)
-    of_patches = debiased - (of_test - fiducial) @ gain.T
-    first, second = (
+    found = fit(run, calibration, test, of_d, n_patches)
+    gain, bands = found.gain, found.bands
+    of_test = power.read(run, "test", range(run.config.skies.test))["power"]
+    second_order_arrays: dict[str, np.ndarray] = {}
+    if found.second is None:
+        curved = _curved(run, bands, found.shifted)
+        kk_direction, by_patch = curved.kk_direction, curved.patches
+        model_covariance = mean_covariance(curved.shift)
+    else:
+        second, n_v = found.second, found.second.n_v
+        kk_direction, by_patch = second.kk_direction, second.product(n_v, n_v)
+        shifted = run.config.cosmology.vary(omch2=run.config.shifted_omch2()[1])
+        model_covariance = found.error_at(run, shifted)
+        # One measurement of the first order says d' moves by K δ, the other by that and l w: with
+        # ½ l v taken off the data, the mean of both is K δ + ½ l u.
+        *of_v, of_u = 0.5 * second.linear.T
+        gain = gain + np.transpose(of_v) @ second.ee_directions.T
+        kk = bands.kk.patches + of_u[:, None] * kk_direction
+        bands = replace(bands, kk=replace(bands.kk, patches=kk))
+        squares = [second.product(i, j).mean(0) for i, j in second_order.pairs(n_v)]
+        directions = second.ee_directions
+        second_order_arrays = {
+            "ee_directions": directions,
+            "amplitude_covariance": directions.T @ sample_covariance(of_test) @ directions,
+            "second": np.transpose(squares),
+            "cross": np.transpose([second.product(i, n_v).mean(0) for i in range(n_v)]),
+        }
+    of_patches = calibration.debias(test.auto) - (of_test - found.fiducial) @ gain.T
+    by_nuisance = [
         d - np.einsum("bi,pix->pbx", gain, p)
-        for d, p in zip(of_d.nuisances, answers.nuisances, strict=True)
-    )
+        for d, p in zip(of_d.nuisances, found.of_power.nuisances, strict=True)
+    ]
     measured = power.power_of(run)
     return DataDebias(
         e_edges=measured.e_edges,
         b_edges=measured.b_edges,
-        power=fiducial,
-        fiducial_power=fiducial,
+        power=found.fiducial,
+        fiducial_power=found.fiducial,
         coefficients=gain,
+        kk_direction=kk_direction,
         patch_covariance=sample_covariance(of_patches),
         noise_covariance=mean_covariance(of_patches - test.truth),
-        derivative_covariance=mean_covariance(curved.shift),
+        derivative_covariance=model_covariance,
         kk_derivatives=bands.kk.values,
         kk_derivative_errors=bands.kk.errors,
         ee_derivatives=bands.ee.values,
         ee_derivative_errors=bands.ee.errors,
-        curvature=curved.patches.mean(0),
-        curvature_errors=standard_error(curved.patches),
-        nuisance_first=first.mean(0),
-        nuisance_first_errors=standard_error(first),
-        nuisance_second=second.mean(0),
-        nuisance_second_errors=standard_error(second),
+        curvature=by_patch.mean(0),
+        curvature_errors=standard_error(by_patch),
+        nuisance_first=by_nuisance[0].mean(0),
+        nuisance_first_errors=standard_error(by_nuisance[0]),
+        nuisance_second=by_nuisance[1].mean(0),
+        nuisance_second_errors=standard_error(by_nuisance[1]),
+        **second_order_arrays,
     )
+
+
+def _curved(run: Run, bands: NoiseDerivatives, shifted: np.ndarray) -> curvature.Curvature:
+    """Second order of d' along ω_c, whose amplitude is that of C^κκ alone and whose first order is
+    the model's, without a part of C^EE."""
+    without = bands.ee.patches - bands.ee.values
+    modelled = replace(bands, ee=replace(bands.ee, patches=without))
+    return curvature.curvature_of(run, modelled, shifted, by_kk=True)
 
 
 def coefficients(
@@ -144,13 +245,6 @@ def _power_answers(run: Run) -> Measured:
         found["shifted"],
         nuisances.orders(run, centre, both),
     )
-
-
-def corrected(
-    run: Run, first: NoiseDerivatives, shifted: np.ndarray, gain: np.ndarray
-) -> tuple[NoiseDerivatives, np.ndarray]:
-    """Of d' = d − G p̂ what ``first`` and ``shifted`` are of d."""
-    return _less_power(first, shifted, _power_answers(run), gain)
 
 
 def _less_power(first, shifted, of_power, gain):

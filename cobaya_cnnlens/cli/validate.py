@@ -125,19 +125,30 @@ def points(
     config: ConfigFile,
     index: Indices = None,
     threads: Threads = 0,
+    fit: Annotated[
+        bool, typer.Option(help="Instead: those to which the debias from the data is fitted.")
+    ] = False,
     table_only: Annotated[bool, typer.Option(help="Print the table of what there is.")] = False,
 ) -> None:
     """Make test skies again at other cosmologies; print how far off omch2 is there, in sigmas."""
     run = runs.load(config)
+    from ..calibrate import cosmologies
     from ..report.text import format_points
     from ..validate import points
 
-    if not run.config.points.at:
-        raise ConfigError(f"{config}: key 'points.at' lists no cosmologies; add some")
+    key = "points.fit" if fit else "points.at"
+    wanted = cosmologies.fitted(run) if fit else cosmologies.checked(run)
+    if not wanted:
+        raise ConfigError(f"{config}: key '{key}' lists no cosmologies; add some")
+    for i in index or ():
+        run.config.check_index(cosmologies.SET, i)
     if not table_only:
         runs.ready(run)
-        for i in range(run.config.points.skies) if index is None else index:
-            points.measure(run, i, threads)
+        some = [p for p in wanted if index is None or p.index in index]
+        cosmologies.measure(run, some, threads)
+    if fit:
+        typer.echo(cosmologies.path(run, wanted[0]).parent)
+        return
     for group in run.config.points.at:
         typer.echo(format_points(group, points.points_table(run, group)))
 

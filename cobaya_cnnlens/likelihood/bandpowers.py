@@ -13,8 +13,8 @@ beam, noise and angle), zero for that of the simulations. ``noise_debias``:
 
 - ``"quadratic"``: as above, the noise of κ̂ moves with the theory's C^EE;
 - ``"data"``: what the noise needs to know of E and of the noise of the maps is taken from the
-  survey's own E and B power, d' = d − G (p̂ − p^fid); the model is that of d', in which the theory's
-  C^EE has hardly a part (:class:`~.release.DataDebias`);
+  survey's own E and B power (:class:`~.release.DataDebias`); the model of those data is that above
+  without C^EE, in the sums as in t, and the theory's is not looked at;
 - ``"best"``: "data" where the release holds it, else "quadratic";
 - ``"linear"``: "quadratic" without the second order;
 - ``"fixed"``: without all of the correction, as in Caldeira et al. 2018: that is biased.
@@ -204,7 +204,9 @@ class BandpowerLikelihood:
         if not LEAST_POWER < power < MOST_POWER:
             self._refuse(KAPPA, clkk, clee)
         moved = self._linear @ clkk[self._multipoles]
-        if self.noise_debias != "fixed":
+        if self.noise_debias == "data":
+            moved -= self._offset
+        elif self.noise_debias != "fixed":
             clee = _spectrum(clee, self.lmax_ee, UNLENSED_E)
             powers = self._ee_bands.power(clee)
             if not LEAST_POWER < powers.item(self._probe_band) < MOST_POWER:

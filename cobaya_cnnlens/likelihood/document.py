@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from .release import Release
 
 FORMAT = "cobaya_cnnlens release"
-# The second version has no section ``data_debias``, the third has.
-VERSION, VERSION_WITH_DATA_DEBIAS = 2, 3
+# The second version has no section ``data_debias``, the fourth has. (The third had one in which the
+# theory's C^EE had a part.)
+VERSION, VERSION_WITH_DATA_DEBIAS = 2, 4
 # Instrumental nuisances, in the order of the arrays; relative changes of gain, beam width and noise
 # rms, and a rotation of the polarisation in degrees.
 NUISANCES = ("gain", "beam", "noise", "angle")
@@ -59,6 +60,7 @@ DATA_DEBIAS_ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
     "data_debias.power": ("power", ("n_power",)),
     "data_debias.fiducial_power": ("fiducial_power", ("n_power",)),
     "data_debias.coefficients": ("coefficients", ("n_bins", "n_power")),
+    "data_debias.kk_direction": ("kk_direction", ("n_kk",)),
     **{
         f"data_debias.{attribute}": (attribute, shape)
         for attribute, shape in ARRAYS.values()
@@ -66,6 +68,13 @@ DATA_DEBIAS_ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
         or attribute.startswith(("curvature", "nuisance_first", "nuisance_second"))
         or "derivative" in attribute
     },
+}
+# Those of them that are there together, or not at all.
+SECOND_ORDER_ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "data_debias.ee_directions": ("ee_directions", ("n_power", "n_v")),
+    "data_debias.amplitude_covariance": ("amplitude_covariance", ("n_v", "n_v")),
+    "data_debias.second": ("second", ("n_bins", "n_products")),
+    "data_debias.cross": ("cross", ("n_bins", "n_v")),
 }
 _INTEGER_ARRAYS = {"bins.edges", "derivatives.kk_edges", "derivatives.ee_edges"}
 _SCALARS: dict[str, tuple[str, type]] = {
@@ -117,7 +126,10 @@ def to_document(release: Release) -> dict[str, Any]:
         array = getattr(release, attribute)
         digits = int if key in _INTEGER_ARRAYS else _rounded
         _put(document, key, _nested(array, digits))
-    for key, (attribute, _) in DATA_DEBIAS_ARRAYS.items() if with_data else ():
+    arrays = dict(DATA_DEBIAS_ARRAYS) if with_data else {}
+    if with_data and release.data_debias.n_v:
+        arrays |= SECOND_ORDER_ARRAYS
+    for key, (attribute, _) in arrays.items():
         _put(document, key, _nested(getattr(release.data_debias, attribute), _rounded))
     first, values = [], []
     for row in release.windows:
@@ -158,7 +170,9 @@ def values_of(document: dict[str, Any], source: str) -> dict[str, Any]:
             "it again"
         )
     with_data = version == VERSION_WITH_DATA_DEBIAS
-    _check_keys(document, source, DATA_DEBIAS_ARRAYS if with_data else {})
+    _check_keys(
+        document, source, DATA_DEBIAS_ARRAYS | SECOND_ORDER_ARRAYS if with_data else {}
+    )
     values: dict[str, Any] = {}
     for key, (attribute, kind) in _SCALARS.items():
         value = _get(document, key, source)
@@ -179,10 +193,19 @@ def values_of(document: dict[str, Any], source: str) -> dict[str, Any]:
     values["windows"] = _windows(document, dimensions["n_bins"], source)
     values["data_debias"] = None
     if with_data:
+        arrays = dict(DATA_DEBIAS_ARRAYS)
+        if any(key.split(".")[1] in document["data_debias"] for key in SECOND_ORDER_ARRAYS):
+            arrays |= SECOND_ORDER_ARRAYS
         values["data_debias"] = {
             attribute: _array(document, key, shape, dimensions, source)
-            for key, (attribute, shape) in DATA_DEBIAS_ARRAYS.items()
+            for key, (attribute, shape) in arrays.items()
         }
+        n_v = dimensions.get("n_v", 0)
+        if dimensions.get("n_products", 0) != n_v * (n_v + 1) // 2:
+            raise ReleaseError(
+                f"{source}: field 'data_debias.second' holds {dimensions['n_products']} products, "
+                f"of {n_v} directions there are {n_v * (n_v + 1) // 2}; restore the file"
+            )
         n_power = dimensions["n_e"] + dimensions["n_b"]
         if dimensions["n_power"] != n_power:
             raise ReleaseError(

@@ -56,16 +56,26 @@ class _ReadOnly:
 
 @dataclass(frozen=True)
 class DataDebias(_ReadOnly):
-    """The noise debias from the survey's own E and B: d' = d − G (p̂ − p^fid), and of d' all that a
-    release holds of d (:mod:`cobaya_cnnlens.calibrate.debias`).
+    """The noise debias from the survey's own E and B,
+
+        d'_b = d_b − Σ_i G_bi (p̂_i − p_i^fid) − Σ_{i≤j} S_bij (v_i v_j − ⟨δv_i δv_j⟩/n),
+
+    with amplitudes v = Pᵀ (p̂ − p^fid), and of d' all that a release holds of d
+    (:mod:`cobaya_cnnlens.calibrate.debias`). The model of d' has no part of C^EE: the derivatives
+    in it that the section holds are what was measured of such a part, zero within their errors.
 
     Attributes
     ----------
     e_edges, b_edges : of the bins of ⟨EE*⟩ and of the one of ⟨BB*⟩ that make p, (n_power,) together
     power, fiducial_power : p̂ of the survey's masked maps, and its fiducial mean, in µK²
     coefficients : G, (n_bins, n_power) in 1/µK²
+    kk_direction : a with u = Σ_j a_j δ^κκ_j, (n_kk,)
+    ee_directions : P, (n_power, n_v) in 1/µK²; n_v may be zero
+    amplitude_covariance : of v of one patch about its mean, (n_v, n_v)
+    second : S, (n_bins, n_v (n_v + 1)/2) in the order 11, 12, …, 22, …
+    cross : X, (n_bins, n_v): the model has Σ_i X_bi v_i u
 
-    all others : as of a :class:`Release`, which they take the place of
+    all others : as of a :class:`Release`, which they take the place of; ``curvature`` is that in u
     """
 
     e_edges: np.ndarray
@@ -73,6 +83,7 @@ class DataDebias(_ReadOnly):
     power: np.ndarray
     fiducial_power: np.ndarray
     coefficients: np.ndarray
+    kk_direction: np.ndarray
     patch_covariance: np.ndarray
     noise_covariance: np.ndarray
     derivative_covariance: np.ndarray
@@ -86,21 +97,42 @@ class DataDebias(_ReadOnly):
     nuisance_first_errors: np.ndarray
     nuisance_second: np.ndarray
     nuisance_second_errors: np.ndarray
+    ee_directions: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    amplitude_covariance: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    second: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    cross: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
 
     @property
-    def correction(self) -> np.ndarray:
-        """G (p̂ − p^fid), which is taken off the survey's bandpowers, (n_bins,)."""
-        return self.correction_of(self.power)
+    def n_v(self) -> int:
+        """Amplitudes of C^EE that have a second order."""
+        return self.ee_directions.shape[1]
+
+    @property
+    def amplitudes(self) -> np.ndarray:
+        """v of the survey's power, (n_v,)."""
+        return (self.power - self.fiducial_power) @ self.ee_directions if self.n_v else np.zeros(0)
+
+    def correction(self, n_patches: int) -> np.ndarray:
+        """What is taken off the bandpowers of a survey of so many patches, (n_bins,)."""
+        linear = self.correction_of(self.power)
+        if not self.n_v:
+            return linear
+        v, scatter = self.amplitudes, self.amplitude_covariance / n_patches
+        return linear + self.second @ (np.outer(v, v) - scatter)[np.triu_indices(self.n_v)]
 
     def correction_of(self, power: np.ndarray) -> np.ndarray:
-        """The same of other power, (..., n_power) → (..., n_bins)."""
+        """Its first order for other power, (..., n_power) → (..., n_bins)."""
         return (power - self.fiducial_power) @ self.coefficients.T
 
-    @property
     def in_place(self) -> dict[str, Any]:
-        """What takes the place of a release's fields of the same name."""
+        """What takes the place of a release's fields of the same name in the model of d'."""
         names = {item.name for item in fields(self)} & {item.name for item in fields(Release)}
-        return {name: getattr(self, name) for name in sorted(names)}
+        taken = {name: getattr(self, name) for name in sorted(names)}
+        if self.n_v:
+            turned = np.outer(self.cross @ self.amplitudes, self.kk_direction)
+            taken["kk_derivatives"] = self.kk_derivatives + turned
+        taken["ee_derivatives"] = np.zeros_like(self.ee_derivatives)
+        return taken | {"ee_direction": np.zeros(self.ee_derivatives.shape[1])}
 
 
 @dataclass(frozen=True)
@@ -218,8 +250,9 @@ def debiased_by_data(release: Release) -> Release:
             "patches; take noise_debias: best or quadratic, or make it again with "
             "`data_debias: true` in its configuration"
         )
-    bandpowers = release.bandpowers - release.data_debias.correction
-    return replace(release, bandpowers=bandpowers, data_debias=None, **release.data_debias.in_place)
+    debias = release.data_debias
+    bandpowers = release.bandpowers - debias.correction(release.n_patches)
+    return replace(release, bandpowers=bandpowers, data_debias=None, **debias.in_place())
 
 
 def write_release(release: Release, path: str | Path) -> None:

@@ -264,14 +264,43 @@ class Coverage(Section):
         return {name: pair for name, pair in ends.items() if pair is not None}
 
 
-class Points(Section):
-    """Cosmologies at which the model of the noise debias is tested: the first ``skies`` test
-    skies made again at every change of the fiducial cosmology in ``at``, grouped by name; on
-    ``patches`` of each, spread evenly, all by default."""
+class Fit(Section):
+    """Cosmologies to which the second order of the noise debias from the data is fitted: one
+    ``sky`` of the test set made again at every change of the fiducial cosmology in ``at``, on
+    ``patches`` of it, spread evenly, all by default; and how many directions of C^EE's changes
+    have one."""
 
+    sky: int = Field(0, ge=0)
+    patches: int | None = Field(None, gt=0)
+    directions: int = Field(2, gt=0, le=4)
+    at: list[dict[str, float]]
+
+    @model_validator(mode="after")
+    def _enough(self):
+        n = self.directions
+        # First and second order in the directions of C^EE and the one of C^κκ.
+        terms = (n + 1) + (n + 1) * (n + 2) // 2
+        if len(self.at) <= terms:
+            raise ValueError(f"at has {len(self.at)} cosmologies, a fit of {terms} terms needs more")
+        return self
+
+
+class Points(Section):
+    """Cosmologies at which the model of the noise debias is tested: ``skies`` test skies, from
+    number ``first`` on, made again at every change of the fiducial cosmology in ``at``, grouped by
+    name; on ``patches`` of each, spread evenly, all by default. ``fit``: those to which a part of
+    the model is fitted."""
+
+    first: int = Field(0, ge=0)
     skies: int = Field(1, gt=0)
     patches: int | None = Field(None, gt=0)
     at: dict[str, list[dict[str, float]]] = {}
+    fit: Fit | None = None
+
+    @property
+    def skies_of(self) -> range:
+        """Numbers of the test skies."""
+        return range(self.first, self.first + self.skies)
 
 
 class Nulls(Section):
@@ -370,6 +399,22 @@ class Config(Section):
                 raise ValueError(
                     f"{name}.skies is {skies}, but there are {self.skies.test} test skies"
                 )
+        fit = self.points.fit
+        for key, sky in (
+            ("first", self.points.skies_of[-1]),
+            *((("fit.sky", fit.sky),) if fit is not None else ()),
+        ):
+            if sky >= self.skies.test:
+                raise ValueError(
+                    f"points.{key} asks for test sky {sky}, but the last is {self.skies.test - 1}"
+                )
+        if fit is not None and not self.data_debias:
+            raise ValueError("points.fit is of the noise debias from the data: set data_debias")
+        if fit is not None and self.points.at and fit.sky in self.points.skies_of:
+            raise ValueError(
+                f"points.fit.sky {fit.sky} is among the skies that test the fit; choose another, or "
+                "another points.first"
+            )
         if self.nulls.skies > self.skies.train:
             raise ValueError(
                 f"nulls.skies is {self.nulls.skies}, but there are {self.skies.train} training "
@@ -430,6 +475,8 @@ class Config(Section):
         changes = {f"train_cosmologies.{i}": c for i, c in enumerate(self.train_cosmologies)}
         for group, points in self.points.at.items():
             changes |= {f"points.at.{group}.{i}": c for i, c in enumerate(points)}
+        if self.points.fit is not None:
+            changes |= {f"points.fit.at.{i}": c for i, c in enumerate(self.points.fit.at)}
         changes |= {f"surveys.{name}": {"omch2": s.omch2} for name, s in self.surveys.items()}
         changes |= {f"coverage.omch2.{i}": {"omch2": x} for i, x in enumerate(self.coverage.omch2)}
         if self.coverage.logA is not None:

@@ -4,7 +4,7 @@ fiducial cosmology.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.interpolate import CubicSpline
@@ -131,17 +131,25 @@ def recovered_omch2(
     calibration, _ = calibration_of(run)
     likelihood = BandpowerLikelihood(release, noise_debias)
     data = calibration.debias(bandpowers.read(run, f"survey-{survey}").auto)
-    if likelihood.noise_debias == "data":
-        skies = range(run.config.set_size(f"survey-{survey}"))
-        own = power.read(run, f"survey-{survey}", skies)["power"]
-        data = data - release.data_debias.correction_of(own)
     if len(data) < 2 * patches_each:
         raise CNNLensError(
             f"survey '{survey}' has {len(data)} patches: too few for two groups of "
             f"{patches_each}; simulate more of its skies or make the groups smaller"
         )
-    groups = data[: len(data) // patches_each * patches_each]
-    groups = groups.reshape(-1, patches_each, data.shape[1]).mean(1)
+
+    def in_groups(of_patches):
+        some = of_patches[: len(of_patches) // patches_each * patches_each]
+        return some.reshape(-1, patches_each, some.shape[1]).mean(1)
+
+    groups = in_groups(data)
+    if likelihood.noise_debias == "data":
+        skies = range(run.config.set_size(f"survey-{survey}"))
+        for d, own in zip(
+            groups,
+            in_groups(power.read(run, f"survey-{survey}", skies)["power"]),
+            strict=True,
+        ):
+            d -= replace(release.data_debias, power=own).correction(patches_each)
     table, used = Omch2Likelihood(run, likelihood), likelihood.release
     shared = used.noise_covariance + used.derivative_covariance
     covariance = used.patch_covariance / patches_each + shared

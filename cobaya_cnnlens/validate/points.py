@@ -1,105 +1,43 @@
-"""Test skies made again at other cosmologies: is the noise debias where the model puts it?
+"""Is the noise debias at other cosmologies where the model puts it?
 
-A sky at another cosmology with the phases and the noise of a test sky differs from it by the
-cosmology alone, so that the scatter of the patches cancels in the difference; the change of its own
-⟨κκ*⟩ is subtracted too. What is left is the change of the noise debias, which the derivatives,
-measured on a sky that shares nothing with these, are to predict.
+The change of the noise debias of test skies made again (:mod:`cobaya_cnnlens.calibrate.cosmologies`)
+beside what the model says, whose derivatives were measured on skies that share nothing with these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
-from tqdm import tqdm
 
-from .. import products
-from ..calibrate import bandpowers, curvature, debias, derivatives, power
-from ..calibrate.assemble import make_release
-from ..calibrate.bandpowers import measurement_recipe
+from ..calibrate import bandpowers, cosmologies, curvature, debias, derivatives, nuisances
+from ..calibrate.assemble import make_release, with_data
+from ..calibrate.cosmologies import Patches, Point
 from ..calibrate.covariance import mean_covariance
-from ..calibrate.derivatives import Bench, NoiseDerivatives
+from ..calibrate.response import Calibration
 from ..likelihood.bandpowers import BandpowerLikelihood
+from ..likelihood.release import Release
 from ..likelihood.statistics import hotelling_pte, inverse_covariance
-from ..pipeline import skies
 from ..pipeline.run import Run
-from ..simulate.tiling import evenly
+from ..theory.camb import Spectra
 from .omch2 import Omch2Likelihood
 
-KIND = "points"
-SET = "test"
 # Parameters that a survey's lensing tells together, and relative steps of their derivatives.
 JOINT = {"omch2": 0.02, "As": 0.02, "H0": 0.02}
-ALGORITHM = 2
-
-
-def path(run: Run, change: dict[str, float], index: int) -> Path:
-    """Where the bandpowers of a test sky made again at another cosmology lie."""
-    name = "_".join(f"{key}={value:g}" for key, value in sorted(change.items()))
-    return run.config.products / "points" / f"sky_{index:04d}" / f"{name}.h5"
-
-
-def recipe(run: Run, change: dict[str, float], index: int) -> dict:
-    """What determines the bandpowers of a test sky made again at another cosmology."""
-    cosmology = run.config.cosmology.vary(**change)
-    return {
-        "sky": {**skies.recipe(run, SET, index), **skies.spectra_recipe(run, cosmology)},
-        **measurement_recipe(run),
-        "point_algorithm": ALGORITHM,
-        **({"patches": n} if (n := run.config.points.patches) is not None else {}),
-    }
-
-
-def measure(run: Run, index: int, nthreads: int = 0) -> None:
-    """Make a test sky again at every point that has not been measured, and keep its bandpowers."""
-    run.config.check_index(SET, index)
-    every = [change for group in run.config.points.at.values() for change in group]
-    todo = [
-        change
-        for change in every
-        if not products.exists(path(run, change, index), KIND, recipe(run, change, index))
-    ]
-    for change in tqdm(todo, desc=f"points/{index}", unit="sky", disable=not todo):
-        rows = evenly(run.n_patches, run.config.points.patches)
-        cosmology = run.config.cosmology.vary(**change)
-        bench = Bench(run, index, nthreads, cosmology, SET, rows=rows)
-        where, wanted = path(run, change, index), recipe(run, change, index)
-        own = power.power_of(run)(*bench.observed())
-        products.write_product(where, KIND, wanted, bench.unperturbed() | {"power": own})
-
-
-def read(
-    run: Run, change: dict[str, float], indices: Iterable[int], *names: str
-) -> list[np.ndarray]:
-    """Of the patches of test skies at one point, by name: "auto" ⟨κ̂κ̂*⟩ or "truth" ⟨κκ*⟩,
-    (n_patches, n_bins), or "power" of the patches themselves, (n_patches, n_power).
-
-    Raises
-    ------
-    products.ProductError
-        if it has not been measured, or was with another network or configuration
-    """
-    parts = []
-    for index in indices:
-        where, wanted = path(run, change, index), recipe(run, change, index)
-        with products.open_product(where, KIND, wanted, run.config.shipped) as product:
-            parts.append([product.array(name) for name in names])
-    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 
 @dataclass(frozen=True)
 class PointCheck:
     """Change of the noise debias at one cosmology.
 
-    ``found`` by patch, (n_patches, n_bins); ``predicted`` (n_bins,) and its Monte-Carlo covariance
-    from the derivatives' patches, (n_bins, n_bins)
+    ``found`` by patch, (n_patches, n_bins); ``predicted``, and without its second order ``linear``,
+    (n_bins,); and the Monte-Carlo covariance of the model, (n_bins, n_bins)
     """
 
     change: dict[str, float]
     found: np.ndarray
     predicted: np.ndarray
+    linear: np.ndarray
     model_covariance: np.ndarray
 
     @property
@@ -114,50 +52,82 @@ class PointCheck:
 
 
 def check_points(
-    run: Run,
-    response: np.ndarray,
-    first: NoiseDerivatives,
-    group: str,
-    second_order: bool = True,
-    coefficients: np.ndarray | None = None,
+    run: Run, release: Release, group: str, noise_debias: str = "best"
 ) -> list[PointCheck]:
-    """Changes of the noise debias at a group's points beside what the derivatives predict.
+    """Changes of the noise debias at a group's points beside what a release predicts.
 
     Parameters
     ----------
-    coefficients : of the patches' own power, for the noise debias from the data; None for that
-        from theory
+    noise_debias : "quadratic", "data" or "best"
 
     Raises
     ------
     products.ProductError
         if a point has not been measured, or was with another network or configuration
     """
-    shifted = curvature.shifted_noise(run, response)
-    if coefficients is not None:
-        first, shifted = debias.corrected(run, first, shifted, coefficients)
+    by_data = BandpowerLikelihood(release, noise_debias).noise_debias == "data"
+    way = "data" if by_data else "quadratic"
+    error_of = _errors(run, release, by_data)
+    by_change: dict[tuple, list[Point]] = {}
+    for point in cosmologies.checked(run, group):
+        by_change.setdefault(tuple(sorted(point.change.items())), []).append(point)
+    flat = replace(release, curvature=0.0 * release.curvature)
+    if by_data:
+        flat = replace(flat, data_debias=_first_order(release.data_debias))
+    checks = []
+    for change, points in by_change.items():
+        cosmology = run.config.cosmology.vary(**dict(change))
+        moved, still = cosmologies.read(run, points), cosmologies.still(run, points)
+        found = cosmologies.change_of_noise(moved, still, release.response)
+        if by_data:
+            found = found - (moved.power - still.power) @ release.data_debias.coefficients.T
+        predicted, linear = (
+            _noise(made, moved, run.spectra(cosmology), way)
+            - _noise(made, still, run.spectra(), way)
+            for made in (release, flat)
+        )
+        checks.append(PointCheck(dict(change), found, predicted, linear, error_of(cosmology)))
+    return checks
+
+
+def _noise(release: Release, seen: Patches, theory: Spectra, noise_debias: str) -> np.ndarray:
+    """What the model has beside the signal, and what of the debias from these patches' power is of
+    second order, (n_bins,)."""
+    survey = with_data(release, seen.auto, seen.power)
+    signal = release.windows @ theory.kk[: release.windows.shape[1]]
+    noise = BandpowerLikelihood(survey, noise_debias).model(theory.kk, theory.ee) - signal
+    if noise_debias == "data":
+        own = survey.data_debias
+        noise = noise + own.correction(survey.n_patches) - own.correction_of(own.power)
+    return noise
+
+
+def _first_order(of: debias.DataDebias) -> debias.DataDebias:
+    names = ("curvature", "second", "cross")
+    return replace(of, **{name: np.zeros_like(getattr(of, name)) for name in names})
+
+
+def _errors(run: Run, release: Release, by_data: bool):
+    """Monte-Carlo covariance of the model, as a function of the cosmology."""
+    first = derivatives.read(run, release.response)
+    shifted = curvature.shifted_noise(run, release.response)
+    if by_data:
+        calibration = Calibration(
+            release.response, release.response_error, release.noise, release.noise_error
+        )
+        measured = debias.Measured(first, shifted, nuisances.read(run, release.response))
+        test = bandpowers.read(run, cosmologies.SET)
+        fitted = debias.fit(run, calibration, test, measured, release.n_patches)
+        return lambda cosmology: fitted.error_at(run, cosmology)
     curved = curvature.curvature_of(run, first, shifted)
     along = np.concatenate([curved.kk_direction, curved.ee_direction])
     bands = np.concatenate([first.kk.patches, first.ee.patches], axis=2)
-    indices = range(run.config.points.skies)
-    patches = run.config.points.patches
-    still = bandpowers.read(run, SET, indices, patches)
-    if coefficients is not None:
-        still_power = power.read(run, SET, indices, patches)["power"]
-    checks = []
-    for change in run.config.points.at[group]:
-        cosmology = run.config.cosmology.vary(**change)
+
+    def of_theory(cosmology):
         changes = curvature.all_band_changes(run, first, cosmology)
-        by_patch = bands @ changes
-        if second_order:
-            by_patch = by_patch + curved.patches * (changes @ along) ** 2
-        auto, truth = read(run, change, indices, "auto", "truth")
-        found = (auto - still.auto) / response**2 - (truth - still.truth)
-        if coefficients is not None:
-            (own,) = read(run, change, indices, "power")
-            found = found - (own - still_power) @ coefficients.T
-        checks.append(PointCheck(change, found, by_patch.mean(0), mean_covariance(by_patch)))
-    return checks
+        return mean_covariance(bands @ changes + curved.patches * (changes @ along) ** 2)
+
+    return of_theory
 
 
 @dataclass(frozen=True)
@@ -212,16 +182,8 @@ def points_table(run: Run, group: str) -> PointsTable:
     made = make_release(run, run.config.first_survey)
     likelihood = BandpowerLikelihood(made)
     release = likelihood.release
-    by_data = likelihood.noise_debias == "data"
-    coefficients = made.data_debias.coefficients if by_data else None
-    first = derivatives.read(run, release.response)
-    both = [
-        check_points(run, release.response, first, group, second_order, coefficients)
-        for second_order in (True, False)
-    ]
-    checks, linear = both
-    table = Omch2Likelihood(run, likelihood)
-    slope = table.slope(run.config.cosmology.omch2)
+    checks = check_points(run, made, group)
+    slope = Omch2Likelihood(run, likelihood).slope(run.config.cosmology.omch2)
     weighted = inverse_covariance(release.covariance) @ slope
     information = slope @ weighted
     # Shift of ω_c over its σ: (F⁻¹ s·C⁻¹ r) √F.
@@ -245,7 +207,7 @@ def points_table(run: Run, group: str) -> PointsTable:
         release.n_bins,
         np.array([gain @ c.residual for c in checks]),
         np.array([np.sqrt(gain @ c.covariance @ gain) for c in checks]),
-        np.array([gain @ c.residual for c in linear]),
+        np.array([gain @ (c.found.mean(0) - c.linear) for c in checks]),
         np.array([together @ c.residual for c in checks]),
         np.array([np.sqrt(np.diag(together @ c.covariance @ together.T)) for c in checks]),
         np.array([t2 for t2, _ in judged]),

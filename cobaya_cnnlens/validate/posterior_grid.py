@@ -28,7 +28,7 @@ CHUNK = 200_000
 
 @dataclass(frozen=True)
 class Marginal:
-    """Posteriors of one parameter: ``grid`` (n,), even; ``probability`` (n_surveys, n), of sum 1."""
+    """Posteriors of one parameter: ``grid`` (n,), even; ``probability`` (n_surveys, n), sum 1."""
 
     grid: np.ndarray
     probability: np.ndarray
@@ -81,7 +81,9 @@ class PosteriorGrid:
 
     @classmethod
     def of_prior(
-        cls, prior: dict[str, tuple[float, float]], spectra_at: Callable[[dict[str, float]], Spectra]
+        cls,
+        prior: dict[str, tuple[float, float]],
+        spectra_at: Callable[[dict[str, float]], Spectra],
     ) -> PosteriorGrid:
         """The grid of a prior's two ends by parameter; ``spectra_at`` takes values by name."""
         n = len(prior)

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .. import products
-from ..calibrate import bandpowers, curvature, derivatives, nuisances, power
+from ..calibrate import bandpowers, cosmologies, curvature, derivatives, nuisances, power
 from ..errors import ConfigError, ProductError
 from ..pipeline import networks
 from ..pipeline.run import Run
-from . import points, primary
+from . import primary
 
 Entry = tuple[str, str, Path, dict]
 
@@ -93,14 +93,10 @@ def _entries(run: Run) -> Iterator[Entry]:
     for what, stage, of, size in stages:
         for index in range(size):
             yield what, stage.KIND, stage.path(run, *of, index), stage.recipe(run, *of, index)
-    for index in range(config.points.skies):
-        for change in (change for group in config.points.at.values() for change in group):
-            yield (
-                "points",
-                points.KIND,
-                points.path(run, change, index),
-                points.recipe(run, change, index),
-            )
+    for what, points in (("fit", cosmologies.fitted(run)), ("points", cosmologies.checked(run))):
+        for point in points:
+            own = cosmologies.recipe(run, point)
+            yield what, cosmologies.KIND, cosmologies.path(run, point), own
     for of, index in power.entries(run) if config.data_debias else ():
         yield (
             f"power, {of}",

@@ -1,0 +1,135 @@
+"""Test skies made again at other cosmologies, with the phases and the noise of the fiducial ones.
+
+Such a sky differs from the test sky by its cosmology alone, so that the scatter of the patches
+cancels in the difference; the change of its own ⟨κκ*⟩ is subtracted too. What is left is the change
+of the noise debias. To some of these the second order of the debias from the data is fitted
+(:mod:`.second_order`); the others, on another sky, tell whether the model holds
+(:mod:`cobaya_cnnlens.validate.points`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from .. import products
+from ..pipeline import skies
+from ..pipeline.run import Run
+from ..simulate.tiling import evenly
+from . import bandpowers, power
+from .bandpowers import measurement_recipe
+from .derivatives import Bench
+
+KIND = "points"
+SET = "test"
+ALGORITHM = 2
+
+
+@dataclass(frozen=True)
+class Point:
+    """A change of the fiducial cosmology, the test sky that is made again and on how many of its
+    patches."""
+
+    change: dict[str, float]
+    index: int
+    patches: int | None
+
+
+def checked(run: Run, group: str | None = None) -> list[Point]:
+    """Points at which the model is tested, of one group or of all."""
+    settings = run.config.points
+    groups = settings.at if group is None else {group: settings.at[group]}
+    return [
+        Point(change, index, settings.patches)
+        for index in settings.skies_of
+        for changes in groups.values()
+        for change in changes
+    ]
+
+
+def fitted(run: Run) -> list[Point]:
+    """Points to which the second order of the debias from the data is fitted."""
+    fit = run.config.points.fit
+    return [] if fit is None else [Point(change, fit.sky, fit.patches) for change in fit.at]
+
+
+def path(run: Run, point: Point) -> Path:
+    """Where the bandpowers of a test sky made again at another cosmology lie."""
+    name = "_".join(f"{key}={value:g}" for key, value in sorted(point.change.items()))
+    return run.config.products / "points" / f"sky_{point.index:04d}" / f"{name}.h5"
+
+
+def recipe(run: Run, point: Point) -> dict:
+    """What determines the bandpowers of a test sky made again at another cosmology."""
+    cosmology = run.config.cosmology.vary(**point.change)
+    return {
+        "sky": {**skies.recipe(run, SET, point.index), **skies.spectra_recipe(run, cosmology)},
+        **measurement_recipe(run),
+        "point_algorithm": ALGORITHM,
+        **({"patches": point.patches} if point.patches is not None else {}),
+    }
+
+
+def measure(run: Run, points: Iterable[Point], nthreads: int = 0) -> None:
+    """Make test skies again at every point that has not been measured, and keep their
+    bandpowers and the power of the patches themselves."""
+    todo = [p for p in points if not products.exists(path(run, p), KIND, recipe(run, p))]
+    for point in tqdm(todo, desc=KIND, unit="sky", disable=not todo):
+        rows = evenly(run.n_patches, point.patches)
+        cosmology = run.config.cosmology.vary(**point.change)
+        bench = Bench(run, point.index, nthreads, cosmology, SET, rows=rows)
+        own = power.power_of(run)(*bench.observed())
+        arrays = bench.unperturbed() | {"power": own}
+        products.write_product(path(run, point), KIND, recipe(run, point), arrays)
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Of the patches of some skies: ``auto`` ⟨κ̂κ̂*⟩ and ``truth`` ⟨κκ*⟩, (n_patches, n_bins), and
+    ``power`` of the patches themselves, (n_patches, n_power), None without a debias from the
+    data."""
+
+    auto: np.ndarray
+    truth: np.ndarray
+    power: np.ndarray | None
+
+
+def read(run: Run, points: Iterable[Point]) -> Patches:
+    """The patches of one change of the cosmology, on all of its skies.
+
+    Raises
+    ------
+    products.ProductError
+        if a point has not been measured, or was with another network or configuration
+    """
+    names = ["auto", "truth", *(["power"] if run.config.data_debias else [])]
+    parts = []
+    for point in points:
+        wanted = recipe(run, point)
+        with products.open_product(path(run, point), KIND, wanted, run.config.shipped) as product:
+            parts.append([product.array(name) for name in names])
+    arrays = dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+    return Patches(arrays["auto"], arrays["truth"], arrays.get("power"))
+
+
+def still(run: Run, points: Iterable[Point]) -> Patches:
+    """The same patches at the fiducial cosmology, as the test set holds them."""
+    parts = []
+    for point in points:
+        found = bandpowers.read(run, SET, [point.index], point.patches)
+        own = None
+        if run.config.data_debias:
+            own = power.read(run, SET, [point.index], point.patches)["power"]
+        parts.append((found.auto, found.truth, own))
+    auto, truth, own = zip(*parts, strict=True)
+    together = None if own[0] is None else np.concatenate(own)
+    return Patches(np.concatenate(auto), np.concatenate(truth), together)
+
+
+def change_of_noise(moved: Patches, fiducial: Patches, response: np.ndarray) -> np.ndarray:
+    """Change of the noise debias, of d − signal by patch, (n_patches, n_bins)."""
+    return (moved.auto - fiducial.auto) / response**2 - (moved.truth - fiducial.truth)

@@ -1,0 +1,135 @@
+"""Second order of the noise debias from the data, over the prior of lensing-only ΛCDM.
+
+To first order d' = d − G (p̂ − p^fid) has no part of C^EE left. What is left at other cosmologies is
+of second order in a few amplitudes w: those of the principal changes of C^EE, which the maps' own
+power tells, v = Pᵀ (p̂ − p^fid), and u = a·δ^κκ of the principal change of C^κκ:
+
+    r_b = Σ_i l_bi w_i + Σ_{i≤j} s_bij w_i w_j.
+
+It is fitted to the test skies made again at the cosmologies of ``points.fit``, whose patches share
+phases with fiducial ones but not with those that gave the first order. The l_b are therefore the
+difference of two independent measurements of the first order, and half of them is added: the mean
+of both. Products of v alone are taken off the data, u² is the model's curvature, and u v turns the
+model's derivative in C^κκ by what the survey's own E is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..pipeline.run import Run
+from . import cosmologies, curvature
+from .covariance import mean_covariance
+from .derivatives import NoiseDerivatives
+
+# Principal changes of C^EE that are told apart in p̂.
+N_SEEN = 4
+
+
+@dataclass(frozen=True)
+class SecondOrder:
+    """Amplitudes, and coefficients by patch.
+
+    Attributes
+    ----------
+    ee_directions : P, (n_power, n_v)
+    kk_direction : a, (n_kk,); |u| ≤ 1 at the cosmologies of the fit
+    patches : l_bi and s_bij in the order of :func:`terms`, (n_patches, n_bins, n_terms)
+    """
+
+    ee_directions: np.ndarray
+    kk_direction: np.ndarray
+    patches: np.ndarray
+
+    @property
+    def n_v(self) -> int:
+        return self.ee_directions.shape[1]
+
+    @property
+    def values(self) -> np.ndarray:
+        """Means over the patches, (n_bins, n_terms)."""
+        return self.patches.mean(0)
+
+    @property
+    def linear(self) -> np.ndarray:
+        """l_bi, (n_bins, n_v + 1), u last."""
+        return self.values[:, : self.n_v + 1]
+
+    def product(self, *pair: int) -> np.ndarray:
+        """s_bij by patch, (n_patches, n_bins)."""
+        return self.patches[..., self.n_v + 1 + pairs(self.n_v + 1).index(pair)]
+
+    def error_at(self, power: np.ndarray, kk: np.ndarray) -> np.ndarray:
+        """Monte-Carlo covariance of ½ l w + s w w at a change of p̂ and of the bands of C^κκ,
+        (n_bins, n_bins)."""
+        w = np.append(power @ self.ee_directions, kk @ self.kk_direction)
+        weight = terms(w[None])[0]
+        weight[: len(w)] *= 0.5
+        return mean_covariance(self.patches @ weight)
+
+
+def pairs(n: int) -> list[tuple[int, int]]:
+    """i ≤ j of n amplitudes, in the order of their products."""
+    return list(itertools.combinations_with_replacement(range(n), 2))
+
+
+def terms(w: np.ndarray) -> np.ndarray:
+    """Amplitudes (n, n_w) and their products, (n, n_w + n_w (n_w + 1)/2)."""
+    products = [w[:, i] * w[:, j] for i, j in pairs(w.shape[1])]
+    return np.column_stack([w, *products])
+
+
+def fit(
+    run: Run,
+    response: np.ndarray,
+    bands: NoiseDerivatives,
+    gain: np.ndarray,
+    amplitudes: Callable[[np.ndarray], np.ndarray],
+) -> SecondOrder:
+    """The second order that the test sky of ``points.fit`` shows.
+
+    Parameters
+    ----------
+    bands : first order of d'
+    gain : G, (n_bins, n_power)
+    amplitudes : what p̂ − p^fid tells of the amplitudes of directions of C^EE's changes,
+        (n, n_ee) → (n, n_power)
+
+    Raises
+    ------
+    products.ProductError
+        if a point has not been measured
+    """
+    points = cosmologies.fitted(run)
+    still = cosmologies.still(run, points[:1])
+    n_kk = len(bands.kk.edges) - 1
+    left, powers, changes = [], [], []
+    for point in points:
+        cosmology = run.config.cosmology.vary(**point.change)
+        change = curvature.all_band_changes(run, bands, cosmology)
+        moved = cosmologies.read(run, [point])
+        power = moved.power - still.power
+        noise = cosmologies.change_of_noise(moved, still, response)
+        left.append(noise - power @ gain.T - bands.kk.values @ change[:n_kk])
+        powers.append(power.mean(0))
+        changes.append(change)
+    kk, ee = np.split(np.array(changes), [n_kk], axis=1)
+    n_v = run.config.points.fit.directions
+    ee_directions = amplitudes(principal(ee, N_SEEN))[:n_v].T
+    (kk_direction,) = principal(kk, 1)
+    kk_direction = kk_direction / np.abs(kk @ kk_direction).max()
+    w = np.column_stack([np.array(powers) @ ee_directions, kk @ kk_direction])
+    by_patch = np.einsum("tc,cpb->pbt", np.linalg.pinv(terms(w)), np.array(left))
+    return SecondOrder(ee_directions, kk_direction, by_patch)
+
+
+def principal(changes: np.ndarray, n: int) -> np.ndarray:
+    """The n orthonormal directions with most of the changes (n_points, n_bands), (n, n_bands); the
+    largest entry of each is positive."""
+    directions = np.linalg.svd(changes, full_matrices=False)[2][:n]
+    largest = np.abs(directions).argmax(1)
+    return directions * np.sign(directions[np.arange(n), largest])[:, None]
