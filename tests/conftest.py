@@ -194,6 +194,11 @@ def synthetic_debias(release: Release) -> DataDebias:
         power=1.05 * power,
         fiducial_power=power,
         coefficients=0.3 * release.bandpowers[:, None] * generator.standard_normal((n, 3)) / power,
+        kk_direction=np.array([1.5, 2.5]),
+        ee_directions=np.array([[0.8, -0.1], [0.3, 0.7], [0.0, 0.0]]) / power[:, None],
+        amplitude_covariance=np.array([[4e-3, 1e-3], [1e-3, 2e-3]]),
+        second=0.2 * release.bandpowers[:, None] * generator.standard_normal((n, 3)),
+        cross=0.2 * release.bandpowers[:, None] * generator.standard_normal((n, 2)),
         **in_place,
     )
 

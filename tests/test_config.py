@@ -17,6 +17,7 @@ import yaml
 from cobaya_cnnlens.calibrate import (
     assemble,
     bandpowers,
+    cosmologies,
     curvature,
     derivatives,
     nuisances,
@@ -30,7 +31,7 @@ from cobaya_cnnlens.pipeline.loading import load_config, load_study
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.products import identity_of
 from cobaya_cnnlens.simulate.patches import closest_centres, patch_centres
-from cobaya_cnnlens.validate import coverage, exhibits, nulls, points, primary
+from cobaya_cnnlens.validate import coverage, exhibits, nulls, primary
 
 from .conftest import REPOSITORY, write_network
 
@@ -446,7 +447,7 @@ def recipes(config: Config) -> dict[str, dict]:
         "curvature": curvature.recipe(run, 0),
         "nuisances": nuisances.recipe(run, 0),
         "coverage": coverage.recipe(run, 0),
-        "points": points.recipe(run, POINT, 0),
+        "points": cosmologies.recipe(run, cosmologies.Point(POINT, 0, run.config.points.patches)),
         "null": nulls.recipe(run, "unlensed", 0),
         "training null": nulls.recipe(run, "training", 0),
         "primary": primary.recipe(run, "test", 0),
@@ -463,7 +464,7 @@ ALGORITHMS = {
     curvature: lambda: {"curvature"},
     nuisances: lambda: {"nuisances"},
     coverage: lambda: {"coverage"},
-    points: lambda: {"points"},
+    cosmologies: lambda: {"points"},
     nulls: lambda: {"null", "training null"},
     mean_field: lambda: BASELINE,
     exhibits: lambda: {"exhibit"},
@@ -651,7 +652,7 @@ def test_a_recipe_is_of_one_sky_estimator_and_test(full):
         *(nuisances.recipe(Run(full, h), i) for i in (0, 1) for h in "ab"),
         *(coverage.recipe(Run(full, h), i) for i in (0, 1) for h in "ab"),
         *(
-            points.recipe(Run(full, h), c, i)
+            cosmologies.recipe(Run(full, h), cosmologies.Point(c, i, None))
             for c in (POINT, {"ns": 0.9})
             for i in (0, 1)
             for h in "ab"
@@ -732,7 +733,7 @@ def test_shifted_cosmologies_ascend(full):
 
 def test_paths_of_different_products_differ(full):
     run = Run(full)
-    cosmologies = (POINT, {"H0": 71.0}, {"ns": 70.0}, {**POINT, "ns": 0.9}, {**POINT, "ns": 0.95})
+    points = (POINT, {"H0": 71.0}, {"ns": 70.0}, {**POINT, "ns": 0.9}, {**POINT, "ns": 0.95})
     paths = [
         *(skies.path(run, name, i) for name in full.set_names() for i in (0, 1)),
         *(bandpowers.path(run, name, i) for name in full.set_names() for i in (0, 1)),
@@ -741,7 +742,7 @@ def test_paths_of_different_products_differ(full):
         *(curvature.path(run, i) for i in (0, 1)),
         *(nuisances.path(run, i) for i in (0, 1)),
         *(coverage.path(run, i) for i in (0, 1)),
-        *(points.path(run, c, i) for c in cosmologies for i in (0, 1)),
+        *(cosmologies.path(run, cosmologies.Point(c, i, None)) for c in points for i in (0, 1)),
         *(nulls.path(run, n, i) for n in ("noise", "curl") for i in (0, 1)),
         *(assemble.path(run, s, i) for s in ("low", "high") for i in (0, 1)),
         mean_field.path(run),

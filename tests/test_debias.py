@@ -9,11 +9,13 @@ import pytest
 from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate import (
     bandpowers,
+    cosmologies,
     curvature,
     derivatives,
     nuisances,
     own_maps,
     power,
+    second_order,
 )
 from cobaya_cnnlens.calibrate.assemble import (
     calibration_of,
@@ -32,12 +34,13 @@ from cobaya_cnnlens.likelihood.release import (
     write_release,
 )
 from cobaya_cnnlens.pipeline import skies
-from cobaya_cnnlens.pipeline.config import Config
+from cobaya_cnnlens.pipeline.config import Config, Fit
 from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.simulate.instrument import Systematics
 from cobaya_cnnlens.validate import points
 
+from .conftest import synthetic_debias
 from .written import HASH, small
 
 
@@ -279,14 +282,105 @@ def test_points_of_some_patches(run, made):
     own = Run(config, HASH)
     rows = np.arange(7) * own.n_patches // 7
     kappa = observe_sky(run, "test", 0).kappa[rows]
-    points.measure(Run(config, HASH, NoisyOracle(kappa)), 0)
+    cosmologies.measure(Run(config, HASH, NoisyOracle(kappa)), cosmologies.checked(own))
     release = made["fiducial"]
-    first = derivatives.read(own, release.response)
-    for coefficients_ in (None, release.data_debias.coefficients):
-        (check,) = points.check_points(own, release.response, first, "some", True, coefficients_)
+    for way in ("quadratic", "data"):
+        (check,) = points.check_points(own, release, "some", way)
         assert check.found.shape == (7, 4)
         np.testing.assert_allclose(check.found, 0, atol=1e-4 * release.noise.max())
         np.testing.assert_allclose(check.predicted, 0, atol=1e-12)
+
+
+def test_the_second_order_is_fitted(run, monkeypatch):
+    """To points of known amplitudes and coefficients, patch by patch; u is at most one."""
+    generator = np.random.default_rng(4)
+    n_points, n_patches, n_bins, n_power = 14, 5, 4, 6
+    first = derivatives.read(run, np.ones(n_bins))
+    changes = [
+        {"As": 2.21e-9 * a, "omch2": o}
+        for a, o in generator.uniform([0.8, 0.11], [1.2, 0.13], (n_points, 2))
+    ]
+    directions = generator.standard_normal((2, n_power))
+    gain = generator.standard_normal((n_bins, n_power))
+    power = generator.standard_normal((n_points, n_power))
+    coefficients_ = generator.standard_normal((n_patches, n_bins, 3 + 6))
+    fit = Fit(sky=0, directions=2, at=changes)
+    config = run.config.model_copy(
+        update={"points": run.config.points.model_copy(update={"fit": fit})}
+    )
+    own = Run(config, HASH)
+    delta = np.array(
+        [curvature.all_band_changes(own, first, config.cosmology.vary(**c)) for c in changes]
+    )
+    n_kk = len(first.kk.edges) - 1
+    along = np.linalg.svd(delta[:, :n_kk])[2][0]
+    along = along / np.abs(delta[:, :n_kk] @ along).max() * np.sign(along[np.abs(along).argmax()])
+    w = np.column_stack([power @ directions.T, delta[:, :n_kk] @ along])
+    products_ = [w[:, i] * w[:, j] for i, j in [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]]
+    wanted = np.column_stack([w, *products_])
+
+    def read(_run, at):
+        k = changes.index(at[0].change)
+        left = coefficients_ @ wanted[k]
+        noise = left + gain @ power[k] + first.kk.values @ delta[k, :n_kk]
+        truth = generator.standard_normal((n_patches, n_bins))
+        return cosmologies.Patches(4.0 * (noise + truth), truth, np.tile(power[k], (5, 1)))
+
+    still = cosmologies.Patches(np.zeros((5, n_bins)), np.zeros((5, n_bins)), np.zeros((5, 6)))
+    monkeypatch.setattr(cosmologies, "read", read)
+    monkeypatch.setattr(cosmologies, "still", lambda *_: still)
+    found = second_order.fit(own, np.full(n_bins, 2.0), first, gain, lambda _: directions)
+    np.testing.assert_allclose(found.kk_direction, along, rtol=1e-9)
+    np.testing.assert_allclose(found.patches, coefficients_, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(found.linear, coefficients_.mean(0)[:, :3], rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(found.product(1, 2), coefficients_[..., 7], rtol=1e-6, atol=1e-8)
+    # Of the first order only half is taken, and so is its error.
+    weight = np.concatenate([[0.5, 0.5, 0.5], np.ones(6)]) * wanted[3]
+    error = np.cov(coefficients_ @ weight, rowvar=False) / n_patches
+    np.testing.assert_allclose(
+        found.error_at(power[3], delta[3, :n_kk]), error, rtol=1e-5, atol=1e-7
+    )
+
+
+def test_principal_changes():
+    """Directions of a cloud that is longest along the one and then along the other."""
+    generator = np.random.default_rng(0)
+    axes = np.linalg.qr(generator.standard_normal((5, 5)))[0][:2]
+    cloud = generator.standard_normal((200, 2)) * [3.0, 1.0] @ axes
+    found = second_order.principal(cloud, 2)
+    assert (np.abs((found * axes).sum(1)) > 0.99).all()
+    assert (found[[0, 1], np.abs(found).argmax(1)] > 0).all()
+
+
+def test_the_survey_with_its_second_order(release):
+    """Data, derivatives in C^κκ and model by their formulae; C^EE has no part."""
+    debias = synthetic_debias(release)
+    whole = replace(release, data_debias=debias, n_patches=9)
+    used = debiased_by_data(whole)
+    change = debias.power - debias.fiducial_power
+    v = np.array([change @ debias.ee_directions[:, 0], change @ debias.ee_directions[:, 1]])
+    scatter = debias.amplitude_covariance / 9
+    expected = (
+        release.bandpowers
+        - debias.coefficients @ change
+        - debias.second[:, 0] * (v[0] ** 2 - scatter[0, 0])
+        - debias.second[:, 1] * (v[0] * v[1] - scatter[0, 1])
+        - debias.second[:, 2] * (v[1] ** 2 - scatter[1, 1])
+    )
+    np.testing.assert_allclose(used.bandpowers, expected, rtol=1e-12)
+    likelihood = BandpowerLikelihood(whole)
+    kk = release.fiducial_kk.copy()
+    kk[release.kk_edges[0] : release.kk_edges[1]] *= 1.2
+    u = 0.2 * debias.kk_direction[0]
+    expected = (
+        release.windows @ kk[: release.windows.shape[1]]
+        + 0.2 * debias.kk_derivatives[:, 0]
+        + (debias.cross @ v) * u
+        + debias.curvature * u**2
+    )
+    np.testing.assert_allclose(likelihood.model(kk, release.fiducial_ee), expected, rtol=1e-9)
+    louder = 1.3 * release.fiducial_ee
+    assert likelihood.chi2(kk, louder) == likelihood.chi2(kk, release.fiducial_ee)
 
 
 def test_excursions_of_e_do_not_count(made):
@@ -299,8 +393,7 @@ def test_excursions_of_e_do_not_count(made):
     t, rest = BandpowerLikelihood(release, "quadratic").excursion(*moved)
     assert t == pytest.approx(0.5 * along[n + 1])
     assert rest > 0.3
-    own = abs(t) * np.abs(release.kk_direction).max() / (along @ along)
-    assert BandpowerLikelihood(release, "data").excursion(*moved) == pytest.approx((t, own))
+    assert BandpowerLikelihood(release, "data").excursion(*moved) == pytest.approx((0.0, 0.0))
 
 
 def test_a_release_with_it_is_written_and_read(made, tmp_path):
@@ -314,7 +407,7 @@ def test_a_release_with_it_is_written_and_read(made, tmp_path):
             rtol=1e-9,
             err_msg=item.name,
         )
-    assert json.loads((tmp_path / "r.json").read_text())["version"] == 3
+    assert json.loads((tmp_path / "r.json").read_text())["version"] == 4
     bare = replace(found, data_debias=None)
     assert to_document(bare)["version"] == 2
     other = replace(found.data_debias, power=found.data_debias.power * 1.01)

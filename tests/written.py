@@ -10,12 +10,12 @@ import itertools
 import numpy as np
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate import bandpowers, curvature, derivatives, nuisances
+from cobaya_cnnlens.calibrate import bandpowers, cosmologies, curvature, derivatives, nuisances
 from cobaya_cnnlens.calibrate.bandpowers import signal_bandpowers
+from cobaya_cnnlens.calibrate.cosmologies import Point
 from cobaya_cnnlens.likelihood.document import NUISANCES
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.run import Run
-from cobaya_cnnlens.validate import points
 
 from .conftest import REPOSITORY, of_nuisances
 
@@ -201,11 +201,12 @@ def with_points(written, off):
             )
             truth = written.truth[rows] * (1 + generator.random((PER_SKY, N_BINS)))
             auto = written.auto[rows] + RESPONSE**2 * (moved + truth - written.truth[rows])
+            point, arrays = Point(change, i, None), {"auto": auto, "truth": truth}
             products.write_product(
-                points.path(Run(config), change, i),
+                cosmologies.path(Run(config), point),
                 "points",
-                points.recipe(Run(config, HASH), change, i),
-                {"auto": auto, "truth": truth},
+                cosmologies.recipe(Run(config, HASH), point),
+                arrays,
             )
             parts.append(moved)
         put.append(np.concatenate(parts))

@@ -13,8 +13,8 @@ linear estimate of d's change with x from p̂, whose scatter over n patches is C
 
     G = (A S² Jᵀ + C_dp/n) (J S² Jᵀ + C_pp/n)⁻¹.
 
-C_dp takes with it what of d's scatter the patches' own power tells. d' is unbiased for any G. What G
-leaves of A, A − G J, is zero within a fraction of its Monte-Carlo error, and is left out of the
+C_dp takes with it what of d's scatter the patches' own power tells. d' is unbiased for any G. What
+G leaves of A, A − G J, is zero within a fraction of its Monte-Carlo error, and is left out of the
 model: its error is not, and the model keeps no part of theory's C^EE. −G ∂p̂/∂ ln C^κκ stays in it.
 Second order (:mod:`.second_order`, or along ω_c in C^κκ alone without ``points.fit``), nuisances
 and covariances are measured of d' as they are of d.

@@ -170,9 +170,7 @@ def values_of(document: dict[str, Any], source: str) -> dict[str, Any]:
             "it again"
         )
     with_data = version == VERSION_WITH_DATA_DEBIAS
-    _check_keys(
-        document, source, DATA_DEBIAS_ARRAYS | SECOND_ORDER_ARRAYS if with_data else {}
-    )
+    _check_keys(document, source, DATA_DEBIAS_ARRAYS | SECOND_ORDER_ARRAYS if with_data else {})
     values: dict[str, Any] = {}
     for key, (attribute, kind) in _SCALARS.items():
         value = _get(document, key, source)

@@ -56,13 +56,15 @@ class _ReadOnly:
 
 @dataclass(frozen=True)
 class DataDebias(_ReadOnly):
-    """The noise debias from the survey's own E and B,
+    """The noise debias from the survey's own E and B.
+
+    With amplitudes v = Pᵀ (p̂ − p^fid) it is
 
         d'_b = d_b − Σ_i G_bi (p̂_i − p_i^fid) − Σ_{i≤j} S_bij (v_i v_j − ⟨δv_i δv_j⟩/n),
 
-    with amplitudes v = Pᵀ (p̂ − p^fid), and of d' all that a release holds of d
-    (:mod:`cobaya_cnnlens.calibrate.debias`). The model of d' has no part of C^EE: the derivatives
-    in it that the section holds are what was measured of such a part, zero within their errors.
+    and this holds of d' all that a release holds of d (:mod:`cobaya_cnnlens.calibrate.debias`). The
+    model of d' has no part of C^EE: the derivatives in it that the section holds are what was
+    measured of such a part, zero within their errors.
 
     Attributes
     ----------

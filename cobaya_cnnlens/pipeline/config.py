@@ -281,7 +281,9 @@ class Fit(Section):
         # First and second order in the directions of C^EE and the one of C^κκ.
         terms = (n + 1) + (n + 1) * (n + 2) // 2
         if len(self.at) <= terms:
-            raise ValueError(f"at has {len(self.at)} cosmologies, a fit of {terms} terms needs more")
+            raise ValueError(
+                f"at has {len(self.at)} cosmologies, a fit of {terms} terms needs more"
+            )
         return self
 
 
@@ -412,8 +414,8 @@ class Config(Section):
             raise ValueError("points.fit is of the noise debias from the data: set data_debias")
         if fit is not None and self.points.at and fit.sky in self.points.skies_of:
             raise ValueError(
-                f"points.fit.sky {fit.sky} is among the skies that test the fit; choose another, or "
-                "another points.first"
+                f"points.fit.sky {fit.sky} is among the skies that test the fit; choose another, "
+                "or another points.first"
             )
         if self.nulls.skies > self.skies.train:
             raise ValueError(

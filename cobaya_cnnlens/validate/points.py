@@ -1,7 +1,7 @@
 """Is the noise debias at other cosmologies where the model puts it?
 
-The change of the noise debias of test skies made again (:mod:`cobaya_cnnlens.calibrate.cosmologies`)
-beside what the model says, whose derivatives were measured on skies that share nothing with these.
+The change of the noise debias of test skies made again (:mod:`..calibrate.cosmologies`) beside what
+the model says, whose derivatives were measured on skies that share nothing with these.
 """
 
 from __future__ import annotations

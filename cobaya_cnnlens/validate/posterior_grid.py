@@ -16,7 +16,6 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 
 from ..likelihood.bandpowers import BandpowerLikelihood
-from ..pipeline.run import Run
 from ..theory.camb import Spectra
 
 # Nodes of CAMB and points of the grid along each axis, by the number of parameters; points of a
