@@ -652,6 +652,6 @@ def test_a_release_that_is_too_sure_is_found_out(cut):
         noise_covariance=release.noise_covariance / 9,
         derivative_covariance=release.derivative_covariance / 9,
     )
-    (found,) = coverage_tables(Run(config, HASH), sure)
+    (found,) = coverage_tables(Run(config, HASH), sure, statistics="hartlap")
     assert found.covered(0.68)[0] < 0.5
     assert found.scatter()[0] == pytest.approx(3.0, abs=0.8)

@@ -127,7 +127,7 @@ def to_document(release: Release) -> dict[str, Any]:
         digits = int if key in _INTEGER_ARRAYS else _rounded
         _put(document, key, _nested(array, digits))
     arrays = dict(DATA_DEBIAS_ARRAYS) if with_data else {}
-    if with_data and release.data_debias.n_v:
+    if release.data_debias is not None and release.data_debias.n_v:
         arrays |= SECOND_ORDER_ARRAYS
     for key, (attribute, _) in arrays.items():
         _put(document, key, _nested(getattr(release.data_debias, attribute), _rounded))
