@@ -195,7 +195,8 @@ def test_the_survey_is_debiased_by_its_own_power(run, made):
         shift = (powers - of_test.mean(0)) @ debias.coefficients.T
         return auto / calibration.response**2 - calibration.noise - shift
 
-    used = debiased_by_data(release)
+    flat = replace(debias, curvature=0 * debias.curvature)
+    used = debiased_by_data(replace(release, data_debias=flat))
     np.testing.assert_allclose(used.bandpowers, debiased(auto, of_survey).mean(0), rtol=1e-9)
     of_patches = debiased(test.auto, of_test)
     np.testing.assert_allclose(used.patch_covariance, np.cov(of_patches, rowvar=False), rtol=1e-9)
@@ -229,7 +230,8 @@ def test_own_maps_are_debiased_by_their_power(run, made, tmp_path):
     correction = release.data_debias.coefficients @ (
         powers.mean(0) - release.data_debias.fiducial_power
     )
-    used = BandpowerLikelihood(mine)
+    flat = replace(mine.data_debias, curvature=0 * mine.data_debias.curvature)
+    used = BandpowerLikelihood(replace(mine, data_debias=flat))
     np.testing.assert_allclose(used.bandpowers, d - correction, rtol=1e-9)
     assert np.abs(correction).max() > 1e-3 * np.abs(d).max()
 
@@ -253,14 +255,15 @@ def test_the_likelihood_takes_the_data_where_it_can(made):
 
 def test_second_order_is_of_the_debiased(run, made):
     """At ω_c ± step, d' of the derivatives' patches less that of the fiducial and the model's first
-    order is, on the mean of both signs, the second order."""
+    order is, on the mean of both signs, the curvature."""
     release = made["fiducial"]
     debias, response = release.data_debias, release.response
     auto = curvature.shifted_noise(run, response)
     first = derivatives.read(run, response)
     found = power.read(run, "derivatives", [0])
     change = auto - first.centre - (found["shifted"] - found["power"]) @ debias.coefficients.T
-    likelihood = BandpowerLikelihood(release, "data")
+    flat = replace(debias, curvature=0 * debias.curvature)
+    likelihood = BandpowerLikelihood(replace(release, data_debias=flat), "data")
     fiducial = release.fiducial_kk, release.fiducial_ee
     left, t = [], []
     for omch2, moved in zip(run.config.shifted_omch2(), change.mean(1), strict=True):
@@ -269,8 +272,9 @@ def test_second_order_is_of_the_debiased(run, made):
         signal = release.windows @ (theory.kk - run.spectra().kk)[: release.windows.shape[1]]
         model = likelihood.model(theory.kk, theory.ee) - likelihood.model(*fiducial)
         left.append(moved + signal - model)
-    mean = np.square(t) @ np.array(left)
-    np.testing.assert_allclose(mean, 0, atol=1e-3 * np.abs(change).max())
+    np.testing.assert_allclose(t, [-1.0, 1.0], rtol=0.1)
+    mean = np.square(t) @ np.array(left) / np.sum(np.power(t, 4))
+    np.testing.assert_allclose(mean, debias.curvature, atol=1e-3 * np.abs(change).max())
 
 
 def test_points_of_some_patches(run, made):
@@ -367,20 +371,60 @@ def test_the_survey_with_its_second_order(release):
         - debias.second[:, 1] * (v[0] * v[1] - scatter[0, 1])
         - debias.second[:, 2] * (v[1] ** 2 - scatter[1, 1])
     )
-    np.testing.assert_allclose(used.bandpowers, expected, rtol=1e-12)
     likelihood = BandpowerLikelihood(whole)
     kk = release.fiducial_kk.copy()
     kk[release.kk_edges[0] : release.kk_edges[1]] *= 1.2
     u = 0.2 * debias.kk_direction[0]
-    expected = (
+    model = (
         release.windows @ kk[: release.windows.shape[1]]
         + 0.2 * debias.kk_derivatives[:, 0]
         + (debias.cross @ v) * u
-        + debias.curvature * u**2
     )
-    np.testing.assert_allclose(likelihood.model(kk, release.fiducial_ee), expected, rtol=1e-9)
+    # u² about the amplitude that the bandpowers have: where they have that of the model, it is u².
+    found = likelihood.bandpowers - likelihood.model(kk, release.fiducial_ee)
+    left = found - (expected - model - debias.curvature * u**2)
+    assert np.abs(left).max() > 1e-3 * np.abs(expected).max()
+    distance = np.sqrt(left / debias.curvature)
+    np.testing.assert_allclose(distance, distance[0], rtol=1e-6)
+    np.testing.assert_array_equal(used.curvature, 0.0)
     louder = 1.3 * release.fiducial_ee
     assert likelihood.chi2(kk, louder) == likelihood.chi2(kk, release.fiducial_ee)
+
+
+def test_the_tangent_is_at_the_data(release):
+    """Bandpowers that are the second-order model of some amplitude of C^κκ are met exactly by the
+    model that is linear about it."""
+    debias = replace(
+        synthetic_debias(release),
+        power=synthetic_debias(release).fiducial_power,
+        amplitude_covariance=np.zeros((2, 2)),
+    )
+    a = debias.kk_direction
+    for u in (-0.4, 0.3):
+        changes = u * a / (a @ a)
+        kk = release.fiducial_kk.copy()
+        for low, high, x in zip(release.kk_edges[:-1], release.kk_edges[1:], changes, strict=True):
+            kk[low:high] *= 1 + x
+        signal = release.windows @ kk[: release.windows.shape[1]]
+        data = signal + debias.kk_derivatives @ changes + debias.curvature * u**2
+        whole = replace(release, bandpowers=data, data_debias=debias)
+        residual = BandpowerLikelihood(whole).residuals(kk, release.fiducial_ee)
+        np.testing.assert_allclose(residual, 0, atol=1e-9 * signal.max())
+        without = replace(whole, data_debias=replace(debias, curvature=0 * debias.curvature))
+        off = BandpowerLikelihood(without).residuals(kk, release.fiducial_ee)
+        assert np.abs(off).max() > 1e-3 * signal.max()
+
+
+def test_nothing_else_of_the_survey_with_its_second_order(release):
+    """A survey of the fiducial power and amplitude is that of the first order."""
+    debias = replace(
+        synthetic_debias(release),
+        power=synthetic_debias(release).fiducial_power,
+        amplitude_covariance=np.zeros((2, 2)),
+    )
+    used = debiased_by_data(replace(release, data_debias=debias))
+    np.testing.assert_allclose(used.bandpowers, release.bandpowers, rtol=1e-9)
+    np.testing.assert_allclose(used.kk_derivatives, debias.kk_derivatives, rtol=1e-9)
 
 
 def test_excursions_of_e_do_not_count(made):

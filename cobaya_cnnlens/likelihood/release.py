@@ -33,6 +33,8 @@ from .statistics import inverse_covariance
 
 DATA_DIRECTORY = Path(__file__).parent / "data"
 
+# Steps of Newton's method to the amplitude of C^κκ that bandpowers have.
+AMPLITUDE_STEPS = 5
 POSITIVE = ("response", "response_error", "noise_error", "nuisance_steps")
 NOT_NEGATIVE = (
     "kk_derivative_errors",
@@ -127,14 +129,9 @@ class DataDebias(_ReadOnly):
         return (power - self.fiducial_power) @ self.coefficients.T
 
     def in_place(self) -> dict[str, Any]:
-        """What takes the place of a release's fields of the same name in the model of d'."""
+        """What takes the place of a release's fields of the same name."""
         names = {item.name for item in fields(self)} & {item.name for item in fields(Release)}
-        taken = {name: getattr(self, name) for name in sorted(names)}
-        if self.n_v:
-            turned = np.outer(self.cross @ self.amplitudes, self.kk_direction)
-            taken["kk_derivatives"] = self.kk_derivatives + turned
-        taken["ee_derivatives"] = np.zeros_like(self.ee_derivatives)
-        return taken | {"ee_direction": np.zeros(self.ee_derivatives.shape[1])}
+        return {name: getattr(self, name) for name in sorted(names)}
 
 
 @dataclass(frozen=True)
@@ -241,6 +238,10 @@ class Release(_ReadOnly):
 def debiased_by_data(release: Release) -> Release:
     """The release whose noise debias is from the survey's own E and B.
 
+    Its model is linear in C^κκ, and has no part of C^EE. Of the second order, v is the survey's,
+    and u² = 2 û u − û² + (u − û)² is taken to first order about the amplitude û that the bandpowers
+    themselves have: what that leaves, Q (u − û)², is of the order of Q times the variance of û.
+
     Raises
     ------
     CNNLensError
@@ -253,8 +254,50 @@ def debiased_by_data(release: Release) -> Release:
             "`data_debias: true` in its configuration"
         )
     debias = release.data_debias
+    taken = debias.in_place()
     bandpowers = release.bandpowers - debias.correction(release.n_patches)
-    return replace(release, bandpowers=bandpowers, data_debias=None, **debias.in_place())
+    linear, curvature = debias.kk_derivatives, debias.curvature
+    along = debias.kk_direction
+    if debias.n_v:
+        linear = linear + np.outer(debias.cross @ debias.amplitudes, along)
+    covariance = debias.patch_covariance / release.n_patches
+    u = _amplitude(release, bandpowers, covariance, linear, curvature, along)
+    return replace(
+        release,
+        **taken
+        | {
+            "bandpowers": bandpowers + curvature * u**2,
+            "kk_derivatives": linear + 2.0 * u * np.outer(curvature, along),
+            "curvature": np.zeros_like(curvature),
+            "ee_derivatives": np.zeros_like(debias.ee_derivatives),
+            "ee_direction": np.zeros(debias.ee_derivatives.shape[1]),
+            "data_debias": None,
+        },
+    )
+
+
+def _amplitude(
+    release: Release,
+    bandpowers: np.ndarray,
+    covariance: np.ndarray,
+    linear: np.ndarray,
+    curvature: np.ndarray,
+    along: np.ndarray,
+) -> float:
+    """û of bandpowers that are those of the fiducial C^κκ (1 + u a/|a|²) of every band, by least
+    squares with a covariance, (n_bins, n_bins)."""
+    shape = along / (along @ along)
+    changes = np.zeros(release.windows.shape[1])
+    for low, high, change in zip(release.kk_edges[:-1], release.kk_edges[1:], shape, strict=True):
+        changes[low:high] = change
+    signal = release.windows * release.fiducial_kk[: len(changes)]
+    residual, slope = bandpowers - signal.sum(1), signal @ changes + linear @ shape
+    weight = inverse_covariance(covariance)
+    u = 0.0
+    for _ in range(AMPLITUDE_STEPS):
+        tangent = slope + 2.0 * curvature * u
+        u = float(tangent @ weight @ (residual + curvature * u**2) / (tangent @ weight @ tangent))
+    return u
 
 
 def write_release(release: Release, path: str | Path) -> None:
@@ -418,7 +461,7 @@ def _check_data_debias(release: Release, source: str) -> None:
                 "of maps in µK²"
             )
     try:
-        _check_physics(debiased_by_data(release), source)
+        _check_physics(replace(release, data_debias=None, **debias.in_place()), source)
     except ReleaseError as error:
         raise ReleaseError(f"{error} (in the section data_debias)") from None
 
