@@ -381,7 +381,11 @@ def test_stratified_truths_fill_the_prior(tiny, prior):
 
 
 def test_coverage_of_some_patches_with_their_power(tiny):
-    """Patches are those of the whole sky, spread evenly; their power is that of their maps."""
+    """Patches are those of the whole sky, spread evenly, of those that the set has; their power is
+    that of their maps."""
+    tiny = tiny.model_copy(
+        update={"centres": tiny.centres.model_copy(update={"rings": True, "spread": 3})}
+    )
     section = tiny.coverage.model_copy(update={"patches": 2})
     some = tiny.model_copy(update={"coverage": section, "data_debias": True})
     whole, part = Run(tiny, HASH, Linear()), Run(some, HASH, Linear())

@@ -123,7 +123,10 @@ def fit(
     (kk_direction,) = principal(kk, 1)
     kk_direction = kk_direction / np.abs(kk @ kk_direction).max()
     w = np.column_stack([np.array(powers) @ ee_directions, kk @ kk_direction])
-    by_patch = np.einsum("tc,cpb->pbt", np.linalg.pinv(terms(w)), np.array(left))
+    # Third order is what the far points have beside: the nearer ones weigh more.
+    weight = 1.0 / np.sqrt(1.0 + (w**2).sum(1))
+    solve = np.linalg.pinv(weight[:, None] * terms(w)) * weight
+    by_patch = np.einsum("tc,cpb->pbt", solve, np.array(left))
     return SecondOrder(ee_directions, kk_direction, by_patch)
 
 

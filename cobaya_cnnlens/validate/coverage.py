@@ -126,7 +126,8 @@ def measure(run: Run, indices: Iterable[int] | None = None, nthreads: int = 0) -
         run.config.check_index(KIND, index, size)
     todo = [i for i in indices if not products.exists(path(run, i), KIND, recipe(run, i))]
     for index in tqdm(todo, desc=KIND, unit="sky", disable=not todo):
-        rows = evenly(run.n_patches, run.config.coverage.patches)
+        n_patches = len(run.pointing_of(KIND).theta) // run.config.patch.n_padded**2
+        rows = evenly(n_patches, run.config.coverage.patches)
         bench = Bench(run, index, nthreads, cosmology_of(run, index), KIND, rows=rows)
         own = {"power": power.power_of(run)(*bench.observed())} if run.config.data_debias else {}
         products.write_product(
