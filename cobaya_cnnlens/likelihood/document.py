@@ -192,7 +192,10 @@ def values_of(document: dict[str, Any], source: str) -> dict[str, Any]:
     values["data_debias"] = None
     if with_data:
         arrays = dict(DATA_DEBIAS_ARRAYS)
-        if any(key.split(".")[1] in document["data_debias"] for key in SECOND_ORDER_ARRAYS):
+        section = document.get("data_debias")
+        if isinstance(section, dict) and any(
+            key.split(".")[1] in section for key in SECOND_ORDER_ARRAYS
+        ):
             arrays |= SECOND_ORDER_ARRAYS
         values["data_debias"] = {
             attribute: _array(document, key, shape, dimensions, source)

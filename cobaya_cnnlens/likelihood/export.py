@@ -36,7 +36,8 @@ LINEAR = ("data", "linear", "fixed")
 STATEMENTS = {
     "data": (
         "The noise debias is from the survey's own E and B power: chi2 is that of noise_debias: "
-        "data without its second order and its remainder in C_l^EE. No theory EE is needed."
+        "data, in CMBlikes with statistics: hamimeche-lewis, in candl with hartlap. It needs no "
+        "theory EE."
     ),
     "fixed": (
         "The noise debias is fixed at the fiducial cosmology, as in Caldeira et al. 2018: chi2 is "
@@ -187,7 +188,8 @@ def export_release(
         "sacc" (one FITS file; it has no place for a correction)
     folder : new folder to write to
     noise_debias : "data", "fixed", or "linear", which comes with a Python module for Cobaya; by
-        default "data" where the release and the format hold it, else "fixed"
+        default "data" where the release and the format hold it, else "fixed". CMBlikes takes
+        "data" in the variables of Hamimeche & Lewis; all else is Gaussian
 
     Returns
     -------
@@ -277,8 +279,9 @@ def _write_cmblikes(release: Release, model: LinearModel, folder: Path) -> str:
         header="bin L_min L_max L_av PP Error",
     )
     np.savetxt(folder / "covariance.dat", unit**2 * _scaled_covariance(release), fmt="%.17e")
+    by_data = model.noise_debias == "data"
     settings = (
-        "like_approx = gaussian\n"
+        f"like_approx = {'HL' if by_data else 'gaussian'}\n"
         "fields_use = P\n"
         "binned = T\n"
         f"nbins = {release.n_bins}\n"
@@ -293,6 +296,13 @@ def _write_cmblikes(release: Release, model: LinearModel, folder: Path) -> str:
         "covmat_cl = PP\n"
         "covmat_fiducial = covariance.dat\n"
     )
+    if by_data:
+        # Of the transform of Hamimeche & Lewis: N_b, and the fiducial bandpowers without it.
+        signal = release.windows @ release.fiducial_kk[: release.windows.shape[1]]
+        for name, values in (("noise", release.noise), ("fiducial", signal)):
+            numbered = np.c_[np.arange(1, release.n_bins + 1), unit * values]
+            np.savetxt(folder / f"{name}.dat", numbered, fmt="%3d %.17e", header="bin PP")
+            settings += f"cl_{name}_file = {name}.dat\n"
     if model.noise_debias != "fixed":
         with_ee = model.noise_debias == "linear"
         (folder / "corrections").mkdir()
