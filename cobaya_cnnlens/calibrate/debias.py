@@ -96,7 +96,7 @@ def fit(
     products.ProductError
         if the power of a set, or a point of ``points.fit``, has not been measured
     """
-    answers = _power_answers(run)
+    answers = power_answers(run)
     of_test = power.read(run, "test", range(run.config.skies.test))["power"]
     fiducial = of_test.mean(0)
     # Relative powers: p̂ spans six orders of magnitude.
@@ -227,7 +227,7 @@ def coefficients(
     return np.linalg.solve(total, (of_d * widths @ spread.T + cross).T).T
 
 
-def _power_answers(run: Run) -> Measured:
+def power_answers(run: Run) -> Measured:
     """Of p̂, what :class:`Measured` holds of d; its true power is zero."""
     config = run.config
     found = power.read(run, SET, range(config.skies.derivatives))

@@ -1,0 +1,86 @@
+"""What is counted twice, and how often, where the lensing of patches is joined with their own E.
+
+    python tests/benchmarks/joint.py [CONFIG] [RELEASE]
+
+A toy run in ω_c and ln A_s, all else fixed, of surveys of 160 test patches at the fiducial cosmology:
+lensing bandpowers alone, E power of the same patches alone (bins of 63.5, as the debias from the
+data takes it), and both, with the covariance between them and without. For each the error that the
+Gaussian posterior claims, and the scatter of its mean over the surveys. With the debias from the
+theory, E moves the lensing bandpowers' model as well; with that from the data it does not.
+"""
+
+import sys
+
+import numpy as np
+
+from cobaya_cnnlens.calibrate import bandpowers, curvature, debias, power
+from cobaya_cnnlens.calibrate.assemble import calibration_of
+from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
+from cobaya_cnnlens.likelihood.release import read_release
+from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.run import Run
+
+PATCHES = 160
+STEPS = {"omch2": 0.002, "As": 4e-11}
+
+
+def slopes(run, likelihood, answers):
+    """Of the model of the bandpowers and of the E power, (2, n_bins + n_e); ln A_s is second."""
+    fiducial, rows = run.config.cosmology, []
+    for name, step in STEPS.items():
+        both = []
+        for sign in (1, -1):
+            cosmology = fiducial.vary(**{name: getattr(fiducial, name) + sign * step})
+            theory = run.spectra(cosmology)
+            change = curvature.all_band_changes(run, answers.first, cosmology)
+            kk, ee = np.split(change, [len(answers.first.kk.edges) - 1])
+            e = (answers.first.kk.values @ kk + answers.first.ee.values @ ee)[:-1]
+            both.append(np.concatenate([likelihood.model(theory.kk, theory.ee), e]))
+        scale = fiducial.As if name == "As" else 1.0
+        rows.append(scale * (both[0] - both[1]) / (2 * step))
+    return np.array(rows)
+
+
+def main(config="training/config/refined.yaml", name="refined_fiducial"):
+    run, release = Run(load_config(config)), read_release(name)
+    calibration, test = calibration_of(run)
+    own = power.read(run, "test", range(run.config.skies.test))["power"]
+    answers = debias.power_answers(run)
+    print(f"{release.name}: {len(own) // PATCHES} surveys of {PATCHES} patches at the fiducial")
+    print("debias     data                       claimed: omch2    ln As     scatter: omch2    ln As")
+    for way in ("data", "quadratic"):
+        likelihood = BandpowerLikelihood(release, way)
+        d = calibration.debias(bandpowers.read(run, "test").auto)
+        if way == "data":
+            d = d - release.data_debias.correction_of(own)
+        samples = np.hstack([d, own[:, :-1]])
+        n_bins = d.shape[1]
+        whole = np.cov(samples, rowvar=False) / PATCHES
+        cut = whole.copy()
+        cut[:n_bins, n_bins:] = cut[n_bins:, :n_bins] = 0.0
+        model = slopes(run, likelihood, answers)
+        groups = samples[: len(samples) // PATCHES * PATCHES]
+        groups = groups.reshape(-1, PATCHES, samples.shape[1]).mean(1) - samples.mean(0)
+        lensing, e = np.arange(n_bins), np.arange(n_bins, samples.shape[1])
+        everything = np.concatenate([lensing, e])
+        for label, used, covariance in (
+            ("lensing alone", lensing, whole),
+            ("E alone", e, whole),
+            ("both, covariance", everything, whole),
+            ("both, no covariance", everything, cut),
+        ):
+            inverse = np.linalg.inv(covariance[np.ix_(used, used)])
+            s = model[:, used]
+            fisher = s @ inverse @ s.T
+            claimed = np.sqrt(np.diag(np.linalg.inv(fisher)))
+            found = groups[:, used] @ inverse @ s.T @ np.linalg.inv(fisher)
+            scatter = found.std(0, ddof=1)
+            error = scatter / np.sqrt(2 * (len(groups) - 1))
+            print(
+                f"{way:10s} {label:22s} {claimed[0]:16.5f} {claimed[1]:8.4f}  "
+                f"{scatter[0]:12.5f} +- {error[0]:.5f} {scatter[1]:8.4f} +- {error[1]:.4f}"
+            )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
