@@ -38,7 +38,7 @@ from cobaya_cnnlens.pipeline.config import Config, Fit
 from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.simulate.instrument import Systematics
-from cobaya_cnnlens.validate import points
+from cobaya_cnnlens.validate import points, primary
 
 from .conftest import synthetic_debias
 from .written import HASH, small
@@ -510,3 +510,14 @@ def test_an_old_version_has_no_such_section(made):
     document = json.loads(json.dumps(to_document(made["high"]))) | {"version": 2}
     with pytest.raises(ReleaseError, match="unknown field 'data_debias'"):
         from_document(seal(document), "r.json")
+
+
+def test_the_joint_covariance_is_of_the_debiased(run, made, monkeypatch):
+    """Its lensing block is the covariance of d' of the patches, as the release has it."""
+    n = run.n_patches
+    other = np.random.default_rng(0).standard_normal((n, 4))
+    monkeypatch.setattr(primary, "read", lambda *_: {"ee": other, "bb": other**2})
+    joint = primary.read_joint(run)
+    kk = joint.covariance[:4, :4]
+    np.testing.assert_allclose(kk, made["fiducial"].data_debias.patch_covariance, rtol=1e-9)
+    assert not np.allclose(kk, made["fiducial"].patch_covariance, rtol=1e-3, atol=0)

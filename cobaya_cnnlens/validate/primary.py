@@ -17,8 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import products
-from ..calibrate import bandpowers
-from ..calibrate.assemble import calibration_of
+from ..calibrate import bandpowers, power
+from ..calibrate.assemble import calibration_of, make_release
 from ..calibrate.covariance import sample_covariance
 from ..errors import CNNLensError
 from ..files import atomic_write
@@ -161,7 +161,8 @@ def read_joint(
     indices: Iterable[int] | None = None,
     true_kappa: bool = False,
 ) -> JointCovariance:
-    """The joint covariance from the products of a set.
+    """The joint covariance from the products of a set; of lensing that is debiased by its own power
+    where the configuration's releases are.
 
     Parameters
     ----------
@@ -171,11 +172,14 @@ def read_joint(
     Raises
     ------
     products.ProductError
-        if a sky has not been reconstructed or measured
+        if a sky has not been reconstructed or measured, or its power has not
     """
     indices = _indices(run, set_name, indices)
     lensing = bandpowers.read(run, set_name, indices)
     kk = lensing.truth if true_kappa else calibration_of(run)[0].debias(lensing.auto)
+    if run.config.data_debias and not true_kappa:
+        own = power.read(run, set_name, indices)["power"]
+        kk = kk - make_release(run, run.config.first_survey).data_debias.correction_of(own)
     edges = run.bandpowers.bins.edges
     return joint_covariance(edges, kk=kk, **read(run, set_name, indices))
 

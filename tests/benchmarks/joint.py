@@ -2,8 +2,8 @@
 
     python tests/benchmarks/joint.py [CONFIG] [RELEASE]
 
-A toy run in ω_c and ln A_s, all else fixed, of surveys of 160 test patches at the fiducial cosmology:
-lensing bandpowers alone, E power of the same patches alone (bins of 63.5, as the debias from the
+A toy run in ω_c and ln A_s, all else fixed, of surveys of 160 test patches at the fiducial
+cosmology: lensing bandpowers alone, E power of the same patches alone (bins of 63.5, as the debias from the
 data takes it), and both, with the covariance between them and without. For each the error that the
 Gaussian posterior claims, and the scatter of its mean over the surveys. With the debias from the
 theory, E moves the lensing bandpowers' model as well; with that from the data it does not.
@@ -43,11 +43,13 @@ def slopes(run, likelihood, answers):
 
 def main(config="training/config/refined.yaml", name="refined_fiducial"):
     run, release = Run(load_config(config)), read_release(name)
-    calibration, test = calibration_of(run)
+    calibration, _ = calibration_of(run)
     own = power.read(run, "test", range(run.config.skies.test))["power"]
     answers = debias.power_answers(run)
     print(f"{release.name}: {len(own) // PATCHES} surveys of {PATCHES} patches at the fiducial")
-    print("debias     data                       claimed: omch2    ln As     scatter: omch2    ln As")
+    print(
+        "debias     data                       claimed: omch2    ln As     scatter: omch2    ln As"
+    )
     for way in ("data", "quadratic"):
         likelihood = BandpowerLikelihood(release, way)
         d = calibration.debias(bandpowers.read(run, "test").auto)
