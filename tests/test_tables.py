@@ -178,7 +178,7 @@ def test_coverage_of_a_survey_whose_answer_is_known(small_config, monkeypatch):
     monkeypatch.setattr(
         "cobaya_cnnlens.validate.omch2.OMCH2_NODES", np.array([0.1, 0.11, 0.1185, 0.13, 0.14])
     )
-    monkeypatch.setitem(posterior_grid.NODES, 1, (4,))
+    monkeypatch.setitem(posterior_grid.NODES, 1, (7,))
     config = with_bandpowers(small_config, "c", NOISE, 0)
     config = config.model_copy(
         update={"coverage": config.coverage.model_copy(update={"skies": 100, "patches_each": 16})}
@@ -581,7 +581,7 @@ def cut(small_config, monkeypatch):
     monkeypatch.setattr(
         "cobaya_cnnlens.validate.omch2.OMCH2_NODES", np.array([0.1, 0.11, 0.1185, 0.13, 0.14])
     )
-    monkeypatch.setitem(posterior_grid.NODES, 1, (4,))
+    monkeypatch.setitem(posterior_grid.NODES, 1, (7,))
     content = small_config.model_dump(mode="json")
     content["coverage"] = {"skies": 12, "patches_each": 8}
     config = Config.model_validate(content)

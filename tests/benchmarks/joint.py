@@ -3,10 +3,10 @@
     python tests/benchmarks/joint.py [CONFIG] [RELEASE]
 
 A toy run in ω_c and ln A_s, all else fixed, of surveys of 160 test patches at the fiducial
-cosmology: lensing bandpowers alone, E power of the same patches alone (bins of 63.5, as the debias from the
-data takes it), and both, with the covariance between them and without. For each the error that the
-Gaussian posterior claims, and the scatter of its mean over the surveys. With the debias from the
-theory, E moves the lensing bandpowers' model as well; with that from the data it does not.
+cosmology: lensing bandpowers alone, E power of the same patches alone (bins of 63.5, as the debias
+from the data takes it), and both, with the covariance between them and without. For each the error
+that the Gaussian posterior claims, and the scatter of its mean over the surveys. With the debias
+from the theory, E moves the lensing bandpowers' model as well; with that from the data it does not.
 """
 
 import sys
