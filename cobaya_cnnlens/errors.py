@@ -17,6 +17,10 @@ class EmulatorError(CNNLensError):
     """An emulator that cannot be used, or is asked for a point outside its box."""
 
 
+class InstrumentError(CNNLensError):
+    """A beam, transfer function or inverse variance that cannot be used."""
+
+
 class MapError(CNNLensError):
     """A user's map that cannot be used."""
 

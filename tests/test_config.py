@@ -30,6 +30,8 @@ from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.loading import load_config, load_study
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.products import identity_of
+from cobaya_cnnlens.simulate.instrument import FILES as INSTRUMENT_FILES
+from cobaya_cnnlens.simulate.one_over_f import OneOverF
 from cobaya_cnnlens.simulate.patches import closest_centres, patch_centres
 from cobaya_cnnlens.validate import coverage, exhibits, nulls, primary
 
@@ -126,6 +128,7 @@ def test_inconsistent_values(content, tmp_path, change, message):
 EVERYTHING = {
     "train_cosmologies": [{"omch2": 0.12}],
     "baseline": {"kind": "wiener"},
+    "instrument": {"one_over_f": {"knee": 200, "slope": 3, "anisotropy": 2, "scan_deg": 10}},
     "points": {"at": {"lcdm": [{"ns": 0.97, "H0": 68.0}]}},
 }
 
@@ -142,7 +145,7 @@ def numbers_of(content, above=()):
 def test_no_number_can_be_senseless(content, monkeypatch):
     """Every numeric key of the schema refuses what is no number, none that is finite, negative, or
     beyond all measure; the message names the file and the section."""
-    content |= EVERYTHING
+    content |= {**EVERYTHING, "instrument": content["instrument"] | EVERYTHING["instrument"]}
     content["instrument"]["depth_ratio"] = 2.0
     content["network"]["noise_map"] = True
     content["training"]["noise_max_uk_arcmin"] = 5.0
@@ -506,6 +509,7 @@ STALE = {
     "centres.spread": {
         *("survey sky", "survey", "derivatives", "curvature", "coverage"),
     },
+    # Files stand in recipes by their content.
     "instrument": SEEN,
     "skies": NOTHING,
     "skies.train": {"training"},
@@ -544,10 +548,23 @@ def full(tmp_path):
     config = load_config(REPOSITORY / "training" / "config" / "test.yaml")
     start = write_network(tmp_path / "start.keras")
     low = schema.Survey(omch2=0.1085)
+    files = {name: tmp_path / f"{name}.txt" for name in INSTRUMENT_FILES}
+    for file in files.values():
+        file.write_text(file.name)
+        file.with_name(f"{file.name}x").write_text("another")
+    instrument = replace(
+        config.instrument,
+        noise_uk_arcmin=0.1,
+        depth_ratio=2.0,
+        beam_modes=(1.0,),
+        normalise_beam=True,
+        one_over_f=OneOverF(200.0, 3.0, 2.0, 10.0),
+        **files,
+    )
     return config.model_copy(
         update={
             "train_cosmologies": [{"ns": 0.95}],
-            "instrument": replace(config.instrument, noise_uk_arcmin=0.1, depth_ratio=2.0),
+            "instrument": instrument,
             "network": config.network.model_copy(update={"initial": start}),
             "baseline": schema.Baseline(kind="iterated"),
             "points": schema.Points(at={"one": [POINT]}),

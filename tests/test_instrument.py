@@ -6,7 +6,7 @@ from cobaya_cnnlens.simulate.instrument import (
     Systematics,
     convolve_beam,
     cosine_mask,
-    white_noise,
+    draw_noise,
 )
 from cobaya_cnnlens.simulate.patches import PatchGeometry
 
@@ -20,7 +20,7 @@ def test_reference_numbers_of_the_patch():
 
 
 def test_noise_level_is_per_arcmin():
-    noise = white_noise((40, 128, 128), Instrument(1.0), GEOMETRY, np.random.default_rng(0))
+    noise = draw_noise((40, 128, 128), Instrument(1.0), GEOMETRY, np.random.default_rng(0))
     assert noise.std() == pytest.approx(1 / 2.34375, rel=0.005)
     # The spectrum of 1 µK' is (1 µK · 1')².
     power = np.mean(np.abs(np.fft.fft2(noise)) ** 2) * GEOMETRY.pixel**2 / 128**2
@@ -79,7 +79,7 @@ def test_depth_that_varies_along_y():
     assert rms.max() == pytest.approx(4.0, rel=1e-3)
     assert rms.min() == pytest.approx(1.0, rel=1e-3)
     assert rms[63:65].mean() == pytest.approx(2.0, rel=1e-3)
-    noise = white_noise((400, 128, 128), instrument, GEOMETRY, np.random.default_rng(1))
+    noise = draw_noise((400, 128, 128), instrument, GEOMETRY, np.random.default_rng(1))
     np.testing.assert_allclose(noise.std((0, 2)) * 2.34375, rms[:, 0], rtol=0.02)
 
 
@@ -114,7 +114,7 @@ def test_noise_is_independent_of_pixels_and_repeatable():
     """Q and U, and neighbours, have nothing in common; the same seed gives the same noise at any
     level, so that differences of instruments have none of its scatter."""
     one, two = (
-        white_noise((2, 50, 128, 128), Instrument(x), GEOMETRY, np.random.default_rng(4))
+        draw_noise((2, 50, 128, 128), Instrument(x), GEOMETRY, np.random.default_rng(4))
         for x in (1.0, 3.0)
     )
     np.testing.assert_allclose(two, 3.0 * one, rtol=1e-6)

@@ -50,8 +50,9 @@ from cobaya_cnnlens.simulate.instrument import (
     Instrument,
     Systematics,
     convolve_beam,
-    white_noise,
+    draw_noise,
 )
+from cobaya_cnnlens.simulate.one_over_f import OneOverF
 from cobaya_cnnlens.simulate.patches import (
     PatchGeometry,
     Pointing,
@@ -70,6 +71,7 @@ from .conftest import REPOSITORY, synthetic_release
 GEOMETRY = PatchGeometry(n_pixels=64)
 CENTRE = np.radians([50.0, 120.0])
 HASH = "a" * 64
+EXCESS = OneOverF(200.0, 3.0, 2.0)
 
 
 @pytest.fixture
@@ -625,7 +627,7 @@ def test_what_is_expected_is_what_the_instrument_gives(theory, instrument):
         generator = np.random.default_rng(8)
         draws = [(skies.draw("e", generator), skies.draw("phi", generator)) for _ in range(n)]
         p = np.array([skies.lensed(*draw)[:64, :64] for draw in draws])
-        noise = white_noise((2, n, 64, 64), instrument, patch, generator)
+        noise = draw_noise((2, n, 64, 64), instrument, patch, generator)
         return PatchMaps(p.real + noise[0], p.imag + noise[1], patch_centres(4, 16)[:n])
 
     bins = Bins(36, 140, 4)
@@ -834,6 +836,11 @@ def test_a_configuration_and_its_release_fit_the_same_maps(setup):
     assert (other.bins, other.instrument) == (setup.bins, setup.instrument)
     deep = replace(release, instrument=release.instrument | {"depth_ratio": 4.0})
     assert MapSetup.of_release(deep).instrument == replace(setup.instrument, depth_ratio=4.0)
+    drifting = replace(release, instrument=release.instrument | {"one_over_f": vars(EXCESS)})
+    assert MapSetup.of_release(drifting).instrument == replace(setup.instrument, one_over_f=EXCESS)
+    tabulated = replace(release, instrument=release.instrument | {"beam_file_sha256": HASH})
+    with pytest.raises(ReleaseError, match=r"holds beam_file_sha256.* give the configuration"):
+        MapSetup.of_release(tabulated)
     averaged = replace(release, provenance=release.provenance | {"symmetries": 8})
     assert MapSetup.of_release(averaged).symmetries == 8
     for known in (deep, averaged):

@@ -26,6 +26,7 @@ from cobaya_cnnlens.report.text import format_nulls
 from cobaya_cnnlens.simulate import patches, shards
 from cobaya_cnnlens.simulate.bandpowers import e_and_b
 from cobaya_cnnlens.simulate.instrument import Instrument
+from cobaya_cnnlens.simulate.one_over_f import OneOverF
 from cobaya_cnnlens.validate import nulls
 from cobaya_cnnlens.validate.nulls import (
     NULLS,
@@ -401,6 +402,9 @@ def test_bad_input_is_refused(config, shown, tmp_path):
         nulls.measure(Run(config, HASH, None), ["noise"], [1])
     quiet = config.model_copy(update={"instrument": Instrument(0.0, 1.0)})
     assert "noise" not in check_names(Run(quiet))
+    skew = Instrument(one_over_f=OneOverF(200.0, 3.0, 2.0, scan_deg=30.0))
+    skew = config.model_copy(update={"instrument": skew})
+    assert not {"noise", "b_only"} & set(check_names(Run(skew)))
     with pytest.raises(CNNLensError, match="no null test 'noise'"):
         nulls.measure(Run(quiet, HASH, None), ["noise"])
     with pytest.raises(ProductError, match="network"):

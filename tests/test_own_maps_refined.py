@@ -25,7 +25,7 @@ from cobaya_cnnlens.reconstruct.learned import learned_estimator
 from cobaya_cnnlens.reconstruct.probable import ProbableLensing
 from cobaya_cnnlens.reconstruct.refined import RefinedEstimator, RefiningUNet, load_refining
 from cobaya_cnnlens.reconstruct.resunet import NetworkEstimator, ResUNet
-from cobaya_cnnlens.simulate.instrument import Instrument, white_noise
+from cobaya_cnnlens.simulate.instrument import Instrument, draw_noise
 from cobaya_cnnlens.simulate.patches import PatchGeometry
 from cobaya_cnnlens.simulate.periodic import PeriodicSkies
 from cobaya_cnnlens.theory.camb import settings_record
@@ -107,7 +107,7 @@ def observed(run):
     generator = np.random.default_rng(8)
     draws = [(skies.draw("e", generator), skies.draw("phi", generator)) for _ in CENTRES]
     p = np.array([skies.lensed(*draw)[:64, :64] for draw in draws])
-    noise = white_noise((2, *p.shape), INSTRUMENT, run.config.patch, generator)
+    noise = draw_noise((2, *p.shape), INSTRUMENT, run.config.patch, generator)
     return p.real + noise[0], p.imag + noise[1]
 
 

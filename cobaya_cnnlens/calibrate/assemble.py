@@ -235,7 +235,7 @@ def _assemble(run: Run, auto: np.ndarray, origin: dict) -> Release:
             "mask_taper_deg": config.instrument.taper_deg,
             "patch_deg": config.patch.size_deg,
             "patch_pixels": config.patch.n_pixels,
-            **({"depth_ratio": d} if (d := config.instrument.depth_ratio) is not None else {}),
+            **config.instrument.beyond_numbers(),
         },
         provenance={
             "configuration": config.name,

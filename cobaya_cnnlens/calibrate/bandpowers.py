@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +59,7 @@ def measurement_recipe(run: Run) -> dict:
     config = run.config
     return {
         "algorithm": ALGORITHM,
-        "instrument": asdict(config.instrument),
+        "instrument": config.instrument.recipe(),
         "network": run.estimator_id,
         **({"symmetries": n} if (n := config.reconstruction.symmetries) != 1 else {}),
         "bandpowers": config.bandpowers.model_dump(),

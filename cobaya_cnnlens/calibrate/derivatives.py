@@ -164,7 +164,7 @@ class Bench:
     ):
         config = run.config
         self.config, self.nthreads = config, nthreads
-        self.spectra, self.mask = run.bandpowers, run.mask
+        self.spectra, self.mask, self.data_mask = run.bandpowers, run.mask, run.data_mask
         self._measured = measured or _power_of_estimates(run)
         self.step, self.pointing = config.derivatives.step, _pointing(run, set_name)
         n = config.patch.n_padded
@@ -262,7 +262,7 @@ class Bench:
                 convolve_beam(part.reshape(-1, n, n), self.config.instrument, self.config.patch)
                 + noise
             )
-            * self.mask
+            * self.data_mask
             for part, noise in zip((lensed.real, lensed.imag), self.noise, strict=True)
         )
         return q, u

@@ -100,7 +100,7 @@ def _check_rms(maps: PatchMaps, setup: MapSetup, theory, source: str) -> list[st
     signal = (theory.lensed_ee + theory.lensed_bb) * instrument.beam(l) ** 2
     inside = (l >= patch.fundamental) & (l <= patch.nyquist)
     variance = np.sum(((2 * l + 1) * signal)[inside]) / (8.0 * np.pi)
-    expected = np.sqrt(variance + np.mean(np.square(instrument.noise_rms(patch))))
+    expected = np.sqrt(variance + np.mean(instrument.noise_variance(patch)))
     rms = np.sqrt(0.5 * (maps.q**2 + maps.u**2).mean((1, 2)))
     wrong = (rms > expected * RMS_IMPOSSIBLE) | (rms < expected / RMS_IMPOSSIBLE)
     if wrong.all():
@@ -177,7 +177,7 @@ def _polarisation(setup: MapSetup, theory, q: np.ndarray, u: np.ndarray) -> _Pol
     used = (ell > 3.0 * patch.fundamental) & (ell < end)
     weight = half_plane_weights(patch.n_pixels)[used]
     l = np.minimum(np.round(ell[used]).astype(int), len(theory.ee) - 1)
-    rms2 = np.square(instrument.noise_rms(patch)) * mask**2
+    rms2 = instrument.noise_variance(patch) * mask**2
     noise = np.mean(rms2) / np.mean(mask**2) * patch.pixel**2
     beam = instrument.beam(l) ** 2
     ee, bb = (cl[l] * beam + noise for cl in (theory.lensed_ee, theory.lensed_bb))
@@ -268,5 +268,5 @@ def _high_l_power(maps: PatchMaps, setup: MapSetup, theory) -> tuple[float, floa
     l = np.minimum(np.round(ell[ring]).astype(int), len(theory.ee) - 1)
     beam = instrument.beam(l) ** 2
     signal = 0.5 * np.mean((theory.lensed_ee[l] + theory.lensed_bb[l]) * beam)
-    rms = np.square(instrument.noise_rms(patch)) * mask**2
+    rms = instrument.noise_variance(patch) * mask**2
     return float(found), float(signal + np.mean(rms) / np.mean(mask**2) * pixel**2)

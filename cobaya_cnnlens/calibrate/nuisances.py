@@ -6,6 +6,7 @@ differences give first and second order of each,
 
     d_b(x) = d_b(0) + A_b x + B_b x² ,   A = [d(x) − d(−x)]/2x ,  B = [d(x) + d(−x) − 2 d(0)]/2x² .
 
+A beam that is measured (``instrument.beam_file``) is off in width too, B_l → B_{l(1 + x)}.
 The angle needs the second order: by parity its first vanishes for an estimator that is equivariant
 under reflections, and is small for a network that has learned to be nearly so.
 """
@@ -32,6 +33,8 @@ from .response import standard_error
 KIND = "nuisances"
 SET = "test"
 ALGORITHM = 1
+# Systematics of several numbers, of which one is changed.
+_AS_SEEN = {"leakage": lambda x: (x, 0.0), "beam_modes": lambda x: (x,)}
 
 
 def path(run: Run, index: int) -> Path:
@@ -68,7 +71,8 @@ def measure(run: Run, index: int) -> None:
 
 def _seen_with(run: Run, index: int, name: str, x: float) -> np.ndarray:
     """⟨κ̂κ̂*⟩ of a test sky under one systematic, (n_patches, n_bins)."""
-    sky = observe_sky(run, SET, index, systematics=Systematics(**{name: x}))
+    change = {name: _AS_SEEN.get(name, float)(x)}
+    sky = observe_sky(run, SET, index, systematics=Systematics(**change))
     q, u = (some(maps, run.config.nuisances.patches) for maps in (sky.q, sky.u))
     return run.bandpowers.auto(run.estimator.reconstruct(q, u))
 
@@ -96,6 +100,11 @@ def check_nuisances(
 ) -> list[NuisanceCheck]:
     """Simulate changes of the instrument on a test sky that gave no derivatives.
 
+    Parameters
+    ----------
+    changes : by name; beside the nuisances "leakage", of temperature into Q, and "beam_modes", of
+        the first error mode of a beam from a file, of which no release knows: zero is predicted
+
     Raises
     ------
     CNNLensError
@@ -111,8 +120,11 @@ def check_nuisances(
     checks = []
     for name, x in tqdm(changes.items(), desc=f"nuisances/{index}", unit="sky"):
         shift = (_seen_with(run, index, name, x) - centre) / response**2
-        column = NUISANCES.index(name)
-        by_patch = first[..., column] * x + second[..., column] * x**2
+        if name in NUISANCES:
+            column = NUISANCES.index(name)
+            by_patch = first[..., column] * x + second[..., column] * x**2
+        else:
+            by_patch = np.zeros((2, len(response)))
         error = np.hypot(standard_error(shift), standard_error(by_patch))
         checks.append(NuisanceCheck(name, x, shift.mean(0), by_patch.mean(0), error))
     return checks

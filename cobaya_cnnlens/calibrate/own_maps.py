@@ -27,6 +27,7 @@ from ..pipeline.separation import FRAMES, check_separate
 from ..reconstruct import Estimator
 from ..simulate.bandpowers import Bins, FlatSpectra
 from ..simulate.instrument import Instrument, cosine_mask
+from ..simulate.one_over_f import OneOverF
 from ..simulate.patches import PatchGeometry
 from ..theory.camb import Spectra, lensed_polarisation
 from . import bandpowers
@@ -98,6 +99,8 @@ class MapSetup:
                 for key in ("noise", "beam_fwhm", "mask_taper_deg", "patch_deg", "patch_pixels")
             }
             depth = release.instrument.get("depth_ratio")
+            excess = release.instrument.get("one_over_f")
+            excess = None if excess is None else OneOverF(**excess)
             digest = str(release.provenance["network_sha256"])
             symmetries = int(release.provenance.get("symmetries", 1))
         except (KeyError, TypeError, ValueError) as error:
@@ -107,7 +110,17 @@ class MapSetup:
                 "it instead"
             ) from None
         patch = PatchGeometry(seen["patch_deg"], int(seen["patch_pixels"]))
-        instrument = Instrument(seen["noise"], seen["beam_fwhm"], seen["mask_taper_deg"], depth)
+        if files := [key for key in release.instrument if key.endswith("_file_sha256")]:
+            raise ReleaseError(
+                f"release '{release.name}': field 'instrument' holds {', '.join(files)}: its beam, "
+                "transfer function or depth stand in files that a release does not hold; give the "
+                "configuration that made it instead"
+            )
+        instrument = Instrument(
+            *(seen[key] for key in ("noise", "beam_fwhm", "mask_taper_deg")),
+            depth_ratio=depth,
+            one_over_f=excess,
+        )
         widths = np.diff(release.edges)
         if (widths != widths[0]).any():
             raise ReleaseError(
@@ -118,7 +131,7 @@ class MapSetup:
         wanted = {
             "patch": {"size_deg": patch.size_deg, "n_pixels": patch.n_pixels},
             "algorithm": bandpowers.ALGORITHM,
-            "instrument": vars(instrument),
+            "instrument": instrument.recipe(),
             "network": digest,
             **({"symmetries": symmetries} if symmetries != 1 else {}),
             "bandpowers": vars(bins),
@@ -170,7 +183,8 @@ def reconstruct_maps(
     from ..pipeline.map_files import write_images  # loads healpy and astropy
 
     folder = Path(folder)
-    q, u = maps.q * setup.mask, maps.u * setup.mask
+    mask = setup.mask * setup.instrument.seen(setup.patch)
+    q, u = maps.q * mask, maps.u * mask
     kappa = estimator.reconstruct(q, u)
     if not np.isfinite(kappa).all():
         raise MapError(f"{source}: κ̂ is not finite; the network is damaged: restore it")

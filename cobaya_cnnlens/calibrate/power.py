@@ -9,7 +9,6 @@ skies of fixed phases and noise, the same that gave the answer of κ̂; no netwo
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +96,7 @@ def recipe(run: Run, what: str, index: int) -> dict:
         "sky": skies.recipe(run, set_name, index),
         "power_algorithm": ALGORITHM,
         "what": what,
-        "instrument": asdict(config.instrument),
+        "instrument": config.instrument.recipe(),
         "bandpowers": config.bandpowers.model_dump(),
         **own.get(what, {}),
     }

@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ..errors import ConfigError
-from ..simulate.instrument import Instrument
+from ..errors import ConfigError, InstrumentError
+from ..simulate.instrument import FILES, Instrument
 from ..simulate.patches import PatchGeometry, closest_centres
 from ..simulate.shards import SkySettings
 from ..simulate.varied import Variation
@@ -38,6 +38,8 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+# Kinds of baseline that leave out what was not seen.
+FILTERS = ("wiener", "iterated", "probable")
 # Sets of skies that have all patches, whatever `centres.spread` says.
 WHOLE = ("train", "validation", "test")
 
@@ -362,6 +364,7 @@ class Config(Section):
             check_ranges(section, getattr(self, section), ranges)
         self._check_cosmologies()
         self._check_patches()
+        self._measure_instrument()
         if self.camb.halofit_version not in HALOFIT_VERSIONS:
             raise ValueError(
                 f"camb.halofit_version {self.camb.halofit_version!r:.40} is none of CAMB's: "
@@ -453,6 +456,33 @@ class Config(Section):
         if self.training.loss == "spectral" and any(p.crop for p in self.training.phases):
             raise ValueError("training.loss 'spectral' weighs the modes of whole patches: crop 0")
         self._check_refined()
+
+    def _measure_instrument(self) -> None:
+        """Noise level and width of the beam that the instrument's files have, put in; and whether
+        the estimator can take what the instrument is."""
+        for key in FILES:
+            if (path := getattr(self.instrument, key)) is not None:
+                _plain_path(path)
+        try:
+            instrument = self.instrument.measured(self.patch)
+        except InstrumentError as error:
+            raise ValueError(f"instrument: {error}") from None
+        check_ranges("instrument", instrument, RANGES["instrument"])
+        object.__setattr__(self, "instrument", instrument)
+        baseline = self.baseline
+        keys = [k for k in ("ivar_file", "one_over_f") if getattr(instrument, k) is not None]
+        if keys and baseline is None and self.network.pretrained is None:
+            raise ValueError(
+                f"instrument.{keys[0]}: networks are trained on white noise; name a trained one as "
+                "network.pretrained, or a baseline"
+            )
+        filters = self.network.kind == "refined" if baseline is None else baseline.kind in FILTERS
+        if not filters and not instrument.seen(self.patch).all():
+            raise ValueError(
+                f"instrument.ivar_file {instrument.ivar_file}: holds pixels that were not seen, of "
+                "which a ResUNet or quadratic estimator knows nothing; take network.kind 'refined' "
+                f"or a baseline of {', '.join(FILTERS)}"
+            )
 
     def _check_refined(self) -> None:
         """What a refining network takes, and what it does not."""

@@ -59,7 +59,7 @@ def recipe(run: Run, set_name: str, index: int, part: int) -> dict:
     """What determines the features of some patches of a sky."""
     return {
         "sky": skies.recipe(run, set_name, index),
-        "instrument": asdict(run.config.instrument),
+        "instrument": run.config.instrument.recipe(),
         **({"variation": asdict(run.config.refining.variation)} if set_name == "train" else {}),
         "part": part,
         "batch": run.config.refining.batch,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +30,7 @@ def baseline_recipe(run: Run) -> dict:
     return {
         "algorithm": ALGORITHM,
         "baseline": config.baseline.model_dump(exclude=set() if floored else {"noise_floor"}),
-        "instrument": asdict(config.instrument),
+        "instrument": config.instrument.recipe(),
         "sky": skies.recipe(run, "train", 0),
     }
 

@@ -57,7 +57,7 @@ def recipe(run: Run) -> dict:
         **sky,
         **({"train_cosmologies": config.train_cosmologies} if config.train_cosmologies else {}),
         "train_skies": config.skies.train,
-        "instrument": asdict(config.instrument),
+        "instrument": config.instrument.recipe(),
         "network": config.network.model_dump(exclude=NOT_IN_RECIPE)
         | ({"polarisation": head} if (head := config.network.polarisation) != "e" else {})
         | ({"frozen_norm": True} if config.network.frozen_norm else {})
@@ -81,7 +81,7 @@ def _refining_recipe(run: Run, sky: dict) -> dict:
     return {
         **sky,
         "train_skies": config.skies.train,
-        "instrument": asdict(config.instrument),
+        "instrument": config.instrument.recipe(),
         "features": {
             "algorithm": ALGORITHM,
             "passes": PASSES,

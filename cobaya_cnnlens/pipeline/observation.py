@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..simulate.instrument import Instrument, Systematics, convolve_beam, white_noise
+from ..simulate.instrument import Instrument, Systematics, convolve_beam, draw_noise
 from ..simulate.skies import seed_sequence
-from . import skies
+from . import skies, temperature
 
 if TYPE_CHECKING:
     from .run import Run
@@ -53,14 +53,17 @@ def observe_sky(
     names = (*(("lensed_q", "lensed_u") if lensed else ("q", "u")), "e", "kappa")
     config = run.config
     q, u, e, kappa = skies.read(run, set_name, index, names)
-    mask = np.float32(1.0)
+    mask = data_mask = np.float32(1.0)
     if masked:
-        mask = run.mask.astype(np.float32)
+        mask, data_mask = (m.astype(np.float32) for m in (run.mask, run.data_mask))
     instrument = systematics.of(config.instrument)
     noise = sky_noise(run, set_name, index, len(q), instrument)
+    q, u = systematics.distort(q, u)
+    if any(systematics.leakage):
+        q, u = systematics.leak(q, u, temperature.read(run, set_name, index))
     q, u = (
-        (convolve_beam(maps, instrument, config.patch).astype(np.float32) + n) * mask
-        for maps, n in zip(systematics.distort(q, u), noise, strict=True)
+        (convolve_beam(maps, instrument, config.patch).astype(np.float32) + n) * data_mask
+        for maps, n in zip((q, u), noise, strict=True)
     )
     e, kappa = (config.patch.crop(maps) * mask for maps in (e, kappa))
     return ObservedPatches(q, u, e, kappa)
@@ -79,4 +82,4 @@ def sky_noise(
     generator = np.random.default_rng(seed_sequence(config.seed, f"noise/{set_name}", index))
     n = config.patch.n_pixels
     shape = (2, n_patches, n, n)
-    return white_noise(shape, instrument or config.instrument, config.patch, generator)
+    return draw_noise(shape, instrument or config.instrument, config.patch, generator)

@@ -75,6 +75,12 @@ class Run:
         return cosine_mask(self.config.patch, self.config.instrument.taper_deg)
 
     @cached_property
+    def data_mask(self) -> np.ndarray:
+        """Of observed Q and U: :attr:`mask`, and zero where nothing was seen, (n_pixels,
+        n_pixels). κ̂ is known in holes too, from what lies around them."""
+        return self.mask * self.config.instrument.seen(self.config.patch)
+
+    @cached_property
     def bandpowers(self) -> FlatSpectra:
         """What measures the binned power of masked patches."""
         bins = Bins(**self.config.bandpowers.model_dump())

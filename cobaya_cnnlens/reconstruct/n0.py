@@ -46,9 +46,12 @@ def band_of(geometry: PatchGeometry, spectra: Spectra, lmin: int) -> Filter:
 
 
 def polarisation_noise(instrument: Instrument, lmax: int) -> np.ndarray:
-    """Beam-deconvolved white-noise spectrum of E and of B, (lmax + 1,) in µK²."""
-    white = (instrument.noise_uk_arcmin * ARCMIN) ** 2
-    return white / instrument.beam(np.arange(lmax + 1)) ** 2
+    """Beam-deconvolved noise spectrum of E and of B, (lmax + 1,) in µK²."""
+    ell = np.arange(lmax + 1)
+    white = (instrument.noise_uk_arcmin * ARCMIN) ** 2 / instrument.beam(ell) ** 2
+    if instrument.one_over_f is None:
+        return white
+    return white * instrument.one_over_f.mean_ratio(ell)
 
 
 def n0_eb(

@@ -182,7 +182,7 @@ class ProbableLensing:
 
     def _make_filters(self, level: float) -> list[tuple[WienerFilter, np.ndarray]]:
         box, spectra = self.box, self._spectra
-        instrument = Instrument(level, self._instrument.beam_fwhm_arcmin)
+        instrument = self._instrument.at_level(level)
         rms = np.full(self.mask.shape, instrument.noise_rms(self._geometry))
         ell = np.maximum(box.ell, 1.0)
         analytic = delensing_passes(spectra, instrument, self._band)

@@ -40,7 +40,7 @@ class ModeWeights:
         spectra: Spectra,
         mean_square_mask: float,
     ):
-        self._beam, self._spectra = instrument.beam_fwhm_arcmin, spectra
+        self._instrument, self._spectra = instrument, spectra
         self._band = band_of(geometry, spectra, Filter().lmin)
         n, pixel = geometry.n_pixels, geometry.pixel
         l = 2.0 * np.pi * np.fft.fftfreq(n, pixel)
@@ -59,7 +59,7 @@ class ModeWeights:
 
     def _make(self, level: float) -> np.ndarray:
         nodes = np.array(NODES, float)
-        instrument = Instrument(level, self._beam)
+        instrument = self._instrument.at_level(level)
         noise = n0_iterated(nodes, self._spectra, instrument, self._band)
         noise = np.exp(np.interp(self._ell, nodes, np.log(noise)))
         kk = self._spectra.kk

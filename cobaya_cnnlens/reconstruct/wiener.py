@@ -20,6 +20,11 @@ patch. It has neither E nor B modes there, and mode 0 of X stands for P_0 itself
 variance. Left out, it would be explained by modes that the patch has: κ̂ then has less response
 where it is large, and since it is coherent over tens of degrees, the noise of whole skies would
 differ by more than that of independent patches.
+
+Noise with an excess at low multipoles (:mod:`cobaya_cnnlens.simulate.one_over_f`) has N⁻¹ = σ⁻¹ W
+σ⁻¹, W the power of white noise over that of the noise: exact for one depth and no mask, and under a
+mask a weight that gives less information than there is, but no wrong one, since κ̂'s response and
+noise are measured.
 """
 
 from __future__ import annotations
@@ -69,8 +74,11 @@ class WienerFilter:
 
     def _set_noise(self, rms: np.ndarray) -> None:
         box = self.box
-        self._weight = box.pad(1.0 / np.square(rms)).astype(box.real)
+        inverse = 1.0 / np.square(rms)
         mean = 1.0 / np.mean(np.square(rms[np.isfinite(rms)]))
+        if box.whiteness is not None:
+            inverse, mean = np.sqrt(inverse), mean * box.whiteness
+        self._weight = box.pad(inverse).astype(box.real)
         self._diagonal = self._halves([1.0 / (1.0 + power * mean) for power in self._powers])
 
     def with_noise(self, rms: np.ndarray, tolerance: float | None = None) -> WienerFilter:
@@ -92,6 +100,14 @@ class WienerFilter:
         mirrored[0, 0], mirrored[0, 1:] = z[0, 0], z[0, :0:-1]
         mirrored[1:, 0], mirrored[1:, 1:] = z[:0:-1, 0], z[:0:-1, :0:-1]
         return same * z + mixed * np.conj(mirrored)
+
+    def weigh(self, values: np.ndarray) -> np.ndarray:
+        """N⁻¹ of values on the box, (n, n)."""
+        box = self.box
+        if box.whiteness is None:
+            return self._weight * values
+        white = scipy.fft.ifft2(box.whiteness * scipy.fft.fft2(self._weight * values))
+        return self._weight * white
 
     def predict(self, x: np.ndarray, positions: Displaced | None) -> np.ndarray:
         """A X on the box's pixels, (n, n) complex, in µK."""
@@ -117,11 +133,11 @@ class WienerFilter:
 
         def apply(z: np.ndarray) -> np.ndarray:
             seen = self.predict(self._colour(z, roots), positions)
-            return z + self._colour(self.back(self._weight * seen, positions), roots)
+            return z + self._colour(self.back(self.weigh(seen), positions), roots)
 
         solution = conjugate_gradients(
             apply,
-            self._colour(self.back(self._weight * data, positions), roots),
+            self._colour(self.back(self.weigh(data), positions), roots),
             lambda z: self._colour(z, self._diagonal),
             None if start is None else self._colour(start, self._inverse_roots),
             self._tolerance,
@@ -133,7 +149,7 @@ class WienerFilter:
         self, data: np.ndarray, x: np.ndarray, positions: Displaced | None
     ) -> np.ndarray:
         """Aᵀ's part before displacement: b ∗ N⁻¹ (d − A X) on the box's pixels, (n, n), in 1/µK."""
-        return self.box.blur(self._weight * (data - self.predict(x, positions)))
+        return self.box.blur(self.weigh(data - self.predict(x, positions)))
 
     def slope(self, data: np.ndarray, x: np.ndarray, positions: Displaced | None) -> np.ndarray:
         """Modes Σ_x e^{−il·x} ∂ ln p(d | X, φ)/∂φ(x), (n, n), at the filtered X."""

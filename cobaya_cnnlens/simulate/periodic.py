@@ -63,7 +63,7 @@ class Box:
     Parameters
     ----------
     geometry : the patch, in the box's corner
-    instrument : for the beam
+    instrument : for the beam, and how white the noise is
     lmax : modes beyond are left out
     border : pixels of the box beyond the patch, at least
     precision : "double", or "single" of all maps and modes
@@ -85,7 +85,12 @@ class Box:
         self.ly, self.lx = plane_vectors(self.n, self.pixel)
         self.ell = np.hypot(self.ly, self.lx)
         self.band = (self.ell > 0) & (self.ell <= lmax)
-        self.beam = instrument.beam(self.ell).astype(self.real)
+        self.beam = self._even(instrument.response(self.ly, self.lx))
+        # White noise over the noise's power, or None where that is white.
+        self.whiteness: np.ndarray | None = None
+        if instrument.one_over_f is not None:
+            ratio = instrument.one_over_f.ratio(self.ly, self.lx)
+            self.whiteness = self._even(1.0 / ratio)
         # e^{2iϑ}, ϑ from south towards east.
         with np.errstate(invalid="ignore", divide="ignore"):
             turn = (self.ly - 1j * self.lx) ** 2 / self.ell**2
@@ -94,13 +99,20 @@ class Box:
         self.gradients = [(1j * l * self.turn).astype(self.complex) for l in (self.ly, self.lx)]
         sigma = instrument.beam_fwhm_arcmin * ARCMIN / np.sqrt(8.0 * np.log(2.0)) / self.pixel
         reach = max(int(np.ceil(BEAM_REACH * sigma)) + 1, LEAST_REACH)
-        if self.n_patch + 2 * reach >= self.n:
+        # A transfer function mixes in what is degrees away.
+        if self.n_patch + 2 * reach >= self.n or instrument.transfer_file is not None:
             pixels = np.arange(self.n)
         else:
             pixels = np.arange(-reach, self.n_patch + reach)
         self.region = np.ix_(pixels % self.n, pixels % self.n)
         at = pixels * self.pixel
         self._grid = np.stack(np.meshgrid(at, at, indexing="ij"), -1)
+
+    def _even(self, factors: np.ndarray) -> np.ndarray:
+        """Real factors of modes, (n, n), in the box's precision, equal at l and −l also where a
+        mode at the Nyquist multipole stands for its mirror image."""
+        mirrored = np.roll(factors[::-1, ::-1], 1, (0, 1))
+        return (0.5 * (factors + mirrored)).astype(self.real)
 
     def spectrum(self, cl: np.ndarray) -> np.ndarray:
         """C_l from l = 0 on the box's modes within the band, zero elsewhere, (n, n)."""
@@ -173,8 +185,12 @@ class PeriodicSkies:
         return scipy.fft.fft2(generator.standard_normal((n, n))) * self._roots[name]
 
     def noise(self, generator: np.random.Generator) -> np.ndarray:
-        """White noise of Q + iU in µK, (n, n) complex."""
+        """Noise of Q + iU in µK, white or with the instrument's excess, (n, n) complex."""
         q, u = generator.standard_normal((2, self._box.n, self._box.n))
+        if self._box.whiteness is not None:
+            roots = 1.0 / np.sqrt(self._box.whiteness)
+            roots[0, 0] = 0.0
+            q, u = (scipy.fft.ifft2(scipy.fft.fft2(part) * roots).real for part in (q, u))
         return self._rms * (q + 1j * u)
 
     def lensed(self, e: np.ndarray, phi: np.ndarray | None) -> np.ndarray:

@@ -7,7 +7,7 @@ pixel, infinite where nothing was seen, and through the mask.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -93,7 +93,7 @@ class Variation:
         holes."""
         level = self._level(instrument, generator)
         n = geometry.n_pixels
-        seen = replace(instrument, noise_uk_arcmin=level, depth_ratio=None)
+        seen = instrument.at_level(level)
         rms = np.full((n, n), seen.noise_rms(geometry))
         if generator.random() < self.depth_share:
             rms = rms * self._depth(n, generator)

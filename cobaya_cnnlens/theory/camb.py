@@ -167,20 +167,23 @@ def compute_spectra(
 
 @dataclass(frozen=True)
 class TemperatureSpectra:
-    """Lensed C_l^TT and C_l^TE in µK² from l = 0, (lmax + 1,)."""
+    """C_l^TT and C_l^TE in µK² from l = 0, (lmax + 1,), lensed or not."""
 
     tt: np.ndarray
     te: np.ndarray
 
 
-def temperature_spectra(cosmology: Cosmology, settings: CambSettings) -> TemperatureSpectra:
-    """Run CAMB for the lensed spectra of temperature, which the pipeline itself does not need."""
+def temperature_spectra(
+    cosmology: Cosmology, settings: CambSettings, lensed: bool = True
+) -> TemperatureSpectra:
+    """Run CAMB for the spectra of temperature, which no estimator of the pipeline needs."""
     import camb
 
     with camb_refusals(cosmology):
         results = camb.get_results(camb_parameters(cosmology, settings))
-        lensed = results.get_lensed_scalar_cls(settings.lmax, CMB_unit="muK", raw_cl=True)
-    return TemperatureSpectra(*(np.ascontiguousarray(lensed[:, i]) for i in (0, 3)))
+        of = results.get_lensed_scalar_cls if lensed else results.get_unlensed_scalar_cls
+        found = of(settings.lmax, CMB_unit="muK", raw_cl=True)
+    return TemperatureSpectra(*(np.ascontiguousarray(found[:, i]) for i in (0, 3)))
 
 
 def gradient_spectra(cosmology: Cosmology, settings: CambSettings) -> tuple[np.ndarray, np.ndarray]:

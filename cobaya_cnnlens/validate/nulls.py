@@ -79,7 +79,8 @@ OVER_OWN = {"parity": "odd part", "noise": "mean, noise", "b_only": "mean, b_onl
 
 def check_names(run: Run, names: Iterable[str] | None = None) -> tuple[str, ...]:
     """Names of null tests in their order; for None all of which the configuration has the input:
-    without noise there is no noise alone.
+    without noise there is no noise alone, and of an instrument without any symmetry the mean field
+    of noise or of B is no null.
 
     Raises
     ------
@@ -88,7 +89,10 @@ def check_names(run: Run, names: Iterable[str] | None = None) -> tuple[str, ...]
     """
     config = run.config
     quiet = config.instrument.noise_uk_arcmin == 0
-    there = [name for name in NULLS if not (quiet and name == "noise")]
+    without = {"noise"} if quiet else set()
+    if config.instrument.symmetry is None:
+        without = {"noise", "b_only"}
+    there = [name for name in NULLS if name not in without]
     chosen = set(there if names is None else names)
     if unknown := chosen - set(there):
         raise CNNLensError(
@@ -174,7 +178,7 @@ class NullBench:
     def __init__(self, run: Run, index: int, nthreads: int = 0):
         self.run, self.config, self.estimator = run, run.config, run.estimator
         self.index, self.nthreads = index, nthreads
-        self.spectra, self.mask = run.bandpowers, run.mask.astype(np.float32)
+        self.spectra, self.mask = run.bandpowers, run.data_mask.astype(np.float32)
 
     @cached_property
     def seen(self) -> ObservedPatches:
@@ -262,7 +266,7 @@ class NullBench:
         return estimate
 
     def _mask_free(self, estimate):
-        odd = beyond_mask(estimate, self.config.instrument.depth_ratio is None)
+        odd = beyond_mask(estimate, self.config.instrument.symmetry == "square")
         found = {"beyond_mask": self._mean_field(self.spectra.transform(odd))}
         return {**self._compare(estimate, self.seen.kappa), **found}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -106,8 +106,7 @@ def primary_bandpowers(run: Run, seen: ObservedPatches) -> dict[str, np.ndarray]
     not subtracted, which no covariance would see.
     """
     config, spectra = run.config, run.bandpowers
-    ell = np.hypot(*mode_vectors(config.patch.n_pixels, config.patch.pixel))
-    beam = config.instrument.beam(ell)
+    beam = config.instrument.response(*mode_vectors(config.patch.n_pixels, config.patch.pixel))
     e, _ = e_and_b(spectra, seen.q * spectra.mask, seen.u * spectra.mask)
     b = pure_b(spectra, seen.q, seen.u)
     return {name: spectra.cross(m / beam, m / beam) for name, m in (("ee", e), ("bb", b))}
@@ -123,7 +122,7 @@ def recipe(run: Run, set_name: str, index: int) -> dict:
     return {
         "sky": skies.recipe(run, set_name, index),
         "primary_algorithm": ALGORITHM,
-        "instrument": asdict(run.config.instrument),
+        "instrument": run.config.instrument.recipe(),
         "bandpowers": run.config.bandpowers.model_dump(),
     }
 

@@ -46,8 +46,7 @@ def sky_power(run: Run, seen: ObservedPatches) -> dict[str, Power]:
     config, spectra, theory = run.config, run.bandpowers, run.spectra()
     lensed_ee, lensed_bb = lensed_polarisation(theory)
     beam2 = config.instrument.beam(np.arange(len(lensed_ee))) ** 2
-    rms = np.sqrt(np.mean(np.square(config.instrument.noise_rms(config.patch))))
-    white = (rms * config.patch.pixel) ** 2
+    white = np.mean(config.instrument.noise_variance(config.patch)) * config.patch.pixel**2
     expected = expected_e_and_b(spectra, lensed_ee * beam2, lensed_bb * beam2)
     modes = e_and_b(spectra, seen.q, seen.u)
     return {

@@ -1,0 +1,128 @@
+"""Tiles of like depth, which share a calibration.
+
+A calibration holds for the noise and the holes that it was simulated with, and costs hours; a
+survey has hundreds of tiles. Tiles are put together by complete linkage, so that no two of a class
+differ by more than what is asked for, in any of three numbers: ln of the noise level, the seen
+fraction, the area of holes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.ndimage
+
+from ..errors import InstrumentError
+from .instrument import level_of
+from .patches import PatchGeometry
+
+
+@dataclass(frozen=True)
+class TileDepth:
+    """How deep tiles are, arrays (n_tiles,).
+
+    Attributes
+    ----------
+    level : in µK′, of which 1/σ² is the mean one of what was seen
+    seen : share of the mask's ∫M² over pixels that were seen
+    holes : area in deg² of what was not seen and does not reach the tile's edge
+    """
+
+    level: np.ndarray
+    seen: np.ndarray
+    holes: np.ndarray
+
+
+@dataclass(frozen=True)
+class DepthClasses:
+    """Classes of tiles, the deepest first.
+
+    Attributes
+    ----------
+    label : class of each tile, (n_tiles,)
+    depth : means of each class, (n_classes,) each; that of ``level`` is geometric
+    spread : the largest differences within each class, of ``level`` its ratio less one
+    typical : the tile of each class that is nearest to its mean, to simulate, (n_classes,)
+    """
+
+    label: np.ndarray
+    depth: TileDepth
+    spread: TileDepth
+    typical: np.ndarray
+
+
+def tile_depths(rms: np.ndarray, mask: np.ndarray, geometry: PatchGeometry) -> TileDepth:
+    """What tells tiles' depths apart.
+
+    Parameters
+    ----------
+    rms : noise per pixel in µK, (n_tiles, n, n), infinite where nothing was seen
+    mask : (n, n)
+
+    Raises
+    ------
+    InstrumentError
+        if nothing was seen of a tile
+    """
+    seen = np.isfinite(rms) & (mask > 0)
+    if not seen.any((1, 2)).all():
+        empty = int(np.argmin(seen.any((1, 2))))
+        raise InstrumentError(f"'rms' of tile {empty} is infinite throughout; leave it out")
+    level = [level_of(np.where(s, r, np.inf), geometry) for r, s in zip(rms, seen, strict=True)]
+    share = (seen * mask**2).sum((1, 2)) / (mask**2).sum()
+    area = np.degrees(geometry.pixel) ** 2
+    holes = [area * _enclosed(~np.isfinite(r)).sum() for r in rms]
+    return TileDepth(np.array(level), share, np.array(holes))
+
+
+def _enclosed(hidden: np.ndarray) -> np.ndarray:
+    """The parts of hidden pixels, touching by sides or corners, that do not reach the edge."""
+    parts, _ = scipy.ndimage.label(hidden, np.ones((3, 3)))
+    edge = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
+    return hidden & ~np.isin(parts, edge[edge > 0])
+
+
+def depth_classes(
+    depth: TileDepth, level: float = 0.1, seen: float = 0.05, holes: float = 0.25
+) -> DepthClasses:
+    """Tiles in classes, no two of one further apart than asked for.
+
+    Parameters
+    ----------
+    level : largest ratio of noise levels within a class, less one
+    seen : largest difference of the seen fraction
+    holes : largest difference of the area of holes in deg²
+
+    Raises
+    ------
+    InstrumentError
+        if a spread is not positive, or a tile's depth is not finite
+    """
+    for name, value in (("level", level), ("seen", seen), ("holes", holes)):
+        if not value > 0:
+            raise InstrumentError(f"the spread '{name}' is {value:g}; it must be positive")
+        if not np.isfinite(getattr(depth, name)).all():
+            raise InstrumentError(f"'{name}' of a tile is not finite; leave the tile out")
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    units = np.array([np.log1p(level), seen, holes])
+    at = np.stack([np.log(depth.level), depth.seen, depth.holes], axis=1) / units
+    found = np.zeros(len(at), int)
+    if len(at) > 1:
+        tree = linkage(at, "complete", metric="chebyshev")
+        found = fcluster(tree, 1.0, criterion="distance") - 1
+    means = np.array([at[found == c].mean(0) for c in range(found.max() + 1)])
+    order = np.argsort(means[:, 0])
+    label = np.argsort(order)[found]
+    members = [np.flatnonzero(label == c) for c in range(len(order))]
+    means = means[order]
+    typical = [m[np.argmin(np.abs(at[m] - x).max(1))] for m, x in zip(members, means, strict=True)]
+    ends = np.array([np.ptp(at[m], axis=0) for m in members]) * units
+    log_level, share, area = (means * units).T
+    return DepthClasses(
+        label,
+        TileDepth(np.exp(log_level), share, area),
+        TileDepth(np.expm1(ends[:, 0]), ends[:, 1], ends[:, 2]),
+        np.array(typical),
+    )

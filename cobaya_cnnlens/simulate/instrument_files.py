@@ -1,0 +1,338 @@
+"""What is measured of an instrument, from files: beam, transfer function, inverse variance.
+
+A beam is text of columns l, B_l and, where there are any, error modes e_i(l) in units of B_l, so
+that B_l (1 + Σ a_i e_i(l)) with standard normal a_i is a beam that the measurement allows. A
+transfer function is text of columns l, F_l, or an ``.npz`` of ``ly`` (n,) from −l_max to l_max,
+``lx`` (m,) from 0, and ``transfer`` (n, m), even in l: F(−l) = F(l), or it would make real maps
+complex. Inverse variance, of Q and of U each, is an ``.npz`` or ``.npy`` of ``ivar`` (ny, nx) in
+1/µK² per pixel, 0 where nothing was seen, axes as in :mod:`.patches`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from ..errors import InstrumentError
+
+# How far from 1 the first B_l may be before it is asked whether the file is in other units, and
+# the least that is left of a mode: filters divide by it.
+NORMALISED = 2e-3
+LEAST, MOST = 1e-6, 10.0
+# A table may begin so high: between there and l = 0 it is taken as flat.
+FIRST = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Beam:
+    """B_l of a table: between its multipoles ln B is linear in l², and beyond the last ln B ∝ l²,
+    as a Gaussian's is throughout.
+
+    Attributes
+    ----------
+    ell : (n,), from 0
+    values : (n,), B_0 = 1
+    errors : relative error modes e_i(l), (n_modes, n)
+    """
+
+    ell: np.ndarray
+    values: np.ndarray
+    errors: np.ndarray
+
+    def __call__(self, ell: np.ndarray) -> np.ndarray:
+        """B at multipoles of any shape; same shape."""
+        l2, end = np.square(np.asarray(ell, float)), float(self.ell[-1]) ** 2
+        logs = np.log(self.values)
+        inside = np.interp(l2, np.square(self.ell.astype(float)), logs)
+        return np.exp(np.where(l2 > end, logs[-1] * l2 / end, inside))
+
+    def off(self, amplitudes: np.ndarray | tuple[float, ...]) -> Beam:
+        """The beam with its error modes at so many standard deviations, the first at the first
+        amplitude.
+
+        Raises
+        ------
+        InstrumentError
+            if there are fewer modes, or if nothing positive is left of the beam
+        """
+        if len(amplitudes) > len(self.errors):
+            raise InstrumentError(
+                f"the beam has {len(self.errors)} error modes, not {len(amplitudes)}; add columns "
+                "e_i(l) to its file"
+            )
+        change = 1.0 + np.asarray(amplitudes) @ self.errors[: len(amplitudes)]
+        if not (change > 0).all():
+            raise InstrumentError(
+                "error modes of the beam at these amplitudes leave nothing positive of it; are "
+                "they in units of B_l?"
+            )
+        return Beam(self.ell, self.values * change, self.errors)
+
+    @property
+    def fwhm(self) -> float:
+        """FWHM in radians of the Gaussian that falls as this beam does up to its last multipole:
+        of ln B = −σ²l²/2 by least squares in ln B."""
+        l2 = np.square(self.ell.astype(float))
+        sigma2 = -2.0 * (np.log(self.values) @ l2) / (l2 @ l2)
+        return float(np.sqrt(max(sigma2, 0.0) * 8.0 * np.log(2.0)))
+
+
+@dataclass(frozen=True, eq=False)
+class Transfer:
+    """What is left of the sky's modes in the maps, beside the beam.
+
+    Attributes
+    ----------
+    axes : (ell,) of an isotropic transfer function, or (ly, lx) of a half plane
+    values : (n,) or (n_ly, n_lx)
+    """
+
+    axes: tuple[np.ndarray, ...]
+    values: np.ndarray
+
+    def __call__(self, ly: np.ndarray, lx: np.ndarray) -> np.ndarray:
+        """F at modes, linear between those of the table and flat beyond them; same shape."""
+        if len(self.axes) == 1:
+            return np.interp(np.hypot(ly, lx), self.axes[0], self.values)
+        from scipy.interpolate import RegularGridInterpolator
+
+        turned = np.where(np.asarray(lx) < 0, -1.0, 1.0)
+        at = [
+            np.clip(turned * l, axis[0], axis[-1])
+            for l, axis in zip((ly, lx), self.axes, strict=True)
+        ]
+        return RegularGridInterpolator(self.axes, self.values)(np.stack(at, axis=-1))
+
+    def mean(self, ell: np.ndarray) -> np.ndarray:
+        """Root of F² averaged over the directions of l, at multipoles; same shape."""
+        if len(self.axes) == 1:
+            return np.interp(ell, self.axes[0], self.values)
+        ell, angle = np.asarray(ell, float)[..., None], np.pi * (np.arange(180) + 0.5) / 180
+        return np.sqrt(np.mean(self(ell * np.cos(angle), ell * np.sin(angle)) ** 2, axis=-1))
+
+    @property
+    def lmax(self) -> float:
+        """The multipole to which the table knows all directions."""
+        return float(min(axis[-1] for axis in self.axes))
+
+
+def digest_of(path: str | Path) -> str:
+    """SHA-256 of a file, by which it stands in recipes.
+
+    Raises
+    ------
+    InstrumentError
+        if it cannot be read
+    """
+    return _digest(*_state(path))
+
+
+def read_beam(path: str | Path, normalise: bool = False) -> Beam:
+    """A measured beam, see the module's head.
+
+    Parameters
+    ----------
+    normalise : divide by the first B_l, whatever it is
+
+    Raises
+    ------
+    InstrumentError
+        if the file cannot be read, does not begin at l ≤ 2 with B = 1, is not finite and positive,
+        or its multipoles do not ascend
+    """
+    return _beam(*_state(path), normalise)
+
+
+def read_transfer(path: str | Path) -> Transfer:
+    """A transfer function, see the module's head.
+
+    Raises
+    ------
+    InstrumentError
+        if the file cannot be read, is not finite and positive, or not even in l
+    """
+    return _transfer(*_state(path))
+
+
+def read_rms(path: str | Path, n_pixels: int) -> np.ndarray:
+    """Noise of Q and of U per pixel in µK, (n_pixels, n_pixels), infinite where nothing was seen,
+    from a file of inverse variance.
+
+    Raises
+    ------
+    InstrumentError
+        if the file cannot be read, or is not of that shape; and as :func:`rms_of`
+    """
+    return _rms(*_state(path), n_pixels)
+
+
+def rms_of(ivar: np.ndarray, source: str = "inverse variance") -> np.ndarray:
+    """Noise per pixel, infinite where nothing was seen, of inverse variance; same shape.
+
+    Raises
+    ------
+    InstrumentError
+        naming ``source``, if it is negative, not finite, or zero throughout
+    """
+    ivar = np.asarray(ivar, float)
+    for wrong, what in ((~np.isfinite(ivar), "not finite"), (ivar < 0, "negative")):
+        if wrong.any():
+            raise InstrumentError(
+                f"{source}: 'ivar' is {what} in {wrong.sum()} of {ivar.size} pixels; give 1/σ² in "
+                "1/µK², 0 where nothing was seen"
+            )
+    if not (ivar > 0).any():
+        raise InstrumentError(f"{source}: 'ivar' is zero throughout; nothing was seen")
+    with np.errstate(divide="ignore"):
+        return 1.0 / np.sqrt(ivar)
+
+
+def _state(path: str | Path) -> tuple[str, int, int]:
+    """A file's path, and what tells that it has changed since it was read."""
+    try:
+        found = Path(path).stat()
+    except OSError as error:
+        raise InstrumentError(
+            f"{path}: cannot be read ({error.strerror}); correct the path"
+        ) from None
+    return str(path), found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=64)
+def _digest(path: str, *_state: int) -> str:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise InstrumentError(f"{path}: cannot be read ({error.strerror}); name a file") from None
+
+
+@lru_cache(maxsize=16)
+def _beam(path: str, _mtime: int, _size: int, normalise: bool) -> Beam:
+    table = _columns(path, "l, B_l")
+    ell, values, errors = table[0], table[1], table[2:]
+    if ell[0] > FIRST:
+        raise InstrumentError(
+            f"{path}: column l begins at {ell[0]:g}; a beam begins at l = 0, 1 or {FIRST}, or its "
+            "normalisation is not known"
+        )
+    _check_positive(path, "B_l", values)
+    if normalise:
+        values = values / values[0]
+    if abs(values[0] - 1.0) > NORMALISED:
+        raise InstrumentError(
+            f"{path}: column B_l begins with {values[0]:.6g}, not 1; is it B_l² or a solid angle? "
+            "If only its normalisation is another, set 'instrument.normalise_beam: true'"
+        )
+    if ell[0] > 0:
+        ell, values = np.r_[0.0, ell], np.r_[values[0], values]
+        errors = np.hstack([errors[:, :1], errors])
+    if values.max() > 1.5:
+        at = ell[np.argmax(values)]
+        raise InstrumentError(
+            f"{path}: column B_l rises to {values.max():.3g} at l = {at:g}; give the beam, not its "
+            "inverse"
+        )
+    return Beam(ell, values, errors)
+
+
+@lru_cache(maxsize=16)
+def _transfer(path: str, *_state: int) -> Transfer:
+    if not path.endswith(".npz"):
+        ell, values, *_ = _columns(path, "l, F_l")
+        _check_positive(path, "F_l", values)
+        return Transfer((ell,), values)
+    ly, lx, values = (_array(path, name) for name in ("ly", "lx", "transfer"))
+    for name, axis in (("ly", ly), ("lx", lx)):
+        if axis.ndim != 1 or len(axis) < 2 or not (np.diff(axis) > 0).all():
+            raise InstrumentError(
+                f"{path}: field '{name}' must be one axis of ascending multipoles"
+            )
+    if values.shape != (len(ly), len(lx)):
+        raise InstrumentError(
+            f"{path}: field 'transfer' has shape {values.shape}, 'ly' and 'lx' {len(ly)} and "
+            f"{len(lx)} multipoles; axis 0 is ly"
+        )
+    if lx[0] != 0 or not np.allclose(ly, -ly[::-1]):
+        raise InstrumentError(
+            f"{path}: fields 'lx' and 'ly' must be a half plane: lx from 0, ly from −l_max to l_max"
+        )
+    _check_positive(path, "transfer", values)
+    if not np.allclose(values[:, 0], values[::-1, 0], rtol=1e-6):
+        raise InstrumentError(
+            f"{path}: field 'transfer' differs at (ly, 0) and (−ly, 0); a real map's transfer "
+            "function is even in l"
+        )
+    return Transfer((ly, lx), values)
+
+
+@lru_cache(maxsize=4)
+def _rms(path: str, _mtime: int, _size: int, n_pixels: int) -> np.ndarray:
+    ivar = _array(path, "ivar")
+    if ivar.shape != (n_pixels, n_pixels):
+        raise InstrumentError(
+            f"{path}: field 'ivar' has shape {ivar.shape}, the patch {n_pixels} × {n_pixels} "
+            "pixels; cut it at the patch's own pixels"
+        )
+    rms = rms_of(ivar, path)
+    rms.flags.writeable = False
+    return rms
+
+
+def _columns(path: str, names: str) -> np.ndarray:
+    """The columns of a text table whose first one ascends, (n_columns, n)."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of an empty file
+            table = np.loadtxt(path, ndmin=2).T
+    except (OSError, ValueError) as error:
+        raise InstrumentError(
+            f"{path}: is no table of columns {names} ({str(error).splitlines()[0]:.120}); comments "
+            "begin with #"
+        ) from None
+    if len(table) < 2 or table.shape[1] < 2:
+        raise InstrumentError(f"{path}: has no rows of columns {names}")
+    if not np.isfinite(table).all():
+        row = int(np.argmax(~np.isfinite(table).all(0)))
+        raise InstrumentError(f"{path}: row {row + 1} of columns {names} is not finite; mend it")
+    if table[0, 0] < 0 or not (np.diff(table[0]) > 0).all():
+        row = int(np.argmax(np.diff(table[0]) <= 0)) + 1
+        raise InstrumentError(
+            f"{path}: column l does not ascend at row {row + 1} from 0 or more; sort it, each "
+            "multipole once"
+        )
+    return table
+
+
+def _check_positive(path: str, name: str, values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise InstrumentError(f"{path}: '{name}' is not finite; mend it")
+    if not ((values >= LEAST) & (values <= MOST)).all():
+        wrong = values[(values < LEAST) | (values > MOST)][0]
+        raise InstrumentError(
+            f"{path}: '{name}' holds {wrong:.3g}; it must lie between {LEAST:g} and {MOST:g}: "
+            "filters divide by it, so end the table before, or put the least there"
+        )
+
+
+def _array(path: str, name: str) -> np.ndarray:
+    """One array of real numbers of a NumPy file; of an ``.npy`` the one there is."""
+    try:
+        found = np.load(path, allow_pickle=False)
+        if not isinstance(found, np.ndarray):
+            with found:
+                found = found[name]
+    except KeyError:
+        raise InstrumentError(f"{path}: has no array '{name}'; add it") from None
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise InstrumentError(
+            f"{path}: is no NumPy file of an array '{name}' ({str(error).splitlines()[0]:.120})"
+        ) from None
+    if found.dtype.kind not in "fiu":
+        raise InstrumentError(f"{path}: array '{name}' is of {found.dtype}, not of numbers")
+    return found.astype(float)

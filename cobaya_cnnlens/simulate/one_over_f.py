@@ -1,0 +1,103 @@
+"""Noise that is correlated from pixel to pixel: 1/f noise of the detectors and the atmosphere.
+
+The power of the noise is white times
+
+    1 + (l_knee/l_eff)^s ,   l_eff² = l_∥² + (l_⊥/a)² ,
+
+with l_∥ along the scan and l_⊥ across it. For a = 1 it is isotropic, the form by which ground-based
+noise is forecast (Ade et al. 2019, arXiv:1808.07445, eq. 1, with α = −s). A detector that is
+scanned at one angle sees its drifts at small l_∥ whatever l_⊥ is (Crawford 2007, astro-ph/0702608,
+for raster scans without cross-linking), which is a → ∞: between the two, ``anisotropy`` a says how
+many times farther the excess reaches across the scan than along it. Where the depth varies, the map
+is the noise rms of each pixel times such noise of unit white level.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import scipy.fft
+
+from ..errors import InstrumentError
+from .modes import mode_vectors
+
+# Noise is drawn on a box so many times the patch's side, less its mean: drifts longer than that are
+# left out, as they are by any map-maker's filters.
+BOX = 2
+# Least l_eff that the formula is taken at: of l = 0 alone.
+LEAST_MULTIPOLE = 1.0
+LARGEST = {"knee": 5000.0, "slope": 6.0, "anisotropy": 100.0, "scan_deg": 180.0}
+
+
+@dataclass(frozen=True)
+class OneOverF:
+    """Excess of the noise's power at low multipoles.
+
+    Attributes
+    ----------
+    knee : multipole at which the excess is as large as the white noise
+    slope : s > 0 of (l_knee/l)^s
+    anisotropy : a, how many times farther the excess reaches across the scan than along it
+    scan_deg : direction of the scan, from east (+x) towards north (+y)
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    knee: float
+    slope: float
+    anisotropy: float = 1.0
+    scan_deg: float = 0.0
+
+    def __post_init__(self) -> None:
+        least = {"knee": 0.0, "slope": 0.0, "anisotropy": 1.0, "scan_deg": 0.0}
+        for name, most in LARGEST.items():
+            if not least[name] <= getattr(self, name) <= most:
+                raise InstrumentError(
+                    f"one_over_f.{name} is {getattr(self, name):.6g}; it lies between "
+                    f"{least[name]:g} and {most:g}"
+                )
+
+    def ratio(self, ly: np.ndarray, lx: np.ndarray) -> np.ndarray:
+        """Power at modes over the white noise's; same shape."""
+        cos, sin = np.cos(np.radians(self.scan_deg)), np.sin(np.radians(self.scan_deg))
+        along, across = cos * lx + sin * ly, cos * ly - sin * lx
+        effective = np.maximum(np.hypot(along, across / self.anisotropy), LEAST_MULTIPOLE)
+        return 1.0 + (self.knee / effective) ** self.slope
+
+    def mean_ratio(self, ell: np.ndarray) -> np.ndarray:
+        """:meth:`ratio` averaged over the directions of l, at multipoles; same shape."""
+        angle = 2.0 * np.pi * (np.arange(720) + 0.5) / 720
+        ell = np.asarray(ell, float)[..., None]
+        return self.ratio(ell * np.sin(angle), ell * np.cos(angle)).mean(-1)
+
+    def draw(self, n: int, pixel: float, generator: np.random.Generator) -> np.ndarray:
+        """Periodic noise of unit white level without its mean, (n, n) float32."""
+        roots = np.sqrt(self.ratio(*mode_vectors(n, pixel))).astype(np.float32)
+        roots[0, 0] = 0.0
+        white = generator.standard_normal((n, n), dtype=np.float32)
+        return scipy.fft.irfft2(scipy.fft.rfft2(white) * roots, s=(n, n))
+
+
+def unit_noise(
+    shape: tuple[int, ...],
+    one_over_f: OneOverF | None,
+    pixel: float,
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """Noise of unit white level on patches, float32 of the given shape, (..., n, n).
+
+    Parameters
+    ----------
+    one_over_f : None for white noise
+    pixel : side in radians
+    """
+    if one_over_f is None:
+        return generator.standard_normal(shape, dtype=np.float32)
+    n = shape[-1]
+    size = scipy.fft.next_fast_len(BOX * n, real=True)
+    found = np.empty((int(np.prod(shape[:-2])), n, n), np.float32)
+    for patch in found:
+        patch[:] = one_over_f.draw(size, pixel, generator)[:n, :n]
+    return found.reshape(shape)
