@@ -53,6 +53,7 @@ COMMANDS = {
     "points": "points CONFIG --index {index}",
     "coverage": "coverage CONFIG --index {index}",
     "nulls": "nulltest CONFIG --index {index}",
+    "foregrounds": "foregrounds CONFIG --index {index}",
     "primary": "primary CONFIG --set {set} --index {index}",
     "exhibit": "exhibit CONFIG",
     "emulator point": "emulator make PLAN",

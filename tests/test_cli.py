@@ -26,6 +26,7 @@ COMMANDS = [
     "predictive",
     *(
         "nulltest",
+        "foregrounds",
         "ship",
         "release plot",
         "n1",
@@ -197,7 +198,7 @@ STAGES = {
     "Calibrate": ["derivatives", "nuisances", "power", "ship", "release"],
     "Validate": [
         *("evaluate", "compare", "n0", "n1", "recover", "forecast", "points", "coverage"),
-        *("nulltest", "primary", "predictive"),
+        *("nulltest", "foregrounds", "primary", "predictive"),
     ],
     "Look": ["figure", "exhibit", "report", "plot"],
 }
@@ -298,6 +299,7 @@ def test_errors_of_the_system_are_one_line(monkeypatch, capsys):
     [
         *(("skies", "--set", "test"), ("reconstruct", "--set", "test"), ("primary",)),
         *(("derivatives",), ("nuisances",), ("power",), ("points",), ("coverage",), ("nulltest",)),
+        ("foregrounds",),
     ],
 )
 def test_an_index_below_zero_is_refused(tmp_path, arguments, monkeypatch):

@@ -33,7 +33,7 @@ from cobaya_cnnlens.products import identity_of
 from cobaya_cnnlens.simulate.instrument import FILES as INSTRUMENT_FILES
 from cobaya_cnnlens.simulate.one_over_f import OneOverF
 from cobaya_cnnlens.simulate.patches import closest_centres, patch_centres
-from cobaya_cnnlens.validate import coverage, exhibits, nulls, primary
+from cobaya_cnnlens.validate import coverage, exhibits, foregrounds, nulls, primary
 
 from .conftest import REPOSITORY, write_network
 
@@ -117,6 +117,10 @@ def test_wrong_values_are_all_named(content, tmp_path):
         ({"points": {"at": {"a": [{"ns": 9.6}]}}}, r"points\.at\.a\.0\.ns is 9\.6"),
         ({"products": "a\nb"}, "key 'products': a path holds control characters"),
         ({"surveys": {"a/b": {"omch2": 0.12}}}, "a/b"),
+        ({"foregrounds": {"sources": [1200.0]}}, r"foregrounds.*flux cut of 1200 mJy; the counts"),
+        ({"foregrounds": {"lmax": [2400]}}, r"foregrounds\.lmax 2400 leaves nothing out"),
+        ({"foregrounds": {"lmax": [900, 900]}}, "lmax holds a value twice"),
+        ({"foregrounds": {"skies": 2}}, r"foregrounds\.skies is 2, but there are 1 test"),
     ],
 )
 def test_inconsistent_values(content, tmp_path, change, message):
@@ -431,6 +435,7 @@ def test_every_set_has_its_own_number_of_skies(content, tmp_path, name):
 
 HASH = "a" * 64
 POINT = {"H0": 70.0}
+DUST = foregrounds.Foreground("dust", "some", 8.8)
 
 
 def recipes(config: Config) -> dict[str, dict]:
@@ -453,6 +458,7 @@ def recipes(config: Config) -> dict[str, dict]:
         "points": cosmologies.recipe(run, cosmologies.Point(POINT, 0, run.config.points.patches)),
         "null": nulls.recipe(run, "unlensed", 0),
         "training null": nulls.recipe(run, "training", 0),
+        "foreground": foregrounds.recipe(run, DUST, None, 0),
         "primary": primary.recipe(run, "test", 0),
         "baseline": mean_field.baseline_recipe(run),
         "mean field": mean_field.recipe(run),
@@ -469,6 +475,7 @@ ALGORITHMS = {
     coverage: lambda: {"coverage"},
     cosmologies: lambda: {"points"},
     nulls: lambda: {"null", "training null"},
+    foregrounds: lambda: {"foreground"},
     mean_field: lambda: BASELINE,
     exhibits: lambda: {"exhibit"},
     primary: lambda: {"primary"},
@@ -478,7 +485,7 @@ ALGORITHMS = {
 BASELINE = {"baseline", "mean field"}
 MEASURED = {
     *("bandpowers", "survey", "maps", "exhibit", "derivatives", "curvature", "nuisances"),
-    *("coverage", "points", "null", "training null"),
+    *("coverage", "points", "null", "training null", "foreground"),
 }
 TRAINING_SKY = {"training sky", "training", "training null", *BASELINE}
 FROM_SKIES = MEASURED - {"maps"} | TRAINING_SKY | {"sky", "survey sky", "primary"}
@@ -532,11 +539,15 @@ STALE = {
     "nuisances": {"nuisances"},
     "nuisances.skies": NOTHING,
     "coverage": NOTHING,
-    "coverage.omch2": {"coverage"},
+    **{f"coverage.{key}": {"coverage"} for key in ("omch2", "logA", "stratified", "patches")},
     "points": NOTHING,
     "points.patches": {"points"},
     "nulls": NOTHING,
     "nulls.patches": {"null", "training null"},
+    # Each level and l_max is a product of its own.
+    "foregrounds": NOTHING,
+    "foregrounds.patches": {"foreground"},
+    "foregrounds.frequency_ghz": {"foreground"},
     "surveys.low.omch2": {"survey sky", "survey"},
     "surveys.low.skies": NOTHING,
 }
@@ -600,6 +611,11 @@ OTHER = {
     "training.phases": [schema.Phase(steps=77, learning_rate=1e-3)],
     "training.noise_max_uk_arcmin": 7.0,
     "points.at": {"other": [{"ns": 0.9}]},
+    "points.fit": schema.Fit(at=[{"ns": 0.9}] * 20),
+    "coverage.logA": (2.9, 3.2),
+    "foregrounds.dust": {"other": 7.0},
+    "foregrounds.synchrotron": {"other": 7.0},
+    "foregrounds.lmax": [700],
 }
 
 
@@ -677,6 +693,18 @@ def test_a_recipe_is_of_one_sky_estimator_and_test(full):
         *(
             nulls.recipe(Run(full, h), n, i)
             for n in ("noise", "curl")
+            for i in (0, 1)
+            for h in "ab"
+        ),
+        *(
+            foregrounds.recipe(Run(full, h), f, lmax, i)
+            for f in (
+                foregrounds.CLEAN,
+                DUST,
+                replace(DUST, level=1.0),
+                replace(DUST, kind="sources"),
+            )
+            for lmax in (None, 900)
             for i in (0, 1)
             for h in "ab"
         ),
@@ -761,6 +789,12 @@ def test_paths_of_different_products_differ(full):
         *(coverage.path(run, i) for i in (0, 1)),
         *(cosmologies.path(run, cosmologies.Point(c, i, None)) for c in points for i in (0, 1)),
         *(nulls.path(run, n, i) for n in ("noise", "curl") for i in (0, 1)),
+        *(
+            foregrounds.path(run, f, lmax, i)
+            for f in (foregrounds.CLEAN, DUST, replace(DUST, name="more"))
+            for lmax in (None, 900, 90)
+            for i in (0, 1)
+        ),
         *(assemble.path(run, s, i) for s in ("low", "high") for i in (0, 1)),
         mean_field.path(run),
         exhibits.path(run),

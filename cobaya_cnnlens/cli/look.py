@@ -22,7 +22,7 @@ def figure(
         str,
         typer.Argument(
             help="spectra, sky, training, reconstruction, noise, bandpowers, derivatives, "
-            "nuisances, coverage, primary or nulls."
+            "nuisances, coverage, primary, nulls or foregrounds."
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,

@@ -222,6 +222,32 @@ def nulltest(
 
 
 @command()
+def foregrounds(
+    config: ConfigFile,
+    index: Indices = None,
+    table_only: Annotated[bool, typer.Option(help="Print the table of what there is.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
+) -> None:
+    """Add sources, dust and synchrotron to test skies; print how far off omch2 is, in sigmas."""
+    run = runs.load(config)
+    from ..report.text import format_foregrounds
+    from ..validate import foregrounds
+
+    foregrounds.foregrounds_of(run)
+    if not table_only:
+        runs.ready(run)
+        for i in range(run.config.foregrounds.skies) if index is None else index:
+            foregrounds.measure(run, i)
+    table = foregrounds.foregrounds_table(run, index)
+    typer.echo(format_foregrounds(table))
+    if out:
+        from ..report.drawing import save
+        from ..report.foregrounds_figure import draw_foregrounds
+
+        typer.echo(save(draw_foregrounds(table), out))
+
+
+@command()
 def primary(
     config: ConfigFile,
     set_name: SetName = "test",

@@ -382,7 +382,7 @@ def from_document(document: dict[str, Any], source: str) -> Release:
     release = Release(**values)
     _check_physics(release, source)
     if release.data_debias is not None:
-        _check_data_debias(release, source)
+        _check_data_debias(release, release.data_debias, source)
     check_digest(document, source)
     return release
 
@@ -446,9 +446,8 @@ def _check_physics(release: Release, source: str) -> None:
             refuse(key, f"is {error}; estimate it from more simulations")
 
 
-def _check_data_debias(release: Release, source: str) -> None:
+def _check_data_debias(release: Release, debias: DataDebias, source: str) -> None:
     """The release that it makes must hold as well as the one that it is part of."""
-    debias = release.data_debias
     for key in ("e_edges", "b_edges"):
         if (np.diff(getattr(debias, key)) <= 0).any():
             raise ReleaseError(

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..errors import ConfigError, InstrumentError
+from ..simulate.foregrounds import SourceCounts
 from ..simulate.instrument import FILES, Instrument
 from ..simulate.patches import PatchGeometry, closest_centres
 from ..simulate.shards import SkySettings
@@ -315,6 +316,43 @@ class Nulls(Section):
     patches: int | None = Field(None, gt=1)
 
 
+# What a foreground's level is called, in tables and names of files.
+LevelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=50)]
+
+
+class Foregrounds(Section):
+    """Foregrounds that are added to test patches, seen at ``frequency_ghz``
+    (:mod:`cobaya_cnnlens.simulate.foregrounds`), on ``patches`` of each of the first ``skies`` test
+    skies, spread evenly, all by default.
+
+    ``sources``: flux cuts in mJy; ``dust`` and ``synchrotron``: D_l^EE at l = 80 in µK², at 353 and
+    23 GHz, by name. Each is measured with all l of the maps, and again with those up to each of
+    ``lmax`` alone.
+    """
+
+    skies: int = Field(1, gt=0)
+    patches: int | None = Field(None, gt=0)
+    frequency_ghz: float = Field(150.0, ge=20, le=400)
+    sources: list[Annotated[float, Field(gt=0, le=10_000)]] = [3.0, 10.0, 30.0, 100.0]
+    dust: dict[LevelName, Annotated[float, Field(gt=0, le=1e5)]] = {
+        "cleaned": 0.088,
+        "bicep": 8.8,
+        "half_sky": 120.0,
+    }
+    synchrotron: dict[LevelName, Annotated[float, Field(gt=0, le=1e5)]] = {"sky": 4.3}
+    lmax: list[Annotated[int, Field(gt=0, le=20_000)]] = []
+
+    @model_validator(mode="after")
+    def _counted(self):
+        for cut in self.sources:
+            SourceCounts(cut, self.frequency_ghz)
+        for name in ("sources", "lmax"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} holds a value twice")
+        return self
+
+
 class Survey(Section):
     """A mock survey: its true ω_c and how many skies of 160 patches it has for tests."""
 
@@ -356,6 +394,7 @@ class Config(Section):
     coverage: Coverage = Coverage()
     points: Points = Points()
     nulls: Nulls = Nulls()
+    foregrounds: Foregrounds = Foregrounds()
     surveys: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=50)], Survey]
 
     @model_validator(mode="after")
@@ -393,13 +432,19 @@ class Config(Section):
                 raise ValueError(
                     f"derivatives.{name} must lie between 2 and sky.lmax + 1 = {self.sky.lmax + 1}"
                 )
+        for lmax in self.foregrounds.lmax:
+            if lmax >= self.patch.nyquist:
+                raise ValueError(
+                    f"foregrounds.lmax {lmax} leaves nothing out: the patch's Nyquist multipole is "
+                    f"{self.patch.nyquist:.0f}; remove it"
+                )
         self._check_training()
         if self.baseline and self.baseline.mean_field_skies > self.skies.train:
             raise ValueError(
                 f"baseline.mean_field_skies is {self.baseline.mean_field_skies}, but there are "
                 f"{self.skies.train} training skies"
             )
-        for name in ("nuisances", "points", "nulls"):
+        for name in ("nuisances", "points", "nulls", "foregrounds"):
             if (skies := getattr(self, name).skies) > self.skies.test:
                 raise ValueError(
                     f"{name}.skies is {skies}, but there are {self.skies.test} test skies"

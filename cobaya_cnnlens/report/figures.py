@@ -19,6 +19,7 @@ from ..validate.exhibits import reconstruct_all, shown_patch
 from ..validate.noise import noise_table
 from ..validate.primary import JointCovariance, read_joint
 from .drawing import draw_map, panel, subplots
+from .foregrounds_figure import foregrounds_figure
 from .nulls_figure import nulls_figure
 
 
@@ -297,4 +298,5 @@ STAGES: dict[str, Callable[[Run], Figure]] = {
     "coverage": coverage_figure,
     "primary": primary_figure,
     "nulls": nulls_figure,
+    "foregrounds": foregrounds_figure,
 }

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..pipeline.run import Run
     from ..validate.coverage import CoverageTable
     from ..validate.forecast import Forecast
+    from ..validate.foregrounds import Bias, ForegroundTable
     from ..validate.noise import Comparison, NoiseTable, ResidualTable
     from ..validate.nulls import NullTable, PowerRatio
     from ..validate.omch2 import Recovery
@@ -343,6 +344,52 @@ def format_nulls(table: NullTable) -> str:
     )
     lines += _null_block("power of parts of khat over <khat khat>", table.over_own, ".5f")
     return "\n".join(lines)
+
+
+def format_foregrounds(table: ForegroundTable) -> str:
+    """Bias of ω_c by every foreground, a line for each with the noise debias from the data and from
+    the theory, and the largest of a bandpower; the same with each l_max; then every bandpower's."""
+    ways = list(table.sigma)
+    column = "omch2    +-   largest of a bandpower"
+    lines = [
+        f"foregrounds at {table.frequency_ghz:g} GHz that the calibration does not know, added to "
+        f"{table.n_patches} test patches;",
+        f"biases in sigma of {table.n_survey} patches; sigma(omch2) "
+        + ", ".join(f"{s:.5f} with the debias from the {w}" for w, s in table.sigma.items()),
+        "",
+        " " * 24 + "".join(f"   {f'debias from the {way}':42s}" for way in ways).rstrip(),
+        " " * 24 + "".join(f"   {column:42s}" for _ in ways).rstrip(),
+    ]
+    lines += _bias_rows(table, [table.of(way) for way in ways])
+    for lmax, sigma in table.sigma_lmax.items():
+        lines += ["", f"l up to {lmax}, debias from the theory: sigma(omch2) {sigma:.5f}"]
+        lines += _bias_rows(table, [table.of("theory", lmax)])
+    for way in ways:
+        biases = table.of(way)
+        lines += ["", f"bias of each bandpower in its sigma, debias from the {way}"]
+        for start in range(0, len(biases), 4):
+            part = biases[start : start + 4]
+            lines.append("      L" + "".join(f"{b.foreground.label:>22s}" for b in part))
+            for i, L in enumerate(table.L):
+                cells = (f"{b.bins[i]:+.2f} +- {b.bins_error[i]:.2f}" for b in part)
+                lines.append(f"{L:7.1f}" + "".join(f"{cell:>22s}" for cell in cells))
+    if table.missing:
+        cases = (f"{f.label}" + (f", l up to {lmax}" if lmax else "") for f, lmax in table.missing)
+        lines += ["", "not measured: " + "; ".join(cases)]
+    return "\n".join(lines)
+
+
+def _bias_rows(table: ForegroundTable, columns: list[list[Bias]]) -> list[str]:
+    """A line for each foreground, whose biases stand beside each other."""
+    lines = []
+    for row in zip(*columns, strict=True):
+        cells = (
+            f"{b.omch2:+8.2f} {b.omch2_error:5.2f}   {b.bins[b.largest]:+8.2f} +- "
+            f"{b.bins_error[b.largest]:.2f} at L = {table.L[b.largest]:.0f}"
+            for b in row
+        )
+        lines.append(f"{row[0].foreground.label:24s}" + "".join(f"{c:45s}" for c in cells).rstrip())
+    return lines
 
 
 def _null_block(title: str, columns: list[PowerRatio], form: str) -> list[str]:

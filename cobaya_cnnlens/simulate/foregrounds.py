@@ -1,0 +1,274 @@
+"""Polarised foregrounds of flat patches: point sources, Galactic dust and synchrotron.
+
+**Point sources** are radio sources, drawn one by one from their counts, so that their maps are as
+skewed as those of a survey. At 148 GHz the counts are the model C2Ex of Tucci et al. (2011,
+arXiv:1103.5707) as power laws between decades of flux, within 7% of it from .1 mJy to 1 Jy; at
+other frequencies fluxes go as ν^−½ (Dunkley et al. 2013, arXiv:1301.0776). Q/S and U/S of each are
+Gaussian, so that angles are random and the polarised fraction has ⟨p²⟩ = .03² (SPTpol: 8.9 ± 1.1
+and 6.9 ± 1.1 in 10⁻⁴ at 95 and 150 GHz, Gupta et al. 2019, arXiv:1907.02156). Their power is that
+of E and of B, white,
+
+    C_l^EE = C_l^BB = ½ ⟨p²⟩ g⁻² ∫ S² dN/dS dS,   g = ∂B_ν/∂T at 2.7255 K.
+
+Sources above the flux cut are taken for gone, without holes. Dusty galaxies, less polarised and
+many, and the clustering of sources are left out.
+
+**Dust and synchrotron** are Gaussian, E and B power laws in l,
+
+    D_l = l(l+1)C_l/2π = A (l/80)^slope,   A in µK² (CMB) at 353 GHz (dust) or 23 GHz (synchrotron),
+
+with a frequency dependence of its own each. Dust: a grey body of 19.6 K and β = 1.53; slopes −.42
+(E) and −.54 (B), half as much B as E (Planck 2018 XI, arXiv:1801.04945). Synchrotron: ν^−3.1 in
+brightness temperature (Planck 2018 IV, arXiv:1807.06208), slopes −1, half as much B as E
+(Krachmalnicoff et al. 2018, arXiv:1802.01145). Filaments, which are no Gaussian field, and what
+varies across the sky are left out.
+
+Patches are flat and independent: a source is smaller than a pixel, and a power law is drawn on a
+periodic box :data:`BOX` times as wide as the patch, from l = 2π over its side (17 for 5°) up. Maps
+end at the Nyquist multipole, as those of the CMB all but do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import constants
+
+from ..errors import CNNLensError
+from .modes import mode_vectors, plane_vectors, polarisation_angles
+from .patches import PatchGeometry
+
+CMB_TEMPERATURE = 2.7255  # K
+# Fluxes in Jy at 148 GHz, and dN/dS in 1/(Jy sr) there.
+COUNT_FREQUENCY = 148.0
+COUNT_FLUXES = np.array([1e-4, 1e-3, 1e-2, 1e-1, 1.0])
+COUNTS = np.array([1.16e9, 1.85e7, 1.98e5, 1.71e3, 14.0])
+SOURCE_INDEX = -0.5
+POLARISED_FRACTION = 0.03  # root of the mean square
+DUST_FREQUENCY, DUST_BETA, DUST_TEMPERATURE = 353.0, 1.53, 19.6
+DUST_SLOPES = (-0.42, -0.54)
+SYNCHROTRON_FREQUENCY, SYNCHROTRON_BETA = 23.0, -3.1
+SYNCHROTRON_SLOPES = (-1.0, -1.0)
+B_OVER_E = 0.5
+PIVOT = 80
+BOX = 4
+# What a kind of foreground's level is.
+KINDS = {
+    "sources": "flux cut in mJy",
+    "dust": "D_80^EE at 353 GHz in uK^2",
+    "synchrotron": "D_80^EE at 23 GHz in uK^2",
+}
+
+
+def thermodynamic(frequency: float) -> float:
+    """g = ∂B_ν/∂T of the CMB at a frequency in GHz, in Jy/sr per µK."""
+    nu = 1e9 * frequency
+    x = constants.h * nu / (constants.k * CMB_TEMPERATURE)
+    planck = 2.0 * constants.k * (nu / constants.c) ** 2 * (0.5 * x / np.sinh(0.5 * x)) ** 2
+    return float(planck * 1e26 * 1e-6)
+
+
+def dust_scaling(frequency: float) -> float:
+    """Dust's brightness at a frequency in GHz over that at 353 GHz, in CMB temperature."""
+
+    def grey(ghz: float) -> float:
+        x = constants.h * 1e9 * ghz / (constants.k * DUST_TEMPERATURE)
+        return float(ghz ** (3.0 + DUST_BETA) / np.expm1(x)) / thermodynamic(ghz)
+
+    return grey(frequency) / grey(DUST_FREQUENCY)
+
+
+def synchrotron_scaling(frequency: float) -> float:
+    """Synchrotron's brightness at a frequency in GHz over that at 23 GHz, in CMB temperature."""
+
+    def power(ghz: float) -> float:
+        return ghz ** (2.0 + SYNCHROTRON_BETA) / thermodynamic(ghz)
+
+    return power(frequency) / power(SYNCHROTRON_FREQUENCY)
+
+
+@dataclass(frozen=True)
+class SourceCounts:
+    """Radio sources at ``frequency`` (GHz) with fluxes below ``flux_cut`` (mJy).
+
+    Between the nodes :data:`COUNT_FLUXES`, moved to the frequency, dN/dS is a power law, and below
+    the first there are no sources.
+
+    Raises
+    ------
+    CNNLensError
+        if the cut lies beyond the counts
+    """
+
+    flux_cut: float
+    frequency: float = 150.0
+
+    def __post_init__(self) -> None:
+        low, high = 1e3 * self._moved * COUNT_FLUXES[[0, -1]]
+        if not low < self.flux_cut <= high:
+            raise CNNLensError(
+                f"a flux cut of {self.flux_cut:g} mJy; the counts of sources at "
+                f"{self.frequency:g} GHz go from {low:.3g} to {high:.4g} mJy"
+            )
+
+    @property
+    def _moved(self) -> float:
+        """Flux at the frequency over that at which the counts were modelled."""
+        return float((self.frequency / COUNT_FREQUENCY) ** SOURCE_INDEX)
+
+    def _pieces(self, cut: float) -> list[tuple[float, float, float, float]]:
+        """Of each power law below a cut in Jy: its ends in Jy, dN/dS at the lower, its slope."""
+        fluxes, counts = COUNT_FLUXES * self._moved, COUNTS / self._moved
+        slopes = np.diff(np.log(counts)) / np.diff(np.log(fluxes))
+        ends = np.minimum(fluxes[1:], cut)
+        pieces = zip(fluxes[:-1], ends, counts[:-1], slopes, strict=True)
+        return [(low, high, n, slope) for low, high, n, slope in pieces if low < high]
+
+    def moment(self, power: float) -> float:
+        """∫ S^power dN/dS dS below the cut, in Jy^power/sr."""
+        return sum(
+            n * low ** (power + 1.0) * _integral(power + slope, high / low)
+            for low, high, n, slope in self._pieces(1e-3 * self.flux_cut)
+        )
+
+    @property
+    def power(self) -> float:
+        """C_l of E, which is that of B, in µK²."""
+        return 0.5 * POLARISED_FRACTION**2 * self.moment(2) / thermodynamic(self.frequency) ** 2
+
+    def draw(self, area: float, generator: np.random.Generator) -> np.ndarray:
+        """Fluxes in Jy of the sources of an area in sr, those above the cut too, so that another
+        cut leaves the others as they are; how many is Poisson."""
+        found = []
+        for low, high, n, slope in self._pieces(np.inf):
+            end, ratio = slope + 1.0, high / low
+            mean = area * n * low * _integral(slope, ratio)
+            u = generator.random(generator.poisson(mean))
+            found.append(low * (1.0 + u * (ratio**end - 1.0)) ** (1.0 / end))
+        return np.concatenate(found)
+
+
+def _integral(power: float, end: float) -> float:
+    """∫_1^end x^power dx."""
+    if abs(power + 1.0) < 1e-9:
+        return float(np.log(end))
+    return float((end ** (power + 1.0) - 1.0) / (power + 1.0))
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """D_80 of E and of B in µK² at the maps' frequency, and their slopes."""
+
+    ee: float
+    bb: float
+    slopes: tuple[float, float]
+
+    @classmethod
+    def dust(cls, level: float, frequency: float = 150.0) -> PowerLaw:
+        """Of dust with D_80^EE = ``level`` at 353 GHz."""
+        ee = level * dust_scaling(frequency) ** 2
+        return cls(ee, B_OVER_E * ee, DUST_SLOPES)
+
+    @classmethod
+    def synchrotron(cls, level: float, frequency: float = 150.0) -> PowerLaw:
+        """Of synchrotron with D_80^EE = ``level`` at 23 GHz."""
+        ee = level * synchrotron_scaling(frequency) ** 2
+        return cls(ee, B_OVER_E * ee, SYNCHROTRON_SLOPES)
+
+    def spectra(self, ell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """C_l of E and of B in µK² at any multipoles, zero at l = 0; same shape."""
+        ell = np.asarray(ell, dtype=float)
+        l = np.where(ell > 0, ell, 1.0)
+        both = (
+            amplitude * (l / PIVOT) ** slope * 2.0 * np.pi / (l * (l + 1.0))
+            for amplitude, slope in zip((self.ee, self.bb), self.slopes, strict=True)
+        )
+        ee, bb = (np.where(ell > 0, cl, 0.0) for cl in both)
+        return ee, bb
+
+
+def source_patches(
+    counts: SourceCounts, geometry: PatchGeometry, generators: Sequence[np.random.Generator]
+) -> np.ndarray:
+    """Q and U of point sources on padded patches, one for each generator, (2, n_patches, n_padded,
+    n_padded) in µK.
+
+    Without beam: a source's modes are (q, u) exp(−il·x) up to the Nyquist multipole, of a periodic
+    patch.
+    """
+    import ducc0
+
+    n, pixel = geometry.n_padded, geometry.pixel
+    side = n * pixel
+    band = np.hypot(*plane_vectors(n, pixel)) < geometry.nyquist
+    # Modes without Δ², which the inverse transform's 1/n² wants as much as the surface brightness.
+    unit = POLARISED_FRACTION / np.sqrt(2.0) / thermodynamic(counts.frequency) / pixel**2
+    maps = np.empty((2, len(generators), n, n))
+    for i, generator in enumerate(generators):
+        fluxes = counts.draw(side**2, generator)
+        where = generator.uniform(0.0, side, (len(fluxes), 2))
+        fractions = generator.standard_normal((2, len(fluxes)))
+        left = fluxes <= 1e-3 * counts.flux_cut
+        q, u = unit * fluxes[left] * fractions[:, left]
+        modes = ducc0.nufft.nu2u(
+            points=q + 1j * u,
+            coord=where[left],
+            forward=True,
+            epsilon=1e-9,
+            nthreads=1,
+            out=np.zeros((n, n), complex),
+            periodicity=side,
+            fft_order=True,
+        )
+        p = np.fft.ifft2(modes * band)
+        maps[:, i] = p.real, p.imag
+    return maps
+
+
+def power_law_patches(
+    law: PowerLaw, geometry: PatchGeometry, generators: Sequence[np.random.Generator]
+) -> np.ndarray:
+    """Q and U of a Gaussian field on padded patches, one for each generator, (2, n_patches,
+    n_padded, n_padded) in µK, without beam; each patch is cut from a box of its own."""
+    n, pixel = geometry.n_padded, geometry.pixel
+    wide = BOX * n
+    ly, lx = mode_vectors(wide, pixel)
+    ell = np.hypot(ly, lx)
+    cos2, sin2 = polarisation_angles(ly, lx)
+    roots = [np.sqrt(np.where(ell < geometry.nyquist, cl, 0.0)) / pixel for cl in law.spectra(ell)]
+    maps = np.empty((2, len(generators), n, n))
+    for i, generator in enumerate(generators):
+        e, b = (root * np.fft.rfft2(generator.standard_normal((wide, wide))) for root in roots)
+        for maps_of, modes in zip(maps, (cos2 * e - sin2 * b, sin2 * e + cos2 * b), strict=True):
+            maps_of[i] = np.fft.irfft2(modes, s=(wide, wide))[:n, :n]
+    return maps
+
+
+def foreground_patches(
+    kind: str,
+    level: float,
+    frequency: float,
+    geometry: PatchGeometry,
+    generators: Sequence[np.random.Generator],
+) -> np.ndarray:
+    """Q and U of one foreground on padded patches, one for each generator, (2, n_patches, n_padded,
+    n_padded) in µK, without beam.
+
+    Parameters
+    ----------
+    kind : one of :data:`KINDS`, which say what its ``level`` is
+    frequency : in GHz
+
+    Raises
+    ------
+    CNNLensError
+        if there is no such foreground, or none of that level
+    """
+    if kind == "sources":
+        return source_patches(SourceCounts(level, frequency), geometry, generators)
+    if kind not in KINDS:
+        raise CNNLensError(f"no foreground '{kind}'; there are {', '.join(KINDS)}")
+    law = getattr(PowerLaw, kind)(level, frequency)
+    return power_law_patches(law, geometry, generators)
