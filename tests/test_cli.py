@@ -36,6 +36,7 @@ COMMANDS = [
         "power",
         "exhibit",
         "report",
+        "cost",
     ),
     *("emulator make", "emulator check"),
 ]
@@ -74,6 +75,7 @@ LIGHT = [
 NEEDS_PIPELINE = [
     *([c, str(CONFIG)] for c in ("spectra", "train", "evaluate", "recover", "mean-field")),
     *([c, str(CONFIG)] for c in ("derivatives", "coverage", "nulltest", "primary", "compare")),
+    ["cost", str(CONFIG)],
     ["skies", str(CONFIG), "--set", "test"],
     ["features", str(CONFIG), "--set", "train"],
     ["reconstruct", str(CONFIG), "--set", "test"],
@@ -200,7 +202,7 @@ STAGES = {
         *("evaluate", "compare", "n0", "n1", "recover", "forecast", "points", "coverage"),
         *("nulltest", "foregrounds", "primary", "predictive"),
     ],
-    "Look": ["figure", "exhibit", "report", "plot"],
+    "Look": ["figure", "exhibit", "report", "plot", "cost"],
 }
 
 

@@ -10,7 +10,7 @@ rule bandpowers:
     threads: 2
     resources:
         mem_mb=4000,
-        runtime=20,
+        runtime=within(lambda c, w: c.bandpowers(w.set_name)),
     shell:
         "cnnlens reconstruct {params.path:q} --set {wildcards.set_name:q} --index {params.index}"
 
@@ -27,7 +27,7 @@ rule curvature:
     threads: 2
     resources:
         mem_mb=10000,
-        runtime=60,
+        runtime=within(lambda c, w: c.curvature()),
     shell:
         "cnnlens derivatives {params.path:q} --index {params.index} --shifted-only"
         " --threads {threads}"
@@ -47,7 +47,7 @@ rule derivatives:
     threads: 2
     resources:
         mem_mb=10000,
-        runtime=240,
+        runtime=within(lambda c, w: c.derivatives()),
     shell:
         "cnnlens derivatives {params.path:q} --index {params.index} --threads {threads}"
 
@@ -65,7 +65,7 @@ rule nuisances:
     threads: 2
     resources:
         mem_mb=4000,
-        runtime=60,
+        runtime=within(lambda c, w: c.nuisances()),
     shell:
         "cnnlens nuisances {params.path:q} --index {params.index}"
 
@@ -91,7 +91,7 @@ rule power:
     threads: 2
     resources:
         mem_mb=10000,
-        runtime=60,
+        runtime=within(lambda c, w: c.power(w.what)),
     shell:
         "cnnlens power {params.path:q} --what {wildcards.what:q} --index {params.index}"
         " --threads {threads}"
@@ -112,5 +112,7 @@ rule release:
     params:
         path=path_of,
         survey=survey_of,
+    resources:
+        runtime=within(lambda c, w: c.table()),
     shell:
         "cnnlens release make {params.path:q} --survey {params.survey:q}"

@@ -6,6 +6,12 @@ SKY_OWNER = {
 }
 
 
+def sky_minutes(wildcards, threads, attempt):
+    owner = SKY_OWNER[f"{wildcards.skies}/{wildcards.set_name}/sky_{wildcards.index}.h5"]
+    cost = COSTS[str(MEMBERS[owner].products)].sky(wildcards.set_name)
+    return costs.minutes(cost, threads, attempt)
+
+
 rule sky:
     output:
         "{skies}/{set_name}/sky_{index}.h5",
@@ -15,7 +21,7 @@ rule sky:
     threads: 2
     resources:
         mem_mb=6000,
-        runtime=20,
+        runtime=sky_minutes,
     shell:
         "cnnlens skies {params.path:q} --set {wildcards.set_name:q} --index {params.index}"
         " --threads {threads}"

@@ -12,7 +12,7 @@ rule train:
     threads: 16
     resources:
         mem_mb=12000,
-        runtime=1440,
+        runtime=within(lambda c, w: c.train()),
     shell:
         "cnnlens train {params.path:q}"
 
@@ -31,7 +31,7 @@ rule features:
         part=lambda w: int(w.part),
     resources:
         mem_mb=4000,
-        runtime=30,
+        runtime=within(lambda c, w: c.features(w.set_name)),
     shell:
         "cnnlens features {params.path:q} --set {wildcards.set_name:q} --index {params.index}"
         " --part {params.part} --threads {threads}"
@@ -49,6 +49,6 @@ rule mean_field:
     threads: 2
     resources:
         mem_mb=4000,
-        runtime=60,
+        runtime=within(lambda c, w: c.mean_field()),
     shell:
         "cnnlens mean-field {params.path:q}"

@@ -62,6 +62,8 @@ rule nulls:
         path=path_of,
         index=lambda w: int(w.index),
     threads: 2
+    resources:
+        runtime=within(lambda c, w: c.nulls()),
     shell:
         "cnnlens nulltest {params.path:q} --index {params.index}"
 
@@ -78,7 +80,7 @@ rule coverage_sky:
     threads: 2
     resources:
         mem_mb=8000,
-        runtime=30,
+        runtime=within(lambda c, w: c.coverage()),
     shell:
         "cnnlens coverage {params.path:q} --index {params.index} --threads {threads}"
 
