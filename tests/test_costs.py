@@ -28,6 +28,10 @@ STUDY = {
     "members": {
         "plain": {},
         "debiased": {"data_debias": True, "network": {"seed": 2}, "skies": {"derivatives": 2}},
+        "fitted": {
+            "data_debias": True,
+            "points": {"fit": {"directions": 1, "at": [{"ns": 0.9 + 0.01 * i} for i in range(9)]}},
+        },
         "baseline": {"baseline": {"kind": "wiener"}},
         "pretrained": {"network": {"pretrained": ["n.keras", "p/plain/network.keras"]}},
         "refined": {

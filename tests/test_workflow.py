@@ -144,6 +144,11 @@ def test_a_release_debiased_by_its_data_needs_their_power(calls, content):
     asked = [call[3:6:2] for call in done if call[0] == "power"]
     wanted = ("test", "survey-fiducial", "survey-high", "derivatives", "nuisances")
     assert sorted(asked) == sorted([what, "0"] for what in wanted)
+    changes = [{"ns": 0.9 + 0.01 * i} for i in range(9)]
+    content["points"] = {"fit": {"directions": 1, "at": changes}}
+    done, _ = calls(content, "all")
+    assert [call[2] for call in done if call[0] == "points"] == ["--fit"]
+    del content["points"]
     content["data_debias"] = False
     assert "power" not in {call[0] for call in calls(content, "all")[0]}
 

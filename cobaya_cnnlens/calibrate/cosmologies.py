@@ -63,6 +63,11 @@ def path(run: Run, point: Point) -> Path:
     return run.config.products / "points" / f"sky_{point.index:04d}" / f"{name}.h5"
 
 
+def fit_path(run: Run) -> Path:
+    """What the workflow puts down when all points of the fit are there."""
+    return run.config.products / "points" / "fit.done"
+
+
 def recipe(run: Run, point: Point) -> dict:
     """What determines the bandpowers of a test sky made again at another cosmology."""
     cosmology = run.config.cosmology.vary(**point.change)

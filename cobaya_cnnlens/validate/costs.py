@@ -26,7 +26,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..calibrate import assemble, bandpowers, curvature, derivatives, nuisances, power
+from ..calibrate import (
+    assemble,
+    bandpowers,
+    cosmologies,
+    curvature,
+    derivatives,
+    nuisances,
+    power,
+)
 from ..errors import ConfigError
 from ..likelihood.document import NUISANCES
 from ..pipeline import features, mean_field, networks, skies
@@ -193,6 +201,14 @@ class Costs:
         """A sky of drawn cosmology."""
         n = self.patches("coverage")
         return self._start + self._unit["spectra"] + self._bench(n) + n * self._kappa
+
+    def fit(self) -> float:
+        """A test sky at the cosmologies of the fit."""
+        fit = self._config.points.fit
+        n = self.patches("test")
+        n = min(fit.patches or n, n)
+        each = self._unit["spectra"] + self._bench(n) + n * self._seen(self._kappa)
+        return self._start + len(fit.at) * each
 
     def nulls(self) -> float:
         """A sky deflected by a curl."""
@@ -390,6 +406,8 @@ def _jobs(run: Run) -> Iterator[Job]:
             yield Job(
                 "power", power.path(run, what, index), costs.power(what), _seen(run, what, index)
             )
+    if config.points.fit is not None:
+        yield Job("fit", cosmologies.fit_path(run), costs.fit(), estimator)
     yield from _tables(run, costs)
 
 
@@ -423,6 +441,8 @@ def _tables(run: Run, costs: Costs) -> Iterator[Job]:
     calibrated += [nuisances.path(run, i) for i in range(config.nuisances.skies)]
     if config.data_debias:
         calibrated += [power.path(run, *entry) for entry in power.entries(run)]
+    if config.points.fit is not None:
+        calibrated.append(cosmologies.fit_path(run))
     made = []
     for name in config.surveys:
         data = _bandpowers(run, f"survey-{name}")

@@ -97,6 +97,22 @@ rule power:
         " --threads {threads}"
 
 
+# A test sky at the cosmologies to which the debias from the data is fitted; each is kept as it is made.
+rule fit:
+    input:
+        lambda w: estimator(of(w)),
+    output:
+        touch("{products}/points/fit.done"),
+    params:
+        path=path_of,
+    threads: 2
+    resources:
+        mem_mb=10000,
+        runtime=within(lambda c, w: c.fit()),
+    shell:
+        "cnnlens points {params.path:q} --fit --threads {threads}"
+
+
 def survey_of(wildcards):
     return releases(of(wildcards))[f"{wildcards.products}/releases/{wildcards.release}.json"]
 
@@ -107,6 +123,7 @@ rule release:
         lambda w: all_derivatives(of(w)),
         lambda w: all_nuisances(of(w)),
         lambda w: all_power(of(w)),
+        lambda w: all_fitted(of(w)),
     output:
         "{products}/releases/{release}.json",
     params:
