@@ -57,6 +57,10 @@ COMMANDS = {
     "primary": "primary CONFIG --set {set} --index {index}",
     "exhibit": "exhibit CONFIG",
     "emulator point": "emulator make PLAN",
+    "survey tiles": "survey plan",
+    "survey maps": "survey reconstruct PLAN",
+    "survey tile": "survey reconstruct PLAN",
+    "survey bandpowers": "survey reconstruct PLAN",
     SHIPPED: "ship CONFIG",
 }
 

@@ -39,6 +39,7 @@ COMMANDS = [
         "cost",
     ),
     *("emulator make", "emulator check"),
+    *("survey plan", "survey reconstruct"),
 ]
 pipeline = pytest.mark.skipif(
     importlib.util.find_spec("ducc0") is None, reason="a light installation has no pipeline"
@@ -83,6 +84,8 @@ NEEDS_PIPELINE = [
     ["release", "make", str(CONFIG), "--survey", "high"],
     ["report", "training/report.yaml"],
     ["emulator", "make", "training/emulator.yaml"],
+    ["survey", "plan", "--mask", "mask.fits", "--level", "5"],
+    ["survey", "reconstruct", "plan.yaml", "--release", "refined_fiducial"],
     ["n1"],
 ]
 
@@ -197,7 +200,7 @@ def test_every_command_has_help(command):
 STAGES = {
     "Simulate": ["spectra", "skies", "emulator"],
     "Estimate": ["features", "train", "mean-field", "reconstruct"],
-    "Calibrate": ["derivatives", "nuisances", "power", "ship", "release"],
+    "Calibrate": ["derivatives", "nuisances", "power", "ship", "release", "survey"],
     "Validate": [
         *("evaluate", "compare", "n0", "n1", "recover", "forecast", "points", "coverage"),
         *("nulltest", "foregrounds", "primary", "predictive"),

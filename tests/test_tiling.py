@@ -3,7 +3,13 @@ import pytest
 
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.simulate.patches import PatchGeometry, point_patch
-from cobaya_cnnlens.simulate.tiling import _edge, _project, _unit, largest_overlap, ring_centres
+from cobaya_cnnlens.simulate.tiling import (
+    _edge,
+    largest_overlap,
+    project,
+    ring_centres,
+    unit_vectors,
+)
 
 
 def test_rings_do_not_overlap_and_fill_the_sky():
@@ -29,7 +35,7 @@ def test_edges_are_those_of_the_patches_pixels():
     geometry = PatchGeometry(size_deg=5.0, n_pixels=64, pad=0)
     centre = np.array([0.4, 1.0])
     pixels = point_patch(centre, geometry)
-    x, y = _project(_unit(np.stack([pixels.theta, pixels.phi], axis=1)), centre)
+    x, y = project(unit_vectors(np.stack([pixels.theta, pixels.phi], axis=1)), centre)
     half = 0.5 * np.radians(5.0) - 0.5 * geometry.pixel
     assert x.max() == pytest.approx(half)
     assert y.min() == pytest.approx(-half)

@@ -13,6 +13,8 @@ from ..errors import ConfigError
 from . import runs
 from .arguments import ConfigFile, Indices, Threads
 
+NOISY = "tiles with depths and holes of their own need a refining network, as refined_fiducial has"
+
 app = typer.Typer()
 command = partial(app.command, rich_help_panel="Estimate")
 
@@ -134,7 +136,7 @@ def reconstruct(
     from ..calibrate.map_checks import check_maps
     from ..pipeline.map_files import PatchMaps, parse_centres, read_maps
 
-    setup, load_estimator = _map_setup(config, network)
+    setup, load_estimator = map_setup(config, network)
     folder = out or maps[0].with_suffix("")
     own_maps.check_folder(folder)
     centres, source = parse_centres(centre or []), ", ".join(path.name for path in maps)
@@ -148,22 +150,29 @@ def reconstruct(
     typer.echo(own_maps.reconstruct_maps(setup, load_estimator(), found, source, folder))
 
 
-def _map_setup(source: Path, networks: list[Path] | None):
+def map_setup(source: Path, networks: list[Path] | None, noisy: bool = False):
     """What a configuration or a release says of the maps it fits, and a function that loads its
     estimator; a missing network is told here, before maps are read and Keras is loaded, and so is
-    a theory that is not recorded."""
+    a theory that is not recorded. With ``noisy`` the estimator must be one that is told each
+    pixel's noise."""
     from ..calibrate.own_maps import MapSetup
     from ..calibrate.release_estimator import release_estimator
     from ..calibrate.release_networks import find_networks, is_release
+    from ..reconstruct.files import kind_of
 
     if not is_release(source):
         if networks:
             raise ConfigError(f"{source}: names its network itself; leave --network out")
         run = runs.load(source)
+        if noisy and (run.config.baseline is not None or run.config.network.kind != "refined"):
+            raise ConfigError(f"{source}: key 'network.kind' is not 'refined'; {NOISY}")
         return MapSetup.of_run(run), lambda: runs.ready(run).estimator
     from ..likelihood.release import read_release
 
     release = read_release(source)
     setup = MapSetup.of_release(release)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    return setup, release_estimator(setup, find_networks(release, networks or ()))
+    paths = find_networks(release, networks or ())
+    if noisy and kind_of(paths) == "ResUNet":
+        raise ConfigError(f"release '{release.name}' was made with a ResUNet on maps; {NOISY}")
+    return setup, release_estimator(setup, paths)

@@ -9,7 +9,7 @@ import typer
 
 from .. import __version__
 from ..errors import CNNLensError
-from . import calibrate, emulator, estimate, look, release, runs, simulate, validate
+from . import calibrate, emulator, estimate, look, release, runs, simulate, survey, validate
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 # In the order of the pipeline, which the help keeps.
@@ -18,6 +18,7 @@ app.add_typer(emulator.app, name="emulator", rich_help_panel="Simulate")
 app.add_typer(estimate.app)
 app.add_typer(calibrate.app)
 app.add_typer(release.app, name="release", rich_help_panel="Calibrate")
+app.add_typer(survey.app, name="survey", rich_help_panel="Calibrate")
 app.add_typer(validate.app)
 app.add_typer(look.app)
 

@@ -148,7 +148,7 @@ def _refuse(path: Path, given: bool, option: str, why: str) -> None:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Whatever a foreign reader makes of a damaged file becomes one error, and so does its warning
     that a file was cut off; its other warnings are of headers that it mends."""
     try:
@@ -186,7 +186,7 @@ def _read_arrays(
     path: Path, geometry: PatchGeometry, centres: np.ndarray | None, unit: str | None
 ) -> PatchMaps:
     n = geometry.n_pixels
-    with _reading(path), zipfile.ZipFile(path) as file:
+    with reading(path), zipfile.ZipFile(path) as file:
         names = {name.removesuffix(".npy") for name in file.namelist()}
         shapes = {name: _header(file, name) for name in ("q", "u", "centres") if name in names}
     missing = {"q", "u"} - names
@@ -212,7 +212,7 @@ def _read_arrays(
     for name, (_, dtype) in shapes.items():
         if dtype.kind not in "iuf":
             raise MapError(f"{path}: '{name}' is of type {dtype}; it must hold real numbers")
-    with _reading(path), np.load(path, allow_pickle=False) as file:
+    with reading(path), np.load(path, allow_pickle=False) as file:
         arrays = {name: np.asarray(file[name], dtype=float) for name in shapes}
     q, u = (arrays[name] * UNITS[(unit or "uK").lower()] for name in ("q", "u"))
     if centres is None:
@@ -257,7 +257,7 @@ class _Fits:
 def _read_fits(path: Path) -> _Fits:
     found = None
     # Opened here: what fits.open opens of a damaged file it leaves open.
-    with _reading(path), path.open("rb") as opened, fits.open(opened, memmap=False) as file:
+    with reading(path), path.open("rb") as opened, fits.open(opened, memmap=False) as file:
         for number, part in enumerate(file):
             if part.header.get("PIXTYPE") == "HEALPIX":
                 found = _Fits(number, part.header.copy(), None)
@@ -273,7 +273,7 @@ def _read_fits(path: Path) -> _Fits:
 
 def _read_image(path: Path, found: _Fits, geometry: PatchGeometry, unit: str | None) -> PatchMaps:
     header, n = found.header, geometry.n_pixels
-    q, u = found.image[-2:] * _unit(path, header, ("BUNIT",), unit)
+    q, u = found.image[-2:] * unit_factor(path, header, ("BUNIT",), unit)
     frame = _frame_of_image(path, header)
     for axis in (1, 2):
         # The one-number form of a matrix that does not turn.
@@ -304,7 +304,7 @@ def _read_image(path: Path, found: _Fits, geometry: PatchGeometry, unit: str | N
         q, u = q[:, ::-1], u[:, ::-1]
     if header["CDELT2"] < 0:
         q, u = q[::-1], u[::-1]
-    p = q + 1j * _sign_of_u(path, header, "IAU") * u
+    p = q + 1j * sign_of_u(path, header, "IAU") * u
     p = p * np.exp(-2j * pointing.frame.reshape(n, n))
     return PatchMaps(p.real[None], p.imag[None], centre[None], frame=frame)
 
@@ -338,7 +338,7 @@ def _check_places(path: Path, header: fits.Header, pointing, geometry: PatchGeom
     turned = [k for k in ("PC1_2", "PC2_1", "CD1_2", "CD2_1", "CROTA2") if header.get(k, 0.0) != 0]
     if turned:
         raise MapError(f"{path}: {turned[0]} turns the image; project it with north along y")
-    with _reading(path):
+    with reading(path):
         y, x = np.mgrid[:n, :n]
         # The patch's pixels in the image's order.
         y, x = (c if header[f"CDELT{i}"] > 0 else n - 1 - c for c, i in ((y, 2), (x, 1)))
@@ -380,8 +380,8 @@ def _cut_healpix(path, found, geometry, centres, pixel_window, nthreads, unit) -
             f"{path}: COORDSYS is '{header['COORDSYS']}'; it must be C, G or E, for equatorial, "
             "galactic or ecliptic"
         )
-    factor = _unit(path, header, [f"TUNIT{column + 1}" for column in columns], unit)
-    with _reading(path):
+    factor = unit_factor(path, header, [f"TUNIT{column + 1}" for column in columns], unit)
+    with reading(path):
         # By name: healpy does not count the column of pixel numbers that a part of the sky has.
         fields = [header[f"TTYPE{column + 1}"] for column in columns]
         q, u = healpy.read_map(path, field=fields, hdu=found.number, dtype=np.float64)
@@ -396,12 +396,12 @@ def _cut_healpix(path, found, geometry, centres, pixel_window, nthreads, unit) -
                 f"(lon, lat) = ({np.degrees(phi):g}, {90 - np.degrees(theta):g}); cut elsewhere"
             )
     q, u = (np.where(unseen, 0.0, m) * factor for m in (q, u))
-    u *= _sign_of_u(path, header, "COSMO")
+    u *= sign_of_u(path, header, "COSMO")
     # Beyond 2 nside the map's quadrature is poor, beyond the patch's corners nothing is needed.
     lmax = min(2 * nside, int(np.sqrt(2.0) * geometry.nyquist))
     elm, blm = healpy.map2alm_spin([q, u], 2, lmax=lmax)
     if pixel_window:
-        window = _pixel_window(path, nside, lmax)
+        window = pixel_window_of(path, nside, lmax)
         keep = np.where(window > 0, 1.0 / np.where(window > 0, window, 1.0), 0.0)
         elm, blm = (healpy.almxfl(a, keep) for a in (elm, blm))
     flat = PatchGeometry(geometry.size_deg, geometry.n_pixels, pad=0)
@@ -418,7 +418,7 @@ def _cut_healpix(path, found, geometry, centres, pixel_window, nthreads, unit) -
     return PatchMaps(p.real, p.imag, np.asarray(centres), lmax, frame)
 
 
-def _pixel_window(path: Path, nside: int, lmax: int) -> np.ndarray:
+def pixel_window_of(path: Path, nside: int, lmax: int) -> np.ndarray:
     """Window of polarisation of a HEALPix map's pixels, (lmax + 1,)."""
     try:
         return healpy.pixwin(nside, pol=True, lmax=lmax)[1]
@@ -429,7 +429,7 @@ def _pixel_window(path: Path, nside: int, lmax: int) -> np.ndarray:
         ) from None
 
 
-def _unit(path: Path, header: fits.Header, keys: Sequence[str], given: str | None) -> float:
+def unit_factor(path: Path, header: fits.Header, keys: Sequence[str], given: str | None) -> float:
     """Factor to µK of Q and U: the header's unit, or the one given where the header has none."""
     units = {str(header.get(key, "")).strip() for key in keys}
     if len(units) > 1:
@@ -447,7 +447,7 @@ def _unit(path: Path, header: fits.Header, keys: Sequence[str], given: str | Non
     return UNITS[unit.lower()]
 
 
-def _sign_of_u(path: Path, header: fits.Header, standard: str) -> float:
+def sign_of_u(path: Path, header: fits.Header, standard: str) -> float:
     convention = str(header.get("POLCCONV", standard)).strip().upper()
     if convention not in ("IAU", "COSMO"):
         raise MapError(f"{path}: POLCCONV is '{convention}'; it must be IAU or COSMO")

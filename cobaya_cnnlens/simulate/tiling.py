@@ -45,6 +45,26 @@ def ring_centres(size_deg: float) -> np.ndarray:
     return np.concatenate([_ring(latitude, half) for latitude in rings])
 
 
+def rings(size_deg: float, shift: float) -> list[np.ndarray]:
+    """As :func:`ring_centres`, from south to north, but of any place along the meridian: the
+    southernmost ring lies so many sides above the lowest that holds no pole.
+
+    Returns
+    -------
+    colatitude and longitude in radians of each ring, (n, 2); a ring may be turned about the pole
+    without touching another
+    """
+    half = np.radians(0.5 * size_deg)
+    # In the place of the lowest that clears a pole by the rounding.
+    first = np.sqrt(2.0) * half - 0.5 * np.pi + np.radians(ROUNDING_DEG) + 2.0 * half * shift
+    latitudes: list[float] = []
+    following: float | None = first
+    while following is not None:
+        latitudes.append(following)
+        following = _next_latitude(following, half)
+    return [_ring(latitude, half) for latitude in latitudes]
+
+
 def evenly(n: int, wanted: int | None) -> np.ndarray:
     """So many of n patches, by number and spread evenly over them; all for None or more than n."""
     wanted = min(wanted or n, n)
@@ -103,27 +123,28 @@ def largest_overlap(centres: np.ndarray, size_deg: float) -> float:
     """
     half = np.radians(0.5 * size_deg)
     deepest = -np.inf
-    up = _unit(centres)
+    up = unit_vectors(centres)
     for i, (theta, phi) in enumerate(centres):
         near = np.flatnonzero(up @ up[i] > np.cos(4.0 * half))
         latitude, offset = _edge(0.5 * np.pi - theta, half)
-        edge = _unit(np.stack([0.5 * np.pi - latitude, phi + offset], axis=1))
+        edge = unit_vectors(np.stack([0.5 * np.pi - latitude, phi + offset], axis=1))
         for j in near[near != i]:
-            x, y = _project(edge, centres[j])
+            x, y = project(edge, centres[j])
             deepest = max(deepest, float((half - np.maximum(np.abs(x), np.abs(y))).max()))
     return float(np.degrees(deepest))
 
 
-def _unit(angles: np.ndarray) -> np.ndarray:
+def unit_vectors(angles: np.ndarray) -> np.ndarray:
+    """Of colatitude and longitude in radians, (n, 2) → (n, 3)."""
     theta, phi = angles.T
     return np.stack([np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)], 1)
 
 
-def _project(points: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def project(points: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Unit vectors (n, 3) in the equal-area plane about a centre: x east, y north."""
     theta, phi = centre
     east = np.array([-np.sin(phi), np.cos(phi), 0.0])
     north = np.array([-np.cos(theta) * np.cos(phi), -np.cos(theta) * np.sin(phi), np.sin(theta)])
-    up = _unit(centre[None])[0]
+    up = unit_vectors(centre[None])[0]
     scale = np.sqrt(2.0 / np.maximum(1.0 + points @ up, 1e-12))
     return points @ east * scale, points @ north * scale

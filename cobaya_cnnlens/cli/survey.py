@@ -1,0 +1,139 @@
+"""``cnnlens survey``: commands that take a survey's maps to κ̂."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import ConfigError
+from . import runs
+from .arguments import Threads
+
+app = typer.Typer(no_args_is_help=True, help="A survey of your own: from maps to κ̂.")
+
+
+@app.command("plan")
+def survey_plan(
+    maps: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Q and U as HEALPix or CAR maps, one file for each split; none for a footprint "
+            "alone, with --mask and --level."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The plan to write (YAML).")] = Path("plan.yaml"),
+    mask: Annotated[
+        Path | None, typer.Option(help="0 (not seen) to 1, with holes; seen from .5 on.")
+    ] = None,
+    ivar: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Inverse variance of Q and of U each, per pixel: one for each split, or one of "
+            "the coadd; repeatable."
+        ),
+    ] = None,
+    level: Annotated[
+        str | None,
+        typer.Option(help="Instead: noise of the coadd in µK-arcmin, a number or a map of it."),
+    ] = None,
+    unit: Annotated[
+        str | None, typer.Option(help="uK, mK or K: of Q and U where the file does not say.")
+    ] = None,
+    pixel_window: Annotated[
+        bool, typer.Option(help="Divide the HEALPix maps' pixel window out.")
+    ] = False,
+    seen: Annotated[
+        float, typer.Option(help="Least seen fraction of a tile, weighted by the taper squared.")
+    ] = 0.6,
+    patch_deg: Annotated[float, typer.Option(help="Side of a tile in degrees.")] = 5.0,
+    patch_pixels: Annotated[int, typer.Option(help="Pixels along a side.")] = 128,
+    taper: Annotated[float, typer.Option(help="Taper of a tile's mask in degrees.")] = 0.5,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="A plan whose tiles to take: of another map, or a mock, of the survey."),
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Picture to write; beside the plan if absent.")
+    ] = None,
+) -> None:
+    """Plan a survey: tiles that cover its footprint without overlap, each with its depth, mask and
+    holes; a YAML, its arrays and a figure."""
+    runs.need_pipeline()
+    from ..report.drawing import save
+    from ..report.survey_figure import plan_figure
+    from ..simulate.patches import PatchGeometry
+    from ..survey.inputs import Sources
+    from ..survey.plan import make_plan, read_plan
+
+    if not 0 < patch_deg < 60 or patch_pixels < 16 or not 0 <= taper < 0.5 * patch_deg:
+        raise ConfigError(
+            f"tiles of {patch_deg:g} degrees, {patch_pixels} pixels and a taper of {taper:g} "
+            "degrees cannot be; give --patch-deg, --patch-pixels and --taper of your network"
+        )
+    sources = Sources(
+        tuple(str(path.absolute()) for path in maps or ()),
+        str(mask.absolute()) if mask else None,
+        tuple(str(path.absolute()) for path in ivar or ()),
+        str(Path(level).absolute()) if level is not None and Path(level).exists() else level,
+        unit,
+        pixel_window,
+    )
+    other = read_plan(like) if like else None
+    plan = make_plan(out, sources, PatchGeometry(patch_deg, patch_pixels), taper, seen, other)
+    for warning in plan.warnings:
+        typer.secho(f"warning: {out}: {warning}", fg="yellow", err=True)
+    picture = save(plan_figure(plan), figure or out.with_suffix(".png"))
+    depths = [tile.depth for tile in plan.tiles]
+    typer.echo(
+        f"{out}: {len(plan.tiles)} tiles, {plan.area_deg2:.1f} of "
+        f"{plan.footprint.area_deg2:.0f} square degrees, {min(depths):.3g} to {max(depths):.3g} "
+        f"µK-arcmin; {picture}"
+    )
+
+
+@app.command("reconstruct")
+def survey_reconstruct(
+    plan: Annotated[Path, typer.Argument(help="What `survey plan` wrote (YAML).")],
+    release: Annotated[
+        str | None,
+        typer.Option(help="A release, or the name of a shipped one, that knows its network."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Instead: the pipeline configuration of the network.")
+    ] = None,
+    network: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="The network that made the release, if it is no shipped one; repeatable."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for κ̂; named as the plan if absent.")
+    ] = None,
+    nside: Annotated[int | None, typer.Option(help="Of the HEALPix mosaic.")] = None,
+    threads: Threads = 0,
+) -> None:
+    """Reconstruct κ̂ of every tile with its own noise and holes, measure its bandpowers, and put all
+    together on the sphere; a run that was stopped goes on."""
+    if (release is None) == (config is None):
+        raise ConfigError("give either --release NAME or --config FILE")
+    runs.need_pipeline()
+    from ..calibrate.own_maps import check_folder
+    from ..survey import mosaic, reconstruction
+    from ..survey.plan import read_plan
+    from .estimate import map_setup
+
+    if nside is not None and (nside < 1 or nside & (nside - 1)):
+        raise ConfigError(f"--nside {nside}: give a power of two")
+    loaded = read_plan(plan)
+    setup, load_estimator = map_setup(Path(release) if release else config, network, noisy=True)
+    reconstruction.check_setup(loaded, setup)
+    folder = out or plan.with_suffix("")
+    check_folder(folder)
+    for warning in loaded.warnings:
+        typer.secho(f"warning: {plan}: {warning}", fg="yellow", err=True)
+    found = reconstruction.measure(loaded, setup, load_estimator, folder, threads)
+    typer.echo(mosaic.make(loaded, setup, folder, nside))
+    typer.echo(found)

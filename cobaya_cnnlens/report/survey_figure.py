@@ -1,0 +1,60 @@
+"""The plan of a survey drawn: its footprint, its tiles by their depth, their holes."""
+
+from __future__ import annotations
+
+import healpy
+import numpy as np
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+
+from ..pipeline.separation import FRAMES
+from ..simulate.patches import PatchGeometry, point_patch
+from ..survey.plan import Plan
+
+EDGE = 9  # points along a side
+
+
+def plan_figure(plan: Plan) -> Figure:
+    """In the sinusoidal projection about the footprint's middle, which keeps areas: north up,
+    longitude to the left."""
+    theta, phi = healpy.pix2ang(plan.footprint.nside, plan.footprint.pixels)
+    middle = float(np.angle(np.exp(1j * phi).sum()))
+
+    def plane(theta, phi):
+        ahead = (phi - middle + np.pi) % (2.0 * np.pi) - np.pi
+        return -np.degrees(ahead) * np.sin(theta), 90.0 - np.degrees(theta)
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axis = figure.subplots()
+    axis.plot(*plane(theta, phi), ",", color="0.7", label="footprint", rasterized=True)
+    edges = [np.stack(plane(*_edge(tile.centre, plan.geometry)), 1) for tile in plan.tiles]
+    tiles = PolyCollection(edges, edgecolors="k", linewidths=0.5, alpha=0.7, cmap="viridis_r")
+    tiles.set_array([tile.depth for tile in plan.tiles])
+    axis.add_collection(tiles)
+    for tile in plan.tiles:
+        hidden = tile.holes.ravel() > 0
+        if hidden.any():
+            at = tile.pointing
+            x, y = plane(at.theta[hidden], at.phi[hidden])
+            axis.plot(x, y, ",", color="w", rasterized=True)
+    figure.colorbar(tiles, label="noise of Q and of U, µK-arcmin")
+    axis.set_aspect("equal")
+    holes = sum(int(tile.holes.max()) for tile in plan.tiles)
+    axis.set(
+        xlabel=f"longitude − {np.degrees(middle) % 360:.1f}°, times cos(latitude), to the left",
+        ylabel=f"latitude, {FRAMES[plan.frame]}",
+    )
+    axis.set_title(
+        f"{plan.name}: {len(plan.tiles)} tiles, {plan.area_deg2:.0f} of "
+        f"{plan.footprint.area_deg2:.0f} square degrees, {holes} holes",
+        size=10,
+    )
+    return figure
+
+
+def _edge(centre: np.ndarray, geometry: PatchGeometry) -> tuple[np.ndarray, np.ndarray]:
+    """Colatitude and longitude of points around a tile."""
+    at = point_patch(centre, PatchGeometry(geometry.size_deg, EDGE, pad=0))
+    grid = np.arange(EDGE**2).reshape(EDGE, EDGE)
+    around = np.concatenate([grid[0], grid[1:, -1], grid[-1, -2::-1], grid[-2:0:-1, 0]])
+    return at.theta[around], at.phi[around]

@@ -1,0 +1,292 @@
+"""Files of a survey: Q and U of its splits, mask, and depth; what is wrong with them is told here.
+
+Depth is kept as the inverse variance of Q and of U each per unit of solid angle, ρ in 1/(µK² sr):
+a pixel of area Ω and inverse variance w has ρ = w/Ω, and white noise of a level of σ µK′ is
+ρ = 1/σ². A patch's pixel of side Δ then has the noise rms 1/(Δ √ρ).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+
+from ..errors import MapError
+from ..pipeline.map_files import UNITS, sign_of_u, unit_factor
+from ..simulate.instrument import ARCMIN
+from .grids import Grid, SkyFile, read_sky
+
+# A mask's pixel counts as seen from here on.
+SEEN = 0.5
+# Part of what any split saw that another may lack.
+COVERAGE = 0.01
+# Levels of noise in µK′ that a survey may have: beyond, a unit is wrong.
+LEVELS = (0.01, 1e4)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files of a survey, as the user names them.
+
+    Attributes
+    ----------
+    maps : Q and U, one of each split; none for a footprint alone
+    mask : 0 to 1, with holes; all that was seen without one
+    ivar : inverse variance of Q and of U each, per pixel: one of each split, or one of the coadd,
+        which the splits then share equally
+    level : instead, the coadd's noise of Q and of U each in µK′: a number, or a map of it
+    unit : of Q and U where a header does not say
+    pixel_window : whether to divide a HEALPix map's pixel window out
+    """
+
+    maps: tuple[str, ...] = ()
+    mask: str | None = None
+    ivar: tuple[str, ...] = ()
+    level: str | None = None
+    unit: str | None = None
+    pixel_window: bool = False
+
+    @property
+    def n_splits(self) -> int:
+        """One for a footprint alone."""
+        return max(len(self.maps), 1)
+
+    def check(self) -> None:
+        """Refuse what cannot be right before a file is read.
+
+        Raises
+        ------
+        MapError
+        """
+        if not (self.maps or self.mask or self.ivar):
+            raise MapError("no map and no footprint; give MAPS, or --mask with --level")
+        if bool(self.ivar) == (self.level is not None):
+            raise MapError("the depth is needed once: give either --ivar or --level")
+        if len(self.ivar) not in (0, 1, self.n_splits):
+            raise MapError(
+                f"{len(self.ivar)} --ivar for {self.n_splits} splits; give one of each split, in "
+                "their order, or one of the coadd"
+            )
+        if self.unit is not None and self.unit.lower() not in UNITS:
+            raise MapError(f"--unit {self.unit}: give uK, mK or K")
+        for name in self.files():
+            if not Path(name).is_file():
+                raise MapError(f"{name}: no such file")
+        if len(set(self.maps)) < len(self.maps):
+            raise MapError("a map is given twice; splits are maps of independent noise")
+
+    def files(self) -> list[str]:
+        """All that are to be read."""
+        level = [self.level] if self.level is not None and _number(self.level) is None else []
+        return [*self.maps, *([self.mask] if self.mask else []), *self.ivar, *level]
+
+    def recipe(self) -> dict:
+        """What they are, by content."""
+        digests = {name: digest_of(name) for name in self.files()}
+        return {
+            "maps": [digests[name] for name in self.maps],
+            "mask": digests.get(self.mask or ""),
+            "ivar": [digests[name] for name in self.ivar],
+            "level": None if self.level is None else digests.get(self.level, _number(self.level)),
+            "unit": self.unit,
+            "pixel_window": self.pixel_window,
+        }
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: Q and U in µK, COSMO, zero where it saw nothing, (n,) or None for a footprint
+    alone; its inverse variance per sr, zero there, (n,)."""
+
+    grid: Grid
+    maps: list[np.ndarray] | None
+    density: np.ndarray
+    header: fits.Header | None = None
+
+
+def digest_of(path: str | Path) -> str:
+    """SHA-256 of a file's content, 16 hex digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def read_splits(sources: Sources, wanted: Collection[int] | None = None) -> Iterator[Split]:
+    """The splits of a survey, one after another, checked by themselves and against the first.
+
+    Parameters
+    ----------
+    wanted : which, by number; all by default
+
+    Raises
+    ------
+    MapError
+        naming the file, the field and the mend
+    """
+    sources.check()
+    grid, first = None, ""
+    mask, shared = None, None
+    if sources.mask is not None:
+        file = read_sky(sources.mask)
+        mask, grid, first = _mask(file), file.grid, sources.mask
+    for i in range(sources.n_splits) if wanted is None else sorted(wanted):
+        maps, header = None, None
+        if sources.maps:
+            file = read_sky(sources.maps[i], "QU")
+            grid, first = grid or file.grid, first or sources.maps[i]
+            _check_same(file, grid, first)
+            maps, header = _maps(file, sources.unit), file.header
+        if shared is None:
+            density, grid = _density(sources, i, mask, grid, first, header)
+            # One for all splits is read once.
+            shared = density if len(sources.ivar) < 2 else None
+        else:
+            density = shared
+        known = density > 0
+        if mask is not None:
+            known &= mask
+        if maps is not None:
+            known &= np.isfinite(maps[0]) & np.isfinite(maps[1])
+            maps = [np.where(known, values, np.float32(0)) for values in maps]
+        yield Split(grid, maps, np.where(known, density, np.float32(0)), header)
+
+
+def check_coverage(sources: Sources, seen: list[np.ndarray]) -> np.ndarray:
+    """The pixels that all splits saw, of those that each one did.
+
+    Raises
+    ------
+    MapError
+        if some split lacks more than a hundredth of what others saw
+    """
+    every, some = np.logical_and.reduce(seen), np.logical_or.reduce(seen)
+    if not some.any():
+        raise MapError(f"{', '.join(sources.files())}: nothing was seen; is the mask inverted?")
+    for name, part in zip(sources.maps, seen, strict=len(sources.maps) > 0):
+        lacking = 1.0 - part.sum() / some.sum()
+        if lacking > COVERAGE:
+            raise MapError(
+                f"{name}: this split lacks {100 * lacking:.3g}% of what the others saw; give a "
+                "--mask of what all of them saw, or leave the split out"
+            )
+    return every
+
+
+def _mask(file: SkyFile) -> np.ndarray:
+    values = np.nan_to_num(file.planes[0])
+    if not ((values >= 0) & (values <= 1)).all():
+        raise MapError(
+            f"{file.path}: a mask of values from {values.min():.3g} to {values.max():.3g}; they "
+            "must lie between 0 (not seen) and 1"
+        )
+    return values >= SEEN
+
+
+def _check_same(file: SkyFile, grid: Grid, first: str) -> None:
+    if file.grid == grid:
+        return
+    if file.grid.name != grid.name:
+        raise MapError(
+            f"{file.path}: {file.grid.name}, and {first} is {grid.name}; bring them to one "
+            "pixelisation"
+        )
+    what = "coordinates" if file.grid.frame != grid.frame else "header (CRVAL, CRPIX, CDELT)"
+    raise MapError(f"{file.path}: of another {what} than {first}; bring them to one pixelisation")
+
+
+def _maps(file: SkyFile, unit: str | None) -> list[np.ndarray]:
+    standard = "COSMO"
+    if file.header.get("PIXTYPE") != "HEALPIX" and "POLCCONV" not in file.header:
+        raise MapError(
+            f"{file.path}: POLCCONV is missing; write IAU or COSMO, whose signs of U are opposite "
+            "(what pixell writes without saying so is COSMO, what it reads IAU)"
+        )
+    factor = np.float32(unit_factor(file.path, file.header, file.unit_keys, unit))
+    sign = np.float32(sign_of_u(file.path, file.header, standard))
+    return [file.planes[0] * factor, file.planes[1] * factor * sign]
+
+
+def _density(sources, i, mask, grid, first, header) -> tuple[np.ndarray, Grid]:
+    """ρ of a split's pixels, and the grid."""
+    if sources.level is not None and (level := _number(sources.level)) is not None:
+        if not LEVELS[0] <= level <= LEVELS[1]:
+            raise MapError(f"--level {sources.level}: give the noise in µK-arcmin, e.g. 5")
+        value = 1.0 / (level * ARCMIN) ** 2 / sources.n_splits
+        return np.full(grid.size, value, np.float32), grid
+    file = read_sky(sources.level or sources.ivar[min(i, len(sources.ivar) - 1)])
+    grid, first = grid or file.grid, first or str(file.path)
+    _check_same(file, grid, first)
+    values = file.planes[0]
+    if sources.level is not None:
+        _check_values(file, values, mask, "level", "inf or a mask of 0")
+        with np.errstate(divide="ignore"):
+            density = np.where(values > 0, 1.0 / np.square(values * ARCMIN), 0.0)
+    else:
+        _check_values(file, values, mask, "inverse variance", "0")
+        factor = _variance_factor(file, sources.unit, header)
+        density = np.where(np.isfinite(values), values, 0.0) / (factor**2 * grid.areas())
+    share = len(sources.ivar) if len(sources.ivar) > 1 else 1
+    density = (density * (share / sources.n_splits)).astype(np.float32)
+    _check_level(file, density, mask, sources)
+    return density, grid
+
+
+def _check_values(file: SkyFile, values: np.ndarray, mask, what: str, instead: str) -> None:
+    """Negative anywhere, or not a number where the mask, if there is one, sees."""
+    bad = values < 0
+    unknown = ~np.isfinite(values) if what == "inverse variance" else np.isnan(values)
+    if mask is not None:
+        unknown &= mask
+    for wrong, how in ((bad, "negative"), (unknown, "not finite")):
+        if wrong.any():
+            raise MapError(
+                f"{file.path}: {wrong.sum()} pixels of the {what} are {how}, the first number "
+                f"{int(np.argmax(wrong))}; write {instead} where nothing was seen"
+            )
+
+
+def _variance_factor(file: SkyFile, unit: str | None, header: fits.Header | None) -> float:
+    """Factor to µK of the unit whose inverse square the values have: as the file says (1/uK^2), or
+    as --unit does, or as the maps."""
+    [key] = file.unit_keys
+    said = str(file.header.get(key, "")).strip()
+    bare = said.lower()
+    for text in ("1/", "^-2", "**-2", "^2", "**2", "-2", " ", "(", ")"):
+        bare = bare.replace(text, "")
+    if bare:
+        if bare.removesuffix("2") in UNITS:
+            return UNITS[bare.removesuffix("2")]
+        raise MapError(f"{file.path}: {key} is '{said}'; write uK^-2 or K^-2")
+    if unit is not None:
+        return UNITS[unit.lower()]
+    if header is not None:
+        keys = [k for k in header if k.startswith(("TUNIT", "BUNIT"))]
+        for k in reversed(keys):
+            if (found := str(header[k]).strip().lower()) in UNITS:
+                return UNITS[found]
+    raise MapError(
+        f"{file.path}: {key} is missing; write the unit of the inverse variance, uK^-2 or K^-2, or "
+        "give that of Q and U as --unit"
+    )
+
+
+def _check_level(file: SkyFile, density: np.ndarray, mask, sources: Sources) -> None:
+    seen = density > 0 if mask is None else (density > 0) & mask
+    if not seen.any():
+        raise MapError(f"{file.path}: nothing was seen where the mask is open")
+    level = 1.0 / np.sqrt(float(np.median(density[seen])) * sources.n_splits) / ARCMIN
+    if not LEVELS[0] <= level <= LEVELS[1]:
+        raise MapError(
+            f"{file.path}: gives noise of {level:.3g} µK-arcmin; look at its unit (inverse "
+            "variance per pixel of Q and of U, in the inverse square of --unit)"
+        )
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,233 @@
+"""κ̂ of a survey's tiles, each with its own noise, holes and edges, and the tiles' bandpowers.
+
+The refining network knows noise and holes through its features (:mod:`..reconstruct.features`):
+the rms of every pixel of the coadd, infinite where nothing was seen. κ̂ therefore carries the taper
+of the patches that calibrate it, and in a hole what its surroundings say. Bandpowers and the power
+of E and B are divided by ⟨M²⟩ of that taper, holes or not: a calibration of the tile has the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from .. import products
+from ..calibrate.own_maps import MapSetup
+from ..calibrate.power import EBPower
+from ..errors import ConfigError, MapError
+from ..pipeline.map_files import write_images
+from . import patches
+from .patches import TilePatches
+from .plan import Plan, Tile
+
+KIND, TILE_KIND = "survey bandpowers", "survey tile"
+ALGORITHM = 1
+# Tiles at a time: a killed run loses these.
+BATCH = 4
+# By what factor a tile's Q and U may be off what the sky and its depth give.
+RMS_IMPOSSIBLE = 2.0
+
+
+@dataclass(frozen=True)
+class SurveyBandpowers:
+    """Of a survey's tiles, before any calibration.
+
+    Attributes
+    ----------
+    auto : ⟨κ̂κ̂*⟩, (n_tiles, n_bins)
+    power : of E and B, as :class:`~cobaya_cnnlens.calibrate.power.EBPower`, (n_tiles, n_power) in
+        µK²
+    numbers : of the tiles, (n_tiles,)
+    centres : colatitude and longitude in radians, (n_tiles, 2)
+    depth : in µK′, (n_tiles,)
+    weight : of :attr:`.plan.Tile.weight`, (n_tiles,)
+    """
+
+    auto: np.ndarray
+    power: np.ndarray
+    numbers: np.ndarray
+    centres: np.ndarray
+    depth: np.ndarray
+    weight: np.ndarray
+
+
+def path(folder: str | Path) -> Path:
+    """Where the bandpowers of all tiles lie."""
+    return Path(folder) / "bandpowers.h5"
+
+
+def tile_path(folder: str | Path, tile: Tile) -> Path:
+    """Where κ̂ of one tile lies, with its bandpowers."""
+    return Path(folder) / "tiles" / f"tile_{tile.number:04d}.h5"
+
+
+def image_path(folder: str | Path, tile: Tile) -> Path:
+    """κ̂ of one tile as a FITS image with its WCS."""
+    return Path(folder) / f"kappa_{tile.number:04d}.fits"
+
+
+def tile_recipe(plan: Plan, setup: MapSetup, tile: Tile) -> dict:
+    """What determines κ̂ of one tile."""
+    return {
+        "maps": [patches.recipe(plan, split) for split in range(plan.n_splits)],
+        "tile": tile.number,
+        "survey_algorithm": ALGORITHM,
+        "estimator": setup.recipe,
+    }
+
+
+def recipe(plan: Plan, setup: MapSetup) -> dict:
+    """What determines the bandpowers of all tiles."""
+    return {
+        "tiles": [tile.number for tile in plan.tiles],
+        **{key: v for key, v in tile_recipe(plan, setup, plan.tiles[0]).items() if key != "tile"},
+    }
+
+
+def check_setup(plan: Plan, setup: MapSetup) -> None:
+    """Refuse an estimator of other patches than the plan's.
+
+    Raises
+    ------
+    ConfigError
+    """
+    patch = plan.geometry
+    pairs = {
+        "--patch-deg": (patch.size_deg, setup.patch.size_deg),
+        "--patch-pixels": (patch.n_pixels, setup.patch.n_pixels),
+        "--taper": (plan.taper_deg, setup.instrument.taper_deg),
+    }
+    for option, (planned, wanted) in pairs.items():
+        if planned != wanted:
+            raise ConfigError(
+                f"{plan.path}: planned with {option} {planned:g}, '{setup.name}' was calibrated "
+                f"with {wanted:g}; plan again with {option} {wanted:g}"
+            )
+
+
+def measure(
+    plan: Plan,
+    setup: MapSetup,
+    load_estimator: Callable,
+    folder: str | Path,
+    nthreads: int = 0,
+) -> Path:
+    """Reconstruct every tile that is not there yet, write κ̂ as FITS images and all bandpowers.
+
+    Parameters
+    ----------
+    setup : what the estimator was calibrated for
+    load_estimator : gives the estimator, a
+        :class:`~cobaya_cnnlens.reconstruct.refined.RefinedEstimator`; called if a tile is missing
+
+    Returns
+    -------
+    path of the bandpowers
+
+    Raises
+    ------
+    MapError
+        if the maps are not those of the plan, or a tile is not what its depth says
+    """
+    check_setup(plan, setup)
+    patches.measure(plan, folder, nthreads)
+    todo = [
+        tile
+        for tile in plan.tiles
+        if not products.exists(tile_path(folder, tile), TILE_KIND, tile_recipe(plan, setup, tile))
+    ]
+    if todo:
+        maps = {found.tile.number: found for found in patches.masked_patches(plan, folder)}
+        _check_rms(plan, setup, list(maps.values()))
+        estimator = load_estimator()
+        power = EBPower(setup.patch, setup.bins, setup.mask)
+        with tqdm(total=len(plan.tiles), initial=len(plan.tiles) - len(todo), desc="kappa") as bar:
+            for start in range(0, len(todo), BATCH):
+                batch = [maps[tile.number] for tile in todo[start : start + BATCH]]
+                _reconstruct(plan, setup, estimator, power, batch, folder)
+                bar.update(len(batch))
+    arrays: dict[str, list] = {"auto": [], "power": []}
+    for tile in tqdm(plan.tiles, desc="images", unit="tile"):
+        found = read_tile(plan, setup, tile, folder)
+        for name, parts in arrays.items():
+            parts.append(found[name])
+        cards = {"NETWORK": setup.network_hash[:16], "CONFIG": setup.name, "TILE": tile.number}
+        image = image_path(folder, tile)
+        write_images(image, found["kappa"], tile.centre, setup.patch, "", plan.frame, **cards)
+    whole = {
+        **{name: np.stack(parts) for name, parts in arrays.items()},
+        "numbers": np.array([tile.number for tile in plan.tiles]),
+        "centres": plan.centres,
+        "depth": np.array([tile.depth for tile in plan.tiles]),
+        "weight": np.array([tile.weight for tile in plan.tiles]),
+    }
+    products.write_product(path(folder), KIND, recipe(plan, setup), whole)
+    return path(folder)
+
+
+def _reconstruct(plan, setup, estimator, power, batch: list[TilePatches], folder) -> None:
+    q, u = np.stack([maps.q for maps in batch]), np.stack([maps.u for maps in batch])
+    kappa = estimator.reconstruct(q, u, np.stack([maps.tile.rms for maps in batch]))
+    if not np.isfinite(kappa).all():
+        raise MapError(f"{plan.path}: κ̂ is not finite; the network is damaged: restore it")
+    auto, of_maps = setup.spectra.auto(kappa), power(q, u)
+    for i, maps in enumerate(batch):
+        arrays = {"kappa": kappa[i].astype(np.float32), "auto": auto[i], "power": of_maps[i]}
+        where, wanted = tile_path(folder, maps.tile), tile_recipe(plan, setup, maps.tile)
+        products.write_product(where, TILE_KIND, wanted, arrays)
+
+
+def _check_rms(plan: Plan, setup: MapSetup, maps: list[TilePatches]) -> None:
+    """Each tile's rms of Q and U against that of lensed, beamed E and B with the tile's noise."""
+    theory, patch = setup.theory, setup.patch
+    l = np.arange(len(theory.ee))
+    signal = (theory.lensed_ee + theory.lensed_bb) * setup.instrument.beam(l) ** 2
+    inside = (l >= patch.fundamental) & (l <= patch.nyquist)
+    variance = np.sum(((2 * l + 1) * signal)[inside]) / (8.0 * np.pi)
+    wrong = []
+    for found in maps:
+        tile = found.tile
+        weight = tile.mask**2
+        noise = (weight[tile.seen] * tile.rms[tile.seen] ** 2).sum() / weight.sum()
+        rms = np.sqrt(0.5 * (found.q**2 + found.u**2).sum() / weight.sum())
+        ratio = rms / np.sqrt(variance + noise)
+        if not 1.0 / RMS_IMPOSSIBLE < ratio < RMS_IMPOSSIBLE:
+            wrong.append((tile.number, ratio))
+    if wrong:
+        others = f" and of {len(wrong) - 1} others" if len(wrong) > 1 else ""
+        mend = "look at the unit" if len(wrong) == len(maps) else "take it out of the plan"
+        raise MapError(
+            f"{plan.path}: Q and U of tile {wrong[0][0]}{others} have {wrong[0][1]:.3g} times the "
+            f"rms that the sky and the depth give; {mend}"
+        )
+
+
+def read_tile(plan: Plan, setup: MapSetup, tile: Tile, folder: str | Path) -> dict:
+    """``kappa``, (n, n) with the taper, and ``auto`` and ``power`` of one tile.
+
+    Raises
+    ------
+    ProductError
+        if it is missing, or was made with another plan or estimator
+    """
+    where, wanted = tile_path(folder, tile), tile_recipe(plan, setup, tile)
+    with products.open_product(where, TILE_KIND, wanted) as product:
+        return {name: product.array(name) for name in product.names()}
+
+
+def read(plan: Plan, setup: MapSetup, folder: str | Path) -> SurveyBandpowers:
+    """The bandpowers of all tiles.
+
+    Raises
+    ------
+    ProductError
+        if they are missing, or were made with another plan or estimator
+    """
+    with products.open_product(path(folder), KIND, recipe(plan, setup)) as product:
+        return SurveyBandpowers(
+            **{name: product.array(name) for name in SurveyBandpowers.__annotations__}
+        )
