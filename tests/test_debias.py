@@ -300,6 +300,8 @@ def test_the_second_order_is_fitted(run, monkeypatch):
     generator = np.random.default_rng(4)
     n_points, n_patches, n_bins, n_power = 14, 5, 4, 6
     first = derivatives.read(run, np.ones(n_bins))
+    kk = generator.standard_normal(first.kk.patches.shape)
+    first = replace(first, kk=replace(first.kk, patches=kk))
     changes = [
         {"As": 2.21e-9 * a, "omch2": o}
         for a, o in generator.uniform([0.8, 0.11], [1.2, 0.13], (n_points, 2))
