@@ -143,11 +143,16 @@ def read(run: Run) -> list[CoverageSky]:
     products.ProductError
         if none has been, or one was made with another network or configuration
     """
+    shipped = run.config.shipped
+    there = [
+        index
+        for index in range(run.config.coverage.skies)
+        if products.exists(path(run, index), KIND, recipe(run, index), shipped)
+    ]
     found = []
-    for index in range(run.config.coverage.skies):
-        if index and not path(run, index).exists():
-            break
-        with products.open_product(path(run, index), KIND, recipe(run, index)) as product:
+    for index in there or [0]:
+        where, wanted = path(run, index), recipe(run, index)
+        with products.open_product(where, KIND, wanted, shipped) as product:
             arrays = {name: product.array(name) for name in product.names()}
         found.append(CoverageSky(drawn(run, index), **arrays))
     return found

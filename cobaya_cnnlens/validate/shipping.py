@@ -16,7 +16,7 @@ from ..calibrate import bandpowers, cosmologies, curvature, derivatives, nuisanc
 from ..errors import ConfigError, ProductError
 from ..pipeline import networks
 from ..pipeline.run import Run
-from . import primary
+from . import coverage, primary
 
 Entry = tuple[str, str, Path, dict]
 
@@ -89,6 +89,7 @@ def _entries(run: Run) -> Iterator[Entry]:
         ("second order", curvature, (), config.skies.derivatives),
         ("nuisances", nuisances, (), config.nuisances.skies),
         ("primary spectra", primary, ("test",), config.skies.test),
+        ("coverage", coverage, (), config.coverage.skies),
     ]
     for what, stage, of, size in stages:
         for index in range(size):
