@@ -16,7 +16,7 @@ from cobaya_cnnlens.likelihood.document import NUISANCES
 from cobaya_cnnlens.pipeline import networks
 from cobaya_cnnlens.pipeline.loading import load_config, load_study
 from cobaya_cnnlens.pipeline.run import Run
-from cobaya_cnnlens.validate import primary, shipping
+from cobaya_cnnlens.validate import coverage, primary, shipping
 from cobaya_cnnlens.validate.forecast import forecast
 from cobaya_cnnlens.validate.noise import noise_table
 
@@ -193,7 +193,8 @@ CONFIGURATIONS = sorted((REPOSITORY / "training" / "config").rglob("*.yaml"))
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_what_this_repository_ships(path, monkeypatch, tmp_path):
-    """Every file is its configuration's, of the network that ships, and gives N_L from a clone."""
+    """Every file is its configuration's, of the network that ships, and gives N_L from a clone; or
+    the bandpowers of coverage skies, noise and signal."""
     monkeypatch.chdir(REPOSITORY)
     with products.open_product(path, products.SHIPPED) as product:
         owner = product.recipe["configuration"]
@@ -201,6 +202,14 @@ def test_what_this_repository_ships(path, monkeypatch, tmp_path):
     assert config.shipped.resolve() == path
     config = config.model_copy(update={"products": tmp_path})
     digest = Run(config).estimator_id
+    if path.stem.startswith("refined_coverage"):
+        skies = coverage.read(Run(config, digest))
+        assert len({tuple(sky.parameters.values()) for sky in skies}) == len(skies) > 15
+        for sky in skies:
+            assert sky.auto.shape == sky.truth.shape
+            assert len(sky.auto) == len(sky.power) == config.coverage.patches
+            assert (sky.auto.mean(0) > 0).all()
+        return
     table = noise_table(Run(config, digest))
     assert (table.noise > 0).all()
     n = Run(config).n_patches

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import healpy
+from typing import TYPE_CHECKING
+
 import numpy as np
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from ..pipeline.separation import FRAMES
 from ..simulate.patches import PatchGeometry, point_patch
-from ..survey.plan import Plan
+
+if TYPE_CHECKING:
+    from ..survey.plan import Plan
 
 EDGE = 9  # points along a side
 
@@ -17,6 +20,8 @@ EDGE = 9  # points along a side
 def plan_figure(plan: Plan) -> Figure:
     """In the sinusoidal projection about the footprint's middle, which keeps areas: north up,
     longitude to the left."""
+    import healpy  # which imports pyplot
+
     theta, phi = healpy.pix2ang(plan.footprint.nside, plan.footprint.pixels)
     middle = float(np.angle(np.exp(1j * phi).sum()))
 
