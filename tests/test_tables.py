@@ -642,9 +642,7 @@ def test_a_table_from_products(cut):
     assert "block bootstrap over the skies" in text
     part, error = found.covered(0.68)
     assert f"68% interval holds the truth in {100 * part:.1f} +- {100 * error:.1f}% of" in text
-    (single,) = coverage_tables(
-        Run(config, HASH), release, patches_each=20, statistics="hartlap"
-    )
+    (single,) = coverage_tables(Run(config, HASH), release, patches_each=20, statistics="hartlap")
     assert len(single.rank) == 12
     with pytest.raises(CNNLensError, match="a sky has 20 patches, a survey 21"):
         coverage_tables(Run(config, HASH), release, patches_each=21)

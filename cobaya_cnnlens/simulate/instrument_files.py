@@ -5,7 +5,8 @@ that B_l (1 + Σ a_i e_i(l)) with standard normal a_i is a beam that the measure
 transfer function is text of columns l, F_l, or an ``.npz`` of ``ly`` (n,) from −l_max to l_max,
 ``lx`` (m,) from 0, and ``transfer`` (n, m), even in l: F(−l) = F(l), or it would make real maps
 complex. Inverse variance, of Q and of U each, is an ``.npz`` or ``.npy`` of ``ivar`` (ny, nx) in
-1/µK² per pixel, 0 where nothing was seen, axes as in :mod:`.patches`.
+1/µK² per pixel, 0 where nothing was seen, axes as in
+:mod:`cobaya_cnnlens.simulate.patches`.
 """
 
 from __future__ import annotations

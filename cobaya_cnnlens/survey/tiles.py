@@ -15,7 +15,7 @@ from functools import cached_property
 
 import healpy
 import numpy as np
-from scipy.spatial import cKDTree
+from scipy import spatial
 from tqdm import tqdm
 
 from ..errors import MapError
@@ -55,8 +55,8 @@ class Footprint:
         return np.stack(healpy.pix2vec(self.nside, self.pixels), axis=1)
 
     @cached_property
-    def _tree(self) -> cKDTree:
-        return cKDTree(self.points)
+    def _tree(self) -> spatial.cKDTree:
+        return spatial.cKDTree(self.points)
 
     @property
     def area_deg2(self) -> float:

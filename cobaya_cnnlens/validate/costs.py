@@ -1,6 +1,6 @@
 """What the workflow's jobs cost: CPU-seconds of every job of a configuration, from unit costs.
 
-A job costs its start, what belongs to a sky whatever its patches, and its patches:
+A job costs its start, what belongs to a sky whatever its patches, and its patches::
 
     sky          S (l_max/5000)³ + P s                     P patches
     bandpowers   P (o + k)                                 o: to observe a patch, k: its κ̂
