@@ -54,7 +54,7 @@ class Unit:
 BENCHMARK = "tests/benchmarks/costs.py"
 NETWORKS = "training/networks/README.md"
 UNITS = {
-    "start": Unit(15.0, "a job's start: Snakemake, twice under Slurm, and imports", BENCHMARK),
+    "start": Unit(18.7, "a job's start: Snakemake, twice under Slurm, and imports", BENCHMARK),
     "spectra": Unit(8.3, "CAMB at a cosmology", BENCHMARK),
     "sky": Unit(39.9, "a sky, l to 5000", BENCHMARK),
     "sky patch": Unit(0.018, "a patch of a sky", BENCHMARK),
@@ -94,6 +94,8 @@ SHARE = 0.02
 WHOLE_SKY_DEG2 = 41_253
 # A job's time limit is this many times its cost, for slower machines, within these bounds.
 MARGIN, LEAST_MINUTES, MOST_MINUTES = 3.0, 30, 1440
+# Memory of a job that holds a sky's patches: a sky of 1,543 took 8.5 GB.
+LEAST_MB, PATCH_MB = 4000, 5.0
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,11 @@ class Costs:
     def patches(self, set_name: str) -> int:
         """Of one sky of a set."""
         return self.run.n_patches if set_name in WHOLE else len(self.run.spread)
+
+    def memory_mb(self, set_name: str) -> int:
+        """Of a job that holds a sky of a set; most of it goes with the pixels."""
+        pixels = (self._config.patch.n_pixels / 128) ** 2
+        return max(LEAST_MB, math.ceil(2000 + PATCH_MB * pixels * self.patches(set_name)))
 
     def sky(self, set_name: str) -> float:
         """One sky of a set."""

@@ -9,7 +9,7 @@ rule bandpowers:
         index=lambda w: int(w.index),
     threads: 2
     resources:
-        mem_mb=4000,
+        mem_mb=lambda w: COSTS[w.products].memory_mb(w.set_name),
         runtime=within(lambda c, w: c.bandpowers(w.set_name)),
     shell:
         "cnnlens reconstruct {params.path:q} --set {wildcards.set_name:q} --index {params.index}"
@@ -64,7 +64,7 @@ rule nuisances:
         index=lambda w: int(w.index),
     threads: 2
     resources:
-        mem_mb=4000,
+        mem_mb=lambda w: COSTS[w.products].memory_mb("test"),
         runtime=within(lambda c, w: c.nuisances()),
     shell:
         "cnnlens nuisances {params.path:q} --index {params.index}"

@@ -6,10 +6,13 @@ SKY_OWNER = {
 }
 
 
-def sky_minutes(wildcards, threads, attempt):
+def sky_costs(wildcards):
     owner = SKY_OWNER[f"{wildcards.skies}/{wildcards.set_name}/sky_{wildcards.index}.h5"]
-    cost = COSTS[str(MEMBERS[owner].products)].sky(wildcards.set_name)
-    return costs.minutes(cost, threads, attempt)
+    return COSTS[str(MEMBERS[owner].products)]
+
+
+def sky_minutes(wildcards, threads, attempt):
+    return costs.minutes(sky_costs(wildcards).sky(wildcards.set_name), threads, attempt)
 
 
 rule sky:
@@ -20,7 +23,7 @@ rule sky:
         index=lambda w: int(w.index),
     threads: 2
     resources:
-        mem_mb=6000,
+        mem_mb=lambda w: sky_costs(w).memory_mb(w.set_name),
         runtime=sky_minutes,
     shell:
         "cnnlens skies {params.path:q} --set {wildcards.set_name:q} --index {params.index}"

@@ -30,7 +30,7 @@ rule features:
         index=lambda w: int(w.index),
         part=lambda w: int(w.part),
     resources:
-        mem_mb=4000,
+        mem_mb=lambda w: COSTS[w.products].memory_mb(w.set_name),
         runtime=within(lambda c, w: c.features(w.set_name)),
     shell:
         "cnnlens features {params.path:q} --set {wildcards.set_name:q} --index {params.index}"
@@ -48,7 +48,7 @@ rule mean_field:
         path=path_of,
     threads: 2
     resources:
-        mem_mb=4000,
+        mem_mb=lambda w: COSTS[w.products].memory_mb("train"),
         runtime=within(lambda c, w: c.mean_field()),
     shell:
         "cnnlens mean-field {params.path:q}"
