@@ -33,6 +33,7 @@ from ..theory.camb import Cosmology
 from . import curvature, nuisances, power, second_order
 from .bandpowers import PatchBandpowers
 from .covariance import mean_covariance, sample_covariance
+from .curvature import Curvature
 from .derivatives import SET, BandDerivatives, NoiseDerivatives
 from .response import Calibration, standard_error
 from .second_order import SecondOrder
@@ -58,32 +59,30 @@ class Fitted:
     Attributes
     ----------
     gain : G, (n_bins, n_power)
-    bands, shifted : of d'
+    bands : of d'
     of_power : answers of p̂
-    fiducial : mean of p̂, (n_power,)
-    second : second order over the prior, or None
+    of_test : p̂ of the test patches, (n_patches, n_power)
+    second : second order of d', over the prior or along ω_c
     """
 
     gain: np.ndarray
     bands: NoiseDerivatives
-    shifted: np.ndarray
     of_power: Measured
-    fiducial: np.ndarray
-    second: SecondOrder | None
+    of_test: np.ndarray
+    second: SecondOrder | Curvature
 
     def error_at(self, run: Run, cosmology: Cosmology) -> np.ndarray:
         """Monte-Carlo covariance of the model at a cosmology, (n_bins, n_bins): of the first order,
         the mean of two measurements if there is a second order, and of that."""
         change = curvature.all_band_changes(run, self.bands, cosmology)
         kk, ee = np.split(change, [len(self.bands.kk.edges) - 1])
-        first = mean_covariance(self.bands.kk.patches @ kk + self.bands.ee.patches @ ee)
-        if self.second is None:
-            curved = _curved(run, self.bands, self.shifted)
-            along = kk @ curved.kk_direction
-            return first + mean_covariance(curved.patches) * along**4
+        first = self.bands.kk.patches @ kk + self.bands.ee.patches @ ee
+        if isinstance(self.second, Curvature):
+            along = kk @ self.second.kk_direction
+            return mean_covariance(first + self.second.patches * along**2)
         of_power = self.of_power.first
         power = of_power.kk.values @ kk + of_power.ee.values @ ee
-        return 0.25 * first + self.second.error_at(power, kk)
+        return 0.25 * mean_covariance(first) + self.second.error_at(power, kk)
 
 
 def fit(
@@ -116,8 +115,10 @@ def fit(
 
     gain = estimate(with_noise(of_d), scatter[:n_bins, n_bins:])
     bands, shifted = _less_power(of_d.first, of_d.shifted, answers, gain)
-    second = None
-    if run.config.points.fit is not None:
+    second: SecondOrder | Curvature
+    if run.config.points.fit is None:
+        second = _curved(run, bands, shifted)
+    else:
         of_noise = (answers.nuisances[0][..., noise].mean(0) / fiducial)[:, None]
         weight = np.linalg.inv(scatter[n_bins:, n_bins:])
 
@@ -128,7 +129,7 @@ def fit(
             return np.linalg.solve(seen.T @ weight @ seen, seen.T @ weight)[:-1] / fiducial
 
         second = second_order.fit(run, calibration.response, bands, gain, amplitudes)
-    return Fitted(gain, bands, shifted, answers, fiducial, second)
+    return Fitted(gain, bands, answers, of_test, second)
 
 
 def data_debias(
@@ -142,23 +143,19 @@ def data_debias(
         as :func:`fit`
     """
     found = fit(run, calibration, test, of_d, n_patches)
-    gain, bands = found.gain, found.bands
-    of_test = power.read(run, "test", range(run.config.skies.test))["power"]
+    gain, bands, second = found.gain, found.bands, found.second
+    of_test, fiducial = found.of_test, found.of_test.mean(0)
     second_order_arrays: dict[str, np.ndarray] = {}
-    if found.second is None:
-        curved = _curved(run, bands, found.shifted)
-        kk_direction, by_patch = curved.kk_direction, curved.patches
-        model_covariance = mean_covariance(curved.shift)
+    if isinstance(second, Curvature):
+        by_patch = second.patches
     else:
-        second, n_v = found.second, found.second.n_v
-        kk_direction, by_patch = second.kk_direction, second.product(n_v, n_v)
-        shifted = run.config.cosmology.vary(omch2=run.config.shifted_omch2()[1])
-        model_covariance = found.error_at(run, shifted)
+        n_v = second.n_v
+        by_patch = second.product(n_v, n_v)
         # One measurement of the first order says d' moves by K δ, the other by that and l w: with
         # ½ l v taken off the data, the mean of both is K δ + ½ l u.
         *of_v, of_u = 0.5 * second.linear.T
         gain = gain + np.transpose(of_v) @ second.ee_directions.T
-        kk = bands.kk.patches + of_u[:, None] * kk_direction
+        kk = bands.kk.patches + of_u[:, None] * second.kk_direction
         bands = replace(bands, kk=replace(bands.kk, patches=kk))
         squares = [second.product(i, j).mean(0) for i, j in second_order.pairs(n_v)]
         directions = second.ee_directions
@@ -168,22 +165,23 @@ def data_debias(
             "second": np.transpose(squares),
             "cross": np.transpose([second.product(i, n_v).mean(0) for i in range(n_v)]),
         }
-    of_patches = calibration.debias(test.auto) - (of_test - found.fiducial) @ gain.T
+    of_patches = calibration.debias(test.auto) - (of_test - fiducial) @ gain.T
     by_nuisance = [
         d - np.einsum("bi,pix->pbx", gain, p)
         for d, p in zip(of_d.nuisances, found.of_power.nuisances, strict=True)
     ]
     measured = power.power_of(run)
+    shifted = run.config.cosmology.vary(omch2=run.config.shifted_omch2()[1])
     return DataDebias(
         e_edges=measured.e_edges,
         b_edges=measured.b_edges,
-        power=found.fiducial,
-        fiducial_power=found.fiducial,
+        power=fiducial,
+        fiducial_power=fiducial,
         coefficients=gain,
-        kk_direction=kk_direction,
+        kk_direction=second.kk_direction,
         patch_covariance=sample_covariance(of_patches),
         noise_covariance=mean_covariance(of_patches - test.truth),
-        derivative_covariance=model_covariance,
+        derivative_covariance=found.error_at(run, shifted),
         kk_derivatives=bands.kk.values,
         kk_derivative_errors=bands.kk.errors,
         ee_derivatives=bands.ee.values,

@@ -16,6 +16,15 @@ SetName = Annotated[
 Indices = Annotated[
     list[int] | None, typer.Option("--index", help="Sky of the set; repeatable; all by default.")
 ]
+Unit = Annotated[
+    str | None, typer.Option(help="uK, mK or K: of Q and U where the file does not say.")
+]
+Networks = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--network", help="The network that made the release, if it is no shipped one; repeatable."
+    ),
+]
 Threads = Annotated[
     int, typer.Option(help="Threads; 0 takes all cores. Results do not depend on it.")
 ]

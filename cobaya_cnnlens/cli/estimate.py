@@ -11,7 +11,7 @@ import typer
 
 from ..errors import ConfigError
 from . import runs
-from .arguments import ConfigFile, Indices, Threads
+from .arguments import ConfigFile, Indices, Networks, Threads, Unit
 
 NOISY = "tiles with depths and holes of their own need a refining network, as refined_fiducial has"
 
@@ -107,15 +107,8 @@ def reconstruct(
     pixel_window: Annotated[
         bool, typer.Option(help="Divide the HEALPix map's pixel window out.")
     ] = False,
-    unit: Annotated[
-        str | None, typer.Option(help="uK, mK or K: of Q and U where the file does not say.")
-    ] = None,
-    network: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="The network that made the release, if it is no shipped one; repeatable."
-        ),
-    ] = None,
+    unit: Unit = None,
+    network: Networks = None,
     out: Annotated[Path | None, typer.Option(help="Folder for κ̂ of your own maps.")] = None,
 ) -> None:
     """Reconstruct κ̂ on the skies of a set, or on your own maps, and measure its bandpowers."""

@@ -9,7 +9,7 @@ import typer
 
 from ..errors import ConfigError
 from . import runs
-from .arguments import Threads
+from .arguments import Networks, Threads, Unit
 
 app = typer.Typer(no_args_is_help=True, help="A survey of your own: from maps to κ̂.")
 
@@ -38,9 +38,7 @@ def survey_plan(
         str | None,
         typer.Option(help="Instead: noise of the coadd in µK-arcmin, a number or a map of it."),
     ] = None,
-    unit: Annotated[
-        str | None, typer.Option(help="uK, mK or K: of Q and U where the file does not say.")
-    ] = None,
+    unit: Unit = None,
     pixel_window: Annotated[
         bool, typer.Option(help="Divide the HEALPix maps' pixel window out.")
     ] = False,
@@ -103,12 +101,7 @@ def survey_reconstruct(
     config: Annotated[
         Path | None, typer.Option(help="Instead: the pipeline configuration of the network.")
     ] = None,
-    network: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="The network that made the release, if it is no shipped one; repeatable."
-        ),
-    ] = None,
+    network: Networks = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for κ̂; named as the plan if absent.")
     ] = None,

@@ -72,15 +72,17 @@ def tile_depths(rms: np.ndarray, mask: np.ndarray, geometry: PatchGeometry) -> T
     level = [level_of(np.where(s, r, np.inf), geometry) for r, s in zip(rms, seen, strict=True)]
     share = (seen * mask**2).sum((1, 2)) / (mask**2).sum()
     area = np.degrees(geometry.pixel) ** 2
-    holes = [area * _enclosed(~np.isfinite(r)).sum() for r in rms]
+    holes = [area * np.count_nonzero(enclosed(~np.isfinite(r))) for r in rms]
     return TileDepth(np.array(level), share, np.array(holes))
 
 
-def _enclosed(hidden: np.ndarray) -> np.ndarray:
-    """The parts of hidden pixels, touching by sides or corners, that do not reach the edge."""
+def enclosed(hidden: np.ndarray) -> np.ndarray:
+    """Numbers from 1 of the parts of hidden pixels (n, n), touching by sides or corners, that do
+    not reach the edge; 0 elsewhere."""
     parts, _ = scipy.ndimage.label(hidden, np.ones((3, 3)))
     edge = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
-    return hidden & ~np.isin(parts, edge[edge > 0])
+    inner = np.where(np.isin(parts, edge), 0, parts)
+    return np.unique(np.append(inner, 0), return_inverse=True)[1][:-1].reshape(hidden.shape)
 
 
 def depth_classes(

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 from tqdm import tqdm
 
 import yaml
@@ -24,6 +23,7 @@ from .. import products
 from ..errors import ConfigError, MapError
 from ..files import atomic_write
 from ..pipeline.separation import FRAMES
+from ..simulate.depth import enclosed
 from ..simulate.instrument import ARCMIN, cosine_mask
 from ..simulate.patches import PatchGeometry, Pointing, point_patch
 from .grids import Grid, HealpixGrid
@@ -101,11 +101,7 @@ class Tile:
     @cached_property
     def holes(self) -> np.ndarray:
         """Numbers from 1 of the holes, unseen pixels within what was seen, (n, n); 0 elsewhere."""
-        # Unseen pixels that hang together with the patch's edge are the survey's edge.
-        unseen = np.pad(~self.seen, 1, constant_values=True)
-        found, _ = ndimage.label(unseen, np.ones((3, 3)))
-        found = np.where(found == found[0, 0], 0, found)[1:-1, 1:-1]
-        return np.unique(found, return_inverse=True)[1].reshape(found.shape)
+        return enclosed(~self.seen)
 
     @property
     def pointing(self) -> Pointing:

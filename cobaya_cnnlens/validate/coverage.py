@@ -333,13 +333,14 @@ def coverage_tables(
             f"{str(made_with)[:16]}…, the configuration's is {run.estimator_id[:16]}…; use the "
             "release that this network made"
         )
+    skies_of = read(run)
+    if any(sky.power is None for sky in skies_of):
+        release = replace(release, data_debias=None)
     surveys, truth, origin = [], [], []
-    for number, sky in enumerate(read(run)):
+    for number, sky in enumerate(skies_of):
         n = len(sky.auto) // patches_each
         if not n:
             raise CNNLensError(f"a sky has {len(sky.auto)} patches, a survey {patches_each}")
-        if sky.power is None and release.data_debias is not None:
-            release = replace(release, data_debias=None)
         for k in range(n):
             of_survey = slice(k * patches_each, (k + 1) * patches_each)
             power = None if sky.power is None else sky.power[of_survey]

@@ -44,7 +44,7 @@ from ..simulate.instrument import convolve_beam
 from ..simulate.patches import PatchGeometry
 from ..simulate.skies import seed_sequence
 from ..simulate.tiling import evenly, some
-from .omch2 import Omch2Likelihood
+from .omch2 import Omch2Likelihood, shift_gain
 
 KIND = "foregrounds"
 SET = "test"
@@ -260,15 +260,10 @@ class _Judge:
         """Of ω_c."""
         return float((self.slope @ inverse_covariance(self.covariance) @ self.slope) ** -0.5)
 
-    @property
-    def gain(self) -> np.ndarray:
-        """Shift of ω_c over its σ by a shift of the bandpowers, F^−½ C⁻¹ s, (n_bins,)."""
-        return self.sigma * inverse_covariance(self.covariance) @ self.slope
-
     def bias(self, shifts: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
         """Of the patches' shifts (n_patches, n_bins) what a :class:`Bias` holds."""
         width = np.sqrt(np.diag(self.covariance))
-        moved = shifts @ self.gain
+        moved = shifts @ shift_gain(self.slope, self.covariance)
         return (
             shifts.mean(0) / width,
             standard_error(shifts) / width,

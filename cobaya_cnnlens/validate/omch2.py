@@ -51,6 +51,18 @@ class Recovered:
         return float(np.hypot(standard_error(self.estimates), self.shared_error))
 
 
+def shift_gain(slope: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """Shift of ω_c, in its Fisher σ, by a shift of the bandpowers: F^−½ C⁻¹ s, (n_bins,).
+
+    Parameters
+    ----------
+    slope : s = ∂µ_b/∂ω_c, (n_bins,)
+    covariance : C, (n_bins, n_bins)
+    """
+    weighted = inverse_covariance(covariance) @ slope
+    return weighted / np.sqrt(slope @ weighted)
+
+
 class Omch2Likelihood:
     """χ² of ω_c alone for many data vectors: the model tabulated with CAMB and splined.
 
@@ -88,17 +100,6 @@ class Omch2Likelihood:
         slope = self.slope(omch2)
         gain = inverse @ slope / (slope @ inverse @ slope)
         return float(np.sqrt(gain @ shared @ gain))
-
-    def posterior(
-        self, data: np.ndarray, covariance: np.ndarray, grid: np.ndarray, scale: float = 1.0
-    ) -> np.ndarray:
-        """exp[−scale (χ² − min χ²)/2] of each data vector (n, n_bins) on a grid of ω_c,
-        (n, n_grid)."""
-        inverse = scale * inverse_covariance(covariance)
-        mu = self._model(grid)
-        projected = mu @ inverse
-        chi2 = np.einsum("gb,gb->g", projected, mu) - 2.0 * data @ projected.T
-        return np.exp(-0.5 * (chi2 - chi2.min(1, keepdims=True)))
 
     def maximum(self, data: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, int]:
         """Best ω_c of each data vector (n, n_bins), and how many ended at the table's edge."""

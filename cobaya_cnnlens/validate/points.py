@@ -20,7 +20,7 @@ from ..likelihood.release import Release
 from ..likelihood.statistics import hotelling_pte, inverse_covariance
 from ..pipeline.run import Run
 from ..theory.camb import Spectra
-from .omch2 import Omch2Likelihood
+from .omch2 import Omch2Likelihood, shift_gain
 
 # Parameters that a survey's lensing tells together, and relative steps of their derivatives.
 JOINT = {"omch2": 0.02, "As": 0.02, "H0": 0.02}
@@ -184,10 +184,7 @@ def points_table(run: Run, group: str) -> PointsTable:
     release = likelihood.release
     checks = check_points(run, made, group)
     slope = Omch2Likelihood(run, likelihood).slope(run.config.cosmology.omch2)
-    weighted = inverse_covariance(release.covariance) @ slope
-    information = slope @ weighted
-    # Shift of ω_c over its σ: (F⁻¹ s·C⁻¹ r) √F.
-    gain = weighted / np.sqrt(information)
+    gain = shift_gain(slope, release.covariance)
     together = _joint_gain(run, likelihood)
     n = len(checks[0].found)
 
