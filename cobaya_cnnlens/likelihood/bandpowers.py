@@ -19,6 +19,10 @@ beam, noise and angle), zero for that of the simulations. ``noise_debias``:
 - ``"linear"``: "quadratic" without the second order;
 - ``"fixed"``: without all of the correction, as in Caldeira et al. 2018: that is biased.
 
+With ``primary`` the data vector goes on with p̂, the power of lensed E (and of B where it is noise)
+of the same patches, whose model is p^fid + Σ_j ∂p/∂ ln C_j δ_j in the bands of both spectra; T = p in
+the variables of Hamimeche & Lewis.
+
 Spectra whose power no cosmology has are refused, with the mistake that they look like. What
 cosmology could do as well goes unseen: lensed C_l^EE for unlensed (at the fiducial its bands differ
 by −4 to +23%), or [L(L+1)]² C_L^φφ/2π for C_L^κκ (.64 of it).
@@ -36,7 +40,7 @@ from numpy.typing import ArrayLike
 
 from ..errors import CNNLensError, SpectrumError
 from .document import NUISANCES, read_only
-from .release import Release, check_arrays, debiased_by_data
+from .release import DataDebias, Release, check_arrays, debiased_by_data, joined
 from .statistics import (
     chi2_pte,
     hamimeche_lewis,
@@ -75,24 +79,28 @@ class BandpowerLikelihood:
     L_min, L_max : only bins that lie inside are used; None for no limit
     calibration_errors : whether the Monte-Carlo errors of N_b and of its derivatives enter the
         covariance
+    primary : whether p̂ follows d' in the data vector; needs "data"
 
     Attributes
     ----------
     release : the one that was given; for "data" as debiased by its own power
     noise_debias : that in use: "data" or "quadratic" for "best"
     bins : the release's bins in use, (n_bins,)
-    bandpowers : d_b of those, (n_bins,)
-    covariance : of those, (n_bins, n_bins)
+    bandpowers : d_b of those, (n_bins,); with ``primary`` (n_bins + n_power,), as all that follows
+    own_covariance : of those, of the survey's own scatter, (n_bins, n_bins)
+    covariance : and with the calibration's errors
     hartlap : Hartlap's factor for the bins in use
     inverse : inverse of ``covariance``, with Hartlap's factor where that is asked for
+    needs_ee : whether unlensed C^EE plays a part: not for "data" without ``primary``, nor "fixed"
     lmax_kk, lmax_ee : highest multipoles that the spectra must reach
 
     Raises
     ------
     CNNLensError
         for an unknown option, an L range without any bin, a release made by hand whose arrays do
-        not fit together or whose fiducial spectra have no power in a band, or, for
-        "hamimeche-lewis", data whose power is not positive before the debias
+        not fit together or whose fiducial spectra have no power in a band; for
+        "hamimeche-lewis", data whose power is not positive before the debias; for ``primary``, a
+        release without what that needs, or another debias than "data"
     """
 
     @np.errstate(all="ignore")
@@ -104,6 +112,7 @@ class BandpowerLikelihood:
         L_min: float | None = None,
         L_max: float | None = None,
         calibration_errors: bool = True,
+        primary: bool = False,
     ):
         if not isinstance(release, Release):
             raise CNNLensError(f"release is {release!r:.60}; give what read_release returns")
@@ -112,40 +121,44 @@ class BandpowerLikelihood:
             raise CNNLensError(f"noise_debias is {noise_debias!r}; choose one of {NOISE_DEBIAS}")
         if statistics not in STATISTICS:
             raise CNNLensError(f"statistics is {statistics!r}; choose one of {STATISTICS}")
-        if not isinstance(calibration_errors, bool | np.bool_):  # the text "false" counts as true
-            raise CNNLensError(f"calibration_errors is {calibration_errors!r}; give true or false")
+        for option, value in (("calibration_errors", calibration_errors), ("primary", primary)):
+            if not isinstance(value, bool | np.bool_):  # the text "false" counts as true
+                raise CNNLensError(f"{option} is {value!r}; give true or false")
         if noise_debias == "best":
             noise_debias = "quadratic" if release.data_debias is None else "data"
+        power = _power_of(release, noise_debias) if primary else None
         if noise_debias == "data":
             release = debiased_by_data(release)
         self.release, self.noise_debias, self.statistics = release, noise_debias, statistics
         self.bins = read_only(_bins_between(release.edges, L_min, L_max))
-        self.bandpowers = read_only(release.bandpowers[self.bins])
-        covariance = release.patch_covariance / release.n_patches
-        if calibration_errors:
-            covariance = release.covariance
-        self.covariance = read_only(covariance[np.ix_(self.bins, self.bins)])
+        self._set_data(release, power, calibration_errors)
         inverse = inverse_covariance(self.covariance)
-        self.hartlap = hartlap_factor(release.n_sim, len(self.bins))
+        self.hartlap = hartlap_factor(release.n_sim, len(self.bandpowers))
         self.inverse = read_only(inverse * self.hartlap if statistics in _SCALED else inverse)
-        self._noise = release.noise[self.bins]
         # Derivatives of every bin, and below them the direction that gives t.
-        kk = np.vstack([release.kk_derivatives[self.bins], release.kk_direction])
-        ee = np.vstack([release.ee_derivatives[self.bins], release.ee_direction])
+        kk = _stacked(
+            release.kk_derivatives[self.bins], power, "power_kk_derivatives", release.kk_direction
+        )
+        ee = _stacked(
+            release.ee_derivatives[self.bins], power, "power_ee_derivatives", release.ee_direction
+        )
         self._direction = np.concatenate([release.kk_direction, release.ee_direction])
         self._kk_bands = _Bands(release.kk_edges, release.fiducial_kk)
         self._ee_bands = _Bands(release.ee_edges, release.fiducial_ee)
+        self.needs_ee = primary or noise_debias in ("quadratic", "linear")
         self.lmax_kk = max(release.windows.shape[1], int(release.kk_edges[-1]), 5) - 1
         self.lmax_ee = max(int(release.ee_edges[-1]), 5) - 1
-        # All that is linear in C^κκ as one matrix, (n_bins + 1, multipoles): W, and N'^κκ of the
-        # bands on top of it. That and the bands of C^EE sum up 1 + δ: the ones are
-        # what ``_offset`` takes off.
-        linear = np.zeros((len(self.bins) + 1, self.lmax_kk + 1))
-        linear[:-1, : release.windows.shape[1]] = release.windows[self.bins]
+        # All that is linear in C^κκ as one matrix, (n + 1, multipoles): W, and N'^κκ of the bands
+        # on top of it. That and the bands of C^EE sum up 1 + δ: the ones are what ``_offset`` takes
+        # off.
+        linear = np.zeros((len(kk), self.lmax_kk + 1))
+        linear[: len(self.bins), : release.windows.shape[1]] = release.windows[self.bins]
         if noise_debias != "fixed":
             linear += band_matrix(release.kk_edges, release.fiducial_kk, kk, self.lmax_kk + 1)
             self._ee_derivatives = ee
-            self._offset = kk.sum(1) + ee.sum(1)
+            self._offset = kk.sum(1) + (ee.sum(1) if self.needs_ee else 0.0)
+            if power is not None:
+                self._offset[len(self.bins) : -1] -= power.fiducial_power
         # Where the power of a spectrum is compared with the fiducial's.
         self._probe_L = max(2, int(release.kk_edges[len(kk[0]) // 2]))
         self._probe_fiducial = float(release.fiducial_kk[self._probe_L])
@@ -155,14 +168,19 @@ class BandpowerLikelihood:
         self._linear = np.ascontiguousarray(linear[:, self._multipoles])
         # What x and x² do to every bin.
         self._nuisances = np.hstack(
-            [release.nuisance_first[self.bins], release.nuisance_second[self.bins]]
+            [
+                _stacked(release.nuisance_first[self.bins], power, "power_nuisance_first"),
+                _stacked(release.nuisance_second[self.bins], power, "power_nuisance_second"),
+            ]
         )
-        curved = noise_debias in ("data", "quadratic")
+        curved = noise_debias == "quadratic"
         self._curvature = release.curvature[self.bins] if curved else 0.0
         self._total = self.bandpowers + self._noise
         if statistics == "hamimeche-lewis":
             fiducial = release.windows @ release.fiducial_kk[: release.windows.shape[1]]
-            self._fiducial_total = fiducial[self.bins] + self._noise
+            self._fiducial_total = fiducial[self.bins] + self._noise[: len(self.bins)]
+            if power is not None:
+                self._fiducial_total = np.append(self._fiducial_total, power.fiducial_power)
             for what, total in (("bandpowers", self._total), ("model", self._fiducial_total)):
                 if not (total > 0).all():
                     raise CNNLensError(
@@ -171,15 +189,36 @@ class BandpowerLikelihood:
                         "positive; take statistics: hartlap, or leave those bins out"
                     )
 
+    def _set_data(
+        self, release: Release, power: DataDebias | None, calibration_errors: bool
+    ) -> None:
+        """The data vector, its noise, and its covariance."""
+        bins = np.ix_(self.bins, self.bins)
+        own, whole = release.patch_covariance[bins] / release.n_patches, release.covariance[bins]
+        data, noise = release.bandpowers[self.bins], release.noise[self.bins]
+        if power is not None:
+            of_power = power.power_cross_covariance[self.bins], power.power_covariance
+            errors = power.power_error_cross[self.bins], power.power_error_covariance
+            whole = joined(
+                whole, *(a / release.n_patches + b for a, b in zip(of_power, errors, strict=True))
+            )
+            own = joined(own, *(block / release.n_patches for block in of_power))
+            data = np.concatenate([data, power.power])
+            noise = np.concatenate([noise, np.zeros(len(power.power))])
+        self.bandpowers, self._noise = read_only(data), noise
+        self.own_covariance = read_only(own)
+        self.covariance = read_only(whole) if calibration_errors else self.own_covariance
+
     def model(
-        self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None = None
+        self, clkk: np.ndarray, clee: np.ndarray | None, nuisances: Sequence[float] | None = None
     ) -> np.ndarray:
-        """µ_b, (n_bins,).
+        """µ_b, (n_bins,); with ``primary`` followed by the model of p̂.
 
         Parameters
         ----------
         clkk : C_L^κκ from L = 0 to at least ``lmax_kk``
-        clee : unlensed C_l^EE in µK² from l = 0 to at least ``lmax_ee``
+        clee : unlensed C_l^EE in µK² from l = 0 to at least ``lmax_ee``; not looked at, and may be
+            None, unless ``needs_ee``
         nuisances : x of the instrument in the order of ``NUISANCES``; None for zero
 
         Raises
@@ -197,62 +236,62 @@ class BandpowerLikelihood:
                 return self._model(clkk, clee, nuisances)
 
     def _model(
-        self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None
+        self, clkk: np.ndarray, clee: np.ndarray | None, nuisances: Sequence[float] | None
     ) -> np.ndarray:
         clkk = _spectrum(clkk, self.lmax_kk, KAPPA)
         power = clkk.item(self._probe_L) / self._probe_fiducial
         if not LEAST_POWER < power < MOST_POWER:
             self._refuse(KAPPA, clkk, clee)
         moved = self._linear @ clkk[self._multipoles]
-        if self.noise_debias == "data":
-            moved -= self._offset
-        elif self.noise_debias != "fixed":
+        if self.needs_ee:
             clee = _spectrum(clee, self.lmax_ee, UNLENSED_E)
             powers = self._ee_bands.power(clee)
             if not LEAST_POWER < powers.item(self._probe_band) < MOST_POWER:
                 self._refuse(UNLENSED_E, clkk, clee)
             moved += self._ee_derivatives @ powers
+        if self.noise_debias != "fixed":
             moved -= self._offset
         t, bandpowers = moved[-1], moved[:-1]
-        bandpowers += t * t * self._curvature
+        if self.noise_debias == "quadratic":
+            bandpowers += t * t * self._curvature
         if nuisances is not None:
             x = _nuisances(nuisances)
             bandpowers += self._nuisances @ np.concatenate((x, x * x))
         return bandpowers
 
     @np.errstate(all="ignore")
-    def _refuse(self, quantity: _Quantity, clkk: np.ndarray, clee: np.ndarray) -> None:
+    def _refuse(self, quantity: _Quantity, clkk: np.ndarray, clee: np.ndarray | None) -> None:
         """Say what is wrong with a spectrum of impossible power; no lensing at all is let pass."""
         if quantity is KAPPA and not clkk[: self.lmax_kk + 1].any():
             return
         bands = {KAPPA: self._kk_bands, UNLENSED_E: self._ee_bands}
-        raise SpectrumError(_diagnosis(quantity, {KAPPA: clkk, UNLENSED_E: clee}, bands))
+        given = {KAPPA: clkk, UNLENSED_E: np.zeros(0) if clee is None else clee}
+        raise SpectrumError(_diagnosis(quantity, given, bands))
 
     @np.errstate(all="ignore")
-    def excursion(self, clkk: np.ndarray, clee: np.ndarray) -> tuple[float, float]:
+    def excursion(self, clkk: np.ndarray, clee: np.ndarray | None) -> tuple[float, float]:
         """How far the spectra are from the fiducial ones: t along ω_c, and the largest relative
         change of a band's power that t leaves; of C^κκ alone for "data", whose noise follows the
         survey's E and not the theory's. The noise debias was measured to |t| = 1 and, band by band,
         to changes of ``release.derivative_step``."""
-        clkk = _spectrum(clkk, self.lmax_kk, KAPPA)
-        clee = _spectrum(clee, self.lmax_ee, UNLENSED_E)
-        along = self._direction
-        changes = np.concatenate([self._kk_bands.power(clkk), self._ee_bands.power(clee)]) - 1.0
+        changes = self._kk_bands.power(_spectrum(clkk, self.lmax_kk, KAPPA)) - 1.0
+        along = self._direction[: len(changes)]
+        if self.noise_debias != "data":
+            ee = self._ee_bands.power(_spectrum(clee, self.lmax_ee, UNLENSED_E)) - 1.0
+            changes, along = np.concatenate([changes, ee]), self._direction
         t = float(along @ changes)
         if along.any():
             changes -= t * along / (along @ along)
-        if self.noise_debias == "data":
-            changes = changes[: len(self.release.kk_edges) - 1]
         return t, float(np.abs(changes).max())
 
     def residuals(
-        self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None = None
+        self, clkk: np.ndarray, clee: np.ndarray | None, nuisances: Sequence[float] | None = None
     ) -> np.ndarray:
         """d_b − µ_b, (n_bins,)."""
         return self.bandpowers - self.model(clkk, clee, nuisances)
 
     def chi2(
-        self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None = None
+        self, clkk: np.ndarray, clee: np.ndarray | None, nuisances: Sequence[float] | None = None
     ) -> float:
         """(d − µ)ᵀ C⁻¹ (d − µ); for "hamimeche-lewis" Xᵀ C⁻¹ X.
 
@@ -296,7 +335,7 @@ class BandpowerLikelihood:
         return self._fiducial_total * hamimeche_lewis(measured / total)
 
     def log_likelihood(
-        self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None = None
+        self, clkk: np.ndarray, clee: np.ndarray | None, nuisances: Sequence[float] | None = None
     ) -> float:
         """−χ²/2, or the t distribution's logarithm; the constant normalisation is left out."""
         return self.log_likelihood_of(self.chi2(clkk, clee, nuisances))
@@ -314,6 +353,35 @@ class BandpowerLikelihood:
             return chi2_pte(chi2, len(self.bandpowers))
         t2 = chi2 / self.hartlap if self.statistics in _SCALED else chi2
         return hotelling_pte(t2, self.release.n_sim, len(self.bandpowers))
+
+
+def _power_of(release: Release, noise_debias: str) -> DataDebias:
+    """The part of a release that makes p̂ data of their own.
+
+    Raises
+    ------
+    CNNLensError
+        if it does not hold it
+    """
+    if noise_debias != "data":
+        raise CNNLensError(
+            f"primary: true goes with noise_debias 'data', not {noise_debias!r}, of which E is part "
+            "already"
+        )
+    if release.data_debias is None or not release.data_debias.has_primary:
+        raise CNNLensError(
+            f"primary: true: release '{release.name}' does not hold the covariance with the power of "
+            "its patches; make it again with `data_debias: true` in its configuration"
+        )
+    return release.data_debias
+
+
+def _stacked(
+    rows: np.ndarray, power: DataDebias | None, name: str, last: np.ndarray | None = None
+) -> np.ndarray:
+    """Rows of the bandpowers, those of the power if it is there, and a last one."""
+    parts = [rows] + ([] if power is None else [getattr(power, name)])
+    return np.vstack(parts if last is None else [*parts, last])
 
 
 def _bins_between(edges: np.ndarray, L_min: float | None, L_max: float | None) -> np.ndarray:

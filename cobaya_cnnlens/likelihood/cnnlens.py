@@ -17,9 +17,10 @@ from cobaya.log import LoggedError
 from ..errors import CNNLensError, SpectrumError
 from ..theory.cobaya import refuse_other_version
 from .bandpowers import BandpowerLikelihood
+from .combined import combine
 from .document import NUISANCES
 from .release import Release, read_release
-from .selfcheck import theory_offset
+from .selfcheck import requirements, theory_offset
 
 # Points count as beyond the range of the noise debias at this many times the excursion at which it
 # was measured, and as carrying the posterior within this of the lowest χ² seen. A warning is due
@@ -55,7 +56,7 @@ def data_digest(release: Release) -> str:
 class CNNLens(Likelihood):
     """CMB-lensing bandpowers measured by a ResUNet on polarisation maps.
 
-    Needs C_L^φφ and unlensed C_l^EE from the theory. Options are in ``CNNLens.yaml``. Its version,
+    Needs C_L^φφ from the theory, and unlensed C_l^EE where its options make it look at that. Options are in ``CNNLens.yaml``. Its version,
     as Cobaya keeps it beside a chain, is the digest of the release: a chain is not resumed with
     other data.
 
@@ -68,12 +69,13 @@ class CNNLens(Likelihood):
     chi2_parameter : name of the derived χ²
     """
 
-    release: str
+    release: str | list[str]
     noise_debias: str
     statistics: str
     L_min: float | None
     L_max: float | None
     calibration_errors: bool
+    primary: bool
     check_theory: bool
     suffix: str
 
@@ -90,7 +92,8 @@ class CNNLens(Likelihood):
         """Read the release and check the options."""
         self._check_options()
         try:
-            self.release_data: Release = read_release(self.release)
+            names = [self.release] if isinstance(self.release, str) else self.release
+            self.release_data: Release = combine([read_release(name) for name in names])
             self._likelihood = BandpowerLikelihood(
                 self.release_data,
                 self.noise_debias,
@@ -98,11 +101,12 @@ class CNNLens(Likelihood):
                 self.L_min,
                 self.L_max,
                 self.calibration_errors,
+                self.primary,
             )
         except CNNLensError as error:
             raise LoggedError(self.log, "%s", error) from None
         self._digest = data_digest(self.release_data)
-        refuse_other_version(self, f"release '{self.release}'")
+        refuse_other_version(self, f"release '{self.release_data.name}'")
         self.nuisance_parameters = tuple(parameter(name, self.suffix) for name in NUISANCES)
         self.chi2_parameter = parameter("chi2", self.suffix)
         self._watch = Watch()
@@ -112,20 +116,21 @@ class CNNLens(Likelihood):
         self.log.info(
             "%s: %d bandpowers of %d patches, noise debias %s",
             self.release_data.name,
-            len(self.bandpowers),
+            len(self._likelihood.bins),
             self.release_data.n_patches,
-            self._likelihood.noise_debias,
+            self._likelihood.noise_debias + (", with their E and B" if self.primary else ""),
         )
 
     def _check_options(self) -> None:
         """What YAML reads as another type, as the text "false" for false, is told."""
         kinds = {
-            "release": (str, "a name or path"),
+            "release": (str | list, "a name or path, or a list of them"),
             "noise_debias": (str, "a word"),
             "statistics": (str, "a word"),
             "L_min": (float | int | None, "a number, or null for no limit"),
             "L_max": (float | int | None, "a number, or null for no limit"),
             "calibration_errors": (bool, "true or false"),
+            "primary": (bool, "true or false"),
             "check_theory": (bool, "true or false"),
             "suffix": (str, "a text, e.g. _north"),
         }
@@ -194,11 +199,8 @@ class CNNLens(Likelihood):
         )
 
     def get_requirements(self) -> dict[str, dict[str, int]]:
-        """C_L^φφ and unlensed C_l^EE, as far up as the release needs them."""
-        return {
-            "Cl": {"pp": self._likelihood.lmax_kk},
-            "unlensed_Cl": {"ee": self._likelihood.lmax_ee},
-        }
+        """C_L^φφ, and unlensed C_l^EE if it plays a part, as far up as the release needs them."""
+        return requirements(self._likelihood)
 
     def logp(self, _derived: dict[str, float] | None = None, **params: float) -> float:
         """ln L of the point that Cobaya samples; the derived χ² and PTE."""
@@ -249,15 +251,16 @@ class CNNLens(Likelihood):
         )
 
     def log_likelihood(
-        self, clkk: np.ndarray, clee: np.ndarray, nuisances: Sequence[float] | None = None
+        self, clkk: np.ndarray, clee: np.ndarray | None, nuisances: Sequence[float] | None = None
     ) -> float:
-        """ln L of C_L^κκ and unlensed C_l^EE (µK²), both from l = 0; needs no theory code."""
+        """ln L of C_L^κκ and unlensed C_l^EE (µK²; None where it plays no part), both from l = 0;
+        needs no theory code."""
         return self._likelihood.log_likelihood(clkk, clee, nuisances)
 
-    def theory_spectra(self) -> tuple[np.ndarray, np.ndarray]:
-        """C_L^κκ and unlensed C_l^EE (µK²) of the point being sampled."""
+    def theory_spectra(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """C_L^κκ and unlensed C_l^EE (µK²), None where it plays no part, of the point being
+        sampled."""
         clpp = self.provider.get_Cl(ell_factor=False, units="muK2")["pp"]
-        clee = self.provider.get_unlensed_Cl(ell_factor=False, units="muK2")["ee"]
         n = len(self._kappa_factor)
         if len(clpp) < n:
             raise LoggedError(
@@ -266,6 +269,10 @@ class CNNLens(Likelihood):
                 len(clpp) - 1,
                 n - 1,
             )
+        clkk = self._kappa_factor * clpp[:n]
+        if not self._likelihood.needs_ee:
+            return clkk, None
+        clee = self.provider.get_unlensed_Cl(ell_factor=False, units="muK2")["ee"]
         if len(clee) <= self._likelihood.lmax_ee:
             raise LoggedError(
                 self.log,
@@ -273,10 +280,10 @@ class CNNLens(Likelihood):
                 len(clee) - 1,
                 self._likelihood.lmax_ee,
             )
-        return self._kappa_factor * clpp[:n], clee
+        return clkk, clee
 
     def model(self, nuisances: Sequence[float] | None = None) -> np.ndarray:
-        """µ_b of the spectra of the point being sampled, (n_bins,)."""
+        """µ_b of the spectra of the point being sampled, (n_bins,), as ``bandpowers``."""
         return self._likelihood.model(*self.theory_spectra(), nuisances)
 
     def residuals(self, nuisances: Sequence[float] | None = None) -> np.ndarray:

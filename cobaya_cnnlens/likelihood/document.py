@@ -69,12 +69,26 @@ DATA_DEBIAS_ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
         or "derivative" in attribute
     },
 }
-# Those of them that are there together, or not at all.
+# Those of them that are there together, or not at all: the second order over the prior.
 SECOND_ORDER_ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
     "data_debias.ee_directions": ("ee_directions", ("n_power", "n_v")),
     "data_debias.amplitude_covariance": ("amplitude_covariance", ("n_v", "n_v")),
     "data_debias.second": ("second", ("n_bins", "n_products")),
     "data_debias.cross": ("cross", ("n_bins", "n_v")),
+}
+# Likewise: what `primary: true` needs of the survey's E and B as data.
+PRIMARY_ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
+    f"data_debias.{attribute}": (attribute, shape)
+    for attribute, shape in (
+        ("power_kk_derivatives", ("n_power", "n_kk")),
+        ("power_ee_derivatives", ("n_power", "n_ee")),
+        ("power_nuisance_first", ("n_power", "n_nuisances")),
+        ("power_nuisance_second", ("n_power", "n_nuisances")),
+        ("power_covariance", ("n_power", "n_power")),
+        ("power_cross_covariance", ("n_bins", "n_power")),
+        ("power_error_covariance", ("n_power", "n_power")),
+        ("power_error_cross", ("n_bins", "n_power")),
+    )
 }
 _INTEGER_ARRAYS = {"bins.edges", "derivatives.kk_edges", "derivatives.ee_edges"}
 _SCALARS: dict[str, tuple[str, type]] = {
@@ -129,6 +143,8 @@ def to_document(release: Release) -> dict[str, Any]:
     arrays = dict(DATA_DEBIAS_ARRAYS) if with_data else {}
     if release.data_debias is not None and release.data_debias.n_v:
         arrays |= SECOND_ORDER_ARRAYS
+    if release.data_debias is not None and release.data_debias.has_primary:
+        arrays |= PRIMARY_ARRAYS
     for key, (attribute, _) in arrays.items():
         _put(document, key, _nested(getattr(release.data_debias, attribute), _rounded))
     first, values = [], []
@@ -170,7 +186,11 @@ def values_of(document: dict[str, Any], source: str) -> dict[str, Any]:
             "it again"
         )
     with_data = version == VERSION_WITH_DATA_DEBIAS
-    _check_keys(document, source, DATA_DEBIAS_ARRAYS | SECOND_ORDER_ARRAYS if with_data else {})
+    optional = (SECOND_ORDER_ARRAYS, PRIMARY_ARRAYS) if with_data else ()
+    allowed = dict(DATA_DEBIAS_ARRAYS) if with_data else {}
+    for group in optional:
+        allowed |= group
+    _check_keys(document, source, allowed)
     values: dict[str, Any] = {}
     for key, (attribute, kind) in _SCALARS.items():
         value = _get(document, key, source)
@@ -193,10 +213,9 @@ def values_of(document: dict[str, Any], source: str) -> dict[str, Any]:
     if with_data:
         arrays = dict(DATA_DEBIAS_ARRAYS)
         section = document.get("data_debias")
-        if isinstance(section, dict) and any(
-            key.split(".")[1] in section for key in SECOND_ORDER_ARRAYS
-        ):
-            arrays |= SECOND_ORDER_ARRAYS
+        for group in optional:
+            if isinstance(section, dict) and any(key.split(".")[1] in section for key in group):
+                arrays |= group
         values["data_debias"] = {
             attribute: _array(document, key, shape, dimensions, source)
             for key, (attribute, shape) in arrays.items()

@@ -78,6 +78,13 @@ class DataDebias(_ReadOnly):
     amplitude_covariance : of v of one patch about its mean, (n_v, n_v)
     second : S, (n_bins, n_v (n_v + 1)/2) in the order 11, 12, …, 22, …
     cross : X, (n_bins, n_v): the model has Σ_i X_bi v_i u
+    power_kk_derivatives, power_ee_derivatives : ∂p/∂ ln C_j of the bands, (n_power, n_bands) in µK²;
+        these and the following may be missing, all together: p̂ as data of their own
+    power_nuisance_first, power_nuisance_second : as the release's, of p, (n_power, 4)
+    power_covariance : of p̂ of one patch, (n_power, n_power)
+    power_cross_covariance : of d' and p̂ of one patch, (n_bins, n_power)
+    power_error_covariance, power_error_cross : Monte-Carlo covariance of the model of p, and of it
+        with that of d', as the release's noise and derivative covariances together
 
     all others : as of a :class:`Release`, which they take the place of; ``curvature`` is that in u
     """
@@ -105,11 +112,24 @@ class DataDebias(_ReadOnly):
     amplitude_covariance: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     second: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     cross: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    power_kk_derivatives: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    power_ee_derivatives: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    power_nuisance_first: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    power_nuisance_second: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    power_covariance: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    power_cross_covariance: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    power_error_covariance: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    power_error_cross: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
 
     @property
     def n_v(self) -> int:
         """Amplitudes of C^EE that have a second order."""
         return self.ee_directions.shape[1]
+
+    @property
+    def has_primary(self) -> bool:
+        """Whether it holds what `primary: true` needs."""
+        return bool(self.power_covariance.size)
 
     @property
     def amplitudes(self) -> np.ndarray:
@@ -463,6 +483,20 @@ def _check_data_debias(release: Release, debias: DataDebias, source: str) -> Non
         _check_physics(replace(release, data_debias=None, **debias.in_place()), source)
     except ReleaseError as error:
         raise ReleaseError(f"{error} (in the section data_debias)") from None
+    if debias.has_primary:
+        own = debias.patch_covariance, debias.power_cross_covariance, debias.power_covariance
+        try:
+            inverse_covariance(joined(*own))
+        except (CNNLensError, np.linalg.LinAlgError) as error:
+            raise ReleaseError(
+                f"{source}: field 'data_debias.power_covariance' with what goes with it is {error}; "
+                "estimate it from more simulations"
+            ) from None
+
+
+def joined(first: np.ndarray, cross: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """One covariance of two vectors, from their blocks (n, n), (n, m) and (m, m)."""
+    return np.block([[first, cross], [cross.T, second]])
 
 
 def check_arrays(release: Release) -> None:

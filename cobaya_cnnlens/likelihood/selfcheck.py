@@ -54,6 +54,14 @@ class TheoryOffset:
     settings: tuple[str, ...]
 
 
+def requirements(likelihood: BandpowerLikelihood) -> dict[str, dict[str, int]]:
+    """What a likelihood asks of the theory, as Cobaya takes it."""
+    lensing = {"Cl": {"pp": likelihood.lmax_kk}}
+    if not likelihood.needs_ee:
+        return lensing
+    return lensing | {"unlensed_Cl": {"ee": likelihood.lmax_ee}}
+
+
 def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> TheoryOffset:
     """Run the theory block of a Cobaya input at the release's fiducial cosmology.
 
@@ -74,12 +82,13 @@ def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> 
     given = {key for block in theories.values() for key in (block.get("extra_args") or {})}
     names = CLASS_NAMES if any("classy" in name for name in theories) else {}
     cosmology = {names.get(k, k): v for k, v in release.theory["cosmology"].items()}
-    needs = {"Cl": {"pp": likelihood.lmax_kk}, "unlensed_Cl": {"ee": likelihood.lmax_ee}}
+    needs = requirements(likelihood)
     seen: dict[str, np.ndarray] = {}
 
     def keep(_self: Any) -> float:
         seen["pp"] = _self.provider.get_Cl(ell_factor=False, units="muK2")["pp"]
-        seen["ee"] = _self.provider.get_unlensed_Cl(ell_factor=False, units="muK2")["ee"]
+        if likelihood.needs_ee:
+            seen["ee"] = _self.provider.get_unlensed_Cl(ell_factor=False, units="muK2")["ee"]
         return 0.0
 
     model = get_model(
@@ -93,8 +102,8 @@ def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> 
     model.close()
     clkk = convergence_from_potential(seen["pp"])
     ours = likelihood.model(release.fiducial_kk, release.fiducial_ee)
-    change = likelihood.model(clkk, seen["ee"]) - ours
-    worst = int(np.argmax(np.abs(change / ours)))
+    change = likelihood.model(clkk, seen.get("ee")) - ours
+    worst = int(np.argmax(np.abs(change / ours)[: len(likelihood.bins)]))
     return TheoryOffset(
         float(np.sqrt(change @ likelihood.inverse @ change)),
         int(likelihood.bins[worst]),

@@ -283,8 +283,7 @@ def simulate_ranks(
     ----------
     truth : parameters of each survey of a set, (n_surveys, n_parameters)
     """
-    release, bins = likelihood.release, np.ix_(likelihood.bins, likelihood.bins)
-    own = (release.patch_covariance / release.n_patches)[bins]
+    own = likelihood.own_covariance
     shared = likelihood.covariance - own
     table = grid.table(likelihood)
     mu = grid.at(truth) @ table

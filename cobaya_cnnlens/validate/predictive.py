@@ -101,18 +101,18 @@ def predictive(root: str, samples: int = 200, seed: int = 0) -> Predictive:
     *taken, best = place
     generator = np.random.default_rng(np.random.SeedSequence(seed))
     noise = np.linalg.cholesky(likelihood.covariance)
-    draws = generator.standard_normal((REPLICAS, samples, len(likelihood.bins))) @ noise.T
+    draws = generator.standard_normal((REPLICAS, samples, len(noise))) @ noise.T
     draws = draws * likelihood.scatter(found[taken])
-    replicas = (found[taken] + draws).reshape(-1, len(likelihood.bins))
+    replicas = (found[taken] + draws).reshape(-1, len(noise))[:, : len(likelihood.bins)]
     edges = likelihood.release.edges
     return Predictive(
         edges=np.c_[edges[likelihood.bins], edges[likelihood.bins + 1]],
-        data=likelihood.bandpowers,
-        models=found[taken],
+        data=likelihood.bandpowers[: len(likelihood.bins)],
+        models=found[taken][:, : len(likelihood.bins)],
         chi2=chi2[taken],
         p=predictive_p(likelihood, found[taken]),
         best=dict(zip(sampled, chain.samples[rows[-1], columns].tolist(), strict=True)),
-        best_model=found[best],
+        best_model=found[best][: len(likelihood.bins)],
         best_chi2=float(chi2[best]),
         best_pte=float(likelihood.pte(chi2[best])),
         band=np.percentile(replicas, [2.5, 16, 50, 84, 97.5], axis=0),

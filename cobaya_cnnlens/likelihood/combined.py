@@ -1,0 +1,105 @@
+"""Several surveys of one calibration as one survey.
+
+Surveys whose bandpowers were calibrated by the same simulations share the errors of R, N and their
+derivatives: multiplied as if independent, those would shrink as 1/√n_surveys. As every patch of
+theirs has the same model and covariance, the means of d and p̂ over the patches of all are
+sufficient, and their likelihood is that of one release of Σ n patches, in which what they share
+enters once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+import numpy as np
+
+from ..errors import ReleaseError
+from .document import check_name
+from .release import Release
+
+# Fields of a release, or of its data debias, that are a survey's own.
+OWN = ("name", "description", "bandpowers", "n_patches", "provenance", "truth", "power")
+
+
+def calibration_digest(release: Release) -> str:
+    """Hash of all that a release has from its calibration, 16 hex digits: two with the same were
+    calibrated by the same simulations."""
+    digest = hashlib.sha256()
+    for part in (release, release.data_debias):
+        for field in fields(part) if part is not None else ():
+            value = getattr(part, field.name)
+            if field.name in OWN or field.name == "data_debias":
+                continue
+            digest.update(field.name.encode())
+            if isinstance(value, np.ndarray):
+                digest.update(f"{value.shape}".encode() + value.astype(float).tobytes())
+            else:
+                digest.update(json.dumps(value, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def combine(releases: Sequence[Release], name: str | None = None) -> Release:
+    """The release of all patches of several surveys, which must lie apart on the sky.
+
+    Parameters
+    ----------
+    name : of what is made; the names of its parts by default
+
+    Raises
+    ------
+    ReleaseError
+        if there is none, two have not the same calibration, or one is there twice
+    """
+    if not releases:
+        raise ReleaseError("there is no release to combine; give at least one")
+    first, *others = releases
+    calibrations = [calibration_digest(release) for release in releases]
+    for other, calibration in zip(others, calibrations[1:], strict=True):
+        if calibration != calibrations[0]:
+            raise ReleaseError(
+                f"release '{other.name}' has the calibration {calibration}, '{first.name}' "
+                f"{calibrations[0]}: releases are combined where they share one; give each a "
+                "likelihood of its own, with a suffix, whose calibrations count as independent"
+            )
+    seen: dict[bytes, str] = {}
+    for release in releases:
+        data = release.bandpowers.tobytes()
+        if data in seen:
+            raise ReleaseError(
+                f"releases '{seen[data]}' and '{release.name}' hold the same bandpowers; "
+                "give each survey once"
+            )
+        seen[data] = release.name
+    if not others:
+        return first
+    n_patches = np.array([release.n_patches for release in releases])
+
+    def mean(values: list[np.ndarray]) -> np.ndarray:
+        return np.average(values, axis=0, weights=n_patches)
+
+    debias = first.data_debias
+    if debias is not None:
+        powers = [release.data_debias.power for release in releases if release.data_debias]
+        debias = replace(debias, power=mean(powers))
+    name = name or "+".join(release.name for release in releases)
+    if problem := check_name(name):
+        raise ReleaseError(f"the name of the combined release {problem}")
+    parts = {
+        release.name: {"n_patches": release.n_patches, "skies": release.provenance.get("skies")}
+        for release in releases
+    }
+    provenance = {key: value for key, value in first.provenance.items() if key != "skies"}
+    alike = all(release.truth == first.truth for release in releases)
+    return replace(
+        first,
+        name=name,
+        description=f"{len(releases)} surveys of one calibration, {n_patches.sum()} patches",
+        bandpowers=mean([release.bandpowers for release in releases]),
+        n_patches=int(n_patches.sum()),
+        data_debias=debias,
+        provenance=provenance | {"combined": parts},
+        truth=first.truth if alike else None,
+    )
