@@ -182,6 +182,9 @@ def synthetic_debias(release: Release) -> DataDebias:
     generator = np.random.default_rng(2)
     n = release.n_bins
     power = np.array([2e-4, 1e-4, 1e-6])
+    relative = np.diag([4e-3, 2e-3, 1e-4])
+    of_power = relative * np.outer(power, power)
+    cross = 0.1 * np.sqrt(np.outer(np.diag(release.patch_covariance), np.diag(of_power)))
     in_place = {
         name: 0.9 * getattr(release, name)
         for name in vars(release)
@@ -199,6 +202,14 @@ def synthetic_debias(release: Release) -> DataDebias:
         amplitude_covariance=np.array([[4e-3, 1e-3], [1e-3, 2e-3]]),
         second=0.2 * release.bandpowers[:, None] * generator.standard_normal((n, 3)),
         cross=0.2 * release.bandpowers[:, None] * generator.standard_normal((n, 2)),
+        power_kk_derivatives=power[:, None] * np.array([[-0.02, 0.01], [0.03, -0.01], [0.3, 0.2]]),
+        power_ee_derivatives=power[:, None] * np.array([[0.9, 0.1, 0], [0.1, 0.8, 0.1], [0, 0, 0.1]]),
+        power_nuisance_first=power[:, None] * of_nuisances(2.0, 0.3, 0.2),
+        power_nuisance_second=power[:, None] * of_nuisances(1.0, 0.1, 0.3, -0.05),
+        power_covariance=of_power,
+        power_cross_covariance=cross * generator.standard_normal((n, 3)),
+        power_error_covariance=of_power / 300,
+        power_error_cross=cross * generator.standard_normal((n, 3)) / 300,
         **in_place,
     )
 

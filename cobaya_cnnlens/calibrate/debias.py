@@ -72,17 +72,21 @@ class Fitted:
     second: SecondOrder | Curvature
 
     def error_at(self, run: Run, cosmology: Cosmology) -> np.ndarray:
-        """Monte-Carlo covariance of the model at a cosmology, (n_bins, n_bins): of the first order,
-        the mean of two measurements if there is a second order, and of that."""
+        """Monte-Carlo covariance at a cosmology of the models of d' and of p, after each other,
+        (n_bins + n_power, n_bins + n_power): of the first order, the mean of two measurements for
+        d' if there is a second order, and of that."""
         change = curvature.all_band_changes(run, self.bands, cosmology)
         kk, ee = np.split(change, [len(self.bands.kk.edges) - 1])
-        first = self.bands.kk.patches @ kk + self.bands.ee.patches @ ee
+        first, power = (
+            of.kk.patches @ kk + of.ee.patches @ ee for of in (self.bands, self.of_power.first)
+        )
         if isinstance(self.second, Curvature):
             along = kk @ self.second.kk_direction
-            return mean_covariance(first + self.second.patches * along**2)
-        of_power = self.of_power.first
-        power = of_power.kk.values @ kk + of_power.ee.values @ ee
-        return 0.25 * mean_covariance(first) + self.second.error_at(power, kk)
+            return mean_covariance(np.hstack([first + self.second.patches * along**2, power]))
+        covariance = mean_covariance(np.hstack([0.5 * first, power]))
+        n_bins = first.shape[1]
+        covariance[:n_bins, :n_bins] += self.second.error_at(power.mean(0), kk)
+        return covariance
 
 
 def fit(
@@ -172,6 +176,15 @@ def data_debias(
     ]
     measured = power.power_of(run)
     shifted = run.config.cosmology.vary(omch2=run.config.shifted_omch2()[1])
+    n_bins = of_patches.shape[1]
+    # Of d' and p̂ after each other: one patch's scatter, the error of what is taken for fiducial,
+    # that of the model's change.
+    scatter = sample_covariance(np.hstack([of_patches, of_test]))
+    fiducial_error = mean_covariance(np.hstack([of_patches - test.truth, of_test]))
+    model_error = found.error_at(run, shifted)
+    of_bins = np.s_[:n_bins, :n_bins]
+    both, of_both = np.s_[:n_bins, n_bins:], np.s_[n_bins:, n_bins:]
+    answers = found.of_power
     return DataDebias(
         e_edges=measured.e_edges,
         b_edges=measured.b_edges,
@@ -179,9 +192,9 @@ def data_debias(
         fiducial_power=fiducial,
         coefficients=gain,
         kk_direction=second.kk_direction,
-        patch_covariance=sample_covariance(of_patches),
-        noise_covariance=mean_covariance(of_patches - test.truth),
-        derivative_covariance=found.error_at(run, shifted),
+        patch_covariance=scatter[of_bins],
+        noise_covariance=fiducial_error[of_bins],
+        derivative_covariance=model_error[of_bins],
         kk_derivatives=bands.kk.values,
         kk_derivative_errors=bands.kk.errors,
         ee_derivatives=bands.ee.values,
@@ -192,6 +205,14 @@ def data_debias(
         nuisance_first_errors=standard_error(by_nuisance[0]),
         nuisance_second=by_nuisance[1].mean(0),
         nuisance_second_errors=standard_error(by_nuisance[1]),
+        power_kk_derivatives=answers.first.kk.values,
+        power_ee_derivatives=answers.first.ee.values,
+        power_nuisance_first=answers.nuisances[0].mean(0),
+        power_nuisance_second=answers.nuisances[1].mean(0),
+        power_covariance=scatter[of_both],
+        power_cross_covariance=scatter[both],
+        power_error_covariance=(fiducial_error + model_error)[of_both],
+        power_error_cross=(fiducial_error + model_error)[both],
         **second_order_arrays,
     )
 

@@ -93,6 +93,21 @@ def release_plot(
     typer.echo(save(figure, out or Path(f"{Path(file).stem}.png"), bbox_inches=None))
 
 
+@app.command("combine")
+def release_combine(
+    files: Annotated[
+        list[str], typer.Argument(help="Release files, or names of shipped ones.", metavar="FILES")
+    ],
+    out: Annotated[Path, typer.Option(help="Release file to write; its stem is its name.")],
+) -> None:
+    """Make one release of surveys that share a calibration and lie apart on the sky."""
+    from ..likelihood.combined import combine
+    from ..likelihood.release import read_release, write_release
+
+    write_release(combine([read_release(file) for file in files], out.stem), out)
+    typer.echo(out)
+
+
 @app.command("list")
 def release_list() -> None:
     """Names of the shipped releases."""

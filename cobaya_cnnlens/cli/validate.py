@@ -168,6 +168,9 @@ def coverage(
         str | None,
         typer.Option(help="Release file or shipped release to test; made from products if absent."),
     ] = None,
+    primary: Annotated[
+        bool, typer.Option(help="Of the likelihood with `primary: true`: the patches' E as well.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
 ) -> None:
     """Simulate skies of a prior (omch2, logA), and print how often posteriors hold the truth."""
@@ -182,7 +185,7 @@ def coverage(
         coverage.measure(run, index, threads)
     if index is None:
         tested = read_release(release) if release else make_release(run, run.config.first_survey)
-        tables = coverage.coverage_tables(run, tested, patches_each)
+        tables = coverage.coverage_tables(run, tested, patches_each, primary=primary)
         typer.echo("\n\n".join(map(format_coverage, tables)))
         if out:
             from ..report.drawing import save

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..likelihood.combined import calibration_digest
 from ..likelihood.document import NUISANCES
 from ..likelihood.release import Release
 
@@ -34,6 +35,7 @@ def describe_release(release: Release) -> str:
     lines = [release.name, release.description, ""]
     lines.append(f"patches in the survey     {release.n_patches}")
     lines.append(f"simulations (covariance)  {release.n_sim}")
+    lines.append(f"digest of the calibration  {calibration_digest(release)}")
     lines += _mapping("instrument", release.instrument)
     if release.truth is not None:
         lines += _mapping("truth of the mock", release.truth)

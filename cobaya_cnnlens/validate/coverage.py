@@ -310,6 +310,7 @@ def coverage_tables(
     patches_each: int | None = None,
     noise_debias: str = "best",
     statistics: str = "hamimeche-lewis",
+    primary: bool = False,
 ) -> list[CoverageTable]:
     """Posteriors of all disjoint surveys that the coverage skies give, a table for each parameter
     of the prior.
@@ -346,13 +347,13 @@ def coverage_tables(
             surveys.append(with_data(release, sky.auto[of_survey], power))
             truth.append(list(sky.parameters.values()))
             origin.append(number)
-    typical = BandpowerLikelihood(surveys[0], noise_debias, statistics)
+    typical = BandpowerLikelihood(surveys[0], noise_debias, statistics, primary=primary)
     grid = PosteriorGrid.of_prior(
         config.coverage.prior, lambda at: run.spectra(cosmology_at(run, at))
     )
     found = []
     for survey in surveys:
-        likelihood = BandpowerLikelihood(survey, noise_debias, statistics)
+        likelihood = BandpowerLikelihood(survey, noise_debias, statistics, primary=primary)
         found.append(
             grid.posterior(likelihood, grid.table(likelihood), likelihood.bandpowers[None])
         )

@@ -118,7 +118,8 @@ def _errors(run: Run, release: Release, by_data: bool):
         measured = debias.Measured(first, shifted, nuisances.read(run, release.response))
         test = bandpowers.read(run, cosmologies.SET)
         fitted = debias.fit(run, calibration, test, measured, release.n_patches)
-        return lambda cosmology: fitted.error_at(run, cosmology)
+        of_bins = np.s_[: release.n_bins, : release.n_bins]
+        return lambda cosmology: fitted.error_at(run, cosmology)[of_bins]
     curved = curvature.curvature_of(run, first, shifted)
     along = np.concatenate([curved.kk_direction, curved.ee_direction])
     bands = np.concatenate([first.kk.patches, first.ee.patches], axis=2)
