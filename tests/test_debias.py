@@ -206,6 +206,55 @@ def test_the_survey_is_debiased_by_its_own_power(run, made):
     np.testing.assert_array_equal(used.response, release.response)
 
 
+def test_power_as_data(run, made):
+    """Covariance of d' and p̂ by the test set's patches, with the errors of what is taken for
+    fiducial and of the model's change; signal and noise make all of p."""
+    release = made["high"]
+    debias = release.data_debias
+    calibration, test = calibration_of(run)
+    of_test = power.read(run, "test", [0])["power"]
+    d = calibration.debias(test.auto) - (of_test - of_test.mean(0)) @ debias.coefficients.T
+    whole = np.cov(np.hstack([d, of_test]), rowvar=False)
+    np.testing.assert_allclose(debias.power_covariance, whole[4:, 4:], rtol=1e-9)
+    np.testing.assert_allclose(debias.power_cross_covariance, whole[:4, 4:], rtol=1e-9)
+    noise = np.cov(np.hstack([d - test.truth, of_test]), rowvar=False) / len(d)
+    found = power.read(run, "derivatives", [0])
+    first = derivatives.read(run, calibration.response)
+    omch2 = run.config.shifted_omch2()[1]
+    change = curvature.all_band_changes(run, first, run.config.cosmology.vary(omch2=omch2))
+    kk, ee = np.split(change, [len(first.kk.edges) - 1])
+    of_power = np.einsum("j,jpi->pi", kk, found["kk"]) + np.einsum("j,jpi->pi", ee, found["ee"])
+    of_d = first.kk.patches @ kk + first.ee.patches @ ee
+    of_d = of_d - of_power @ debias.coefficients.T
+    error = np.cov(of_power, rowvar=False) / len(of_power)
+    np.testing.assert_allclose(
+        debias.power_error_covariance, noise[4:, 4:] + error, rtol=1e-6, atol=0
+    )
+    cross = np.cov(np.hstack([of_d, of_power]), rowvar=False)[:4, 4:] / len(of_d)
+    expected = noise[:4, 4:] + cross
+    np.testing.assert_allclose(
+        debias.power_error_cross, expected, rtol=0.2, atol=0.05 * np.abs(expected).max()
+    )
+
+    likelihood = BandpowerLikelihood(release, primary=True)
+    assert len(likelihood.bandpowers) == 4 + of_test.shape[1]
+    # All bands of E make the signal's power S, and p̂ is S and the noise's: with the rms 1 + x of
+    # noise p = S + (1 + x)² N, with a gain (1 + x)² S + N. Skies differ, by 40 patches' scatter.
+    total = debias.fiducial_power
+    signal = debias.power_ee_derivatives.sum(1)
+    of_gain, of_noise = (
+        debias.power_nuisance_second[:, NUISANCES.index(name)] for name in ("gain", "noise")
+    )
+    sigma = np.sqrt(np.diag(debias.power_covariance) / 20)
+    for parts in (signal + of_noise, of_gain + of_noise):
+        np.testing.assert_allclose((parts - total) / sigma, 0, atol=4.0)
+    assert (signal[3:-1] > 5 * sigma[3:-1]).any()
+    doubled = likelihood.model(release.fiducial_kk, 2 * release.fiducial_ee)
+    still = likelihood.model(release.fiducial_kk, release.fiducial_ee)
+    np.testing.assert_allclose((doubled - still)[4:], signal, rtol=1e-6)
+    np.testing.assert_allclose((doubled - still)[:4], 0, atol=1e-9 * still[:4].max())
+
+
 def test_own_maps_are_debiased_by_their_power(run, made, tmp_path):
     """By the calibration that another release holds."""
     generator = np.random.default_rng(3)
