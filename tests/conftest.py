@@ -203,7 +203,8 @@ def synthetic_debias(release: Release) -> DataDebias:
         second=0.2 * release.bandpowers[:, None] * generator.standard_normal((n, 3)),
         cross=0.2 * release.bandpowers[:, None] * generator.standard_normal((n, 2)),
         power_kk_derivatives=power[:, None] * np.array([[-0.02, 0.01], [0.03, -0.01], [0.3, 0.2]]),
-        power_ee_derivatives=power[:, None] * np.array([[0.9, 0.1, 0], [0.1, 0.8, 0.1], [0, 0, 0.1]]),
+        power_ee_derivatives=power[:, None]
+        * np.array([[0.9, 0.1, 0], [0.1, 0.8, 0.1], [0, 0, 0.1]]),
         power_nuisance_first=power[:, None] * of_nuisances(2.0, 0.3, 0.2),
         power_nuisance_second=power[:, None] * of_nuisances(1.0, 0.1, 0.3, -0.05),
         power_covariance=of_power,

@@ -29,6 +29,7 @@ COMMANDS = [
         "foregrounds",
         "ship",
         "release plot",
+        "release combine",
         "n1",
         "points",
         "coverage",

@@ -52,7 +52,10 @@ def test_the_same_as_their_joint_likelihood():
     for kk in (1.0, 1.1, 0.93):
         spectra = kk * whole.fiducial_kk, whole.fiducial_ee
         r = np.concatenate(
-            [BandpowerLikelihood(part, "quadratic", "gaussian").residuals(*spectra) for part in parts]
+            [
+                BandpowerLikelihood(part, "quadratic", "gaussian").residuals(*spectra)
+                for part in parts
+            ]
         )
         differences.append(r @ inverse @ r - likelihood.chi2(*spectra))
     np.testing.assert_allclose(differences, differences[0], rtol=1e-7)
@@ -74,9 +77,11 @@ def test_what_shares_no_calibration_is_refused():
     first, second, _ = surveys()
     assert calibration_digest(first) == calibration_digest(second)
     other = replace(second, noise=1.0001 * second.noise)
-    with pytest.raises(ReleaseError, match="'part1' has the calibration .* with a suffix"):
+    with pytest.raises(ReleaseError, match=r"'part1' has the calibration .* with a suffix"):
         combine([first, other])
-    bare = replace(second, data_debias=replace(second.data_debias, cross=2 * second.data_debias.cross))
+    bare = replace(
+        second, data_debias=replace(second.data_debias, cross=2 * second.data_debias.cross)
+    )
     with pytest.raises(ReleaseError, match="has the calibration"):
         combine([first, bare])
     with pytest.raises(ReleaseError, match="hold the same bandpowers"):

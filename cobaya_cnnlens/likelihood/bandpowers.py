@@ -20,8 +20,8 @@ beam, noise and angle), zero for that of the simulations. ``noise_debias``:
 - ``"fixed"``: without all of the correction, as in Caldeira et al. 2018: that is biased.
 
 With ``primary`` the data vector goes on with p̂, the power of lensed E (and of B where it is noise)
-of the same patches, whose model is p^fid + Σ_j ∂p/∂ ln C_j δ_j in the bands of both spectra; T = p in
-the variables of Hamimeche & Lewis.
+of the same patches, whose model is p^fid + Σ_j ∂p/∂ ln C_j δ_j in the bands of both spectra; T = p
+in the variables of Hamimeche & Lewis.
 
 Spectra whose power no cosmology has are refused, with the mistake that they look like. What
 cosmology could do as well goes unseen: lensed C_l^EE for unlensed (at the fiducial its bands differ
@@ -365,13 +365,13 @@ def _power_of(release: Release, noise_debias: str) -> DataDebias:
     """
     if noise_debias != "data":
         raise CNNLensError(
-            f"primary: true goes with noise_debias 'data', not {noise_debias!r}, of which E is part "
-            "already"
+            f"primary: true goes with noise_debias 'data', not {noise_debias!r}, of which E is "
+            "part already"
         )
     if release.data_debias is None or not release.data_debias.has_primary:
         raise CNNLensError(
-            f"primary: true: release '{release.name}' does not hold the covariance with the power of "
-            "its patches; make it again with `data_debias: true` in its configuration"
+            f"primary: true: release '{release.name}' does not hold the covariance with the power "
+            "of its patches; make it again with `data_debias: true` in its configuration"
         )
     return release.data_debias
 

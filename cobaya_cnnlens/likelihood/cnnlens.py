@@ -56,9 +56,9 @@ def data_digest(release: Release) -> str:
 class CNNLens(Likelihood):
     """CMB-lensing bandpowers measured by a ResUNet on polarisation maps.
 
-    Needs C_L^φφ from the theory, and unlensed C_l^EE where its options make it look at that. Options are in ``CNNLens.yaml``. Its version,
-    as Cobaya keeps it beside a chain, is the digest of the release: a chain is not resumed with
-    other data.
+    Needs C_L^φφ from the theory, and unlensed C_l^EE where its options make it look at that.
+    Options are in ``CNNLens.yaml``. Its version, as Cobaya keeps it beside a chain, is the digest
+    of the release: a chain is not resumed with other data.
 
     Attributes
     ----------

@@ -78,8 +78,8 @@ class DataDebias(_ReadOnly):
     amplitude_covariance : of v of one patch about its mean, (n_v, n_v)
     second : S, (n_bins, n_v (n_v + 1)/2) in the order 11, 12, …, 22, …
     cross : X, (n_bins, n_v): the model has Σ_i X_bi v_i u
-    power_kk_derivatives, power_ee_derivatives : ∂p/∂ ln C_j of the bands, (n_power, n_bands) in µK²;
-        these and the following may be missing, all together: p̂ as data of their own
+    power_kk_derivatives, power_ee_derivatives : ∂p/∂ ln C_j of the bands, (n_power, n_bands) in
+        µK²; these and the following may be missing, all together: p̂ as data of their own
     power_nuisance_first, power_nuisance_second : as the release's, of p, (n_power, 4)
     power_covariance : of p̂ of one patch, (n_power, n_power)
     power_cross_covariance : of d' and p̂ of one patch, (n_bins, n_power)
@@ -489,8 +489,8 @@ def _check_data_debias(release: Release, debias: DataDebias, source: str) -> Non
             inverse_covariance(joined(*own))
         except (CNNLensError, np.linalg.LinAlgError) as error:
             raise ReleaseError(
-                f"{source}: field 'data_debias.power_covariance' with what goes with it is {error}; "
-                "estimate it from more simulations"
+                f"{source}: field 'data_debias.power_covariance' with what goes with it is "
+                f"{error}; estimate it from more simulations"
             ) from None
 
 

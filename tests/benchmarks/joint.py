@@ -7,13 +7,17 @@ cosmology: lensing bandpowers alone, E power of the same patches alone (bins of 
 from the data takes it), and both, with the covariance between them and without. For each the error
 that the Gaussian posterior claims, and the scatter of its mean over the surveys. With the debias
 from the theory, E moves the lensing bandpowers' model as well; with that from the data it does not.
+
+Then, of `primary: true`: the largest correlation of a lensing bandpower with the power of the same
+patches, and how far the linear model of that power is off at the configuration's held-out
+cosmologies, in errors of a 160-patch survey: rms and largest over the bins.
 """
 
 import sys
 
 import numpy as np
 
-from cobaya_cnnlens.calibrate import bandpowers, curvature, debias, power
+from cobaya_cnnlens.calibrate import bandpowers, cosmologies, curvature, debias, power
 from cobaya_cnnlens.calibrate.assemble import calibration_of
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.release import read_release
@@ -39,6 +43,27 @@ def slopes(run, likelihood, answers):
         scale = fiducial.As if name == "As" else 1.0
         rows.append(scale * (both[0] - both[1]) / (2 * step))
     return np.array(rows)
+
+
+def power_as_data(run, release):
+    """Correlation of the lensing with the power, and the power's model at other cosmologies."""
+    likelihood = BandpowerLikelihood(release, primary=True)
+    n = len(likelihood.bins)
+    sigma = np.sqrt(np.diag(likelihood.covariance))
+    correlation = (likelihood.covariance / np.outer(sigma, sigma))[:n, n:]
+    print(f"\nlargest correlation of d' with the power: {np.abs(correlation).max():.3f}")
+    fiducial = run.spectra()
+    still_model = likelihood.model(fiducial.kk, fiducial.ee)[n:]
+    for group in run.config.points.at:
+        for point in cosmologies.checked(run, group):
+            moved = cosmologies.read(run, [point]).power
+            found = (moved - cosmologies.still(run, [point]).power).mean(0)
+            theory = run.spectra(run.config.cosmology.vary(**point.change))
+            off = (found - likelihood.model(theory.kk, theory.ee)[n:] + still_model) / sigma[n:]
+            moves = np.sqrt(np.mean((found / sigma[n:]) ** 2))
+            rms, most = np.sqrt(np.mean(off**2)), np.abs(off).max()
+            what = ", ".join(f"{name} {value:g}" for name, value in point.change.items())
+            print(f"{what:68s} moves {moves:5.1f}, model off by {rms:4.2f}, {most:4.2f}")
 
 
 def main(config="training/config/refined.yaml", name="refined_fiducial"):
@@ -82,6 +107,7 @@ def main(config="training/config/refined.yaml", name="refined_fiducial"):
                 f"{way:10s} {label:22s} {claimed[0]:16.5f} {claimed[1]:8.4f}  "
                 f"{scatter[0]:12.5f} +- {error[0]:.5f} {scatter[1]:8.4f} +- {error[1]:.4f}"
             )
+    power_as_data(run, release)
 
 
 if __name__ == "__main__":
