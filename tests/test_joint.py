@@ -37,9 +37,9 @@ def spectra(release, kk=(0.05, -0.03), ee=(0.1, -0.05, 0.02)):
     return found
 
 
-def by_hand(release, x=np.zeros(len(NUISANCES))):
+def by_hand(release, x=(0.0, 0.0, 0.0, 0.0)):
     """Data, model at :func:`spectra`, and covariance of all."""
-    kk, ee = spectra(release)
+    kk, ee, x = *spectra(release), np.array(x)
     debias, made = release.data_debias, debiased_by_data(release)
     delta_kk = band_powers(release.kk_edges, kk) / band_powers(
         release.kk_edges, release.fiducial_kk
@@ -144,7 +144,7 @@ def test_a_release_without_it(release):
     again = from_document(seal(document), "bare")
     assert not again.data_debias.has_primary
     wrong = replace(debias, power_covariance=-debias.power_covariance)
-    with pytest.raises(ReleaseError, match="'data_debias.power_covariance' .*not positive"):
+    with pytest.raises(ReleaseError, match=r"'data_debias.power_covariance' .*not positive"):
         from_document(seal(to_document(replace(release, data_debias=wrong))), "wrong")
 
 

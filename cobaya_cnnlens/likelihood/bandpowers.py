@@ -445,7 +445,7 @@ KAPPA = _Quantity("C_L^κκ", "L")
 UNLENSED_E = _Quantity("unlensed C_l^EE", "l")
 
 
-def _spectrum(cl: ArrayLike, lmax: int, quantity: _Quantity) -> np.ndarray:
+def _spectrum(cl: ArrayLike | None, lmax: int, quantity: _Quantity) -> np.ndarray:
     """``cl`` as an array that begins at l = 0 and reaches ``lmax``, or a SpectrumError."""
     if type(cl) is not np.ndarray or cl.ndim != 1 or cl.dtype.kind != "f":
         cl = _as_array(cl, quantity)
@@ -468,7 +468,7 @@ def _spectrum(cl: ArrayLike, lmax: int, quantity: _Quantity) -> np.ndarray:
     return cl
 
 
-def _as_array(cl: ArrayLike, quantity: _Quantity) -> np.ndarray:
+def _as_array(cl: ArrayLike | None, quantity: _Quantity) -> np.ndarray:
     try:
         array = np.asarray(cl)
         if array.dtype.kind not in "fiu":
