@@ -92,7 +92,7 @@ class CNNLens(Likelihood):
         """Read the release and check the options."""
         self._check_options()
         try:
-            names = [self.release] if isinstance(self.release, str) else self.release
+            names = [self.release] if isinstance(self.release, str) else list(self.release)
             self.release_data: Release = combine([read_release(name) for name in names])
             self._likelihood = BandpowerLikelihood(
                 self.release_data,
@@ -106,7 +106,7 @@ class CNNLens(Likelihood):
         except CNNLensError as error:
             raise LoggedError(self.log, "%s", error) from None
         self._digest = data_digest(self.release_data)
-        refuse_other_version(self, f"release '{self.release_data.name}'")
+        refuse_other_version(self, f"release '{', '.join(names)}'")
         self.nuisance_parameters = tuple(parameter(name, self.suffix) for name in NUISANCES)
         self.chi2_parameter = parameter("chi2", self.suffix)
         self._watch = Watch()
