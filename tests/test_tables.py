@@ -459,6 +459,33 @@ def test_errors_are_those_of_skies(correlation):
     assert np.mean([t.covered(0.68)[0] for t in sets]) == pytest.approx(0.68, abs=0.01)
 
 
+def test_between_and_within_skies():
+    """Over many sets the mean square between over within skies is 1 + m ρ/(1 − ρ) times the mean
+    of F, and its probability uniform where skies share nothing; the prior's ends are left out."""
+    generator = np.random.default_rng(3)
+    n, m = 20, 5
+    free = n * (m - 1)
+
+    def drawn(correlation, m=m):
+        return replace(surveys_of_skies(generator, n, m, correlation), prior=(-9.0, 9.0))
+
+    for correlation in (0.0, 0.5):
+        skies, ratio, p = np.transpose([drawn(correlation).anova() for _ in range(400)])
+        expected = (1 + m * correlation / (1 - correlation)) * free / (free - 2)
+        assert ratio.mean() == pytest.approx(expected, rel=0.08)
+        assert (
+            (p < 0.1).mean() == pytest.approx(0.1, abs=0.05) if not correlation else p.max() < 0.1
+        )
+        assert (skies == n).all()
+    assert np.isnan(drawn(0.0, m=1).anova()[1:]).all()
+    table = drawn(0.0)
+    assert "within 20 skies" in format_coverage(table)
+    moved = np.where(table.sky < 3, 6.5, 0.0)
+    at_ends = replace(table, truth=moved, mean=table.mean + 3.0 * moved)
+    assert at_ends.anova()[0] == n - 3
+    assert at_ends.anova()[1] < 3.0
+
+
 def test_surveys_of_one_sky_have_no_error():
     table = surveys_of_skies(np.random.default_rng(2), 1, 20, 0.0)
     assert np.isnan([table.covered(0.68)[1], table.bias()[1], table.scatter()[1]]).all()

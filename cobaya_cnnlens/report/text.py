@@ -280,6 +280,12 @@ def format_coverage(table: CoverageTable) -> str:
         f"posterior mean minus truth: {bias:+.5f} +- {error:.5f} ({bias / sigma:+.3f} of a "
         f"posterior's sigma, {sigma:.5f}); its rms {scatter:.3f} +- {scatter_error:.3f} sigma",
     ]
+    n_skies, ratio, p = table.anova()
+    if np.isfinite(ratio):
+        lines.append(
+            f"pulls, mean square between over within {n_skies} skies whose truth the prior's ends "
+            f"do not touch: {ratio:.2f}, as large by chance with p = {p:.4f}"
+        )
     edges = np.linspace(low, high, 5)
     for a, b in itertools.pairwise(edges):
         pulls = table.pulls[(table.truth >= a) & (table.truth < b)]
