@@ -97,6 +97,11 @@ class Choices:
             raise ConfigError(
                 f"--other-network {networks[0]}: a ResUNet on maps; tiles need a refining network"
             )
+        if networks and estimator_hash(networks) == setup.network_hash:
+            raise ConfigError(
+                f"--other-network {networks[0]}: is the network of '{setup.name}' itself; name "
+                "another one, as of another seed"
+            )
         return cls(lmax, twins, seed, networks)
 
 
