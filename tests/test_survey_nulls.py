@@ -82,9 +82,9 @@ def plan(setup, tmp_path_factory):
     ]
     q, u = healpy.alm2map_spin(alm, NSIDE, 2, LMAX)
     theta, phi = healpy.pix2ang(NSIDE, np.arange(len(q)))
-    seen = np.abs(np.cos(theta)) < 0.6
+    seen = np.abs(np.cos(theta)) < 0.4
     for number in range(12):
-        centre = healpy.ang2vec(np.arccos(generator.uniform(-0.55, 0.55)), number * np.pi / 6)
+        centre = healpy.ang2vec(np.arccos(generator.uniform(-0.35, 0.35)), number * np.pi / 6)
         seen[healpy.query_disc(NSIDE, centre, np.radians(1.2))] = False
     ivar = healpy.nside2pixarea(NSIDE) / (LEVEL * ARCMIN) ** 2
     ivar = ivar * np.where(theta > 0.5 * np.pi, 0.5, 1.0)
@@ -164,7 +164,7 @@ def test_a_mock_of_the_sphere_has_no_null_that_fails(plan, setup, tmp_path):
     why."""
     table = judge(plan, setup, tmp_path)
     assert len(plan.tiles) > 30
-    assert min(test.pte for test in table.tests) > 0.01, format_survey_nulls(table)
+    assert min(test.pte for test in table.tests) > FAILED, format_survey_nulls(table)
     assert np.mean([test.pte for test in table.tests]) == pytest.approx(0.5, abs=0.25)
     halves = [f"{what} {half}" for half in ("north", "east", "deep") for what in ("kappa", "E")]
     of_splits = ["noise", "gain", "null", "null x kappa", "splits"]

@@ -348,17 +348,20 @@ class Bench:
     def _low(self, maps: TilePatches) -> tuple[np.ndarray, np.ndarray]:
         """Q and U without modes beyond l_max, under the tile's mask again, (n, n) each."""
         kept = self.ell <= self.choices.lmax
-        p = np.fft.ifft2(kept * np.fft.fft2(maps.q + 1j * maps.u)) * (maps.tile.mask > 0)
+        p = self._band(maps.q + 1j * maps.u, kept) * (maps.tile.mask > 0)
         return p.real, p.imag
+
+    def _band(self, p: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """Some modes of a map, (n, n)."""
+        return np.fft.ifft2(kept * np.fft.fft2(p))
 
     def _peaks(self, maps: TilePatches) -> np.ndarray:
         """⟨|P|⁴⟩/⟨|P|²⟩² − 2 in bands of l over the noise of the pixels, (3,)."""
         tile, at = maps.tile, self.ell / self.patch.nyquist
-        modes = np.fft.fft2(maps.q + 1j * maps.u)
         used = tile.seen & (tile.taper > INNER)
         found = []
         for low, high in zip(PEAKS[:-1], PEAKS[1:], strict=True):
-            p = np.fft.ifft2(modes * ((at >= low) & (at < high)))
+            p = self._band(maps.q + 1j * maps.u, (at >= low) & (at < high))
             power = np.abs(p[used] / (tile.taper * tile.rms)[used]) ** 2
             found.append(np.mean(power**2) / np.mean(power) ** 2 - 2.0)
         return np.array(found)
