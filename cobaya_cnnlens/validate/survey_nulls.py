@@ -197,14 +197,14 @@ class _Judge:
         """Nulls of one half of the tiles against the other."""
         tests, skipped = [], {}
         for half, value in self._places().items():
-            first = value > np.median(value)
+            first = np.zeros(len(value), bool)
+            first[np.argsort(value, kind="stable")[len(value) // 2 :]] = True
             names = [f"{what} {half}" for what in ("kappa", "E")]
-            few = min(first.sum(), (~first).sum())
             depth = np.array([tile.depth for tile in self.plan.tiles])
             if half == "deep" and depth.max() < SAME_DEPTH * depth.min():
                 skipped |= dict.fromkeys(names, "all tiles have the same depth")
-            elif few < 2 or len(value) <= len(self.L) + 3:
-                skipped |= dict.fromkeys(names, "too few tiles on one side")
+            elif len(value) <= len(self.L) + 3:
+                skipped |= dict.fromkeys(names, "too few tiles for their scatter")
             else:
                 for name, key in zip(names, ("kk", "ee"), strict=True):
                     samples = self.excess(key, key)
