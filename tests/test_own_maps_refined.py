@@ -10,10 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from astropy.io import fits
+from cobaya.yaml import yaml_load_file
 from typer.testing import CliRunner
 
 import yaml
-from cobaya.yaml import yaml_load_file
 from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate import own_maps, release_networks
 from cobaya_cnnlens.calibrate.own_maps import MapSetup
@@ -307,6 +307,11 @@ def test_a_network_on_the_maps_asks_for_no_theory(release, files):
     assert isinstance(load(), NetworkEstimator)
 
 
+def children_seconds():
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 @pytest.mark.slow
 def test_from_a_patch_to_a_posterior_in_two_minutes(tmp_path):
     """By four commands, each a process of its own, with the shipped refining network: a patch of
@@ -338,16 +343,13 @@ def test_from_a_patch_to_a_posterior_in_two_minutes(tmp_path):
     # Of the processors: what else they do is no matter.
     seconds = []
     for arguments in commands:
-        began = os.times()
+        began = children_seconds()
         done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
-        ended = os.times()
-        user, system = (
-            getattr(ended, key) - getattr(began, key) for key in ("children_user", "children_system")
-        )
-        seconds.append(user + system)
+        seconds.append(children_seconds() - began)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         assert "warning:" not in done.stderr
-    print("CPU time: reconstruct {:.0f} s, release {:.0f} s, chain {:.0f} s, plot {:.0f} s".format(*seconds))
+    said = ", ".join(f"{t:.0f} s" for t in seconds)
+    print(f"CPU time of reconstruct, release make, cobaya-run, plot: {said}")
     assert sum(seconds) < 120
     columns = (tmp_path / "chain.1.txt").read_text().split("\n", 1)[0].lstrip("# ").split()
     samples = np.loadtxt(tmp_path / "chain.1.txt")

@@ -80,7 +80,7 @@ def test_eb_response_without_a_mask(fiducial, patches, spectra):
 
 
 def test_the_curl_estimator_finds_a_curl(fiducial, spectra):
-    """ω̂ of maps deflected by a gradient turned by 90° follows the curl potential, and κ̂ does not."""
+    """ω̂ of maps deflected by a gradient turned by 90° follows its potential, and κ̂ does not."""
     box = Box(GEOMETRY, INSTRUMENT, 4600, border=0)
     generator = np.random.default_rng(6)
     skies = PeriodicSkies(GEOMETRY, INSTRUMENT, fiducial)

@@ -61,9 +61,7 @@ class Quadratic:
 @pytest.fixture(scope="module")
 def setup(fiducial):
     instrument = Instrument(LEVEL, BEAM, TAPER)
-    made = MapSetup(
-        *("toy", GEOMETRY, instrument, Bins(18, 60, 4), "a" * 64, {"toy": 1}, 1, None)
-    )
+    made = MapSetup(*("toy", GEOMETRY, instrument, Bins(18, 60, 4), "a" * 64, {"toy": 1}, 1, None))
     # Waves longer than two tiles, which a twin does not have, are left out.
     long = np.arange(len(fiducial.ee)) < 2 * GEOMETRY.fundamental
     cut = {name: np.where(long, 0.0, getattr(fiducial, name)) for name in ("ee", "lensed_ee")}
@@ -83,7 +81,7 @@ def plan(setup, tmp_path_factory):
         for cl in (setup.theory.lensed_ee, setup.theory.lensed_bb)
     ]
     q, u = healpy.alm2map_spin(alm, NSIDE, 2, LMAX)
-    theta, phi = healpy.pix2ang(NSIDE, np.arange(len(q)))
+    theta, _ = healpy.pix2ang(NSIDE, np.arange(len(q)))
     seen = np.abs(np.cos(theta)) < 0.6
     for number in range(12):
         centre = healpy.ang2vec(np.arccos(generator.uniform(-0.55, 0.55)), number * np.pi / 6)
@@ -242,7 +240,9 @@ def test_another_network(plan, setup, tmp_path, monkeypatch):
     other = replace(setup, instrument=replace(setup.instrument, noise_uk_arcmin=3 * LEVEL))
     vars(other)["theory"] = setup.theory
     monkeypatch.setattr(
-        nulls, "learned_estimator", lambda *_: SimpleNamespace(reconstruct=Quadratic(other).reconstruct)
+        nulls,
+        "learned_estimator",
+        lambda *_: SimpleNamespace(reconstruct=Quadratic(other).reconstruct),
     )
     some = replace(plan, tiles=plan.tiles[:12])
     table = judge(some, setup, tmp_path, networks=(path,))

@@ -159,7 +159,7 @@ def survey_nulls(
     ] = None,
 ) -> None:
     """Null tests of the survey's own maps, without any truth: splits, halves of the footprint,
-    l_max, rotation, curl, sources; a table and a figure beside κ̂. A run that was stopped goes on."""
+    l_max, rotation, curl, sources; a table and a figure beside κ̂. A stopped run goes on."""
     if (release is None) == (config is None):
         raise ConfigError("give either --release NAME or --config FILE")
     runs.need_pipeline()

@@ -1,4 +1,4 @@
-"""What a survey's maps say against themselves: of every tile, what should hold no sky, or no change.
+"""What a survey's maps say against themselves: of each tile, what should hold no sky or no change.
 
 Splits 0, 2, … make half A, splits 1, 3, … half B, each with the sum of its splits' inverse
 variances. With w the halves' shares of that sum, C = w_A A + w_B B is the coadd, and
@@ -16,6 +16,7 @@ debias and the estimator's answer to them are in both, and drop out.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,7 +125,7 @@ class Halves:
         splits = maps.tile.split_ivar * maps.tile.seen
         ivar = np.stack([splits[g].sum(0, dtype=float) for g in groups])
         q, u = (
-            np.stack([_over((splits[g] * m[g]).sum(0), w) for g, w in zip(groups, ivar, strict=True)])
+            np.stack([_over((splits[g] * m[g]).sum(0), ivar[i]) for i, g in enumerate(groups)])
             for m in (maps.split_q, maps.split_u)
         )
         return cls(q, u, ivar)
@@ -360,7 +361,7 @@ class Bench:
         tile, at = maps.tile, self.ell / self.patch.nyquist
         used = tile.seen & (tile.taper > INNER)
         found = []
-        for low, high in zip(PEAKS[:-1], PEAKS[1:], strict=True):
+        for low, high in itertools.pairwise(PEAKS):
             p = self._band(maps.q + 1j * maps.u, (at >= low) & (at < high))
             power = np.abs(p[used] / (tile.taper * tile.rms)[used]) ** 2
             found.append(np.mean(power**2) / np.mean(power) ** 2 - 2.0)

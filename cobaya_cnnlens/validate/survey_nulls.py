@@ -1,11 +1,11 @@
 """Null tests of a survey's own maps: what :mod:`..survey.nulls` measured of the tiles, judged.
 
-Every null is a number of each tile and bin whose mean over the tiles should vanish, or be the same in
-two groups of tiles. Its covariance is the scatter of the tiles, so that Hotelling's T² says how
+Every null is a number of each tile and bin whose mean over the tiles should vanish, or be the same
+in two groups of tiles. Its covariance is the scatter of the tiles, so that Hotelling's T² says how
 likely it is; neighbouring bins are taken together until tiles outnumber them fourfold.
 
     noise           power of E and B of D, the halves' difference, less its twin's
-    gain            ½(⟨EE*⟩ of half A − that of B) over ⟨E_A E_B*⟩, less the twin's: gain of A over B
+    gain            ½(⟨EE*⟩ of half A − that of B) over ⟨E_A E_B*⟩, less the twin's
     null            power of κ̂ of D, less the twin's
     null x kappa    κ̂ of D with κ̂ of the coadd, less the twin's
     splits          power of κ̂_A − κ̂_B over that of κ̂, less the twin's
@@ -15,7 +15,7 @@ likely it is; neighbouring bins are taken together until tiles outnumber them fo
     l_max           power of κ̂ of E and B to l_max less κ̂, over that of κ̂, less the twin's
     network         power of another network's κ̂ less κ̂, over that of κ̂, less the twin's
     kappa, E north, east, deep
-                    power of κ̂, and of E, less the twin's, in one half of the tiles against the other
+                    power of κ̂, and of E, less the twin's: one half of the tiles, and the other
     L range         amplitude of C^κκ of a release above the middle of its bins less that below
 
 Twins are of the fiducial cosmology. Ratios are compared where the sky's own power would tell; what

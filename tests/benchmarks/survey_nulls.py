@@ -2,12 +2,11 @@
 
     python tests/benchmarks/survey_nulls.py [FOLDER]
 
-One lensed sky of the fiducial theory, its beam taken before lensing, on a CAR map of 1′ of 21° × 16°
-with eight 10′ holes, in two splits of 1 µK-arcmin together, one of them with 1.5 times the weight of
-the other. It goes through `survey plan`, `survey reconstruct` and `survey nulls` with the shipped
-refining network; then the tiles' Q and U are changed as they were cut: a gain of 2% of one split, an
-angle of half a degree, radio sources to 1 Jy without a mask at 150 GHz. Some ten minutes on two
-cores.
+One lensed sky of the fiducial theory, its beam taken before lensing, on a CAR map of 1′, 21° × 16°
+with eight 10′ holes, in two splits of 1 µK-arcmin together, of which one has 1.5 times the weight
+of the other. It goes through `survey plan`, `survey reconstruct` and `survey nulls` with the
+shipped refining network; then the tiles' Q and U are changed as they were cut: a gain of 2% of one
+split, an angle of half a degree, radio sources to 1 Jy without a mask at 150 GHz.
 """
 
 import sys
