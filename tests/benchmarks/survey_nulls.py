@@ -2,7 +2,7 @@
 
     python tests/benchmarks/survey_nulls.py [FOLDER]
 
-One lensed sky of the fiducial theory, its beam taken before lensing, on a CAR map of 1′, 21° × 16°
+One lensed sky of the fiducial theory, its beam taken before lensing, on a CAR map of 1′, 16° × 16°
 with eight 10′ holes, in two splits of 1 µK-arcmin together, of which one has 1.5 times the weight
 of the other. It goes through `survey plan`, `survey reconstruct` and `survey nulls` with the
 shipped refining network; then the tiles' Q and U are changed as they were cut: a gain of 2% of one
@@ -39,7 +39,7 @@ from cobaya_cnnlens.survey.inputs import Sources
 from cobaya_cnnlens.survey.plan import make_plan
 from cobaya_cnnlens.validate.survey_nulls import survey_nulls
 
-LONGITUDES, LATITUDES = (100.0, 121.0), (-8.0, 8.0)
+LONGITUDES, LATITUDES = (100.0, 116.0), (-8.0, 8.0)
 LMAX, SHARES, HOLES, DIAMETER = 5000, (0.4, 0.6), 8, 10.0
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
