@@ -285,6 +285,8 @@ def test_the_range_of_L_tells_an_amplitude_that_jumps():
     jump = judged.range_test(replace(release, bandpowers=np.where(upper, more, model)))
     assert jump.values[0] == pytest.approx(0.05, rel=0.05)
     assert jump.pte < 0.05
+    other = judged.range_test(replace(release, bandpowers=np.where(upper, model, more)))
+    assert other.values[0] == pytest.approx(-0.05, rel=0.05)
 
 
 def test_by_command(plan, setup, tmp_path, monkeypatch):
