@@ -349,7 +349,9 @@ class Bench:
     def _low(self, maps: TilePatches) -> tuple[np.ndarray, np.ndarray]:
         """Q and U without modes beyond l_max, under the tile's mask again, (n, n) each."""
         kept = self.ell <= self.choices.lmax
-        p = self._band(maps.q + 1j * maps.u, kept) * (maps.tile.mask > 0)
+        # Filtered without the taper, by which the estimator divides, and tapered afterwards.
+        mask = maps.tile.mask
+        p = self._band(_over(maps.q, mask) + 1j * _over(maps.u, mask), kept) * mask
         return p.real, p.imag
 
     def _band(self, p: np.ndarray, kept: np.ndarray) -> np.ndarray:
