@@ -61,6 +61,7 @@ COMMANDS = {
     "survey maps": "survey reconstruct PLAN",
     "survey tile": "survey reconstruct PLAN",
     "survey bandpowers": "survey reconstruct PLAN",
+    "survey nulls": "survey nulls PLAN",
     SHIPPED: "ship CONFIG",
 }
 

@@ -40,7 +40,7 @@ COMMANDS = [
         "cost",
     ),
     *("emulator make", "emulator check"),
-    *("survey plan", "survey reconstruct"),
+    *("survey plan", "survey reconstruct", "survey nulls"),
 ]
 pipeline = pytest.mark.skipif(
     importlib.util.find_spec("ducc0") is None, reason="a light installation has no pipeline"
@@ -87,6 +87,7 @@ NEEDS_PIPELINE = [
     ["emulator", "make", "training/emulator.yaml"],
     ["survey", "plan", "--mask", "mask.fits", "--level", "5"],
     ["survey", "reconstruct", "plan.yaml", "--release", "refined_fiducial"],
+    ["survey", "nulls", "plan.yaml", "--release", "refined_fiducial"],
     ["n1"],
 ]
 

@@ -1,14 +1,19 @@
 """A user's own maps with a release that a refining network made."""
 
 import json
+import os
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from astropy.io import fits
+from cobaya.yaml import yaml_load_file
 from typer.testing import CliRunner
 
+import yaml
 from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate import own_maps, release_networks
 from cobaya_cnnlens.calibrate.own_maps import MapSetup
@@ -28,7 +33,7 @@ from cobaya_cnnlens.reconstruct.resunet import NetworkEstimator, ResUNet
 from cobaya_cnnlens.simulate.instrument import Instrument, draw_noise
 from cobaya_cnnlens.simulate.patches import PatchGeometry
 from cobaya_cnnlens.simulate.periodic import PeriodicSkies
-from cobaya_cnnlens.theory.camb import settings_record
+from cobaya_cnnlens.theory.camb import Cosmology, compute_spectra, settings_record
 
 from .conftest import REPOSITORY, synthetic_release
 
@@ -300,3 +305,57 @@ def test_a_network_on_the_maps_asks_for_no_theory(release, files):
     other = replace(release, theory={}, provenance={"network_sha256": digest})
     load = release_estimator(MapSetup.of_release(other), find_networks(other, [files["maps"]]))
     assert isinstance(load(), NetworkEstimator)
+
+
+def children_seconds():
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+@pytest.mark.slow
+def test_from_a_patch_to_a_posterior_in_two_minutes(tmp_path):
+    """By four commands, each a process of its own, with the shipped refining network: a patch of
+    another cosmology → κ̂ → release → converged chain, whose omch2 is the patch's."""
+    truth = 0.1285
+    skies = PeriodicSkies(
+        PatchGeometry(10.0, 256), Instrument(), compute_spectra(Cosmology(omch2=truth))
+    )
+    generator = np.random.default_rng(31)
+    p = skies.lensed(skies.draw("e", generator), skies.draw("phi", generator))
+    p = (p + skies.noise(generator))[None, :128, :128]
+    np.savez(tmp_path / "patch.npz", q=p.real, u=p.imag)
+    run = yaml_load_file(str(REPOSITORY / "yaml" / "omegac_fast.yaml"))
+    run["likelihood"]["cobaya_cnnlens.CNNLens"]["release"] = "mine/release.json"
+    run["params"]["omch2"]["proposal"] = 0.005  # one patch, not 160
+    run["sampler"]["mcmc"]["seed"] = 1
+    run["output"] = "chain"
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    package = [sys.executable, "-m", "cobaya_cnnlens"]
+    commands = [
+        [*package, "reconstruct", "refined_fiducial", "--maps", "patch.npz", "--out", "mine"],
+        [
+            *(*package, "release", "make", "--data", "mine/bandpowers.h5"),
+            *("--calibration", "refined_fiducial"),
+        ],
+        [sys.executable, "-m", "cobaya", "run", "run.yaml"],
+        [*package, "plot", "chain"],
+    ]
+    # Of the processors: what else they do is no matter.
+    seconds = []
+    for arguments in commands:
+        began = children_seconds()
+        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+        seconds.append(children_seconds() - began)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        assert "warning:" not in done.stderr
+    said = ", ".join(f"{t:.0f} s" for t in seconds)
+    print(f"CPU time of reconstruct, release make, cobaya-run, plot: {said}")
+    assert sum(seconds) < 120
+    columns = (tmp_path / "chain.1.txt").read_text().split("\n", 1)[0].lstrip("# ").split()
+    samples = np.loadtxt(tmp_path / "chain.1.txt")
+    weight, omch2 = samples[:, columns.index("weight")], samples[:, columns.index("omch2")]
+    mean = np.average(omch2, weights=weight)
+    sigma = np.sqrt(np.average((omch2 - mean) ** 2, weights=weight))
+    assert 0.001 < sigma < 0.006
+    assert abs(mean - truth) < 3.0 * sigma
+    assert (tmp_path / "chain.png").exists()

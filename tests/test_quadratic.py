@@ -21,7 +21,7 @@ from cobaya_cnnlens.simulate.bandpowers import Bins, FlatSpectra
 from cobaya_cnnlens.simulate.instrument import Instrument, cosine_mask
 from cobaya_cnnlens.simulate.modes import mode_vectors
 from cobaya_cnnlens.simulate.patches import PatchGeometry
-from cobaya_cnnlens.simulate.periodic import Box, PeriodicSkies
+from cobaya_cnnlens.simulate.periodic import Box, Displaced, PeriodicSkies
 
 GEOMETRY = PatchGeometry(pad=0)
 INSTRUMENT = Instrument(noise_uk_arcmin=1.0, beam_fwhm_arcmin=1.0)
@@ -77,6 +77,33 @@ def test_eb_response_without_a_mask(fiducial, patches, spectra):
     response, error, _ = measure(eb(fiducial), patches, spectra)
     assert (np.abs(response - 1.0) < 0.02 + 3 * error).all(), (response, error)
     assert (error[1:] < 0.02).all()
+
+
+def test_the_curl_estimator_finds_a_curl(fiducial, spectra):
+    """ω̂ of maps deflected by a gradient turned by 90° follows its potential, and κ̂ does not."""
+    box = Box(GEOMETRY, INSTRUMENT, 4600, border=0)
+    generator = np.random.default_rng(6)
+    skies = PeriodicSkies(GEOMETRY, INSTRUMENT, fiducial)
+    maps, truth = [], []
+    for _ in range(8):
+        e, psi = (skies.draw(name, generator) for name in ("e", "phi"))
+        gradient = box.gradient(psi)
+        turned = np.stack([-gradient[..., 1], gradient[..., 0]], -1)
+        points = Displaced(box, (box._grid + turned)[box.region].reshape(-1, 2))
+        maps.append(box.blur(box.at(box.turn * e, points)) + skies.noise(generator))
+        truth.append(skies.convergence(psi))
+    maps, true = np.array(maps), spectra.transform(np.array(truth))
+    responses = []
+    for curl in (True, False):
+        estimator = QuadraticEstimator(
+            *(GEOMETRY, INSTRUMENT, np.ones((128, 128)), fiducial),
+            band=Filter(72, 4600),
+            curl=curl,
+        )
+        found = spectra.transform(estimator.reconstruct(maps.real, maps.imag))
+        responses.append(spectra.cross(true, found).mean(0) / spectra.cross(true, true).mean(0))
+    assert (responses[0][:4] > 0.4).all(), responses
+    assert (np.abs(responses[1][:4]) < 0.15).all(), responses
 
 
 def test_noise_of_gaussian_maps_is_n0(fiducial, spectra):

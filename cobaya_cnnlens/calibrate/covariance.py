@@ -21,7 +21,8 @@ def sample_covariance(samples: np.ndarray) -> np.ndarray:
             f"{n_sim} simulated patches cannot give a covariance of {n_bins} bins; "
             f"at least {n_bins + 3} are needed"
         )
-    return np.cov(samples, rowvar=False)
+    # numpy makes a number of the covariance of one bin.
+    return np.atleast_2d(np.cov(samples, rowvar=False))
 
 
 def mean_covariance(samples: np.ndarray) -> np.ndarray:

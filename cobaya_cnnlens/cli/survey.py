@@ -130,3 +130,60 @@ def survey_reconstruct(
     found = reconstruction.measure(loaded, setup, load_estimator, folder, threads)
     typer.echo(mosaic.make(loaded, setup, folder, nside))
     typer.echo(found)
+
+
+@app.command("nulls")
+def survey_nulls(
+    plan: Annotated[Path, typer.Argument(help="What `survey plan` wrote (YAML).")],
+    release: Annotated[
+        str | None,
+        typer.Option(help="As `survey reconstruct` was given it; or --config."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Instead: the pipeline configuration of the network.")
+    ] = None,
+    network: Networks = None,
+    other_network: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another refining network, as of another seed; of several their mean."),
+    ] = None,
+    survey_release: Annotated[
+        str | None, typer.Option(help="The release of the survey's bandpowers, for its L range.")
+    ] = None,
+    lmax_cmb: Annotated[
+        int | None, typer.Option(help="Where E and B end in one null; .65 of Nyquist if absent.")
+    ] = None,
+    twins: Annotated[int, typer.Option(help="Simulated twins of each tile.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of κ̂; named as the plan if absent.")
+    ] = None,
+) -> None:
+    """Null tests of the survey's own maps, without any truth: splits, halves of the footprint,
+    l_max, rotation, curl, sources; a table and a figure beside κ̂. A stopped run goes on."""
+    if (release is None) == (config is None):
+        raise ConfigError("give either --release NAME or --config FILE")
+    runs.need_pipeline()
+    from ..files import atomic_write
+    from ..likelihood.release import read_release
+    from ..report.drawing import save
+    from ..report.survey_nulls_figure import survey_nulls_figure
+    from ..report.text import format_survey_nulls
+    from ..survey import nulls
+    from ..survey.plan import read_plan
+    from ..validate import survey_nulls as judged
+    from .estimate import map_setup
+
+    loaded = read_plan(plan)
+    judged.check_tiles(loaded)
+    own = read_release(survey_release) if survey_release else None
+    setup, load_estimator = map_setup(Path(release) if release else config, network, noisy=True)
+    others = tuple(map(str, other_network or ()))
+    choices = nulls.Choices.of(setup, lmax_cmb, twins, networks=others)
+    folder = out or plan.with_suffix("")
+    nulls.measure(loaded, setup, load_estimator, folder, choices)
+    table = judged.survey_nulls(loaded, setup, folder, choices, own)
+    text = format_survey_nulls(table)
+    with atomic_write(folder / "nulls.txt") as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+    typer.echo(text)
+    typer.echo(save(survey_nulls_figure(table), folder / "nulls.png"))

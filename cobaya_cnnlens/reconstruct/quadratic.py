@@ -5,8 +5,10 @@ With P_l = e^{2iϑ}(E_l + iB_l), filtered once by C/(C + N) and once by 1/(C + N
     g = −∇·Re[P̄* ∇P^W],   φ̂_L = N0_L g_L,
 
 the slope of ln p(d | φ) at φ = 0 where every mode is filtered by itself, with lensed spectra: the
-pair (B̄, E^W) and its mirror image are EB, (Ē, E^W) is EE. On a masked patch the modes are mixed;
-what the mask makes of E is counted as B ("naive", as in Caldeira et al. 2018), unless B is pure.
+pair (B̄, E^W) and its mirror image are EB, (Ē, E^W) is EE. With the curl in the place of the
+divergence, −∇×Re[P̄* ∇P^W] is the slope along a curl potential: ω̂, which lensing does not make and
+which is odd under mirrors where κ̂ is even. On a masked patch the modes are mixed; what the mask
+makes of E is counted as B ("naive", as in Caldeira et al. 2018), unless B is pure.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ class QuadraticEstimator:
     combination : "eb", "ee" or "mv", their sum
     leakage : "naive" or "pure"; "pure" divides by the mask and needs one that tapers to the edge
     band : multipoles of E and B in use
+    curl : give ω̂ instead of κ̂, by the same normalisation
     """
 
     def __init__(
@@ -48,12 +51,16 @@ class QuadraticEstimator:
         combination: str = "eb",
         leakage: str = "naive",
         band: Filter | None = None,
+        curl: bool = False,
     ):
         band = band or band_of(geometry, spectra, round(geometry.fundamental))
         self._box = box = Box(geometry, instrument, band.lmax, border=0)
         self._n_fine = scipy.fft.next_fast_len(3 * box.n // 2)
         self._mask = mask if leakage == "pure" else None
         self._pairs = PAIRS[combination]
+        # Along y and x: by what the flux is multiplied, and along what P^W is differentiated.
+        along = [box.ly, box.lx]
+        self._axes = list(zip([-box.lx, box.ly] if curl else along, along, strict=True))
         noise = polarisation_noise(instrument, band.lmax)
         inside = box.band & (box.ell >= band.lmin)
         self._inverse, self._wiener = {}, {}
@@ -80,8 +87,8 @@ class QuadraticEstimator:
             left = self._fine(box.turn * self._inverse[inverse] * modes[inverse])
             right = 1j * box.turn * self._wiener[wiener] * modes[wiener]
             total = total - 1j * sum(
-                l * self._coarse((np.conj(left) * self._fine(l * right)).real)
-                for l in (box.ly, box.lx)
+                outward * self._coarse((np.conj(left) * self._fine(l * right)).real)
+                for outward, l in self._axes
             )
         return scipy.fft.ifft2(np.where(box.band, self._weight * total, 0.0)).real
 

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from ..validate.forecast import Forecast
     from ..validate.foregrounds import Bias, ForegroundTable
     from ..validate.noise import Comparison, NoiseTable, ResidualTable
-    from ..validate.nulls import NullTable, PowerRatio
+    from ..validate.nulls import NullTable, NullTest, PowerRatio
     from ..validate.omch2 import Recovery
     from ..validate.points import PointsTable
     from ..validate.predictive import Predictive
     from ..validate.primary import JointCovariance
+    from ..validate.survey_nulls import SurveyNulls
 
 
 def describe_release(release: Release) -> str:
@@ -330,18 +331,7 @@ def format_nulls(table: NullTable) -> str:
         "<kappa kappa> (R for lensed maps);",
         "of mean fields, of the mean map's power over <khat khat>",
         "",
-        f"{'null':11s} {'patches':>7s}  {'mean':>9s}  {'+-':7s}     {'chi2':>4s}   PTE     verdict",
-    ]
-    for t in table.tests:
-        lines.append(
-            f"{t.name:11s} {t.n_samples:7d}  {t.mean:+.2e}  {t.mean_error:.1e}  {t.chi2:7.1f}   "
-            f"{t.pte:.4f}  {t.verdict:21s} {t.what}"
-        )
-    lowest = min(t.pte for t in table.tests)
-    by_chance = 1.0 - (1.0 - lowest) ** len(table.tests)
-    lines += [
-        f"lowest PTE {lowest:.4f}; {len(table.tests)} independent tests of true nulls have one as "
-        f"low with probability {by_chance:.2f}",
+        *_null_rows(table.tests),
         *_null_remarks(table),
     ]
     cross = [PowerRatio(t.name, t.L, 1e3 * t.values, 1e3 * t.errors) for t in table.cross]
@@ -352,6 +342,46 @@ def format_nulls(table: NullTable) -> str:
         "<khat khat>/R^2 over N_L of the test sky's patches", table.over_noise, ".4f"
     )
     lines += _null_block("power of parts of khat over <khat khat>", table.over_own, ".5f")
+    return "\n".join(lines)
+
+
+def _null_rows(tests: list[NullTest]) -> list[str]:
+    """A line for each null, and how likely the lowest PTE of them is."""
+    width = max(11, *(len(t.name) for t in tests))
+    lines = [
+        f"{'null':{width}s} {'patches':>7s}  {'mean':>9s}  {'+-':7s}     {'chi2':>4s}   PTE     "
+        "verdict"
+    ]
+    for t in tests:
+        lines.append(
+            f"{t.name:{width}s} {t.n_samples:7d}  {t.mean:+.2e}  {t.mean_error:.1e}  "
+            f"{t.chi2:7.1f}   {t.pte:.4f}  {t.verdict:21s} {t.what}"
+        )
+    lowest = min(t.pte for t in tests)
+    by_chance = 1.0 - (1.0 - lowest) ** len(tests)
+    return [
+        *lines,
+        f"lowest PTE {lowest:.4f}; {len(tests)} independent tests of true nulls have one as "
+        f"low with probability {by_chance:.2f}",
+    ]
+
+
+def format_survey_nulls(table: SurveyNulls) -> str:
+    """Verdicts first, then what was left out and why, then the bins."""
+    lines = [
+        f"{table.name}: nulls of {table.n_tiles} tiles, whose scatter is the covariance; twins are "
+        "simulated tiles",
+        f"of the same noise, mask and holes; mean of the bins, weighted by 1/error^2; "
+        f"l_max is {table.lmax}",
+        "",
+        *_null_rows(table.tests),
+        *(f"{name}: left out, {why}" for name, why in table.skipped.items()),
+    ]
+    for t in table.tests:
+        lines.append("")
+        lines.append(f"{t.name}: {t.what}")
+        for L, value, error in zip(t.L, t.values, t.errors, strict=True):
+            lines.append(f"{L:7.1f}  {value:+.3e} +- {error:.1e}")
     return "\n".join(lines)
 
 

@@ -33,7 +33,9 @@ def load_chain(root: str) -> MCSamples:
     if not Path(f"{root}.1.txt").exists():
         raise CNNLensError(f"{root}.1.txt: no such chain; run cobaya-run first")
     try:
-        return loadMCSamples(root, no_cache=True, settings={"ignore_rows": 0.2})
+        # getdist does not look into the current folder for a root without one.
+        at = str(Path(root).absolute())
+        return loadMCSamples(at, no_cache=True, settings={"ignore_rows": 0.2})
     except Exception as error:  # whatever getdist raises for files that are empty or damaged
         said = " ".join(str(error).split()) or type(error).__name__
         raise CNNLensError(
