@@ -612,7 +612,7 @@ def test_shipped_inputs_evaluate(path, tmp_path, monkeypatch):
         block = content["theory"]["camb"]
         settings = dict(block["extra_args"])
         block["extra_args"]["lens_potential_accuracy"] = 1
-        if len(block.get("nodes", [])) > 1:  # sixteen runs of CAMB for one point
+        if "nodes" in block and path.stem != "omegac":  # four to sixteen runs of CAMB for one point
             del block["class"], block["nodes"]
     assert settings["halofit_version"] == made_with["halofit_version"]
     assert settings["lens_potential_accuracy"] == made_with["lens_potential_accuracy"]
