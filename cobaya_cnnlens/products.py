@@ -61,6 +61,8 @@ COMMANDS = {
     "survey maps": "survey reconstruct PLAN",
     "survey tile": "survey reconstruct PLAN",
     "survey bandpowers": "survey reconstruct PLAN",
+    "survey simulations": "survey calibrate PLAN",
+    "survey calibration": "survey calibrate PLAN",
     SHIPPED: "ship CONFIG",
 }
 
