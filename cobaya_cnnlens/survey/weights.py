@@ -1,4 +1,4 @@
-"""How a survey's tiles are put together: weights of each, and what simulated patches say of the sum.
+"""How a survey's tiles are put together: their weights, and what simulated patches say of the sum.
 
 Tiles of like depth and holes are a class (:mod:`cobaya_cnnlens.simulate.depth`). With a class's
 response R and its power T = ⟨κ̂κ̂*⟩/R², both of simulated patches that are used for nothing else, and
