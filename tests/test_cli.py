@@ -39,7 +39,7 @@ COMMANDS = [
         "cost",
     ),
     *("emulator make", "emulator check"),
-    *("survey plan", "survey reconstruct"),
+    *("survey plan", "survey reconstruct", "survey calibrate", "survey release"),
 ]
 pipeline = pytest.mark.skipif(
     importlib.util.find_spec("ducc0") is None, reason="a light installation has no pipeline"
@@ -86,6 +86,8 @@ NEEDS_PIPELINE = [
     ["emulator", "make", "training/emulator.yaml"],
     ["survey", "plan", "--mask", "mask.fits", "--level", "5"],
     ["survey", "reconstruct", "plan.yaml", "--release", "refined_fiducial"],
+    ["survey", "calibrate", "plan.yaml", "--config", str(CONFIG)],
+    ["survey", "release", "plan.yaml", "--config", str(CONFIG)],
     ["n1"],
 ]
 

@@ -50,9 +50,7 @@ def plan_of(levels=LEVELS):
         tiles.append(Tile(i, centre, FLAT, cosine_mask(FLAT, TAPER), ivar))
     sources = Sources(("a.fits", "b.fits"), level="60")
     footprint = Footprint(8, np.arange(3))
-    return Plan(
-        Path("toy.yaml"), sources, {"a": 1}, FLAT, TAPER, "C", 400, tuple(tiles), footprint
-    )
+    return Plan(Path("toy.yaml"), sources, {"a": 1}, FLAT, TAPER, "C", 400, tuple(tiles), footprint)
 
 
 class Flat:

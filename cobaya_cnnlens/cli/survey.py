@@ -1,4 +1,4 @@
-"""``cnnlens survey``: commands that take a survey's maps to κ̂."""
+"""``cnnlens survey``: commands that take a survey's maps to κ̂ and to a release."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from . import runs
 from .arguments import Networks, Threads, Unit
 
-app = typer.Typer(no_args_is_help=True, help="A survey of your own: from maps to κ̂.")
+app = typer.Typer(no_args_is_help=True, help="A survey of your own: from maps to a release.")
 
 
 @app.command("plan")

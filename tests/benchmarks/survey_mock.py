@@ -50,10 +50,10 @@ CONFIG = {
     "skies": {"train": 4, "validation": 1, "test": 1, "derivatives": 1},
     "bandpowers": {"lmin": 36, "width": 254, "n_bins": 8},
     "derivatives": {
-        "patches": 32,
+        "patches": 24,
         "step": 0.2,
-        "kk_edges": [2, 290, 544, 798, 1052, 1306, 1687, 2449, 4401],
-        "ee_edges": [2, 300, 600, 900, 1200, 1500, 1800, 2200, 2700, 3300, 4401],
+        "kk_edges": [2, 290, 544, 925, 1433, 2195, 4401],
+        "ee_edges": [2, 300, 700, 1100, 1500, 1900, 2400, 3100, 4401],
     },
     "nuisances": {"skies": 1, "patches": 16},
     "points": None,
