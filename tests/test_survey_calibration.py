@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate.derivatives import Bench
 from cobaya_cnnlens.calibrate.own_maps import MapSetup
 from cobaya_cnnlens.calibrate.power import power_of
+from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import ConfigError, ProductError, ReleaseError
 from cobaya_cnnlens.likelihood.document import NUISANCES
 from cobaya_cnnlens.likelihood.release import read_release, write_release
@@ -281,3 +283,31 @@ def test_a_release_needs_patches_enough(written, monkeypatch):
     monkeypatch.setattr(assembly, "effective_number", lambda *_: 6)
     with pytest.raises(ConfigError, match=r"worth 6 alike, and 4 bins need 7; calibrate with more"):
         assembly.make_release(run, plan, folder, "toy")
+
+
+def test_the_commands(written, measured, run, tmp_path, monkeypatch):
+    """`survey calibrate` finds what is there, `survey release` writes; what cannot be is one error,
+    before anything slow."""
+    of_release, plan, folder, *_ = written
+    monkeypatch.setattr("cobaya_cnnlens.survey.plan.read_plan", lambda _: plan)
+
+    def cnnlens(given, *words):
+        monkeypatch.setattr("cobaya_cnnlens.cli.runs.load", lambda _: given)
+        return CliRunner().invoke(app, ["survey", *map(str, words), "--config", "toy.yaml"])
+
+    done = cnnlens(run, "calibrate", "toy.yaml", "--out", measured, "--patches", 12)
+    assert done.exception is None, done.exception
+    assert done.output.strip() == str(calibration.path(measured))
+    few = cnnlens(run, "calibrate", "toy.yaml", "--out", measured, "--patches", 5)
+    assert "give --patches 24" in str(few.exception)
+    out = tmp_path / "mine.json"
+    done = cnnlens(of_release, "release", "toy.yaml", "--products", folder, "--out", out)
+    assert done.exception is None, done.exception
+    assert read_release(out).name == "mine"
+    none = cnnlens(run, "release", "toy.yaml", "--products", tmp_path)
+    assert isinstance(none.exception, ProductError)
+    assert "run `cnnlens survey reconstruct PLAN`" in str(none.exception)
+    network = run.config.network.model_copy(update={"kind": "resunet"})
+    plain = Run(run.config.model_copy(update={"network": network}), run.estimator_id)
+    wrong = cnnlens(plain, "calibrate", "toy.yaml", "--out", tmp_path)
+    assert "toy.yaml: key 'network.kind' is not 'refined'" in str(wrong.exception)
