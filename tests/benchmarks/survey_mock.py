@@ -16,6 +16,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from astropy.io import fits
 from pixell import curvedsky, enmap
 
 import yaml
+from cobaya_cnnlens.likelihood.release import read_release, write_release
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.simulate import patches
 from cobaya_cnnlens.simulate.instrument import ARCMIN
@@ -220,7 +222,10 @@ def main():
     clocked("plan", cnnlens("plan", *files, "--ivar", top / "ivar.fits", *ivar, "--out", plan))
     clocked("reconstruct", cnnlens("reconstruct", plan, *options))
     clocked("calibrate", cnnlens("calibrate", plan, *options, "--patches", given.patches))
-    clocked("release", cnnlens("release", plan, *options, "--out", folder / "survey.json"))
+    out = folder / "survey_mock.json"
+    clocked("release", cnnlens("release", plan, *options, "--out", out))
+    truth = asdict(load_config(config).cosmology.vary(omch2=OMCH2))
+    write_release(replace(read_release(out), truth=truth), out)
 
 
 if __name__ == "__main__":
