@@ -24,7 +24,24 @@ folder = Path(sys.argv[3]) if len(sys.argv) > 3 else plan.path.with_suffix("")
 found = Calibrated.read(run, plan, folder)
 weights, tiles, noise = found.weights, found.test_tiles, found.noise()
 label = weights.label[tiles]
-sigma = np.array([noise[label == c].std(0, ddof=1) for c in range(label.max() + 1)])
+auto = weights.normalised(found.arrays["test_auto"], tiles)
+mean = np.array([auto[label == c].mean(0) for c in range(label.max() + 1)])
+rows = np.bincount(label)
+
+
+def scatter(values, unit):
+    """In units of each class, (n_classes, n_bins), of all classes together, (n_bins,)."""
+    centre = np.array([values[label == c].mean(0) for c in range(len(rows))])
+    off = (values - centre[label]) / unit[label]
+    return np.sqrt((off**2).sum(0) / (rows - 1).sum())
+
+
+# Of N with itself and with κ.
+signal = found.arrays["test_truth"].mean(0)
+of_class = np.array([noise[label == c].mean(0) for c in range(len(rows))])
+of_class = np.maximum(of_class, 0.05 * signal)
+of_noise = np.sqrt(of_class**2 + 2 * of_class * signal)
+sigma = scatter(noise, of_noise) * of_noise
 off = []
 for tile in range(len(plan.tiles)):
     own, others = tiles == tile, (tiles != tile) & (label == weights.label[tile])
@@ -38,15 +55,13 @@ print(f"  within 2 standard errors: {100 * (np.abs(off) < 2).mean():.1f}% of {of
 print(f"  chi2 per number: {(off**2).mean():.3f} ± {np.sqrt(2 / off.size):.3f}")
 
 data = reconstruction.read(plan, MapSetup.of_run(run), folder)
-auto = weights.normalised(found.arrays["test_auto"], tiles)
-mean = np.array([auto[label == c].mean(0) for c in range(label.max() + 1)])
-rows = np.array([(label == c).sum() for c in range(label.max() + 1)])
-relative = (auto - mean[label]) / mean[label] * np.sqrt(rows / np.maximum(rows - 1, 1))[label, None]
 number = np.arange(len(plan.tiles))
 seen = weights.normalised(data.auto, number) / mean[weights.label]
 # About the mean of all tiles, which the cosmology moves.
 of_data = (seen / seen.mean(0) - 1).var(0, ddof=1)
-ratio = np.sqrt(of_data / relative[rows[label] > 1].var(0))
+# The class's mean scatters too.
+expected = scatter(auto, mean) ** 2 * (1 + 1 / rows[weights.label]).mean()
+ratio = np.sqrt(of_data / expected)
 print(
     "scatter of the data's tiles over that of simulated ones, by bin:", *(f"{r:.2f}" for r in ratio)
 )
@@ -58,7 +73,7 @@ halves = {
     "every second": number % 2 == 0,
 }
 n_of = np.array([noise[tiles == t].mean(0) for t in number])
-spread = mean[weights.label] * relative.std(0, ddof=1)
+spread = mean[weights.label] * scatter(auto, mean)
 for name, half in halves.items():
     two, variance = [], []
     for part in (half, ~half):
