@@ -62,6 +62,8 @@ COMMANDS = {
     "survey tile": "survey reconstruct PLAN",
     "survey bandpowers": "survey reconstruct PLAN",
     "survey nulls": "survey nulls PLAN",
+    "survey simulations": "survey calibrate PLAN",
+    "survey calibration": "survey calibrate PLAN",
     SHIPPED: "ship CONFIG",
 }
 

@@ -40,7 +40,7 @@ COMMANDS = [
         "cost",
     ),
     *("emulator make", "emulator check"),
-    *("survey plan", "survey reconstruct", "survey nulls"),
+    *("survey plan", "survey reconstruct", "survey calibrate", "survey release", "survey nulls"),
 ]
 pipeline = pytest.mark.skipif(
     importlib.util.find_spec("ducc0") is None, reason="a light installation has no pipeline"
@@ -88,6 +88,8 @@ NEEDS_PIPELINE = [
     ["survey", "plan", "--mask", "mask.fits", "--level", "5"],
     ["survey", "reconstruct", "plan.yaml", "--release", "refined_fiducial"],
     ["survey", "nulls", "plan.yaml", "--release", "refined_fiducial"],
+    ["survey", "calibrate", "plan.yaml", "--config", str(CONFIG)],
+    ["survey", "release", "plan.yaml", "--config", str(CONFIG)],
     ["n1"],
 ]
 

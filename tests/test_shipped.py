@@ -20,7 +20,8 @@ from .conftest import REPOSITORY
 NETWORK = REPOSITORY / "training" / "networks" / "laptop_1uk.keras"
 LAPTOP = ["laptop_fiducial", "laptop_high", "laptop_low"]
 REFINED = ["refined_fiducial", "refined_high", "refined_low"]
-NAMES = LAPTOP + REFINED
+SURVEY = "survey_mock"
+NAMES = [*LAPTOP, *REFINED, SURVEY]
 REFINING = REPOSITORY / "training" / "networks" / "refined.keras"
 
 
@@ -54,7 +55,7 @@ def estimate(name, theories, noise_debias):
 
 @pytest.mark.parametrize(
     ("name", "debias"),
-    [*((name, "quadratic") for name in NAMES), *((name, "data") for name in REFINED)],
+    [*((name, "quadratic") for name in NAMES), *((name, "data") for name in (*REFINED, SURVEY))],
 )
 def test_truth_is_recovered(name, debias, theories):
     release = read_release(name)

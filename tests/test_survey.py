@@ -453,13 +453,11 @@ class Fake:
         return np.where(np.isfinite(rms), q / rms, 0.0)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    network = RefiningUNet(4)
-    network.save(folder / "n.keras")
+def toy_configuration(folder):
+    """Of a refining network that changes nothing, on patches as the tiles here."""
+    RefiningUNet(4).save(folder / "n.keras")
     content = yaml.safe_load((REPOSITORY / "training" / "config" / "test.yaml").read_text())
-    content |= {
+    return content | {
         "patch": {"size_deg": SIDE, "n_pixels": 32, "pad": 4},
         "instrument": {"noise_uk_arcmin": LEVEL, "beam_fwhm_arcmin": 1.0, "taper_deg": TAPER},
         "network": {"kind": "refined", "width": 4, "pretrained": str(folder / "n.keras")},
@@ -472,8 +470,13 @@ def run(tmp_path_factory):
         "surveys": {"fiducial": {"omch2": 0.1185}},
         "training": {"phases": [{"steps": 10, "batch": 2, "learning_rate": 1e-3}]},
     }
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
     path = folder / "toy.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(toy_configuration(folder)))
     return path, Run(load_config(path))
 
 

@@ -104,7 +104,7 @@ def make_releases(
             description=f"Mock survey of {_description(len(data[survey]), run.config)}",
             provenance=calibrated.provenance
             | {"skies": calibrated.provenance["skies"] | origin}
-            | {"packages": _package_versions() if packages else {}},
+            | {"packages": package_versions() if packages else {}},
             truth=asdict(run.config.set_cosmology(f"survey-{survey}")),
         )
     return made
@@ -130,7 +130,7 @@ def make_data_release(run: Run, files: str | Path | Iterable[str | Path], name: 
         release,
         name=name,
         data_debias=_own_power(release, measured.power),
-        provenance=release.provenance | {"packages": _package_versions()},
+        provenance=release.provenance | {"packages": package_versions()},
     )
 
 
@@ -170,7 +170,7 @@ def make_calibrated_release(
                 "release": calibration.name,
                 "digest": seal(to_document(calibration))["digest"],
             },
-            "packages": _package_versions(),
+            "packages": package_versions(),
         },
         truth=None,
     )
@@ -178,21 +178,46 @@ def make_calibrated_release(
 
 def _assemble(run: Run, auto: np.ndarray, origin: dict) -> Release:
     """The release of measured ⟨κ̂κ̂*⟩, (n_patches, n_bins), that came from ``origin``."""
-    config = run.config
     calibration, test = calibration_of(run)
+    measured = Measured(
+        derivatives.read(run, calibration.response),
+        curvature.shifted_noise(run, calibration.response),
+        nuisances.read(run, calibration.response),
+    )
+    return assembled(run, calibration, test, measured, auto, origin)
+
+
+def assembled(
+    run: Run,
+    calibration: Calibration,
+    test: PatchBandpowers,
+    measured: Measured,
+    auto: np.ndarray,
+    origin: dict,
+    of_power: tuple[Measured, np.ndarray] | None = None,
+) -> Release:
+    """The release of patches by what was measured of simulated ones.
+
+    Parameters
+    ----------
+    calibration : R and N
+    test : the patches that N and the covariance rest on
+    measured : derivatives, shifted noise and nuisances, divided by R²
+    auto : ⟨κ̂κ̂*⟩ of the survey, (n_patches, n_bins)
+    origin : where that came from
+    of_power : of :func:`.debias.fit`, for the debias from the data
+    """
+    config = run.config
     debiased = calibration.debias(test.auto)
     fiducial = run.spectra()
     limit = config.sky.band_limit
     windows = trim_windows(bandpower_windows(run.bandpowers, limit), fiducial.kk)
-    first = derivatives.read(run, calibration.response)
+    first, by_patch = measured.first, measured.nuisances
     kk, ee = first.kk, first.ee
-    shifted = curvature.shifted_noise(run, calibration.response)
-    curved = curvature.curvature_of(run, first, shifted)
-    by_patch = nuisances.read(run, calibration.response)
+    curved = curvature.curvature_of(run, first, measured.shifted)
     from_data = None
     if config.data_debias:
-        measured = Measured(first, shifted, by_patch)
-        from_data = data_debias(run, calibration, test, measured, len(auto))
+        from_data = data_debias(run, calibration, test, measured, len(auto), of_power)
     reach = max(windows.shape[1], kk.edges[-1], ee.edges[-1])
     return Release(
         name=config.name,
@@ -287,7 +312,8 @@ def _description(n_patches: int, of: Config | MapSetup) -> str:
     )
 
 
-def _package_versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Of Python, this package and those that the numbers depend on."""
     versions = {"python": platform.python_version(), "cobaya_cnnlens": __version__}
     for name in PACKAGES[1:]:
         try:

@@ -90,17 +90,29 @@ class Fitted:
 
 
 def fit(
-    run: Run, calibration: Calibration, test: PatchBandpowers, of_d: Measured, n_patches: int
+    run: Run,
+    calibration: Calibration,
+    test: PatchBandpowers,
+    of_d: Measured,
+    n_patches: int,
+    of_power: tuple[Measured, np.ndarray] | None = None,
 ) -> Fitted:
     """G of surveys of ``n_patches``, and what it leaves.
+
+    Parameters
+    ----------
+    of_power : of p̂ what ``of_d`` holds of d, and p̂ of the test patches, (n_patches, n_power); the
+        run's products by default
 
     Raises
     ------
     products.ProductError
         if the power of a set, or a point of ``points.fit``, has not been measured
     """
-    answers = power_answers(run)
-    of_test = power.read(run, "test", range(run.config.skies.test))["power"]
+    if of_power is None:
+        of_test = power.read(run, "test", range(run.config.skies.test))["power"]
+        of_power = power_answers(run), of_test
+    answers, of_test = of_power
     fiducial = of_test.mean(0)
     # Relative powers: p̂ spans six orders of magnitude.
     debiased = calibration.debias(test.auto)
@@ -112,10 +124,10 @@ def fit(
         return np.column_stack([of.first.ee.values, of.nuisances[0][..., noise].mean(0)])
 
     def estimate(of_what: np.ndarray, cross: np.ndarray) -> np.ndarray:
-        of_power, widths = with_noise(answers) / fiducial[:, None], np.full(n_ee + 1, E_WIDTH)
+        relative, widths = with_noise(answers) / fiducial[:, None], np.full(n_ee + 1, E_WIDTH)
         widths[-1] = NOISE_WIDTH
         within = scatter[n_bins:, n_bins:]
-        return coefficients(of_what, of_power, widths, cross, within) / fiducial
+        return coefficients(of_what, relative, widths, cross, within) / fiducial
 
     gain = estimate(with_noise(of_d), scatter[:n_bins, n_bins:])
     bands, shifted = _less_power(of_d.first, of_d.shifted, answers, gain)
@@ -137,16 +149,25 @@ def fit(
 
 
 def data_debias(
-    run: Run, calibration: Calibration, test: PatchBandpowers, of_d: Measured, n_patches: int
+    run: Run,
+    calibration: Calibration,
+    test: PatchBandpowers,
+    of_d: Measured,
+    n_patches: int,
+    of_power: tuple[Measured, np.ndarray] | None = None,
 ) -> DataDebias:
     """The debias from the data of surveys of ``n_patches``; its ``power`` is the fiducial's.
+
+    Parameters
+    ----------
+    of_power : of :func:`fit`
 
     Raises
     ------
     products.ProductError
         as :func:`fit`
     """
-    found = fit(run, calibration, test, of_d, n_patches)
+    found = fit(run, calibration, test, of_d, n_patches, of_power)
     gain, bands, second = found.gain, found.bands, found.second
     of_test, fiducial = found.of_test, found.of_test.mean(0)
     second_order_arrays: dict[str, np.ndarray] = {}

@@ -149,7 +149,9 @@ class Bench:
 
     ``cosmology`` changes its spectra, the fiducial's by default; phases and noise are those of
     ``set_name`` and ``index``, of the patches ``rows`` alone if they are given. ``measured`` makes
-    (n_patches, n) of masked Q̃, Ũ, (n_patches, ny, nx) each: bandpowers of κ̂ by default.
+    (n_patches, n) of masked Q̃, Ũ, (n_patches, ny, nx) each: bandpowers of κ̂ by default. ``seen``
+    is noise, (2, n_patches, ny, nx) in µK, and mask, (n_patches, ny, nx), of every patch, in the
+    place of the configuration's.
     """
 
     def __init__(
@@ -161,18 +163,20 @@ class Bench:
         set_name: str = SET,
         measured: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
         rows: np.ndarray | None = None,
+        seen: tuple[np.ndarray, np.ndarray] | None = None,
     ):
         config = run.config
         self.config, self.nthreads = config, nthreads
-        self.spectra, self.mask, self.data_mask = run.bandpowers, run.mask, run.data_mask
+        self.spectra, self.mask = run.bandpowers, run.mask
         self._measured = measured or _power_of_estimates(run)
         self.step, self.pointing = config.derivatives.step, _pointing(run, set_name)
-        n = config.patch.n_padded
-        noise = sky_noise(run, set_name, index, len(self.pointing.theta) // n**2)
+        n_patches = len(self.pointing.theta) // config.patch.n_padded**2
         if rows is not None:
             self.pointing = shards.some_patches(self.pointing, config.patch, rows)
-            noise = noise[:, rows]
-        self.noise = noise
+        if seen is None:
+            noise = sky_noise(run, set_name, index, n_patches)
+            seen = (noise if rows is None else noise[:, rows], run.data_mask)
+        self.noise, self.data_mask = seen
         theory = run.spectra(cosmology)
         self.sky = shards.draw_sky(theory, config.sky.lmax, config.seed, set_name, index)
         self.gradient = patches.gradient_at(self.sky.philm, self.sky.lmax, self.pointing, nthreads)

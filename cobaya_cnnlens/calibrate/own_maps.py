@@ -110,6 +110,12 @@ class MapSetup:
                 "it instead"
             ) from None
         patch = PatchGeometry(seen["patch_deg"], int(seen["patch_pixels"]))
+        if "survey" in release.provenance:
+            raise ReleaseError(
+                f"release '{release.name}': field 'provenance.survey': it is of a survey, whose "
+                "calibration is that of the sum of its own tiles; give a release of one patch's "
+                "instrument, or the configuration"
+            )
         if files := [key for key in release.instrument if key.endswith("_file_sha256")]:
             raise ReleaseError(
                 f"release '{release.name}': field 'instrument' holds {', '.join(files)}: its beam, "

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import ConfigError
 from . import runs
 from .arguments import ConfigFile, Indices, Networks, Threads, Unit
+
+if TYPE_CHECKING:
+    from ..pipeline.run import Run
 
 NOISY = "tiles with depths and holes of their own need a refining network, as refined_fiducial has"
 
@@ -157,8 +160,8 @@ def map_setup(source: Path, networks: list[Path] | None, noisy: bool = False):
         if networks:
             raise ConfigError(f"{source}: names its network itself; leave --network out")
         run = runs.load(source)
-        if noisy and (run.config.baseline is not None or run.config.network.kind != "refined"):
-            raise ConfigError(f"{source}: key 'network.kind' is not 'refined'; {NOISY}")
+        if noisy:
+            refuse_quiet(run, source)
         return MapSetup.of_run(run), lambda: runs.ready(run).estimator
     from ..likelihood.release import read_release
 
@@ -169,3 +172,9 @@ def map_setup(source: Path, networks: list[Path] | None, noisy: bool = False):
     if noisy and kind_of(paths) == "ResUNet":
         raise ConfigError(f"release '{release.name}' was made with a ResUNet on maps; {NOISY}")
     return setup, release_estimator(setup, paths)
+
+
+def refuse_quiet(run: Run, source: Path) -> None:
+    """Refuse a configuration whose estimator is not told each pixel's noise."""
+    if run.config.baseline is not None or run.config.network.kind != "refined":
+        raise ConfigError(f"{source}: key 'network.kind' is not 'refined'; {NOISY}")

@@ -1,4 +1,4 @@
-"""``cnnlens survey``: commands that take a survey's maps to κ̂."""
+"""``cnnlens survey``: commands that take a survey's maps to κ̂ and to a release."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from . import runs
 from .arguments import Networks, Threads, Unit
 
-app = typer.Typer(no_args_is_help=True, help="A survey of your own: from maps to κ̂.")
+app = typer.Typer(no_args_is_help=True, help="A survey of your own: from maps to a release.")
 
 
 @app.command("plan")
@@ -130,6 +130,73 @@ def survey_reconstruct(
     found = reconstruction.measure(loaded, setup, load_estimator, folder, threads)
     typer.echo(mosaic.make(loaded, setup, folder, nside))
     typer.echo(found)
+
+
+@app.command("calibrate")
+def survey_calibrate(
+    plan: Annotated[Path, typer.Argument(help="What `survey plan` wrote (YAML).")],
+    config: Annotated[
+        Path,
+        typer.Option(
+            help="The pipeline configuration that reconstructed it: network, optics, skies, bands."
+        ),
+    ],
+    patches: Annotated[
+        int | None,
+        typer.Option(
+            help="Simulated patches, which take the tiles in turn; four a tile if absent."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the survey's products; named as the plan.")
+    ] = None,
+    threads: Threads = 0,
+) -> None:
+    """Simulate patches as the survey's tiles see them, with their noise and holes, and measure
+    response, noise, covariance and derivatives; a run that was stopped goes on."""
+    run = runs.load(config)
+    from ..calibrate.own_maps import MapSetup, check_folder
+    from ..survey import calibration, reconstruction
+    from ..survey.plan import read_plan
+    from .estimate import refuse_quiet
+
+    refuse_quiet(run, config)
+    loaded = read_plan(plan)
+    reconstruction.check_setup(loaded, MapSetup.of_run(run))
+    n_patches = calibration.EACH * len(loaded.tiles) if patches is None else patches
+    calibration.check(run, loaded, n_patches)
+    folder = out or plan.with_suffix("")
+    check_folder(folder)
+    typer.echo(calibration.measure(runs.ready(run), loaded, folder, n_patches, threads))
+
+
+@app.command("release")
+def survey_release(
+    plan: Annotated[Path, typer.Argument(help="What `survey plan` wrote (YAML).")],
+    config: Annotated[
+        Path, typer.Option(help="The pipeline configuration that reconstructed and calibrated it.")
+    ],
+    products: Annotated[
+        Path | None, typer.Option(help="Folder of the survey's products; named as the plan.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write it; release.json among the products.")
+    ] = None,
+) -> None:
+    """Put the tiles together, debiased, and write the release file."""
+    run = runs.load(config)
+    from ..likelihood.release import write_release
+    from ..survey import assembly
+    from ..survey.plan import read_plan
+    from .estimate import refuse_quiet
+
+    refuse_quiet(run, config)
+    folder = products or plan.with_suffix("")
+    path = out or folder / "release.json"
+    loaded = read_plan(plan)
+    name = loaded.name if out is None else out.stem
+    write_release(assembly.make_release(run, loaded, folder, name), path)
+    typer.echo(path)
 
 
 @app.command("nulls")

@@ -1,0 +1,245 @@
+"""From a survey's bandpowers and what calibrates them to a release.
+
+The release is one of the ordinary format: its patches are the tiles, weighted (:mod:`.weights`),
+its N the sum's, its covariance that of the sum times the number of tiles. R is divided out tile by
+tile, and the release's is its weighted mean, for reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..calibrate import assemble
+from ..calibrate.bandpowers import FIELDS, PatchBandpowers
+from ..calibrate.debias import Measured
+from ..calibrate.derivatives import BandDerivatives, NoiseDerivatives
+from ..calibrate.nuisances import orders
+from ..calibrate.own_maps import MapSetup
+from ..calibrate.response import Calibration, standard_error
+from ..errors import ConfigError
+from ..likelihood.document import NUISANCES
+from ..likelihood.release import Release
+from ..pipeline.config import Points
+from ..pipeline.run import Run
+from ..simulate.depth import DepthClasses, depth_classes, tile_depths
+from . import calibration, reconstruction
+from .calibration import TEST, VALIDATION
+from .plan import Plan
+from .simulated import tiles_in_turn
+from .weights import TileWeights, effective_number, neighbour_correlation, weighted
+
+
+def classes_of(plan: Plan) -> DepthClasses:
+    """The survey's tiles by depth and holes."""
+    rms = np.stack([tile.rms for tile in plan.tiles])
+    return depth_classes(tile_depths(rms, plan.tiles[0].taper, plan.geometry))
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What was simulated of a survey, read.
+
+    Attributes
+    ----------
+    n_patches : that N rests on
+    arrays : of :func:`.calibration.read`
+    weights : of the tiles
+    """
+
+    run: Run
+    plan: Plan
+    n_patches: int
+    arrays: dict[str, np.ndarray]
+    weights: TileWeights
+
+    @classmethod
+    def read(cls, run: Run, plan: Plan, folder: str | Path) -> Calibrated:
+        """Read it, and weigh the tiles.
+
+        Raises
+        ------
+        ProductError
+            if it is missing, or of another plan or configuration
+        """
+        n_patches, arrays = calibration.read(run, plan, folder)
+        tiles = tiles_in_turn(plan, calibration.counts(plan, n_patches)[VALIDATION])
+        found = PatchBandpowers(*(arrays[f"{VALIDATION}_{name}"] for name in FIELDS))
+        modes = np.array([tile.weight for tile in plan.tiles])
+        weights = TileWeights.of(found, tiles, classes_of(plan).label, modes)
+        return cls(run, plan, n_patches, arrays, weights)
+
+    @property
+    def test_tiles(self) -> np.ndarray:
+        """As which tile each test patch was seen, (n_patches,)."""
+        return tiles_in_turn(self.plan, self.n_patches)
+
+    def noise(self) -> np.ndarray:
+        """⟨κ̂κ̂*⟩/R² − ⟨κκ*⟩ of every test patch, (n_patches, n_bins)."""
+        auto = self.weights.normalised(self.arrays[f"{TEST}_auto"], self.test_tiles)
+        return auto - self.arrays[f"{TEST}_truth"]
+
+    def test(self) -> tuple[PatchBandpowers, np.ndarray]:
+        """The test patches as those of a survey of weighted tiles, with R divided out, and the
+        power of E and B."""
+        tiles = self.test_tiles
+        auto = self.weights.normalised(self.arrays[f"{TEST}_auto"], tiles)
+        auto, truth = (
+            self._sum(x, tiles, self.weights.weight) for x in (auto, self.arrays[f"{TEST}_truth"])
+        )
+        return PatchBandpowers(auto, auto, truth), self._power(self.arrays[f"{TEST}_power"], tiles)
+
+    def measured(self) -> tuple[Measured, Measured]:
+        """Of d and of p̂, derivatives, shifted noise and nuisances of the weighted tiles."""
+        of_d = self._measured(self._of_d, "auto")
+        return of_d, self._measured(
+            lambda values, truth, tiles: self._power(values, tiles), "power"
+        )
+
+    def _measured(self, combine, name: str) -> Measured:
+        arrays, config = self.arrays, self.run.config
+        tiles = calibration.derivative_patches(self.run, self.plan).tiles
+
+        def of(what: str) -> np.ndarray:
+            truth = arrays.get(f"{what}_truth")
+            values = arrays[f"{what}_{name}"]
+            truths = [None] * len(values) if truth is None else truth
+            return np.stack([combine(v, t, tiles) for v, t in zip(values, truths, strict=True)])
+
+        bands = (
+            BandDerivatives(np.array(edges), np.moveaxis(of(kind), 0, -1))
+            for kind, edges in (
+                ("kk", config.derivatives.kk_edges),
+                ("ee", config.derivatives.ee_edges),
+            )
+        )
+        which = calibration.nuisance_patches(self.run, self.plan, self.n_patches)
+        tiles = self.test_tiles[which]
+        centre = arrays[f"{TEST}_{name}"][which]
+        both = np.stack([arrays[f"{x}_{name}"] for x in NUISANCES], axis=-1)
+        first, second = orders(self.run, centre, both)
+        nuisances = tuple(
+            np.stack([combine(x[..., i], None, tiles) for i in range(x.shape[-1])], axis=-1)
+            for x in (first, second)
+        )
+        tiles = calibration.derivative_patches(self.run, self.plan).tiles
+        first_order = NoiseDerivatives(*bands, of("fiducial")[0])
+        return Measured(first_order, of("shifted"), nuisances)
+
+    def _of_d(self, auto: np.ndarray, truth: np.ndarray | None, tiles: np.ndarray) -> np.ndarray:
+        """⟨κ̂κ̂*⟩/R² less the truth, of weighted tiles, (n_patches, n_bins)."""
+        found = self.weights.normalised(auto, tiles)
+        found = found if truth is None else found - truth
+        return self._sum(found, tiles, self.weights.weight)
+
+    def _power(self, power: np.ndarray, tiles: np.ndarray) -> np.ndarray:
+        return self._sum(power, tiles, self.weights.modes[:, None])
+
+    def _sum(self, values: np.ndarray, tiles: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        return weighted(values, tiles, weight, self.weights.label)
+
+    def n_sim(self) -> int:
+        """Of how many patches the covariance is worth."""
+        tiles, label = self.test_tiles, self.weights.label
+        auto = self.weights.normalised(self.arrays[f"{TEST}_auto"], tiles)
+        classes = label[tiles]
+        # The variance of a bandpower goes as its square.
+        variance = np.array([auto[classes == c].mean(0) ** 2 for c in range(label.max() + 1)])
+        return effective_number(tiles, self.weights.weight, label, variance)
+
+
+def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release:
+    """The release of a survey.
+
+    Parameters
+    ----------
+    run : of the configuration that reconstructed and calibrated it
+    folder : where the products of both lie
+
+    Raises
+    ------
+    ProductError
+        if a stage has not been run, or was with another plan or configuration
+    ConfigError
+        if the covariance is not worth enough patches
+    """
+    # The second order over the prior needs skies of many cosmologies: along ω_c alone here.
+    run = Run(run.config.model_copy(update={"points": Points()}), run.estimator_id)
+    data = reconstruction.read(plan, MapSetup.of_run(run), folder)
+    found = Calibrated.read(run, plan, folder)
+    weights, n_tiles = found.weights, len(plan.tiles)
+    test, power = found.test()
+    each = test.auto - test.truth
+    unit = np.ones(test.auto.shape[1])
+    made = Calibration(unit, unit, each.mean(0), standard_error(each))
+    n_sim, n_bins = found.n_sim(), len(unit)
+    if n_sim <= n_bins + 2:
+        raise ConfigError(
+            f"{calibration.path(folder)}: {found.n_patches} patches of tiles as different as these "
+            f"are worth {n_sim} alike, and {n_bins} bins need {n_bins + 3}; calibrate with more "
+            "--patches, or take fewer bins"
+        )
+    of_d, of_power = found.measured()
+    release = assemble.assembled(
+        run,
+        made,
+        test,
+        of_d,
+        weights.combine(data.auto),
+        {"maps": ", ".join(Path(p).name for p in plan.sources.maps)},
+        (of_power, power),
+    )
+    debias = release.data_debias
+    if debias is not None:
+        own = (weights.modes[:, None] * data.power).sum(0)
+        debias = replace(debias, power=own)
+    depths = [tile.depth for tile in plan.tiles]
+    patch = run.config.patch
+    correlation, error = neighbour_correlation(
+        weights.normalised(found.arrays[f"{TEST}_auto"], found.test_tiles),
+        found.test_tiles,
+        weights.label,
+    )
+    return replace(
+        release,
+        name=name,
+        description=(
+            f"{n_tiles} tiles of {patch.size_deg:g} x {patch.size_deg:g} deg at "
+            f"{min(depths):.3g} to {max(depths):.3g} uK arcmin: ResUNet convergence bandpowers, "
+            "debiased"
+        ),
+        response=weights.mean_response,
+        response_error=_response_error(found),
+        n_sim=n_sim,
+        data_debias=debias,
+        instrument=release.instrument | {"noise": _mean_level(plan)},
+        provenance=release.provenance
+        | {
+            "survey": {
+                "plan": plan.identity,
+                "tiles": [tile.number for tile in plan.tiles],
+                "area_deg2": round(plan.area_deg2, 2),
+                "classes": int(weights.label.max()) + 1,
+                "simulated_patches": found.n_patches,
+                "neighbour_correlation": [round(correlation, 4), round(error, 4)],
+            },
+            "packages": assemble.package_versions(),
+        },
+    )
+
+
+def _mean_level(plan: Plan) -> float:
+    """µK′ whose inverse square is the tiles' mean one."""
+    return float(np.mean([tile.depth**-2.0 for tile in plan.tiles]) ** -0.5)
+
+
+def _response_error(found: Calibrated) -> np.ndarray:
+    """Standard error of Σ_t w R, by the scatter of the validation patches, (n_bins,)."""
+    weights, arrays = found.weights, found.arrays
+    count = calibration.counts(found.plan, found.n_patches)[VALIDATION]
+    tiles = tiles_in_turn(found.plan, count)
+    cross, truth = (arrays[f"{VALIDATION}_{name}"] for name in ("cross", "truth"))
+    scatter = cross - weights.response[weights.label[tiles]] * truth
+    return standard_error(weighted(scatter, tiles, weights.weight, weights.label)) / truth.mean(0)

@@ -1,0 +1,274 @@
+"""What calibrates a survey: simulated patches seen as its tiles, with their noise and holes.
+
+Everything a release rests on is measured of the sum of tiles: R and the tiles' weights of patches
+of the ``validation`` set, N and the covariance of the ``test`` set, derivatives and the second
+order along ω_c of the first sky of the ``derivatives`` set, nuisances of some of the test patches.
+Each part (32 patches, or a band, or a step of a nuisance) is kept as soon as it is there, with κ̂'s
+power and that of E and B side by side, and a run that was stopped goes on from the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from .. import products
+from ..calibrate import derivatives
+from ..calibrate.bandpowers import bandpowers_of, measurement_recipe
+from ..calibrate.derivatives import Bench
+from ..errors import ConfigError
+from ..likelihood.document import NUISANCES
+from ..pipeline import skies
+from ..pipeline.run import Run
+from ..simulate.instrument import Systematics
+from .plan import Plan
+from .simulated import SeenAs, neighbours, part_of, tiles_in_turn
+
+KIND, PART_KIND = "survey calibration", "survey simulations"
+ALGORITHM = 1
+# Patches of a part.
+BATCH = 32
+# Simulated patches for each tile, unless said otherwise.
+EACH = 4
+VALIDATION, TEST = "validation", "test"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of what is simulated: ``what`` is a set, a kind of band, "shifted", "fiducial" or a
+    nuisance, and ``number`` says which of them."""
+
+    what: str
+    number: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.what}_{self.number:03d}"
+
+
+def path(folder: str | Path) -> Path:
+    """Where all that was measured lies."""
+    return Path(folder) / "calibration.h5"
+
+
+def part_path(folder: str | Path, part: Part) -> Path:
+    """Where one part lies."""
+    return Path(folder) / "calibration" / f"{part.name}.h5"
+
+
+def recipe(run: Run, plan: Plan, n_patches: int) -> dict:
+    """What determines all that is measured."""
+    config = run.config
+    return {
+        "plan": plan.identity,
+        "tiles": [tile.number for tile in plan.tiles],
+        "survey_algorithm": ALGORITHM,
+        "patches": n_patches,
+        "skies": {name: skies.recipe(run, name, 0) for name in (VALIDATION, TEST, derivatives.SET)},
+        "estimator": measurement_recipe(run),
+        "derivatives": config.derivatives.recipe(),
+        "omch2_step": config.derivatives.omch2_step,
+        "nuisances": config.nuisances.recipe(),
+    }
+
+
+def part_recipe(run: Run, plan: Plan, n_patches: int, part: Part) -> dict:
+    """What determines one part."""
+    return recipe(run, plan, n_patches) | {"part": part.name}
+
+
+def counts(plan: Plan, n_patches: int) -> dict[str, int]:
+    """Simulated patches of each set: half as many for R and weights, one of each tile at least."""
+    return {TEST: n_patches, VALIDATION: max(len(plan.tiles), -(-n_patches // 2))}
+
+
+def parts(run: Run, plan: Plan, n_patches: int) -> list[Part]:
+    """All parts, in the order in which they are made."""
+    found = [
+        Part(name, number)
+        for name, count in counts(plan, n_patches).items()
+        for number in range(-(-count // BATCH))
+    ]
+    settings = run.config.derivatives
+    found += [Part(name, number) for name in NUISANCES for number in (0, 1)]
+    found += [Part("fiducial", 0), Part("shifted", 0), Part("shifted", 1)]
+    for kind, edges in (("kk", settings.kk_edges), ("ee", settings.ee_edges)):
+        found += [Part(kind, band) for band in range(len(edges) - 1)]
+    return found
+
+
+def check(run: Run, plan: Plan, n_patches: int) -> None:
+    """Refuse what cannot calibrate the survey, before anything slow.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if n_patches < len(plan.tiles):
+        raise ConfigError(
+            f"--patches {n_patches}: {plan.path} has {len(plan.tiles)} tiles, each of which needs "
+            f"a simulated patch; give --patches {EACH * len(plan.tiles)}, or more"
+        )
+    if (n_bins := run.config.bandpowers.n_bins) + 3 > n_patches:
+        raise ConfigError(
+            f"--patches {n_patches}: too few for the covariance of {n_bins} bins; give "
+            f"{4 * n_bins}, or more"
+        )
+    for name, count in counts(plan, n_patches).items():
+        neighbours(run, name, count)
+
+
+def measure(run: Run, plan: Plan, folder: str | Path, n_patches: int, nthreads: int = 0) -> Path:
+    """Simulate what is not there yet; skies are made where they are missing.
+
+    Parameters
+    ----------
+    n_patches : for N and the covariance, each tile in turn
+
+    Returns
+    -------
+    path of all that was measured
+
+    Raises
+    ------
+    ConfigError
+        if there are fewer patches than tiles or fewer skies than patches need
+    """
+    check(run, plan, n_patches)
+    whole = recipe(run, plan, n_patches)
+    if products.exists(path(folder), KIND, whole):
+        return path(folder)
+    every = parts(run, plan, n_patches)
+    recipes = {part: part_recipe(run, plan, n_patches, part) for part in every}
+    todo = [p for p in every if not products.exists(part_path(folder, p), PART_KIND, recipes[p])]
+    for name, count in counts(plan, n_patches).items():
+        needed = {int(i) for i in neighbours(run, name, count)[0]}
+        if any(part.what in (name, *(NUISANCES if name == TEST else ())) for part in todo):
+            skies.measure(run, name, sorted(needed), nthreads)
+    simulations = _Simulations(run, plan, n_patches, nthreads)
+    with tqdm(total=len(every), initial=len(every) - len(todo), desc=KIND, unit="part") as bar:
+        for part in todo:
+            arrays = simulations.measure(part)
+            products.write_product(part_path(folder, part), PART_KIND, recipes[part], arrays)
+            bar.update()
+    found: dict[str, dict[str, list[np.ndarray]]] = {}
+    for part in every:
+        with products.open_product(part_path(folder, part), PART_KIND, recipes[part]) as product:
+            for name in product.names():
+                found.setdefault(part.what, {}).setdefault(name, []).append(product.array(name))
+    arrays = {
+        f"{what}_{name}": (np.concatenate if what in (TEST, VALIDATION) else np.stack)(values)
+        for what, named in found.items()
+        for name, values in named.items()
+    }
+    products.write_product(path(folder), KIND, whole, arrays)
+    return path(folder)
+
+
+class _Simulations:
+    """Makes the parts, with what they share in memory."""
+
+    def __init__(self, run: Run, plan: Plan, n_patches: int, nthreads: int):
+        self.run, self.plan, self.n_patches, self.nthreads = run, plan, n_patches, nthreads
+        self._bench: Bench | None = None
+
+    def measure(self, part: Part) -> dict[str, np.ndarray]:
+        if part.what in (TEST, VALIDATION):
+            rows = slice(part.number * BATCH, (part.number + 1) * BATCH)
+            return self._set(part.what, rows)
+        if part.what in NUISANCES:
+            return self._nuisance(part)
+        if part.what == "shifted":
+            omch2 = self.run.config.shifted_omch2()[part.number]
+            return self._named(self._new_bench(omch2).unperturbed())
+        if self._bench is None:
+            self._bench = self._new_bench()
+        return self._named(self._bench.measure(part.what, part.number))
+
+    def _set(self, set_name: str, rows: slice) -> dict[str, np.ndarray]:
+        """Patches of a set, sky by sky."""
+        found: dict[str, list[np.ndarray]] = {}
+        for seen, maps in self._skies(set_name, np.arange(self._count(set_name))[rows]):
+            q, u = seen.observe(*maps[:2])
+            kappa = self.run.config.patch.crop(maps[2]) * self.run.mask
+            of_kappa = bandpowers_of(self.run.bandpowers, seen.estimate(q, u), kappa)
+            arrays = vars(of_kappa) | {"power": seen.power(q, u)}
+            for name, values in arrays.items():
+                found.setdefault(name, []).append(values)
+        return {name: np.concatenate(values) for name, values in found.items()}
+
+    def _nuisance(self, part: Part) -> dict[str, np.ndarray]:
+        step = getattr(self.run.config.nuisances, part.what)
+        off = Systematics(**{part.what: (-step, step)[part.number]})
+        which = nuisance_patches(self.run, self.plan, self.n_patches)
+        both = [
+            seen.measure(*seen.observe(*maps[:2], off)) for seen, maps in self._skies(TEST, which)
+        ]
+        return self._named({"auto": np.concatenate(both)})
+
+    def _count(self, set_name: str) -> int:
+        return counts(self.plan, self.n_patches)[set_name]
+
+    def _skies(
+        self, set_name: str, which: np.ndarray
+    ) -> Iterator[tuple[SeenAs, tuple[np.ndarray, ...]]]:
+        """Patches by number among those of a set, and their Q̃, Ũ, κ, padded, without noise."""
+        count = self._count(set_name)
+        index, row = (values[which] for values in neighbours(self.run, set_name, count))
+        tiles = tiles_in_turn(self.plan, count)[which]
+        for sky in np.unique(index):
+            here = index == sky
+            names = ("lensed_q", "lensed_u", "kappa")
+            fields = skies.read(self.run, set_name, int(sky), names)
+            maps = tuple(values[row[here]] for values in fields)
+            yield SeenAs(self.run, self.plan, set_name, int(sky), row[here], tiles[here]), maps
+
+    def _new_bench(self, omch2: float | None = None) -> Bench:
+        run = self.run
+        cosmology = None if omch2 is None else run.config.cosmology.vary(omch2=omch2)
+        seen = derivative_patches(run, self.plan)
+        return Bench(
+            run,
+            seen.index,
+            self.nthreads,
+            cosmology,
+            measured=seen.measure,
+            seen=(seen.noise(), seen.mask),
+        )
+
+    def _named(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """With the power of E and B by itself, which :meth:`.SeenAs.measure` puts beside κ̂'s."""
+        n_bins = self.run.config.bandpowers.n_bins
+        both = arrays["auto"]
+        return arrays | {"auto": both[:, :n_bins], "power": both[:, n_bins:]}
+
+
+def derivative_patches(run: Run, plan: Plan) -> SeenAs:
+    """The patches that give derivatives."""
+    n = run.config.derivatives.patches or len(run.spread)
+    n = min(n, len(run.spread))
+    return SeenAs(run, plan, derivatives.SET, 0, np.arange(n), tiles_in_turn(plan, n))
+
+
+def nuisance_patches(run: Run, plan: Plan, n_patches: int) -> np.ndarray:
+    """Which of the test patches give nuisances."""
+    return part_of(len(plan.tiles), n_patches, run.config.nuisances.patches)
+
+
+def read(run: Run, plan: Plan, folder: str | Path) -> tuple[int, dict[str, np.ndarray]]:
+    """How many patches N rests on, and all that was measured: ``test_auto`` and so on,
+    (n_patches, n_bins); of bands, signs and steps (n, n_patches, n_bins).
+
+    Raises
+    ------
+    ProductError
+        if it is missing, or of another plan or configuration
+    """
+    with products.open_product(path(folder), KIND) as product:
+        n_patches = int(product.recipe.get("patches", 0))
+    with products.open_product(path(folder), KIND, recipe(run, plan, n_patches)) as product:
+        return n_patches, {name: product.array(name) for name in product.names()}
