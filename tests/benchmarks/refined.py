@@ -58,9 +58,12 @@ def timed(name, make):
 
 
 def measured(kappa):
-    """⟨κ̂κ̂*⟩ and ⟨κκ̂*⟩ of each patch, the mean κ̂ taken off."""
-    found = spectra.transform(kappa - kappa.mean(0))
-    return spectra.cross(found, found), spectra.cross(true, found)
+    """⟨κ̂κ̂*⟩ and ⟨κκ̂*⟩ of each patch, the mean κ̂ taken off.
+
+    That takes 1/n of both: left so, N would be (C + N)/n too large, 9% at L = 350 for n = 160.
+    """
+    found, left = spectra.transform(kappa - kappa.mean(0)), 1.0 - 1.0 / len(kappa)
+    return spectra.cross(found, found) / left, spectra.cross(true, found) / left
 
 
 def noise(auto, cross, weight):
