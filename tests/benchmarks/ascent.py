@@ -31,9 +31,9 @@ power = spectra.cross(true, true)
 
 
 def measured(kappa):
-    """⟨κ̂κ̂*⟩ and ⟨κκ̂*⟩ of each patch, the mean κ̂ taken off."""
-    found = spectra.transform(mask * (kappa - kappa.mean(0)))
-    return spectra.cross(found, found), spectra.cross(true, found)
+    """⟨κ̂κ̂*⟩ and ⟨κκ̂*⟩ of each patch, the mean κ̂ taken off, which takes 1/n of both."""
+    found, left = spectra.transform(mask * (kappa - kappa.mean(0))), 1.0 - 1.0 / len(kappa)
+    return spectra.cross(found, found) / left, spectra.cross(true, found) / left
 
 
 def noise(auto, cross, weight):
