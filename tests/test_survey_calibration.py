@@ -135,7 +135,8 @@ def measured(run, tmp_path_factory):
 
 
 def test_calibrating_resumes(run, measured, monkeypatch):
-    """What is there is not made again, and another plan's is refused."""
+    """What is there is not made again; other maps of the same depth take it, and tiles of another
+    depth do not."""
     plan, made = plan_of(), []
     original = calibration._Simulations.measure
     monkeypatch.setattr(
@@ -150,9 +151,10 @@ def test_calibrating_resumes(run, measured, monkeypatch):
     calibration.measure(run, plan, measured, 12)
     assert made == [part]
     assert calibration.path(measured).read_bytes() == before
-    other = replace(plan, recipe={"a": 2})
-    with pytest.raises(ProductError, match="plan"):
-        calibration.measure(run, other, measured, 12)
+    calibration.measure(run, replace(plan, recipe={"a": 2}), measured, 12)
+    assert made == [part]
+    with pytest.raises(ProductError, match="depth"):
+        calibration.measure(run, plan_of(LEVELS + 1), measured, 12)
 
 
 def test_derivatives_are_of_the_tiles_maps(run, measured):

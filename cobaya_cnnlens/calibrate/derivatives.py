@@ -175,7 +175,9 @@ class Bench:
             self.pointing = shards.some_patches(self.pointing, config.patch, rows)
         if seen is None:
             noise = sky_noise(run, set_name, index, n_patches)
-            seen = (noise if rows is None else noise[:, rows], run.data_mask)
+            if rows is not None:
+                noise = noise[:, rows]
+            seen = noise, run.data_mask
         self.noise, self.data_mask = seen
         theory = run.spectra(cosmology)
         self.sky = shards.draw_sky(theory, config.sky.lmax, config.seed, set_name, index)

@@ -9,6 +9,7 @@ power and that of E and B side by side, and a run that was stopped goes on from 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,11 +62,12 @@ def part_path(folder: str | Path, part: Part) -> Path:
 
 
 def recipe(run: Run, plan: Plan, n_patches: int) -> dict:
-    """What determines all that is measured."""
+    """What determines all that is measured: of the plan the noise and holes of its tiles, so that
+    other maps of the same depth take the same calibration."""
     config = run.config
     return {
-        "plan": plan.identity,
-        "tiles": [tile.number for tile in plan.tiles],
+        "depth": _digest_of(plan),
+        "taper_deg": plan.taper_deg,
         "survey_algorithm": ALGORITHM,
         "patches": n_patches,
         "skies": {name: skies.recipe(run, name, 0) for name in (VALIDATION, TEST, derivatives.SET)},
@@ -74,6 +76,14 @@ def recipe(run: Run, plan: Plan, n_patches: int) -> dict:
         "omch2_step": config.derivatives.omch2_step,
         "nuisances": config.nuisances.recipe(),
     }
+
+
+def _digest_of(plan: Plan) -> str:
+    """Of the inverse variance of all tiles' pixels, 16 hex digits."""
+    digest = hashlib.sha256()
+    for tile in plan.tiles:
+        digest.update(np.where(tile.seen, tile.split_ivar.sum(0), 0.0).astype("<f4").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def part_recipe(run: Run, plan: Plan, n_patches: int, part: Part) -> dict:
