@@ -108,6 +108,9 @@ def test_a_simulated_tile_has_the_tiles_noise_and_holes(run):
     still = np.zeros((300, 40, 40))
     q, u = seen.observe(still, still)
     np.testing.assert_allclose(q, noise[0] * tile.mask, atol=1e-6)
+    bright, _ = seen.observe(still + 7.0, still)
+    assert not bright[:, ~tile.seen].any()
+    assert bright[:, tile.seen].mean() > 1.0
     found = seen.measure(q, u)[:, :N_BINS].mean(0)
     area = (cosine_mask(FLAT, TAPER) ** 2).sum()
     level = (tile.rms[tile.seen][0] * FLAT.pixel) ** 2
