@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -453,14 +454,14 @@ def train(run: Run, directory: Path) -> Iterator[dict]:
         if the directory holds another run, or the loss is no longer finite
     """
     config = run.config
-    keras.config.set_dtype_policy(config.training.precision)
     state = TrainingRun(directory, networks.recipe(run))
     plan = plan_epochs(config)
     if _converged(state, plan):
         return
     patches = load_training_patches(run)
     x_val, y_val = validation_batch(run)
-    network = state.load_checkpoint() or new_network(run, patches)
+    with _dtype_policy(config.training.precision):
+        network = state.load_checkpoint() or new_network(run, patches)
     total = sum(p.steps for p in plan)
     done = sum(p.steps for p in plan[: len(state.history)])
     with tqdm(total=total, initial=done, desc="training", unit="step", mininterval=5) as bar:
@@ -488,6 +489,17 @@ def train(run: Run, directory: Path) -> Iterator[dict]:
             state.finish_epoch(network, record)
             bar.set_postfix(val_kappa=f"{record['val_kappa_loss']:.4f}")
             yield record
+
+
+@contextmanager
+def _dtype_policy(name: str) -> Iterator[None]:
+    """Layers keep the policy that they are made under; the process gets back its own."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def _phase_losses(state: TrainingRun, plan: list[EpochPlan], phase: Phase) -> list[float]:
