@@ -16,10 +16,10 @@ from ..likelihood.release import DataDebias, Release
 from ..pipeline.config import Config
 from ..pipeline.run import Run
 from ..theory.camb import settings_record
-from . import bandpowers, curvature, derivatives, nuisances, own_maps, power
+from . import bandpowers, curvature, debias, derivatives, nuisances, own_maps, power
 from .bandpowers import PatchBandpowers
 from .covariance import mean_covariance, sample_covariance
-from .debias import Measured, data_debias
+from .debias import Measured
 from .own_maps import MapSetup, read_map_bandpowers
 from .response import Calibration, calibrate, standard_error
 from .windows import bandpower_windows
@@ -217,7 +217,8 @@ def assembled(
     curved = curvature.curvature_of(run, first, measured.shifted)
     from_data = None
     if config.data_debias:
-        from_data = data_debias(run, calibration, test, measured, len(auto), of_power)
+        found = debias.fit(run, calibration, test, measured, len(auto), of_power)
+        from_data = debias.data_debias(run, calibration, test, measured, found)
     reach = max(windows.shape[1], kk.edges[-1], ee.edges[-1])
     return Release(
         name=config.name,

@@ -149,25 +149,9 @@ def fit(
 
 
 def data_debias(
-    run: Run,
-    calibration: Calibration,
-    test: PatchBandpowers,
-    of_d: Measured,
-    n_patches: int,
-    of_power: tuple[Measured, np.ndarray] | None = None,
+    run: Run, calibration: Calibration, test: PatchBandpowers, of_d: Measured, found: Fitted
 ) -> DataDebias:
-    """The debias from the data of surveys of ``n_patches``; its ``power`` is the fiducial's.
-
-    Parameters
-    ----------
-    of_power : of :func:`fit`
-
-    Raises
-    ------
-    products.ProductError
-        as :func:`fit`
-    """
-    found = fit(run, calibration, test, of_d, n_patches, of_power)
+    """The debias from the data that was fitted to them; its ``power`` is the fiducial's."""
     gain, bands, second = found.gain, found.bands, found.second
     of_test, fiducial = found.of_test, found.of_test.mean(0)
     second_order_arrays: dict[str, np.ndarray] = {}

@@ -5,9 +5,7 @@ All of its mathematics is in :mod:`cobaya_cnnlens.likelihood.bandpowers`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from ..theory.cobaya import refuse_other_version
 from .bandpowers import BandpowerLikelihood
 from .combined import combine
 from .document import NUISANCES
-from .release import Release, read_release
+from .release import Release, digest_of_numbers, read_release
 from .selfcheck import requirements, theory_offset
 
 # Points count as beyond the range of the noise debias at this many times the excursion at which it
@@ -30,11 +28,6 @@ from .selfcheck import requirements, theory_offset
 EXCURSION, NEAR, WATCHED, TOLERATED = 1.25, 4.0, 300, 0.2
 # Offset of the theory at the fiducial, in σ of the survey, beyond which a warning is due.
 THEORY_TOLERANCE = 0.1
-# Fields of a release that do not enter the likelihood.
-NOT_DATA = (
-    *("name", "description", "theory", "instrument", "provenance", "truth"),
-    "data_debias",  # a part of its own
-)
 
 
 def parameter(name: str, suffix: str = "") -> str:
@@ -44,13 +37,7 @@ def parameter(name: str, suffix: str = "") -> str:
 
 def data_digest(release: Release) -> str:
     """Hash of everything in a release that the likelihood depends on, 16 hex digits."""
-    digest = hashlib.sha256()
-    for part in (release, release.data_debias):
-        for field in fields(part) if part is not None else ():
-            if field.name not in NOT_DATA:
-                value = np.asarray(getattr(part, field.name), dtype=float)
-                digest.update(f"{field.name}{value.shape}".encode() + value.tobytes())
-    return digest.hexdigest()[:16]
+    return digest_of_numbers(release)
 
 
 class CNNLens(Likelihood):

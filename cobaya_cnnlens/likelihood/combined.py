@@ -9,36 +9,23 @@ enters once.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 
 from ..errors import ReleaseError
 from .document import check_name
-from .release import Release
+from .release import Release, digest_of_numbers
 
-# Fields of a release, or of its data debias, that are a survey's own.
-OWN = ("name", "description", "bandpowers", "n_patches", "provenance", "truth", "power")
+# Numbers of a release, or of its data debias, that are a survey's own.
+OWN = ("bandpowers", "n_patches", "power")
 
 
 def calibration_digest(release: Release) -> str:
     """Hash of all that a release has from its calibration, 16 hex digits: two with the same were
     calibrated by the same simulations."""
-    digest = hashlib.sha256()
-    for part in (release, release.data_debias):
-        for field in fields(part) if part is not None else ():
-            value = getattr(part, field.name)
-            if field.name in OWN or field.name == "data_debias":
-                continue
-            digest.update(field.name.encode())
-            if isinstance(value, np.ndarray):
-                digest.update(f"{value.shape}".encode() + value.astype(float).tobytes())
-            else:
-                digest.update(json.dumps(value, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
+    return digest_of_numbers(release, OWN)
 
 
 def combine(releases: Sequence[Release], name: str | None = None) -> Release:

@@ -7,7 +7,9 @@ is read: every field, shape, finiteness and sign, the covariance, and a digest o
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Container
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +35,8 @@ from .statistics import inverse_covariance
 
 DATA_DIRECTORY = Path(__file__).parent / "data"
 
+# Fields of a release that are no numbers of its likelihood; ``data_debias`` is a part of its own.
+WORDS = ("name", "description", "theory", "instrument", "provenance", "truth", "data_debias")
 # Steps of Newton's method to the amplitude of C^κκ that bandpowers have.
 AMPLITUDE_STEPS = 5
 POSITIVE = ("response", "response_error", "noise_error", "nuisance_steps")
@@ -54,6 +58,10 @@ class _ReadOnly:
             value = getattr(self, item.name)
             if isinstance(value, np.ndarray) and value.flags.writeable:
                 object.__setattr__(self, item.name, read_only(value.copy()))
+
+
+def _absent() -> np.ndarray:
+    return np.zeros((0, 0))
 
 
 @dataclass(frozen=True)
@@ -108,18 +116,18 @@ class DataDebias(_ReadOnly):
     nuisance_first_errors: np.ndarray
     nuisance_second: np.ndarray
     nuisance_second_errors: np.ndarray
-    ee_directions: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    amplitude_covariance: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    second: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    cross: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    power_kk_derivatives: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    power_ee_derivatives: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    power_nuisance_first: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    power_nuisance_second: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    power_covariance: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    power_cross_covariance: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    power_error_covariance: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    power_error_cross: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    ee_directions: np.ndarray = field(default_factory=_absent)
+    amplitude_covariance: np.ndarray = field(default_factory=_absent)
+    second: np.ndarray = field(default_factory=_absent)
+    cross: np.ndarray = field(default_factory=_absent)
+    power_kk_derivatives: np.ndarray = field(default_factory=_absent)
+    power_ee_derivatives: np.ndarray = field(default_factory=_absent)
+    power_nuisance_first: np.ndarray = field(default_factory=_absent)
+    power_nuisance_second: np.ndarray = field(default_factory=_absent)
+    power_covariance: np.ndarray = field(default_factory=_absent)
+    power_cross_covariance: np.ndarray = field(default_factory=_absent)
+    power_error_covariance: np.ndarray = field(default_factory=_absent)
+    power_error_cross: np.ndarray = field(default_factory=_absent)
 
     @property
     def n_v(self) -> int:
@@ -253,6 +261,18 @@ class Release(_ReadOnly):
             + self.noise_covariance
             + self.derivative_covariance
         )
+
+
+def digest_of_numbers(release: Release, without: Container[str] = ()) -> str:
+    """Hash of the numbers of a release and of its data debias, but for fields of these names, 16
+    hex digits."""
+    digest = hashlib.sha256()
+    for part in (release, release.data_debias):
+        for item in fields(part) if part is not None else ():
+            if item.name not in WORDS and item.name not in without:
+                value = np.asarray(getattr(part, item.name), dtype=float)
+                digest.update(f"{item.name}{value.shape}".encode() + value.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def debiased_by_data(release: Release) -> Release:

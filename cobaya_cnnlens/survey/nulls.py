@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -280,16 +280,7 @@ class Bench:
             noise = instrument.draw(1, self.patch, generator)[:, 0]
             q.append((sky.real + noise[0]) * tile.mask)
             u.append((sky.imag + noise[1]) * tile.mask)
-        splits = tile.split_ivar * tile.seen
-        share = _over(splits, splits.sum(0, dtype=float))
-        split_q, split_u = np.stack(q), np.stack(u)
-        return replace(
-            maps,
-            split_q=split_q,
-            split_u=split_u,
-            q=(share * split_q).sum(0),
-            u=(share * split_u).sum(0),
-        )
+        return TilePatches.of_splits(tile, np.stack(q), np.stack(u))
 
     def _measured(
         self, maps: TilePatches, halves: Halves | None, kappa: np.ndarray | None

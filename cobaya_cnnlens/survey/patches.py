@@ -47,6 +47,13 @@ class TilePatches:
     q: np.ndarray
     u: np.ndarray
 
+    @classmethod
+    def of_splits(cls, tile: Tile, split_q: np.ndarray, split_u: np.ndarray) -> TilePatches:
+        """With the coadd of masked Q and U of the splits."""
+        total = tile.split_ivar.sum(0, dtype=float)
+        share = np.divide(tile.split_ivar, total, out=np.zeros(split_q.shape), where=tile.seen)
+        return cls(tile, split_q, split_u, (share * split_q).sum(0), (share * split_u).sum(0))
+
 
 def path(plan: Plan, folder: str | Path, split: int) -> Path:
     """Where the patches of one split lie."""
@@ -174,8 +181,4 @@ def masked_patches(plan: Plan, folder: str | Path) -> Iterator[TilePatches]:
             u.append(product.array("u")[rows])
     for i, tile in enumerate(plan.tiles):
         split_q, split_u = (np.stack([m[i] for m in maps]) * tile.mask for maps in (q, u))
-        total = tile.split_ivar.sum(0, dtype=float)
-        share = np.divide(tile.split_ivar, total, out=np.zeros(split_q.shape), where=tile.seen)
-        yield TilePatches(
-            tile, split_q, split_u, (share * split_q).sum(0), (share * split_u).sum(0)
-        )
+        yield TilePatches.of_splits(tile, split_q, split_u)
