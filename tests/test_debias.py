@@ -11,6 +11,7 @@ from cobaya_cnnlens.calibrate import (
     bandpowers,
     cosmologies,
     curvature,
+    debias,
     derivatives,
     nuisances,
     own_maps,
@@ -22,7 +23,8 @@ from cobaya_cnnlens.calibrate.assemble import (
     make_calibrated_release,
     make_releases,
 )
-from cobaya_cnnlens.calibrate.debias import coefficients
+from cobaya_cnnlens.calibrate.covariance import shrunk_covariance
+from cobaya_cnnlens.calibrate.debias import coefficients, fitted
 from cobaya_cnnlens.errors import CNNLensError, ReleaseError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.cnnlens import data_digest
@@ -79,6 +81,59 @@ def test_no_linear_estimate_is_better():
         assert left(best) < min(left(best + step), left(best - step))
 
 
+def test_few_patches_say_how_much_others_scatter():
+    """G of 60 patches for 30 numbers: d' scatters over other patches, of the covariance that the 60
+    are drawn from, as the 60 say of themselves, and no more than d. What the 60 scatter with their
+    own G is too little; of many patches the two are one."""
+    generator = np.random.default_rng(3)
+    n_bins = 4
+    root = np.eye(30) + 0.1 * generator.standard_normal((30, 30))
+    true = root @ root.T
+    widths = np.array([1.0, 0.05])
+    of_d, of_power = generator.standard_normal((4, 2)), generator.standard_normal((26, 2))
+
+    def variances(n_sim):
+        """Of d' of others, of the patches as they say, and with their own G, over that of d."""
+        both = generator.standard_normal((n_sim, 30)) @ root.T
+        both -= both.mean(0)
+        gain, over_fitted = fitted(0.1 * of_d, 0.1 * of_power, widths, both, 50)
+        both_ways = np.hstack([np.eye(n_bins), -gain])
+        others = np.diag(both_ways @ true @ both_ways.T)
+        own = both @ both_ways.T
+        said = (own - over_fitted).var(0, ddof=1), own.var(0, ddof=1)
+        return np.array([others, *said]) / np.diag(true)[:n_bins]
+
+    others, said, own = np.mean([variances(60) for _ in range(30)], axis=(0, 2))
+    assert said == pytest.approx(others, rel=0.04)
+    assert own < 0.9 * others
+    assert others < 1.02
+    others, said, own = np.mean([variances(1000) for _ in range(5)], axis=(0, 2))
+    assert said == own == pytest.approx(others, rel=0.08)
+
+
+def test_a_covariance_of_few_patches_has_an_inverse():
+    """Correlations shrink by what Schäfer & Strimmer's formula says, variances stay; of many
+    patches nearly nothing shrinks."""
+    generator = np.random.default_rng(4)
+    root = np.eye(12) + 0.5 * generator.standard_normal((12, 12))
+    samples = generator.standard_normal((10, 12)) @ root.T
+    found = shrunk_covariance(samples)
+    sample = np.cov(samples, rowvar=False)
+    np.testing.assert_allclose(np.diag(found), np.diag(sample), rtol=1e-12)
+    z = (samples - samples.mean(0)) / samples.std(0, ddof=1)
+    above, below = 0.0, 0.0
+    for i in range(12):
+        for j in set(range(12)) - {i}:
+            w = z[:, i] * z[:, j]
+            above += 10 / 9**3 * ((w - w.mean()) ** 2).sum()
+            below += (10 / 9 * w.mean()) ** 2
+    off = ~np.eye(12, dtype=bool)
+    np.testing.assert_allclose(found[off], (1 - above / below) * sample[off], rtol=1e-10)
+    assert np.linalg.eigvalsh(found).min() > 0 > np.linalg.eigvalsh(sample).min() - 1e-12
+    many = generator.standard_normal((20_000, 12)) @ root.T
+    np.testing.assert_allclose(shrunk_covariance(many), np.cov(many, rowvar=False), atol=0.02)
+
+
 class NoisyOracle:
     """κ̂ = .8 κ + .02 Q̃: a response, and noise that is nothing but the maps' own power."""
 
@@ -117,7 +172,24 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(run):
-    return make_releases(run, dict.fromkeys(run.config.surveys, 0), packages=False)
+    """Releases as of many patches, whose closed forms are simple."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(debias, "FEW", 0)
+        return make_releases(run, dict.fromkeys(run.config.surveys, 0), packages=False)
+
+
+def test_a_release_of_few_patches_has_the_scatter_of_others(run, made):
+    """Of 40 patches, whose d' scatters less with the G that was fitted to them."""
+    few = make_releases(run, {"fiducial": 0}, packages=False)["fiducial"]
+    _, test = calibration_of(run)
+    of_test = power.read(run, "test", [0])["power"]
+    off = of_test - of_test.mean(0)
+    d = test.auto / few.response**2 - off @ few.data_debias.coefficients.T
+    own = np.diag(np.cov(d, rowvar=False))
+    said = np.diag(few.data_debias.patch_covariance)
+    assert (said > own).all()
+    assert said.mean() > 1.05 * own.mean()
+    np.testing.assert_array_equal(few.patch_covariance, made["fiducial"].patch_covariance)
 
 
 def test_power_is_that_of_the_maps(run):
@@ -565,6 +637,7 @@ def test_an_old_version_has_no_such_section(made):
 
 def test_the_joint_covariance_is_of_the_debiased(run, made, monkeypatch):
     """Its lensing block is the covariance of d' of the patches, as the release has it."""
+    monkeypatch.setattr(debias, "FEW", 0)
     n = run.n_patches
     other = np.random.default_rng(0).standard_normal((n, 4))
     monkeypatch.setattr(primary, "read", lambda *_: {"ee": other, "bb": other**2})

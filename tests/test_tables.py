@@ -675,6 +675,32 @@ def test_a_table_from_products(cut):
         coverage_tables(Run(config, HASH), release, patches_each=21)
 
 
+def test_skies_of_several_runs_are_one_table(cut):
+    """Twelve skies of one seed and three of another are fifteen, the twelve as they were."""
+    config, release, *_ = cut
+    other = config.model_copy(
+        update={"products": config.products / "other", "seed": 99, "name": "other"}
+    )
+    for i in range(3):
+        arrays = {"auto": np.ones((8, 4)) * OF_BINS**2, "truth": np.ones((8, 4))}
+        recipe = coverage.recipe(Run(other, HASH), i)
+        products.write_product(coverage.path(Run(other), i), "coverage", recipe, arrays)
+    runs = [Run(config, HASH), Run(other, HASH)]
+    (alone,) = coverage_tables(runs[0], release, statistics="hartlap")
+    (found,) = coverage_tables(runs[0], release, statistics="hartlap", others=runs[1:])
+    assert found.n_skies == 15
+    assert found.sky[24:].tolist() == [12, 13, 14]
+    np.testing.assert_array_equal(found.mean[:24], alone.mean)
+    truth = [coverage.cosmology_of(Run(other), i).omch2 for i in range(3)]
+    np.testing.assert_array_equal(found.truth[24:], truth)
+    with pytest.raises(CNNLensError, match="'seed': a sky of it has the truth, and the phases"):
+        coverage_tables(runs[0], release, others=runs[:1])
+    wider = config.coverage.model_copy(update={"omch2": (0.1, 0.2)})
+    wide = Run(config.model_copy(update={"coverage": wider}), HASH)
+    with pytest.raises(CNNLensError, match="one table is of one prior"):
+        coverage_tables(runs[0], release, others=[wide])
+
+
 def test_a_release_that_is_too_sure_is_found_out(cut):
     """With a ninth of the covariance intervals are too narrow and pulls scatter by three."""
     config, release, *_ = cut

@@ -13,7 +13,10 @@ linear estimate of d's change with x from p̂, whose scatter over n patches is C
 
     G = (A S² Jᵀ + C_dp/n) (J S² Jᵀ + C_pp/n)⁻¹.
 
-C_dp takes with it what of d's scatter the patches' own power tells. d' is unbiased for any G. What
+C_dp takes with it what of d's scatter the patches' own power tells. d' is unbiased for any G. Of
+fewer than ``FEW`` simulated patches for each number of d and p̂, a G of sample covariances fits
+their noise: d' of these patches scatters less, and that of others more, than it should. There
+correlations are shrunk, and the scatter of each patch's d' is that with a G of other patches. What
 G leaves of A, A − G J, is zero within a fraction of its Monte-Carlo error, and is left out of the
 model: its error is not, and the model keeps no part of theory's C^EE. −G ∂p̂/∂ ln C^κκ stays in it.
 Second order (:mod:`.second_order`, or along ω_c in C^κκ alone without ``points.fit``), nuisances
@@ -32,7 +35,7 @@ from ..pipeline.run import Run
 from ..theory.camb import Cosmology
 from . import curvature, nuisances, power, second_order
 from .bandpowers import PatchBandpowers
-from .covariance import mean_covariance, sample_covariance
+from .covariance import mean_covariance, sample_covariance, shrunk_covariance
 from .curvature import Curvature
 from .derivatives import SET, BandDerivatives, NoiseDerivatives
 from .response import Calibration, standard_error
@@ -40,6 +43,9 @@ from .second_order import SecondOrder
 
 # Prior widths S: of the power in a band of E, and of the noise rms, relative.
 E_WIDTH, NOISE_WIDTH = 1.0, 0.05
+# Patches for each number, below which C is shrunk, and the parts of the patches that are left out
+# in turn.
+FEW, FOLDS = 10, 20
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class Fitted:
     of_power : answers of p̂
     of_test : p̂ of the test patches, (n_patches, n_power)
     second : second order of d', over the prior or along ω_c
+    over_fitted : of d' of a test patch with G, less that with the G of other patches,
+        (n_patches, n_bins); zero of many patches
     """
 
     gain: np.ndarray
@@ -70,6 +78,7 @@ class Fitted:
     of_power: Measured
     of_test: np.ndarray
     second: SecondOrder | Curvature
+    over_fitted: np.ndarray
 
     def error_at(self, run: Run, cosmology: Cosmology) -> np.ndarray:
         """Monte-Carlo covariance at a cosmology of the models of d' and of p, after each other,
@@ -116,27 +125,24 @@ def fit(
     fiducial = of_test.mean(0)
     # Relative powers: p̂ spans six orders of magnitude.
     debiased = calibration.debias(test.auto)
-    scatter = sample_covariance(np.hstack([debiased, of_test / fiducial])) / n_patches
-    n_bins = debiased.shape[1]
-    noise, n_ee = NUISANCES.index("noise"), len(of_d.first.ee.edges) - 1
+    n_bins, noise = debiased.shape[1], NUISANCES.index("noise")
 
     def with_noise(of: Measured) -> np.ndarray:
         return np.column_stack([of.first.ee.values, of.nuisances[0][..., noise].mean(0)])
 
-    def estimate(of_what: np.ndarray, cross: np.ndarray) -> np.ndarray:
-        relative, widths = with_noise(answers) / fiducial[:, None], np.full(n_ee + 1, E_WIDTH)
-        widths[-1] = NOISE_WIDTH
-        within = scatter[n_bins:, n_bins:]
-        return coefficients(of_what, relative, widths, cross, within) / fiducial
-
-    gain = estimate(with_noise(of_d), scatter[:n_bins, n_bins:])
+    relative = with_noise(answers) / fiducial[:, None]
+    widths = np.full(relative.shape[1], E_WIDTH)
+    widths[-1] = NOISE_WIDTH
+    both = np.hstack([debiased, of_test / fiducial - 1.0])
+    gain, over_fitted = fitted(with_noise(of_d), relative, widths, both, n_patches)
+    gain = gain / fiducial
     bands, shifted = _less_power(of_d.first, of_d.shifted, answers, gain)
     second: SecondOrder | Curvature
     if run.config.points.fit is None:
         second = _curved(run, bands, shifted)
     else:
         of_noise = (answers.nuisances[0][..., noise].mean(0) / fiducial)[:, None]
-        weight = np.linalg.inv(scatter[n_bins:, n_bins:])
+        weight = np.linalg.inv(_scatter(both)[n_bins:, n_bins:])
 
         def amplitudes(directions: np.ndarray) -> np.ndarray:
             """Generalised least squares of the amplitudes of changes of C^EE, the noise free."""
@@ -145,7 +151,7 @@ def fit(
             return np.linalg.solve(seen.T @ weight @ seen, seen.T @ weight)[:-1] / fiducial
 
         second = second_order.fit(run, calibration.response, bands, gain, amplitudes)
-    return Fitted(gain, bands, answers, of_test, second)
+    return Fitted(gain, bands, answers, of_test, second, over_fitted)
 
 
 def data_debias(
@@ -174,7 +180,7 @@ def data_debias(
             "second": np.transpose(squares),
             "cross": np.transpose([second.product(i, n_v).mean(0) for i in range(n_v)]),
         }
-    of_patches = calibration.debias(test.auto) - (of_test - fiducial) @ gain.T
+    of_patches = calibration.debias(test.auto) - (of_test - fiducial) @ gain.T - found.over_fitted
     by_nuisance = [
         d - np.einsum("bi,pix->pbx", gain, p)
         for d, p in zip(of_d.nuisances, found.of_power.nuisances, strict=True)
@@ -220,6 +226,43 @@ def data_debias(
         power_error_cross=(fiducial_error + model_error)[both],
         **second_order_arrays,
     )
+
+
+def fitted(
+    of_d: np.ndarray, of_power: np.ndarray, widths: np.ndarray, both: np.ndarray, n_patches: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """G, (n_bins, n_power), and how much of the scatter of each simulated patch's d' it fits beyond
+    what it would of another's, ``over_fitted`` of :class:`Fitted`.
+
+    Parameters
+    ----------
+    of_d, of_power, widths : of :func:`coefficients`
+    both : d and p̂ of simulated patches side by side, (n_sim, n_bins + n_power), p̂ of mean zero
+    n_patches : of the survey
+    """
+    n_sim, n_bins = len(both), len(of_d)
+
+    def estimate(rows: np.ndarray) -> np.ndarray:
+        scatter = _scatter(rows) / n_patches
+        cross, within = scatter[:n_bins, n_bins:], scatter[n_bins:, n_bins:]
+        return coefficients(of_d, of_power, widths, cross, within)
+
+    gain, over_fitted = estimate(both), np.zeros((n_sim, n_bins))
+    if _few(both):
+        fold = np.arange(n_sim) % min(FOLDS, n_sim)
+        for number in range(fold.max() + 1):
+            out = fold == number
+            over_fitted[out] = both[out, n_bins:] @ (estimate(both[~out]) - gain).T
+    return gain, over_fitted
+
+
+def _few(samples: np.ndarray) -> bool:
+    return len(samples) < FEW * samples.shape[1]
+
+
+def _scatter(samples: np.ndarray) -> np.ndarray:
+    """Covariance of one patch whose inverse is no noise."""
+    return (shrunk_covariance if _few(samples) else sample_covariance)(samples)
 
 
 def _curved(run: Run, bands: NoiseDerivatives, shifted: np.ndarray) -> curvature.Curvature:

@@ -171,10 +171,17 @@ def coverage(
     primary: Annotated[
         bool, typer.Option(help="Of the likelihood with `primary: true`: the patches' E as well.")
     ] = False,
+    more: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--with",
+            help="FILE#MEMBER whose skies, of the same prior, are counted as well; repeatable.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
 ) -> None:
     """Simulate skies of a prior (omch2, logA), and print how often posteriors hold the truth."""
-    run = runs.load(config)
+    run, *others = map(runs.load, (config, *(more or ())))
     from ..calibrate.assemble import make_release
     from ..likelihood.release import read_release
     from ..report.text import format_coverage
@@ -185,7 +192,7 @@ def coverage(
         coverage.measure(run, index, threads)
     if index is None:
         tested = read_release(release) if release else make_release(run, run.config.first_survey)
-        tables = coverage.coverage_tables(run, tested, patches_each, primary=primary)
+        tables = coverage.coverage_tables(run, tested, patches_each, primary=primary, others=others)
         typer.echo("\n\n".join(map(format_coverage, tables)))
         if out:
             from ..report.drawing import save

@@ -86,7 +86,7 @@ def enclosed(hidden: np.ndarray) -> np.ndarray:
 
 
 def depth_classes(
-    depth: TileDepth, level: float = 0.1, seen: float = 0.05, holes: float = 0.25
+    depth: TileDepth, level: float = 0.05, seen: float = 0.03, holes: float = 0.1
 ) -> DepthClasses:
     """Tiles in classes, no two of one further apart than asked for.
 

@@ -20,7 +20,7 @@ It shares phases and noise with no other sky, and is of no set of shards.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -157,6 +157,34 @@ def read(run: Run) -> list[CoverageSky]:
         with products.open_product(where, KIND, wanted, shipped) as product:
             arrays = {name: product.array(name) for name in product.names()}
         found.append(CoverageSky(drawn(run, index), **arrays))
+    return found
+
+
+def read_all(runs: Sequence[Run]) -> list[CoverageSky]:
+    """The coverage skies of several runs, one run after another.
+
+    Raises
+    ------
+    CNNLensError
+        if priors differ or two runs have a sky in common; and as :func:`read`
+    """
+    first, found = runs[0].config, list[CoverageSky]()
+    for run in runs:
+        config = run.config
+        if config.coverage.prior != first.coverage.prior:
+            raise CNNLensError(
+                f"{config.name}, field 'coverage': its truths are drawn from "
+                f"{config.coverage.prior}, those of {first.name} from {first.coverage.prior}; "
+                "one table is of one prior"
+            )
+        of_run = read(run)
+        known = [sky.parameters for sky in found]
+        if any(sky.parameters in known for sky in of_run):
+            raise CNNLensError(
+                f"{config.name}, field 'seed': a sky of it has the truth, and the phases, of one "
+                "that is counted already; give it another seed"
+            )
+        found += of_run
     return found
 
 
@@ -333,6 +361,7 @@ def coverage_tables(
     noise_debias: str = "best",
     statistics: str = "hamimeche-lewis",
     primary: bool = False,
+    others: Sequence[Run] = (),
 ) -> list[CoverageTable]:
     """Posteriors of all disjoint surveys that the coverage skies give, a table for each parameter
     of the prior.
@@ -341,11 +370,13 @@ def coverage_tables(
     ----------
     release : whose calibration, model and covariance are tested; its data play no part
     patches_each : patches of one survey; the configuration's by default
+    others : runs with more skies, drawn from the same prior
 
     Raises
     ------
     CNNLensError
-        if a sky has fewer patches than a survey, or another network made the release
+        if a sky has fewer patches than a survey, another network made the release, or skies of
+        several runs are of different priors or the same
     """
     config = run.config
     patches_each = patches_each or config.coverage.patches_each
@@ -355,7 +386,7 @@ def coverage_tables(
             f"{str(made_with)[:16]}…, the configuration's is {run.estimator_id[:16]}…; use the "
             "release that this network made"
         )
-    skies_of = read(run)
+    skies_of = read_all([run, *others])
     if any(sky.power is None for sky in skies_of):
         release = replace(release, data_debias=None)
     surveys, truth, origin = [], [], []
