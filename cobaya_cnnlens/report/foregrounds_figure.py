@@ -48,7 +48,7 @@ def draw_foregrounds(table: ForegroundTable) -> Figure:
     axis.set(xlabel=r"bias of $\Omega_c h^2$ [its $\sigma$]")
     axis.set_title(f"{table.frequency_ghz:g} GHz, nothing masked or cleaned beyond that", size=10)
     axis.invert_yaxis()
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     _signed(axis, axis.set_xscale)
     figure.tight_layout()
     return figure
@@ -56,6 +56,10 @@ def draw_foregrounds(table: ForegroundTable) -> Figure:
 
 def _signed(axis, set_scale) -> None:
     """Both signs over decades; half a σ either way in grey."""
-    set_scale("symlog", linthresh=0.5)
-    span = axis.axhspan if set_scale == axis.set_yscale else axis.axvspan
+    set_scale("symlog", linthresh=0.5, linscale=0.7)
+    upright = set_scale == axis.set_yscale
+    low, high = axis.get_ylim() if upright else axis.get_xlim()
+    ticks = [x for x in (-100, -10, -1, 0, 1, 10, 100) if low <= x <= high]
+    (axis.set_yticks if upright else axis.set_xticks)(ticks, [f"{x:g}" for x in ticks])
+    span = axis.axhspan if upright else axis.axvspan
     span(-0.5, 0.5, color="0.9", zorder=0)
