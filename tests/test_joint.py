@@ -131,6 +131,17 @@ def test_what_does_not_go_together(release, options, said):
         BandpowerLikelihood(release, **{"primary": True} | options)
 
 
+def test_too_few_patches_for_it(release):
+    n = release.n_bins + len(release.data_debias.power)
+    few = replace(release, n_sim=n + 2)
+    with pytest.raises(
+        CNNLensError, match=f"'covariance.n_sim': {n + 2} simulated patches give no"
+    ):
+        BandpowerLikelihood(few, primary=True)
+    BandpowerLikelihood(few)
+    BandpowerLikelihood(replace(release, n_sim=n + 3), primary=True)
+
+
 def test_a_release_without_it(release):
     debias = release.data_debias
     names = [attribute for attribute, _ in PRIMARY_ARRAYS.values()]

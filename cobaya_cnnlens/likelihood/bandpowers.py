@@ -361,7 +361,7 @@ def _power_of(release: Release, noise_debias: str) -> DataDebias:
     Raises
     ------
     CNNLensError
-        if it does not hold it
+        if it does not hold it, or a covariance of too few patches
     """
     if noise_debias != "data":
         raise CNNLensError(
@@ -372,6 +372,13 @@ def _power_of(release: Release, noise_debias: str) -> DataDebias:
         raise CNNLensError(
             f"primary: true: release '{release.name}' does not hold the covariance with the power "
             "of its patches; make it again with `data_debias: true` in its configuration"
+        )
+    n_data = release.n_bins + len(release.data_debias.power)
+    if release.n_sim <= n_data + 2:
+        raise CNNLensError(
+            f"primary: true: release '{release.name}', field 'covariance.n_sim': {release.n_sim} "
+            f"simulated patches give no covariance of {n_data} bandpowers and powers of E; calibrate "
+            f"with {n_data + 3}, or many more, or leave primary out"
         )
     return release.data_debias
 
