@@ -377,8 +377,8 @@ def _power_of(release: Release, noise_debias: str) -> DataDebias:
     if release.n_sim <= n_data + 2:
         raise CNNLensError(
             f"primary: true: release '{release.name}', field 'covariance.n_sim': {release.n_sim} "
-            f"simulated patches give no covariance of {n_data} bandpowers and powers of E; calibrate "
-            f"with {n_data + 3}, or many more, or leave primary out"
+            f"simulated patches give no covariance of {n_data} bandpowers and powers of E; "
+            f"calibrate with {n_data + 3}, or many more, or leave primary out"
         )
     return release.data_debias
 
