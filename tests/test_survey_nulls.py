@@ -341,3 +341,28 @@ def test_by_command(plan, setup, tmp_path, monkeypatch):
     result = command()
     assert isinstance(result.exception, CNNLensError)
     assert "3 tiles; nulls are judged by the scatter of 4 or more" in str(result.exception)
+
+
+def test_the_scatter_of_a_ratio_is_that_of_both_its_parts():
+    """Tiles' powers x = r y of one ratio, however they scatter: the ratio does not; of independent
+    powers its variance is the sum of both relative ones."""
+    generator = np.random.default_rng(8)
+
+    def judge(x, y):
+        judge = object.__new__(judged._Judge)
+        judge.merge = lambda values: values
+        twins = np.ones((len(x), 1, 1)), 0.7 * np.ones((len(x), 1, 1))
+        judge.found = {
+            "x": np.concatenate([x[:, None], twins[1]], axis=1),
+            "y": np.concatenate([y[:, None], twins[0]], axis=1),
+        }
+        return judge.relative("x", "y")
+
+    y = 1.0 + 0.2 * generator.standard_normal((5000, 1))
+    np.testing.assert_allclose(judge(0.9 * y, y), 0.2, rtol=1e-9)
+    x = 0.9 + 0.3 * generator.standard_normal((5000, 1))
+    found = judge(x, y)
+    assert found.mean() == pytest.approx(x.mean() / y.mean() - 0.7, rel=1e-9)
+    ratio = x.mean() / y.mean()
+    expected = np.hypot(0.3 / x.mean(), 0.2 / y.mean()) * ratio
+    assert found.std() == pytest.approx(expected, rel=0.05)

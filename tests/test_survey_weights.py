@@ -127,3 +127,14 @@ def test_the_correlation_of_neighbours():
     found, error = neighbour_correlation(values, tiles, LABEL)
     assert error < 0.02
     assert found == pytest.approx(0.3, abs=4 * error)
+
+
+def test_neighbours_of_one_class_count_their_mean():
+    """Two of four independent patches about the mean of the four have a correlation of −1/3."""
+    generator = np.random.default_rng(7)
+    tiles = np.repeat(np.arange(6), 4)
+    found = [
+        neighbour_correlation(generator.standard_normal((24, 8)), tiles, np.arange(6))[0]
+        for _ in range(400)
+    ]
+    assert abs(np.mean(found)) < 4 * np.std(found) / 20

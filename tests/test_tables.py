@@ -14,7 +14,7 @@ from cobaya_cnnlens.calibrate.bandpowers import signal_bandpowers
 from cobaya_cnnlens.calibrate.windows import bandpower_windows
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
-from cobaya_cnnlens.likelihood.statistics import inverse_covariance
+from cobaya_cnnlens.likelihood.statistics import hotelling_pte, inverse_covariance
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.reconstruct.n0 import n0_iterated
@@ -229,6 +229,8 @@ def test_residual_on_patches_that_gave_no_calibration(small_config):
     expected = np.sqrt(2 * (4 * NOISE + 2 * NOISE**2) / (600 * 200))
     np.testing.assert_allclose(table.error, expected, rtol=0.1)
     assert "600 patches" in format_residual(table)
+    # The covariance is of the patches themselves: Hotelling's T², not χ².
+    assert table.pte == pytest.approx(hotelling_pte(table.chi2, 600, len(table.L)), rel=1e-12)
     louder = with_bandpowers(small_config, "a", 1.1 * NOISE, 0)
     for name in ("validation", "test"):  # as before; the survey keeps the louder noise
         bandpowers.path(Run(louder), name, 0).unlink()
@@ -287,7 +289,7 @@ def test_points_as_a_survey_sees_them(written, monkeypatch):
         for d in (written.changes(**c) for c in found.changes)
     ]
     residual = together.mean(0) - np.mean([m.mean(0) for m in model], axis=0)
-    covariance = covariance_of_mean(together) + np.mean([covariance_of_mean(m) for m in model], 0)
+    covariance = covariance_of_mean(together) + covariance_of_mean(np.mean(model, 0))
     assert found.mean_chi2 == pytest.approx(
         residual @ inverse_covariance(covariance) @ residual, rel=1e-4
     )

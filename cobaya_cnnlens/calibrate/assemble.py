@@ -195,6 +195,7 @@ def assembled(
     auto: np.ndarray,
     origin: dict,
     of_power: tuple[Measured, np.ndarray] | None = None,
+    groups: np.ndarray | None = None,
 ) -> Release:
     """The release of patches by what was measured of simulated ones.
 
@@ -205,7 +206,7 @@ def assembled(
     measured : derivatives, shifted noise and nuisances, divided by R²
     auto : ⟨κ̂κ̂*⟩ of the survey, (n_patches, n_bins)
     origin : where that came from
-    of_power : of :func:`.debias.fit`, for the debias from the data
+    of_power, groups : of :func:`.debias.fit`, for the debias from the data
     """
     config = run.config
     debiased = calibration.debias(test.auto)
@@ -217,7 +218,7 @@ def assembled(
     curved = curvature.curvature_of(run, first, measured.shifted)
     from_data = None
     if config.data_debias:
-        found = debias.fit(run, calibration, test, measured, len(auto), of_power)
+        found = debias.fit(run, calibration, test, measured, len(auto), of_power, groups)
         from_data = debias.data_debias(run, calibration, test, measured, found)
     reach = max(windows.shape[1], kk.edges[-1], ee.edges[-1])
     return Release(

@@ -13,10 +13,11 @@ linear estimate of d's change with x from p̂, whose scatter over n patches is C
 
     G = (A S² Jᵀ + C_dp/n) (J S² Jᵀ + C_pp/n)⁻¹.
 
-C_dp takes with it what of d's scatter the patches' own power tells. d' is unbiased for any G. Of
-fewer than ``FEW`` simulated patches for each number of d and p̂, a G of sample covariances fits
-their noise: d' of these patches scatters less, and that of others more, than it should. There
-correlations are shrunk, and the scatter of each patch's d' is that with a G of other patches. What
+C_dp takes with it what of d's scatter the patches' own power tells. d' is unbiased for any G. With
+few simulated patches for each number of d and p̂ a G of sample covariances fits their noise: d' of
+these patches scatters less, and that of others more, than it should. With fewer than ``FEW``
+correlations are shrunk; with fewer than ``MANY`` the scatter of each patch's d' is that with a G of
+other patches, and beyond that the difference is below 2% of σ. What
 G leaves of A, A − G J, is zero within a fraction of its Monte-Carlo error, and is left out of the
 model: its error is not, and the model keeps no part of theory's C^EE. −G ∂p̂/∂ ln C^κκ stays in it.
 Second order (:mod:`.second_order`, or along ω_c in C^κκ alone without ``points.fit``), nuisances
@@ -43,9 +44,9 @@ from .second_order import SecondOrder
 
 # Prior widths S: of the power in a band of E, and of the noise rms, relative.
 E_WIDTH, NOISE_WIDTH = 1.0, 0.05
-# Patches for each number, below which C is shrunk, and the parts of the patches that are left out
-# in turn.
-FEW, FOLDS = 10, 20
+# Patches for each number, below which C is shrunk, and below which the scatter is that of patches
+# left out of G; and the parts of the patches that are left out in turn.
+FEW, MANY, FOLDS = 20, 50, 20
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,10 @@ class Fitted:
     second: SecondOrder | Curvature
     over_fitted: np.ndarray
 
-    def error_at(self, run: Run, cosmology: Cosmology) -> np.ndarray:
-        """Monte-Carlo covariance at a cosmology of the models of d' and of p, after each other,
-        (n_bins + n_power, n_bins + n_power): of the first order, the mean of two measurements for
-        d' if there is a second order, and of that."""
+    def changes_at(self, run: Run, cosmology: Cosmology) -> tuple[np.ndarray, ...]:
+        """The models' changes to a cosmology by patch, (n_patches, …), of sets of patches that
+        share nothing: the first order of d' and p̂ after each other, for d' the mean of two
+        measurements if there is a second order over the prior; and that of d'."""
         change = curvature.all_band_changes(run, self.bands, cosmology)
         kk, ee = np.split(change, [len(self.bands.kk.edges) - 1])
         first, power = (
@@ -91,10 +92,17 @@ class Fitted:
         )
         if isinstance(self.second, Curvature):
             along = kk @ self.second.kk_direction
-            return mean_covariance(np.hstack([first + self.second.patches * along**2, power]))
-        covariance = mean_covariance(np.hstack([0.5 * first, power]))
-        n_bins = first.shape[1]
-        covariance[:n_bins, :n_bins] += self.second.error_at(power.mean(0), kk)
+            return (np.hstack([first + self.second.patches * along**2, power]),)
+        return np.hstack([0.5 * first, power]), self.second.change_at(power.mean(0), kk)
+
+    def error_at(self, run: Run, cosmology: Cosmology) -> np.ndarray:
+        """Monte-Carlo covariance at a cosmology of the models of d' and of p, after each other,
+        (n_bins + n_power, n_bins + n_power)."""
+        both, *of_d = self.changes_at(run, cosmology)
+        covariance = mean_covariance(both)
+        for by_patch in of_d:
+            n_bins = by_patch.shape[1]
+            covariance[:n_bins, :n_bins] += mean_covariance(by_patch)
         return covariance
 
 
@@ -105,6 +113,7 @@ def fit(
     of_d: Measured,
     n_patches: int,
     of_power: tuple[Measured, np.ndarray] | None = None,
+    groups: np.ndarray | None = None,
 ) -> Fitted:
     """G of surveys of ``n_patches``, and what it leaves.
 
@@ -112,6 +121,7 @@ def fit(
     ----------
     of_power : of p̂ what ``of_d`` holds of d, and p̂ of the test patches, (n_patches, n_power); the
         run's products by default
+    groups : of the test patches, (n_patches,), see :func:`fitted`
 
     Raises
     ------
@@ -134,7 +144,7 @@ def fit(
     widths = np.full(relative.shape[1], E_WIDTH)
     widths[-1] = NOISE_WIDTH
     both = np.hstack([debiased, of_test / fiducial - 1.0])
-    gain, over_fitted = fitted(with_noise(of_d), relative, widths, both, n_patches)
+    gain, over_fitted = fitted(with_noise(of_d), relative, widths, both, n_patches, groups)
     gain = gain / fiducial
     bands, shifted = _less_power(of_d.first, of_d.shifted, answers, gain)
     second: SecondOrder | Curvature
@@ -229,7 +239,12 @@ def data_debias(
 
 
 def fitted(
-    of_d: np.ndarray, of_power: np.ndarray, widths: np.ndarray, both: np.ndarray, n_patches: int
+    of_d: np.ndarray,
+    of_power: np.ndarray,
+    widths: np.ndarray,
+    both: np.ndarray,
+    n_patches: int,
+    groups: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """G, (n_bins, n_power), and how much of the scatter of each simulated patch's d' it fits beyond
     what it would of another's, ``over_fitted`` of :class:`Fitted`.
@@ -239,6 +254,8 @@ def fitted(
     of_d, of_power, widths : of :func:`coefficients`
     both : d and p̂ of simulated patches side by side, (n_sim, n_bins + n_power), p̂ of mean zero
     n_patches : of the survey
+    groups : number of each simulated patch's group, (n_sim,), which is left out as a whole, as
+        patches that were taken about a common mean must be; each by itself by default
     """
     n_sim, n_bins = len(both), len(of_d)
 
@@ -248,21 +265,23 @@ def fitted(
         return coefficients(of_d, of_power, widths, cross, within)
 
     gain, over_fitted = estimate(both), np.zeros((n_sim, n_bins))
-    if _few(both):
-        fold = np.arange(n_sim) % min(FOLDS, n_sim)
+    if _fewer(both, MANY):
+        group = np.arange(n_sim) if groups is None else np.unique(groups, return_inverse=True)[1]
+        fold = group % min(FOLDS, group.max() + 1)
         for number in range(fold.max() + 1):
             out = fold == number
             over_fitted[out] = both[out, n_bins:] @ (estimate(both[~out]) - gain).T
     return gain, over_fitted
 
 
-def _few(samples: np.ndarray) -> bool:
-    return len(samples) < FEW * samples.shape[1]
+def _fewer(samples: np.ndarray, than: int) -> bool:
+    """Fewer for each number than that."""
+    return len(samples) < than * samples.shape[1]
 
 
 def _scatter(samples: np.ndarray) -> np.ndarray:
     """Covariance of one patch whose inverse is no noise."""
-    return (shrunk_covariance if _few(samples) else sample_covariance)(samples)
+    return (shrunk_covariance if _fewer(samples, FEW) else sample_covariance)(samples)
 
 
 def _curved(run: Run, bands: NoiseDerivatives, shifted: np.ndarray) -> curvature.Curvature:

@@ -23,7 +23,6 @@ import numpy as np
 
 from ..pipeline.run import Run
 from . import cosmologies, curvature
-from .covariance import mean_covariance
 from .derivatives import NoiseDerivatives
 
 # Principal changes of C^EE that are told apart in p̂.
@@ -63,13 +62,12 @@ class SecondOrder:
         """s_bij by patch, (n_patches, n_bins)."""
         return self.patches[..., self.n_v + 1 + pairs(self.n_v + 1).index(pair)]
 
-    def error_at(self, power: np.ndarray, kk: np.ndarray) -> np.ndarray:
-        """Monte-Carlo covariance of ½ l w + s w w at a change of p̂ and of the bands of C^κκ,
-        (n_bins, n_bins)."""
+    def change_at(self, power: np.ndarray, kk: np.ndarray) -> np.ndarray:
+        """½ l w + s w w by patch at a change of p̂ and of the bands of C^κκ, (n_patches, n_bins)."""
         w = np.append(power @ self.ee_directions, kk @ self.kk_direction)
         weight = terms(w[None])[0]
         weight[: len(w)] *= 0.5
-        return mean_covariance(self.patches @ weight)
+        return self.patches @ weight
 
 
 def pairs(n: int) -> list[tuple[int, int]]:

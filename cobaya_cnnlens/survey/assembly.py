@@ -190,6 +190,7 @@ def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release
         weights.combine(data.auto),
         {"maps": ", ".join(Path(p).name for p in plan.sources.maps)},
         (of_power, power),
+        weights.label[found.test_tiles],
     )
     debias = release.data_debias
     if debias is not None:

@@ -175,5 +175,9 @@ def neighbour_correlation(
             part = values[rows]
             off[rows] = (part - part.mean(0)) / part.std(0, ddof=1)
     pairs = len(values) // 2
-    products = (off[0 : 2 * pairs : 2] * off[1 : 2 * pairs : 2]).mean(1)
+    first, second = (slice(start, 2 * pairs, 2) for start in (0, 1))
+    # Two of k residuals about their mean have a correlation of −1/k.
+    same = classes[first] == classes[second]
+    common = same / np.bincount(classes)[classes[first]]
+    products = (off[first] * off[second]).mean(1) + common
     return float(products.mean()), float(products.std(ddof=1) / np.sqrt(pairs))

@@ -13,7 +13,7 @@ from ..calibrate.bandpowers import PatchBandpowers, signal_bandpowers
 from ..calibrate.covariance import mean_covariance
 from ..calibrate.response import Calibration, calibrate, standard_error
 from ..errors import CNNLensError
-from ..likelihood.statistics import chi2_pte, inverse_covariance
+from ..likelihood.statistics import hotelling_pte, inverse_covariance
 from ..pipeline import skies
 from ..pipeline.config import Config
 from ..pipeline.run import Run
@@ -256,5 +256,5 @@ def residual_table(run: Run, set_name: str, merge: int = 1) -> ResidualTable:
         np.sqrt(np.diag(covariance)),
         len(each),
         chi2,
-        float(chi2_pte(chi2, len(mean))),
+        float(hotelling_pte(chi2, len(each), len(mean))),
     )

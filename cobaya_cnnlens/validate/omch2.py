@@ -63,6 +63,13 @@ def shift_gain(slope: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     return weighted / np.sqrt(slope @ weighted)
 
 
+def at_the_tangent(likelihood: BandpowerLikelihood, release: Release) -> np.ndarray:
+    """Q û² of a likelihood with the debias from the data, (n_bins,): the second order at the
+    amplitude about which its model is linear, which it has added to the release's bandpowers."""
+    debiased = release.bandpowers - release.data_debias.correction(release.n_patches)
+    return likelihood.release.bandpowers - debiased
+
+
 class Omch2Likelihood:
     """χ² of ω_c alone for many data vectors: the model tabulated with CAMB and splined.
 
@@ -151,6 +158,7 @@ def recovered_omch2(
             strict=True,
         ):
             d -= replace(release.data_debias, power=own).correction(patches_each)
+        groups += at_the_tangent(likelihood, release)
     table, used = Omch2Likelihood(run, likelihood), likelihood.release
     shared = used.noise_covariance + used.derivative_covariance
     covariance = used.patch_covariance / patches_each + shared

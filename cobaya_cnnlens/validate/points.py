@@ -20,7 +20,7 @@ from ..likelihood.release import Release
 from ..likelihood.statistics import hotelling_pte, inverse_covariance
 from ..pipeline.run import Run
 from ..theory.camb import Spectra
-from .omch2 import Omch2Likelihood, shift_gain
+from .omch2 import Omch2Likelihood, at_the_tangent, shift_gain
 
 # Parameters that a survey's lensing tells together, and relative steps of their derivatives.
 JOINT = {"omch2": 0.02, "As": 0.02, "H0": 0.02}
@@ -31,14 +31,15 @@ class PointCheck:
     """Change of the noise debias at one cosmology.
 
     ``found`` by patch, (n_patches, n_bins); ``predicted``, and without its second order ``linear``,
-    (n_bins,); and the Monte-Carlo covariance of the model, (n_bins, n_bins)
+    (n_bins,); and ``model``, what the patches that the model was measured of say by themselves, of
+    sets of patches that share nothing, (n_patches, n_bins) each
     """
 
     change: dict[str, float]
     found: np.ndarray
     predicted: np.ndarray
     linear: np.ndarray
-    model_covariance: np.ndarray
+    model: tuple[np.ndarray, ...]
 
     @property
     def residual(self) -> np.ndarray:
@@ -48,7 +49,12 @@ class PointCheck:
     @property
     def covariance(self) -> np.ndarray:
         """Of ``residual``, (n_bins, n_bins)."""
-        return mean_covariance(self.found) + self.model_covariance
+        return _covariance(self.found, *self.model)
+
+
+def _covariance(*sets: np.ndarray) -> np.ndarray:
+    """Of the sum of the means of independent sets of patches."""
+    return np.sum([mean_covariance(by_patch) for by_patch in sets], axis=0)
 
 
 def check_points(
@@ -67,7 +73,7 @@ def check_points(
     """
     by_data = BandpowerLikelihood(release, noise_debias).noise_debias == "data"
     way = "data" if by_data else "quadratic"
-    error_of = _errors(run, release, by_data)
+    model_at = _model(run, release, by_data)
     by_change: dict[tuple, list[Point]] = {}
     for point in cosmologies.checked(run, group):
         by_change.setdefault(tuple(sorted(point.change.items())), []).append(point)
@@ -86,7 +92,7 @@ def check_points(
             - _noise(made, still, run.spectra(), way)
             for made in (release, flat)
         )
-        checks.append(PointCheck(dict(change), found, predicted, linear, error_of(cosmology)))
+        checks.append(PointCheck(dict(change), found, predicted, linear, model_at(cosmology)))
     return checks
 
 
@@ -95,10 +101,12 @@ def _noise(release: Release, seen: Patches, theory: Spectra, noise_debias: str) 
     second order, (n_bins,)."""
     survey = with_data(release, seen.auto, seen.power)
     signal = release.windows @ theory.kk[: release.windows.shape[1]]
-    noise = BandpowerLikelihood(survey, noise_debias).model(theory.kk, theory.ee) - signal
+    likelihood = BandpowerLikelihood(survey, noise_debias)
+    noise = likelihood.model(theory.kk, theory.ee) - signal
     if noise_debias == "data":
         own = survey.data_debias
         noise = noise + own.correction(survey.n_patches) - own.correction_of(own.power)
+        noise = noise - at_the_tangent(likelihood, survey)
     return noise
 
 
@@ -107,8 +115,8 @@ def _first_order(of: debias.DataDebias) -> debias.DataDebias:
     return replace(of, **{name: np.zeros_like(getattr(of, name)) for name in names})
 
 
-def _errors(run: Run, release: Release, by_data: bool):
-    """Monte-Carlo covariance of the model, as a function of the cosmology."""
+def _model(run: Run, release: Release, by_data: bool):
+    """The model's change by patch, as a function of the cosmology; see :class:`PointCheck`."""
     first = derivatives.read(run, release.response)
     shifted = curvature.shifted_noise(run, release.response)
     if by_data:
@@ -118,15 +126,16 @@ def _errors(run: Run, release: Release, by_data: bool):
         measured = debias.Measured(first, shifted, nuisances.read(run, release.response))
         test = bandpowers.read(run, cosmologies.SET)
         fitted = debias.fit(run, calibration, test, measured, release.n_patches)
-        of_bins = np.s_[: release.n_bins, : release.n_bins]
-        return lambda cosmology: fitted.error_at(run, cosmology)[of_bins]
+        return lambda cosmology: tuple(
+            by_patch[:, : release.n_bins] for by_patch in fitted.changes_at(run, cosmology)
+        )
     curved = curvature.curvature_of(run, first, shifted)
     along = np.concatenate([curved.kk_direction, curved.ee_direction])
     bands = np.concatenate([first.kk.patches, first.ee.patches], axis=2)
 
     def of_theory(cosmology):
         changes = curvature.all_band_changes(run, first, cosmology)
-        return mean_covariance(bands @ changes + curved.patches * (changes @ along) ** 2)
+        return (bands @ changes + curved.patches * (changes @ along) ** 2,)
 
     return of_theory
 
@@ -195,9 +204,12 @@ def points_table(run: Run, group: str) -> PointsTable:
 
     judged = [judge(c.residual, c.covariance) for c in checks]
     mean = np.mean([c.residual for c in checks], axis=0)
-    scatter = mean_covariance(np.mean([c.found for c in checks], axis=0))
-    model = np.mean([c.model_covariance for c in checks], axis=0)
-    mean_chi2, mean_pte = judge(mean, scatter + model)
+    # All points are of the same patches, and so are the model's.
+    of_mean = _covariance(
+        np.mean([c.found for c in checks], axis=0),
+        *(np.mean(of_set, axis=0) for of_set in zip(*(c.model for c in checks), strict=True)),
+    )
+    mean_chi2, mean_pte = judge(mean, of_mean)
     return PointsTable(
         [c.change for c in checks],
         release.n_patches,

@@ -151,8 +151,13 @@ class _Judge:
         return (self.tile(name) - self.twin(name)) / self.twin(over).mean(0)
 
     def relative(self, name: str, over: str) -> np.ndarray:
-        """Each over its own mean power, the tiles' less the twins'."""
-        return self.tile(name) / self.tile(over).mean(0) - self.twin(name) / self.twin(over).mean(0)
+        """Ratios of the mean powers, the tiles' less the twins'; about each the tiles' own by its
+        first order, (x − r y)/ȳ, so that their scatter is that of the ratio."""
+        tiles, twins = (
+            (x - x.mean(0) / y.mean(0) * y + x.mean(0)) / y.mean(0)
+            for x, y in ((read(name), read(over)) for read in (self.tile, self.twin))
+        )
+        return tiles - twins
 
     def gain(self) -> np.ndarray:
         of = []
