@@ -8,7 +8,7 @@ from scipy.interpolate import CubicSpline
 from scipy.stats import kstest, norm
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate import bandpowers, curvature
+from cobaya_cnnlens.calibrate import bandpowers, curvature, power
 from cobaya_cnnlens.calibrate.assemble import calibration_of, make_release
 from cobaya_cnnlens.calibrate.bandpowers import signal_bandpowers
 from cobaya_cnnlens.calibrate.windows import bandpower_windows
@@ -39,7 +39,7 @@ from cobaya_cnnlens.validate.points import points_table
 from cobaya_cnnlens.validate.posterior_grid import PosteriorGrid
 
 from . import written as written_by_hand
-from .conftest import synthetic_release
+from .conftest import synthetic_debias, synthetic_release
 from .written import (
     N_BINS,
     PER_SKY,
@@ -372,6 +372,39 @@ def test_recovered_omch2(written, monkeypatch, patches_each):
     assert found.scatter == pytest.approx(np.std(best, ddof=1), rel=1e-2)
     with pytest.raises(CNNLensError, match="20 patches: too few for two groups of 11"):
         recovered_omch2(Run(config, HASH), release, "high", 11)
+
+
+def test_recovered_omch2_knows_the_second_order_of_the_data(written, monkeypatch):
+    """Every group's d less what its own power says, with Q û² added, about which the model is
+    linear; û is that of the release's bandpowers."""
+    run = Run(written.config, HASH)
+    nodes = np.array([0.1, 0.11, 0.1185, 0.13, 0.14])
+    monkeypatch.setattr("cobaya_cnnlens.validate.omch2.OMCH2_NODES", nodes)
+    release = make_release(run, "high")
+    debias = synthetic_debias(release)
+    debias = replace(debias, curvature=0.3 * release.bandpowers * np.arange(1, N_BINS + 1))
+    release = replace(release, data_debias=debias)
+    n = len(written.high)
+    own = debias.power * (1.0 + 0.02 * np.random.default_rng(0).standard_normal((n, 3)))
+    monkeypatch.setattr(power, "read", lambda *_: {"power": own})
+    seen = []
+    maximum = Omch2Likelihood.maximum
+    monkeypatch.setattr(
+        Omch2Likelihood, "maximum", lambda *given: seen.append(given[1]) or maximum(*given)
+    )
+    recovered_omch2(run, release, "high")
+    a, used = debias.kk_direction, BandpowerLikelihood(release).release
+    v = debias.amplitudes
+    first = debias.kk_derivatives + np.outer(debias.cross @ v, a)
+    # 2 û Q a is what the derivatives have beside those.
+    u = (used.kk_derivatives - first)[:, 0] / (2.0 * debias.curvature * a[0])
+    np.testing.assert_allclose(u, u[0], rtol=1e-9)
+    assert abs(u[0]) > 0.02
+    expected = [
+        d - replace(debias, power=p).correction(1) + debias.curvature * u[0] ** 2
+        for d, p in zip(written.high, own, strict=True)
+    ]
+    np.testing.assert_allclose(seen[0], expected, rtol=1e-6)
 
 
 def test_forecast_and_its_errors(written):
