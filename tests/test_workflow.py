@@ -237,7 +237,15 @@ def test_a_refining_network_learns_from_features(tmp_path, content):
     assert asked == expected | {("validation", "0", str(part)) for part in range(2)}
 
 
-@pytest.mark.parametrize("file", sorted(SHIPPED.rglob("*.yaml")), ids=lambda p: p.stem)
+# One of each kind; the others are tried with the slow tests, a Snakemake takes seconds to start.
+OFTEN = ("test", "refined", "refined_coverage", "study", "paper")
+FILES = [
+    pytest.param(file, id=file.stem, marks=() if file.stem in OFTEN else pytest.mark.slow)
+    for file in sorted(SHIPPED.rglob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize("file", FILES)
 def test_every_shipped_file_has_a_workflow(tmp_path, file):
     (tmp_path / "training").symlink_to(REPOSITORY / "training")  # the networks that some name
     result = snakemake(tmp_path, "--quiet", "--config", f"pipeline={file}", "--", *TARGETS)
