@@ -109,7 +109,9 @@ def write_product(
         _check_finite(path, name, np.asarray(array))
     # HDF5 writes to memory: on a disk that fills up it would end the process.
     content = io.BytesIO()
-    with h5py.File(content, "w", userblock_size=USER_BLOCK) as file:
+    # The older layout takes more for each small group than is in it.
+    layout = {"libver": ("v110", "v110")} if compress else {}
+    with h5py.File(content, "w", userblock_size=USER_BLOCK, **layout) as file:
         file.attrs["kind"] = kind
         file.attrs["identity"] = identity_of(recipe)
         file.attrs["recipe"] = json.dumps(recipe, sort_keys=True)
