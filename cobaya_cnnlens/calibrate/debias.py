@@ -133,13 +133,13 @@ def fit(
         of_power = power_answers(run), of_test
     answers, of_test = of_power
     fiducial = of_test.mean(0)
-    # Relative powers: p̂ spans six orders of magnitude.
     debiased = calibration.debias(test.auto)
     n_bins, noise = debiased.shape[1], NUISANCES.index("noise")
 
     def with_noise(of: Measured) -> np.ndarray:
         return np.column_stack([of.first.ee.values, of.nuisances[0][..., noise].mean(0)])
 
+    # Relative powers: p̂ spans six orders of magnitude.
     relative = with_noise(answers) / fiducial[:, None]
     widths = np.full(relative.shape[1], E_WIDTH)
     widths[-1] = NOISE_WIDTH
