@@ -262,6 +262,7 @@ def test_with_a_limit_nothing_is_seen_beyond_it(measured):
     assert limited < 1e-2 * of_all
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_measured_again(measured):
     run, _ = measured  # noqa: F811
     kappa = observe_sky(run, "test", 0).kappa[::2]

@@ -720,6 +720,7 @@ def test_node_options(path, nodes, message):
             get_model(content)
 
 
+@pytest.mark.slow
 def test_units_of_node_camb(path):
     content = info(path)
     content["theory"]["camb"] |= {"class": "cobaya_cnnlens.NodeCAMB", "nodes": {"omch2": 0.002}}

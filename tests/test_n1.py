@@ -67,6 +67,7 @@ def test_n0_and_n1_are_the_noise_of_lensed_maps(fiducial, n1):
     assert ((noise.mean(0) - n0) / error)[1:].max() > 5
 
 
+@pytest.mark.slow
 def test_response_of_gradient_spectra(fiducial):
     """One to first order, a per cent below it with CAMB's lensed gradients."""
     L = np.array([300.0, 1000.0])

@@ -133,6 +133,7 @@ def test_weights_are_those_of_the_cubic():
             assert weights @ at**power == pytest.approx(position**power, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_more_multipoles_later(tmp_path, monkeypatch):
     """A requirement that comes after the first point makes nodes that reach it."""
     made = theory(tmp_path, lmax=200)

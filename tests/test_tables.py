@@ -295,6 +295,7 @@ def test_points_as_a_survey_sees_them(written, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_residuals_are_shared_out_among_three_parameters(written):
     """What one of them does to the bandpowers shifts that one, by its change over its σ, and the
     others not at all."""

@@ -136,6 +136,7 @@ def test_targets_belong_to_their_inputs(tiny):
     np.testing.assert_array_equal(inputs[..., 1:], outputs["kappa"])
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_and_ends_where_it_would_have(tiny, tmp_path, eager):
     whole = list(training.train(Run(tiny), tmp_path / "whole"))
     assert [r["epoch"] for r in whole] == [1, 2, 3]

@@ -96,6 +96,7 @@ def test_paths_of_the_workflow_are_quoted(nasty, calls, content, estimator):
     assert all((nasty / NASTY / f"{name}.txt").exists() for name in tables)
 
 
+@pytest.mark.slow
 def test_paths_of_a_study_are_quoted(nasty, calls, content):
     """Also: each member's own commands name it, and members that share skies make each once."""
     content["products"] = NASTY
@@ -128,6 +129,7 @@ def test_a_study_is_compared_and_releases_are_on_request(calls, content):
     assert sorted(made) == sorted(expected)
 
 
+@pytest.mark.slow
 def test_a_member_of_a_study_is_a_configuration(calls, content, nasty):
     content |= {"products": "p", "members": {"one": {}, "two": {"network": {"seed": 2}}}}
     _, path = calls(content, "all")
@@ -137,6 +139,7 @@ def test_a_member_of_a_study_is_a_configuration(calls, content, nasty):
     assert not any(f"{path}#one" in call for call in done)
 
 
+@pytest.mark.slow
 def test_a_release_debiased_by_its_data_needs_their_power(calls, content):
     """Of everything that its own calibration is made of, each once."""
     content |= {"products": "p", "data_debias": True}
@@ -153,6 +156,7 @@ def test_a_release_debiased_by_its_data_needs_their_power(calls, content):
     assert "power" not in {call[0] for call in calls(content, "all")[0]}
 
 
+@pytest.mark.slow
 def test_an_ensemble_waits_for_its_networks(calls, content):
     networks = ["p/one/network.keras", "p/two/network.keras"]
     content |= {
