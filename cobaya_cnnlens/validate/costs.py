@@ -82,9 +82,9 @@ UNITS = {
         0.525, "a whole patch in a step of training, ResUNet of width 16", f"{NETWORKS}: 91 minutes"
     ),
     "train refined": Unit(
-        0.07,
+        0.21,
         "a patch in a step of training, refining network of width 40",
-        "training/README.md: over a second for 32",
+        BENCHMARK,
     ),
     "table": Unit(60.0, "a release or a table", "docs/measured.md: up to a minute and a half"),
 }

@@ -2,7 +2,7 @@
 patches of 128² pixels at 1 µK-arcmin, l to 5000, each stage at two numbers of patches, whose
 difference is what a patch costs. CPU time of all threads: other work changes it little.
 
-    python tests/benchmarks/costs.py [sky|bands|observation|estimators|start …]
+    python tests/benchmarks/costs.py [sky|bands|observation|estimators|training|start …]
 
 Ten CPU-minutes for all.
 """
@@ -112,6 +112,27 @@ def estimators(run: Run) -> None:
         timed(kind, lambda e=estimator: e.reconstruct(q, u), FEW)
 
 
+def training(run: Run) -> None:
+    """Of the refining network: its features count by their number alone."""
+    from cobaya_cnnlens.pipeline import refining
+    from cobaya_cnnlens.reconstruct.features import FEATURES, RefiningPatches
+    from cobaya_cnnlens.reconstruct.refining import FeatureBatches, ModeWeights
+
+    config, n = run.config, run.config.patch.n_pixels
+    network = Network(kind="refined", width=config.network.width)
+    learner = refining.new_learner(run_of(config.products, network=network))
+    maps = np.zeros((FEW, n, n, len(FEATURES)), np.float16)
+    known = RefiningPatches(maps, maps[..., 0], maps[..., 0], np.ones(FEW))
+    weights = ModeWeights(config.patch, config.instrument, run.spectra(), np.mean(run.mask**2))
+
+    def steps(number: int) -> None:
+        seeds = np.random.SeedSequence(1).spawn(number)
+        learner.fit(FeatureBatches(known, weights, seeds, FEW), verbose=0)
+
+    steps(1)  # compiled
+    timed("training of the refining network", lambda: steps(10), 10 * FEW)
+
+
 def start(run: Run) -> None:
     """Of a job: Snakemake reads the workflow, once more under Slurm, and a command its packages."""
     workflow = [sys.executable, "-m", "snakemake", "-s", TRAINING / "Snakefile", "--dry-run"]
@@ -126,7 +147,7 @@ def start(run: Run) -> None:
 def main(*parts: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = run_of(Path(folder))
-        for part in parts or ("start", "sky", "observation", "bands", "estimators"):
+        for part in parts or ("start", "sky", "observation", "bands", "estimators", "training"):
             globals()[part](run)
 
 
