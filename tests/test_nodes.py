@@ -74,6 +74,7 @@ def counted(monkeypatch):
     return asked
 
 
+@pytest.mark.slow
 def test_between_nodes_it_is_camb_whatever_the_other_parameters(tmp_path):
     """Also after another parameter has changed, and has changed back."""
     made = theory(tmp_path)

@@ -182,7 +182,7 @@ def test_coverage_of_a_survey_whose_answer_is_known(small_config, monkeypatch):
     monkeypatch.setitem(posterior_grid.NODES, 1, (7,))
     config = with_bandpowers(small_config, "c", NOISE, 0)
     config = config.model_copy(
-        update={"coverage": config.coverage.model_copy(update={"skies": 100, "patches_each": 16})}
+        update={"coverage": config.coverage.model_copy(update={"skies": 50, "patches_each": 16})}
     )
     made_with = {"provenance": {"network_sha256": HASH}}
     release = synthetic_release(4, n_patches=16, n_sim=10**6, **made_with)
@@ -193,7 +193,7 @@ def test_coverage_of_a_survey_whose_answer_is_known(small_config, monkeypatch):
     # Patches whose mean over 16 has the survey's whole covariance.
     root = np.linalg.cholesky(16 * release.covariance)
     generator = np.random.default_rng(0)
-    for i in range(100):
+    for i in range(50):
         draws = generator.standard_normal((160, 4)) @ root.T
         data = table.model(coverage.cosmology_of(Run(config), i).omch2) + draws
         auto = (data + release.noise) * release.response**2
@@ -202,7 +202,7 @@ def test_coverage_of_a_survey_whose_answer_is_known(small_config, monkeypatch):
             coverage.path(Run(config), i), "coverage", recipe, {"auto": auto, "truth": auto}
         )
     (found,) = coverage_tables(Run(config, HASH), release, statistics="hartlap")
-    assert len(found.rank) == 1000
+    assert len(found.rank) == 500
     for probability in (0.68, 0.95):
         part, error = found.covered(probability)
         assert abs(part - probability) < 3 * error
@@ -210,7 +210,7 @@ def test_coverage_of_a_survey_whose_answer_is_known(small_config, monkeypatch):
     assert abs(found.scatter()[0] - 1.0) < 3 * found.scatter()[1]
     bias, error = found.bias()
     assert abs(bias) < 3 * error
-    assert "1000 disjoint surveys of 16 patches from 100 skies" in format_coverage(found)
+    assert "500 disjoint surveys of 16 patches from 50 skies" in format_coverage(found)
     narrow = replace(release, patch_covariance=release.patch_covariance / 2)
     (wrong,) = coverage_tables(Run(config, HASH), narrow, statistics="hartlap")
     assert wrong.covered(0.68)[0] < 0.62

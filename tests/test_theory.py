@@ -68,6 +68,7 @@ def test_convergence_against_limber(fiducial):
         assert fiducial.kk[L] == pytest.approx(expected, rel=0.01)
 
 
+@pytest.mark.slow
 def test_accuracy_of_the_convergence(fiducial):
     finer = compute_spectra(Cosmology(), CambSettings(lmax=3500, lens_potential_accuracy=16.0))
     for L in (300, 1000, 2000, 3000):

@@ -171,6 +171,7 @@ run()
 """
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_from_its_checkpoint(tiny, tmp_path, eager):
     """kill −9 after an epoch is on disk, then run again: that epoch is kept, the rest is done."""
     phases = [Phase(steps=600, batch=2, crop=16, learning_rate=1e-3)]
@@ -392,6 +393,7 @@ def test_start_from_a_network_without_noise_channel(tiny, conditional, tmp_path,
         training.new_network(Run(wider), patches)
 
 
+@pytest.mark.slow
 def test_frozen_batch_norm_stays_as_it_was(tiny, tmp_path, eager):
     """Training on moves the kernels, over a stop too, and not one number of the batch norm; a live
     one moves its own."""
