@@ -82,7 +82,7 @@ UNITS = {
         0.525, "a whole patch in a step of training, ResUNet of width 16", f"{NETWORKS}: 91 minutes"
     ),
     "train refined": Unit(
-        0.21,
+        0.19,
         "a patch in a step of training, refining network of width 40",
         BENCHMARK,
     ),
