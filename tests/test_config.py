@@ -25,7 +25,7 @@ from cobaya_cnnlens.calibrate import (
 )
 from cobaya_cnnlens.errors import ConfigError
 from cobaya_cnnlens.pipeline import config as schema
-from cobaya_cnnlens.pipeline import loading, mean_field, networks, skies
+from cobaya_cnnlens.pipeline import features, loading, mean_field, networks, skies
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.loading import load_config, load_study
 from cobaya_cnnlens.pipeline.run import Run
@@ -498,6 +498,7 @@ STALE = {
     "name": NOTHING,
     "products": NOTHING,
     "skies_from": NOTHING,
+    "features_from": NOTHING,
     "shipped": NOTHING,
     "seed": FROM_SKIES,
     "cosmology": FROM_SPECTRA,
@@ -606,6 +607,7 @@ def sections(config):
 OTHER = {
     "train_cosmologies": [{"ns": 0.99}],
     "skies_from": "elsewhere",
+    "features_from": "elsewhere",
     "shipped": "elsewhere.h5",
     "network.pretrained": "elsewhere.keras",
     "network.kind": "refined",
@@ -807,6 +809,9 @@ def test_paths_of_different_products_differ(full):
     elsewhere = full.model_copy(update={"skies_from": REPOSITORY})
     assert REPOSITORY in skies.path(Run(elsewhere), "test", 0).parents
     assert bandpowers.path(Run(elsewhere), "test", 0) == bandpowers.path(run, "test", 0)
+    shared = full.model_copy(update={"features_from": REPOSITORY})
+    assert REPOSITORY in features.path(Run(shared), "train", 0, 0).parents
+    assert skies.path(Run(shared), "test", 0) == skies.path(run, "test", 0)
 
 
 if __name__ == "__main__":  # the table anew, where an identity is meant to change

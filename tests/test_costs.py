@@ -21,6 +21,11 @@ from cobaya_cnnlens.validate import costs
 from cobaya_cnnlens.validate.costs import UNITS, Costs
 
 CONFIGS = REPOSITORY / "training" / "config"
+REFINED = {
+    "network": {"kind": "refined", "width": 4},
+    "training": {"phases": [{"steps": 2, "learning_rate": 1e-3}], "validation_patches": 20},
+    "refining": {"batch": 16},
+}
 # A study of all that makes a difference to which jobs there are.
 STUDY = {
     "products": "p",
@@ -34,11 +39,9 @@ STUDY = {
         },
         "baseline": {"baseline": {"kind": "wiener"}},
         "pretrained": {"network": {"pretrained": ["n.keras", "p/plain/network.keras"]}},
-        "refined": {
-            "network": {"kind": "refined", "width": 4},
-            "training": {"phases": [{"steps": 2, "learning_rate": 1e-3}], "validation_patches": 20},
-            "refining": {"batch": 16},
-        },
+        "refined": REFINED,
+        # Learns from the same features.
+        "again": REFINED | {"features_from": "p/refined/features"},
     },
 }
 # In this order. What made the first is not made again; the refined bandpowers are, because their

@@ -364,8 +364,9 @@ class Config(Section):
     """The whole pipeline, from one file.
 
     ``train_cosmologies`` are changes of the fiducial cosmology, e.g. ``{omch2: 0.1285}``, that the
-    training skies take in turn; the other sets keep the fiducial one. ``shipped`` is a file of
-    bandpowers that commands read where ``products`` has none (`cnnlens ship` writes it). With
+    training skies take in turn; the other sets keep the fiducial one. ``skies_from`` and
+    ``features_from`` are folders in the place of ``products``' own, for configurations that share
+    skies, or what refining networks learn from them. ``shipped`` is a file of bandpowers that commands read where ``products`` has none (`cnnlens ship` writes it). With
     ``data_debias`` releases hold the noise debias from the survey's own E and B power.
     """
 
@@ -373,6 +374,7 @@ class Config(Section):
     seed: int = Field(ge=0, lt=2**63)
     products: FilePath
     skies_from: FilePath | None = None
+    features_from: FilePath | None = None
     shipped: FilePath | None = None
     cosmology: Cosmology = Cosmology()
     train_cosmologies: list[dict[str, float]] = []
@@ -662,3 +664,7 @@ class Config(Section):
     @property
     def sky_directory(self) -> Path:
         return self.skies_from or self.products / "skies"
+
+    @property
+    def feature_directory(self) -> Path:
+        return self.features_from or self.products / "features"

@@ -52,7 +52,7 @@ def learned_from(run: Run, set_name: str) -> list[tuple[int, int]]:
 
 def path(run: Run, set_name: str, index: int, part: int) -> Path:
     """Where the features of some patches of a sky lie."""
-    return run.config.products / KIND / set_name / f"sky_{index:04d}_{part:02d}.h5"
+    return run.config.feature_directory / set_name / f"sky_{index:04d}_{part:02d}.h5"
 
 
 def recipe(run: Run, set_name: str, index: int, part: int) -> dict:
