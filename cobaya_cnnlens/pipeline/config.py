@@ -366,8 +366,9 @@ class Config(Section):
     ``train_cosmologies`` are changes of the fiducial cosmology, e.g. ``{omch2: 0.1285}``, that the
     training skies take in turn; the other sets keep the fiducial one. ``skies_from`` and
     ``features_from`` are folders in the place of ``products``' own, for configurations that share
-    skies, or what refining networks learn from them. ``shipped`` is a file of bandpowers that commands read where ``products`` has none (`cnnlens ship` writes it). With
-    ``data_debias`` releases hold the noise debias from the survey's own E and B power.
+    skies, or what refining networks learn from them. ``shipped`` is a file of bandpowers that
+    commands read where ``products`` has none (`cnnlens ship` writes it). With ``data_debias``
+    releases hold the noise debias from the survey's own E and B power.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=100)

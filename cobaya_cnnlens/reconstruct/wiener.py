@@ -62,6 +62,7 @@ class WienerFilter:
         self.box, self._tolerance, self._limit = box, tolerance, limit
         self._turn = box.turn.copy()
         self._turn[0, 0] = 1.0
+        self._turn_back = np.conj(self._turn)
         # ⟨|X_l|²⟩ = C_l n²/Δ² for modes Σ X(x) e^{−il·x}.
         roots = [box.n / box.pixel * np.sqrt(box.spectrum(cl)) for cl in (clee, clbb)]
         # Mode 0 is its own mirror: equal roots of E and B are those of Q and of U.
@@ -99,7 +100,10 @@ class WienerFilter:
         mirrored = np.empty_like(z)
         mirrored[0, 0], mirrored[0, 1:] = z[0, 0], z[0, :0:-1]
         mirrored[1:, 0], mirrored[1:, 1:] = z[:0:-1, 0], z[:0:-1, :0:-1]
-        return same * z + mixed * np.conj(mirrored)
+        np.conjugate(mirrored, out=mirrored)
+        mirrored *= mixed
+        mirrored += same * z
+        return mirrored
 
     def weigh(self, values: np.ndarray) -> np.ndarray:
         """N⁻¹ of values on the box, (n, n)."""
@@ -115,7 +119,7 @@ class WienerFilter:
 
     def back(self, values: np.ndarray, positions: Displaced | None) -> np.ndarray:
         """Aᵀ of values on the box's pixels: modes, (n, n)."""
-        return np.conj(self._turn) * self.box.adjoint_at(self.box.blur(values), positions)
+        return self._turn_back * self.box.adjoint_at(self.box.blur(values), positions)
 
     def filter(
         self, data: np.ndarray, positions: Displaced | None, start: np.ndarray | None = None
@@ -191,7 +195,7 @@ def conjugate_gradients(
     real = right.real.dtype.type
 
     def dot(a: np.ndarray, b: np.ndarray) -> float:
-        return float(np.add.reduce((a.real * b.real + a.imag * b.imag).ravel(), dtype=float))
+        return float(np.add.reduce((a.view(real) * b.view(real)).ravel(), dtype=float))
 
     z = np.zeros_like(right) if start is None else start
     residual = right if start is None else right - apply(z)

@@ -14,8 +14,9 @@ from .instrument import ARCMIN, Instrument
 from .modes import plane_vectors
 from .patches import PatchGeometry
 
-# Relative errors of the non-uniform Fourier transforms, by precision.
-EPSILON = {"double": 1e-6, "single": 1e-4}
+# Relative errors of the non-uniform Fourier transforms, by precision. That of single precision is
+# .006 µK, a seventieth of the noise of a pixel at 1 µK'.
+EPSILON = {"double": 1e-6, "single": 1e-3}
 # Around the patch displaced values are known to so many σ of the beam, and to so many pixels: a
 # beam narrower than a pixel rings, and what lies beyond is .3% of the field's rms in the patch.
 BEAM_REACH, LEAST_REACH = 4.0, 6
@@ -31,7 +32,8 @@ class Displaced:
     """
 
     def __init__(self, box: Box, coordinates: np.ndarray):
-        self.coordinates, self._n, self._region = coordinates, box.n, box.region
+        self.coordinates, self._n, self._blocks = coordinates, box.n, box.blocks
+        self._size = len(box.region[1][0])
         self._transform = {
             forward: ducc0.nufft.plan(
                 nu2u=forward,
@@ -49,12 +51,17 @@ class Displaced:
         """Σ_l f_l e^{il·x} at the points, as pixels of the box, zero elsewhere, (n, n)."""
         out = np.zeros((self._n, self._n), modes.dtype)
         found = self._transform[False].u2nu(forward=False, grid=modes)
-        out[self._region] = found.reshape(out[self._region].shape)
+        found = found.reshape(self._size, self._size)
+        for in_box, in_region in self._blocks:
+            out[in_box] = found[in_region]
         return out
 
     def modes(self, values: np.ndarray) -> np.ndarray:
         """The adjoint of :meth:`values`, (n, n)."""
-        return self._transform[True].nu2u(forward=True, points=values[self._region].ravel())
+        points = np.empty((self._size, self._size), values.dtype)
+        for in_box, in_region in self._blocks:
+            points[in_region] = values[in_box]
+        return self._transform[True].nu2u(forward=True, points=points.ravel())
 
 
 class Box:
@@ -105,6 +112,14 @@ class Box:
         else:
             pixels = np.arange(-reach, self.n_patch + reach)
         self.region = np.ix_(pixels % self.n, pixels % self.n)
+        # The same in slices, of the box and of the region, which are faster than indices.
+        runs = np.split(np.arange(len(pixels)), np.flatnonzero(np.diff(pixels % self.n) != 1) + 1)
+        parts = [
+            (slice(first, first + len(run)), slice(run[0], run[0] + len(run)))
+            for run in runs
+            for first in [int(pixels[run[0]] % self.n)]
+        ]
+        self.blocks = [((y[0], x[0]), (y[1], x[1])) for y in parts for x in parts]
         at = pixels * self.pixel
         self._grid = np.stack(np.meshgrid(at, at, indexing="ij"), -1)
 
@@ -147,7 +162,9 @@ class Box:
 
     def blur(self, values: np.ndarray) -> np.ndarray:
         """Beam-convolved values, (n, n)."""
-        return scipy.fft.ifft2(self.beam * scipy.fft.fft2(values))
+        modes = ducc0.fft.c2c(values.astype(self.complex, copy=False))
+        modes *= self.beam
+        return ducc0.fft.c2c(modes, forward=False, inorm=2, out=modes)
 
     def pad(self, values: np.ndarray) -> np.ndarray:
         """A patch's values in the box, zero around it."""
