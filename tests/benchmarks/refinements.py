@@ -1,11 +1,12 @@
-"""Does one more pass at the refining network's κ̂ tell anything? N_L of κ̂ mixed with the step of
-that pass, at each L in the best linear way, and of the network applied once more to the features of
-that pass, over that of κ̂; the same patches, errors paired by bootstrap.
+"""What would lower the refining network's noise: N_L of κ̂ averaged over the symmetries of the
+square; mixed with the step of one more pass of the ascent at κ̂, at each L in the best linear way;
+and of the network applied once more to the features of that pass; over that of κ̂. The same
+patches, errors paired by bootstrap.
 
-    python tests/benchmarks/second_pass.py [PATCHES]
+    python tests/benchmarks/refinements.py [PATCHES]
 
 Takes training/config/refined.yaml. Makes validation sky 0 if it is not there, in a minute and a
-half; 1.5 s a patch.
+half; 2 CPU-s a patch.
 """
 
 import sys
@@ -20,10 +21,18 @@ from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.run import Run
-from cobaya_cnnlens.reconstruct.features import FEATURES, KAPPA_UNIT, PASSES, REFINED, features_of
+from cobaya_cnnlens.reconstruct.features import (
+    FEATURES,
+    KAPPA_UNIT,
+    PASSES,
+    REFINED,
+    features_of,
+    turned,
+)
 from cobaya_cnnlens.reconstruct.features import _fields as fields_of
 from cobaya_cnnlens.reconstruct.probable import TOLERANCES, ProbableLensing
 from cobaya_cnnlens.reconstruct.refined import RefinedEstimator, load_refining
+from cobaya_cnnlens.reconstruct.resunet import SYMMETRIES
 
 ROOT = Path(__file__).parents[2]
 wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 64
@@ -66,9 +75,16 @@ def once_more(i: int) -> tuple[np.ndarray, np.ndarray]:
     return step, again
 
 
+def under(turns: int, flip: bool) -> np.ndarray:
+    """κ̂ of the features under a symmetry, turned back."""
+    kappa = network.refine(turned(features, turns, flip))["kappa"]
+    return np.rot90(kappa[..., ::-1] if flip else kappa, -turns, axes=(1, 2))
+
+
 with ThreadPoolExecutor() as pool:
     steps, after = (np.stack(x) for x in zip(*pool.map(once_more, range(wanted)), strict=True))
-maps = [refined, steps, network.refine(after)["kappa"]]
+averaged = np.mean([under(*symmetry) for symmetry in SYMMETRIES], axis=0)
+maps = [refined, steps, network.refine(after)["kappa"], averaged]
 found = [spectra.transform(x) for x in maps]
 products = np.array([[spectra.cross(a, b) for b in found] for a in found])
 crosses = np.array([spectra.cross(a, true) for a in found])
@@ -85,7 +101,7 @@ def noise(which: list[int], weight: np.ndarray) -> np.ndarray:
 draws = np.random.default_rng(1).multinomial(wanted, np.ones(wanted) / wanted, 300).astype(float)
 print(f"N_L over that of the network's κ̂, {wanted} patches")
 print(f"{'L':>20}", *(f"{x:6.0f}" for x in spectra.bins.centres))
-mixtures = {"and the step": [0, 1], "the network again": [2], "all three": [0, 1, 2]}
+mixtures = {"8 symmetries": [3], "and the step": [0, 1], "the network again": [2]}
 for name, which in mixtures.items():
     ratio = noise(which, np.ones(wanted)) / noise([0], np.ones(wanted))
     error = np.std([noise(which, w) / noise([0], w) for w in draws], axis=0)
