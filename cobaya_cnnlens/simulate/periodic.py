@@ -112,13 +112,13 @@ class Box:
         else:
             pixels = np.arange(-reach, self.n_patch + reach)
         self.region = np.ix_(pixels % self.n, pixels % self.n)
-        # The same in slices, of the box and of the region, which are faster than indices.
-        runs = np.split(np.arange(len(pixels)), np.flatnonzero(np.diff(pixels % self.n) != 1) + 1)
-        parts = [
-            (slice(first, first + len(run)), slice(run[0], run[0] + len(run)))
-            for run in runs
-            for first in [int(pixels[run[0]] % self.n)]
-        ]
+        # The same in slices of the box and of the region, which are faster than indices: what lies
+        # before the patch is at the box's end.
+        size, before = len(pixels), int(np.argmin(pixels % self.n))
+        parts = (
+            (slice(self.n - before, self.n), slice(0, before)),
+            (slice(0, size - before), slice(before, size)),
+        )
         self.blocks = [((y[0], x[0]), (y[1], x[1])) for y in parts for x in parts]
         at = pixels * self.pixel
         self._grid = np.stack(np.meshgrid(at, at, indexing="ij"), -1)

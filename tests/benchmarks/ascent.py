@@ -11,6 +11,7 @@ from pathlib import Path
 from time import process_time
 
 import numpy as np
+from paired import Paired
 
 from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.loading import load_config
@@ -24,22 +25,8 @@ n = int(sys.argv[1]) if len(sys.argv) > 1 else 120
 config = load_config(Path(__file__).parents[2] / "training" / "config" / "laptop.yaml")
 skies.measure(Run(config), "test", [0])
 seen = observe_sky(Run(config), "test", 0)
-spectra, theory = Run(config).bandpowers, Run(config).spectra()
-mask = spectra.mask
-true = spectra.transform(seen.kappa[:n])
-power = spectra.cross(true, true)
-
-
-def measured(kappa):
-    """⟨κ̂κ̂*⟩ and ⟨κκ̂*⟩ of each patch, the mean κ̂ taken off, which takes 1/n of both."""
-    found, left = spectra.transform(mask * (kappa - kappa.mean(0))), 1.0 - 1.0 / len(kappa)
-    return spectra.cross(found, found) / left, spectra.cross(true, found) / left
-
-
-def noise(auto, cross, weight):
-    """N_L = ⟨κ̂κ̂*⟩/R² − ⟨κκ*⟩ over the patches, each counted so often."""
-    auto, cross, truth = (weight @ p for p in (auto, cross, power))
-    return auto * truth**2 / cross**2 - truth
+theory, mask = Run(config).spectra(), Run(config).mask
+paired = Paired(Run(config), seen.kappa[:n])
 
 
 def every_pass(passes):
@@ -56,12 +43,12 @@ climbing.last(seen.q[0], seen.u[0], rms)  # makes its filters
 slow, slow_cost = every_pass(damped.passes)
 fast, fast_cost = every_pass(lambda q, u: (p.kappa for p in climbing.passes(q, u, rms)))
 print(f"{n} patches; CPU-s a patch: 9 damped passes {slow_cost:.2f}, {PASSES} here {fast_cost:.2f}")
-draws = np.random.default_rng(1).multinomial(n, np.ones(n) / n, size=300).astype(float)
-reference = measured(slow[:, -1])
-print("N_L over that of 9 damped passes\nL        ", *(f"{L:6.0f}" for L in spectra.bins.centres))
+reference = paired.measured(mask * slow[:, -1])
+print(
+    "N_L over that of 9 damped passes\nL        ",
+    *(f"{L:6.0f}" for L in paired.spectra.bins.centres),
+)
 for number in (5, 6, 7):
-    found = measured(fast[:, number - 1])
-    ratio = noise(*found, np.ones(n)) / noise(*reference, np.ones(n))
-    error = np.std([noise(*found, w) / noise(*reference, w) for w in draws], axis=0)
+    ratio, error = paired.ratio(paired.measured(mask * fast[:, number - 1]), reference)
     print(f"{number} passes ", *(f"{r:6.3f}" for r in ratio))
     print("       +-", *(f"{e:6.3f}" for e in error))

@@ -16,6 +16,7 @@ from pathlib import Path
 from time import process_time
 
 import numpy as np
+from paired import Paired
 
 from cobaya_cnnlens.pipeline import features, skies
 from cobaya_cnnlens.pipeline.config import Baseline
@@ -40,9 +41,9 @@ skies.measure(run, "test", [0])
 seen = observe_sky(run, "test", 0)
 chosen = np.arange(wanted) * len(seen.q) // wanted
 q, u = seen.q[chosen], seen.u[chosen]
-spectra, mask, theory = run.bandpowers, run.mask, run.spectra()
-true = spectra.transform(seen.kappa[chosen])
-power = spectra.cross(true, true)
+mask, theory = run.mask, run.spectra()
+paired = Paired(run, seen.kappa[chosen])
+noise, ones = paired.noise, paired.ones
 instrument, level = config.instrument, config.instrument.noise_uk_arcmin
 # As `baseline` has it: filters divide by the noise.
 filtered = replace(instrument, noise_uk_arcmin=max(level, Baseline(kind="iterated").noise_floor))
@@ -55,21 +56,6 @@ def timed(name, make):
     maps = make()
     print(f"{name}: {(process_time() - start) / wanted:.3f} CPU-s a patch", flush=True)
     return maps
-
-
-def measured(kappa):
-    """⟨κ̂κ̂*⟩ and ⟨κκ̂*⟩ of each patch, the mean κ̂ taken off.
-
-    That takes 1/n of both: left so, N would be (C + N)/n too large, 9% at L = 350 for n = 160.
-    """
-    found, left = spectra.transform(kappa - kappa.mean(0)), 1.0 - 1.0 / len(kappa)
-    return spectra.cross(found, found) / left, spectra.cross(true, found) / left
-
-
-def noise(auto, cross, weight):
-    """N_L = ⟨κ̂κ̂*⟩/R² − ⟨κκ*⟩ over the patches, each counted so often."""
-    auto, cross, truth = (weight @ p / weight.sum() for p in (auto, cross, power))
-    return auto * truth**2 / cross**2 - truth
 
 
 def known_features():
@@ -104,10 +90,8 @@ if instrument.depth_ratio is None:
         instrument.noise_rms(config.patch),
     )
     found["ResUNet on maps"] = timed("ResUNet", lambda: resunet.reconstruct(q, u))
-bandpowers = {name: measured(maps) for name, maps in found.items()}
-draws = np.random.default_rng(1).multinomial(wanted, np.ones(wanted) / wanted, 300).astype(float)
-ones = np.ones(wanted)
-L = spectra.bins.centres
+bandpowers = {name: paired.measured(maps) for name, maps in found.items()}
+L = paired.spectra.bins.centres
 first = files[0].stem
 
 
@@ -115,7 +99,7 @@ def table(title, row):
     print(f"\n{title}\n{'L':>22}", *(f"{x:6.0f}" for x in L))
     for name in bandpowers:
         if (values := row(name, ones)) is not None:
-            error = np.std([row(name, w) for w in draws], axis=0)
+            error = np.std([row(name, w) for w in paired.draws], axis=0)
             print(f"{name:>22}", *(f"{v:6.3f}" for v in values))
             print(f"{'+-':>22}", *(f"{e:6.3f}" for e in error))
 
@@ -129,10 +113,10 @@ def ratio(name, weight):
 analytic = n0_iterated(L, theory, filtered, band_of(config.patch, theory, Filter().lmin))
 table(f"N_L of {first} over that of", ratio)
 table("N_L over the analytic iterated EB noise", lambda n, w: noise(*bandpowers[n], w) / analytic)
-table("response", lambda n, w: (w @ bandpowers[n][1]) / (w @ power))
+table("response", lambda n, w: (w @ bandpowers[n][1]) / (w @ paired.power))
 table(
     "correlation with the truth",
-    lambda n, w: (w @ bandpowers[n][1]) / np.sqrt((w @ bandpowers[n][0]) * (w @ power)),
+    lambda n, w: (w @ bandpowers[n][1]) / np.sqrt((w @ bandpowers[n][0]) * (w @ paired.power)),
 )
 if len(files) > 2:
     autos = np.stack([bandpowers[file.stem][0] for file in files])

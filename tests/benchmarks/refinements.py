@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.fft
+from paired import Paired
 
 from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.loading import load_config
@@ -37,13 +38,13 @@ from cobaya_cnnlens.reconstruct.resunet import SYMMETRIES
 ROOT = Path(__file__).parents[2]
 wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 64
 run = Run(load_config(ROOT / "training" / "config" / "refined.yaml"))
-config, mask, spectra = run.config, run.mask, run.bandpowers
+config, mask = run.config, run.mask
 skies.measure(run, "validation", [0])
 seen = observe_sky(run, "validation", 0)
 chosen = np.arange(wanted) * len(seen.q) // wanted
 q, u = seen.q[chosen], seen.u[chosen]
-true = spectra.transform(seen.kappa[chosen])
-power = spectra.cross(true, true)
+paired = Paired(run, seen.kappa[chosen])
+spectra = paired.spectra
 ascent = ProbableLensing(config.patch, config.instrument, mask, run.spectra(), PASSES)
 network = RefinedEstimator(None, [load_refining(ROOT / "training" / "networks" / "refined.keras")])
 box, rms = ascent.box, ascent.noise_rms()
@@ -87,7 +88,7 @@ averaged = np.mean([under(*symmetry) for symmetry in SYMMETRIES], axis=0)
 maps = [refined, steps, network.refine(after)["kappa"], averaged]
 found = [spectra.transform(x) for x in maps]
 products = np.array([[spectra.cross(a, b) for b in found] for a in found])
-crosses = np.array([spectra.cross(a, true) for a in found])
+crosses = np.array([spectra.cross(a, paired.true) for a in found])
 
 
 def noise(which: list[int], weight: np.ndarray) -> np.ndarray:
@@ -95,15 +96,14 @@ def noise(which: list[int], weight: np.ndarray) -> np.ndarray:
     among = np.einsum("i,...ib->b...", weight, products[np.ix_(which, which)])
     with_truth = np.einsum("i,...ib->b...", weight, crosses[which])
     known = (with_truth * np.linalg.solve(among, with_truth[..., None])[..., 0]).sum(-1)
-    return weight @ power / known - 1.0
+    return weight @ paired.power / known - 1.0
 
 
-draws = np.random.default_rng(1).multinomial(wanted, np.ones(wanted) / wanted, 300).astype(float)
 print(f"N_L over that of the network's κ̂, {wanted} patches")
 print(f"{'L':>20}", *(f"{x:6.0f}" for x in spectra.bins.centres))
 mixtures = {"8 symmetries": [3], "and the step": [0, 1], "the network again": [2]}
 for name, which in mixtures.items():
-    ratio = noise(which, np.ones(wanted)) / noise([0], np.ones(wanted))
-    error = np.std([noise(which, w) / noise([0], w) for w in draws], axis=0)
+    ratio = noise(which, paired.ones) / noise([0], paired.ones)
+    error = np.std([noise(which, w) / noise([0], w) for w in paired.draws], axis=0)
     print(f"{name:>20}", *(f"{x:6.3f}" for x in ratio))
     print(f"{'+-':>20}", *(f"{x:6.3f}" for x in error))

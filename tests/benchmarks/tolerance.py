@@ -14,6 +14,7 @@ from pathlib import Path
 from time import process_time
 
 import numpy as np
+from paired import Paired
 
 from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.loading import load_config
@@ -42,9 +43,7 @@ skies.measure(run, "validation", [0])
 seen = observe_sky(run, "validation", 0)
 chosen = np.arange(wanted) * len(seen.q) // wanted
 q, u = seen.q[chosen], seen.u[chosen]
-spectra = run.bandpowers
-true = spectra.transform(seen.kappa[chosen])
-power = spectra.cross(true, true)
+paired = Paired(run, seen.kappa[chosen])
 iterations: list[int] = []
 conjugate_gradients = wiener.conjugate_gradients
 
@@ -79,31 +78,17 @@ def measured(tolerances, epsilon, border):
     return np.swapaxes(found, 0, 1), (process_time() - start) / wanted
 
 
-def bandpowers(kappa):
-    """⟨κ̂κ̂*⟩ and ⟨κκ̂*⟩ of each patch, the mean κ̂ taken off, which takes 1/n of both."""
-    found, left = spectra.transform(kappa - kappa.mean(0)), 1.0 - 1.0 / len(kappa)
-    return spectra.cross(found, found) / left, spectra.cross(true, found) / left
-
-
-def noise(auto, cross, weight):
-    """N_L = ⟨κ̂κ̂*⟩/R² − ⟨κκ*⟩ over the patches, each counted so often."""
-    auto, cross, truth = (weight @ p / weight.sum() for p in (auto, cross, power))
-    return auto * truth**2 / cross**2 - truth
-
-
 wiener.conjugate_gradients = counted
-draws = np.random.default_rng(1).multinomial(wanted, np.ones(wanted) / wanted, 300).astype(float)
 reference = None
 print(f"{config.name}: {config.instrument.noise_uk_arcmin:g} µK-arcmin, {wanted} patches")
-print("L", *(f"{x:.0f}" for x in spectra.bins.centres))
+print("L", *(f"{x:.0f}" for x in paired.spectra.bins.centres))
 for name, variant in VARIANTS.items():
     maps, cost = measured(*variant)
     each = np.reshape(iterations, (wanted, PASSES)).mean(0)
     print(f"\n{name}: {cost:.3f} CPU-s a patch; iterations", *(f"{x:.0f}" for x in each))
     for number, kappa in zip((PASSES - 1, PASSES), maps, strict=True):
-        found = bandpowers(kappa)
+        found = paired.measured(kappa)
         reference = reference or found
-        ratio = noise(*found, np.ones(wanted)) / noise(*reference, np.ones(wanted))
-        error = np.std([noise(*found, w) / noise(*reference, w) for w in draws], axis=0)
+        ratio, error = paired.ratio(found, reference)
         print(f"pass {number}", *(f"{x:6.3f}" for x in ratio))
         print("    +-", *(f"{x:6.3f}" for x in error), flush=True)

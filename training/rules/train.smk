@@ -17,34 +17,16 @@ rule train:
         "cnnlens train {params.path:q}"
 
 
-# What a refining network learns from, many patches in a file. Members that share a folder of features
-# make each once.
-FEATURES_OWNER = {
-    file: path
-    for path, member in MEMBERS.items()
-    if member.network.kind == "refined" and not member.baseline
-    for file in all_features(member, "train", "validation")
-}
-
-
-def features_owner(wildcards):
-    name = f"sky_{wildcards.index}_{wildcards.part}.h5"
-    return FEATURES_OWNER[f"{wildcards.features}/{wildcards.set_name}/{name}"]
-
-
-def features_costs(wildcards):
-    return COSTS[str(MEMBERS[features_owner(wildcards)].products)]
-
-
-def features_minutes(wildcards, threads, attempt):
-    return costs.minutes(features_costs(wildcards).features(wildcards.set_name), threads, attempt)
+# What a refining network learns from, many patches in a file.
+FEATURES = "{features}/{set_name}/sky_{index}_{part}.h5"
+features_owner = owner_of(FEATURES)
 
 
 rule features:
     input:
         lambda w: sky(MEMBERS[features_owner(w)], w.set_name, w.index),
     output:
-        "{features}/{set_name}/sky_{index}_{part}.h5",
+        FEATURES,
     wildcard_constraints:
         part=r"\d+",
     params:
@@ -52,8 +34,8 @@ rule features:
         index=lambda w: int(w.index),
         part=lambda w: int(w.part),
     resources:
-        mem_mb=lambda w: features_costs(w).memory_mb(w.set_name),
-        runtime=features_minutes,
+        mem_mb=lambda w: costs_of(features_owner(w)).memory_mb(w.set_name),
+        runtime=within(lambda c, w: c.features(w.set_name), features_owner),
     shell:
         "cnnlens features {params.path:q} --set {wildcards.set_name:q} --index {params.index}"
         " --part {params.part} --threads {threads}"
