@@ -34,7 +34,7 @@ from cobaya_cnnlens.survey import grids, mosaic, patches, reconstruction, tiles
 from cobaya_cnnlens.survey.grids import HealpixGrid, fill, read_sky
 from cobaya_cnnlens.survey.inputs import Sources
 from cobaya_cnnlens.survey.plan import Tile, array_path, make_plan, read_plan
-from cobaya_cnnlens.survey.tiles import Footprint, check_apart, choose_tiles
+from cobaya_cnnlens.survey.tiles import Footprint, choose_tiles
 
 from .conftest import REPOSITORY
 
@@ -267,13 +267,6 @@ def test_tiles_may_be_taken_out_of_a_plan_and_not_moved(plan, tmp_path):
         path.write_text(text)
         with pytest.raises(ConfigError, match="is no plan of a survey"):
             read_plan(path)
-
-
-def test_overlapping_tiles_are_refused():
-    centres = np.array([[1.2, 0.0], [1.2 + np.radians(SIDE - 0.5), 0.0], [2.5, 3.0]])
-    with pytest.raises(MapError, match=r"here: tiles 0 and 1 overlap by 0\.[5-9]\d* degrees"):
-        check_apart(centres, SIDE, "here")
-    check_apart(centres[[0, 2]], SIDE, "here")
 
 
 def test_the_figure_shows_the_tiles(plan):
@@ -630,7 +623,7 @@ def test_a_mask_of_another_shape(files, tmp_path):
     mask = write(tmp_path / "m.fits", [np.ones(12 * 64**2)])
     refused(sources(files, mask=mask), r"map0\.fits: HEALPix nside 256, and .*m\.fits is .*side 64")
     mask = write(tmp_path / "m.fits", [1.0 * SEEN], COORDSYS="G")
-    refused(sources(files, mask=mask), "of another coordinates than")
+    refused(sources(files, mask=mask), r"of another coordinates .*map0\.fits has no COORDSYS")
     mask = write(tmp_path / "m.fits", [2.0 * SEEN])
     refused(sources(files, mask=mask), r"m\.fits: a mask of values from 0 to 2")
     mask = write(tmp_path / "m.fits", [0.0 * SEEN])
@@ -666,7 +659,7 @@ def test_units(files, tmp_path):
     for key in ("TUNIT1", "TUNIT2"):
         fits.setval(bare, key, value="", ext=1)
     one = replace(sources(files), maps=(bare,), ivar=(), level="60")
-    refused(one, r"bare\.fits: TUNIT1 is ''; write the unit .*--unit")
+    refused(one, r"bare\.fits: no unit in TUNIT1 and TUNIT2; write the unit .*--unit")
     weight = 1e12 * healpy.read_map(files["ivar0"])
     ivar = write(tmp_path / "w.fits", [weight], "")
     fits.setval(ivar, "TUNIT1", value="", ext=1)
@@ -833,7 +826,7 @@ def test_wrong_car_maps(car_files, files, tmp_path):
     refused(given, r"bare\.fits: POLCCONV is missing; write IAU or COSMO")
     fits.setval(bare, "POLCCONV", value="IAU")
     fits.delval(bare, "BUNIT")
-    refused(given, r"bare\.fits: BUNIT is ''; .*--unit")
+    refused(given, r"bare\.fits: no unit in BUNIT; .*--unit")
     refused(
         replace(given, unit="uK", mask=files["mask"]), "CAR 248 x 248 pixels of 15', and .*side"
     )
@@ -847,4 +840,4 @@ def test_wrong_car_maps(car_files, files, tmp_path):
     )
     tan = shutil.copy(car_files["mask"], tmp_path / "t.fits")
     fits.setval(tan, "CTYPE1", value="RA---TAN")
-    refused(replace(given, mask=str(tan)), r"t\.fits: CTYPE1 and CTYPE2 are 'RA---TAN' and")
+    refused(replace(given, mask=str(tan)), r"t\.fits: CTYPE1 is 'RA---TAN'")

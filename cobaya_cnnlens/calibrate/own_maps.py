@@ -20,7 +20,7 @@ import numpy as np
 
 from .. import products
 from ..errors import MapError, ProductError, ReleaseError
-from ..files import temporary_name
+from ..files import atomic_write, temporary_name
 from ..likelihood.release import Release
 from ..pipeline.run import Run
 from ..pipeline.separation import FRAMES, check_separate
@@ -172,6 +172,9 @@ def reconstruct_maps(
 ) -> Path:
     """Reconstruct a user's patches: κ̂ of each as a FITS image, and their bandpowers.
 
+    κ̂ of maps that came as arrays is written as one array too, ``kappa.npz`` with ``kappa``
+    (n_patches, n, n) in the patches' frame.
+
     Parameters
     ----------
     source : where the maps came from, kept in what is written
@@ -186,7 +189,7 @@ def reconstruct_maps(
     MapError
         if κ̂ is not finite, or the folder cannot be written
     """
-    from ..pipeline.map_files import write_images  # loads healpy and astropy
+    from ..pipeline.map_files import write_kappa  # loads healpy and astropy
 
     folder = Path(folder)
     mask = setup.mask * setup.instrument.seen(setup.patch)
@@ -198,7 +201,10 @@ def reconstruct_maps(
         for i, (patch, centre) in enumerate(zip(kappa, maps.centres, strict=True)):
             path = folder / f"kappa_{i:03d}.fits"
             cards = {"NETWORK": setup.network_hash[:16], "CONFIG": setup.name}
-            write_images(path, patch, centre, setup.patch, "", frame=maps.frame, **cards)
+            write_kappa(path, patch, centre, setup.patch, maps.frame, **cards)
+        if maps.arrays:
+            with atomic_write(folder / "kappa.npz") as partial:
+                np.savez(partial, kappa=kappa.astype(np.float32))
         path = folder / "bandpowers.h5"
         arrays = {
             "auto": setup.spectra.auto(kappa),

@@ -141,7 +141,7 @@ def reconstruct(
         setup.patch.size_deg,
         source,
     )
-    for warning in check_maps(found, setup, source):
+    for warning in [*found.warnings, *check_maps(found, setup, source)]:
         typer.secho(f"warning: {source}: {warning}", fg="yellow", err=True)
     typer.echo(own_maps.reconstruct_maps(setup, load_estimator(), found, source, folder))
 

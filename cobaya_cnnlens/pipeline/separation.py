@@ -3,39 +3,50 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from ..errors import MapError
+from ..simulate.tiling import largest_overlap, unit_vectors
+
+# Degrees that edges may reach into each other: of rounding.
+TOUCH_DEG = 1e-3
 
 # Frames of a map's coordinates, as HEALPix spells them: equatorial, galactic, ecliptic.
 FRAMES = {"C": "equatorial", "G": "galactic", "E": "ecliptic"}
 
 
-def check_separate(centres: np.ndarray, size_deg: float, source: str) -> None:
-    """Refuse patches that may overlap: a survey's errors are those of independent ones.
+def check_separate(
+    centres: np.ndarray, size_deg: float, source: str, kind: str = "patches"
+) -> None:
+    """Refuse patches that overlap: a survey's errors are those of independent ones.
 
     Parameters
     ----------
-    centres : colatitude and longitude in radians, (n, 2); NaN where unknown, which is passed over
-    size_deg : side of a patch; squares further apart than their diagonal never touch
+    centres : (n, 2)
+        Colatitude and longitude in radians; NaN where unknown, which is passed over.
+    size_deg : side of a patch, whose edges lie along the meridian at its centre
+    source : where the patches come from, for errors
+    kind : what they are, for errors
 
     Raises
     ------
     MapError
+        if two reach into each other by more than rounding
     """
     known = np.flatnonzero(np.isfinite(centres).all(1))
-    theta, phi = centres[known].T
-    n_hat = np.stack([np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)])
-    # The chord keeps its precision where the cosine of a small angle does not.
-    for i in range(len(known) - 1):
-        chord = np.linalg.norm(n_hat[:, i + 1 :] - n_hat[:, i, None], axis=0)
-        apart = np.degrees(2.0 * np.arcsin(np.minimum(0.5 * chord, 1.0)))
-        j = int(np.argmin(apart))
-        if apart[j] < np.sqrt(2.0) * size_deg:
-            (a, b), first = centres[known[[i, i + 1 + j]]], known[i]
+    if len(known) < 2:
+        return
+    # Patches further apart than their diagonal never touch.
+    reach = 4.0 * np.arcsin(0.5 * np.sqrt(0.5) * np.radians(size_deg))
+    points = unit_vectors(centres[known])
+    for pair in sorted(cKDTree(points).query_pairs(2.0 * np.sin(0.5 * reach))):
+        i, j = known[list(pair)]
+        if largest_overlap(centres[[i, j]], size_deg) > TOUCH_DEG:
+            chord = np.linalg.norm(np.diff(points[list(pair)], axis=0))
+            apart = np.degrees(2.0 * np.arcsin(0.5 * chord))
             raise MapError(
-                f"{source}: patches {first} at {_place(a)} and {known[i + 1 + j]} at {_place(b)} "
-                f"are {apart[j]:.3g} degrees apart, less than the diagonal "
-                f"{np.sqrt(2.0) * size_deg:.3g} of a patch: they overlap or nearly do, and would "
+                f"{source}: {kind} {i} at {_place(centres[i])} and {j} at {_place(centres[j])} "
+                f"overlap, {size_deg:g} degrees wide and {apart:.3g} degrees apart, and would "
                 "count as independent; leave one out"
             )
 

@@ -27,7 +27,7 @@ def plan_figure(plan: Plan) -> Figure:
 
     def plane(theta, phi):
         ahead = (phi - middle + np.pi) % (2.0 * np.pi) - np.pi
-        return -np.degrees(ahead) * np.sin(theta), 90.0 - np.degrees(theta)
+        return np.degrees(ahead) * np.sin(theta), 90.0 - np.degrees(theta)
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axis = figure.subplots()
@@ -44,10 +44,11 @@ def plan_figure(plan: Plan) -> Figure:
             axis.plot(x, y, ",", color="w", rasterized=True)
     figure.colorbar(tiles, label="noise of Q and of U, µK-arcmin")
     axis.set_aspect("equal")
+    axis.invert_xaxis()
     holes = sum(int(tile.holes.max()) for tile in plan.tiles)
     axis.set(
-        xlabel=f"longitude − {np.degrees(middle) % 360:.1f}°, times cos(latitude), to the left",
-        ylabel=f"latitude, {FRAMES[plan.frame]}",
+        xlabel=f"(longitude − {np.degrees(middle) % 360:.1f}°) cos(latitude), in degrees",
+        ylabel=f"latitude in degrees, {FRAMES[plan.frame]}",
     )
     axis.set_title(
         f"{plan.name}: {len(plan.tiles)} tiles, {plan.area_deg2:.0f} of "

@@ -114,8 +114,8 @@ def _edge(latitude: float, half: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def largest_overlap(centres: np.ndarray, size_deg: float) -> float:
-    """Deepest that any patch's edge reaches into another patch, in degrees; negative for the
-    narrowest gap between two patches.
+    """Deepest that any patch's edge or centre reaches into another patch, in degrees; negative for
+    the narrowest gap between two patches.
 
     Parameters
     ----------
@@ -128,6 +128,8 @@ def largest_overlap(centres: np.ndarray, size_deg: float) -> float:
         near = np.flatnonzero(up @ up[i] > np.cos(4.0 * half))
         latitude, offset = _edge(0.5 * np.pi - theta, half)
         edge = unit_vectors(np.stack([0.5 * np.pi - latitude, phi + offset], axis=1))
+        # Edges of the same patch twice only touch.
+        edge = np.concatenate([edge, up[i : i + 1]])
         for j in near[near != i]:
             x, y = project(edge, centres[j])
             deepest = max(deepest, float((half - np.maximum(np.abs(x), np.abs(y))).max()))

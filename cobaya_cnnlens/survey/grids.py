@@ -19,17 +19,19 @@ import healpy
 import numpy as np
 import scipy.sparse
 from astropy.io import fits
-from astropy.wcs import WCS
 from scipy.sparse.linalg import cg
 
 from ..errors import MapError
-from ..pipeline.map_files import AXES, reading
+from ..pipeline.fits_maps import FitsMap, read_fits
+from ..pipeline.map_headers import PLACE_TOLERANCE, MapHeader, odd_keywords, wcs_of
 
 # Of a HEALPix map's nside, and of a CAR map's Nyquist multipole: where quadrature is good.
 HEALPIX_LMAX, CAR_LMAX = 2.0, 0.9
 # Norm of the residual of filled pixels over their right-hand side; what is asked of them is that
 # they be smooth.
 FILL_TOLERANCE, FILL_LIMIT = 1e-4, 4000
+# Along a side of a CAR map, pixels whose places are compared with its header.
+SAMPLES = 17
 
 
 class Grid(Protocol):
@@ -104,13 +106,20 @@ class HealpixGrid:
 
 @dataclass(frozen=True)
 class CarGrid:
-    """Plate carrée in equatorial coordinates, read and analysed by pixell; see :class:`Grid`.
+    """Plate carrée, analysed by pixell; see :class:`Grid`.
 
-    ``header``: of the map's WCS, as text; ``shape``: rows and columns
+    Attributes
+    ----------
+    shape : rows and columns
+    steps : in degrees of longitude along x and of latitude along y
+    longitude : of the middle of the columns, in degrees
+    equator : the row that lies at latitude 0, counted from 1 as in FITS
     """
 
-    header: str
     shape: tuple[int, int]
+    steps: tuple[float, float]
+    longitude: float
+    equator: float
     frame: str = "C"
 
     @property
@@ -121,7 +130,12 @@ class CarGrid:
     def _wcs(self):
         from pixell import wcsutils
 
-        return wcsutils.WCS(fits.Header.fromstring(self.header))
+        # To pixell the frame is a name.
+        header = {"CTYPE1": "RA---CAR", "CTYPE2": "DEC--CAR"}
+        header |= {"CRVAL1": self.longitude, "CRPIX1": 0.5 * (self.shape[1] + 1)}
+        header |= {"CRVAL2": 0.0, "CRPIX2": self.equator}
+        header |= {"CDELT1": self.steps[0], "CDELT2": self.steps[1]}
+        return wcsutils.WCS(fits.Header(header))
 
     @property
     def size(self) -> int:
@@ -174,14 +188,24 @@ class CarGrid:
 
 @dataclass(frozen=True)
 class SkyFile:
-    """What a file of the sky holds: planes (k, n) in float32, HEALPix's unseen pixels NaN in Q and
-    U and zero in others; its header, and the keywords of that which say the planes' unit."""
+    """A map of the sky and its grid: ``planes`` (k, n) in float32, NaN in Q and U where nothing was
+    seen (see :meth:`.FitsMap.with_holes`), zero in other planes where a number stands for that."""
 
-    path: Path
     grid: Grid
-    planes: np.ndarray
-    header: fits.Header
-    unit_keys: list[str]
+    map: FitsMap
+
+    @property
+    def path(self) -> Path:
+        return self.map.path
+
+    @property
+    def planes(self) -> np.ndarray:
+        return self.map.planes.reshape(len(self.map.planes), -1)
+
+    @property
+    def assumed_frame(self) -> bool:
+        """Whether no header says of which frame the coordinates are."""
+        return self.map.nside is not None and self.map.header.frame() is None
 
 
 def read_sky(path: str | Path, wanted: str = "") -> SkyFile:
@@ -197,81 +221,58 @@ def read_sky(path: str | Path, wanted: str = "") -> SkyFile:
         if it is missing, damaged, neither, without the planes, or a CAR map and pixell is not
         installed
     """
-    path = Path(path)
-    if not path.is_file():
-        raise MapError(f"{path}: no such file")
-    header, image, extension = None, None, 0
-    with reading(path), path.open("rb") as opened, fits.open(opened, memmap=False) as file:
-        for number, part in enumerate(file):
-            if part.header.get("PIXTYPE") == "HEALPIX":
-                header, extension = part.header.copy(), number
-                break
-            if part.is_image and part.header.get("NAXIS", 0) >= 2:
-                header, image = part.header.copy(), np.asarray(part.data, np.float32)
-                break
-    if header is None:
-        raise MapError(f"{path}: neither a HEALPix map nor an image; write one")
-    if image is None:
-        return _healpix(path, header, extension, wanted)
-    return _car(path, header, image, wanted)
-
-
-def _healpix(path: Path, header: fits.Header, number: int, wanted: str) -> SkyFile:
-    frame = str(header.get("COORDSYS", "C")).strip().upper()[:1] or "C"
-    if frame not in AXES:
-        raise MapError(
-            f"{path}: COORDSYS is '{header['COORDSYS']}'; it must be C, G or E, for equatorial, "
-            "galactic or ecliptic"
-        )
-    names = {
-        i + 1: name
-        for i in range(header["TFIELDS"])
-        if (name := str(header.get(f"TTYPE{i + 1}", ""))).strip().upper() != "PIXEL"
-    }
-    if wanted:
-        first = [[i for i, n in names.items() if n.upper().startswith(x)][:1] for x in wanted]
-        columns = [i for found in first for i in found]
+    found = read_fits(Path(path), wanted, np.float32)
+    header = found.header
+    if found.nside is not None:
+        grid: Grid = HealpixGrid(found.nside, header.frame() or "C")
     else:
-        columns = list(names)
-    if len(columns) != (len(wanted) or 1):
-        needed = "Q and U; name them Q_POLARISATION, U_POLARISATION" if wanted else "one plane"
-        raise MapError(f"{path}: holds columns {list(names.values())}; it must hold {needed}")
-    with reading(path):
-        # By name: healpy does not count the column of pixel numbers that a part of the sky has.
-        planes = healpy.read_map(
-            path, field=[names[i] for i in columns], hdu=number, dtype=np.float32
-        )
-        planes = np.atleast_2d(planes)
-        nside = healpy.get_nside(planes[0])
-    planes[planes == np.float32(healpy.UNSEEN)] = np.nan if wanted else 0.0
-    return SkyFile(path, HealpixGrid(nside, frame), planes, header, [f"TUNIT{i}" for i in columns])
+        grid = _car_grid(header, found.planes.shape[1:])
+    if wanted:
+        return SkyFile(grid, found.with_holes())
+    # What is not finite is refused, or means something, where it is used.
+    found.planes[np.isfinite(found.planes) & header.holes(found.planes)] = 0.0
+    return SkyFile(grid, found)
 
 
-def _car(path: Path, header: fits.Header, image: np.ndarray, wanted: str) -> SkyFile:
-    kinds = [str(header.get(f"CTYPE{axis}", "")).strip().upper() for axis in (1, 2)]
-    if kinds != ["RA---CAR", "DEC--CAR"]:
-        raise MapError(
-            f"{path}: CTYPE1 and CTYPE2 are '{kinds[0]}' and '{kinds[1]}'; a survey's image is in "
-            "plate carrée, 'RA---CAR' and 'DEC--CAR': reproject, or give the map as HEALPix"
-        )
+def _car_grid(header: MapHeader, shape: tuple[int, int]) -> CarGrid:
+    """The plain plate carrée on which the whole header puts the pixels.
+
+    Raises
+    ------
+    MapError
+        if they lie on none: along a row longitude alone changes, along a column latitude, evenly
+    """
+    frame = header.frame_of_axes("CAR")
     if importlib.util.find_spec("pixell") is None:
         raise MapError(
-            f"{path}: a CAR map, which is read by pixell, and pixell is not installed; install it "
-            "with: pip install '.[survey]', or give the map as HEALPix"
+            f"{header.path}: a CAR map, which is read by pixell, and pixell is not installed; "
+            "install it with: pip install '.[survey]', or give the map as HEALPix"
         )
-    rows, columns = image.shape[-2:]
-    planes = image.reshape(-1, rows * columns)
-    if len(planes) not in ((2, 3) if wanted else (1,)):
-        needed = "(Q, U) or (I, Q, U)" if wanted else "one"
-        raise MapError(f"{path}: holds {len(planes)} planes; it must hold {needed}")
-    with reading(path):
-        place = WCS(header, naxis=2).to_header(relax=True)
-    for key, value in place.items():
-        # So that what differs by rounding is the same grid.
-        if isinstance(value, float):
-            place[key] = round(value, 13)
-    grid = CarGrid(place.tostring(), (rows, columns))
-    return SkyFile(path, grid, planes[-len(wanted) :], header, ["BUNIT"])
+    wcs, steps = wcs_of(header)
+    rows, columns = shape
+    middle = 0.5 * np.array([columns - 1, rows - 1])
+    x, y = np.meshgrid(*(np.linspace(0, n - 1, SAMPLES) for n in (columns, rows)))
+    longitude, latitude = wcs.all_pix2world(x, y, 0)
+    # Beside the middle, to see which way they grow.
+    near = np.array(wcs.all_pix2world([middle, middle + 0.25], 0))
+    ahead = (np.diff(near, axis=0)[0] + 180.0) % 360.0 - 180.0
+    steps = np.copysign(steps, ahead)
+    off = np.array([longitude, latitude]) - near[0, :, None, None]
+    off -= steps[:, None, None] * (np.array([x, y]) - middle[:, None, None])
+    off[0] = (off[0] + 180.0) % 360.0 - 180.0
+    # At a pole any longitude will do.
+    off[0] *= np.cos(np.radians(latitude))
+    if not np.abs(off / steps[:, None, None]).max() < PLACE_TOLERANCE:
+        raise MapError(
+            f"{header.path}: the header puts pixels elsewhere than a plate carrée about the "
+            f"equator has them, CRVAL2 0 and no turn{odd_keywords(header.own)}; CRVAL2 is "
+            f"{header.alone.number('CRVAL2', 0.0):g}: reproject the map, or give it as HEALPix"
+        )
+    # Rounded, so that what differs by rounding is the same grid.
+    step_x, step_y = (round(float(step), 13) for step in steps)
+    equator = round(float(middle[1] + 1.0 - near[0, 1] / steps[1]), 6)
+    where = round(float(near[0, 0] % 360.0), 9)
+    return CarGrid((rows, columns), (step_x, step_y), where, equator, frame)
 
 
 def dilated(grid: Grid, known: np.ndarray, steps: int) -> np.ndarray:

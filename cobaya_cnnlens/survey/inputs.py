@@ -8,15 +8,17 @@ a pixel of area Ω and inverse variance w has ρ = w/Ω, and white noise of a le
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from astropy.io import fits
 
 from ..errors import MapError
-from ..pipeline.map_files import UNITS, sign_of_u, unit_factor
+from ..pipeline import map_headers
+from ..pipeline.fits_maps import check_file
+from ..pipeline.separation import FRAMES
 from ..simulate.instrument import ARCMIN
 from .grids import Grid, SkyFile, read_sky
 
@@ -26,6 +28,10 @@ SEEN = 0.5
 COVERAGE = 0.01
 # Levels of noise in µK′ that a survey may have: beyond, a unit is wrong.
 LEVELS = (0.01, 1e4)
+# By how much rounding may move the values of a mask and of an inverse variance, relative.
+ROUNDING = 1e-5
+# Words in the name of a column, or of an extension, that holds no inverse variance.
+OTHER_NOISE = "COV VAR VARIANCE RMS STD SIGMA ERR ERROR HIT HITS NHITS NOBS OBS COUNTS"
 
 
 @dataclass(frozen=True)
@@ -71,11 +77,10 @@ class Sources:
                 f"{len(self.ivar)} --ivar for {self.n_splits} splits; give one of each split, in "
                 "their order, or one of the coadd"
             )
-        if self.unit is not None and self.unit.lower() not in UNITS:
-            raise MapError(f"--unit {self.unit}: give uK, mK or K")
+        if self.unit is not None:
+            map_headers.unit_option(self.unit)
         for name in self.files():
-            if not Path(name).is_file():
-                raise MapError(f"{name}: no such file")
+            check_file(Path(name))
         if len(set(self.maps)) < len(self.maps):
             raise MapError("a map is given twice; splits are maps of independent noise")
 
@@ -100,12 +105,12 @@ class Sources:
 @dataclass(frozen=True)
 class Split:
     """One split: Q and U in µK, COSMO, zero where it saw nothing, (n,) or None for a footprint
-    alone; its inverse variance per sr, zero there, (n,)."""
+    alone; its inverse variance per sr, zero there, (n,); whether some file's frame is assumed."""
 
     grid: Grid
     maps: list[np.ndarray] | None
     density: np.ndarray
-    header: fits.Header | None = None
+    assumed_frame: bool = False
 
 
 def digest_of(path: str | Path) -> str:
@@ -127,20 +132,23 @@ def read_splits(sources: Sources, wanted: Collection[int] | None = None) -> Iter
         naming the file, the field and the mend
     """
     sources.check()
-    grid, first = None, ""
+    first: SkyFile | None = None
     mask, shared = None, None
+    assumed = False
     if sources.mask is not None:
-        file = read_sky(sources.mask)
-        mask, grid, first = _mask(file), file.grid, sources.mask
+        first = read_sky(sources.mask)
+        mask, assumed = _mask(first), first.assumed_frame
     for i in range(sources.n_splits) if wanted is None else sorted(wanted):
-        maps, header = None, None
+        maps, factor = None, None
         if sources.maps:
             file = read_sky(sources.maps[i], "QU")
-            grid, first = grid or file.grid, first or sources.maps[i]
-            _check_same(file, grid, first)
-            maps, header = _maps(file, sources.unit), file.header
+            first = first or file
+            _check_same(file, first)
+            maps, assumed = _maps(file, sources.unit), assumed or file.assumed_frame
+            factor = _factor(file, sources.unit)
         if shared is None:
-            density, grid = _density(sources, i, mask, grid, first, header)
+            density, first, of_depth = _density(sources, i, mask, first, factor)
+            assumed |= of_depth
             # One for all splits is read once.
             shared = density if len(sources.ivar) < 2 else None
         else:
@@ -151,7 +159,7 @@ def read_splits(sources: Sources, wanted: Collection[int] | None = None) -> Iter
         if maps is not None:
             known &= np.isfinite(maps[0]) & np.isfinite(maps[1])
             maps = [np.where(known, values, np.float32(0)) for values in maps]
-        yield Split(grid, maps, np.where(known, density, np.float32(0)), header)
+        yield Split(first.grid, maps, np.where(known, density, np.float32(0)), assumed)
 
 
 def check_coverage(sources: Sources, seen: list[np.ndarray]) -> np.ndarray:
@@ -177,66 +185,85 @@ def check_coverage(sources: Sources, seen: list[np.ndarray]) -> np.ndarray:
 
 def _mask(file: SkyFile) -> np.ndarray:
     values = np.nan_to_num(file.planes[0])
-    if not ((values >= 0) & (values <= 1)).all():
+    if not ((values >= -ROUNDING) & (values <= 1.0 + ROUNDING)).all():
         raise MapError(
-            f"{file.path}: a mask of values from {values.min():.3g} to {values.max():.3g}; they "
+            f"{file.path}: a mask of values from {values.min():.8g} to {values.max():.8g}; they "
             "must lie between 0 (not seen) and 1"
         )
     return values >= SEEN
 
 
-def _check_same(file: SkyFile, grid: Grid, first: str) -> None:
-    if file.grid == grid:
+def _check_same(file: SkyFile, first: SkyFile) -> None:
+    grid, other = file.grid, first.grid
+    if grid == other:
         return
-    if file.grid.name != grid.name:
+    if grid.name != other.name:
         raise MapError(
-            f"{file.path}: {file.grid.name}, and {first} is {grid.name}; bring them to one "
+            f"{file.path}: {grid.name}, and {first.path} is {other.name}; bring them to one "
             "pixelisation"
         )
-    what = "coordinates" if file.grid.frame != grid.frame else "header (CRVAL, CRPIX, CDELT)"
-    raise MapError(f"{file.path}: of another {what} than {first}; bring them to one pixelisation")
+    if grid.frame == other.frame:
+        raise MapError(
+            f"{file.path}: of another header (CRVAL, CRPIX, CDELT) than {first.path}; bring them "
+            "to one pixelisation"
+        )
+    frames, mend = [FRAMES[of.frame] for of in (grid, other)], "rotate one"
+    for silent in (file, first):
+        if silent.assumed_frame:
+            mend = f"{silent.path} has no COORDSYS, which is taken as equatorial: write it"
+    raise MapError(
+        f"{file.path}: of another coordinates ({frames[0]}) than {first.path} ({frames[1]}); {mend}"
+    )
+
+
+def _factor(file: SkyFile, unit: str | None) -> float:
+    return file.map.header.factor_to_uk(file.map.unit_keys, unit)
 
 
 def _maps(file: SkyFile, unit: str | None) -> list[np.ndarray]:
-    standard = "COSMO"
-    if file.header.get("PIXTYPE") != "HEALPIX" and "POLCCONV" not in file.header:
-        raise MapError(
-            f"{file.path}: POLCCONV is missing; write IAU or COSMO, whose signs of U are opposite "
-            "(what pixell writes without saying so is COSMO, what it reads IAU)"
-        )
-    factor = np.float32(unit_factor(file.path, file.header, file.unit_keys, unit))
-    sign = np.float32(sign_of_u(file.path, file.header, standard))
+    """Q and U in µK, COSMO."""
+    factor = np.float32(_factor(file, unit))
+    sign = np.float32(file.map.header.sign_of_u("" if file.map.nside is None else "COSMO"))
     return [file.planes[0] * factor, file.planes[1] * factor * sign]
 
 
-def _density(sources, i, mask, grid, first, header) -> tuple[np.ndarray, Grid]:
-    """ρ of a split's pixels, and the grid."""
+def _density(
+    sources: Sources, i: int, mask, first: SkyFile | None, map_factor: float | None
+) -> tuple[np.ndarray, SkyFile, bool]:
+    """ρ of a split's pixels, the file that has the grid, and whether a frame is assumed.
+
+    Parameters
+    ----------
+    map_factor : to µK, of the maps
+    """
     if sources.level is not None and (level := _number(sources.level)) is not None:
         if not LEVELS[0] <= level <= LEVELS[1]:
             raise MapError(f"--level {sources.level}: give the noise in µK-arcmin, e.g. 5")
         value = 1.0 / (level * ARCMIN) ** 2 / sources.n_splits
-        return np.full(grid.size, value, np.float32), grid
+        return np.full(first.grid.size, value, np.float32), first, False
     file = read_sky(sources.level or sources.ivar[min(i, len(sources.ivar) - 1)])
-    grid, first = grid or file.grid, first or str(file.path)
-    _check_same(file, grid, first)
-    values = file.planes[0]
+    first = first or file
+    _check_same(file, first)
+    values, header = file.planes[0], file.map.header
+    [name], [keys] = file.map.names, file.map.unit_keys
     if sources.level is not None:
         _check_values(file, values, mask, "level", "inf or a mask of 0")
+        values = values * (header.factor(keys, name, map_headers.LEVEL) or 1.0)
         with np.errstate(divide="ignore"):
             density = np.where(values > 0, 1.0 / np.square(values * ARCMIN), 0.0)
     else:
         _check_values(file, values, mask, "inverse variance", "0")
-        factor = _variance_factor(file, sources.unit, header)
-        density = np.where(np.isfinite(values), values, 0.0) / (factor**2 * grid.areas())
+        factor = _ivar_factor(file, sources.unit, map_factor)
+        density = np.where(np.isfinite(values), values, 0.0) * (factor / file.grid.areas())
     share = len(sources.ivar) if len(sources.ivar) > 1 else 1
-    density = (density * (share / sources.n_splits)).astype(np.float32)
+    density = np.maximum(density * (share / sources.n_splits), 0.0).astype(np.float32)
     _check_level(file, density, mask, sources)
-    return density, grid
+    return density, first, file.assumed_frame
 
 
 def _check_values(file: SkyFile, values: np.ndarray, mask, what: str, instead: str) -> None:
     """Negative anywhere, or not a number where the mask, if there is one, sees."""
-    bad = values < 0
+    bad = values < -ROUNDING * np.nanmax(np.abs(values), initial=0.0, where=np.isfinite(values))
     unknown = ~np.isfinite(values) if what == "inverse variance" else np.isnan(values)
     if mask is not None:
         unknown &= mask
@@ -248,29 +275,29 @@ def _check_values(file: SkyFile, values: np.ndarray, mask, what: str, instead: s
             )
 
 
-def _variance_factor(file: SkyFile, unit: str | None, header: fits.Header | None) -> float:
-    """Factor to µK of the unit whose inverse square the values have: as the file says (1/uK^2), or
-    as --unit does, or as the maps."""
-    [key] = file.unit_keys
-    said = str(file.header.get(key, "")).strip()
-    bare = said.lower()
-    for text in ("1/", "^-2", "**-2", "^2", "**2", "-2", " ", "(", ")"):
-        bare = bare.replace(text, "")
-    if bare:
-        if bare.removesuffix("2") in UNITS:
-            return UNITS[bare.removesuffix("2")]
-        raise MapError(f"{file.path}: {key} is '{said}'; write uK^-2 or K^-2")
-    if unit is not None:
-        return UNITS[unit.lower()]
-    if header is not None:
-        keys = [k for k in header if k.startswith(("TUNIT", "BUNIT"))]
-        for k in reversed(keys):
-            if (found := str(header[k]).strip().lower()) in UNITS:
-                return UNITS[found]
-    raise MapError(
-        f"{file.path}: {key} is missing; write the unit of the inverse variance, uK^-2 or K^-2, or "
-        "give that of Q and U as --unit"
-    )
+def _ivar_factor(file: SkyFile, unit: str | None, map_factor: float | None) -> float:
+    """Factor to 1/µK² of an inverse variance: as the file says, or as --unit does, or as the maps.
+
+    Raises
+    ------
+    MapError
+        if the file says that it is something else, or nothing says the unit
+    """
+    [name], [keys], header = file.map.names, file.map.unit_keys, file.map.header
+    said = header.factor(keys, name, map_headers.INVERSE_VARIANCE)
+    if said is not None:
+        return said
+    name = name or header.alone.text("EXTNAME")
+    words = set(re.split("[^A-Z]+", name.upper()))
+    mend = map_headers.MENDS[map_headers.INVERSE_VARIANCE]
+    if words & set(OTHER_NOISE.split()) and not words & {"INV", "IVAR", "INVERSE"}:
+        raise MapError(f"{file.path}: '{name}' without {keys[0]} is no inverse variance; {mend}")
+    if unit is None and map_factor is None:
+        raise MapError(
+            f"{file.path}: {keys[0]} is missing; write the unit of the inverse variance, uK^-2 or "
+            "K^-2, or give that of Q and U as --unit"
+        )
+    return 1.0 / (map_headers.unit_option(unit) if unit is not None else map_factor) ** 2
 
 
 def _check_level(file: SkyFile, density: np.ndarray, mask, sources: Sources) -> None:

@@ -22,13 +22,14 @@ import yaml
 from .. import products
 from ..errors import ConfigError, MapError
 from ..files import atomic_write
-from ..pipeline.separation import FRAMES
+from ..pipeline.map_headers import say_frame
+from ..pipeline.separation import FRAMES, check_separate
 from ..simulate.depth import enclosed
 from ..simulate.instrument import ARCMIN, cosine_mask
 from ..simulate.patches import PatchGeometry, Pointing, point_patch
 from .grids import Grid, HealpixGrid
 from .inputs import Sources, Split, check_coverage, digest_of, read_splits
-from .tiles import Footprint, check_apart, choose_tiles
+from .tiles import Footprint, choose_tiles
 
 KIND = "survey tiles"
 ALGORITHM = 1
@@ -137,6 +138,7 @@ class Plan:
     lmax : to which multipole the maps' a_lm are good
     tiles : without overlap
     footprint : what was seen, tiles or not
+    assumed_frame : whether a file does not say of which frame its coordinates are
     """
 
     path: Path
@@ -148,6 +150,7 @@ class Plan:
     lmax: int
     tiles: tuple[Tile, ...]
     footprint: Footprint
+    assumed_frame: bool = False
 
     @property
     def name(self) -> str:
@@ -176,13 +179,16 @@ class Plan:
     @property
     def warnings(self) -> list[str]:
         """What may be wrong with the maps."""
+        found = []
+        if self.assumed_frame:
+            found.append(f"a map has {say_frame(self.frame)}; write COORDSYS if that is wrong")
         nyquist = round(self.geometry.nyquist)
         if self.sources.maps and self.lmax < nyquist:
-            return [
+            found.append(
                 f"the maps' a_lm are good to l = {self.lmax}, the patches that the network knows "
                 f"go to {nyquist}: κ̂ is not what calibrated it; take finer maps"
-            ]
-        return []
+            )
+        return found
 
 
 def array_path(path: str | Path) -> Path:
@@ -221,10 +227,10 @@ def make_plan(
         raise ConfigError(f"--seen {least}: give a fraction above 0 and up to 1")
     flat = replace(geometry, pad=0)
     sources.check()
-    densities, grid = [], None
+    densities, grid, assumed = [], None, False
     for split in tqdm(read_splits(sources), desc="splits", total=sources.n_splits, unit="split"):
         densities.append(split.density)
-        grid = split.grid
+        grid, assumed = split.grid, assumed or split.assumed_frame
     if sources.maps and sources.pixel_window and not isinstance(grid, HealpixGrid):
         raise MapError(
             f"{sources.maps[0]}: --pixel-window is for HEALPix maps; divide that of a CAR map out "
@@ -254,8 +260,9 @@ def make_plan(
     if not tiles:
         raise MapError(f"no tile sees {100 * least:.0f}%; lower --seen, or take smaller patches")
     lmax = min(grid.lmax, int(np.ceil(CORNER * flat.nyquist)))
-    plan = Plan(path, sources, recipe, flat, taper_deg, grid.frame, lmax, tuple(tiles), footprint)
-    check_apart(plan.centres, flat.size_deg, str(path))
+    known = (grid.frame, lmax, tuple(tiles), footprint, assumed)
+    plan = Plan(path, sources, recipe, flat, taper_deg, *known)
+    check_separate(plan.centres, flat.size_deg, str(path), "tiles")
     _write(plan, grid)
     return plan
 
@@ -297,6 +304,7 @@ def _write(plan: Plan, grid: Grid) -> None:
         "footprint_nside": np.int64(plan.footprint.nside),
         "frame": np.bytes_(plan.frame.encode()),
         "lmax": np.int64(plan.lmax),
+        "assumed_frame": np.int64(plan.assumed_frame),
     }
     products.write_product(array_path(plan.path), KIND, plan.recipe, arrays, compress=True)
     content = {
@@ -367,8 +375,9 @@ def read_plan(path: str | Path) -> Plan:
         int(arrays["lmax"]),
         tuple(tiles),
         footprint,
+        bool(arrays.get("assumed_frame", False)),
     )
-    check_apart(plan.centres, geometry.size_deg, str(path))
+    check_separate(plan.centres, geometry.size_deg, str(path), "tiles")
     return plan
 
 

@@ -19,7 +19,7 @@ from .. import products
 from ..calibrate.own_maps import MapSetup
 from ..calibrate.power import EBPower
 from ..errors import ConfigError, MapError
-from ..pipeline.map_files import write_images
+from ..pipeline.map_files import write_kappa
 from . import patches
 from .patches import TilePatches
 from .plan import Plan, Tile
@@ -157,7 +157,7 @@ def measure(
             parts.append(found[name])
         cards = {"NETWORK": setup.network_hash[:16], "CONFIG": setup.name, "TILE": tile.number}
         image = image_path(folder, tile)
-        write_images(image, found["kappa"], tile.centre, setup.patch, "", plan.frame, **cards)
+        write_kappa(image, found["kappa"], tile.centre, setup.patch, plan.frame, **cards)
     whole = {
         **{name: np.stack(parts) for name, parts in arrays.items()},
         "numbers": np.array([tile.number for tile in plan.tiles]),

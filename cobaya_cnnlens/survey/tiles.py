@@ -21,13 +21,11 @@ from tqdm import tqdm
 from ..errors import MapError
 from ..simulate.instrument import cosine_mask
 from ..simulate.patches import PatchGeometry
-from ..simulate.tiling import largest_overlap, project, rings, unit_vectors
+from ..simulate.tiling import project, rings, unit_vectors
 
 SHIFTS, TURNS = 8, 24
 # Points of the footprint along a tile's side, at least, by which tiles are chosen.
 POINTS = 24
-# Degrees that edges may reach into each other: of rounding.
-TOUCH_DEG = 1e-3
 
 
 @dataclass(frozen=True)
@@ -120,22 +118,3 @@ def choose_tiles(
             f"and {100 * least:.0f}% are asked for; lower --seen, or take smaller patches"
         )
     return np.concatenate(best)
-
-
-def check_apart(centres: np.ndarray, size_deg: float, source: str) -> None:
-    """Refuse tiles that overlap, which count as independent.
-
-    Raises
-    ------
-    MapError
-    """
-    if len(centres) < 2 or largest_overlap(centres, size_deg) <= TOUCH_DEG:
-        return
-    for i in range(len(centres) - 1):
-        for j in range(i + 1, len(centres)):
-            deep = largest_overlap(centres[[i, j]], size_deg)
-            if deep > TOUCH_DEG:
-                raise MapError(
-                    f"{source}: tiles {i} and {j} overlap by {deep:.3g} degrees, and would count "
-                    "as independent; take one out"
-                )

@@ -1,0 +1,313 @@
+"""The map that a FITS file holds: its planes, wherever in the file they are and in whatever order.
+
+A HEALPix map is a table, of the whole sky or of a part with a column of pixel numbers; its planes
+come in ring order. Any other map is an image. What the headers say is read by :mod:`.map_headers`.
+Files of other kinds are refused with how to convert them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import healpy
+import numpy as np
+from astropy.io import fits
+
+from ..errors import MapError
+from . import map_headers
+from .map_headers import MapHeader
+
+# Files that are no FITS files, by their first bytes or their suffix: what they are.
+OTHER_FILES = {
+    b"\x93NUMPY": "a NumPy array (.npy)",
+    b"PK\x03\x04": "a zip archive or NumPy's .npz",
+    b"\x89HDF": "an HDF5 file",
+    ".npy": "a NumPy array (.npy)",
+    ".h5": "an HDF5 file",
+    ".hdf5": "an HDF5 file",
+    ".g3": "frames of spt3g",
+    ".pkl": "a pickle",
+    ".txt": "a text file",
+}
+CONVERT = (
+    "we read FITS: HEALPix tables and images; convert it with healpy.write_map('map.fits', [q, u], "
+    "column_names=['Q', 'U']), pixell's enmap.write_fits, or spt3g's maps.fitsio"
+)
+STACK = (
+    "put them into one map: healpy.write_map('map.fits', [q, u], column_names=['Q', 'U']), or "
+    "astropy's fits.writeto('map.fits', numpy.stack([q, u]), header)"
+)
+
+
+@dataclass(frozen=True)
+class FitsMap:
+    """One map of a file.
+
+    Attributes
+    ----------
+    header : of the map
+    planes : (n_planes, n_pixels) in ring order of a HEALPix map, else (n_planes, rows, columns)
+    nside : of a HEALPix map, None of an image
+    unit_keys : for each plane the keywords that may hold its unit
+    names : of the planes
+    """
+
+    header: MapHeader
+    planes: np.ndarray
+    nside: int | None
+    unit_keys: list[tuple[str, ...]]
+    names: list[str]
+
+    @property
+    def path(self) -> Path:
+        return self.header.path
+
+    def with_holes(self) -> FitsMap:
+        """Q and U that are NaN where either was not seen: where a number stands for a hole (see
+        :meth:`.MapHeader.holes`), or both are exactly zero, which no sky is."""
+        unseen = np.any([self.header.holes(plane) for plane in self.planes], axis=0)
+        unseen |= ~np.any(self.planes, axis=0)
+        self.planes[:, unseen] = np.nan
+        return self
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever a foreign reader makes of a damaged file becomes one error, and so does its warning
+    that a file was cut off; its other warnings are of headers that it mends."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("error", message=".*(truncated|corrupt).*")
+            yield
+    except MapError:
+        raise
+    except (PermissionError, MemoryError) as error:
+        raise MapError(f"{path}: cannot be read: {error or 'too little memory'}") from None
+    except Exception as error:
+        raise MapError(
+            f"{path}: cannot be read, it is damaged or cut off ({type(error).__name__}: "
+            f"{str(error)[:200] or 'empty'}); restore it"
+        ) from None
+
+
+def check_file(path: Path, needed: str = CONVERT) -> None:
+    """Refuse a file that is missing or of a kind that is not read, and say how to convert it.
+
+    Parameters
+    ----------
+    needed : what is read, and how to write it
+
+    Raises
+    ------
+    MapError
+    """
+    if path.is_dir():
+        raise MapError(f"{path}: is a folder; name a file in it: {needed}")
+    if not path.is_file():
+        raise MapError(f"{path}: no such file")
+    with reading(path), path.open("rb") as file:
+        start = file.read(9)
+    known = [of for mark, of in OTHER_FILES.items() if isinstance(mark, bytes) and mark in start]
+    if not known and not start.startswith((b"SIMPLE", b"\x1f\x8b", b"BZ")) and start:
+        suffixes = [suffix for suffix in path.suffixes if suffix in OTHER_FILES]
+        known = [OTHER_FILES[s] for s in suffixes] or [f"no FITS file: it begins with {start!r}"]
+    elif ".g3" in path.suffixes:
+        known = [OTHER_FILES[".g3"]]
+    if known:
+        raise MapError(f"{path}: is {known[0]}; {needed}")
+
+
+def read_fits(path: Path, wanted: str = "", dtype: type = np.float64) -> FitsMap:
+    """Read the map of a FITS file.
+
+    Parameters
+    ----------
+    wanted : "QU" for the planes Q and U; else the file must hold one plane
+    dtype : of the planes
+
+    Raises
+    ------
+    MapError
+        if the file is damaged or of another kind, or holds none or several such maps
+    """
+    check_file(path)
+    # Opened here: what fits.open opens of a damaged file it leaves open.
+    with reading(path), path.open("rb") as opened, fits.open(opened, memmap=False) as file:
+        parts = [(part, MapHeader(path, part.header, file[0].header)) for part in file]
+        images = [found for found in parts if found[0].is_image and found[0].data is not None]
+        tables = [
+            found
+            for found in parts
+            if isinstance(found[0], fits.BinTableHDU) and not found[0].is_image
+        ]
+        own = [found for found in tables if _is_healpix(found[0].header)]
+        if not own and _is_healpix(file[0].header):
+            own = tables
+        if own:
+            return _read_table(path, own, wanted, dtype)
+        return _read_image(path, images, wanted, dtype)
+
+
+def _is_healpix(header: fits.Header) -> bool:
+    kind = str(header.get("PIXTYPE", "")).strip().upper()
+    return kind == "HEALPIX" or (not kind and "NSIDE" in header)
+
+
+def _only(path: Path, found: Sequence, what: str):
+    """The one part of a file that holds a map."""
+    if len(found) > 1:
+        raise MapError(
+            f"{path}: {len(found)} extensions hold {what}; write the one to be read to a file of "
+            "its own"
+        )
+    return found[0]
+
+
+def _read_table(path: Path, tables: list, wanted: str, dtype: type) -> FitsMap:
+    matches = []
+    for part, header in tables:
+        names = map_headers.columns_of(part.header)
+        index = [i for i, name in names.items() if name in map_headers.PIXEL_COLUMNS.split()]
+        if not index and header.text("INDXSCHM") == "EXPLICIT":
+            index = [1]
+        values = {i: name for i, name in names.items() if i not in index}
+        columns = _columns(path, values, wanted) if wanted else list(values)
+        if len(columns) == (len(wanted) or 1):
+            matches.append((part, header, index, columns))
+    if not matches:
+        raise MapError(_wrong_columns(path, tables, wanted))
+    part, header, index, columns = _only(path, matches, "such a HEALPix map")
+    planes = np.stack([np.asarray(part.data.field(i - 1), dtype).ravel() for i in columns])
+    numbers = np.asarray(part.data.field(index[0] - 1)).ravel() if index else None
+    nside, planes = _in_rings(header, planes, numbers, wanted)
+    names = [str(part.header.get(f"TTYPE{i}", "")) for i in columns]
+    return FitsMap(header, planes, nside, [(f"TUNIT{i}", "BUNIT") for i in columns], names)
+
+
+def _columns(path: Path, names: dict[int, str], wanted: str) -> list[int]:
+    """Numbers of the columns of Stokes parameters, by whole names."""
+    found = []
+    for stokes in wanted:
+        spellings = map_headers.COLUMNS.format(stokes).split()
+        columns = [i for i, name in names.items() if name in spellings]
+        if len(columns) > 1:
+            raise MapError(
+                f"{path}: columns {[names[i] for i in columns]} may both be {stokes}; name only "
+                f"one of them {stokes}_POLARISATION"
+            )
+        found += columns
+    return found
+
+
+def _wrong_columns(path: Path, tables: list, wanted: str) -> str:
+    columns = [list(map_headers.columns_of(part.header).values()) for part, _ in tables]
+    held = " and ".join(map(str, columns))
+    if not wanted:
+        return (
+            f"{path}: holds columns {held}; it must hold one plane: write that of Q and U with "
+            "healpy.write_map('plane.fits', healpy.read_map(FILE, field=NUMBER))"
+        )
+    both = {name for names in columns for name in names}
+    apart = all(both & set(map_headers.COLUMNS.format(s).split()) for s in wanted)
+    needed = f"in one table: {STACK}" if apart else "name them Q_POLARISATION, U_POLARISATION"
+    return f"{path}: columns {held} hold no Q and U; {needed}"
+
+
+def _in_rings(
+    header: MapHeader, planes: np.ndarray, numbers: np.ndarray | None, wanted: str
+) -> tuple[int, np.ndarray]:
+    """nside, and planes of the whole sky in ring order: NaN where a part of the sky has no pixel,
+    zero of a single plane."""
+    path, nested = header.path, header.nested()
+    nside = header.find(("NSIDE",), header.parse_number)
+    size = planes.shape[1]
+    if nside is None and numbers is None:
+        nside = np.sqrt(size / 12)
+    if nside is None or not healpy.isnsideok(nside, nest=nested):
+        raise MapError(f"{path}: NSIDE is {nside}; write that of the map, a power of two")
+    nside, n_sky = int(nside), 12 * int(nside) ** 2
+    if numbers is None:
+        if size != n_sky:
+            raise MapError(
+                f"{path}: NSIDE is {nside}, and there are {size} pixels, not {n_sky}; write NSIDE "
+                "of the map, or a column PIXEL with the numbers of its pixels"
+            )
+        return nside, healpy.reorder(planes, n2r=True) if nested else planes
+    pixels = numbers.astype(np.int64)
+    inside = (pixels == numbers) & (pixels >= 0) & (pixels < n_sky)
+    if not inside.all() or len(np.unique(pixels)) < size:
+        raise MapError(
+            f"{path}: the column of pixel numbers holds some twice, or beyond 0 to {n_sky - 1}, "
+            f"the pixels of NSIDE {nside}; write each pixel once"
+        )
+    whole = np.full((len(planes), n_sky), np.nan if wanted else 0.0, planes.dtype)
+    whole[:, healpy.nest2ring(nside, pixels) if nested else pixels] = planes
+    return nside, whole
+
+
+def _read_image(path: Path, images: list, wanted: str, dtype: type) -> FitsMap:
+    # A picture beside the map has no coordinates, and fewer planes.
+    placed = [found for found in images if _text(found[0].header, "CTYPE1")]
+    matches = [found for found in placed or images if not wanted or _n_planes(found[0].header) > 1]
+    if not matches:
+        flat = [_text(part.header, "EXTNAME") for part, _ in images]
+        apart = f"images {flat} of one plane each: {STACK}" if len(flat) > 1 else "write one"
+        raise MapError(
+            f"{path}: no image with planes (Q, U) or (I, Q, U), and no HEALPix map; {apart}"
+        )
+    part, header = _only(path, matches, "such an image")
+    rows, columns = part.data.shape[-2:] if part.data.ndim > 1 else (1, 1)
+    planes = part.data.reshape(-1, rows, columns)
+    names = _names(path, header, len(planes))
+    if not wanted:
+        if len(planes) != 1:
+            raise MapError(
+                f"{path}: holds {len(planes)} planes{_listed(names)}; it must hold one: write that "
+                "of Q and U, e.g. pixell's enmap.write_fits('plane.fits', enmap.read_fits(FILE)[1])"
+            )
+        wanted_planes = [0]
+    else:
+        wanted_planes = [names.index(s) for s in wanted if names.count(s) == 1]
+    if len(wanted_planes) != (len(wanted) or 1):
+        raise MapError(
+            f"{path}: holds {len(planes)} planes{_listed(names)}, without Q and U; it must hold "
+            f"(Q, U) or (I, Q, U): {STACK}"
+        )
+    taken = np.array(planes[wanted_planes], dtype=dtype)
+    return FitsMap(
+        header, taken, None, [("BUNIT",)] * len(taken), [names[i] for i in wanted_planes]
+    )
+
+
+def _text(header: fits.Header, key: str) -> str:
+    return str(header.get(key, "")).strip().upper()
+
+
+def _n_planes(header: fits.Header) -> int:
+    return int(np.prod([header[f"NAXIS{axis}"] for axis in range(3, header["NAXIS"] + 1)]))
+
+
+def _listed(names: list[str]) -> str:
+    return f" ({', '.join(names)})" if any(names) else ""
+
+
+def _names(path: Path, header: MapHeader, n_planes: int) -> list[str]:
+    """What an image's planes are, by its Stokes axis; without one (Q, U) or (I, Q, U)."""
+    axes = range(3, header.own["NAXIS"] + 1)
+    kinds = {axis: _text(header.own, f"CTYPE{axis}") for axis in axes}
+    long = [axis for axis in axes if header.own[f"NAXIS{axis}"] > 1]
+    unknown = [axis for axis in long if kinds[axis] not in ("", "STOKES")]
+    if unknown or len(long) > 1:
+        axis = (unknown or long)[-1]
+        raise MapError(
+            f"{path}: CTYPE{axis} is '{kinds[axis]}', of {header.own[f'NAXIS{axis}']} planes; "
+            "planes must be Stokes parameters alone: cut the map out"
+        )
+    if long and kinds[long[0]]:
+        return map_headers.stokes_of(header, long[0])
+    return {2: ["Q", "U"], 3: ["I", "Q", "U"]}.get(n_planes, [""] * n_planes)
