@@ -214,8 +214,8 @@ def _wrong_columns(path: Path, tables: list, wanted: str) -> str:
         )
     both = {name for names in columns for name in names}
     apart = all(both & set(map_headers.COLUMNS.format(s).split()) for s in wanted)
-    needed = f"in one table: {STACK}" if apart else "name them Q_POLARISATION, U_POLARISATION"
-    return f"{path}: columns {held} hold no Q and U; {needed}"
+    mend = STACK if apart else "name them Q_POLARISATION, U_POLARISATION"
+    return f"{path}: columns {held} hold no Q and U{' in one table' if apart else ''}; {mend}"
 
 
 def _in_rings(

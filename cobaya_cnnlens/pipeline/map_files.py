@@ -245,8 +245,6 @@ def _read_image(found: FitsMap, geometry: PatchGeometry, unit: str | None) -> Pa
                 f"{path}: NAXIS{axis} is {header.own[f'NAXIS{axis}']} with CRPIX{axis} {middle:g}; "
                 f"a patch has {n} pixels about CRPIX {0.5 * (n + 1):g}: cut it out"
             )
-        if f"CD{axis}_{axis}" not in header.own:
-            header.number(f"CDELT{axis}")
     wcs, steps = wcs_of(header)
     want = np.degrees(geometry.pixel)
     for axis, step in enumerate(steps, start=1):

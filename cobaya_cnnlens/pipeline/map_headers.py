@@ -106,8 +106,8 @@ class MapHeader:
         for key, text, value in found[1:]:
             if value != found[0][2]:
                 raise MapError(
-                    f"{self.path}: {found[0][0]} is '{found[0][1]}' and {key} '{text}' in two "
-                    "places, the map's extension and the primary header; correct the wrong one"
+                    f"{self.path}: {found[0][0]} is '{found[0][1]}' and {key} '{text}', in the "
+                    "map's own header and in the primary one; correct the wrong one"
                 )
         return found[0][2] if found else None
 
@@ -330,8 +330,9 @@ def _plain(text: str) -> str:
     text = re.sub(r"\\mu *|µ|μ|micro|mu(?=k)", "u", text, flags=re.IGNORECASE)
     text = re.sub(r"milli(?=k)", "m", text, flags=re.IGNORECASE)
     text = text.replace("{", "(").replace("}", ")")
-    text = re.sub(r"[ *.-]*(arcminutes?|arcmin|'|′)", " arcmin", text, flags=re.IGNORECASE)
-    kelvin = r"(?<![a-z])([um]?)k(elvins?)?([ _]*\(? *(cmb|thermo(dynamic)?) *\)?)?(?![a-z])"
+    text = re.sub(r"[ *.·-]*(arcminutes?|arcmin|'|′)", " arcmin", text, flags=re.IGNORECASE)
+    kind = r"(cmb|thermo(dynamic)?)"
+    kelvin = rf"(?<![a-z])([um]?)k(elvins?)?([ _]*({kind}|\( *{kind} *\)))?(?![a-z])"
     text = re.sub(kelvin, lambda m: f"{m[1].lower()}K", text, flags=re.IGNORECASE)
     return re.sub(r"\( *([um]?K) *\)", r"\1", text)
 
@@ -357,23 +358,32 @@ def wcs_of(header: MapHeader) -> tuple[WCS, np.ndarray]:
     Raises
     ------
     MapError
-        if its header cannot be read, or turns the axes
+        if its header is not whole, or turns or distorts the image
     """
+    own = header.alone
+    for axis in (1, 2):
+        # Their defaults place a map that nobody meant.
+        needed = [] if f"CD{axis}_{axis}" in own.own else ["CDELT"]
+        for key in ("CRVAL", "CRPIX", *needed):
+            own.number(f"{key}{axis}")
+    distorted = [key for key in own.own if re.fullmatch(r"[AB]_ORDER|C[PQ]DIS\d", key)]
+    if distorted:
+        raise MapError(f"{own.path}: {distorted[0]} distorts the image; project it without")
     try:
-        wcs = WCS(header.own, naxis=2)
+        wcs = WCS(own.own, naxis=2)
         wcs.wcs.bounds_check(False, False)
         matrix = wcs.pixel_scale_matrix
     except Exception as error:
         raise MapError(
-            f"{header.path}: its header gives no positions ({' '.join(str(error).split())[:200]}); "
+            f"{own.path}: its header gives no positions ({' '.join(str(error).split())[:200]}); "
             "correct its CTYPE, CRVAL, CRPIX and CDELT"
         ) from None
     steps = np.diag(matrix)
     # Over all pixels of a side, what a turn may move.
-    size = max(header.own["NAXIS1"], header.own["NAXIS2"])
+    size = max(own.own["NAXIS1"], own.own["NAXIS2"])
     if not np.abs(matrix - np.diag(steps)).max() * size < PLACE_TOLERANCE * np.abs(steps).min():
         raise MapError(
-            f"{header.path}: the header turns the image{odd_keywords(header.own)}; project it with "
+            f"{own.path}: the header turns the image{odd_keywords(own.own)}; project it with "
             "north along y"
         )
     return wcs, steps
@@ -382,7 +392,7 @@ def wcs_of(header: MapHeader) -> tuple[WCS, np.ndarray]:
 def odd_keywords(header: fits.Header) -> str:
     """The keywords of a header that a plain projection has not, in brackets; empty without."""
     plain = {"PC1_1": 1.0, "PC2_2": 1.0, "LONPOLE": None, "LATPOLE": None}
-    pattern = r"(PC|CD)\d_\d|CROTA\d|LONPOLE|LATPOLE|PV[12]_\d+|[AB]_\d_\d"
+    pattern = r"(PC|CD)\d_\d|CROTA\d|LONPOLE|LATPOLE|PV[12]_\d+"
     odd = [
         key
         for key in header

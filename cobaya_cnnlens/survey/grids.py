@@ -253,16 +253,14 @@ def _car_grid(header: MapHeader, shape: tuple[int, int]) -> CarGrid:
     middle = 0.5 * np.array([columns - 1, rows - 1])
     x, y = np.meshgrid(*(np.linspace(0, n - 1, SAMPLES) for n in (columns, rows)))
     longitude, latitude = wcs.all_pix2world(x, y, 0)
-    # Beside the middle, to see which way they grow.
-    near = np.array(wcs.all_pix2world([middle, middle + 0.25], 0))
-    ahead = (np.diff(near, axis=0)[0] + 180.0) % 360.0 - 180.0
-    steps = np.copysign(steps, ahead)
-    off = np.array([longitude, latitude]) - near[0, :, None, None]
+    centre = wcs.all_pix2world([middle], 0)[0]
+    off = np.array([longitude, latitude]) - centre[:, None, None]
     off -= steps[:, None, None] * (np.array([x, y]) - middle[:, None, None])
     off[0] = (off[0] + 180.0) % 360.0 - 180.0
     # At a pole any longitude will do.
     off[0] *= np.cos(np.radians(latitude))
-    if not np.abs(off / steps[:, None, None]).max() < PLACE_TOLERANCE:
+    moved = any(header.own.get(f"PV1_{i}", 0.0) != 0.0 for i in range(5))
+    if moved or not np.abs(off / steps[:, None, None]).max() < PLACE_TOLERANCE:
         raise MapError(
             f"{header.path}: the header puts pixels elsewhere than a plate carrée about the "
             f"equator has them, CRVAL2 0 and no turn{odd_keywords(header.own)}; CRVAL2 is "
@@ -270,8 +268,8 @@ def _car_grid(header: MapHeader, shape: tuple[int, int]) -> CarGrid:
         )
     # Rounded, so that what differs by rounding is the same grid.
     step_x, step_y = (round(float(step), 13) for step in steps)
-    equator = round(float(middle[1] + 1.0 - near[0, 1] / steps[1]), 6)
-    where = round(float(near[0, 0] % 360.0), 9)
+    equator = round(float(middle[1] + 1.0 - centre[1] / steps[1]), 6)
+    where = round(float(centre[0] % 360.0), 9)
     return CarGrid((rows, columns), (step_x, step_y), where, equator, frame)
 
 
