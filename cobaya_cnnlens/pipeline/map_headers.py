@@ -334,7 +334,8 @@ def _plain(text: str) -> str:
     kind = r"(cmb|thermo(dynamic)?)"
     kelvin = rf"(?<![a-z])([um]?)k(elvins?)?([ _]*({kind}|\( *{kind} *\)))?(?![a-z])"
     text = re.sub(kelvin, lambda m: f"{m[1].lower()}K", text, flags=re.IGNORECASE)
-    return re.sub(r"\( *([um]?K) *\)", r"\1", text)
+    text = re.sub(r"\( *([um]?K) *\)", r"\1", text)
+    return re.sub("(?<=K)-(?=[a-z])", " ", text)
 
 
 def columns_of(header: fits.Header) -> dict[int, str]:

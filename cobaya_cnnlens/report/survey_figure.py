@@ -44,6 +44,7 @@ def plan_figure(plan: Plan) -> Figure:
             axis.plot(x, y, ",", color="w", rasterized=True)
     figure.colorbar(tiles, label="noise of Q and of U, µK-arcmin")
     axis.set_aspect("equal")
+    # Seen from the Earth, east is to the left of north.
     axis.invert_xaxis()
     holes = sum(int(tile.holes.max()) for tile in plan.tiles)
     axis.set(
@@ -60,7 +61,8 @@ def plan_figure(plan: Plan) -> Figure:
 
 def _edge(centre: np.ndarray, geometry: PatchGeometry) -> tuple[np.ndarray, np.ndarray]:
     """Colatitude and longitude of points around a tile."""
-    at = point_patch(centre, PatchGeometry(geometry.size_deg, EDGE, pad=0))
+    # So large that the outermost pixels' centres lie on the tile's edge.
+    at = point_patch(centre, PatchGeometry(geometry.size_deg * EDGE / (EDGE - 1), EDGE, pad=0))
     grid = np.arange(EDGE**2).reshape(EDGE, EDGE)
     around = np.concatenate([grid[0], grid[1:, -1], grid[-1, -2::-1], grid[-2:0:-1, 0]])
     return at.theta[around], at.phi[around]

@@ -187,7 +187,7 @@ def _mask(file: SkyFile) -> np.ndarray:
     values = np.nan_to_num(file.planes[0])
     if not ((values >= -ROUNDING) & (values <= 1.0 + ROUNDING)).all():
         raise MapError(
-            f"{file.path}: a mask of values from {values.min():.8g} to {values.max():.8g}; they "
+            f"{file.path}: a mask of values from {values.min():.7g} to {values.max():.7g}; they "
             "must lie between 0 (not seen) and 1"
         )
     return values >= SEEN
