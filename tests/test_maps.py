@@ -743,11 +743,20 @@ def test_reconstruction_of_maps(setup, observed, tmp_path):
     with fits.open(tmp_path / "out" / "kappa_001.fits") as file:
         np.testing.assert_allclose(file[0].data[:, ::-1], kappa[1], rtol=1e-5, atol=1e-6)
         assert file[0].header["CTYPE1"] == "GLON-ZEA"
+        assert file[0].header["BUNIT"] == ""
+        told = " ".join(file[0].header["COMMENT"])
+        assert "times the mask" in told
+        assert "not divided by the response" in told
+        assert "data[:, ::-1]" in told
         where = WCS(file[0].header).wcs_pix2world([[31.5, 31.5]], 0)[0]
     np.testing.assert_allclose(where, [120.0, 40.0], atol=1e-9)
-    # Where a patch of unknown place lies is not made up.
-    maps = replace(maps, centres=np.full((2, 2), np.nan))
+    assert not (tmp_path / "out" / "kappa.npz").exists()
+    # Where a patch of unknown place lies is not made up; of arrays κ̂ is an array, in their frame.
+    np.savez(tmp_path / "mine.npz", q=maps.q, u=maps.u)
+    maps = read_maps(tmp_path / "mine.npz", setup.patch)
     reconstruct_maps(setup, Sum(), maps, "mine.npz", tmp_path / "nowhere")
+    with np.load(tmp_path / "nowhere" / "kappa.npz") as file:
+        np.testing.assert_allclose(file["kappa"], kappa, rtol=1e-5, atol=1e-6)
     header = fits.getheader(tmp_path / "nowhere" / "kappa_000.fits")
     assert "ZEA" not in header["CTYPE1"]
     assert header["CDELT2"] == pytest.approx(5.0 / 64)

@@ -275,6 +275,17 @@ def test_the_figure_shows_the_tiles(plan):
     np.testing.assert_allclose(drawn.get_array(), [tile.depth for tile in plan.tiles])
     assert f"{len(plan.tiles)} tiles" in axis.get_title()
     assert "3 holes" in axis.get_title()
+    # A tile lies at its longitude from the middle, by the label's words, east on the left.
+    middle = float(axis.get_xlabel().split("− ")[1].split("°")[0])
+    assert axis.xaxis_inverted()
+    for tile, path in zip(plan.tiles, drawn.get_paths(), strict=True):
+        latitude, longitude = 90 - np.degrees(tile.centre[0]), np.degrees(tile.centre[1])
+        expected = [(longitude - middle) * np.cos(np.radians(latitude)), latitude]
+        low, high = path.vertices.min(0), path.vertices.max(0)
+        np.testing.assert_allclose(0.5 * (low + high), expected, atol=0.15 * SIDE)
+        # Its whole side is drawn: along the meridian through its middle exactly.
+        assert high[1] - low[1] == pytest.approx(SIDE, rel=0.15)
+        assert high[1] - low[1] >= SIDE * 0.999
 
 
 # Q and U
@@ -612,6 +623,31 @@ def test_an_estimator_that_does_not_fit_is_refused(plan, arguments, message, mon
 
 
 # Wrong input
+
+
+def test_an_assumed_frame_stays_a_warning_of_the_plan(plan, files, tmp_path):
+    """Where COORDSYS is missing, in whichever file; it is read with the plan."""
+    [warning, *_] = read_plan(plan.path).warnings
+    assert "no COORDSYS in its header: taken as equatorial" in warning
+    known = {key: shutil.copy(path, tmp_path) for key, path in files.items()}
+    for path in known.values():
+        fits.setval(path, "COORDSYS", value="C", ext=1)
+    made = make_plan(tmp_path / "p.yaml", sources(known), GEOMETRY, TAPER)
+    assert "COORDSYS" not in " ".join(read_plan(made.path).warnings)
+    fits.delval(known["ivar1"], "COORDSYS", ext=1)
+    made = make_plan(tmp_path / "p.yaml", sources(known), GEOMETRY, TAPER)
+    assert "COORDSYS" in " ".join(made.warnings)
+
+
+def test_a_map_that_is_zero_beyond_its_footprint(files, plan, tmp_path):
+    """Without a mask, of a level alone, has the footprint of one that is NaN there, holes too."""
+    q, u = healpy.read_map(files["map0"], field=(0, 1))
+    zeros = [np.where(SEEN, m, 0.0) for m in (q, u)]
+    path = write(tmp_path / "zero.fits", zeros, "uK")
+    made = make_plan(tmp_path / "p.yaml", Sources((path,), level="60"), GEOMETRY, TAPER)
+    np.testing.assert_array_equal(made.centres, plan.centres)
+    for one, two in zip(made.tiles, plan.tiles, strict=True):
+        np.testing.assert_array_equal(one.seen, two.seen)
 
 
 def refused(given, message, **options):
