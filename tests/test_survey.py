@@ -659,7 +659,7 @@ def test_a_mask_of_another_shape(files, tmp_path):
     mask = write(tmp_path / "m.fits", [np.ones(12 * 64**2)])
     refused(sources(files, mask=mask), r"map0\.fits: HEALPix nside 256, and .*m\.fits is .*side 64")
     mask = write(tmp_path / "m.fits", [1.0 * SEEN], COORDSYS="G")
-    refused(sources(files, mask=mask), r"of another coordinates .*map0\.fits has no COORDSYS")
+    refused(sources(files, mask=mask), r"of other coordinates .*map0\.fits has no COORDSYS")
     mask = write(tmp_path / "m.fits", [2.0 * SEEN])
     refused(sources(files, mask=mask), r"m\.fits: a mask of values from 0 to 2")
     mask = write(tmp_path / "m.fits", [0.0 * SEEN])

@@ -139,7 +139,11 @@ def read_fits(path: Path, wanted: str = "", dtype: type = np.float64) -> FitsMap
     # Opened here: what fits.open opens of a damaged file it leaves open.
     with reading(path), path.open("rb") as opened, fits.open(opened, memmap=False) as file:
         parts = [(part, MapHeader(path, part.header, file[0].header)) for part in file]
-        images = [found for found in parts if found[0].is_image and found[0].data is not None]
+        images = [
+            found
+            for found in parts
+            if found[0].is_image and found[0].header["NAXIS"] > 1 and found[0].data is not None
+        ]
         tables = [
             found
             for found in parts
@@ -256,13 +260,14 @@ def _read_image(path: Path, images: list, wanted: str, dtype: type) -> FitsMap:
     matches = [found for found in placed or images if not wanted or _n_planes(found[0].header) > 1]
     if not matches:
         flat = [_text(part.header, "EXTNAME") for part, _ in images]
+        needed = "no image with planes (Q, U) or (I, Q, U)" if wanted else "no image"
         apart = f"images {flat} of one plane each: {STACK}" if len(flat) > 1 else "write one"
         raise MapError(
-            f"{path}: no image with planes (Q, U) or (I, Q, U), and no HEALPix map; {apart}"
+            f"{path}: {needed}, and no HEALPix table (PIXTYPE HEALPIX, with NSIDE and ORDERING); "
+            f"{apart}"
         )
     part, header = _only(path, matches, "such an image")
-    rows, columns = part.data.shape[-2:] if part.data.ndim > 1 else (1, 1)
-    planes = part.data.reshape(-1, rows, columns)
+    planes = part.data.reshape(-1, *part.data.shape[-2:])
     names = _names(path, header, len(planes))
     if not wanted:
         if len(planes) != 1:

@@ -9,7 +9,7 @@ there, from the nearest pixel.
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -201,6 +201,10 @@ class SkyFile:
     @property
     def planes(self) -> np.ndarray:
         return self.map.planes.reshape(len(self.map.planes), -1)
+
+    def without_planes(self) -> SkyFile:
+        """What other files are compared with, of no size."""
+        return replace(self, map=replace(self.map, planes=self.map.planes[:, :0].copy()))
 
     @property
     def assumed_frame(self) -> bool:

@@ -136,13 +136,13 @@ def read_splits(sources: Sources, wanted: Collection[int] | None = None) -> Iter
     mask, shared = None, None
     assumed = False
     if sources.mask is not None:
-        first = read_sky(sources.mask)
-        mask, assumed = _mask(first), first.assumed_frame
+        file = read_sky(sources.mask)
+        mask, assumed, first = _mask(file), file.assumed_frame, file.without_planes()
     for i in range(sources.n_splits) if wanted is None else sorted(wanted):
         maps, factor = None, None
         if sources.maps:
             file = read_sky(sources.maps[i], "QU")
-            first = first or file
+            first = first or file.without_planes()
             _check_same(file, first)
             maps, assumed = _maps(file, sources.unit), assumed or file.assumed_frame
             factor = _factor(file, sources.unit)
@@ -212,7 +212,7 @@ def _check_same(file: SkyFile, first: SkyFile) -> None:
         if silent.assumed_frame:
             mend = f"{silent.path} has no COORDSYS, which is taken as equatorial: write it"
     raise MapError(
-        f"{file.path}: of another coordinates ({frames[0]}) than {first.path} ({frames[1]}); {mend}"
+        f"{file.path}: of other coordinates ({frames[0]}) than {first.path} ({frames[1]}); {mend}"
     )
 
 
@@ -242,7 +242,7 @@ def _density(
         value = 1.0 / (level * ARCMIN) ** 2 / sources.n_splits
         return np.full(first.grid.size, value, np.float32), first, False
     file = read_sky(sources.level or sources.ivar[min(i, len(sources.ivar) - 1)])
-    first = first or file
+    first = first or file.without_planes()
     _check_same(file, first)
     values, header = file.planes[0], file.map.header
     [name], [keys] = file.map.names, file.map.unit_keys
