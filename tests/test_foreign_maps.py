@@ -288,9 +288,10 @@ def level_of(path, maps, option="ivar", unit=None):
     ("unit", "scale"), [("uK^-2", 1), ("uK^{-2}", 1), ("1/K^2", 1e12), ("mK_CMB^-2", 1e6), ("", 1)]
 )
 def test_inverse_variance_in_its_unit(write, unit, scale):
-    """13.7 µK′; without a unit of its own it has the maps'."""
+    """13.7 µK′; without a unit of its own it has the maps'. Rounding below zero is zero."""
     maps = write(table(QU), name="maps.fits")
     ivar = healpy.nside2pixarea(NSIDE) / (13.7 * ARCMIN) ** 2 * scale + 0 * RAMP
+    ivar[3] = -1e-7 * ivar[4]
     path = write(table({"II_IVAR": ivar}, unit or None), name="n.fits")
     assert level_of(path, maps) == pytest.approx(13.7, rel=1e-5)
 
@@ -476,6 +477,14 @@ def test_a_map_that_is_not_separable_is_refused_by_its_keyword(write, cards, nam
     header = {k: v for k, v in (PLAIN | cards).items() if v is not None}
     with pytest.raises(MapError, match=rf"m\.fits: .*{named}"):
         read_sky(write(image=planes(2), primary=header), "QU")
+
+
+@car
+@pytest.mark.parametrize("picture", [np.ones((9, 7)), np.ones((3, 9, 7))])
+def test_a_picture_before_an_image_is_left_aside(write, picture):
+    part = fits.ImageHDU(planes(2), fits.Header(PLAIN))
+    found = read_sky(write(part, image=picture), "QU")
+    np.testing.assert_array_equal(found.planes[:, 7], [1, 2])
 
 
 @car

@@ -81,7 +81,7 @@ class PatchMaps:
         check_separate(centres, size_deg, source)
         ends = [part.lmax for part in parts if part.lmax is not None]
         arrays = any(part.arrays for part in parts)
-        warnings = tuple(text for part in parts for text in part.warnings)
+        warnings = tuple(dict.fromkeys(text for part in parts for text in part.warnings))
         return cls(q, u, centres, min(ends, default=None), parts[0].frame, arrays, warnings)
 
 
