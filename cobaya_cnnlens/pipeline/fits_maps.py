@@ -122,12 +122,12 @@ def check_file(path: Path, needed: str = CONVERT) -> None:
         raise MapError(f"{path}: is {known[0]}; {needed}")
 
 
-def read_fits(path: Path, wanted: str = "", dtype: type = np.float64) -> FitsMap:
+def read_fits(path: Path, stokes: str = "", dtype: type = np.float64) -> FitsMap:
     """Read the map of a FITS file.
 
     Parameters
     ----------
-    wanted : "QU" for the planes Q and U; else the file must hold one plane
+    stokes : "QU" for the planes Q and U; else the file must hold one plane
     dtype : of the planes
 
     Raises
@@ -140,21 +140,21 @@ def read_fits(path: Path, wanted: str = "", dtype: type = np.float64) -> FitsMap
     with reading(path), path.open("rb") as opened, fits.open(opened, memmap=False) as file:
         parts = [(part, MapHeader(path, part.header, file[0].header)) for part in file]
         images = [
-            found
-            for found in parts
-            if found[0].is_image and found[0].header["NAXIS"] > 1 and found[0].data is not None
+            (part, header)
+            for part, header in parts
+            if part.is_image and part.header["NAXIS"] > 1 and part.data is not None
         ]
         tables = [
-            found
-            for found in parts
-            if isinstance(found[0], fits.BinTableHDU) and not found[0].is_image
+            (part, header)
+            for part, header in parts
+            if isinstance(part, fits.BinTableHDU) and not part.is_image
         ]
-        own = [found for found in tables if _is_healpix(found[0].header)]
-        if not own and _is_healpix(file[0].header):
-            own = tables
-        if own:
-            return _read_table(path, own, wanted, dtype)
-        return _read_image(path, images, wanted, dtype)
+        healpix = [(part, header) for part, header in tables if _is_healpix(part.header)]
+        if not healpix and _is_healpix(file[0].header):
+            healpix = tables
+        if healpix:
+            return _read_table(path, healpix, stokes, dtype)
+        return _read_image(path, images, stokes, dtype)
 
 
 def _is_healpix(header: fits.Header) -> bool:
@@ -162,17 +162,17 @@ def _is_healpix(header: fits.Header) -> bool:
     return kind == "HEALPIX" or (not kind and "NSIDE" in header)
 
 
-def _only(path: Path, found: Sequence, what: str):
+def _only(path: Path, matches: Sequence, kind: str):
     """The one part of a file that holds a map."""
-    if len(found) > 1:
+    if len(matches) > 1:
         raise MapError(
-            f"{path}: {len(found)} extensions hold {what}; write the one to be read to a file of "
+            f"{path}: {len(matches)} extensions hold {kind}; write the one to be read to a file of "
             "its own"
         )
-    return found[0]
+    return matches[0]
 
 
-def _read_table(path: Path, tables: list, wanted: str, dtype: type) -> FitsMap:
+def _read_table(path: Path, tables: list, stokes: str, dtype: type) -> FitsMap:
     matches = []
     for part, header in tables:
         names = map_headers.columns_of(part.header)
@@ -180,50 +180,50 @@ def _read_table(path: Path, tables: list, wanted: str, dtype: type) -> FitsMap:
         if not index and header.text("INDXSCHM") == "EXPLICIT":
             index = [1]
         values = {i: name for i, name in names.items() if i not in index}
-        columns = _columns(path, values, wanted) if wanted else list(values)
-        if len(columns) == (len(wanted) or 1):
+        columns = _columns(path, values, stokes) if stokes else list(values)
+        if len(columns) == (len(stokes) or 1):
             matches.append((part, header, index, columns))
     if not matches:
-        raise MapError(_wrong_columns(path, tables, wanted))
+        raise MapError(_wrong_columns(path, tables, stokes))
     part, header, index, columns = _only(path, matches, "such a HEALPix map")
     planes = np.stack([np.asarray(part.data.field(i - 1), dtype).ravel() for i in columns])
     numbers = np.asarray(part.data.field(index[0] - 1)).ravel() if index else None
-    nside, planes = _in_rings(header, planes, numbers, wanted)
+    nside, planes = _in_rings(header, planes, numbers, stokes)
     names = [str(part.header.get(f"TTYPE{i}", "")) for i in columns]
     return FitsMap(header, planes, nside, [(f"TUNIT{i}", "BUNIT") for i in columns], names)
 
 
-def _columns(path: Path, names: dict[int, str], wanted: str) -> list[int]:
+def _columns(path: Path, names: dict[int, str], stokes: str) -> list[int]:
     """Numbers of the columns of Stokes parameters, by whole names."""
-    found = []
-    for stokes in wanted:
-        spellings = map_headers.COLUMNS.format(stokes).split()
-        columns = [i for i, name in names.items() if name in spellings]
-        if len(columns) > 1:
+    columns = []
+    for parameter in stokes:
+        spellings = map_headers.COLUMNS.format(parameter).split()
+        matches = [i for i, name in names.items() if name in spellings]
+        if len(matches) > 1:
             raise MapError(
-                f"{path}: columns {[names[i] for i in columns]} may both be {stokes}; name only "
-                f"one of them {stokes}_POLARISATION"
+                f"{path}: columns {[names[i] for i in matches]} may both be {parameter}; name only "
+                f"one of them {parameter}_POLARISATION"
             )
-        found += columns
-    return found
+        columns += matches
+    return columns
 
 
-def _wrong_columns(path: Path, tables: list, wanted: str) -> str:
+def _wrong_columns(path: Path, tables: list, stokes: str) -> str:
     columns = [list(map_headers.columns_of(part.header).values()) for part, _ in tables]
     held = " and ".join(map(str, columns))
-    if not wanted:
+    if not stokes:
         return (
             f"{path}: holds columns {held}; it must hold one plane: write that of Q and U with "
             "healpy.write_map('plane.fits', healpy.read_map(FILE, field=NUMBER))"
         )
     both = {name for names in columns for name in names}
-    apart = all(both & set(map_headers.COLUMNS.format(s).split()) for s in wanted)
+    apart = all(both & set(map_headers.COLUMNS.format(s).split()) for s in stokes)
     mend = STACK if apart else "name them Q_POLARISATION, U_POLARISATION"
     return f"{path}: columns {held} hold no Q and U{' in one table' if apart else ''}; {mend}"
 
 
 def _in_rings(
-    header: MapHeader, planes: np.ndarray, numbers: np.ndarray | None, wanted: str
+    header: MapHeader, planes: np.ndarray, numbers: np.ndarray | None, stokes: str
 ) -> tuple[int, np.ndarray]:
     """nside, and planes of the whole sky in ring order: NaN where a part of the sky has no pixel,
     zero of a single plane."""
@@ -249,18 +249,22 @@ def _in_rings(
             f"{path}: the column of pixel numbers holds some twice, or beyond 0 to {n_sky - 1}, "
             f"the pixels of NSIDE {nside}; write each pixel once"
         )
-    whole = np.full((len(planes), n_sky), np.nan if wanted else 0.0, planes.dtype)
+    whole = np.full((len(planes), n_sky), np.nan if stokes else 0.0, planes.dtype)
     whole[:, healpy.nest2ring(nside, pixels) if nested else pixels] = planes
     return nside, whole
 
 
-def _read_image(path: Path, images: list, wanted: str, dtype: type) -> FitsMap:
+def _read_image(path: Path, images: list, stokes: str, dtype: type) -> FitsMap:
     # A picture beside the map has no coordinates, and fewer planes.
-    placed = [found for found in images if _text(found[0].header, "CTYPE1")]
-    matches = [found for found in placed or images if not wanted or _n_planes(found[0].header) > 1]
+    placed = [(part, header) for part, header in images if header.alone.text("CTYPE1")]
+    matches = [
+        (part, header)
+        for part, header in placed or images
+        if not stokes or _n_planes(part.header) > 1
+    ]
     if not matches:
         flat = [_text(part.header, "EXTNAME") for part, _ in images]
-        needed = "no image with planes (Q, U) or (I, Q, U)" if wanted else "no image"
+        needed = "no image with planes (Q, U) or (I, Q, U)" if stokes else "no image"
         apart = f"images {flat} of one plane each: {STACK}" if len(flat) > 1 else "write one"
         raise MapError(
             f"{path}: {needed}, and no HEALPix table (PIXTYPE HEALPIX, with NSIDE and ORDERING); "
@@ -269,24 +273,22 @@ def _read_image(path: Path, images: list, wanted: str, dtype: type) -> FitsMap:
     part, header = _only(path, matches, "such an image")
     planes = part.data.reshape(-1, *part.data.shape[-2:])
     names = _names(path, header, len(planes))
-    if not wanted:
+    if not stokes:
         if len(planes) != 1:
             raise MapError(
                 f"{path}: holds {len(planes)} planes{_listed(names)}; it must hold one: write that "
                 "of Q and U, e.g. pixell's enmap.write_fits('plane.fits', enmap.read_fits(FILE)[1])"
             )
-        wanted_planes = [0]
+        taken = [0]
     else:
-        wanted_planes = [names.index(s) for s in wanted if names.count(s) == 1]
-    if len(wanted_planes) != (len(wanted) or 1):
+        taken = [names.index(s) for s in stokes if names.count(s) == 1]
+    if len(taken) != (len(stokes) or 1):
         raise MapError(
             f"{path}: holds {len(planes)} planes{_listed(names)}, without Q and U; it must hold "
             f"(Q, U) or (I, Q, U): {STACK}"
         )
-    taken = np.array(planes[wanted_planes], dtype=dtype)
-    return FitsMap(
-        header, taken, None, [("BUNIT",)] * len(taken), [names[i] for i in wanted_planes]
-    )
+    kept = np.array(planes[taken], dtype=dtype)
+    return FitsMap(header, kept, None, [("BUNIT",)] * len(kept), [names[i] for i in taken])
 
 
 def _text(header: fits.Header, key: str) -> str:

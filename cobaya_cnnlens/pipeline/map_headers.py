@@ -93,7 +93,7 @@ class MapHeader:
         MapError
             if two values differ
         """
-        found: list[tuple[str, str, _T]] = []
+        values: list[tuple[str, str, _T]] = []
         for header in (self.own,) if self.own is self.primary else (self.own, self.primary):
             for key in keys:
                 value = header.get(key)
@@ -102,14 +102,14 @@ class MapHeader:
                 foreign = header is not self.own and key == "BUNIT" and header.get("NAXIS", 0) > 0
                 if value is not None and (text or value == 0) and not foreign:
                     text = text or str(value)
-                    found.append((key, text, parse(key, text)))
-        for key, text, value in found[1:]:
-            if value != found[0][2]:
+                    values.append((key, text, parse(key, text)))
+        for key, text, value in values[1:]:
+            if value != values[0][2]:
                 raise MapError(
-                    f"{self.path}: {found[0][0]} is '{found[0][1]}' and {key} '{text}', in the "
+                    f"{self.path}: {values[0][0]} is '{values[0][1]}' and {key} '{text}', in the "
                     "map's own header and in the primary one; correct the wrong one"
                 )
-        return found[0][2] if found else None
+        return values[0][2] if values else None
 
     def text(self, *keys: str) -> str:
         """A keyword's text in capitals, empty if it is missing."""
@@ -226,14 +226,14 @@ class MapHeader:
             )
         return parse("", standard) if sign is None else sign
 
-    def factor(self, keys: Sequence[str], name: str, wanted: str) -> float | None:
+    def factor(self, keys: Sequence[str], name: str, unit: str) -> float | None:
         """Factor by which values are multiplied to have a unit.
 
         Parameters
         ----------
         keys : that may hold the unit of the values
         name : of the values, for errors
-        wanted : :data:`TEMPERATURE`, :data:`INVERSE_VARIANCE` or :data:`LEVEL`
+        unit : :data:`TEMPERATURE`, :data:`INVERSE_VARIANCE` or :data:`LEVEL`
 
         Returns
         -------
@@ -247,11 +247,11 @@ class MapHeader:
 
         def parse(key: str, text: str) -> float:
             try:
-                return factor_of(text, wanted)
+                return factor_of(text, unit)
             except ValueError as error:
                 of = f" of {name}" if name else ""
                 raise MapError(
-                    f"{self.path}: {key}{of} is '{text}'{error}; {MENDS[wanted]}"
+                    f"{self.path}: {key}{of} is '{text}'{error}; {MENDS[unit]}"
                 ) from None
 
         return self.find(keys, parse)
@@ -303,8 +303,8 @@ def unit_option(text: str) -> float:
         raise MapError(f"--unit {text}: give uK, mK or K") from None
 
 
-def factor_of(text: str, wanted: str) -> float:
-    """Factor from a unit as headers spell it, CMB temperature in K, to another.
+def factor_of(text: str, target: str) -> float:
+    """Factor from a unit as headers spell it, CMB temperature in K, to ``target``.
 
     >>> factor_of("uK_{CMB}^{-2}", "uK-2")
     1.0
@@ -318,8 +318,8 @@ def factor_of(text: str, wanted: str) -> float:
         unit = units.Unit(_plain(text))
     except (ValueError, TypeError):
         raise ValueError("") from None
-    if unit.is_equivalent(wanted):
-        return float(f"{unit.to(wanted):.12g}")
+    if unit.is_equivalent(target):
+        return float(f"{unit.to(target):.12g}")
     quantities = [what for of, what in QUANTITIES.items() if unit.is_equivalent(of)]
     raise ValueError(f", {quantities[0]}" if quantities else "")
 
