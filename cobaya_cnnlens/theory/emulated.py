@@ -159,8 +159,8 @@ class EmulatedCAMB(SpectraTheory):
 
     def _check_fixed(self, params: dict[str, float]) -> None:
         """Refuse another value of a fixed parameter, unless it is τ and no C^EE is asked for."""
-        for name, made_at in self.source.fixed.items():
-            value = float(params.get(name, made_at))
+        for name in sorted(set(self.source.fixed) & set(params)):
+            value, made_at = params[name], self.source.fixed[name]
             if same(value, made_at) or (name == "tau" and not self._lmax["ee"]):
                 continue
             mend = (
