@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what __getattr__ gives, for type checkers
     from .likelihood.bandpowers import BandpowerLikelihood as BandpowerLikelihood
     from .likelihood.cnnlens import CNNLens as CNNLens
+    from .likelihood.desi_bao import DESIDR2BAO as DESIDR2BAO
     from .likelihood.release import read_release as read_release
     from .likelihood.release import shipped_releases as shipped_releases
     from .theory.emulated import EmulatedCAMB as EmulatedCAMB
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "BandpowerLikelihood": "likelihood.bandpowers",
     "CNNLens": "likelihood.cnnlens",
+    "DESIDR2BAO": "likelihood.desi_bao",
     "EmulatedCAMB": "theory.emulated",
     "NodeCAMB": "theory.nodes",
     "read_emulator": "theory.emulator",

@@ -1,9 +1,10 @@
 """The emulator: against functions whose answer is known, through Cobaya, and its files."""
 
+import hashlib
 import json
 import tracemalloc
 import zipfile
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import camb
 import numpy as np
@@ -19,7 +20,11 @@ from cobaya_cnnlens.likelihood.document import NUISANCES
 from cobaya_cnnlens.likelihood.release import write_release
 from cobaya_cnnlens.pipeline import emulation
 from cobaya_cnnlens.pipeline.emulation import Plan, Points, errors, fit, load_plan
-from cobaya_cnnlens.theory.camb import CambSettings, convergence_from_potential
+from cobaya_cnnlens.theory.camb import (
+    CambSettings,
+    background_parameters,
+    convergence_from_potential,
+)
 from cobaya_cnnlens.theory.emulator import (
     SCALARS,
     Emulator,
@@ -52,7 +57,8 @@ def made_up(plan: Plan, at: np.ndarray) -> Points:
         )
         omegam = (p["ombh2"] + p["omch2"]) / (0.01 * p["H0"]) ** 2
         kk[-1][:2] = ee[-1][:2] = 0.0
-        scalars.append([theta, np.sqrt(np.exp(p["logA"]) * p["omch2"]), omegam])
+        rdrag = 147 * (p["omch2"] / 0.12) ** -0.2 * (p["ombh2"] / 0.022) ** -0.1 * (1 - mass / 500)
+        scalars.append([theta, np.sqrt(np.exp(p["logA"]) * p["omch2"]), omegam, rdrag])
     return Points(at, np.array(kk), np.array(ee), np.array(scalars))
 
 
@@ -279,6 +285,78 @@ def test_round_trip(toy, toy_path):
     assert set(toy(point)[2]) == set(SCALARS)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"H0": None}, "the point lacks H0; the emulator needs ombh2, omch2, ns, H0, logA"),
+        ({"logA": None, "As": 2.2e-9}, r"lacks logA; .* logA is ln\(10¹⁰ A_s\)"),
+        ({"ombh2": None, "ns": None}, "lacks ombh2, ns;"),
+        ({"mnu": 0.3}, r"has mnu = 0\.3, but the emulator was made at 0\.06; leave it out"),
+        ({"omk": 0.1}, "has omk, which is unknown"),
+        ({"H0": "70"}, "has H0 = '70', not a number"),
+    ],
+)
+def test_an_incomplete_or_unknown_point_is_named(changes, message):
+    point = FIDUCIAL | {"logA": 3.1} | changes
+    point = {name: value for name, value in point.items() if value is not None}
+    emulator = read_emulator("lcdm")
+    for asked in (emulator, emulator.outside):
+        with pytest.raises(EmulatorError, match=message):
+            asked(point)
+
+
+def test_what_is_not_a_number_is_outside():
+    point = FIDUCIAL | {"logA": 3.1, "H0": np.nan}
+    with pytest.raises(EmulatorError, match=r"H0 = nan \(from 50 to 90\)"):
+        read_emulator("lcdm")(point)
+
+
+@pytest.mark.parametrize("point", [None, [0.0222, 0.1185], 3.0])
+def test_a_point_is_a_mapping(point):
+    with pytest.raises(EmulatorError, match="must map names to values"):
+        read_emulator("lcdm")(point)
+
+
+def test_a_fixed_parameter_may_be_given_as_it_was():
+    point = FIDUCIAL | {"logA": 3.1}
+    again = read_emulator("lcdm")(point | {"tau": 0.0943, "mnu": 0.06})
+    np.testing.assert_array_equal(again[0], read_emulator("lcdm")(point)[0])
+
+
+# Of everything but r_drag, from the files of format 1.
+SPECTRA = {"lcdm": "a61437f67f24c573", "mnu": "042d7ed3c3707fd4"}
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_the_spectra_of_a_shipped_emulator_do_not_change(name):
+    """r_drag was added to the files; what makes the spectra in them has not changed by a bit."""
+    assert spectra_digest(read_emulator(name).tables) == SPECTRA[name]
+
+
+def spectra_digest(tables):
+    digest = hashlib.sha256()
+    for field in fields(tables):
+        if field.name != "rdrag":
+            digest.update(np.ascontiguousarray(getattr(tables, field.name)).tobytes())
+    return digest.hexdigest()[:16]
+
+
+@pytest.mark.parametrize(("name", "plan"), [("lcdm", "emulator"), ("mnu", "emulator_mnu")])
+def test_the_sound_horizon_is_camb_s(name, plan):
+    """At 40 random points of the box, to 1e-4."""
+    made, plan = read_emulator(name), load_plan(REPOSITORY / "training" / f"{plan}.yaml")
+    generator, checked = np.random.default_rng(4), 0
+    while checked < 40:
+        at = generator.uniform(made.tables.low, made.tables.high)
+        point = dict(zip(made.parameters, at, strict=True))
+        if made.outside(point):
+            continue
+        checked += 1
+        background = camb.get_background(background_parameters(plan.cosmology(at)))
+        expected = background.get_derived_params()["rdrag"]
+        assert made(point)[2]["rdrag"] == pytest.approx(expected, rel=1e-4)
+
+
 def test_outside_the_box_is_refused(toy):
     point = dict(zip(toy.parameters, (toy.tables.low + toy.tables.high) / 2, strict=True))
     with pytest.raises(EmulatorError, match=r"H0 = 90 \(from 55 to 80\)"):
@@ -310,6 +388,11 @@ def rerecord(arrays, **changes):
         (lambda a: a.update(high=a["low"]), "'low' must lie below"),
         (lambda a: a.pop("x"), "is not an emulator or is damaged"),
         (lambda a: a.update(record=np.array("{}")), "field 'format'"),
+        (lambda a: a.pop("rdrag"), "rdrag"),
+        (
+            lambda a: rerecord(a, format="cobaya_cnnlens emulator 1"),
+            "'format' is 'cobaya_cnnlens emulator 1', not 'cobaya_cnnlens emulator 2'; make it",
+        ),
         (lambda a: a.update(record=np.array("[]")), "'record' is not a mapping"),
         (lambda a: a.update(record=np.array("[" * 100_000)), "is not an emulator or is damaged"),
         (lambda a: a.update(L=np.linspace(2, 1e12, len(a["L"]))), "'L' runs from 2 to 1e.12"),
@@ -500,9 +583,22 @@ def test_the_mass_of_the_neutrinos(fiducial):
 
 
 def test_a_fixed_parameter_must_keep_its_value():
+    """τ too, where a likelihood asks for C^EE."""
     get_model(emulated(tau=0.0943)).loglike({})
-    with pytest.raises(LoggedError, match=r"made at 0\.0943"):
+    with pytest.raises(LoggedError, match=r"made at 0\.0943; C\^EE at l < 60 depends on it"):
         get_model(emulated(tau=0.06)).loglike({})
+    for mass in (0, 0.1):
+        with pytest.raises(LoggedError, match=r"made at 0\.06; remove the parameter"):
+            get_model(emulated(mnu=mass)).loglike({})
+
+
+@pytest.mark.parametrize("tau", [0.03, 0.0544, 0.12])
+def test_tau_changes_nothing_where_e_plays_no_part(tau):
+    content = emulated(tau={"prior": {"min": 0.01, "max": 0.8}})
+    content["likelihood"] = {"cobaya_cnnlens.CNNLens": {"release": "refined_fiducial"}}
+    model = get_model(content)
+    assert model.loglike({"tau": tau})[0] == model.loglike({"tau": 0.0943})[0]
+    assert model.loglike({"tau": 0.7})[0] == -np.inf
 
 
 @pytest.mark.parametrize(("name", "file"), [("lcdm", "emulator"), ("mnu", "emulator_mnu")])

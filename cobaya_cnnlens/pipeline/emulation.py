@@ -49,7 +49,7 @@ from .loading import load_as
 
 KIND = "emulator point"
 # Raised when a point's code changes what it gives.
-ALGORITHM = 2
+ALGORITHM = 3
 # The corners of a box stretch a little more than any point of the design.
 STRETCH_MARGIN = 0.02
 # Spacing of the nodes: in ln L for C^κκ (1 at least), in x for C^EE.
@@ -181,10 +181,12 @@ def _run_point(plan: Plan, point: np.ndarray) -> None:
         results = camb.get_results(parameters)
         clpp = results.get_lens_potential_cls(lmax, raw_cl=True)[:, 0]
         clee = results.get_unlensed_scalar_cls(lmax, CMB_unit="muK", raw_cl=True)[:, 1]
+        derived = results.get_derived_params()
         scalars = {
-            "thetastar": results.get_derived_params()["thetastar"] / 100.0,
+            "thetastar": derived["thetastar"] / 100.0,
             "sigma8": sigma8(parameters),
             "omegam": parameters.omegam,
+            "rdrag": derived["rdrag"],
         }
     path, kind, recipe = _product(plan, point)
     arrays = {"kk": convergence_from_potential(clpp), "ee": clee}
@@ -194,7 +196,7 @@ def _run_point(plan: Plan, point: np.ndarray) -> None:
 @dataclass(frozen=True)
 class Points:
     """CAMB at points of the design: ``at`` (n, p), ``kk`` and ``ee`` (n, camb.lmax + 1), and
-    ``scalars`` (n, 3)."""
+    ``scalars`` (n, 4)."""
 
     at: np.ndarray
     kk: np.ndarray
@@ -258,7 +260,8 @@ def fit(plan: Plan, points: Points) -> Emulator:
         low=sides[0],
         high=sides[1],
         design=unit_box(at, *sides),
-        targets=np.hstack([kk_parts, scalars]),
+        targets=np.hstack([kk_parts, scalars[:, :-1]]),
+        rdrag=scalars[:, -1],
         linear=np.hstack([low[2], high[2]]),
         L=L,
         kk_mean=kk_mean,

@@ -6,7 +6,7 @@ Every spectrum is raw (no l(l+1) factor), filled from l = 0. Polarisation is in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
@@ -110,19 +110,57 @@ def camb_refusals(asked: object) -> Iterator[None]:
         raise TheoryError(f"CAMB refuses {asked}: {said}; change the parameters") from None
 
 
-def camb_parameters(cosmology: Cosmology, settings: CambSettings) -> Any:
-    """The ``camb.CAMBparams`` that :func:`compute_spectra` runs."""
+def background_parameters(cosmology: Cosmology, angle: Mapping[str, float] | None = None) -> Any:
+    """The ``camb.CAMBparams`` of a cosmology's background.
+
+    Parameters
+    ----------
+    cosmology : its amplitude and tilt play no part
+    angle : ``cosmomc_theta`` or ``thetastar`` with its value, from which CAMB finds H0; the
+        cosmology's own H0 then plays no part
+    """
     import camb
 
     parameters = camb.CAMBparams()
     parameters.set_cosmology(
-        H0=cosmology.H0,
+        **(angle or {"H0": cosmology.H0}),
         ombh2=cosmology.ombh2,
         omch2=cosmology.omch2,
         mnu=cosmology.mnu,
         tau=cosmology.tau,
         omk=0.0,
     )
+    return parameters
+
+
+def expansion(cosmology: Cosmology) -> Any:
+    """The ``camb.CAMBdata`` of H(z) and distances, without recombination; it takes CAMB 1 ms."""
+    import camb
+
+    return camb.get_background(background_parameters(cosmology), no_thermo=True)
+
+
+def hubble_constant(cosmology: Cosmology, angle: Mapping[str, float]) -> float:
+    """H0 in km/s/Mpc that an acoustic scale implies; it takes CAMB 10 ms.
+
+    Parameters
+    ----------
+    cosmology : its own H0 plays no part
+    angle : ``cosmomc_theta``, the approximate r_s/D_A of CosmoMC; or ``thetastar``, at z*
+
+    Raises
+    ------
+    TheoryError
+        if CAMB finds none between 10 and 100 km/s/Mpc, or refuses the other parameters
+    """
+    asked = " and ".join(f"{name} = {value:.6g}" for name, value in angle.items())
+    with camb_refusals(f"{asked} for {cosmology}"):
+        return float(background_parameters(cosmology, angle).H0)
+
+
+def camb_parameters(cosmology: Cosmology, settings: CambSettings) -> Any:
+    """The ``camb.CAMBparams`` that :func:`compute_spectra` runs."""
+    parameters = background_parameters(cosmology)
     parameters.InitPower.set_params(As=cosmology.As, ns=cosmology.ns)
     parameters.set_for_lmax(settings.lmax, lens_potential_accuracy=settings.lens_potential_accuracy)
     parameters.NonLinearModel.set_params(halofit_version=settings.halofit_version)

@@ -3,11 +3,14 @@ spectra of the likelihood, as Cobaya asks for them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from cobaya.log import LoggedError
+from cobaya.theories.cosmo import BoltzmannBase
 from cobaya.theory import Theory
+from cobaya.tools import str_to_list
 
 DERIVED = ("sigma8", "omegam")
 PROVIDED = {"Cl": "pp", "unlensed_Cl": "ee"}
@@ -45,18 +48,41 @@ class SpectraTheory(Theory):
     """
 
     speed = 1000
+    _derived: Sequence[str] = DERIVED
+    _provided: Sequence[str] = tuple(PROVIDED)
 
     def initialize(self) -> None:
-        """Begin with no multipole asked for."""
+        """Begin with no multipole asked for; what is provided comes from here, not from another
+        theory of the input that could give it too."""
         self._lmax = dict.fromkeys(PROVIDED.values(), 0)
+        chosen = str_to_list(getattr(self, "provides", None) or [])
+        self._provided = [name for name in self._provided if name in chosen] or self._provided
+        self.provides = [*self._provided, *self._derived]
+
+    def initialize_with_provider(self, provider: Any) -> None:
+        """Refuse a Boltzmann code of which nothing is asked: Cobaya's camb would fail without a
+        cause that can be read."""
+        super().initialize_with_provider(provider)
+        asked = [id(theory) for theory in provider.requirement_providers.values()]
+        for name, theory in provider.model.theory.items():
+            idle = id(theory.get_provider()) not in asked and not theory.output_params
+            if idle and isinstance(theory, BoltzmannBase):
+                raise LoggedError(
+                    self.log,
+                    "nothing is asked of the theory '%s', because %s provides %s. Remove '%s' from "
+                    "the input; or name under 'provides' of %s what is to come from it, e.g. "
+                    "provides: [Cl]",
+                    *(name, self.get_name(), ", ".join(self.provides), name, self.get_name()),
+                )
 
     def get_can_provide_params(self) -> list[str]:
         """The derived parameters."""
-        return list(DERIVED)
+        return list(self._derived)
 
-    def get_can_provide(self) -> list[str]:
-        """The spectra."""
-        return list(PROVIDED)
+    def get_can_provide_methods(self) -> dict[str, Any]:
+        """The spectra, and what else a subclass has; or what the input's ``provides`` names."""
+        methods = super().get_can_provide_methods()
+        return {name: methods[name] for name in self._provided}
 
     def must_provide(self, **requirements: Any) -> None:
         """Note how far up each spectrum is asked for; refuse any other spectrum."""
@@ -67,7 +93,7 @@ class SpectraTheory(Theory):
                 if name.lower() != kind:
                     raise LoggedError(
                         self.log,
-                        "%s has no '%s: %s'; use cobaya's own camb",
+                        "%s has no '%s: %s'; use cobaya's own camb in its place, not beside it",
                         type(self).__name__,
                         key,
                         name,

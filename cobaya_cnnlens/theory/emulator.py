@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from importlib.resources import files
+from math import isclose
+from numbers import Real
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,11 +30,12 @@ from scipy.interpolate import CubicSpline, PPoly, RBFInterpolator
 
 from ..errors import EmulatorError
 from ..files import atomic_write
+from .camb import Cosmology
 
-FORMAT = "cobaya_cnnlens emulator 1"
+FORMAT = "cobaya_cnnlens emulator 2"
 SHIPPED = files("cobaya_cnnlens.theory") / "data"
 # Emulated beside the components of the two spectra, through their logarithms.
-SCALARS = ("thetastar", "sigma8", "omegam")
+SCALARS = ("thetastar", "sigma8", "omegam", "rdrag")
 AMPLITUDE = "logA"
 # C^EE below this x depends on other things than above: its components are taken apart there.
 REIONISATION = 100.0
@@ -55,8 +58,9 @@ class Tables:
     ----------
     low, high : sides of the box, (p,)
     design : points in units of the box, each −1 to 1, (n, p)
-    targets : components of ln C^κκ/A_s, then ln of ``SCALARS`` over their ``baselines``,
-        (n, n_kk + 3)
+    targets : components of ln C^κκ/A_s, then ln of ``SCALARS`` but the last over their
+        ``baselines``, (n, n_kk + 3)
+    rdrag : ln of the last of ``SCALARS`` over its baseline, (n,)
     linear : components of ln C^EE/A_s, which A_s does not change, (n, n_ee)
     L, kk_mean, kk_basis : multipoles (n_L,); mean and principal components of ln C^κκ/A_s,
         (n_L,) and (n_kk, n_L)
@@ -68,6 +72,7 @@ class Tables:
     high: np.ndarray
     design: np.ndarray
     targets: np.ndarray
+    rdrag: np.ndarray
     linear: np.ndarray
     L: np.ndarray
     kk_mean: np.ndarray
@@ -102,6 +107,7 @@ class Emulator:
         self._scales = np.array([float(scales.get(name, 1.0)) for name in self.parameters])
         design = self._scales * tables.design
         self._interpolate = RBFInterpolator(design, tables.targets, kernel=kernel, degree=degree)
+        self._rdrag = RBFInterpolator(design, tables.rdrag, kernel=kernel, degree=degree)
         self._linear_in = [i for i, name in enumerate(self.parameters) if name != AMPLITUDE]
         self._linear = RBFInterpolator(
             design[:, self._linear_in],
@@ -128,7 +134,14 @@ class Emulator:
         return digest.hexdigest()[:16]
 
     def outside(self, point: Mapping[str, float]) -> list[str]:
-        """Parameters of a point that lie outside the box, each with the box's sides."""
+        """Parameters of a point that lie outside the box, each with the box's sides.
+
+        Raises
+        ------
+        EmulatorError
+            if the point lacks a parameter, has an unknown one, or another value of a fixed one
+        """
+        self._check_point(point)
         sides = zip(self.parameters, self.tables.low, self.tables.high, strict=True)
         outside = [
             f"{name} = {point[name]:.6g} (from {low:.6g} to {high:.6g})"
@@ -140,6 +153,25 @@ class Emulator:
             outside.append(f"(ombh2 + omch2)/h² = {density:.3g} (to {LARGEST_DENSITY})")
         return outside
 
+    def _check_point(self, point: Mapping[str, float]) -> None:
+        needs = f"the emulator needs {', '.join(self.parameters)}; {AMPLITUDE} is ln(10¹⁰ A_s)"
+        if not isinstance(point, Mapping):
+            raise EmulatorError(f"a point must map names to values, not be {point!r}; {needs}")
+        if missing := [name for name in self.parameters if name not in point]:
+            raise EmulatorError(f"the point lacks {', '.join(missing)}; {needs}")
+        known = {*self.parameters, *self.fixed}
+        if unknown := [str(name) for name in point if name not in known]:
+            raise EmulatorError(f"the point has {', '.join(unknown)}, which is unknown; {needs}")
+        for name, value in point.items():
+            if not isinstance(value, Real) or isinstance(value, bool):
+                raise EmulatorError(f"the point has {name} = {value!r}, not a number; {needs}")
+        for name, made_at in self.fixed.items():
+            if not same(point.get(name, made_at), made_at):
+                raise EmulatorError(
+                    f"the point has {name} = {point[name]:g}, but the emulator was made at "
+                    f"{made_at:g}; leave it out, or take another emulator"
+                )
+
     def __call__(
         self, point: Mapping[str, float]
     ) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
@@ -147,7 +179,7 @@ class Emulator:
 
         Parameters
         ----------
-        point : a value for each of ``parameters``
+        point : a value for each of ``parameters``; those that were fixed may be given as they were
 
         Returns
         -------
@@ -156,7 +188,7 @@ class Emulator:
         Raises
         ------
         EmulatorError
-            if the point is outside the box
+            as :meth:`outside`, and if the point is outside the box
         """
         if outside := self.outside(point):
             raise EmulatorError(f"outside the emulator's box: {', '.join(outside)}")
@@ -176,19 +208,25 @@ class Emulator:
 
     def logarithms(self, point: Mapping[str, float]) -> tuple[np.ndarray, list[PPoly], np.ndarray]:
         """ln C_L^κκ/A_s from L = 2; splines in x whose sum is ln C^EE/A_s, without what the stretch
-        adds; and ln of ``SCALARS``, (3,)."""
+        adds; and ln of ``SCALARS``, (4,)."""
         t = self.tables
         unit = unit_box(np.array([point[name] for name in self.parameters]), t.low, t.high)
         unit *= self._scales
         found = self._interpolate(unit[None])[0]
         n_kk = len(t.kk_basis)
+        scalars = np.append(found[n_kk:], self._rdrag(unit[None]))
         kk = self._kk[0] + found[:n_kk] @ self._kk[1:]
         along = np.concatenate([[1.0], self._linear(unit[None, self._linear_in])[0]])
         splines = [PPoly.construct_fast(self._ee.c @ along, self._ee.x)]
         if self.base is None:
-            return kk, splines, found[n_kk:] + np.log(baselines({**self.fixed, **point}))
+            return kk, splines, scalars + np.log(baselines({**self.fixed, **point}))
         below, others, known = self.base.logarithms(point)
-        return kk + below[: len(kk)], splines + others, found[n_kk:] + known
+        return kk + below[: len(kk)], splines + others, scalars + known
+
+
+def same(value: float, made_at: float) -> bool:
+    """Whether a parameter has the value that it was fixed at."""
+    return isclose(value, made_at, rel_tol=1e-6)
 
 
 def matter_density(point: Mapping[str, float]) -> float:
@@ -220,9 +258,18 @@ def acoustic_angle(point: Mapping[str, float]) -> float:
     return float(sound / integral(a_star, 1.0, np.ones_like))
 
 
+def sound_horizon_fit(point: Mapping[str, float]) -> float:
+    """r_drag in Mpc, within 0.1% of CAMB's (Aubourg et al. 2015, arXiv:1411.1074, eq. 16)."""
+    neutrinos = point.get("mnu", Cosmology.mnu) / 93.14
+    slow = (point["ombh2"] + point["omch2"]) ** 0.25351 * point["ombh2"] ** 0.12807
+    return float(55.154 * np.exp(-72.3 * (neutrinos + 0.0006) ** 2) / slow)
+
+
 def baselines(point: Mapping[str, float]) -> np.ndarray:
     """What ``SCALARS`` are divided by before they are emulated."""
-    return np.array([acoustic_angle(point), np.exp(0.5 * point[AMPLITUDE]), matter_density(point)])
+    amplitude = np.exp(0.5 * point[AMPLITUDE])
+    angle, matter = acoustic_angle(point), matter_density(point)
+    return np.array([angle, amplitude, matter, sound_horizon_fit(point)])
 
 
 def unit_box(points: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -385,7 +432,8 @@ def _check(t: Tables, record: dict[str, Any], path: Path) -> None:
         "low": (p,),
         "high": (p,),
         "design": (n, p),
-        "targets": (n, n_kk + len(SCALARS)),
+        "targets": (n, n_kk + len(SCALARS) - 1),
+        "rdrag": (n,),
         "linear": (n, n_ee),
         "kk_mean": t.L.shape,
         "kk_basis": (n_kk, *t.L.shape),
