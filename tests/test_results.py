@@ -8,22 +8,15 @@ from scipy.interpolate import CubicSpline
 from scipy.stats import kstest, norm
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate import bandpowers, curvature, power
+from cobaya_cnnlens.calibrate import bandpowers, power
 from cobaya_cnnlens.calibrate.assemble import calibration_of, make_release
 from cobaya_cnnlens.calibrate.bandpowers import signal_bandpowers
-from cobaya_cnnlens.calibrate.windows import bandpower_windows
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.statistics import hotelling_pte, inverse_covariance
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.reconstruct.n0 import n0_iterated
-from cobaya_cnnlens.report.text import (
-    format_comparison,
-    format_coverage,
-    format_forecasts,
-    format_residual,
-)
 from cobaya_cnnlens.theory.camb import Spectra
 from cobaya_cnnlens.validate import coverage, points, posterior_grid
 from cobaya_cnnlens.validate.coverage import (
@@ -123,9 +116,6 @@ def test_comparison_of_networks_of_known_noise(small_config):
     expected = np.sqrt((4 * NOISE + 3 * NOISE**2) / 2 / modes) / (1 + NOISE)
     # The mean of the sample standard deviation of three is √(π)/2 of σ.
     np.testing.assert_allclose(three.scatter, expected * np.sqrt(np.pi) / 2, rtol=0.05)
-    text = format_comparison(three)
-    assert "paired errors" in text
-    assert "eq. 18" in text
 
 
 def test_patches_that_differ_are_not_paired(small_config):
@@ -135,7 +125,6 @@ def test_patches_that_differ_are_not_paired(small_config):
     assert table.paired.tolist() == [True, False, True]
     assert table.scatter is None
     assert (table.relative_error[1] > 1.3 * table.relative_error[2]).all()
-    assert "unpaired" in format_comparison(table)
 
 
 def test_bins_must_be_the_same(small_config):
@@ -143,80 +132,6 @@ def test_bins_must_be_the_same(small_config):
     other = small_config.model_copy(update={"name": "wide", "bandpowers": wide})
     with pytest.raises(CNNLensError, match="'test' and 'wide' differ in 'bandpowers'"):
         compare([Run(c, HASH) for c in (small_config, other)])
-
-
-def test_forecast_of_a_known_slope(small_config):
-    """An estimator whose noise debias moves by some part of what the signal does finds 1 plus that
-    part of a change when its debias is fixed; σ follows from the test patches' scatter."""
-    below, above = (
-        Run(small_config).spectra(small_config.cosmology.vary(omch2=omch2)).kk
-        for omch2 in small_config.shifted_omch2()
-    )
-    windows = bandpower_windows(Run(small_config).bandpowers, small_config.sky.band_limit)
-    signal = windows @ (above - below)[: windows.shape[1]]
-    for i, extra in enumerate((0.0, 0.4, -0.2)):
-        config = with_bandpowers(small_config, f"c{i}", NOISE, 0)
-        truth = np.random.default_rng(0).random((2, 50, config.bandpowers.n_bins))
-        half = np.array([-0.5, 0.5])[:, None, None] * extra * signal
-        arrays = {"auto": (truth + half) * measured_response(config) ** 2, "truth": truth}
-        recipe = curvature.recipe(Run(config, HASH), 0)
-        products.write_product(curvature.path(Run(config), 0), "curvature", recipe, arrays)
-        found = forecast(Run(config, HASH))
-        # CAMB's threads sum in any order: two runs of it differ by some 1e-9.
-        assert found.recovered == pytest.approx(1.0 + extra, rel=1e-6)
-        assert found.sigma == pytest.approx(found.sigma_fixed / (1.0 + extra), rel=1e-6)
-    # Bins of 200 independent modes: Var(d) = 2(1 + N)²/200, no correlation.
-    slope = signal / (2 * small_config.derivatives.omch2_step)
-    expected = 1.0 / np.sqrt((slope**2).sum() / (2 * (1 + NOISE) ** 2 / 200))
-    assert found.sigma_fixed == pytest.approx(expected, rel=0.1)
-    assert found.sigma_fixed_error == pytest.approx(expected / np.sqrt(2 * 596), rel=0.1)
-    assert "c2" in format_forecasts({"c2": found})
-
-
-def test_coverage_of_a_survey_whose_answer_is_known(small_config, monkeypatch):
-    """Gaussian bandpowers about the model itself: ranks are uniform, intervals hold the truth as
-    often as they say, pulls have unit variance; with half the covariance none of it is true."""
-    monkeypatch.setattr(
-        "cobaya_cnnlens.validate.omch2.OMCH2_NODES", np.array([0.1, 0.11, 0.1185, 0.13, 0.14])
-    )
-    monkeypatch.setitem(posterior_grid.NODES, 1, (7,))
-    config = with_bandpowers(small_config, "c", NOISE, 0)
-    config = config.model_copy(
-        update={"coverage": config.coverage.model_copy(update={"skies": 50, "patches_each": 16})}
-    )
-    made_with = {"provenance": {"network_sha256": HASH}}
-    release = synthetic_release(4, n_patches=16, n_sim=10**6, **made_with)
-    kinds = ("patch_covariance", "noise_covariance", "derivative_covariance")
-    release = replace(release, **{kind: getattr(release, kind) / 50 for kind in kinds})
-    likelihood = BandpowerLikelihood(release)
-    table = Omch2Likelihood(Run(config), likelihood)
-    # Patches whose mean over 16 has the survey's whole covariance.
-    root = np.linalg.cholesky(16 * release.covariance)
-    generator = np.random.default_rng(0)
-    for i in range(50):
-        draws = generator.standard_normal((160, 4)) @ root.T
-        data = table.model(coverage.cosmology_of(Run(config), i).omch2) + draws
-        auto = (data + release.noise) * release.response**2
-        recipe = coverage.recipe(Run(config, HASH), i)
-        products.write_product(
-            coverage.path(Run(config), i), "coverage", recipe, {"auto": auto, "truth": auto}
-        )
-    (found,) = coverage_tables(Run(config, HASH), release, statistics="hartlap")
-    assert len(found.rank) == 500
-    for probability in (0.68, 0.95):
-        part, error = found.covered(probability)
-        assert abs(part - probability) < 3 * error
-    assert found.uniformity > 0.01
-    assert abs(found.scatter()[0] - 1.0) < 3 * found.scatter()[1]
-    bias, error = found.bias()
-    assert abs(bias) < 3 * error
-    assert "500 disjoint surveys of 16 patches from 50 skies" in format_coverage(found)
-    narrow = replace(release, patch_covariance=release.patch_covariance / 2)
-    (wrong,) = coverage_tables(Run(config, HASH), narrow, statistics="hartlap")
-    assert wrong.covered(0.68)[0] < 0.62
-    assert wrong.uniformity < 0.01
-    with pytest.raises(CNNLensError, match="made with network 0000"):
-        coverage_tables(Run(config, HASH), synthetic_release(4))
 
 
 def test_residual_on_patches_that_gave_no_calibration(small_config):
@@ -228,7 +143,6 @@ def test_residual_on_patches_that_gave_no_calibration(small_config):
     # Twice 600 patches of 200 modes: Var(κ̂κ̂*/R² − κκ*) = 4CN + 2N² per mode.
     expected = np.sqrt(2 * (4 * NOISE + 2 * NOISE**2) / (600 * 200))
     np.testing.assert_allclose(table.error, expected, rtol=0.1)
-    assert "600 patches" in format_residual(table)
     # The covariance is of the patches themselves: Hotelling's T², not χ².
     assert table.pte == pytest.approx(hotelling_pte(table.chi2, 600, len(table.L)), rel=1e-12)
     louder = with_bandpowers(small_config, "a", 1.1 * NOISE, 0)
@@ -515,7 +429,7 @@ def test_between_and_within_skies():
         assert (skies == n).all()
     assert np.isnan(drawn(0.0, m=1).anova()[1:]).all()
     table = drawn(0.0)
-    assert "within 20 skies" in format_coverage(table)
+    assert "within 20 skies" in table.table()
     moved = np.where(table.sky < 3, 6.5, 0.0)
     at_ends = replace(table, truth=moved, mean=table.mean + 3.0 * moved)
     assert at_ends.anova()[0] == n - 3
@@ -525,7 +439,7 @@ def test_between_and_within_skies():
 def test_surveys_of_one_sky_have_no_error():
     table = surveys_of_skies(np.random.default_rng(2), 1, 20, 0.0)
     assert np.isnan([table.covered(0.68)[1], table.bias()[1], table.scatter()[1]]).all()
-    assert "one sky alone gives none" in format_coverage(table)
+    assert "one sky alone gives none" in table.table()
 
 
 def test_skies_of_different_numbers_of_surveys_weigh_by_them():
@@ -700,11 +614,6 @@ def test_a_table_from_products(cut):
     assert found.tenths.sum() == 24
     (again,) = coverage_tables(Run(config, HASH), release, statistics="hartlap")
     np.testing.assert_array_equal(again.simulated.tenths, found.simulated.tenths)
-    text = format_coverage(found)
-    assert "24 disjoint surveys of 8 patches from 12 skies" in text
-    assert "block bootstrap over the skies" in text
-    part, error = found.covered(0.68)
-    assert f"68% interval holds the truth in {100 * part:.1f} +- {100 * error:.1f}% of" in text
     (single,) = coverage_tables(Run(config, HASH), release, patches_each=20, statistics="hartlap")
     assert len(single.rank) == 12
     with pytest.raises(CNNLensError, match="a sky has 20 patches, a survey 21"):
