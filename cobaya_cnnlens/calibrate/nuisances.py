@@ -97,13 +97,15 @@ class NuisanceCheck:
 
     def table(self, L: np.ndarray) -> str:
         """As text, a line for each bin of centre ``L``."""
-        pulls = (self.found - self.predicted) / self.error
+        difference = self.found - self.predicted
+        pulls = difference / self.error
         rows = text_table(
             {
                 "L": (".1f", L),
                 "found": (".4f", 1e9 * self.found),
-                "predicted": (">", plus_minus(1e9 * self.predicted, 1e9 * self.error, ".4f")),
-                "difference in errors": ("+.2f", pulls),
+                "predicted": (".4f", 1e9 * self.predicted),
+                "difference": (">", plus_minus(1e9 * difference, 1e9 * self.error, "+.4f")),
+                "in errors": ("+.2f", pulls),
             },
             f"{self.change} {self.size:+g}: shift of d_b in units of 1e-9",
         )

@@ -71,8 +71,8 @@ class Predictive:
             "chi2 less that on average": less,
             "largest difference from the chi2 in the chain": f"{self.difference:.2g}",
         }
-        title = f"{len(self.chi2)} samples of the posterior, {len(self.data)} bins"
-        return text_table({"": ("", rows), " ": ("", rows.values())}, title)
+        head = f"{len(self.chi2)} samples of the posterior, {len(self.data)} bins"
+        return text_table({head: ("", rows), "": ("", rows.values())})
 
 
 def predictive_p(likelihood: BandpowerLikelihood, models: np.ndarray) -> float:
