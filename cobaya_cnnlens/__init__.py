@@ -1,11 +1,6 @@
 """CMB lensing with a learned estimator: a Cobaya likelihood, and the pipeline that makes it."""
 
-import sys
-from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what __getattr__ gives, for type checkers
@@ -31,12 +26,6 @@ _PUBLIC = {
     "read_release": "likelihood.release",
     "shipped_releases": "likelihood.release",
 }
-# Modules under their earlier names.
-_MOVED = {
-    f"{__name__}.config": f"{__name__}.pipeline.loading",
-    f"{__name__}.model": f"{__name__}.likelihood.bandpowers",
-    f"{__name__}.release": f"{__name__}.likelihood.release",
-}
 __all__ = ["__version__", *_PUBLIC]
 
 
@@ -48,19 +37,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_PUBLIC})
-
-
-class _EarlierNames(MetaPathFinder, Loader):
-    """Imports by an earlier name give the module itself, not a copy."""
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        return ModuleSpec(name, self) if name in _MOVED else None
-
-    def exec_module(self, module: ModuleType) -> None:
-        # The import system hands out what stands here after a module's code has run.
-        sys.modules[module.__name__] = import_module(_MOVED[module.__name__])
-
-
-sys.meta_path.insert(0, _EarlierNames())

@@ -55,7 +55,6 @@ COMMANDS = {
     "nulls": "nulltest CONFIG --index {index}",
     "foregrounds": "foregrounds CONFIG --index {index}",
     "primary": "primary CONFIG --set {set} --index {index}",
-    "exhibit": "exhibit CONFIG",
     "emulator point": "emulator make PLAN",
     "survey tiles": "survey plan",
     "survey maps": "survey reconstruct PLAN",

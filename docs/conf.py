@@ -37,7 +37,8 @@ templates_path = ["_templates"]
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
-# Tutorials run when the site is built, each in its own process; a changed cell runs it again.
+# Tutorials and studies run when the site is built, each in its own process. A changed cell runs
+# them again.
 nb_execution_mode = "cache"
 nb_execution_excludepatterns = NOT_RUN
 nb_execution_cache_path = str(HERE / "_build" / ".jupyter_cache")

@@ -220,3 +220,10 @@ def synthetic_debias(release: Release) -> DataDebias:
 @pytest.fixture
 def release() -> Release:
     return synthetic_release()
+
+
+def png(figure) -> bytes:
+    """A figure as the bytes of a picture."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()

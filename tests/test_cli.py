@@ -35,8 +35,6 @@ COMMANDS = [
         "coverage",
         "nuisances",
         "power",
-        "exhibit",
-        "report",
         "cost",
     ),
     *("emulator make", "emulator check"),
@@ -83,7 +81,6 @@ NEEDS_PIPELINE = [
     ["reconstruct", str(CONFIG), "--set", "test"],
     ["figure", str(CONFIG), "sky"],
     ["release", "make", str(CONFIG), "--survey", "high"],
-    ["report", "training/report.yaml"],
     ["emulator", "make", "training/emulator.yaml"],
     ["survey", "plan", "--mask", "mask.fits", "--level", "5"],
     ["survey", "reconstruct", "plan.yaml", "--release", "refined_fiducial"],
@@ -174,7 +171,7 @@ def test_the_figure_of_a_release(release):
     import matplotlib
     import numpy as np
 
-    from cobaya_cnnlens.report.release_figure import release_figure
+    from cobaya_cnnlens.plots.release_figure import release_figure
 
     backend = matplotlib.rcParams["backend"]
     low = np.array([-3.0, -1.0, 0.0, 1.0, 3.0]) * np.sqrt(np.diag(release.covariance))
@@ -209,7 +206,7 @@ STAGES = {
         *("evaluate", "compare", "n0", "n1", "recover", "forecast", "points", "coverage"),
         *("nulltest", "foregrounds", "primary", "predictive"),
     ],
-    "Look": ["figure", "exhibit", "report", "plot", "cost"],
+    "Look": ["figure", "plot", "cost"],
 }
 
 
@@ -259,7 +256,7 @@ def test_the_shell_completes_commands():
         assert done.stderr == ""
         return done.stdout.split()
 
-    assert completed("cnnlens re") == ["reconstruct", "release", "recover", "report"]
+    assert completed("cnnlens re") == ["reconstruct", "release", "recover"]
     assert completed("cnnlens release ex") == ["export"]
     assert completed("cnnlens n0 --lm") == ["--lmin", "--lmax"]
 

@@ -33,7 +33,7 @@ from cobaya_cnnlens.products import identity_of
 from cobaya_cnnlens.simulate.instrument import FILES as INSTRUMENT_FILES
 from cobaya_cnnlens.simulate.one_over_f import OneOverF
 from cobaya_cnnlens.simulate.patches import closest_centres, patch_centres
-from cobaya_cnnlens.validate import coverage, exhibits, foregrounds, nulls, primary
+from cobaya_cnnlens.validate import coverage, foregrounds, nulls, primary
 
 from .conftest import REPOSITORY, write_network
 
@@ -450,7 +450,6 @@ def recipes(config: Config) -> dict[str, dict]:
         "bandpowers": bandpowers.recipe(run, "test", 0),
         "survey": bandpowers.recipe(run, "survey-low", 0),
         "maps": own_maps.recipe(run),
-        "exhibit": exhibits.recipe(run),
         "derivatives": derivatives.recipe(run, 0),
         "curvature": curvature.recipe(run, 0),
         "nuisances": nuisances.recipe(run, 0),
@@ -477,14 +476,13 @@ ALGORITHMS = {
     nulls: lambda: {"null", "training null"},
     foregrounds: lambda: {"foreground"},
     mean_field: lambda: BASELINE,
-    exhibits: lambda: {"exhibit"},
     primary: lambda: {"primary"},
 }
 
 
 BASELINE = {"baseline", "mean field"}
 MEASURED = {
-    *("bandpowers", "survey", "maps", "exhibit", "derivatives", "curvature", "nuisances"),
+    *("bandpowers", "survey", "maps", "derivatives", "curvature", "nuisances"),
     *("coverage", "points", "null", "training null", "foreground"),
 }
 TRAINING_SKY = {"training sky", "training", "training null", *BASELINE}
@@ -712,7 +710,6 @@ def test_a_recipe_is_of_one_sky_estimator_and_test(full):
             for h in "ab"
         ),
         *(own_maps.recipe(Run(full, h)) for h in "ab"),
-        *(exhibits.recipe(Run(full, h)) for h in "ab"),
         *(primary.recipe(Run(full), name, i) for name in ("test", "validation") for i in (0, 1)),
         mean_field.baseline_recipe(Run(full)),
         mean_field.recipe(Run(full)),
@@ -800,7 +797,6 @@ def test_paths_of_different_products_differ(full):
         ),
         *(assemble.path(run, s, i) for s in ("low", "high") for i in (0, 1)),
         mean_field.path(run),
-        exhibits.path(run),
         networks.path(run),
         networks.training_directory(run),
     ]

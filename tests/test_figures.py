@@ -16,11 +16,11 @@ from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.pipeline import networks, skies
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.run import Run
-from cobaya_cnnlens.report import figures, pictures
-from cobaya_cnnlens.report.drawing import save, subplots
-from cobaya_cnnlens.report.posteriors import predictive_figure
+from cobaya_cnnlens.plots import figures
+from cobaya_cnnlens.plots.drawing import save, subplots
+from cobaya_cnnlens.plots.figures import PATCH
+from cobaya_cnnlens.plots.posteriors import predictive_figure
 from cobaya_cnnlens.validate import coverage, primary
-from cobaya_cnnlens.validate.exhibits import PATCH, shown_patch
 
 from .conftest import REPOSITORY
 from .written import Written, small
@@ -91,8 +91,8 @@ def test_every_stage_has_a_figure(made, tmp_path, stage, eager):
 
 def test_the_patch_that_is_shown():
     """One of a sky of 160; the last of a sky that has it not."""
-    assert shown_patch(160) == PATCH
-    assert [shown_patch(n) for n in (1, PATCH, PATCH + 1)] == [0, PATCH - 1, PATCH]
+    assert figures._shown_patch(160) == PATCH
+    assert [figures._shown_patch(n) for n in (1, PATCH, PATCH + 1)] == [0, PATCH - 1, PATCH]
 
 
 def test_maps_are_those_of_one_patch(made, eager):
@@ -168,9 +168,9 @@ BACKENDS = ("svg", "module://notebook_inline", "module://notebook_widget")
 LOOK = """
 import importlib, pkgutil, sys
 import matplotlib
-from cobaya_cnnlens import report
-for module in pkgutil.iter_modules(report.__path__):
-    importlib.import_module(f"cobaya_cnnlens.report.{module.name}")
+from cobaya_cnnlens import plots
+for module in pkgutil.iter_modules(plots.__path__):
+    importlib.import_module(f"cobaya_cnnlens.plots.{module.name}")
     assert matplotlib.rcParams._get("backend") == sys.argv[1], module.name
 assert "matplotlib.pyplot" not in sys.modules
 assert matplotlib.get_backend() == sys.argv[1]
@@ -190,7 +190,7 @@ def notebook(tmp_path_factory):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_notebook_keeps_its_plots(notebook, backend):
-    """No module of the report chooses a backend when it is imported, or makes one be chosen."""
+    """No module of the figures chooses a backend when it is imported, or makes one be chosen."""
     found = python(LOOK, backend, MPLBACKEND=backend, **notebook)
     assert found.returncode == 0, found.stderr
 
@@ -200,18 +200,18 @@ def test_posteriors_leave_a_notebook_alone(notebook, backend):
     """getdist draws with pyplot, and its import takes Agg: the backend stays, so does a figure that
     is open, and the one drawn is not left open beside it."""
     code = """
+import io
 import sys
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from getdist import MCSamples
-from cobaya_cnnlens.report.drawing import png
-from cobaya_cnnlens.report.posteriors import posteriors_figure
+from cobaya_cnnlens.plots.posteriors import posteriors_figure
 own = plt.figure()
 samples = np.random.default_rng(0).standard_normal((2000, 2))
 chain = MCSamples(samples=samples, names=["a", "b"], settings={"ignore_rows": 0})
 for params in (["a"], ["a", "b"]):
-    assert png(posteriors_figure({"chains/none": chain}, params)).startswith(b"\\x89PNG")
+    posteriors_figure({"chains/none": chain}, params).savefig(io.BytesIO())
 assert matplotlib.get_backend() == sys.argv[1]
 assert type(plt.figure().canvas) is type(own.canvas)
 assert plt.get_fignums() == [1, 2]
@@ -224,13 +224,10 @@ def test_one_module_writes_pictures():
     """The others return figures, for whoever asked to write or to show."""
     folder = REPOSITORY / "cobaya_cnnlens"
     writers = [path for path in folder.rglob("*.py") if "savefig" in path.read_text()]
-    assert writers == [folder / "report" / "drawing.py"]
+    assert writers == [folder / "plots" / "drawing.py"]
 
 
 L = np.array([100.0, 200.0, 300.0])
-TABLE = SimpleNamespace(L=L, relative_error=L)
-RATIO = SimpleNamespace(L=L, values=L, errors=L)
-LOSSES = {f"{v}{name}_loss": 1.0 for name in ("e", "kappa") for v in ("", "val_")}
 PREDICTED = SimpleNamespace(
     edges=np.stack([L - 50, L + 50], axis=1),
     data=L,
@@ -243,10 +240,6 @@ PREDICTED = SimpleNamespace(
 PANELS = {
     "training": lambda config, axis: figures.training_figure(Run(config), axis),
     "bandpowers": lambda config, axis: figures.bandpowers_figure(Run(config), axis),
-    "errors": lambda _, axis: pictures.errors({1.0: TABLE}, axis),
-    "unlensed": lambda _, axis: pictures.unlensed({"1": RATIO}, axis),
-    "ratio": lambda _, axis: pictures.ratio({"a": L}, {"a": L}, "label", "title", axis),
-    "learning": lambda _, axis: pictures.learning({"a": [{"epoch": 1, **LOSSES}]}, axis),
     "predictive": lambda _, axis: predictive_figure(PREDICTED, axis),
 }
 
@@ -272,8 +265,8 @@ import sys
 from pathlib import Path
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.run import Run
-from cobaya_cnnlens.report.drawing import save
-from cobaya_cnnlens.report.figures import draw
+from cobaya_cnnlens.plots.drawing import save
+from cobaya_cnnlens.plots.figures import draw
 save(draw(Run(load_config(sys.argv[1])), "spectra"), Path(sys.argv[2]))
 assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 """

@@ -14,9 +14,7 @@ from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.run import Run
-from cobaya_cnnlens.report.drawing import png
-from cobaya_cnnlens.report.foregrounds_figure import draw_foregrounds
-from cobaya_cnnlens.report.text import format_foregrounds
+from cobaya_cnnlens.plots.figures import draw_foregrounds
 from cobaya_cnnlens.simulate import foregrounds as simulated
 from cobaya_cnnlens.simulate.bandpowers import Bins, FlatSpectra, e_and_b
 from cobaya_cnnlens.simulate.foregrounds import (
@@ -34,6 +32,7 @@ from cobaya_cnnlens.simulate.patches import PatchGeometry
 from cobaya_cnnlens.validate import foregrounds
 from cobaya_cnnlens.validate.foregrounds import CLEAN, Foreground, foregrounds_table, low_pass
 
+from .conftest import png
 from .test_debias import HASH, NoisyOracle, run  # noqa: F401  (the fixture)
 
 # Tucci et al. 2011, C2Ex at 148 GHz: fluxes in Jy between those of the fit, dN/dS in 1/(Jy sr).
@@ -275,7 +274,7 @@ def test_what_is_there_is_not_measured_again(measured):
     where.unlink()
     table = foregrounds_table(run)
     assert table.missing == [(one, LMAX)]
-    assert f"not measured: dust faint, l up to {LMAX}" in format_foregrounds(table)
+    assert f"not measured: dust faint, l up to {LMAX}" in table.table()
     foregrounds.measure(Run(run.config, HASH, estimator), 0)
     assert len(estimator.shown) == 1
     assert where.read_bytes() == content
@@ -336,8 +335,11 @@ def test_biases_are_those_of_the_patches(measured):
         assert bias.omch2_error == pytest.approx(np.std(shifts, ddof=1) / PATCHES**0.5, rel=0.02)
         sigma = (slope @ np.linalg.inv(likelihood.covariance) @ slope) ** -0.5
         assert table.sigma[name] == pytest.approx(sigma, rel=0.02)
-    text = format_foregrounds(table)
-    assert f"dust bright             {found['data'].omch2:+8.2f}" in text
+    dust = found["data"]
+    rows = [line.split() for line in table.table().splitlines()]
+    assert ["dust", "bright", f"{dust.omch2:+.2f}", "±", f"{dust.omch2_error:.2f}"] in [
+        row[:5] for row in rows
+    ]
     assert len(png(draw_foregrounds(table))) > 10_000
 
 

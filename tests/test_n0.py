@@ -12,7 +12,6 @@ from cobaya_cnnlens.reconstruct.n0 import (
     Filter,
     Plane,
     band_of,
-    delensed_part,
     n0_eb,
     n0_ee,
     n0_iterated,
@@ -134,18 +133,6 @@ def test_noise_spectrum_is_divided_by_the_beam():
     assert found[0] == pytest.approx(white, rel=1e-12)
     l = np.sqrt(8 * np.log(2)) / np.radians(10 / 60)
     assert np.interp(l, np.arange(2001), found) == pytest.approx(np.e * white, rel=1e-5)
-
-
-def test_delensed_part_of_what_is_known(fiducial):
-    """Nothing of a κ̂ that is κ, all of one that knows none, and of ρ at all L 1 − ρ²."""
-    l = np.array([300.0, 1000.0])
-    for rho in (0.0, 0.6, 1.0):
-        part = delensed_part(l, fiducial, np.full(len(fiducial.pp), rho))
-        np.testing.assert_allclose(part, 1 - rho**2, rtol=1e-12, atol=1e-15)
-    # The B modes of l = 300 are made by φ of low L.
-    known = np.where(np.arange(len(fiducial.pp)) < 1000, 0.9, 0.0)
-    part = delensed_part(l, fiducial, known)
-    assert part[0] < part[1] < 1.0
 
 
 def test_short_spectra_are_refused(fiducial):

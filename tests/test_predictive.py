@@ -12,12 +12,11 @@ from scipy.integrate import quad
 import yaml
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
-from cobaya_cnnlens.report.drawing import png
-from cobaya_cnnlens.report.posteriors import _label, predictive_figure
+from cobaya_cnnlens.plots.posteriors import _label, predictive_figure
 from cobaya_cnnlens.validate.chains import load_chain, true_parameters
 from cobaya_cnnlens.validate.predictive import predictive, predictive_p
 
-from .conftest import REPOSITORY, synthetic_release
+from .conftest import REPOSITORY, png, synthetic_release
 
 NAME = "cobaya_cnnlens.CNNLens"
 N_BINS = 5

@@ -73,13 +73,13 @@ from cobaya_cnnlens.calibrate import derivatives, nuisances
 from cobaya_cnnlens.pipeline import mean_field, networks, skies
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.run import Run
-from cobaya_cnnlens.validate import coverage, exhibits, nulls, primary
+from cobaya_cnnlens.validate import coverage, nulls, primary
 run = Run(load_config(sys.argv[1]))
 paths = [bandpowers.path(run, "test", 0), skies.path(run, "test", 0), networks.path(run)]
 paths += [stage.path(run, 0) for stage in (curvature, derivatives, nuisances, coverage)]
 paths += [stage.path(run, "test", 0) for stage in (nulls, primary)]
 paths += [cosmologies.path(run, cosmologies.Point({"ns": 0.9}, 0, None))]
-paths += [mean_field.path(run), exhibits.path(run), assemble.path(run, "low")]
+paths += [mean_field.path(run), assemble.path(run, "low")]
 assert all(run.config.products in path.parents for path in paths)
 heavy = {"keras", "tensorflow", "healpy", "ducc0", "camb", "matplotlib"} & set(sys.modules)
 assert not heavy, heavy

@@ -18,8 +18,8 @@ from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import ConfigError, MapError, ProductError
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.plots.survey_figure import plan_figure
 from cobaya_cnnlens.reconstruct.refined import RefiningUNet
-from cobaya_cnnlens.report.survey_figure import plan_figure
 from cobaya_cnnlens.simulate.instrument import ARCMIN, cosine_mask
 from cobaya_cnnlens.simulate.patches import PatchGeometry, point_patches, polarisation_at
 from cobaya_cnnlens.simulate.skies import unit_alm

@@ -19,9 +19,8 @@ from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.release import read_release
+from cobaya_cnnlens.plots.null_figures import survey_nulls_figure
 from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
-from cobaya_cnnlens.report.survey_nulls_figure import survey_nulls_figure
-from cobaya_cnnlens.report.text import format_survey_nulls
 from cobaya_cnnlens.simulate.bandpowers import Bins
 from cobaya_cnnlens.simulate.instrument import ARCMIN, Instrument
 from cobaya_cnnlens.simulate.patches import PatchGeometry
@@ -31,7 +30,7 @@ from cobaya_cnnlens.survey.inputs import Sources
 from cobaya_cnnlens.survey.nulls import Choices, Halves
 from cobaya_cnnlens.survey.plan import array_path, make_plan, read_plan
 from cobaya_cnnlens.validate import survey_nulls as judged
-from cobaya_cnnlens.validate.nulls import FAILED
+from cobaya_cnnlens.validate.null_tests import FAILED
 
 NSIDE, LMAX = 256, 407
 SIDE, TAPER, LEVEL, BEAM = 20.0, 2.0, 5.0, 60.0  # degrees, µK′, arcminutes
@@ -164,14 +163,14 @@ def test_a_mock_of_the_sphere_has_no_null_that_fails(plan, setup, tmp_path):
     why."""
     table = judge(plan, setup, tmp_path)
     assert len(plan.tiles) > 30
-    assert min(test.pte for test in table.tests) > FAILED, format_survey_nulls(table)
+    assert min(test.pte for test in table.tests) > FAILED, table.table()
     assert np.mean([test.pte for test in table.tests]) == pytest.approx(0.5, abs=0.25)
     halves = [f"{what} {half}" for half in ("north", "east", "deep") for what in ("kappa", "E")]
     of_splits = ["noise", "gain", "null", "null x kappa", "splits"]
     names = [*of_splits, "rotation", "curl", "peaks", "l_max", *halves]
     assert [test.name for test in table.tests] == names
     assert table.skipped.keys() == {"network", "L range"}
-    text = format_survey_nulls(table)
+    text = table.table()
     assert "network: left out, no other network was given" in text
     figure = survey_nulls_figure(table)
     titles = [axis.get_title() for axis in figure.axes if axis.get_visible()]
@@ -224,8 +223,8 @@ def test_what_is_planted_is_found(plan, setup, tmp_path, change, fails, holds, n
     that the inverse variance does not know: each in its own nulls, gain and angle by their size."""
     table = judge(plan, setup, tmp_path, change)
     found = {test.name for test in table.tests if test.pte < FAILED}
-    assert found >= fails, format_survey_nulls(table)
-    assert not found & holds, format_survey_nulls(table)
+    assert found >= fails, table.table()
+    assert not found & holds, table.table()
     if name:
         test = of(table, name)
         assert test.mean == pytest.approx(value, abs=4 * test.mean_error)

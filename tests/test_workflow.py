@@ -19,7 +19,7 @@ pytest.importorskip("snakemake")
 # Blanks, both quotes, a command to be executed, a variable, an option.
 NASTY = 'a b/it\'s "q" $(touch hit) `touch hit` $HOME -x'
 
-TARGETS = ("all", "releases", "noise", "table", "coverage", "forecast", "for_report")
+TARGETS = ("all", "releases", "noise", "table", "coverage", "forecast")
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from ..pipeline.observation import observe_sky
 from ..pipeline.run import Run
 from ..simulate.instrument import Systematics
 from ..simulate.tiling import some
+from ..table import plus_minus, text_table
 from . import bandpowers
 from .response import standard_error
 
@@ -93,6 +94,23 @@ class NuisanceCheck:
     found: np.ndarray
     predicted: np.ndarray
     error: np.ndarray
+
+    def table(self, L: np.ndarray) -> str:
+        """As text, a line for each bin of centre ``L``."""
+        difference = self.found - self.predicted
+        pulls = difference / self.error
+        rows = text_table(
+            {
+                "L": (".1f", L),
+                "found": (".4f", 1e9 * self.found),
+                "predicted": (".4f", 1e9 * self.predicted),
+                "difference": (">", plus_minus(1e9 * difference, 1e9 * self.error, "+.4f")),
+                "in errors": ("+.2f", pulls),
+            },
+            f"{self.change} {self.size:+g}: shift of d_b in units of 1e-9",
+        )
+        near = (np.abs(pulls) < 2).sum()
+        return f"{rows}\n{near} of {len(pulls)} bins within 2 standard errors\n"
 
 
 def check_nuisances(

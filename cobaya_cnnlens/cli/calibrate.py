@@ -58,7 +58,6 @@ def nuisances(
     run = runs.load(config)
     from ..calibrate import nuisances
     from ..calibrate.assemble import calibration_of
-    from ..report.text import format_nuisance_checks
 
     runs.ready(run)
     if check is not None:
@@ -67,7 +66,8 @@ def nuisances(
         more = {"leakage": leakage, "beam_modes": beam_mode}
         changes |= {name: x for name, x in more.items() if x}
         found = nuisances.check_nuisances(run, calibration.response, check, changes)
-        typer.echo(format_nuisance_checks(run, found))
+        L = run.bandpowers.bins.centres
+        typer.echo("\n".join(check.table(L) for check in found))
         return
     for i in range(run.config.nuisances.skies) if index is None else index:
         nuisances.measure(run, i)

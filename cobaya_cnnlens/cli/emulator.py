@@ -50,7 +50,6 @@ def emulator_check(
     from ..likelihood.bandpowers import BandpowerLikelihood
     from ..likelihood.release import read_release
     from ..pipeline import emulation
-    from ..report.text import format_emulator
     from ..theory.emulator import read_emulator
 
     loaded, made = emulation.load_plan(plan), read_emulator(emulator)
@@ -63,4 +62,4 @@ def emulator_check(
     at = loaded.check_points()
     emulation.run_camb(loaded, at, jobs)
     checks = emulation.read_points(loaded, at)
-    typer.echo(format_emulator(emulation.errors(made, checks, likelihood)))
+    typer.echo(emulation.errors(made, checks, likelihood).table())

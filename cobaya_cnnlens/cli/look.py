@@ -29,42 +29,11 @@ def figure(
 ) -> None:
     """Draw what a stage made."""
     run = runs.load(config)
-    from ..report.drawing import save
-    from ..report.figures import draw
+    from ..plots.drawing import save
+    from ..plots.figures import draw
 
     path = out or run.config.products / "figures" / f"{stage}.png"
     typer.echo(save(draw(run, stage), path))
-
-
-@command()
-def exhibit(config: ConfigFile) -> None:
-    """Keep maps of one test patch and the power of E on its sky, for the report."""
-    run = runs.load(config)
-    from ..validate import exhibits
-
-    exhibits.measure(runs.ready(run))
-    typer.echo(exhibits.path(run))
-
-
-@command()
-def report(
-    plan: Annotated[Path, typer.Argument(help="What to put side by side (YAML).")],
-    out: Annotated[Path | None, typer.Option(help="Folder; the plan's if absent.")] = None,
-) -> None:
-    """Put the paper's figures and numbers beside ours, from products: an HTML page and tables."""
-    runs.need_pipeline()
-    from dataclasses import replace
-
-    from ..report.material import load_plan
-    from ..report.report import make_report
-
-    loaded = load_plan(plan)
-    page, gaps = make_report(replace(loaded, out=out) if out else loaded)
-    for gap in gaps:
-        typer.secho(f"missing: {gap.what}: {gap.why}\n    {gap.command}", fg="yellow", err=True)
-    typer.echo(page)
-    if gaps:
-        raise SystemExit(1)
 
 
 @command()
@@ -77,8 +46,8 @@ def plot(
 ) -> None:
     """Draw posteriors with getdist, several chains overlaid, the truth of a mock marked; print
     means, errors, effective samples and pulls from the truth."""
-    from ..report.drawing import save
-    from ..report.posteriors import posteriors_figure
+    from ..plots.drawing import save
+    from ..plots.posteriors import posteriors_figure
     from ..validate.chains import format_marginals, load_chain, marginals
 
     samples = {root: load_chain(root) for root in chains}
@@ -107,7 +76,7 @@ def cost(
     """Print the jobs that the workflow has left, and their hours by measured unit costs."""
     runs.need_pipeline()
     from ..pipeline.loading import load_study
-    from ..report.text import format_costs
+    from ..table import text_table
     from ..validate import costs
 
     members = load_study(config)
@@ -115,4 +84,18 @@ def cost(
     if area is not None:
         members, survey = costs.of_survey(members, str(config), area)
     left = costs.stages_of(members, str(config), everything, releases)
-    typer.echo(format_costs(left, cores, survey))
+    rows = [(s.rule, s.jobs, s.left, s.cpu_s / 3600) for s in left]
+    if survey is not None:
+        rows.append((f"{survey.tiles} tiles", 1, 1, survey.cpu_s / 3600))
+    rules, jobs, remaining, hours = zip(*rows, strict=True)
+    columns = {
+        "job": ("", [*rules, "together"]),
+        "all": ("d", [*jobs, sum(jobs)]),
+        "left": ("d", [*remaining, sum(remaining)]),
+        "CPU-hours": (".2f", [*hours, sum(hours)]),
+    }
+    typer.echo(text_table(columns))
+    typer.echo(f"{sum(hours) / cores:.1f} hours on {cores} cores that are never idle")
+    if survey is not None:
+        side = f"{survey.area_deg2:g} deg2 in {survey.tiles} tiles"
+        typer.echo(f"{side}; of the test skies as many as their noise debias needs")

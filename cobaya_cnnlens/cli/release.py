@@ -74,9 +74,9 @@ def release_show(
 ) -> None:
     """Print a release: what it is, its bandpowers with errors, where it came from."""
     from ..likelihood.release import read_release
-    from ..report.text import describe_release
+    from ..likelihood.summary import release_table
 
-    typer.echo(describe_release(read_release(file)))
+    typer.echo(release_table(read_release(file)))
 
 
 @app.command("plot")
@@ -86,8 +86,8 @@ def release_plot(
 ) -> None:
     """Draw a release: bandpowers, fiducial theory, noise and residuals."""
     from ..likelihood.release import read_release
-    from ..report.drawing import save
-    from ..report.release_figure import release_figure
+    from ..plots.drawing import save
+    from ..plots.release_figure import release_figure
 
     figure = release_figure(read_release(file))
     typer.echo(save(figure, out or Path(f"{Path(file).stem}.png"), bbox_inches=None))

@@ -59,8 +59,8 @@ def survey_plan(
     """Plan a survey: tiles that cover its footprint without overlap, each with its depth, mask and
     holes; a YAML, its arrays and a figure."""
     runs.need_pipeline()
-    from ..report.drawing import save
-    from ..report.survey_figure import plan_figure
+    from ..plots.drawing import save
+    from ..plots.survey_figure import plan_figure
     from ..simulate.patches import PatchGeometry
     from ..survey.inputs import Sources
     from ..survey.plan import make_plan, read_plan
@@ -232,9 +232,8 @@ def survey_nulls(
     runs.need_pipeline()
     from ..files import atomic_write
     from ..likelihood.release import read_release
-    from ..report.drawing import save
-    from ..report.survey_nulls_figure import survey_nulls_figure
-    from ..report.text import format_survey_nulls
+    from ..plots.drawing import save
+    from ..plots.null_figures import survey_nulls_figure
     from ..survey import nulls
     from ..survey.plan import read_plan
     from ..validate import survey_nulls as judged
@@ -249,7 +248,7 @@ def survey_nulls(
     folder = out or plan.with_suffix("")
     nulls.measure(loaded, setup, load_estimator, folder, choices)
     table = judged.survey_nulls(loaded, setup, folder, choices, own)
-    text = format_survey_nulls(table)
+    text = table.table()
     with atomic_write(folder / "nulls.txt") as partial:
         partial.write_text(text + "\n", encoding="utf-8")
     typer.echo(text)

@@ -26,13 +26,12 @@ def evaluate(
 ) -> None:
     """Print the network's reconstruction noise beside the analytic curves."""
     run = runs.load(config)
-    from ..report.text import format_noise, format_residual
     from ..validate.noise import noise_table, residual_table
 
     if on:
-        typer.echo(format_residual(residual_table(run, on, merge)))
+        typer.echo(residual_table(run, on, merge).table())
     else:
-        typer.echo(format_noise(noise_table(run, merge)))
+        typer.echo(noise_table(run, merge).table())
 
 
 @command()
@@ -42,10 +41,9 @@ def compare(
 ) -> None:
     """Print the reconstruction noise of several configurations, or of a study's, side by side."""
     members = [run for config in configs for run in runs.load_study(config)]
-    from ..report.text import format_comparison
     from ..validate import noise
 
-    typer.echo(format_comparison(noise.compare(members, merge)))
+    typer.echo(noise.compare(members, merge).table())
 
 
 @command()
@@ -68,7 +66,7 @@ def n0(
     from ..validate.analytic import analytic_noise
 
     table = analytic_noise(estimator, Instrument(noise, beam), Filter(lmin, lmax), multipole)
-    typer.echo(table.text())
+    typer.echo(table.table())
     if out:
         table.write(out)
 
@@ -86,10 +84,10 @@ def n1(
     runs.need_pipeline()
     from ..reconstruct.n0 import Filter
     from ..simulate.instrument import Instrument
-    from ..validate.analytic import format_n1, monte_carlo_n1
+    from ..validate.analytic import monte_carlo_n1
 
     found = monte_carlo_n1(Instrument(noise, beam), Filter(lmin, lmax), pairs, seed)
-    typer.echo(format_n1(found))
+    typer.echo(found.table())
 
 
 @command()
@@ -100,11 +98,10 @@ def recover(
     """Maximum-likelihood ω_c of the surveys' patches, and the null-hypothesis test."""
     run = runs.load(config)
     from ..calibrate.assemble import make_releases
-    from ..report.text import format_recovery
     from ..validate.omch2 import recovery
 
     releases = make_releases(run, dict.fromkeys(run.config.surveys, 0))
-    typer.echo(format_recovery(recovery(run, releases, patches_each)))
+    typer.echo(recovery(run, releases, patches_each).table())
 
 
 @command()
@@ -113,11 +110,10 @@ def forecast(
 ) -> None:
     """Print what one patch tells about omch2 (Fisher), with and without a debias that follows."""
     members = [run for config in configs for run in runs.load_study(config)]
-    from ..report.text import format_forecasts
     from ..validate import forecast
 
     found = {run.config.name: forecast.forecast(run) for run in members}
-    typer.echo(format_forecasts(found))
+    typer.echo(forecast.forecasts_table(found))
 
 
 @command()
@@ -133,7 +129,6 @@ def points(
     """Make test skies again at other cosmologies; print how far off omch2 is there, in sigmas."""
     run = runs.load(config)
     from ..calibrate import cosmologies
-    from ..report.text import format_points
     from ..validate import points
 
     key = "points.fit" if fit else "points.at"
@@ -150,7 +145,7 @@ def points(
         typer.echo(cosmologies.path(run, wanted[0]).parent)
         return
     for group in run.config.points.at:
-        typer.echo(format_points(group, points.points_table(run, group)))
+        typer.echo(points.points_table(run, group).table(group))
 
 
 @command()
@@ -184,7 +179,6 @@ def coverage(
     run, *others = map(runs.load, (config, *(more or ())))
     from ..calibrate.assemble import make_release
     from ..likelihood.release import read_release
-    from ..report.text import format_coverage
     from ..validate import coverage
 
     if not table_only:
@@ -193,10 +187,10 @@ def coverage(
     if index is None:
         tested = read_release(release) if release else make_release(run, run.config.first_survey)
         tables = coverage.coverage_tables(run, tested, patches_each, primary=primary, others=others)
-        typer.echo("\n\n".join(map(format_coverage, tables)))
+        typer.echo("\n\n".join(table.table() for table in tables))
         if out:
-            from ..report.drawing import save
-            from ..report.figures import draw_coverage
+            from ..plots.drawing import save
+            from ..plots.figures import draw_coverage
 
             typer.echo(save(draw_coverage(tables), out))
 
@@ -220,15 +214,14 @@ def nulltest(
 ) -> None:
     """Null tests: maps in which there is nothing to be found, and what the estimator finds."""
     run = runs.load(config)
-    from ..report.text import format_nulls
-    from ..validate import nulls
+    from ..validate import null_tests, nulls
 
     names = nulls.check_names(run, null)
     if not table_only:
         runs.ready(run)
         nulls.measure(run, names, index, threads)
     if table_only or index is None:
-        typer.echo(format_nulls(nulls.nulls_table(run, names, index)))
+        typer.echo(null_tests.nulls_table(run, names, index).table())
 
 
 @command()
@@ -240,7 +233,6 @@ def foregrounds(
 ) -> None:
     """Add sources, dust and synchrotron to test skies; print how far off omch2 is, in sigmas."""
     run = runs.load(config)
-    from ..report.text import format_foregrounds
     from ..validate import foregrounds
 
     foregrounds.foregrounds_of(run)
@@ -249,10 +241,10 @@ def foregrounds(
         for i in range(run.config.foregrounds.skies) if index is None else index:
             foregrounds.measure(run, i)
     table = foregrounds.foregrounds_table(run, index)
-    typer.echo(format_foregrounds(table))
+    typer.echo(table.table())
     if out:
-        from ..report.drawing import save
-        from ..report.foregrounds_figure import draw_foregrounds
+        from ..plots.drawing import save
+        from ..plots.figures import draw_foregrounds
 
         typer.echo(save(draw_foregrounds(table), out))
 
@@ -269,13 +261,12 @@ def primary(
 ) -> None:
     """Joint covariance of the lensing bandpowers with E and B power of the same patches."""
     run = runs.load(config)
-    from ..report.text import format_joint
     from ..validate import primary
 
     primary.measure(run, set_name, index)
     joint = primary.read_joint(run, set_name, index)
     true = primary.read_joint(run, set_name, index, true_kappa=True)
-    typer.echo(format_joint(joint, true, largest))
+    typer.echo(primary.joint_table(joint, true, largest))
     if out is not None:
         provenance = {
             "configuration": run.config.name,
@@ -292,11 +283,10 @@ def predictive(
     out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
 ) -> None:
     """Posterior-predictive chi2 and PTE of a chain: would data drawn from it look like these?"""
-    from ..report.drawing import save
-    from ..report.posteriors import predictive_figure
-    from ..report.text import format_predictive
+    from ..plots.drawing import save
+    from ..plots.posteriors import predictive_figure
     from ..validate.predictive import predictive as check_chain
 
     check = check_chain(chain, samples)
-    typer.echo(format_predictive(check))
+    typer.echo(check.table())
     typer.echo(save(predictive_figure(check), out or Path(f"{chain}_predictive.png")))

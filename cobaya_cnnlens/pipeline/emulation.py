@@ -22,6 +22,7 @@ from tqdm import tqdm
 from .. import products
 from ..errors import EmulatorError
 from ..likelihood.bandpowers import BandpowerLikelihood
+from ..table import text_table
 from ..theory.camb import (
     CambSettings,
     Cosmology,
@@ -388,6 +389,27 @@ class Errors:
     ee_bands: np.ndarray
     delta_chi2: np.ndarray
     scalars: np.ndarray
+
+    def table(self) -> str:
+        """As text: median, 95% and largest over the points."""
+        rows = {
+            "largest |dC/C| of C^kk, %": 100 * self.kk,
+            "largest |dC/C| of C^EE, %": 100 * self.ee,
+            "largest |dC/C| of a band of C^EE, %": 100 * self.ee_bands,
+            "dchi2 of the survey's bandpowers": self.delta_chi2,
+            "derived parameters, %": 100 * self.scalars,
+        }
+        median, high, largest = np.percentile(list(rows.values()), (50, 95, 100), axis=1)
+        title = f"{len(self.at)} points that did not make the emulator"
+        return text_table(
+            {
+                "error": ("", rows),
+                "median": (".4f", median),
+                "95%": (".4f", high),
+                "largest": (".4f", largest),
+            },
+            title,
+        )
 
 
 def errors(emulator: Emulator, points: Points, likelihood: BandpowerLikelihood) -> Errors:

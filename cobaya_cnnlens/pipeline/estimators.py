@@ -116,7 +116,7 @@ def _quadratic_label(baseline: Baseline) -> str:
 
 
 # What builds a kind of estimator from a run: beamed, noisy, masked Q̃, Ũ → κ̂ on the whole patch;
-# how reports name it, by its configuration or always the same; and, of one that has options of its
+# how figures name it, by its configuration or always the same; and, of one that has options of its
 # own in `baseline`, the pydantic model that they are checked by.
 ESTIMATORS: dict[str, tuple] = {
     "quadratic": (_quadratic, _quadratic_label),

@@ -198,8 +198,3 @@ def estimator_hash(paths: Iterable[str | Path]) -> str:
     if kind_of(paths) == "ResUNet":
         return digest
     return hashlib.sha256(f"{digest} features {FEATURES_ALGORITHM}".encode()).hexdigest()
-
-
-def weights_in(path: str | Path) -> int:
-    """How many numbers the weights of a ``.keras`` file are, normalisation included."""
-    return sum(values.size for values in read_network(path).weights.values())

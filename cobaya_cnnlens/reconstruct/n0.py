@@ -161,21 +161,6 @@ def delensing_passes(
         residual = lensed - np.array([plane.lensed_b(l, wiener_e, wiener_phi) for l in nodes])
 
 
-def delensed_part(l: np.ndarray, spectra: Spectra, correlation: np.ndarray) -> np.ndarray:
-    """Part of the lensed B power at multipoles ``l`` that delensing by a κ̂ leaves; same shape.
-
-    To first order in φ, E known: C^BB of C^φφ (1 − ρ_L²) over that of C^φφ (Smith et al. 2012).
-
-    Parameters
-    ----------
-    correlation : ρ_L of κ̂ with κ at every L of C^φφ
-    """
-    plane = Plane(Filter(2, spectra.lmax))
-    left = spectra.pp * (1.0 - correlation**2)
-    powers = [[plane.lensed_b(x, spectra.ee, pp) for x in l] for pp in (left, spectra.pp)]
-    return np.divide(*np.array(powers))
-
-
 # By the name a user gives.
 ESTIMATORS = {"eb": n0_eb, "ee": n0_ee, "mv": n0_mv, "eb-iterative": n0_iterated}
 

@@ -16,6 +16,7 @@ from ..reconstruct.n0_temperature import TEMPERATURE_ESTIMATORS, n0_temperature
 from ..simulate.bandpowers import Bins
 from ..simulate.instrument import Instrument
 from ..simulate.patches import PatchGeometry
+from ..table import text_table
 from ..theory.camb import CambSettings, Cosmology, compute_spectra, temperature_spectra
 
 if TYPE_CHECKING:
@@ -33,19 +34,22 @@ class AnalyticNoise:
     n0: np.ndarray
     kk: np.ndarray
 
-    def text(self) -> str:
-        """The table for a terminal."""
-        rows = (f"{x:5.0f}  {n:11.4e}  {c:11.4e}" for x, n, c in self._rows())
-        return "\n".join([f"    L  N0^kk {self.estimator:12s}  C_L^kk", *rows])
+    def table(self) -> str:
+        """As text, a line for each multipole."""
+        return text_table(
+            {
+                "L": (".0f", self.L),
+                f"N0^kk {self.estimator}": (".4e", self.n0),
+                "C_L^kk": (".4e", self.kk),
+            }
+        )
 
     def write(self, path: Path) -> None:
         """Write the table as CSV, atomically."""
-        rows = (f"{x:.0f},{n:.8e},{c:.8e}" for x, n, c in self._rows())
+        values = zip(self.L, self.n0, self.kk, strict=True)
+        rows = (f"{x:.0f},{n:.8e},{c:.8e}" for x, n, c in values)
         with atomic_write(path) as partial:
             partial.write_text("\n".join(["L,n0_kappa,cl_kappa", *rows]) + "\n")
-
-    def _rows(self):
-        return zip(self.L, self.n0, self.kk, strict=True)
 
 
 def analytic_noise(
@@ -112,11 +116,3 @@ def monte_carlo_n1(
     geometry = PatchGeometry(size_deg=10.0, n_pixels=2 * round(band.lmax / 24), pad=0)
     bins = Bins(100, 126, min(23, (band.lmax - 100) // 126))
     return n1_eb(geometry, instrument, theory, bins, n_pairs, seed, band)
-
-
-def format_n1(found: MonteCarloN1) -> str:
-    """N1 for a terminal."""
-    lines = [f"N1 by Monte Carlo, {found.n_pairs} pairs", "    L     N1^kk         +-     N1/N0"]
-    for L, n1, error, n0 in zip(found.L, found.n1, found.error, found.n0, strict=True):
-        lines.append(f"{L:5.0f}  {n1:11.4e}  {error:9.2e}  {n1 / n0:6.3f}")
-    return "\n".join(lines)

@@ -19,6 +19,7 @@ It shares phases and noise with no other sky, and is of no set of shards.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,13 +40,20 @@ from ..pipeline import skies
 from ..pipeline.run import Run
 from ..simulate.skies import seed_sequence
 from ..simulate.tiling import evenly
+from ..table import plus_minus, text_table
 from ..theory.camb import Cosmology
-from .posterior_grid import Marginal, PosteriorGrid
+from .posterior_grid import (
+    INTERVALS,
+    Marginal,
+    PosteriorGrid,
+    SimulatedRanks,
+    inside,
+    simulate_ranks,
+    tenths,
+)
 
 KIND = "coverage"
 ALGORITHM = 1
-INTERVALS = (0.68, 0.95)
-N_TENTHS = 10
 # Truths this many σ within the prior are those that its ends do not touch.
 INSIDE = 3.0
 # Sets of skies drawn with replacement for the errors, and their seed; and simulated sets of surveys
@@ -189,18 +197,6 @@ def read_all(runs: Sequence[Run]) -> list[CoverageSky]:
 
 
 @dataclass(frozen=True)
-class SimulatedRanks:
-    """Ranks of sets of surveys simulated under the model, a set being as the one that is tested.
-
-    ``tenths`` : ranks in every tenth, (n_sets, 10); ``covered`` : part of the intervals of
-    :data:`INTERVALS` that hold the truth, (n_sets, 2)
-    """
-
-    tenths: np.ndarray
-    covered: np.ndarray
-
-
-@dataclass(frozen=True)
 class CoverageTable:
     """Posteriors of one parameter of disjoint surveys under the prior that their truths were drawn
     from, the other parameter marginalised.
@@ -235,8 +231,8 @@ class CoverageTable:
 
     def covered(self, probability: float) -> tuple[float, float]:
         """Part of the central intervals that hold the truth, and its standard error."""
-        inside = _inside(self.rank, probability)
-        return float(inside.mean()), self._error(self._resampled(inside))
+        held = inside(self.rank, probability)
+        return float(held.mean()), self._error(self._resampled(held))
 
     @property
     def pulls(self) -> np.ndarray:
@@ -278,7 +274,7 @@ class CoverageTable:
     @property
     def tenths(self) -> np.ndarray:
         """How many ranks lie in every tenth, (10,)."""
-        return _tenths(self.rank)
+        return tenths(self.rank)
 
     @property
     def uniformity(self) -> float:
@@ -295,6 +291,58 @@ class CoverageTable:
         chi2 = np.einsum("si,ij,sj->s", off, inverse, off)
         return float((chi2 >= chi2[0]).mean())
 
+    def table(self) -> str:
+        """As text: how often intervals hold the truth, with errors of resampled skies, beside what
+        simulated sets of surveys with a calibration error give; ranks, bias and scatter."""
+        low, high = self.prior
+        bias, bias_error = self.bias()
+        scatter, scatter_error = self.scatter()
+        sigma = float(np.sqrt(np.mean(self.sigma**2)))
+        covered = zip(*map(self.covered, INTERVALS), strict=True)
+        sets = self.simulated.covered
+        intervals = text_table(
+            {
+                "interval": (">", [f"{100 * p:.0f}%" for p in INTERVALS]),
+                "holds the truth, %": (
+                    ">",
+                    plus_minus(*(100 * np.array(x) for x in covered), ".1f"),
+                ),
+                "simulated sets, %": (
+                    ">",
+                    plus_minus(100 * sets.mean(0), 100 * sets.std(0, ddof=1), ".1f"),
+                ),
+            },
+            f"{self.parameter}: {len(self.rank)} disjoint surveys of {self.patches_each} patches "
+            f"from {self.n_skies} skies; drawn evenly from {low} to {high}\n"
+            "errors: block bootstrap over the skies"
+            + ("; one sky alone gives none" if self.n_skies == 1 else ""),
+        )
+        lines = [
+            intervals,
+            f"ranks of the truth, tenths: {' '.join(map(str, self.tenths))}; uniform with p = "
+            f"{self.uniformity:.3f} (chi2 of the tenths among {len(self.simulated.tenths)} "
+            "simulated sets)",
+            f"posterior mean minus truth: {bias:+.5f} ± {bias_error:.5f} ({bias / sigma:+.3f} of a "
+            f"posterior's sigma, {sigma:.5f}); its rms {scatter:.3f} ± {scatter_error:.3f} sigma",
+        ]
+        n_skies, ratio, p = self.anova()
+        if np.isfinite(ratio):
+            lines.append(
+                f"pulls, mean square between over within {n_skies} skies whose truth the prior's "
+                f"ends do not touch: {ratio:.2f}, as large by chance with p = {p:.4f}"
+            )
+        return "\n".join([*lines, *self._quarters()])
+
+    def _quarters(self) -> list[str]:
+        """Mean and scatter of the pulls in each quarter of the prior that has two or more."""
+        lines = []
+        for low, high in itertools.pairwise(np.linspace(*self.prior, 5)):
+            pulls = self.pulls[(self.truth >= low) & (self.truth < high)]
+            if len(pulls) > 1:
+                numbers = f"{pulls.mean():+.3f}, scatter {pulls.std(ddof=1):.3f}"
+                lines.append(f"  truth {low:.4f}-{high:.4f}: pulls {numbers}")
+        return lines
+
     def _resampled(self, values: np.ndarray) -> np.ndarray:
         """Means over the surveys of as many skies drawn with replacement, (N_RESAMPLED,)."""
         sums = np.bincount(self.sky, values, self.n_skies)
@@ -307,51 +355,6 @@ class CoverageTable:
         # Resampling n skies has (n − 1)/n of the variance.
         n = self.n_skies
         return float(resampled.std() * np.sqrt(n / (n - 1.0))) if n > 1 else float("nan")
-
-
-def _inside(rank, probability):
-    """Whether central intervals hold the truth, shape of ``rank``."""
-    return np.abs(rank - 0.5) < 0.5 * probability
-
-
-def _tenths(rank):
-    return np.histogram(rank, N_TENTHS, range=(0.0, 1.0))[0]
-
-
-def simulate_ranks(
-    grid: PosteriorGrid,
-    likelihood: BandpowerLikelihood,
-    truth: np.ndarray,
-    generator: np.random.Generator,
-    n_sets: int,
-) -> list[SimulatedRanks]:
-    """Sets of surveys as the likelihood has them, of each parameter: d = µ(θ) + s(θ)(c + e), with
-    c of the calibration's covariance once a set, e of the survey's own for each, and s the scatter
-    at θ over the fiducial's.
-
-    Parameters
-    ----------
-    truth : parameters of each survey of a set, (n_surveys, n_parameters)
-    """
-    own = likelihood.own_covariance
-    shared = likelihood.covariance - own
-    table = grid.table(likelihood)
-    mu = grid.at(truth) @ table
-    scale = likelihood.scatter(mu)
-    zero = np.zeros(len(own))
-    ranks = []
-    for _ in range(n_sets):
-        calibration = generator.multivariate_normal(zero, shared)
-        scatter = generator.multivariate_normal(zero, own, size=len(truth))
-        found = grid.posterior(likelihood, table, mu + scale * (calibration + scatter))
-        ranks.append([p.ranks(t) for p, t in zip(found, truth.T, strict=True)])
-    return [
-        SimulatedRanks(
-            np.array([_tenths(r) for r in of_one]),
-            np.array([[_inside(r, p).mean() for p in INTERVALS] for r in of_one]),
-        )
-        for of_one in zip(*ranks, strict=True)
-    ]
 
 
 def coverage_tables(

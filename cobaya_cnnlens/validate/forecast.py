@@ -12,6 +12,7 @@ from ..calibrate.bandpowers import signal_bandpowers
 from ..calibrate.covariance import sample_covariance
 from ..likelihood.statistics import hartlap_factor, inverse_covariance
 from ..pipeline.run import Run
+from ..table import plus_minus, text_table
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,23 @@ class Forecast:
     recovered_error: float
     n_bins: int
     n_sim: int
+
+
+def forecasts_table(forecasts: dict[str, Forecast]) -> str:
+    """Fisher errors of ω_c from one patch as text, a line for each configuration by its name."""
+
+    def column(name: str, form: str) -> tuple[str, list[str]]:
+        pairs = [(getattr(f, name), getattr(f, f"{name}_error")) for f in forecasts.values()]
+        return ">", plus_minus(*zip(*pairs, strict=True), form)
+
+    return text_table(
+        {
+            "one patch": ("", forecasts),
+            "sigma(omch2)": column("sigma", ".5f"),
+            "with fixed debias": column("sigma_fixed", ".5f"),
+            "part of a change found with fixed debias": column("recovered", ".3f"),
+        }
+    )
 
 
 def forecast(run: Run) -> Forecast:

@@ -44,6 +44,7 @@ from ..simulate.instrument import convolve_beam
 from ..simulate.patches import PatchGeometry
 from ..simulate.skies import seed_sequence
 from ..simulate.tiling import evenly, some
+from ..table import plus_minus, text_table
 from .omch2 import Omch2Likelihood, shift_gain
 
 KIND = "foregrounds"
@@ -245,6 +246,53 @@ class ForegroundTable:
     def of(self, debias: str, lmax: int | None = None) -> list[Bias]:
         """The biases with one debias and l_max, in the order of the foregrounds."""
         return [b for b in self.biases if (b.debias, b.lmax) == (debias, lmax)]
+
+    def table(self) -> str:
+        """As text: bias of ω_c and the largest of a bandpower by foreground and noise debias, the
+        same with each l_max, and every bandpower's."""
+        title = (
+            f"foregrounds at {self.frequency_ghz:g} GHz that the calibration does not know, added "
+            f"to {self.n_patches} test patches;\nbiases in sigma of {self.n_survey} patches"
+        )
+        cases = [
+            (way, None, sigma, f"debias from the {way}") for way, sigma in self.sigma.items()
+        ] + [
+            ("theory", lmax, sigma, f"l up to {lmax}, debias from the theory")
+            for lmax, sigma in self.sigma_lmax.items()
+        ]
+        blocks = [
+            self._summary(self.of(way, lmax), f"{name}: sigma(omch2) {sigma:.5f}")
+            for way, lmax, sigma, name in cases
+        ]
+        for way in self.sigma:
+            biases = self.of(way)
+            title_bins = f"bias of each bandpower in its sigma, debias from the {way}"
+            for start in range(0, len(biases), 4):
+                columns = {
+                    b.foreground.label: (">", plus_minus(b.bins, b.bins_error, "+.2f"))
+                    for b in biases[start : start + 4]
+                }
+                blocks.append(text_table({"L": (".1f", self.L), **columns}, title_bins))
+        if self.missing:
+            names = (f.label + (f", l up to {lmax}" if lmax else "") for f, lmax in self.missing)
+            blocks.append("not measured: " + "; ".join(names))
+        return "\n\n".join([title, *blocks])
+
+    def _summary(self, biases: list[Bias], title: str) -> str:
+        """A line for each foreground: bias of ω_c, and the largest of a bandpower."""
+        omch2 = plus_minus([b.omch2 for b in biases], [b.omch2_error for b in biases], "+.2f")
+        largest = plus_minus(
+            [b.bins[b.largest] for b in biases], [b.bins_error[b.largest] for b in biases], "+.2f"
+        )
+        return text_table(
+            {
+                "foreground": ("", [b.foreground.label for b in biases]),
+                "omch2": (">", omch2),
+                "largest of a bandpower": (">", largest),
+                "at L": (".0f", [self.L[b.largest] for b in biases]),
+            },
+            title,
+        )
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from ..simulate.instrument import Instrument
 from ..simulate.patches import PatchGeometry
 from ..simulate.periodic import PeriodicSkies
 from ..simulate.skies import seed_sequence
+from ..table import plus_minus, text_table
 from ..theory.camb import Spectra
 
 
@@ -36,6 +37,17 @@ class MonteCarloN1:
     error: np.ndarray
     n0: np.ndarray
     n_pairs: int
+
+    def table(self) -> str:
+        """As text, a line for each bin."""
+        return text_table(
+            {
+                "L": (".0f", self.L),
+                "N1^kk": (">", plus_minus(self.n1, self.error, ".4e")),
+                "N1/N0": (".3f", self.n1 / self.n0),
+            },
+            f"N1 by Monte Carlo, {self.n_pairs} pairs",
+        )
 
 
 def n1_eb(

@@ -18,6 +18,7 @@ from ..pipeline import skies
 from ..pipeline.config import Config
 from ..pipeline.run import Run
 from ..reconstruct.n0 import band_of, n0_eb, n0_iterated
+from ..table import plus_minus, text_table
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,25 @@ class NoiseTable:
     relative_error: np.ndarray
     correlation: np.ndarray
     power: np.ndarray
+
+    def table(self) -> str:
+        """As text, a line for each bin."""
+        over = {"EB": self.n0_eb, "iterated": self.n0_iterated}
+        ratios = {
+            f"N_L/N0({name})": (">", plus_minus(self.noise / n0, self.noise_error / n0, ".3f"))
+            for name, n0 in over.items()
+        }
+        return text_table(
+            {
+                "L": (".1f", self.L),
+                "R": (">", plus_minus(self.response, self.response_error, ".3f")),
+                "N_L": (".3e", self.noise),
+                **ratios,
+                "sigma(d)/C": (".3f", self.relative_error),
+                "rho": (".3f", self.correlation),
+                "power": (".3f", self.power),
+            }
+        )
 
 
 def noise_table(run: Run, merge: int = 1, curves: dict | None = None) -> NoiseTable:
@@ -135,23 +155,42 @@ class Comparison:
     power: np.ndarray
     scatter: np.ndarray | None
 
-    def closest(self, i: int, low: float, high: float) -> tuple[int, str]:
-        """The bin of low < L < high in which configuration i comes closest to the first one, in
-        standard errors, and whether the first is "better" there, "worse", or "level" within two."""
-        margin = (self.relative[i] - 1.0) / self.relative_error[i]
-        inside = (self.L - low) * (high - self.L) > 0
-        b = int(np.flatnonzero(inside)[np.argmin(margin[inside])])
-        return b, "level" if abs(margin[b]) <= 2 else "better" if margin[b] > 0 else "worse"
+    def table(self) -> str:
+        """As text: the configurations beside each other, a line for each bin."""
+        errors = "paired errors" if self.paired.all() else "errors of unlike patches unpaired"
+        blocks = [
+            self._block(
+                "N_L over the analytic N0 of the iterated EB", self.excess, self.excess_error
+            ),
+            self._block(
+                f"N_L over that of {self.names[0]}, {errors}", self.relative, self.relative_error
+            ),
+            self._block("power of khat over that of kappa, before calibration", self.power),
+        ]
+        if self.scatter is not None:
+            title = "scatter of <khat khat> of one patch between the networks (eq. 18), in %"
+            rows = {"L": (".1f", self.L), "scatter": (".2f", 100 * self.scatter)}
+            blocks.append(text_table(rows, title) + f"\nmean {100 * self.scatter.mean():.2f}")
+        return "\n\n".join(blocks)
+
+    def _block(self, title: str, values: np.ndarray, errors: np.ndarray | None = None) -> str:
+        columns: dict = {"L": (".1f", self.L)}
+        for i, name in enumerate(self.names):
+            columns[name] = (
+                (".3f", values[i])
+                if errors is None
+                else (">", plus_minus(values[i], errors[i], ".3f"))
+            )
+        return text_table(columns, title)
 
 
-def compare(runs: list[Run], merge: int = 1, curves: dict | None = None) -> Comparison:
+def compare(runs: list[Run], merge: int = 1) -> Comparison:
     """N_L of several networks, noise levels, patches or ways of application, side by side.
 
     Parameters
     ----------
     runs : of configurations with the same bins
     merge : number of neighbouring bins to take together
-    curves : analytic curves already computed, to which these are added
 
     Raises
     ------
@@ -166,7 +205,7 @@ def compare(runs: list[Run], merge: int = 1, curves: dict | None = None) -> Comp
                 "the same bins can be compared"
             )
     tables, noises, autos = [], [], []
-    curves = {} if curves is None else curves
+    curves: dict = {}
     for run in runs:
         validation, test = merged_bandpowers(run, merge)
         tables.append(noise_table(run, merge, curves))
@@ -219,6 +258,22 @@ class ResidualTable:
     n_patches: int
     chi2: float
     pte: float
+
+    def table(self) -> str:
+        """As text, a line for each bin, and χ² of all."""
+        relative = plus_minus(self.residual / self.truth, self.error / self.truth, "+.4f")
+        rows = text_table(
+            {
+                "L": (".1f", self.L),
+                "C (true)": (".4e", self.truth),
+                "(d-C)/C": (">", relative),
+                "in errors": ("+.2f", self.residual / self.error),
+            }
+        )
+        return (
+            f"{rows}\n{self.n_patches} patches: chi2 = {self.chi2:.1f} for {len(self.L)} bins, "
+            f"PTE {self.pte:.3f}"
+        )
 
 
 def residual_table(run: Run, set_name: str, merge: int = 1) -> ResidualTable:

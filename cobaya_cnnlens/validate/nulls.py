@@ -19,7 +19,6 @@ All maps carry the noise of their sky.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -28,11 +27,7 @@ from tqdm import tqdm
 
 from .. import products
 from ..calibrate import bandpowers
-from ..calibrate.assemble import calibration_of
-from ..calibrate.covariance import sample_covariance
-from ..calibrate.response import standard_error
 from ..errors import CNNLensError
-from ..likelihood.statistics import hotelling_pte, inverse_covariance
 from ..pipeline.observation import ObservedPatches, observe_sky, sky_noise
 from ..pipeline.run import Run
 from ..simulate import patches, shards
@@ -50,31 +45,6 @@ NULLS = ("training", "unlensed", "swapped", "noise", "b_only", "parity", "curl")
 # Draws of random signs that a mean field is judged by.
 N_FLIPS = 2000
 CHUNK = 250
-# A null whose PTE lies below the second fails; below the first it is doubtful.
-DOUBTFUL, FAILED = 0.05, 1e-3
-# Part of κ̂'s power below which κ̂_odd is rounding.
-ROUNDING = 1e-10
-# Caldeira et al. 2018, eq. 14: ⟨κκ̂*⟩/⟨κκ*⟩ of unlensed training maps.
-PAPER_LIMIT = 1e-4
-
-WHAT = {
-    "training": "unlensed training maps x the kappa trained on",
-    "unlensed": "unlensed test maps x their kappa",
-    "swapped": "test maps x kappa half a sky away",
-    "noise": "noise alone x kappa",
-    "b_only": "Gaussian B and noise x kappa",
-    "parity": "mirror-odd part of khat x kappa",
-    "curl": "curl-deflected maps x the potential's kappa",
-}
-# Array of the product, and what it is the mean field of.
-MEAN_FIELDS = {
-    "swapped": ("mean_field", "mean khat of test maps"),
-    "noise": ("beyond_mask", "mean khat of noise, beyond the mask's symmetries"),
-    "b_only": ("beyond_mask", "mean khat of B and noise, beyond the mask's symmetries"),
-}
-# What needs not vanish: over N_L of the test sky's patches, lensed, and over κ̂'s own power.
-OVER_NOISE = ("unlensed", "noise", "b_only", "curl")
-OVER_OWN = {"parity": "odd part", "noise": "mean, noise", "b_only": "mean, b_only"}
 
 
 def check_names(run: Run, names: Iterable[str] | None = None) -> tuple[str, ...]:
@@ -338,198 +308,3 @@ def mean_field(
         found.append(spectra.cross(total, total))
     every = (np.concatenate(found) - own) / (n * (n - 1.0))
     return every[0], every[1:]
-
-
-@dataclass(frozen=True)
-class NullTest:
-    """What should be zero, by bin.
-
-    Attributes
-    ----------
-    values, errors : (n_bins,); ⟨κκ̂*⟩/⟨κκ*⟩, R for lensed maps, and its standard error over patches;
-        of a mean field the power of the mean κ̂ over ⟨κ̂κ̂*⟩, and its scatter under random signs
-    n_samples : patches (pairs of them for ``swapped``)
-    mean, mean_error : of the bins, weighted by 1/errors²
-    chi2, pte : T² = n x̄ᵀ Ŝ⁻¹ x̄ and Hotelling's probability of more, Ŝ being the covariance of these
-        same patches; of a mean field that of random signs
-    """
-
-    name: str
-    what: str
-    L: np.ndarray
-    values: np.ndarray
-    errors: np.ndarray
-    n_samples: int
-    mean: float
-    mean_error: float
-    chi2: float
-    pte: float
-
-    @property
-    def verdict(self) -> str:
-        if not self.values.any():
-            return "zero to rounding"
-        if self.pte < FAILED:
-            return "FAILS"
-        return "doubtful" if self.pte < DOUBTFUL else "consistent with zero"
-
-
-@dataclass(frozen=True)
-class PowerRatio:
-    """Power that needs not vanish with its standard error, (n_bins,): of κ̂/R over N_L, or of a part
-    of κ̂ over that of κ̂."""
-
-    name: str
-    L: np.ndarray
-    values: np.ndarray
-    errors: np.ndarray
-
-
-@dataclass(frozen=True)
-class NullTable:
-    """``cross`` and ``mean_fields``: nulls; ``over_noise`` and ``over_own``: ratios that are none,
-    of power to N_L and to ⟨κ̂κ̂*⟩; ``response`` R_b, (n_bins,)."""
-
-    L: np.ndarray
-    response: np.ndarray
-    n_skies: int
-    cross: list[NullTest]
-    mean_fields: list[NullTest]
-    over_noise: list[PowerRatio]
-    over_own: list[PowerRatio]
-
-    @property
-    def tests(self) -> list[NullTest]:
-        return [*self.cross, *self.mean_fields]
-
-
-def nulls_table(
-    run: Run,
-    names: Iterable[str] | None = None,
-    indices: Iterable[int] | None = None,
-) -> NullTable:
-    """The null tests that have been measured; R and N_L from validation and test bandpowers.
-
-    Parameters
-    ----------
-    names, indices : which nulls and skies; all of ``nulls.skies`` by default
-
-    Raises
-    ------
-    products.ProductError
-        if a null or the bandpowers have not been measured, or were with another network or
-        configuration
-    CNNLensError
-        if there are no more patches than bins
-    """
-    names = check_names(run, names)
-    indices = list(range(run.config.nulls.skies) if indices is None else indices)
-    L = run.bandpowers.bins.centres
-    calibration, _ = calibration_of(run)
-    noise = _Noise(run, calibration.response, indices)
-    cross, fields, over_noise, over_own = [], [], [], []
-    for name in names:
-        found = read(run, name, indices)
-        cross.append(_cross_test(name, L, found))
-        if name in MEAN_FIELDS:
-            fields.append(_mean_field_test(name, L, found))
-        if name in OVER_NOISE:
-            over_noise.append(PowerRatio(name, L, *noise.ratio(found["auto"])))
-        if name in OVER_OWN:
-            over_own.append(PowerRatio(OVER_OWN[name], L, *_over_own(name, found)))
-    return NullTable(L, calibration.response, len(indices), cross, fields, over_noise, over_own)
-
-
-def null_test(name: str, what: str, L: np.ndarray, samples: np.ndarray) -> NullTest:
-    """Whether the mean of independent samples (n_samples, n_bins) vanishes (Hotelling 1931).
-
-    Raises
-    ------
-    CNNLensError
-        if there are too few samples for a covariance of the bins
-    """
-    n, n_bins = samples.shape
-    mean, error = samples.mean(0), standard_error(samples)
-    inverse = inverse_covariance(sample_covariance(samples))
-    t2 = n * mean @ inverse @ mean
-    weighted = samples @ (error**-2 / np.sum(error**-2))
-    return NullTest(
-        name,
-        what,
-        L,
-        mean,
-        error,
-        n,
-        weighted.mean(),
-        float(standard_error(weighted)),
-        t2,
-        float(hotelling_pte(t2, n, n_bins)),
-    )
-
-
-def _cross_test(name, L, found):
-    if name == "parity" and (found["auto"].mean(0) < ROUNDING * found["even"].mean(0)).all():
-        return _rounding(name, WHAT[name], L, len(found["cross"]))
-    return null_test(name, WHAT[name], L, found["cross"] / found["truth"].mean(0))
-
-
-def _rounding(name, what, L, n_samples):
-    zero = np.zeros(len(L))
-    return NullTest(name, what, L, zero, zero, n_samples, 0.0, 0.0, 0.0, 1.0)
-
-
-def _mean_field_test(name, L, found):
-    array, what = MEAN_FIELDS[name]
-    name = "mean " + ("test" if name == "swapped" else name)
-    relative = found[array] / found["auto"].mean(0)
-    if np.abs(relative).max() < ROUNDING:
-        return _rounding(name, what, L, len(found["auto"]))
-    values, draws = relative[0], relative[1:]
-    inverse = inverse_covariance(np.cov(draws, rowvar=False))
-    chi2, by_chance = (np.einsum("...b,bc,...c", x, inverse, x) for x in (values, draws))
-    errors = draws.std(0, ddof=1)
-    weight = errors**-2 / np.sum(errors**-2)
-    return NullTest(
-        name,
-        what,
-        L,
-        values,
-        errors,
-        len(found["auto"]),
-        float(values @ weight),
-        float((draws @ weight).std(ddof=1)),
-        float(chi2),
-        # The draws and the maps as they are are equally likely under the null.
-        float((1 + np.sum(by_chance >= chi2)) / (1 + len(draws))),
-    )
-
-
-def _over_own(name, found):
-    if name == "parity":
-        return _ratio(found["auto"], found["even"])
-    relative = found["mean_field"] / found["auto"].mean(0)
-    return relative[0], relative[1:].std(0, ddof=1)
-
-
-class _Noise:
-    """N_L = ⟨κ̂κ̂*⟩/R² − ⟨κκ*⟩ of test skies, for ratios to it on the same patches."""
-
-    def __init__(self, run, response, indices):
-        self.response = response
-        self.lensed = bandpowers.read(run, "test", indices, run.config.nulls.patches)
-        validation = bandpowers.read(run, "validation")
-        scatter = validation.cross - response * validation.truth
-        self.relative_error = standard_error(scatter) / validation.truth.mean(0) / response
-
-    def ratio(self, auto):
-        noise = self.lensed.auto / self.response**2 - self.lensed.truth
-        ratio, error = _ratio(auto / self.response**2, noise)
-        # N_L R² = ⟨κ̂κ̂*⟩ − R²⟨κκ*⟩ moves with R, whose error is that of the validation patches.
-        by_response = 2.0 * ratio * self.lensed.truth.mean(0) / noise.mean(0) * self.relative_error
-        return ratio, np.hypot(error, by_response)
-
-
-def _ratio(above, below):
-    """Ratio of means over the same patches, and its standard error."""
-    ratio = above.mean(0) / below.mean(0)
-    return ratio, standard_error(above - ratio * below) / np.abs(below.mean(0))

@@ -17,6 +17,7 @@ from ..likelihood.bandpowers import BandpowerLikelihood
 from ..likelihood.release import Release
 from ..likelihood.statistics import chi2_pte, inverse_covariance, pte_to_sigma
 from ..pipeline.run import Run
+from ..table import plus_minus, text_table
 
 # Range and spacing of ω_c over which the model is tabulated for maximum-likelihood tests.
 OMCH2_NODES = np.arange(0.080, 0.1651, 0.005)
@@ -191,6 +192,40 @@ class Recovery:
     estimates: dict[str, dict[str, Recovered]]
     nulls: dict[str, tuple[np.ndarray, np.ndarray]]
     n_bins: dict[str, int]
+
+    def table(self) -> str:
+        """As text: a line for each survey and debias, and one of the null for each survey."""
+        ways = [(name, way) for name, each in self.estimates.items() for way in each]
+        each = [self.estimates[name][way] for name, way in ways]
+        means, errors = [r.mean for r in each], [r.error for r in each]
+        pulls = [(r.mean - r.truth) / r.error for r in each]
+        recovered = text_table(
+            {
+                "survey": ("", [name for name, _ in ways]),
+                "debias": ("", [way for _, way in ways]),
+                "patches": (">", [f"{len(r.estimates)} x {r.patches_each}" for r in each]),
+                "truth": (".4f", [r.truth for r in each]),
+                "mean": (">", plus_minus(means, errors, ".5f")),
+                "in errors": ("+.2f", pulls),
+                "scatter": (".5f", [r.scatter for r in each]),
+                "at edge": ("d", [r.at_edge for r in each]),
+            }
+        )
+        chi2, sigma = zip(*self.nulls.values(), strict=True)
+
+        def scatter(values: tuple[np.ndarray, ...], form: str) -> list[str]:
+            return plus_minus([x.mean() for x in values], [x.std(ddof=1) for x in values], form)
+
+        nulls = text_table(
+            {
+                "survey": ("", self.nulls),
+                "chi2": (">", scatter(chi2, ".1f")),
+                "bins": ("d", self.n_bins.values()),
+                "rejected at sigma": (">", scatter(sigma, ".2f")),
+            },
+            "null hypothesis (fiducial cosmology), single patches; scatter over the patches",
+        )
+        return f"{recovered}\n\n{nulls}"
 
 
 def ways_of(release: Release) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from ..likelihood.bandpowers import BandpowerLikelihood
 from ..likelihood.release import Release
 from ..likelihood.statistics import hotelling_pte, inverse_covariance
 from ..pipeline.run import Run
+from ..table import plus_minus, text_table
 from ..theory.camb import Spectra
 from .omch2 import Omch2Likelihood, at_the_tangent, shift_gain
 
@@ -164,6 +165,29 @@ class PointsTable:
     pte: np.ndarray
     mean_chi2: float
     mean_pte: float
+
+    def table(self, group: str) -> str:
+        """As text, a line for each point of a group, and χ² of their mean residual."""
+        at = [", ".join(f"{key} {x:g}" for key, x in change.items()) for change in self.changes]
+        joint = {
+            f"{name}, all free": ("+.2f", x) for name, x in zip(JOINT, self.joint.T, strict=True)
+        }
+        rows = text_table(
+            {
+                "at": ("", at),
+                "shift": (">", plus_minus(self.shift, self.shift_error, "+.3f")),
+                "first order only": ("+.3f", self.shift_linear),
+                "chi2": (".1f", self.chi2),
+                "PTE": (".3f", self.pte),
+                **joint,
+            },
+            f"{group}: shift of omch2 in sigma of {self.n_survey} patches, from {self.n_patches} "
+            "patches that share phases and noise with fiducial ones",
+        )
+        return (
+            f"{rows}\nmean residual of all: chi2 = {self.mean_chi2:.1f} for {self.n_bins} bins, "
+            f"PTE {self.mean_pte:.3f}\n"
+        )
 
 
 def _joint_gain(run: Run, likelihood: BandpowerLikelihood) -> np.ndarray:

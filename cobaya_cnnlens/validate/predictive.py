@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import CNNLensError
 from ..likelihood.bandpowers import BandpowerLikelihood
+from ..table import text_table
 from .chains import chain_input, load_chain
 
 # Replicated data per sample of the posterior, for the band of the figure.
@@ -55,6 +56,23 @@ class Predictive:
     def model_band(self) -> np.ndarray:
         """16 and 84% of ``models``, (2, n_bins)."""
         return np.percentile(self.models, [16, 84], axis=0)
+
+    def table(self) -> str:
+        """As text: the posterior-predictive p, and χ² and PTE at the best fit."""
+        mean = self.chi2.mean()
+        at = ", ".join(f"{name} = {value:.6g}" for name, value in self.best.items())
+        less = f"{mean - self.best_chi2:.2f} (about the number of parameters that the data fix)"
+        rows = {
+            "chi2(d, mu)": f"{mean:.2f} on average",
+            "posterior-predictive p": f"{self.p:.4f}",
+            "best sample": at,
+            "chi2 there": f"{self.best_chi2:.2f}",
+            "PTE there": f"{self.best_pte:.4f} (no parameter counted as fitted)",
+            "chi2 less that on average": less,
+            "largest difference from the chi2 in the chain": f"{self.difference:.2g}",
+        }
+        head = f"{len(self.chi2)} samples of the posterior, {len(self.data)} bins"
+        return text_table({head: ("", rows), "": ("", rows.values())})
 
 
 def predictive_p(likelihood: BandpowerLikelihood, models: np.ndarray) -> float:

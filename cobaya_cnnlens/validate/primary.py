@@ -8,6 +8,7 @@ come from the simulations that give the lensing covariance itself.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from ..pipeline.observation import ObservedPatches, observe_sky
 from ..pipeline.run import Run
 from ..simulate.bandpowers import e_and_b, pure_b
 from ..simulate.modes import mode_vectors
+from ..table import plus_minus, text_table
 
 KIND = "primary"
 ALGORITHM = 1
@@ -84,6 +86,41 @@ class JointCovariance:
         n = len(self.edges) - 1
         i, j = (self.blocks.index(name) for name in (row, column))
         return matrix[i * n : (i + 1) * n, j * n : (j + 1) * n]
+
+
+def joint_table(joint: JointCovariance, true: JointCovariance, largest: int = 8) -> str:
+    """Correlations of lensing with the primary CMB as text, the largest of each pair of blocks.
+
+    Parameters
+    ----------
+    joint, true : with the debiased bandpowers, and with those of the true κ
+    largest : how many of each pair of blocks
+    """
+    blocks = [f"{joint.n_sim} patches; correlation coefficients with their Monte-Carlo errors"]
+    bins = [f"{low}-{high}" for low, high in itertools.pairwise(joint.edges)]
+    for other in joint.blocks[1:]:
+        r = joint.block(joint.correlation, "kk", other)
+        # Σ z² of all pairs, each z of unit variance if there is no correlation.
+        z2 = float(np.sum(r**2) * (joint.n_sim - 1.0))
+        order = np.argsort(-np.abs(r), axis=None)[:largest]
+        rows, columns = np.unravel_index(order, r.shape)
+        errors = joint.error_of(r)[rows, columns]
+        with_true = true.block(true.correlation, "kk", other)[rows, columns]
+        title = (
+            f"kk x {other}: mean {r.mean():+.4f}, sum of (r/error)^2 {z2:.0f} for {r.size} pairs"
+        )
+        blocks.append(
+            text_table(
+                {
+                    "L of kk": (">", [bins[i] for i in rows]),
+                    f"l of {other}": (">", [bins[j] for j in columns]),
+                    "r": (">", plus_minus(r[rows, columns], errors, "+.3f")),
+                    "with the true kappa": ("+.3f", with_true),
+                },
+                title,
+            )
+        )
+    return "\n\n".join(blocks)
 
 
 def joint_covariance(edges: np.ndarray, **measured: np.ndarray) -> JointCovariance:

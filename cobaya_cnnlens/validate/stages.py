@@ -58,13 +58,6 @@ def sky_power(run: Run, seen: ObservedPatches) -> dict[str, Power]:
     }
 
 
-def kappa_power(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """⟨κκ*⟩, ⟨κ̂κ̂*⟩ and ⟨|κ − κ̂|²⟩ of the test patches before calibration, (n_bins,) each."""
-    test = bandpowers.read(run, "test")
-    auto, cross, truth = (getattr(test, name).mean(0) for name in ("auto", "cross", "truth"))
-    return truth, auto, auto - 2.0 * cross + truth
-
-
 def survey_powers(run: Run) -> dict[str, Power]:
     """Bandpowers of every survey's first sky with the noise debias of the fiducial cosmology, over
     the fiducial signal; expected is the signal at the survey's own cosmology."""

@@ -40,7 +40,8 @@ from ..likelihood.statistics import chi2_pte, hotelling_pte, inverse_covariance
 from ..survey import nulls
 from ..survey.nulls import PEAKS, Choices
 from ..survey.plan import Plan
-from .nulls import NullTest, null_test
+from ..table import plus_minus, text_table
+from .null_tests import NullTest, null_test, verdicts_table
 
 # Tiles to a bin, and bins at most.
 TILES_EACH, MOST_BINS = 4, 6
@@ -73,6 +74,24 @@ class SurveyNulls:
     lmax: int
     tests: list[NullTest]
     skipped: dict[str, str]
+
+    def table(self) -> str:
+        """As text: the verdicts first, then what was left out and why, then the bins."""
+        title = (
+            f"{self.name}: nulls of {self.n_tiles} tiles, whose scatter is the covariance; twins "
+            "are simulated tiles\nof the same noise, mask and holes; mean of the bins, weighted by "
+            f"1/error^2; l_max is {self.lmax}"
+        )
+        skipped = [f"{name}: left out, {why}" for name, why in self.skipped.items()]
+        verdicts = "\n".join([verdicts_table(self.tests), *skipped])
+        bins = [
+            text_table(
+                {"L": (".1f", t.L), "value": (">", plus_minus(t.values, t.errors, "+.2e"))},
+                f"{t.name}: {t.what}",
+            )
+            for t in self.tests
+        ]
+        return "\n\n".join([title, verdicts, *bins])
 
 
 def survey_nulls(

@@ -23,7 +23,6 @@ from cobaya_cnnlens.calibrate.own_maps import MapSetup
 from cobaya_cnnlens.calibrate.release_estimator import release_estimator
 from cobaya_cnnlens.calibrate.release_networks import find_networks
 from cobaya_cnnlens.likelihood.release import read_release
-from cobaya_cnnlens.report.text import format_survey_nulls
 from cobaya_cnnlens.simulate.foregrounds import SourceCounts, source_patches
 from cobaya_cnnlens.simulate.instrument import ARCMIN, convolve_beam
 from cobaya_cnnlens.simulate.patches import (
@@ -105,7 +104,7 @@ def judge(name, change):
     nulls.measure(plan, setup, lambda: estimator, folder / name, choices)
     table = survey_nulls(plan, setup, folder / name, choices)
     clock(name)
-    text = format_survey_nulls(table)
+    text = table.table()
     print(text if name == "as it is" else "\n".join(text.splitlines()[3:20]), flush=True)
 
 

@@ -39,35 +39,6 @@ rule tables:
         "cnnlens evaluate {params.path:q} > {output:q} && cnnlens recover {params.path:q} >> {output:q}"
 
 
-rule exhibit:
-    input:
-        lambda w: estimator(of(w)),
-        lambda w: sky(of(w), "test", 0),
-    output:
-        "{products}/exhibit.h5",
-    params:
-        path=path_of,
-    threads: 2
-    shell:
-        "cnnlens exhibit {params.path:q}"
-
-
-rule nulls:
-    input:
-        lambda w: all_bandpowers(of(w), "validation", "test"),
-        lambda w: all_skies(of(w), "train", "test"),
-    output:
-        "{products}/nulls/curl/sky_{index}.h5",
-    params:
-        path=path_of,
-        index=lambda w: int(w.index),
-    threads: 2
-    resources:
-        runtime=within(lambda c, w: c.nulls()),
-    shell:
-        "cnnlens nulltest {params.path:q} --index {params.index}"
-
-
 # Skies of omch2 drawn from a prior: none is kept, only its bandpowers.
 rule coverage_sky:
     input:

@@ -6,7 +6,6 @@ and those of a notebook are left alone, which shows one that is the value of a c
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-DPI, PAGE_DPI = 130, 110
+DPI = 130
 
 
 def subplots(
@@ -52,10 +51,3 @@ def save(figure: Figure, path: Path, **options) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, **{"dpi": DPI, "bbox_inches": "tight", **options})
     return path
-
-
-def png(figure: Figure, dpi: int = PAGE_DPI) -> bytes:
-    """The figure's bytes, the same for the same content."""
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
-    return stream.getvalue()

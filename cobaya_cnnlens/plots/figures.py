@@ -11,16 +11,22 @@ from matplotlib.figure import Figure
 from ..calibrate.assemble import make_release
 from ..errors import CNNLensError
 from ..pipeline import networks
+from ..pipeline.estimators import label_of
 from ..pipeline.observation import observe_sky
 from ..pipeline.run import Run
+from ..reconstruct import Estimator
 from ..validate import stages
 from ..validate.coverage import CoverageTable, coverage_tables
-from ..validate.exhibits import reconstruct_all, shown_patch
+from ..validate.foregrounds import ForegroundTable, foregrounds_table
 from ..validate.noise import noise_table
 from ..validate.primary import JointCovariance, read_joint
 from .drawing import draw_map, panel, subplots
-from .foregrounds_figure import foregrounds_figure
-from .nulls_figure import nulls_figure
+from .null_figures import nulls_figure
+
+# The patch of the first test sky that is drawn; any would do.
+PATCH = 40
+# Of the noise debias by which a bias is found.
+MARKERS = {"data": "o", "theory": "s"}
 
 
 def draw(run: Run, stage: str) -> Figure:
@@ -55,7 +61,7 @@ def theory_figure(run: Run) -> Figure:
 def sky_figure(run: Run) -> Figure:
     """One patch of the first test sky, and the sky's spectra against theory."""
     seen = observe_sky(run, "test", 0)
-    patch = shown_patch(len(seen.q))
+    patch = _shown_patch(len(seen.q))
     power = stages.sky_power(run, seen)
     figure, axes = subplots(2, 3, figsize=(13, 8))
     half = run.config.patch.size_deg / 2
@@ -114,8 +120,8 @@ def training_figure(run: Run, axis: Axes | None = None) -> Figure:
 def reconstruction_figure(run: Run) -> Figure:
     """κ, κ̂ and E, Ê of one test patch with their differences; κ alone where there is no Ê."""
     seen = observe_sky(run, "test", 0)
-    patch = shown_patch(len(seen.q))
-    both = reconstruct_all(run.estimator, seen.q[[patch]], seen.u[[patch]])
+    patch = _shown_patch(len(seen.q))
+    both = _reconstruct(run.estimator, seen.q[[patch]], seen.u[[patch]])
     rows = [(seen.kappa[patch], "kappa", r"\kappa"), (seen.e[patch], "e", "E")]
     rows = [row for row in rows if row[1] in both]
     figure, axes = subplots(len(rows), 3, figsize=(13, 4 * len(rows)), squeeze=False)
@@ -135,12 +141,12 @@ def reconstruction_figure(run: Run) -> Figure:
 
 def noise_figure(run: Run) -> Figure:
     """Reconstruction noise, its ratios to the analytic curves, and bandpower errors."""
-    table = noise_table(run)
-    theory = run.spectra()
+    table, theory, baseline = noise_table(run), run.spectra(), run.config.baseline
+    name = "network" if baseline is None else label_of(baseline)
     figure, (left, middle, right) = subplots(1, 3, figsize=(15, 4.3))
     L = np.arange(40, int(table.L[-1]) + 60)
     left.loglog(L, theory.kk[L], "k", label=r"$C_L^{\kappa\kappa}$")
-    left.errorbar(table.L, table.noise, table.noise_error, fmt="o", ms=3, label="ResUNet $N_L$")
+    left.errorbar(table.L, table.noise, table.noise_error, fmt="o", ms=3, label=f"{name}, $N_L$")
     left.plot(table.L, table.n0_eb, label="EB quadratic estimator, analytic")
     left.plot(table.L, table.n0_iterated, label="iterated EB, analytic")
     left.set(xlabel="$L$", ylabel=r"$N_L^{\kappa\kappa}$")
@@ -278,6 +284,71 @@ def _draw_ranks(left: Axes, right: Axes, table: CoverageTable) -> None:
     right.set(
         xlabel=f"true {labels[table.parameter]}", ylabel=r"(posterior mean - truth) / $\sigma$"
     )
+
+
+def foregrounds_figure(run: Run) -> Figure:
+    """What foregrounds do to a survey of the configuration; see :func:`draw_foregrounds`."""
+    return draw_foregrounds(foregrounds_table(run))
+
+
+def draw_foregrounds(table: ForegroundTable) -> Figure:
+    """Bias of every bandpower with each noise debias, and of ω_c by foreground and l_max."""
+    ways = list(table.sigma)
+    figure, axes = subplots(1, len(ways) + 1, figsize=(5.2 * (len(ways) + 1), 4.6))
+    for axis, way in zip(axes, ways, strict=False):
+        for i, b in enumerate(table.of(way)):
+            axis.errorbar(table.L, b.bins, b.bins_error, fmt=".-", lw=0.8, color=f"C{i}")
+        axis.set(xlabel="$L$", ylabel=rf"bias [$\sigma$ of {table.n_survey} patches]")
+        axis.set_title(f"bandpowers, debias from the {way}", size=10)
+        _signed(axis, axis.set_yscale)
+    axis = axes[-1]
+    foregrounds = [b.foreground for b in table.of(ways[0])]
+    series = [(way, None) for way in ways] + [("theory", lmax) for lmax in table.sigma_lmax]
+    for k, (way, lmax) in enumerate(series):
+        biases = [b for b in table.of(way, lmax) if b.foreground in foregrounds]
+        rows = np.array([foregrounds.index(b.foreground) for b in biases])
+        axis.errorbar(
+            [b.omch2 for b in biases],
+            rows + 0.15 * (k - 0.5 * (len(series) - 1)),
+            xerr=[b.omch2_error for b in biases],
+            fmt=MARKERS[way],
+            ms=4,
+            color="k" if lmax is None else str(0.4 + 0.2 * list(table.sigma_lmax).index(lmax)),
+            label=f"debias from the {way}" + (f", l up to {lmax}" if lmax else ""),
+        )
+    axis.set_yticks(range(len(foregrounds)), [f.label.replace("_", " ") for f in foregrounds])
+    for i, tick in enumerate(axis.get_yticklabels()):
+        tick.set_color(f"C{i}")
+    axis.set(xlabel=r"bias of $\Omega_c h^2$ [its $\sigma$]")
+    axis.set_title(f"{table.frequency_ghz:g} GHz, nothing masked or cleaned beyond that", size=10)
+    axis.invert_yaxis()
+    axis.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    _signed(axis, axis.set_xscale)
+    figure.tight_layout()
+    return figure
+
+
+def _signed(axis, set_scale) -> None:
+    """Both signs over decades; half a σ either way in grey."""
+    set_scale("symlog", linthresh=0.5, linscale=0.7)
+    upright = set_scale == axis.set_yscale
+    low, high = axis.get_ylim() if upright else axis.get_xlim()
+    ticks = [x for x in (-100, -10, -1, 0, 1, 10, 100) if low <= x <= high]
+    (axis.set_yticks if upright else axis.set_xticks)(ticks, [f"{x:g}" for x in ticks])
+    span = axis.axhspan if upright else axis.axvspan
+    span(-0.5, 0.5, color="0.9", zorder=0)
+
+
+def _shown_patch(n_patches: int) -> int:
+    """Which patch of a sky is drawn: ``PATCH``, or the last of a sky that has fewer."""
+    return min(PATCH, n_patches - 1)
+
+
+def _reconstruct(estimator: Estimator, q: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
+    """All that an estimator makes of masked Q̃, Ũ (n, ny, nx): ``kappa`` κ̂, and ``e`` or ``qu`` of
+    one that has them."""
+    both = getattr(estimator, "reconstruct_both", None)
+    return both(q, u) if both else {"kappa": estimator.reconstruct(q, u)}
 
 
 def _map(figure, axis, values, title, half, scale=None):

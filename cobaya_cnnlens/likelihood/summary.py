@@ -1,0 +1,93 @@
+"""A release as text, which `cnnlens release show` prints."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from ..table import text_table
+from .combined import calibration_digest
+from .document import NUISANCES
+from .release import Release
+
+
+def release_table(release: Release) -> str:
+    """What a release is and where it came from, its bandpowers with errors, and what an instrument
+    that is off does to them.
+
+    Parameters
+    ----------
+    release : read from a file, or made
+
+    Returns
+    -------
+    several blocks of lines
+    """
+    head = [release.name, release.description, ""]
+    facts = {
+        "patches in the survey": release.n_patches,
+        "simulations (covariance)": release.n_sim,
+        "digest of the calibration": calibration_digest(release),
+        "instrument": release.instrument,
+        **({} if release.truth is None else {"truth of the mock": release.truth}),
+        "theory": release.theory,
+        "provenance": release.provenance,
+        "bands of C^kk": _bands("L", release.kk_edges),
+        "bands of unlensed C^EE": _bands("l", release.ee_edges),
+    }
+    return "\n".join([*head, *_lines(facts), "", _bandpowers(release), "", _nuisances(release)])
+
+
+def _bands(multipole: str, edges: np.ndarray) -> str:
+    return f"{len(edges) - 1}, {multipole} {edges[0]}-{edges[-1]}"
+
+
+def _lines(content: dict[str, Any], indent: int = 0) -> list[str]:
+    lines = []
+    for key, value in content.items():
+        pad = " " * indent
+        if isinstance(value, dict):
+            lines += [f"{pad}{key}", *_lines(value, indent + 2)]
+        else:
+            lines.append(f"{pad}{key:26s}  {value}")
+    return lines
+
+
+def _signal(release: Release) -> np.ndarray:
+    """Bandpowers of the fiducial C_L^κκ, (n_bins,)."""
+    return release.windows @ release.fiducial_kk[: release.windows.shape[1]]
+
+
+def _bins(release: Release) -> tuple[str, list[str]]:
+    return ">", [f"{low}-{high}" for low, high in itertools.pairwise(release.edges)]
+
+
+def _bandpowers(release: Release) -> str:
+    sigma, noise_error = (
+        np.sqrt(np.diag(c)) for c in (release.covariance, release.noise_covariance)
+    )
+    return text_table(
+        {
+            "L": _bins(release),
+            "d_b": (".3f", 1e9 * release.bandpowers),
+            "sigma": (".3f", 1e9 * sigma),
+            "N_b (fid)": (".3f", 1e9 * release.noise),
+            "MC(N)": (".3f", 1e9 * noise_error),
+            "fiducial": (".3f", 1e9 * _signal(release)),
+            "R": (".4f", release.response),
+        },
+        "bandpowers in units of 1e-9",
+    )
+
+
+def _nuisances(release: Release) -> str:
+    steps = release.nuisance_steps
+    shifts = release.nuisance_first * steps + release.nuisance_second * steps**2
+    columns = {
+        f"{name} {step:g}": ("+.4f", shift / _signal(release))
+        for name, step, shift in zip(NUISANCES, steps, shifts.T, strict=True)
+    }
+    title = "shift of d_b over the fiducial, the instrument off by"
+    return text_table({"L": _bins(release), **columns}, title)

@@ -1,0 +1,1 @@
+"""Figures of products, releases and chains: functions that return matplotlib Figures."""

@@ -1,1 +1,0 @@
-"""Tables and figures from the pipeline's products and from chains."""
