@@ -35,7 +35,6 @@ NAME = "cobaya_cnnlens.CNNLens"
 INSTRUMENT = {f"cnnlens_{name}": 0 for name in NUISANCES}
 FAST = {"cobaya_cnnlens.EmulatedCAMB": {"emulator": "lcdm"}}
 INPUTS = sorted((REPOSITORY / "yaml").glob("*.yaml"))
-KNOWN_INSTRUMENT = REPOSITORY / "yaml" / "shared" / "known_instrument.yaml"
 
 
 @pytest.fixture
@@ -198,9 +197,7 @@ def test_a_theory_that_cannot_be_checked_is_told(coarse_release, monkeypatch, ca
         caplog.clear()
         with caplog.at_level("WARNING"):
             get_model(info(coarse_release, check_theory=check))
-        told = (
-            "could not be run at the release's fiducial cosmology to check it (ValueError: no such"
-        )
+        told = "gives no spectra at the release's fiducial cosmology, by which it is checked: Value"
         assert (told in caplog.text) is check
 
 
@@ -393,6 +390,8 @@ def test_the_watch_counts_what_carries_the_posterior():
         ({"L_max": float("nan")}, "option 'L_max' is nan; give a number"),
         ({"statistics": None}, "option 'statistics' is None; give a word"),
         ({"suffix": 2}, "option 'suffix' is 2; give a text"),
+        ({"instrument": "Known"}, "option 'instrument' is 'Known'; choose one of"),
+        ({"instrument": True}, "option 'instrument' is True; give a word"),
     ],
 )
 def test_wrong_options_are_one_clear_error(path, options, message, capsys):
@@ -628,14 +627,35 @@ def test_shipped_inputs_evaluate(path, tmp_path, monkeypatch):
     assert np.isfinite(model.logposterior(point).logpost)
 
 
-def test_the_known_instrument_is_that_of_the_likelihood():
-    """What inputs share has every parameter of the likelihood, under its labels, and no prior."""
-    shared = yaml_load_file(str(KNOWN_INSTRUMENT))
+def test_a_known_instrument_is_fixed_at_zero():
+    """Every nuisance, under its label and the suffix; the derived χ² and PTE stay."""
     defaults = CNNLens.get_defaults()["params"]
-    assert list(shared) == list(defaults)
-    for name, content in shared.items():
-        fixed = {"derived": True} if defaults[name].get("derived") else {"value": 0}
-        assert content == {"latex": defaults[name]["latex"], **fixed}
+    for suffix in ("", "_north"):
+        options = {"instrument": "known", "suffix": suffix}
+        found = update_info({"likelihood": {NAME: options}})["params"]
+        for name, content in defaults.items():
+            fixed = {"derived": True} if content.get("derived") else {"value": 0}
+            assert found[f"{name}{suffix}"] == {"latex": content["latex"], **fixed}
+    # The parameters of an input come after.
+    sampled = {"prior": {"dist": "norm", "loc": 0, "scale": 0.02}}
+    content = {"likelihood": {NAME: {"instrument": "known"}}, "params": {"cnnlens_beam": sampled}}
+    assert update_info(content)["params"]["cnnlens_beam"]["prior"] == sampled["prior"]
+
+
+@pytest.mark.parametrize("given", [{"cnnlens_gain": 0}, INSTRUMENT, {"cnnlens_pte": None}])
+@pytest.mark.parametrize("suffix", ["", "_north"])
+def test_parameters_in_the_block_leave_the_others(given, suffix):
+    """Cobaya would put them in the place of all, and lose χ² and the other priors."""
+    params = {f"{name}{suffix}": content for name, content in given.items()}
+    content = emulated({NAME: survey(suffix=suffix, params=params)})
+    model = get_model(content)
+    names = [f"{name}{suffix}" for name in CNNLens.get_defaults()["params"]]
+    assert set(names) <= set(model.parameterization.labels())
+    sampled = [n for n in names[: len(INSTRUMENT)] if n not in params]
+    assert list(model.parameterization.sampled_params()) == ["omch2", *sampled]
+    found = model.logposterior({"omch2": 0.12, **dict.fromkeys(sampled, 0.0)}, as_dict=True)
+    chi2 = found["derived"][f"cnnlens_chi2{suffix}"]
+    assert chi2 == pytest.approx(-2 * sum(found["loglikes"].values()))
 
 
 @pytest.mark.parametrize("path", INPUTS, ids=lambda p: p.stem)
@@ -663,7 +683,7 @@ post:
       {NAME}:
         noise_debias: linear
         check_theory: false
-        params: !defaults {KNOWN_INSTRUMENT}
+        instrument: known
 """
     )
     with warnings.catch_warnings():

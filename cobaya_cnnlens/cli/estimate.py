@@ -157,6 +157,13 @@ def map_setup(source: Path, networks: list[Path] | None, noisy: bool = False):
     from ..reconstruct.files import kind_of
 
     if not is_release(source):
+        if not source.suffix and not source.exists():
+            from ..likelihood.release import shipped_releases
+
+            raise ConfigError(
+                f"{source}: is neither a file nor a shipped release, which are "
+                f"{', '.join(shipped_releases())}; give one of these, or a configuration's path"
+            )
         if networks:
             raise ConfigError(f"{source}: names its network itself; leave --network out")
         run = runs.load(source)

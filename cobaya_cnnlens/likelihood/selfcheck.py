@@ -6,14 +6,18 @@ user's settings must give the same bandpowers, or the difference becomes a bias.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..errors import TheoryError
 from ..theory.camb import convergence_from_potential
+from ..theory.cobaya import LOWEST_MULTIPOLE
 from .bandpowers import BandpowerLikelihood
 
 # Names of the release's parameters in CLASS, whose inputs differ from CAMB's.
@@ -35,6 +39,8 @@ CLASS_SETTINGS = {
     "k_max_limber_over_l_max_scalars": 0.02,
 }
 CLASS_DEFAULTS = CLASS_SETTINGS | {"k_max_limber_over_l_max_scalars": 0.001}
+# Other ways in which an input of CLASS may give its neutrinos' masses.
+CLASS_MASSES = ("m_ncdm", "omega_ncdm", "Omega_ncdm")
 # Options of NodeCAMB that CAMB itself does not have.
 NODE_OPTIONS = ("class", "nodes", "cache")
 
@@ -45,18 +51,24 @@ class TheoryOffset:
 
     ``sigmas`` : √(ΔµᵀC⁻¹Δµ), the largest bias in σ that any one parameter can have from it
     ``worst_bin``, ``worst_change`` : bin of the largest |Δµ|/µ, and that change
+    ``factor`` : what is said of a C_L^κκ that is off by a known factor, or None
     ``settings`` : settings in which the two differ, as "name: theirs (release: ours)"
     """
 
     sigmas: float
     worst_bin: int
     worst_change: float
+    factor: str | None
     settings: tuple[str, ...]
 
 
 def requirements(likelihood: BandpowerLikelihood) -> dict[str, dict[str, int]]:
-    """What a likelihood asks of the theory, as Cobaya takes it."""
-    lensing = {"Cl": {"pp": likelihood.lmax_kk}}
+    """What a likelihood asks of the theory, as Cobaya takes it.
+
+    C_l^TT to l = 1, which is zero, is not used. Cobaya has CLASS compute lensed spectra for
+    C_L^φφ, which CLASS refuses unless there is one of the CMB to be lensed.
+    """
+    lensing = {"Cl": {"pp": likelihood.lmax_kk, "tt": LOWEST_MULTIPOLE - 1}}
     if not likelihood.needs_ee:
         return lensing
     return lensing | {"unlensed_Cl": {"ee": likelihood.lmax_ee}}
@@ -72,17 +84,26 @@ def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> 
 
     Raises
     ------
+    TheoryError
+        if the block has no spectra at the release's fiducial cosmology
     Exception
-        whatever Cobaya raises if the block does not run with the release's parameters
+        whatever else Cobaya or the theory raises there
     """
     from cobaya.model import get_model
 
     release = likelihood.release
     theories = {name: _plain(block) for name, block in deepcopy(dict(theories)).items()}
-    given = {key for block in theories.values() for key in (block.get("extra_args") or {})}
-    names = CLASS_NAMES if any("classy" in name for name in theories) else {}
-    cosmology = {names.get(k, k): v for k, v in release.theory["cosmology"].items()}
-    needs = requirements(likelihood)
+    cosmology = dict(release.theory["cosmology"])
+    for name, block in theories.items():
+        settings = block.get("extra_args") or {}
+        masses: dict[str, str] = {}
+        if "classy" in f"{name} {block.get('class', '')}":
+            cosmology, masses = class_cosmology(cosmology, settings)
+            settings = {k: v for k, v in settings.items() if k not in CLASS_MASSES}
+        if settings or masses:
+            # What the block fixes takes the release's value: else it were another cosmology.
+            kept = {k: v for k, v in settings.items() if k not in cosmology}
+            block["extra_args"] = kept | masses
     seen: dict[str, np.ndarray] = {}
 
     def keep(_self: Any) -> float:
@@ -91,15 +112,21 @@ def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> 
             seen["ee"] = _self.provider.get_unlensed_Cl(ell_factor=False, units="muK2")["ee"]
         return 0.0
 
-    model = get_model(
-        {
-            "likelihood": {"fiducial": {"external": keep, "requires": needs}},
-            "theory": theories,
-            "params": {k: v for k, v in cosmology.items() if k not in given},
-        }
-    )
-    model.loglike({})
-    model.close()
+    needs = requirements(likelihood)
+    with _silent():  # errors are raised too, and the caller says what they mean
+        model = get_model(
+            {
+                "likelihood": {"fiducial": {"external": keep, "requires": needs}},
+                "theory": theories,
+                "params": cosmology,
+                "stop_at_error": True,
+            }
+        )
+        model.loglike({})
+        model.close()
+    if "pp" not in seen:
+        listed = ", ".join(f"{name} = {value}" for name, value in cosmology.items())
+        raise TheoryError(f"no spectra at {listed}")
     clkk = convergence_from_potential(seen["pp"])
     ours = likelihood.model(release.fiducial_kk, release.fiducial_ee)
     change = likelihood.model(clkk, seen.get("ee")) - ours
@@ -108,8 +135,50 @@ def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> 
         float(np.sqrt(change @ likelihood.inverse @ change)),
         int(likelihood.bins[worst]),
         float(change[worst] / ours[worst]),
+        likelihood.factor(clkk, seen.get("ee")),
         tuple(different_settings(theories, release.theory.get("settings", {}))),
     )
+
+
+def class_cosmology(
+    cosmology: Mapping[str, float], settings: Mapping[str, Any]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """A release's cosmology under CLASS's names, without Σm_ν, and what CLASS is to be given of it.
+
+    Parameters
+    ----------
+    cosmology : of the release, under CAMB's names, with Σm_ν in eV
+    settings : of CLASS: ``N_ncdm`` is its number of massive species, and ``deg_ncdm`` the number of
+        neutrinos of each, of which ``m_ncdm`` is the mass of one
+
+    Raises
+    ------
+    TheoryError
+        if the settings have no massive neutrinos and the release has
+    """
+    found = {CLASS_NAMES.get(name, name): value for name, value in cosmology.items()}
+    total = found.pop("m_ncdm", 0.0)
+    species = int(settings.get("N_ncdm") or 0)
+    if not species:
+        if not total:
+            return found, {}
+        raise TheoryError(
+            f"the release has neutrinos of {total} eV, and CLASS none; give it N_ncdm: 1 and N_ur: "
+            "2.0308"
+        )
+    neutrinos = [float(value) for value in str(settings.get("deg_ncdm", 1)).split(",")]
+    each = total / sum(np.resize(neutrinos, species).tolist())
+    return found, {"m_ncdm": ",".join([repr(each)] * species)}
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _plain(block: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -3,6 +3,8 @@ spectra of the likelihood, as Cobaya asks for them."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,8 @@ from cobaya.theory import Theory
 
 DERIVED = ("sigma8", "omegam")
 PROVIDED = {"Cl": "pp", "unlensed_Cl": "ee"}
+# No spectrum has power below: every theory can give any one so far.
+LOWEST_MULTIPOLE = 2
 
 
 def refuse_other_version(component: Any, file: str) -> None:
@@ -37,6 +41,17 @@ def refuse_other_version(component: Any, file: str) -> None:
         )
 
 
+def paths_as_text(options: Mapping[str, Any] | None, name: str) -> None:
+    """Write the paths of an option as texts into a component's block, which Cobaya keeps beside a
+    chain: there it would write ``true`` for a :class:`pathlib.Path`."""
+    if not isinstance(options, dict) or name not in options:
+        return
+    if isinstance(value := options[name], list | tuple):
+        options[name] = [str(v) if isinstance(v, os.PathLike) else v for v in value]
+    elif isinstance(value, os.PathLike):
+        options[name] = str(value)
+
+
 class SpectraTheory(Theory):
     """Provides ``Cl: pp``, ``unlensed_Cl: ee`` and the derived ``sigma8`` and ``omegam``.
 
@@ -49,6 +64,7 @@ class SpectraTheory(Theory):
     def initialize(self) -> None:
         """Begin with no multipole asked for."""
         self._lmax = dict.fromkeys(PROVIDED.values(), 0)
+        self._empty: set[str] = set()
 
     def get_can_provide_params(self) -> list[str]:
         """The derived parameters."""
@@ -59,11 +75,14 @@ class SpectraTheory(Theory):
         return list(PROVIDED)
 
     def must_provide(self, **requirements: Any) -> None:
-        """Note how far up each spectrum is asked for; refuse any other spectrum."""
+        """Note how far up each spectrum is asked for; refuse any other that has power there."""
         super().must_provide(**requirements)
         for key, spectra in requirements.items():
             for name, lmax in spectra.items() if key in PROVIDED else ():
                 kind = PROVIDED[key]
+                if lmax < LOWEST_MULTIPOLE:
+                    self._empty.add(name.lower())
+                    continue
                 if name.lower() != kind:
                     raise LoggedError(
                         self.log,
@@ -75,12 +94,13 @@ class SpectraTheory(Theory):
                 self._lmax[kind] = max(self._lmax[kind], lmax)
 
     def get_Cl(self, ell_factor: bool = False, units: str = "FIRASmuK2") -> dict[str, np.ndarray]:
-        """C_L^φφ, or [L(L+1)]² C_L^φφ/2π with ``ell_factor``, from L = 0."""
+        """C_L^φφ, or [L(L+1)]² C_L^φφ/2π with ``ell_factor``, from L = 0; and zero for what was
+        asked for to l = 1 alone."""
         pp = self.current_state["pp"].copy()
         L = np.arange(len(pp))
         if ell_factor:
             pp *= (L * (L + 1.0)) ** 2 / (2.0 * np.pi)
-        return {"ell": L, "pp": pp}
+        return dict.fromkeys(self._empty, np.zeros(LOWEST_MULTIPOLE)) | {"ell": L, "pp": pp}
 
     def get_unlensed_Cl(
         self, ell_factor: bool = False, units: str = "FIRASmuK2"

@@ -12,6 +12,8 @@ for ``logA``::
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from cobaya.log import LoggedError
 
 from ..errors import EmulatorError
 from .camb import potential_from_convergence
-from .cobaya import DERIVED, SpectraTheory, refuse_other_version
+from .cobaya import DERIVED, SpectraTheory, paths_as_text, refuse_other_version
 from .emulator import AMPLITUDE, Emulator, read_emulator
 
 
@@ -34,15 +36,19 @@ class EmulatedCAMB(SpectraTheory):
     emulator : name of a shipped emulator, or a path
     """
 
-    emulator: str
+    emulator: str | os.PathLike[str]
+
+    @classmethod
+    def get_modified_defaults(
+        cls, defaults: dict[str, Any], input_options: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """As they are; the block has its path as a text."""
+        paths_as_text(input_options, "emulator")
+        return defaults
 
     def initialize(self) -> None:
         """Read the emulator."""
         super().initialize()
-        if not isinstance(self.emulator, str):
-            raise LoggedError(
-                self.log, "option 'emulator' is %r; give a name or path", self.emulator
-            )
         try:
             self.source: Emulator = read_emulator(self.emulator)
         except EmulatorError as error:
