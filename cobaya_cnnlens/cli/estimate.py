@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -171,10 +170,11 @@ def map_setup(source: Path, networks: list[Path] | None, noisy: bool = False):
             refuse_quiet(run, source)
         return MapSetup.of_run(run), lambda: runs.ready(run).estimator
     from ..likelihood.release import read_release
+    from ..reconstruct import check_backend
 
     release = read_release(source)
     setup = MapSetup.of_release(release)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    check_backend()
     paths = find_networks(release, networks or ())
     if noisy and kind_of(paths) == "ResUNet":
         raise ConfigError(f"release '{release.name}' was made with a ResUNet on maps; {NOISY}")

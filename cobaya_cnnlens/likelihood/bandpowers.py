@@ -259,7 +259,7 @@ class BandpowerLikelihood:
         if not LEAST_POWER < power < MOST_POWER:
             self._refuse(KAPPA, clkk, clee)
         moved = self._linear @ clkk[self._multipoles]
-        if self.needs_ee and clee is None:
+        if clee is None and self.needs_ee:
             raise SpectrumError(
                 f"{UNLENSED_E.name} is None; noise_debias '{self.noise_debias}' needs it"
                 f"{', with primary' * (self.noise_debias == 'data')}: give an array from l = 0"
@@ -269,8 +269,8 @@ class BandpowerLikelihood:
             power = self._ee_bands.power_of(self._probe_band, clee)
             if not LEAST_POWER < power < MOST_POWER:
                 self._refuse(UNLENSED_E, clkk, clee)
-        if self.needs_ee:
-            moved += self._ee_derivatives @ self._ee_bands.power(clee)
+            if self.needs_ee:
+                moved += self._ee_derivatives @ self._ee_bands.power(clee)
         if self.noise_debias != "fixed":
             moved -= self._offset
         t, bandpowers = moved[-1], moved[:-1]

@@ -59,7 +59,7 @@ class CNNLens(Likelihood):
     chi2_parameter : name of the derived χ²
     """
 
-    release: str | os.PathLike[str] | list[str | os.PathLike[str]]
+    release: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     instrument: str
     noise_debias: str
     statistics: str
@@ -97,8 +97,8 @@ class CNNLens(Likelihood):
         """Read the release and check the options."""
         self._check_options()
         try:
-            several = isinstance(self.release, list | tuple)
-            names = list(self.release) if several else [self.release]
+            given: Any = self.release
+            names = given if isinstance(given, list | tuple) else [given]
             self.release_data: Release = combine([read_release(name) for name in names])
             self._likelihood = BandpowerLikelihood(
                 self.release_data,

@@ -28,7 +28,6 @@ CLASS_NAMES = {
     "ns": "n_s",
     "tau": "tau_reio",
     "H0": "H0",
-    "mnu": "m_ncdm",
 }
 # What CLASS needs to reproduce the spectra of a release made with HMcode-2020 (CAMB's "mead2020").
 # The first two are Cobaya's and CLASS's defaults. The last one's default, .001, ends the Limber
@@ -39,8 +38,11 @@ CLASS_SETTINGS = {
     "k_max_limber_over_l_max_scalars": 0.02,
 }
 CLASS_DEFAULTS = CLASS_SETTINGS | {"k_max_limber_over_l_max_scalars": 0.001}
-# Other ways in which an input of CLASS may give its neutrinos' masses.
-CLASS_MASSES = ("m_ncdm", "omega_ncdm", "Omega_ncdm")
+# Settings of CLASS that say which neutrinos there are.
+CLASS_NEUTRINOS = (
+    *("N_ur", "N_eff", "N_ncdm", "deg_ncdm", "T_ncdm"),
+    *("m_ncdm", "omega_ncdm", "Omega_ncdm"),
+)
 # Options of NodeCAMB that CAMB itself does not have.
 NODE_OPTIONS = ("class", "nodes", "cache")
 
@@ -96,14 +98,14 @@ def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> 
     cosmology = dict(release.theory["cosmology"])
     for name, block in theories.items():
         settings = block.get("extra_args") or {}
-        masses: dict[str, str] = {}
+        neutrinos: dict[str, float] = {}
         if "classy" in f"{name} {block.get('class', '')}":
-            cosmology, masses = class_cosmology(cosmology, settings)
-            settings = {k: v for k, v in settings.items() if k not in CLASS_MASSES}
-        if settings or masses:
+            cosmology, neutrinos = class_cosmology(cosmology)
+            settings = {k: v for k, v in settings.items() if k not in CLASS_NEUTRINOS}
+        if settings or neutrinos:
             # What the block fixes takes the release's value: else it were another cosmology.
             kept = {k: v for k, v in settings.items() if k not in cosmology}
-            block["extra_args"] = kept | masses
+            block["extra_args"] = kept | neutrinos
     seen: dict[str, np.ndarray] = {}
 
     def keep(_self: Any) -> float:
@@ -140,35 +142,19 @@ def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> 
     )
 
 
-def class_cosmology(
-    cosmology: Mapping[str, float], settings: Mapping[str, Any]
-) -> tuple[dict[str, float], dict[str, str]]:
-    """A release's cosmology under CLASS's names, without Σm_ν, and what CLASS is to be given of it.
+def class_cosmology(cosmology: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """A release's cosmology under CLASS's names, and its neutrinos as settings of CLASS.
+
+    CAMB made the release with one massive neutrino, and N_eff = 3.044. ``m_ncdm`` of CLASS is the
+    mass of each neutrino of a species, whose number ``deg_ncdm`` an input may have set.
 
     Parameters
     ----------
     cosmology : of the release, under CAMB's names, with Σm_ν in eV
-    settings : of CLASS: ``N_ncdm`` is its number of massive species, and ``deg_ncdm`` the number of
-        neutrinos of each, of which ``m_ncdm`` is the mass of one
-
-    Raises
-    ------
-    TheoryError
-        if the settings have no massive neutrinos and the release has
     """
     found = {CLASS_NAMES.get(name, name): value for name, value in cosmology.items()}
-    total = found.pop("m_ncdm", 0.0)
-    species = int(settings.get("N_ncdm") or 0)
-    if not species:
-        if not total:
-            return found, {}
-        raise TheoryError(
-            f"the release has neutrinos of {total} eV, and CLASS none; give it N_ncdm: 1 and N_ur: "
-            "2.0308"
-        )
-    neutrinos = [float(value) for value in str(settings.get("deg_ncdm", 1)).split(",")]
-    each = total / sum(np.resize(neutrinos, species).tolist())
-    return found, {"m_ncdm": ",".join([repr(each)] * species)}
+    mass = found.pop("mnu", 0.0)
+    return found, {"N_ncdm": 1, "m_ncdm": mass, "N_ur": 2.0308} if mass else {"N_ur": 3.044}
 
 
 @contextmanager
@@ -204,6 +190,8 @@ def different_settings(theories: dict[str, Any], made_with: dict[str, Any]) -> I
         else:
             keys = ("lens_potential_accuracy", "halofit_version")
             wanted = {key: made_with[key] for key in keys if key in made_with}
+            if "num_massive_neutrinos" in settings:
+                wanted["num_massive_neutrinos"] = 1
         for key, value in wanted.items():
             if settings.get(key) != value and str(settings.get(key)) != str(value):
                 yield f"{key}: {settings.get(key, 'default')} (release: {value})"
