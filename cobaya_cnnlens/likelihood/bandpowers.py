@@ -266,11 +266,11 @@ class BandpowerLikelihood:
             )
         if clee is not None:
             clee = checked_spectrum(clee, self.lmax_ee, UNLENSED_E)
-            power = self._ee_bands.power_of(self._probe_band, clee)
-            if not LEAST_POWER < power < MOST_POWER:
+            powers = self._ee_bands.power(clee)
+            if not LEAST_POWER < powers.item(self._probe_band) < MOST_POWER:
                 self._refuse(UNLENSED_E, clkk, clee)
             if self.needs_ee:
-                moved += self._ee_derivatives @ self._ee_bands.power(clee)
+                moved += self._ee_derivatives @ powers
         if self.noise_debias != "fixed":
             moved -= self._offset
         t, bandpowers = moved[-1], moved[:-1]

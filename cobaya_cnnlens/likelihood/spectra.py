@@ -48,13 +48,6 @@ class Bands:
         """Σ (2l+1) C_l / Σ (2l+1) C_l^fid of every band, (n_bands,)."""
         return np.add.reduceat(self._weight * cl[self._multipoles], self._starts)
 
-    def power_of(self, band: int, cl: np.ndarray) -> float:
-        """The same of one band."""
-        first = self._starts[band]
-        last = self._starts[band + 1] if band + 1 < len(self._starts) else len(self._weight)
-        start = self._multipoles.start
-        return float(self._weight[first:last] @ cl[start + first : start + last])
-
 
 @dataclass(frozen=True)
 class Quantity:
