@@ -39,3 +39,7 @@ class SpectrumError(CNNLensError):
 
 class TheoryError(CNNLensError):
     """Parameters for which the theory code gives no spectra."""
+
+
+class SpectrumWarning(UserWarning):
+    """A spectrum that a cosmology could have, but that looks like a mistake."""

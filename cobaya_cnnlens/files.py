@@ -18,6 +18,13 @@ except ModuleNotFoundError:  # no POSIX system: nothing is known to be abandoned
     fcntl = None  # type: ignore[assignment]
 
 
+def given_path(path: str | os.PathLike[str]) -> Path:
+    """A path as a user gives it: ``~`` stands for the home folder."""
+    with contextlib.suppress(RuntimeError):  # ~name of nobody here is a file's own name
+        return Path(path).expanduser()
+    return Path(path)
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """A name beside ``path`` for a file or folder to be written; it takes the place of ``path``

@@ -91,9 +91,13 @@ NEEDS_PIPELINE = [
 ]
 
 
-def cnnlens(*arguments):
+def cnnlens(*arguments, **environment):
     return subprocess.run(
-        [sys.executable, "-m", "cobaya_cnnlens", *arguments], capture_output=True, text=True
+        [sys.executable, "-m", "cobaya_cnnlens", *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        errors="replace",
     )
 
 
@@ -277,6 +281,18 @@ def test_release_show(release, tmp_path):
             ("skies", "none.yaml", "--set", "train"), "none.yaml: cannot be read", marks=pipeline
         ),
         (("plot", "chains/none"), "chains/none.1.txt: no such chain"),
+        (("release", "show", "refind"), "one of the shipped laptop_fiducial, laptop_high,"),
+        pytest.param(
+            ("reconstruct", "laptop_fidu", "--maps", "m.npz"),
+            "laptop_fidu: is neither a file nor a shipped release, which are laptop_fiducial,",
+            marks=pipeline,
+        ),
+        pytest.param(
+            ("emulator", "check", "training/emulator.yaml", "--emulator", "lcmd"),
+            "lcmd: cannot be read as an emulator (No such file or directory); give the path of an "
+            "emulator, or one of the shipped lcdm, mnu",
+            marks=pipeline,
+        ),
     ],
 )
 def test_errors_are_one_line(arguments, message):
@@ -285,6 +301,26 @@ def test_errors_are_one_line(arguments, message):
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])
+def test_an_encoding_without_our_letters(encoding):
+    """What it lacks is replaced: no result is lost for a κ."""
+    result = cnnlens("n0", "--help", PYTHONIOENCODING=encoding)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "?" in result.stdout
+
+
+@pipeline
+@pytest.mark.parametrize("backend", ["torch", "theano", "numpy"])
+def test_a_backend_on_which_no_network_runs(backend):
+    """It is told before the maps are read, with the ones that do."""
+    given = ("reconstruct", "refined_fiducial", "--maps", "none.npz")
+    result = cnnlens(*given, KERAS_BACKEND=backend)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: Keras has the backend '{backend}' (KERAS_BACKEND,")
+    assert "one of tensorflow, jax" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_errors_of_the_system_are_one_line(monkeypatch, capsys):

@@ -5,6 +5,7 @@ import json
 import tracemalloc
 import zipfile
 from dataclasses import fields, replace
+from pathlib import Path
 
 import camb
 import numpy as np
@@ -418,11 +419,29 @@ def test_damaged_files_are_refused(toy_path, damage, message):
 
 
 def test_missing_and_cut_files(toy_path):
-    with pytest.raises(EmulatorError, match="cannot be read"):
-        read_emulator("nowhere")
+    for name in ("nowhere", "lcmd", "mnu.npz"):
+        with pytest.raises(EmulatorError, match=f"{name}: cannot be read .* shipped lcdm, mnu"):
+            read_emulator(name)
     toy_path.write_bytes(toy_path.read_bytes()[:3000])
     with pytest.raises(EmulatorError, match=r"toy.npz: is not an emulator or is damaged"):
         read_emulator(toy_path)
+
+
+@pytest.mark.parametrize("name", ["lcdm", "mnu"])
+def test_a_folder_is_no_emulator(name, tmp_path, monkeypatch):
+    """One of a shipped emulator's name does not stand before it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    assert read_emulator(name).record["name"] == name
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(EmulatorError, match=r"mine: cannot be read as an emulator \(Is a dir"):
+        read_emulator("mine")
+
+
+def test_paths_as_users_give_them(toy_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(toy_path.parent))
+    for path in (toy_path, f"~/{toy_path.name}", Path("~") / toy_path.name, str(toy_path)):
+        assert read_emulator(path).digest == read_emulator(toy_path).digest
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00", b"PK\x05\x06" + bytes(18)])
@@ -562,7 +581,7 @@ def test_lensing_amplitude_is_exact():
 def test_a_name_is_wanted():
     content = emulated()
     content["theory"]["cobaya_cnnlens.EmulatedCAMB"]["emulator"] = 3
-    with pytest.raises(LoggedError, match="option 'emulator' is 3; give a name or path"):
+    with pytest.raises(LoggedError, match=r"emulator 3 is not a path; give .* shipped lcdm, mnu"):
         get_model(content)
 
 

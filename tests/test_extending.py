@@ -15,7 +15,7 @@ from .conftest import REPOSITORY
 HERE = Path(__file__).parent / "extending"
 PAGE = (REPOSITORY / "docs" / "extending.md").read_text()
 # At most so many files are touched; a stage's are those within the package, see the page.
-MOST = {"estimator": 3, "stage": 5, "nuisance": 9}
+MOST = {"estimator": 3, "stage": 5, "nuisance": 8}
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ from cobaya.log import LoggedError
 from cobaya.model import get_model
 
 from cobaya_cnnlens.errors import CNNLensError, ReleaseError
-from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood, band_powers
+from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.document import NUISANCES, PRIMARY_ARRAYS, seal, to_document
 from cobaya_cnnlens.likelihood.release import debiased_by_data, from_document, write_release
+from cobaya_cnnlens.likelihood.spectra import band_powers
 from cobaya_cnnlens.likelihood.statistics import hamimeche_lewis
 
 from .conftest import synthetic_debias, synthetic_release

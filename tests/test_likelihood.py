@@ -2,6 +2,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,10 +24,14 @@ from cobaya_cnnlens.likelihood.release import (
     shipped_releases,
     write_release,
 )
-from cobaya_cnnlens.likelihood.selfcheck import CLASS_SETTINGS, theory_offset
+from cobaya_cnnlens.likelihood.selfcheck import (
+    CLASS_SETTINGS,
+    different_settings,
+    theory_offset,
+)
 from cobaya_cnnlens.theory.camb import convergence_from_potential
 from cobaya_cnnlens.theory.emulated import EmulatedCAMB
-from cobaya_cnnlens.theory.emulator import read_emulator
+from cobaya_cnnlens.theory.emulator import read_emulator, write_emulator
 
 from .conftest import REPOSITORY
 
@@ -35,7 +40,6 @@ NAME = "cobaya_cnnlens.CNNLens"
 INSTRUMENT = {f"cnnlens_{name}": 0 for name in NUISANCES}
 FAST = {"cobaya_cnnlens.EmulatedCAMB": {"emulator": "lcdm"}}
 INPUTS = sorted((REPOSITORY / "yaml").glob("*.yaml"))
-KNOWN_INSTRUMENT = REPOSITORY / "yaml" / "shared" / "known_instrument.yaml"
 
 
 @pytest.fixture
@@ -181,8 +185,6 @@ def test_class_reproduces_the_spectra_of_camb(release, fiducial):
     ],
 )
 def test_settings_of_class_that_differ(given, said):
-    from cobaya_cnnlens.likelihood.selfcheck import different_settings
-
     made_with = {"halofit_version": "mead2020", "lens_potential_accuracy": 8.0}
     assert list(different_settings({"classy": {"extra_args": given}}, made_with)) == said
 
@@ -198,9 +200,7 @@ def test_a_theory_that_cannot_be_checked_is_told(coarse_release, monkeypatch, ca
         caplog.clear()
         with caplog.at_level("WARNING"):
             get_model(info(coarse_release, check_theory=check))
-        told = (
-            "could not be run at the release's fiducial cosmology to check it (ValueError: no such"
-        )
+        told = "gives no spectra at the release's fiducial cosmology, by which it is checked: Value"
         assert (told in caplog.text) is check
 
 
@@ -224,6 +224,186 @@ def test_offset_of_a_theory_is_what_its_spectra_give(coarse_release):
     assert offset.sigmas == pytest.approx(np.sqrt(change @ likelihood.inverse @ change), rel=0.02)
     ours = likelihood.model(release.fiducial_kk, release.fiducial_ee)
     assert offset.worst_bin == np.argmax(np.abs(change / ours))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"N_ncdm": 1, "deg_ncdm": 3, "N_ur": 0.00641},
+        {"N_ncdm": 3, "m_ncdm": "0.02,0.02,0.02", "N_ur": 0.00641},
+        {"N_ncdm": 2, "m_ncdm": "0.05,0.01", "T_ncdm": "0.71611,0.71611"},
+        {"omega_ncdm": 0.00064},
+        {},
+    ],
+)
+def test_class_is_checked_with_the_neutrinos_of_the_release(settings, monkeypatch):
+    """However the user's own are given: their sum, not each, is the release's mass."""
+    release = read_release("refined_fiducial")
+    blocks = []
+
+    def stop(content):
+        blocks.append(content)
+        raise LoggedError("stop", "here")
+
+    monkeypatch.setattr("cobaya.model.get_model", stop)
+    given = {"classy": {"extra_args": {**CLASS_SETTINGS, **settings, "H0": 70}}}
+    with pytest.raises(LoggedError, match="here"):
+        theory_offset(given, BandpowerLikelihood(release))
+    (content,) = blocks
+    extra = content["theory"]["classy"]["extra_args"]
+    assert extra == CLASS_SETTINGS | {"N_ncdm": 1, "m_ncdm": 0.06, "N_ur": 2.0308}
+    assert content["params"] == {
+        "omega_b": 0.0222, "omega_cdm": 0.1185, "A_s": 2.21e-9, "n_s": 0.9624,
+        "tau_reio": 0.0943, "H0": 67.94,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("theory", "said"),
+    [
+        (
+            {"camb": {"extra_args": {"num_massive_neutrinos": 0}}},
+            "CAMBError: non-zero neutrino mass with zero num_massive_neutrinos. Mend",
+        ),
+        (
+            {"camb": {"extra_args": {"lens_potential_acuracy": 1}}},
+            "not recognized: Unrecognized parameter: lens_potential_acuracy. Mend",
+        ),
+        (
+            {"camb": {"extra_args": {"halofit_version": "mead2025"}}},
+            "mead2025",
+        ),
+    ],
+)
+def test_the_error_of_the_theory_itself_is_told(coarse_release, theory, said, caplog):
+    """Once, in one line, and not that its spectra are missing."""
+    with caplog.at_level("WARNING"):
+        CNNLens({"release": coarse_release})._check_theory(theory)
+    (record,) = caplog.records
+    assert said in record.getMessage()
+    assert "KeyError" not in record.getMessage()
+    assert "\n" not in record.getMessage()
+
+
+def test_an_emulator_that_ends_before_the_fiducial_is_told(coarse_release, caplog):
+    moved = replace(read_release(coarse_release))
+    moved.theory["cosmology"]["omch2"] = 0.2
+    write_release(moved, coarse_release)
+    CNNLens({"release": coarse_release})._check_theory(FAST)
+    assert "no spectra at ombh2 = 0.0222, omch2 = 0.2" in caplog.text
+
+
+def test_what_a_block_fixes_takes_the_release_s_value():
+    """Another mass of the neutrinos is another cosmology, which says nothing of the theory."""
+    likelihood = BandpowerLikelihood(read_release("refined_fiducial"))
+    likelihood.doubt_said = True
+    extra = {"num_massive_neutrinos": 1, "lens_potential_accuracy": 1, "halofit_version": "mead"}
+    found = [
+        theory_offset({"camb": {"extra_args": extra | more}}, likelihood).sigmas
+        for more in ({}, {"mnu": 0.3}, {"H0": 72.0, "tau": 0.05})
+    ]
+    assert found[1:] == [pytest.approx(found[0], rel=1e-3)] * 2
+    settings = list(different_settings({"camb": {"extra_args": {"num_massive_neutrinos": 3}}}, {}))
+    assert settings == ["num_massive_neutrinos: 3 (release: 1)"]
+
+
+def scaled_theory(factor):
+    """The emulator with C_L^φφ times a factor, as a user's own theory may have it."""
+
+    class Scaled(EmulatedCAMB):
+        emulator = "lcdm"
+
+        def get_Cl(self, **given):
+            found = super().get_Cl(**given)
+            return found | {"pp": factor * found["pp"]}
+
+    return {"scaled": {"external": Scaled}}
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [(2 / np.pi, "multiply that by π/2"), (4.0, "divide that by 4"), (0.5, "C_L^κκ/2")],
+)
+def test_a_factor_of_the_theory_is_named_at_the_start(factor, words, caplog):
+    """By the check of the theory; without it at the first point, and no other."""
+    for check in (True, False):
+        caplog.clear()
+        content = emulated({NAME: survey("refined_low", check_theory=check)}, **INSTRUMENT)
+        model = get_model(content | {"theory": scaled_theory(factor)})
+        assert (words in caplog.text) is check
+        for omch2 in (0.1185, 0.1186):
+            assert np.isfinite(model.loglike({"omch2": omch2})[0])
+        assert caplog.text.count(words) == 1 + check
+
+
+def test_a_point_of_a_wide_prior_is_not_told(caplog):
+    """Power that some cosmology has, and no form of C_L^κκ."""
+    model = get_model(emulated({NAME: survey("refined_low")}, **INSTRUMENT))
+    model.loglike({"omch2": 0.13})
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_doubts_of_spectra_given_without_a_theory(caplog):
+    component = CNNLens({"release": "refined_low"})
+    kk = component.release_data.fiducial_kk
+    component.log_likelihood(kk)
+    assert not caplog.records or "CAMB" not in caplog.text
+    for _ in range(2):
+        component.log_likelihood(2 / np.pi * kk)
+    assert caplog.text.count("CAMB's own scaling") == 1
+
+
+def test_every_theory_can_give_what_is_asked_for():
+    """C_l^TT to l = 1, without which CLASS would have nothing to lens; ours is zero."""
+    model = get_model(emulated({NAME: survey("refined_low")}, **INSTRUMENT))
+    assert model.likelihood[NAME].get_requirements()["Cl"] == {"pp": 4400, "tt": 1}
+    model.loglike({"omch2": 0.12})
+    assert model.provider.get_Cl()["tt"].tolist() == [0.0, 0.0]
+    with pytest.raises(LoggedError, match="has no 'Cl: tt'; use cobaya's own camb"):
+        model.add_requirements({"Cl": {"tt": 2}})
+
+
+@pytest.mark.slow
+def test_class_against_the_emulator():
+    """The shipped input as it is, at the fiducial."""
+    pytest.importorskip("classy")
+    content = yaml_load_file(str(REPOSITORY / "yaml" / "omegac_class.yaml"))
+    content["likelihood"][NAME]["check_theory"] = False
+    wanted = get_model(emulated({NAME: survey("refined_fiducial")}, **INSTRUMENT))
+    keys = ("likelihood", "theory", "params")
+    found = get_model({key: content[key] for key in keys}).loglike({"omega_cdm": 0.1185})[0]
+    assert found == pytest.approx(wanted.loglike({"omch2": 0.1185})[0], abs=0.3)
+
+
+PATHS = {
+    "a Path": (lambda folder: folder / "r.json", lambda folder: folder / "e.npz"),
+    "the home folder": (lambda _: "~/r.json", lambda _: Path("~/e.npz")),
+    "a list": (lambda folder: [folder / "r.json"], lambda _: "~/e.npz"),
+    "a tuple": (lambda _: (Path("~/r.json"),), lambda _: "lcdm"),
+}
+
+
+@pytest.mark.parametrize(("release", "emulator"), PATHS.values(), ids=PATHS)
+def test_paths_as_users_give_them(release, emulator, tmp_path, monkeypatch):
+    """Read, and as texts in the chain's input, from which it is begun again."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_release(read_release("refined_low"), tmp_path / "r.json")
+    made = read_emulator("lcdm")
+    write_emulator(made.tables, made.record, tmp_path / "e.npz")
+    content = emulated({NAME: survey(release(tmp_path))}, **INSTRUMENT)
+    content["theory"] = {"cobaya_cnnlens.EmulatedCAMB": {"emulator": emulator(tmp_path)}}
+    chain_of(content, tmp_path / "c")
+    kept = yaml.safe_load((tmp_path / "c.updated.yaml").read_text())
+    model = get_model({key: kept[key] for key in ("likelihood", "theory", "params")})
+    assert np.isfinite(model.loglike({"omch2": 0.12})[0])
+
+
+def test_an_input_copied_elsewhere_is_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in INPUTS:
+        (tmp_path / path.name).write_text(path.read_text())
+        copied = update_info(yaml_load_file(path.name))
+        assert "cnnlens_chi2" in copied["params"], path.name
 
 
 def test_short_theory_is_one_clear_error(path, monkeypatch):
@@ -393,6 +573,8 @@ def test_the_watch_counts_what_carries_the_posterior():
         ({"L_max": float("nan")}, "option 'L_max' is nan; give a number"),
         ({"statistics": None}, "option 'statistics' is None; give a word"),
         ({"suffix": 2}, "option 'suffix' is 2; give a text"),
+        ({"instrument": "Known"}, "option 'instrument' is 'Known'; choose one of"),
+        ({"instrument": True}, "option 'instrument' is True; give a word"),
     ],
 )
 def test_wrong_options_are_one_clear_error(path, options, message, capsys):
@@ -462,8 +644,6 @@ def test_a_chain_is_not_resumed_with_other_data(tmp_path):
 
 
 def test_a_chain_is_not_resumed_with_another_emulator(tmp_path):
-    from cobaya_cnnlens.theory.emulator import write_emulator
-
     made = read_emulator("lcdm")
     write_emulator(made.tables, made.record, tmp_path / "e.npz")
     content = emulated({NAME: survey()}, **INSTRUMENT)
@@ -569,8 +749,6 @@ def test_unknown_option_is_refused(path):
 
 
 def test_damaged_release_is_named(path):
-    from pathlib import Path
-
     text = Path(path).read_text()
     Path(path).write_text(text[: len(text) // 2])
     with pytest.raises(LoggedError, match=r"r\.json: not valid JSON"):
@@ -628,14 +806,37 @@ def test_shipped_inputs_evaluate(path, tmp_path, monkeypatch):
     assert np.isfinite(model.logposterior(point).logpost)
 
 
-def test_the_known_instrument_is_that_of_the_likelihood():
-    """What inputs share has every parameter of the likelihood, under its labels, and no prior."""
-    shared = yaml_load_file(str(KNOWN_INSTRUMENT))
+def test_a_known_instrument_is_fixed_at_zero():
+    """Every nuisance, under its label and the suffix; the derived χ² and PTE stay."""
     defaults = CNNLens.get_defaults()["params"]
-    assert list(shared) == list(defaults)
-    for name, content in shared.items():
-        fixed = {"derived": True} if defaults[name].get("derived") else {"value": 0}
-        assert content == {"latex": defaults[name]["latex"], **fixed}
+    for suffix in ("", "_north"):
+        options = {"instrument": "known", "suffix": suffix}
+        found = update_info({"likelihood": {NAME: options}})["params"]
+        for name, content in defaults.items():
+            fixed = {"derived": True} if content.get("derived") else {"value": 0}
+            assert found[f"{name}{suffix}"] == {"latex": content["latex"], **fixed}
+    # The parameters of an input come after.
+    sampled = {"prior": {"dist": "norm", "loc": 0, "scale": 0.02}}
+    content = {"likelihood": {NAME: {"instrument": "known"}}, "params": {"cnnlens_beam": sampled}}
+    assert update_info(content)["params"]["cnnlens_beam"]["prior"] == sampled["prior"]
+
+
+@pytest.mark.parametrize(
+    "given", [{"cnnlens_gain": 0}, INSTRUMENT, {"cnnlens_pte": {"derived": True}}]
+)
+@pytest.mark.parametrize("suffix", ["", "_north"])
+def test_parameters_in_the_block_leave_the_others(given, suffix):
+    """Cobaya would put them in the place of all, and lose χ² and the other priors."""
+    params = {f"{name}{suffix}": content for name, content in given.items()}
+    content = emulated({NAME: survey(suffix=suffix, params=params)})
+    model = get_model(content)
+    names = [f"{name}{suffix}" for name in CNNLens.get_defaults()["params"]]
+    assert set(names) <= set(model.parameterization.labels())
+    sampled = [n for n in names[: len(INSTRUMENT)] if n not in params]
+    assert list(model.parameterization.sampled_params()) == ["omch2", *sampled]
+    found = model.logposterior({"omch2": 0.12, **dict.fromkeys(sampled, 0.0)}, as_dict=True)
+    chi2 = found["derived"][f"cnnlens_chi2{suffix}"]
+    assert chi2 == pytest.approx(-2 * sum(found["loglikes"].values()))
 
 
 @pytest.mark.parametrize("path", INPUTS, ids=lambda p: p.stem)
@@ -663,7 +864,7 @@ post:
       {NAME}:
         noise_debias: linear
         check_theory: false
-        params: !defaults {KNOWN_INSTRUMENT}
+        instrument: known
 """
     )
     with warnings.catch_warnings():

@@ -5,19 +5,21 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from cobaya_cnnlens.errors import CNNLensError, SpectrumError
-from cobaya_cnnlens.likelihood.bandpowers import (
-    _FORMS,
-    KAPPA,
-    UNLENSED_E,
-    BandpowerLikelihood,
-    _Bands,
-    _candidates,
-)
+from cobaya_cnnlens.errors import CNNLensError, SpectrumError, SpectrumWarning
+from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.document import NUISANCES
 from cobaya_cnnlens.likelihood.release import read_release
+from cobaya_cnnlens.likelihood.spectra import (
+    FORMS,
+    KAPPA,
+    UNLENSED_E,
+    Bands,
+    candidates,
+    factor_of,
+)
 from cobaya_cnnlens.likelihood.statistics import hotelling_pte
 from cobaya_cnnlens.theory.camb import convergence_from_potential, potential_from_convergence
+from cobaya_cnnlens.theory.emulator import read_emulator
 
 from .conftest import of_nuisances, synthetic_release
 from .test_properties import BY_BIN, COVARIANCES
@@ -288,6 +290,7 @@ def wrong_forms(kk, ee):
         (pp, ee, r"C_L\^κκ .* looks like C_L\^φφ; give C_L\^κκ = \[L\(L\+1\)\]²/4 C_L\^φφ"),
         (x * pp, ee, r"C_L\^κκ .* looks like L\(L\+1\) C_L\^φφ(/2π)?;"),
         (dls(pp), ee, r"C_L\^κκ .* looks like L\(L\+1\) C_L\^φφ(/2π)?;"),
+        (t2 * kk, ee, r"C_L\^κκ .* looks like C_L\^κκ times T_CMB² in µK²; leave T_CMB out"),
         (ee, kk, r"C_L\^κκ .* looks like unlensed C_l\^EE; are the arguments swapped\?"),
         (kk, dls(ee), r"C_l\^EE .* looks like D_l = l\(l\+1\) C_l/2π; give C_l"),
         (kk, 1e-12 * ee, r"C_l\^EE .* looks like C_l in (K²|units of T_CMB²); give µK²"),
@@ -328,17 +331,17 @@ def test_forms_are_put_right_exactly(cut):
     """The fiducial in each wrong form, put right, is the fiducial: its bands are off by nothing."""
     kk, ee = cut.fiducial_kk[:1600], cut.fiducial_ee[:1600]
     bands = {
-        KAPPA: _Bands(cut.kk_edges, cut.fiducial_kk),
-        UNLENSED_E: _Bands(cut.ee_edges, cut.fiducial_ee),
+        KAPPA: Bands(cut.kk_edges, cut.fiducial_kk),
+        UNLENSED_E: Bands(cut.ee_edges, cut.fiducial_ee),
     }
     seen = set()
-    for wrong_kk, wrong_ee, _ in (*wrong_forms(kk, ee)[:10], (kk, dls(ee) * 1e-12, "")):
+    for wrong_kk, wrong_ee, _ in (*wrong_forms(kk, ee)[:11], (kk, dls(ee) * 1e-12, "")):
         quantity = KAPPA if wrong_kk is not kk else UNLENSED_E
         given = {KAPPA: wrong_kk, UNLENSED_E: wrong_ee}
-        miss, what, _ = min(_candidates(quantity, given, bands))
+        miss, what, _ = min(candidates(quantity, given, bands))
         assert miss < 1e-9
         seen.add((quantity, what))
-    every = {(quantity, form[0]) for quantity, forms in _FORMS.items() for form in forms}
+    every = {(quantity, form[0]) for quantity, forms in FORMS.items() for form in forms}
     assert seen == every | {(KAPPA, "unlensed C_l^EE")}
 
 
@@ -367,14 +370,100 @@ def test_cosmologies_at_every_corner():
                 likelihood.chi2(wrong_kk, wrong_ee)
 
 
-def test_fixed_debias_does_not_look_at_ee(cut):
-    fixed = BandpowerLikelihood(cut, "fixed")
-    want = fixed.chi2(cut.fiducial_kk, cut.fiducial_ee)
-    for ee in (None, np.zeros(3), np.full(5000, np.nan)):
-        assert fixed.chi2(cut.fiducial_kk, ee) == want
-    l = np.arange(len(cut.fiducial_kk))
+@pytest.mark.parametrize(("release", "debias"), [("laptop_low", "fixed"), ("refined_low", "data")])
+def test_ee_that_plays_no_part_is_checked_where_it_is_given(release, debias):
+    """It may be left out; a wrong one is refused, as it is where it plays a part."""
+    shipped = read_release(release)
+    kk, ee = shipped.fiducial_kk, shipped.fiducial_ee
+    likelihood = BandpowerLikelihood(shipped, debias)
+    want = likelihood.chi2(kk)
+    for call in (likelihood.chi2(kk, ee), likelihood.chi2(kk, 2 * ee), likelihood.chi2(kk, None)):
+        assert call == want
+    assert likelihood.log_likelihood(kk) == -0.5 * want
+    np.testing.assert_array_equal(likelihood.residuals(kk), likelihood.residuals(kk, ee))
+    for wrong, words in (
+        (np.zeros(3), "ends at l = 2"),
+        (np.full(5000, np.nan), "is not finite"),
+        (dls(ee), r"looks like D_l = l\(l\+1\) C_l/2π"),
+        (1e-12 * ee, "looks like C_l in K²"),
+        (kk, "which no cosmology gives"),
+        (np.r_[ee[2:], 0, 0], "as if its first entry were l = 2"),
+    ):
+        for call in (likelihood.model, likelihood.chi2, likelihood.log_likelihood):
+            with pytest.raises(SpectrumError, match=words):
+                call(kk, wrong)
     with pytest.raises(SpectrumError, match="looks like D_L"):
-        fixed.chi2(l * (l + 1) / 6.28 * cut.fiducial_kk, None)
+        likelihood.chi2(dls(kk))
+    with pytest.raises(
+        SpectrumError, match="unlensed C_l\\^EE is None; noise_debias 'linear' needs"
+    ):
+        BandpowerLikelihood(shipped, "linear").chi2(kk)
+
+
+@pytest.mark.parametrize("release", ["refined_fiducial", "laptop_low", "survey_mock"])
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [
+        (2 / np.pi, r"CAMB's own scaling: multiply that by π/2"),
+        (4.0, r"looks like \[L\(L\+1\)\]² C_L\^φφ: divide that by 4"),
+        (0.25, "divided by 4 once too often"),
+        (2.0, r"\[L\(L\+1\)\]² C_L\^φφ/2: divide that by 2"),
+        (np.pi / 2, "multiplied by π/2 once too often"),
+        (1 / (2 * np.pi), "C_L\\^κκ/2π"),
+        (2.7255**-2, "over T_CMB² in K²"),
+    ],
+)
+def test_known_factors_are_named_once(release, factor, words):
+    """At the fiducial, whatever the data's truth; only once, and without being refused."""
+    likelihood = BandpowerLikelihood(read_release(release), "fixed")
+    kk = factor * likelihood.release.fiducial_kk
+    with pytest.warns(SpectrumWarning, match=words) as told:
+        first = likelihood.log_likelihood(kk)
+    assert len(told) == 1
+    assert likelihood.log_likelihood(kk) == first < -200
+
+
+def test_a_factor_is_named_where_the_data_fit_without_it():
+    """At a cosmology that is not the fiducial, whose bands the factor therefore does not tell."""
+    likelihood = BandpowerLikelihood(read_release("refined_high"))
+    kk, *_ = read_emulator("lcdm")(
+        {"logA": 3.0956, "ns": 0.9624, "ombh2": 0.0222, "omch2": 0.129, "H0": 67.94}
+    )
+    assert likelihood.pte(likelihood.chi2(kk)) > 1e-3
+    for factor, words in ((2 / np.pi, "CAMB's own scaling"), (4.0, "divide that by 4")):
+        assert (
+            factor_of(
+                Bands(likelihood.release.kk_edges, likelihood.release.fiducial_kk).power(
+                    factor * kk
+                )
+            )
+            is None
+        )
+        assert words in likelihood.factor(factor * kk)
+    assert likelihood.factor(kk) is None
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.3, 2.5, 10.0])
+def test_power_beyond_the_calibration_is_told(factor):
+    likelihood = BandpowerLikelihood(read_release("laptop_fiducial"), "quadratic", "gaussian")
+    data = likelihood.release
+    with pytest.warns(SpectrumWarning, match="beyond what its calibration covers"):
+        likelihood.chi2(factor * data.fiducial_kk, data.fiducial_ee)
+
+
+def test_power_that_the_calibration_covers_is_not_told():
+    """Cosmologies of the fit, whose power is 0.6 to 1.6 of the fiducial's; no lensing at all."""
+    likelihood = BandpowerLikelihood(read_release("refined_fiducial"))
+    emulator = read_emulator("lcdm")
+    for point in (
+        {"omch2": 0.1297, "ombh2": 0.0227, "ns": 0.9465, "logA": 2.839, "H0": 62.39},
+        {"omch2": 0.1160, "ombh2": 0.0217, "ns": 0.9780, "logA": 3.334, "H0": 74.98},
+        {"omch2": 0.1386, "ombh2": 0.0232, "ns": 0.9813, "logA": 3.157, "H0": 63.12},
+        {"omch2": 0.1028, "ombh2": 0.0227, "ns": 0.9714, "logA": 2.866, "H0": 83.48},
+    ):
+        assert likelihood.chi2(emulator(point)[0]) > 30
+    likelihood.chi2(0 * likelihood.release.fiducial_kk)
+    assert not likelihood.doubt_said
 
 
 def test_monopole_and_dipole(release, likelihood):

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 import zipfile
 
 import keras
@@ -27,6 +30,71 @@ def network():
     return ResUNet(
         4, input_std=(4.0, 4.5), output_std=(6.0, 0.07), metadata={"noise": 1.0, "bins": [1, 2]}
     )
+
+
+# Networks in a process whose keras.json is another user's: κ̂ and Ê, and the types of the weights.
+FOREIGN = """
+import sys
+import numpy as np
+from cobaya_cnnlens.reconstruct.refined import RefiningUNet
+from cobaya_cnnlens.reconstruct.resunet import load_network
+network = load_network(sys.argv[1])
+maps = np.load(sys.argv[2])
+np.savez(sys.argv[3], **network.predict(maps, verbose=0))
+assert {str(w.dtype) for w in network.weights} == {"float32"}
+RefiningUNet(2, 2, 1)
+"""
+
+
+def test_settings_of_keras_json_do_not_matter(network, tmp_path):
+    """Where the axis of channels is, and the type of numbers. Nothing is written about the machine
+    either."""
+    (tmp_path / "keras.json").write_text(
+        '{"image_data_format": "channels_first", "floatx": "float16", "backend": "tensorflow"}'
+    )
+    network.save(tmp_path / "n.keras")
+    maps = np.random.default_rng(0).standard_normal((1, 32, 32, 2)).astype("f4")
+    np.save(tmp_path / "maps.npy", maps)
+    paths = [str(tmp_path / name) for name in ("n.keras", "maps.npy", "out.npz")]
+    done = subprocess.run(
+        [sys.executable, "-c", FOREIGN, *paths],
+        env={**os.environ, "KERAS_HOME": str(tmp_path), "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    found = np.load(tmp_path / "out.npz")
+    for head, values in network.predict(maps, verbose=0).items():
+        np.testing.assert_allclose(found[head], values, atol=2e-5 * np.abs(values).max())
+
+
+def test_a_format_set_in_the_process_does_not_matter(network, tmp_path):
+    network.save(tmp_path / "n.keras")
+    maps = np.ones((1, 32, 32, 2), "f4")
+    try:
+        keras.config.set_image_data_format("channels_first")
+        found = load_network(tmp_path / "n.keras").predict(maps, verbose=0)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    for head, values in network.predict(maps, verbose=0).items():
+        np.testing.assert_allclose(found[head], values, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("backend", "said"), [("torch", "torch"), ("theano", "theano"), ("numpy", "'numpy'")]
+)
+def test_a_backend_of_keras_json_on_which_no_network_runs(backend, said, tmp_path):
+    (tmp_path / "keras.json").write_text(f'{{"backend": "{backend}"}}')
+    done = subprocess.run(
+        [sys.executable, "-c", "import cobaya_cnnlens.reconstruct.resunet"],
+        env={k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
+        | {"KERAS_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("cobaya_cnnlens.errors.NetworkError: Keras")
+    assert said in last
 
 
 def test_the_papers_number_of_parameters():

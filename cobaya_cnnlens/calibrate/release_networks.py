@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..errors import NetworkError
-from ..likelihood.release import DATA_DIRECTORY, Release, shipped_releases
+from ..likelihood.release import DATA_DIRECTORY, Release, is_shipped
 from ..reconstruct.files import estimator_hash, kind_of
 
 NETWORKS = DATA_DIRECTORY / "networks"
@@ -14,8 +14,7 @@ NETWORKS = DATA_DIRECTORY / "networks"
 
 def is_release(name: str | Path) -> bool:
     """Whether a command's argument is a release, by its name, rather than a configuration."""
-    path = Path(name)
-    return path.suffix == ".json" or (str(name) in shipped_releases() and not path.exists())
+    return Path(name).suffix == ".json" or is_shipped(name)
 
 
 def find_networks(release: Release, named: Sequence[str | Path] = ()) -> list[Path]:

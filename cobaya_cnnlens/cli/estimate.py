@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -157,6 +156,13 @@ def map_setup(source: Path, networks: list[Path] | None, noisy: bool = False):
     from ..reconstruct.files import kind_of
 
     if not is_release(source):
+        if not source.suffix and not source.exists():
+            from ..likelihood.release import shipped_releases
+
+            raise ConfigError(
+                f"{source}: is neither a file nor a shipped release, which are "
+                f"{', '.join(shipped_releases())}; give one of these, or a configuration's path"
+            )
         if networks:
             raise ConfigError(f"{source}: names its network itself; leave --network out")
         run = runs.load(source)
@@ -164,10 +170,11 @@ def map_setup(source: Path, networks: list[Path] | None, noisy: bool = False):
             refuse_quiet(run, source)
         return MapSetup.of_run(run), lambda: runs.ready(run).estimator
     from ..likelihood.release import read_release
+    from ..reconstruct import check_backend
 
     release = read_release(source)
     setup = MapSetup.of_release(release)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    check_backend()
     paths = find_networks(release, networks or ())
     if noisy and kind_of(paths) == "ResUNet":
         raise ConfigError(f"release '{release.name}' was made with a ResUNet on maps; {NOISY}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -43,6 +45,11 @@ def run() -> None:
     """Entry point: errors a user can mend are one line, without a traceback."""
     # Commands write pictures and show none: where pyplot is used, it must look for no display.
     os.environ["MPLBACKEND"] = "Agg"
+    # Before a result TensorFlow would write what it did not find on this machine.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    for stream in (sys.stdout, sys.stderr):  # an encoding may lack κ, or the frames of the help
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         try:
             app()

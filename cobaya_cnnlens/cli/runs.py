@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,11 +58,12 @@ def not_installed(package: str) -> CNNLensError:
 def ready(run: Run) -> Run:
     """The run, whose network is there: a missing one is told before Keras is loaded, nor do
     bandpowers that are shipped replace it."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from ..pipeline import networks
+    from ..reconstruct import check_backend
     from ..reconstruct.files import networks_hash
 
     _ = run.estimator_id
     if run.config.baseline is None:
+        check_backend()
         networks_hash(networks.paths(run))
     return run

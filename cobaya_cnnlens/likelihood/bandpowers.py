@@ -23,24 +23,36 @@ With ``primary`` the data vector goes on with p̂, the power of lensed E (and of
 of the same patches, whose model is p^fid + Σ_j ∂p/∂ ln C_j δ_j in the bands of both spectra; T = p
 in the variables of Hamimeche & Lewis.
 
-Spectra whose power no cosmology has are refused, with the mistake that they look like. What
-cosmology could do as well goes unseen: lensed C_l^EE for unlensed (at the fiducial its bands differ
-by −4 to +23%), or [L(L+1)]² C_L^φφ/2π for C_L^κκ (.64 of it).
+:mod:`.spectra` says which spectra are refused. Of a C_L^κκ that has another's factor, or more or
+less power than the calibration covers, :meth:`BandpowerLikelihood.doubt` says so, and χ² warns.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from ..errors import CNNLensError, SpectrumError
+from ..errors import CNNLensError, SpectrumError, SpectrumWarning
 from .document import NUISANCES, read_only
 from .release import DataDebias, Release, check_arrays, debiased_by_data, joined
+from .spectra import (
+    FACTORS,
+    KAPPA,
+    LEAST_POWER,
+    MOST_POWER,
+    UNLENSED_E,
+    Bands,
+    Quantity,
+    band_powers,
+    checked_spectrum,
+    diagnosis,
+    factor_of,
+)
 from .statistics import (
     chi2_pte,
     hamimeche_lewis,
@@ -54,14 +66,11 @@ NOISE_DEBIAS = ("best", "data", "quadratic", "linear", "fixed")
 STATISTICS = ("hartlap", "hamimeche-lewis", "sellentin-heavens", "gaussian")
 # Those whose inverse covariance carries Hartlap's factor.
 _SCALED = ("hartlap", "hamimeche-lewis")
-# Power over the fiducial's that a spectrum may have: C^κκ at one L and C^EE in one band, both in
-# the middle of the release's. At the corners of .08 < omch2 < .16, 2.5 < ln(1e10 As) < 3.7,
-# 50 < H0 < 90, .5 < A_L < 2, Σm_ν < 1 eV it is .02 to 18 in C^κκ and .4 to 2 in C^EE; the wrong
-# forms below give less than 6e-5, or more than 3,000.
-LEAST_POWER, MOST_POWER = 5e-4, 200.0
-# A wrong form is named if, put right, every band is within this factor of the fiducial.
-_RECOGNISED = 100.0
-_T_CMB = 2.7255e6  # µK
+# Power of C^κκ over the fiducial's, at one L, of which nobody need be told.
+_USUAL_POWER = 0.9, 1.1
+# How far beyond what the calibration covers the power must be for a warning, in σ of the survey's
+# amplitude; and how likely data must be with a factor taken off, and unlikely with it, to name it.
+_BEYOND, _LIKELY, _UNLIKELY = 5.0, 1e-3, 1e-6
 _NOT_FINITE = "a spectrum or nuisance is not finite, or beyond all bounds; check the theory"
 
 
@@ -93,6 +102,7 @@ class BandpowerLikelihood:
     inverse : inverse of ``covariance``, with Hartlap's factor where that is asked for
     needs_ee : whether unlensed C^EE plays a part: not for "data" without ``primary``, nor "fixed"
     lmax_kk, lmax_ee : highest multipoles that the spectra must reach
+    doubt_said : whether :meth:`chi2` has warned of a :meth:`doubt`; it does so once
 
     Raises
     ------
@@ -129,6 +139,7 @@ class BandpowerLikelihood:
         power = _power_of(release, noise_debias) if primary else None
         if noise_debias == "data":
             release = debiased_by_data(release)
+        self.doubt_said = False
         self.release, self.noise_debias, self.statistics = release, noise_debias, statistics
         self.bins = read_only(_bins_between(release.edges, L_min, L_max))
         self._set_data(release, power, calibration_errors)
@@ -143,8 +154,8 @@ class BandpowerLikelihood:
             release.ee_derivatives[self.bins], power, "power_ee_derivatives", release.ee_direction
         )
         self._direction = np.concatenate([release.kk_direction, release.ee_direction])
-        self._kk_bands = _Bands(release.kk_edges, release.fiducial_kk)
-        self._ee_bands = _Bands(release.ee_edges, release.fiducial_ee)
+        self._kk_bands = Bands(release.kk_edges, release.fiducial_kk)
+        self._ee_bands = Bands(release.ee_edges, release.fiducial_ee)
         self.needs_ee = primary or noise_debias in ("quadratic", "linear")
         self.lmax_kk = max(release.windows.shape[1], int(release.kk_edges[-1]), 5) - 1
         self.lmax_ee = max(int(release.ee_edges[-1]), 5) - 1
@@ -166,6 +177,8 @@ class BandpowerLikelihood:
         used = np.flatnonzero(linear.any(0))
         self._multipoles = slice(used[0], used[-1] + 1) if len(used) else slice(0, 0)
         self._linear = np.ascontiguousarray(linear[:, self._multipoles])
+        slope = (self._linear @ release.fiducial_kk[self._multipoles])[:-1]
+        self._amplitude_error = float(1.0 / np.sqrt(slope @ self.inverse @ slope))
         # What x and x² do to every bin.
         self._nuisances = np.hstack(
             [
@@ -210,15 +223,18 @@ class BandpowerLikelihood:
         self.covariance = read_only(whole) if calibration_errors else self.own_covariance
 
     def model(
-        self, clkk: np.ndarray, clee: np.ndarray | None, nuisances: Sequence[float] | None = None
+        self,
+        clkk: np.ndarray,
+        clee: np.ndarray | None = None,
+        nuisances: Sequence[float] | None = None,
     ) -> np.ndarray:
         """µ_b, (n_bins,); with ``primary`` followed by the model of p̂.
 
         Parameters
         ----------
         clkk : C_L^κκ from L = 0 to at least ``lmax_kk``
-        clee : unlensed C_l^EE in µK² from l = 0 to at least ``lmax_ee``; not looked at, and may be
-            None, unless ``needs_ee``
+        clee : unlensed C_l^EE in µK² from l = 0 to at least ``lmax_ee``; it may be None unless
+            ``needs_ee``, and is checked wherever it is given
         nuisances : x of the instrument in the order of ``NUISANCES``; None for zero
 
         Raises
@@ -238,17 +254,23 @@ class BandpowerLikelihood:
     def _model(
         self, clkk: np.ndarray, clee: np.ndarray | None, nuisances: Sequence[float] | None
     ) -> np.ndarray:
-        clkk = _spectrum(clkk, self.lmax_kk, KAPPA)
+        clkk = checked_spectrum(clkk, self.lmax_kk, KAPPA)
         power = clkk.item(self._probe_L) / self._probe_fiducial
         if not LEAST_POWER < power < MOST_POWER:
             self._refuse(KAPPA, clkk, clee)
         moved = self._linear @ clkk[self._multipoles]
-        if self.needs_ee:
-            clee = _spectrum(clee, self.lmax_ee, UNLENSED_E)
+        if clee is None and self.needs_ee:
+            raise SpectrumError(
+                f"{UNLENSED_E.name} is None; noise_debias '{self.noise_debias}' needs it"
+                f"{', with primary' * (self.noise_debias == 'data')}: give an array from l = 0"
+            )
+        if clee is not None:
+            clee = checked_spectrum(clee, self.lmax_ee, UNLENSED_E)
             powers = self._ee_bands.power(clee)
             if not LEAST_POWER < powers.item(self._probe_band) < MOST_POWER:
                 self._refuse(UNLENSED_E, clkk, clee)
-            moved += self._ee_derivatives @ powers
+            if self.needs_ee:
+                moved += self._ee_derivatives @ powers
         if self.noise_debias != "fixed":
             moved -= self._offset
         t, bandpowers = moved[-1], moved[:-1]
@@ -260,38 +282,103 @@ class BandpowerLikelihood:
         return bandpowers
 
     @np.errstate(all="ignore")
-    def _refuse(self, quantity: _Quantity, clkk: np.ndarray, clee: np.ndarray | None) -> None:
+    def _refuse(self, quantity: Quantity, clkk: np.ndarray, clee: np.ndarray | None) -> None:
         """Say what is wrong with a spectrum of impossible power; no lensing at all is let pass."""
         if quantity is KAPPA and not clkk[: self.lmax_kk + 1].any():
             return
         bands = {KAPPA: self._kk_bands, UNLENSED_E: self._ee_bands}
         given = {KAPPA: clkk, UNLENSED_E: np.zeros(0) if clee is None else clee}
-        raise SpectrumError(_diagnosis(quantity, given, bands))
+        raise SpectrumError(diagnosis(quantity, given, bands))
 
     @np.errstate(all="ignore")
-    def excursion(self, clkk: np.ndarray, clee: np.ndarray | None) -> tuple[float, float]:
+    def excursion(self, clkk: np.ndarray, clee: np.ndarray | None = None) -> tuple[float, float]:
         """How far the spectra are from the fiducial ones: t along ω_c, and the largest relative
-        change of a band's power that t leaves; of C^κκ alone for "data", whose noise follows the
-        survey's E and not the theory's. The noise debias was measured to |t| = 1 and, band by band,
-        to changes of ``release.derivative_step``."""
-        changes = self._kk_bands.power(_spectrum(clkk, self.lmax_kk, KAPPA)) - 1.0
+        change of a band's power that t leaves. They are those of C^κκ alone for "data", whose noise
+        follows the survey's E and not the theory's, and for "fixed". The noise debias was measured
+        to |t| = 1 and, band by band, to changes of ``release.derivative_step``."""
+        changes = self._kk_bands.power(checked_spectrum(clkk, self.lmax_kk, KAPPA)) - 1.0
         along = self._direction[: len(changes)]
-        if self.noise_debias != "data":
-            ee = self._ee_bands.power(_spectrum(clee, self.lmax_ee, UNLENSED_E)) - 1.0
+        if self.noise_debias in ("quadratic", "linear"):
+            ee = self._ee_bands.power(checked_spectrum(clee, self.lmax_ee, UNLENSED_E)) - 1.0
             changes, along = np.concatenate([changes, ee]), self._direction
         t = float(along @ changes)
         if along.any():
             changes -= t * along / (along @ along)
         return t, float(np.abs(changes).max())
 
+    @np.errstate(all="ignore")
+    def factor(
+        self,
+        clkk: np.ndarray,
+        clee: np.ndarray | None = None,
+        nuisances: Sequence[float] | None = None,
+    ) -> str | None:
+        """What is said of a C_L^κκ that is off by a known factor, or None.
+
+        It is where every band has that factor times the fiducial's power; or where the data, which
+        exclude the spectrum, are likely once the factor is taken off.
+
+        Parameters
+        ----------
+        clkk, clee, nuisances : as of :meth:`model`
+        """
+        clkk = checked_spectrum(clkk, self.lmax_kk, KAPPA)
+        powers = self._kk_bands.power(clkk)
+        if (words := factor_of(powers)) is None:
+            likely = {f: self._pte_of(clkk / f, clee, nuisances) for f in FACTORS}
+            best = max(likely, key=lambda factor: likely[factor])
+            if likely[best] < _LIKELY or self._pte_of(clkk, clee, nuisances) > _UNLIKELY:
+                return None
+            words = f"over {best:.3g} it fits the data, and {FACTORS[best]}"
+        return f"{_said(powers)}; {words}"
+
+    def _pte_of(self, *point: Any) -> float:
+        try:
+            return self.pte(self._chi2(*point))
+        except SpectrumError:
+            return 0.0
+
+    def doubt(
+        self,
+        clkk: np.ndarray,
+        clee: np.ndarray | None = None,
+        nuisances: Sequence[float] | None = None,
+    ) -> str | None:
+        """What is doubtful about the power of a C_L^κκ, or None.
+
+        It is off by a known factor (:meth:`factor`), or beyond what the calibration covers
+        (:meth:`excursion`) by more than 5σ of the survey's amplitude.
+
+        Parameters
+        ----------
+        clkk, clee, nuisances : as of :meth:`model`
+        """
+        if factor := self.factor(clkk, clee, nuisances):
+            return factor
+        t, rest = self.excursion(clkk, clee)
+        sigma = _BEYOND * self._amplitude_error
+        along = abs(self._direction[: self._kk_bands.size].sum())
+        if abs(t) < 1.0 + sigma * along and rest < self.release.derivative_step + sigma:
+            return None
+        return (
+            f"{_said(self._kk_bands.power(np.asarray(clkk)))}, beyond what its calibration covers; "
+            "check that it is [L(L+1)]²/4 C_L^φφ. If it is, the model is an extrapolation there"
+        )
+
     def residuals(
-        self, clkk: np.ndarray, clee: np.ndarray | None, nuisances: Sequence[float] | None = None
+        self,
+        clkk: np.ndarray,
+        clee: np.ndarray | None = None,
+        nuisances: Sequence[float] | None = None,
     ) -> np.ndarray:
         """d_b − µ_b, (n_bins,)."""
         return self.bandpowers - self.model(clkk, clee, nuisances)
 
     def chi2(
-        self, clkk: np.ndarray, clee: np.ndarray | None, nuisances: Sequence[float] | None = None
+        self,
+        clkk: np.ndarray,
+        clee: np.ndarray | None = None,
+        nuisances: Sequence[float] | None = None,
     ) -> float:
         """(d − µ)ᵀ C⁻¹ (d − µ); for "hamimeche-lewis" Xᵀ C⁻¹ X.
 
@@ -299,8 +386,32 @@ class BandpowerLikelihood:
         ------
         SpectrumError, CNNLensError
             as :meth:`model`
+
+        Warns
+        -----
+        SpectrumWarning
+            of a :meth:`doubt`, once
         """
-        deviations = self._deviations(self.model(clkk, clee, nuisances))
+        chi2 = self._chi2(clkk, clee, nuisances)
+        if not self.doubt_said:
+            power = float(clkk[self._probe_L]) / self._probe_fiducial
+            if not (power == 0.0 or _USUAL_POWER[0] < power < _USUAL_POWER[1]) and (
+                doubt := self.doubt(clkk, clee, nuisances)
+            ):
+                self.doubt_said = True
+                warnings.warn(f"{doubt}. This is said once.", SpectrumWarning, stacklevel=2)
+        return chi2
+
+    def _chi2(
+        self, clkk: np.ndarray, clee: np.ndarray | None, nuisances: Sequence[float] | None
+    ) -> float:
+        model = self.model(clkk, clee, nuisances)
+        try:
+            deviations = self._deviations(model)
+        except SpectrumError as error:
+            if words := factor_of(self._kk_bands.power(np.asarray(clkk))):
+                raise SpectrumError(f"{error}; {words}") from None
+            raise
         chi2 = float(deviations @ self.inverse @ deviations)
         if not math.isfinite(chi2):
             raise SpectrumError(_NOT_FINITE)
@@ -335,9 +446,15 @@ class BandpowerLikelihood:
         return self._fiducial_total * hamimeche_lewis(measured / total)
 
     def log_likelihood(
-        self, clkk: np.ndarray, clee: np.ndarray | None, nuisances: Sequence[float] | None = None
+        self,
+        clkk: np.ndarray,
+        clee: np.ndarray | None = None,
+        nuisances: Sequence[float] | None = None,
     ) -> float:
-        """−χ²/2, or the t distribution's logarithm; the constant normalisation is left out."""
+        """−χ²/2, or the t distribution's logarithm; the constant normalisation is left out.
+
+        It warns as :meth:`chi2` does.
+        """
         return self.log_likelihood_of(self.chi2(clkk, clee, nuisances))
 
     def log_likelihood_of(self, chi2: float) -> float:
@@ -353,6 +470,11 @@ class BandpowerLikelihood:
             return chi2_pte(chi2, len(self.bandpowers))
         t2 = chi2 / self.hartlap if self.statistics in _SCALED else chi2
         return hotelling_pte(t2, self.release.n_sim, len(self.bandpowers))
+
+
+def _said(powers: np.ndarray) -> str:
+    median = np.median(powers)
+    return f"{KAPPA.name} has {median:.3g} times the power of the release's fiducial one"
 
 
 def _power_of(release: Release, noise_debias: str) -> DataDebias:
@@ -419,80 +541,6 @@ def band_matrix(
     return matrix
 
 
-def band_powers(edges: np.ndarray, fiducial: np.ndarray) -> np.ndarray:
-    """Σ (2l+1) C_l of every band, (n_bands,)."""
-    l = np.arange(edges[0], edges[-1])
-    return np.add.reduceat((2.0 * l + 1.0) * fiducial[edges[0] : edges[-1]], edges[:-1] - edges[0])
-
-
-class _Bands:
-    """Power in the bands of a spectrum, relative to that of the fiducial one: 1 + δ_j."""
-
-    def __init__(self, edges: np.ndarray, fiducial: np.ndarray):
-        self.stop = int(edges[-1])
-        self._multipoles = slice(int(edges[0]), self.stop)
-        self._starts = np.asarray(edges[:-1] - edges[0], dtype=np.intp)
-        weight = 2.0 * np.arange(edges[0], edges[-1]) + 1.0
-        self._weight = weight / np.repeat(band_powers(edges, fiducial), np.diff(edges))
-
-    def power(self, cl: np.ndarray) -> np.ndarray:
-        """Σ (2l+1) C_l / Σ (2l+1) C_l^fid of every band, (n_bands,)."""
-        return np.add.reduceat(self._weight * cl[self._multipoles], self._starts)
-
-
-@dataclass(frozen=True)
-class _Quantity:
-    """A spectrum that the likelihood takes: its name, and the letter of its multipole."""
-
-    name: str
-    letter: str
-
-
-KAPPA = _Quantity("C_L^κκ", "L")
-UNLENSED_E = _Quantity("unlensed C_l^EE", "l")
-
-
-def _spectrum(cl: ArrayLike | None, lmax: int, quantity: _Quantity) -> np.ndarray:
-    """``cl`` as an array that begins at l = 0 and reaches ``lmax``, or a SpectrumError."""
-    if type(cl) is not np.ndarray or cl.ndim != 1 or cl.dtype.kind != "f":
-        cl = _as_array(cl, quantity)
-    if len(cl) <= lmax:
-        raise SpectrumError(
-            f"{quantity.name} ends at {quantity.letter} = {len(cl) - 1}, the release needs "
-            f"{quantity.letter} = {lmax}"
-        )
-    # Neither κ nor E has a monopole. (NaN there is let be: it says "undefined".)
-    if cl.item(0) > 0.0:
-        raise SpectrumError(
-            f"{quantity.name} has power at {quantity.letter} = 0, as if its first entry were "
-            f"{quantity.letter} = 2; fill the array from {quantity.letter} = 0 with zeros"
-        )
-    if cl.item(2) == 0.0 == cl.item(3) and cl.item(4) > 0.0:
-        raise SpectrumError(
-            f"{quantity.name} begins at {quantity.letter} = 4, as if {quantity.letter} = 0 and 1 "
-            f"were there twice; entry {quantity.letter} of the array must be C_{quantity.letter}"
-        )
-    return cl
-
-
-def _as_array(cl: ArrayLike | None, quantity: _Quantity) -> np.ndarray:
-    try:
-        array = np.asarray(cl)
-        if array.dtype.kind not in "fiu":
-            raise TypeError
-    except (TypeError, ValueError):
-        raise SpectrumError(
-            f"{quantity.name} is {cl!r:.40}; give an array of real numbers, entry "
-            f"{quantity.letter} for multipole {quantity.letter}"
-        ) from None
-    if array.ndim != 1:
-        raise SpectrumError(
-            f"{quantity.name} has shape {array.shape}; give one dimension, entry {quantity.letter} "
-            f"for multipole {quantity.letter}"
-        )
-    return array.astype(float)
-
-
 def _nuisances(x: Sequence[float]) -> np.ndarray:
     try:
         array = np.asarray(x, dtype=float)
@@ -503,68 +551,3 @@ def _nuisances(x: Sequence[float]) -> np.ndarray:
             f"nuisances are {x!r:.60}; give {len(NUISANCES)} numbers: {', '.join(NUISANCES)}"
         )
     return array
-
-
-# Other forms of the two spectra: what it is, the mend, and the factor from it to the right form as
-# a function of l.
-_Form = tuple[str, str, Callable[[np.ndarray], np.ndarray | float]]
-_WITHOUT = "give C_{0} without the factor {0}({0}+1)/2π"
-_FORMS: dict[_Quantity, tuple[_Form, ...]] = {
-    KAPPA: (
-        ("D_L = L(L+1) C_L/2π", _WITHOUT.format("L"), lambda x: 2.0 * np.pi / x),
-        ("C_L^φφ", "give C_L^κκ = [L(L+1)]²/4 C_L^φφ", lambda x: x**2 / 4.0),
-        ("L(L+1) C_L^φφ", "give C_L^κκ = [L(L+1)]²/4 C_L^φφ", lambda x: x / 4.0),
-        ("L(L+1) C_L^φφ/2π", "give C_L^κκ = [L(L+1)]²/4 C_L^φφ", lambda x: np.pi / 2.0 * x),
-    ),
-    UNLENSED_E: (
-        ("D_l = l(l+1) C_l/2π", _WITHOUT.format("l"), lambda x: 2.0 * np.pi / x),
-        ("C_l in K²", "give µK²", lambda x: 1e12),
-        ("C_l in mK²", "give µK²", lambda x: 1e6),
-        ("C_l in units of T_CMB²", "give µK²", lambda x: _T_CMB**2),
-        ("D_l in K²", f"{_WITHOUT.format('l')}, in µK²", lambda x: 1e12 * 2.0 * np.pi / x),
-        (
-            "D_l in units of T_CMB²",
-            f"{_WITHOUT.format('l')}, in µK²",
-            lambda x: _T_CMB**2 * 2.0 * np.pi / x,
-        ),
-    ),
-}
-
-
-def _diagnosis(
-    quantity: _Quantity, given: dict[_Quantity, np.ndarray], bands: dict[_Quantity, _Bands]
-) -> str:
-    """What is wrong with a spectrum whose power no cosmology has."""
-    powers = bands[quantity].power(given[quantity])
-    if not np.isfinite(powers).all():
-        return f"{quantity.name} is not finite; check the theory"
-    said = (
-        f"{quantity.name} has {np.median(powers):.1e} times the power of the release's fiducial one"
-    )
-    miss, what, mend = min(_candidates(quantity, given, bands), key=lambda found: found[0])
-    if miss < math.log(_RECOGNISED):
-        return f"{said}: it looks like {what}; {mend}"
-    return (
-        f"{said}, which no cosmology gives; give the raw C_{quantity.letter}"
-        f"{' in µK²' if quantity is UNLENSED_E else ''}, from {quantity.letter} = 0"
-    )
-
-
-def _candidates(
-    quantity: _Quantity, given: dict[_Quantity, np.ndarray], bands: dict[_Quantity, _Bands]
-) -> Iterator[tuple[float, str, str]]:
-    """Largest |ln(power over the fiducial's)| of any band if the spectrum is put right from each
-    wrong form; its name; the mend."""
-
-    def miss(of: _Bands, corrected: np.ndarray) -> float:
-        if np.ndim(corrected) != 1 or len(corrected) < of.stop:
-            return math.inf
-        power = of.power(corrected)
-        return float(np.abs(np.log(power)).max()) if (power > 0).all() else math.inf
-
-    l = np.arange(len(given[quantity])).clip(1.0)
-    for what, mend, factor in _FORMS[quantity]:
-        yield miss(bands[quantity], given[quantity] * factor(l * (l + 1.0))), what, mend
-    swapped = max(miss(bands[KAPPA], given[UNLENSED_E]), miss(bands[UNLENSED_E], given[KAPPA]))
-    other = UNLENSED_E if quantity is KAPPA else KAPPA
-    yield swapped, other.name, f"are the arguments swapped? {KAPPA.name} comes first"

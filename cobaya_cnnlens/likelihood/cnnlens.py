@@ -5,6 +5,7 @@ All of its mathematics is in :mod:`cobaya_cnnlens.likelihood.bandpowers`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from cobaya.likelihood import Likelihood
 from cobaya.log import LoggedError
 
 from ..errors import CNNLensError, SpectrumError
-from ..theory.cobaya import refuse_other_version
+from ..theory.cobaya import paths_as_text, refuse_other_version
 from .bandpowers import BandpowerLikelihood
 from .combined import combine
 from .document import NUISANCES
@@ -28,6 +29,8 @@ from .selfcheck import requirements, theory_offset
 EXCURSION, NEAR, WATCHED, TOLERATED = 1.25, 4.0, 300, 0.2
 # Offset of the theory at the fiducial, in σ of the survey, beyond which a warning is due.
 THEORY_TOLERANCE = 0.1
+# The instrument of the data: off by the nuisances, under their priors, or the simulated one.
+INSTRUMENTS = ("uncertain", "known")
 
 
 def parameter(name: str, suffix: str = "") -> str:
@@ -56,7 +59,8 @@ class CNNLens(Likelihood):
     chi2_parameter : name of the derived χ²
     """
 
-    release: str | list[str]
+    release: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    instrument: str
     noise_debias: str
     statistics: str
     L_min: float | None
@@ -70,16 +74,31 @@ class CNNLens(Likelihood):
     def get_modified_defaults(
         cls, defaults: dict[str, Any], input_options: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """The parameters carry the suffix."""
-        suffix = (input_options or {}).get("suffix") or ""
-        named = {f"{name}{suffix}": content for name, content in defaults["params"].items()}
+        """The parameters carry the suffix; those of a known instrument are fixed at zero.
+
+        Cobaya puts ``params`` of the block in the place of all of these, the derived χ² included.
+        They are completed here, in the block itself.
+        """
+        paths_as_text(input_options, "release")
+        options = input_options or {}
+        suffix, known = options.get("suffix") or "", options.get("instrument") == "known"
+        named = {
+            f"{name}{suffix}": {"value": 0, "latex": content["latex"]}
+            if known and not content.get("derived")
+            else content
+            for name, content in defaults["params"].items()
+        }
+        if isinstance(options, dict) and isinstance(options.get("params"), Mapping):
+            named |= options["params"]
+            options["params"] = named
         return {**defaults, "params": named}
 
     def initialize(self) -> None:
         """Read the release and check the options."""
         self._check_options()
         try:
-            names = [self.release] if isinstance(self.release, str) else list(self.release)
+            given: Any = self.release
+            names = given if isinstance(given, list | tuple) else [given]
             self.release_data: Release = combine([read_release(name) for name in names])
             self._likelihood = BandpowerLikelihood(
                 self.release_data,
@@ -93,11 +112,13 @@ class CNNLens(Likelihood):
         except CNNLensError as error:
             raise LoggedError(self.log, "%s", error) from None
         self._digest = data_digest(self.release_data)
-        refuse_other_version(self, f"release '{', '.join(names)}'")
+        refuse_other_version(self, f"release '{', '.join(map(str, names))}'")
         self.nuisance_parameters = tuple(parameter(name, self.suffix) for name in NUISANCES)
         self.chi2_parameter = parameter("chi2", self.suffix)
         self._watch = Watch()
-        self._computed = self._refused = False
+        self._computed = self._refused = self._doubted = False
+        # A chain's tails may be anywhere; :class:`Watch` tells where its posterior is.
+        self._likelihood.doubt_said = True
         L = np.arange(self._likelihood.lmax_kk + 1, dtype=float)
         self._kappa_factor = 0.25 * (L * (L + 1.0)) ** 2
         self.log.info(
@@ -111,7 +132,8 @@ class CNNLens(Likelihood):
     def _check_options(self) -> None:
         """What YAML reads as another type, as the text "false" for false, is told."""
         kinds = {
-            "release": (str | list, "a name or path, or a list of them"),
+            "release": (str | os.PathLike | list | tuple, "a name or path, or a list of them"),
+            "instrument": (str, "a word"),
             "noise_debias": (str, "a word"),
             "statistics": (str, "a word"),
             "L_min": (float | int | None, "a number, or null for no limit"),
@@ -128,6 +150,13 @@ class CNNLens(Likelihood):
                 kind is not bool and (isinstance(value, bool) or (number and np.isnan(value)))
             ):
                 raise LoggedError(self.log, "option '%s' is %r; give %s", name, value, wanted)
+        if self.instrument not in INSTRUMENTS:
+            raise LoggedError(
+                self.log,
+                "option 'instrument' is '%s'; choose one of %s",
+                self.instrument,
+                INSTRUMENTS,
+            )
 
     def get_version(self) -> str:
         """The digest of the release."""
@@ -159,10 +188,11 @@ class CNNLens(Likelihood):
             offset = theory_offset(theories, self._likelihood)
         except Exception as error:  # whatever a foreign theory code may raise
             self.log.warning(
-                "the theory could not be run at the release's fiducial cosmology to check it "
-                "(%s: %.200s); set check_theory: false to leave this out",
+                "the theory gives no spectra at the release's fiducial cosmology, by which it is "
+                "checked: %s: %.500s. Mend the theory's block; or, if that cosmology is not one of "
+                "the model that you sample, set check_theory: false",
                 type(error).__name__,
-                error,
+                " ".join(str(error).split()),
             )
             return
         if offset.sigmas < THEORY_TOLERANCE:
@@ -173,7 +203,9 @@ class CNNLens(Likelihood):
             return
         edges = self.release_data.edges
         mend = "Its known settings are the release's; look at its version, neutrinos and l_max."
-        if offset.settings:
+        if offset.factor:
+            mend = f"{offset.factor}."
+        elif offset.settings:
             mend = f"Set as in the release what differs: {'; '.join(offset.settings)}."
         self.log.warning(
             "at the release's fiducial cosmology the theory's bandpowers are off by %.2f sigma "
@@ -186,7 +218,8 @@ class CNNLens(Likelihood):
         )
 
     def get_requirements(self) -> dict[str, dict[str, int]]:
-        """C_L^φφ, and unlensed C_l^EE if it plays a part, as far up as the release needs them."""
+        """C_L^φφ, and unlensed C_l^EE if it plays a part, as far up as the release needs them; and
+        C_l^TT, without which CLASS makes no C_L^φφ."""
         return requirements(self._likelihood)
 
     def logp(self, _derived: dict[str, float] | None = None, **params: float) -> float:
@@ -198,6 +231,8 @@ class CNNLens(Likelihood):
         except SpectrumError as error:
             self._refuse(error)
             raise
+        if not self._computed and (factor := self._likelihood.factor(*spectra, nuisances)):
+            self.log.warning("at the first point %s", factor)
         self._computed = True
         if self.noise_debias != "fixed" and self._watch.near(chi2):
             self._count_excursion(*self._likelihood.excursion(*spectra))
@@ -238,10 +273,16 @@ class CNNLens(Likelihood):
         )
 
     def log_likelihood(
-        self, clkk: np.ndarray, clee: np.ndarray | None, nuisances: Sequence[float] | None = None
+        self,
+        clkk: np.ndarray,
+        clee: np.ndarray | None = None,
+        nuisances: Sequence[float] | None = None,
     ) -> float:
         """ln L of C_L^κκ and unlensed C_l^EE (µK²; None where it plays no part), both from l = 0;
-        needs no theory code."""
+        needs no theory code. It warns of a power that is doubtful."""
+        if not self._doubted and (doubt := self._likelihood.doubt(clkk, clee, nuisances)):
+            self._doubted = True
+            self.log.warning("%s. This is said once.", doubt)
         return self._likelihood.log_likelihood(clkk, clee, nuisances)
 
     def theory_spectra(self) -> tuple[np.ndarray, np.ndarray | None]:

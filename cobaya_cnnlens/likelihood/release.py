@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Container
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..errors import CNNLensError, ReleaseError
-from ..files import atomic_write
+from ..files import atomic_write, given_path
 from .document import (
     ARRAYS,
     NUISANCES,
@@ -361,36 +362,36 @@ def write_release(release: Release, path: str | Path) -> None:
         raise ReleaseError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
-def read_release(path: str | Path) -> Release:
+def read_release(path: str | os.PathLike[str]) -> Release:
     """Read and validate a release.
 
     Parameters
     ----------
-    path : a file, or the name of a shipped release (see :func:`shipped_releases`)
+    path : a file, or the name of a shipped release (see :func:`shipped_releases`), before which a
+        file of that name comes
 
     Raises
     ------
     ReleaseError
         if the file is missing, cut off, altered, or any field is wrong
     """
-    if not isinstance(path, (str, Path)) or not str(path):
-        raise ReleaseError(
-            f"release {path!r:.40} is not a path; give the path of a file, or one of the shipped "
-            f"{', '.join(shipped_releases())}"
-        )
-    if str(path) in shipped_releases() and not Path(path).exists():
+    names = f"give the path of a file, or one of the shipped {', '.join(shipped_releases())}"
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        raise ReleaseError(f"release {path!r:.40} is not a path; {names}")
+    if is_shipped(path):
         path = DATA_DIRECTORY / f"{path}.json"
-    path = Path(path)
+    path = given_path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
+        raise ReleaseError(f"{path}: no such release; {names}") from None
+    except OSError as error:
         raise ReleaseError(
-            f"{path}: no such release; give the path of a file, or one of the shipped "
-            f"{', '.join(shipped_releases())}"
+            f"{path}: cannot be read as a release ({error.strerror or error}); {names}"
         ) from None
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a path that cannot be one
+    except ValueError as error:  # no UTF-8, or a path that cannot be one
         raise ReleaseError(
-            f"{str(path)!r}: cannot be read as text ({error}); restore the file"
+            f"{str(path)!r}: cannot be read as text ({error}), as a release is; {names}"
         ) from None
     try:
         document = json.loads(text, parse_constant=_reject_constant)
@@ -401,6 +402,11 @@ def read_release(path: str | Path) -> Release:
             f"{path}: not valid JSON ({error}); it was cut off or damaged: restore the file"
         ) from None
     return from_document(document, str(path))
+
+
+def is_shipped(name: str | os.PathLike[str]) -> bool:
+    """Whether this is the name of a shipped release, and of no file here (a folder is none)."""
+    return str(name) in shipped_releases() and not Path(name).is_file()
 
 
 def shipped_releases() -> list[str]:

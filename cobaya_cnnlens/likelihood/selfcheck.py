@@ -6,14 +6,18 @@ user's settings must give the same bandpowers, or the difference becomes a bias.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..errors import TheoryError
 from ..theory.camb import convergence_from_potential
+from ..theory.cobaya import LOWEST_MULTIPOLE
 from .bandpowers import BandpowerLikelihood
 
 # Names of the release's parameters in CLASS, whose inputs differ from CAMB's.
@@ -24,7 +28,6 @@ CLASS_NAMES = {
     "ns": "n_s",
     "tau": "tau_reio",
     "H0": "H0",
-    "mnu": "m_ncdm",
 }
 # What CLASS needs to reproduce the spectra of a release made with HMcode-2020 (CAMB's "mead2020").
 # The first two are Cobaya's and CLASS's defaults. The last one's default, .001, ends the Limber
@@ -35,6 +38,11 @@ CLASS_SETTINGS = {
     "k_max_limber_over_l_max_scalars": 0.02,
 }
 CLASS_DEFAULTS = CLASS_SETTINGS | {"k_max_limber_over_l_max_scalars": 0.001}
+# Settings of CLASS that say which neutrinos there are.
+CLASS_NEUTRINOS = (
+    *("N_ur", "N_eff", "N_ncdm", "deg_ncdm", "T_ncdm"),
+    *("m_ncdm", "omega_ncdm", "Omega_ncdm"),
+)
 # Options of NodeCAMB that CAMB itself does not have.
 NODE_OPTIONS = ("class", "nodes", "cache")
 
@@ -45,18 +53,24 @@ class TheoryOffset:
 
     ``sigmas`` : √(ΔµᵀC⁻¹Δµ), the largest bias in σ that any one parameter can have from it
     ``worst_bin``, ``worst_change`` : bin of the largest |Δµ|/µ, and that change
+    ``factor`` : what is said of a C_L^κκ that is off by a known factor, or None
     ``settings`` : settings in which the two differ, as "name: theirs (release: ours)"
     """
 
     sigmas: float
     worst_bin: int
     worst_change: float
+    factor: str | None
     settings: tuple[str, ...]
 
 
 def requirements(likelihood: BandpowerLikelihood) -> dict[str, dict[str, int]]:
-    """What a likelihood asks of the theory, as Cobaya takes it."""
-    lensing = {"Cl": {"pp": likelihood.lmax_kk}}
+    """What a likelihood asks of the theory, as Cobaya takes it.
+
+    C_l^TT to l = 1, which is zero, is not used. Cobaya has CLASS compute lensed spectra for
+    C_L^φφ, which CLASS refuses unless there is one of the CMB to be lensed.
+    """
+    lensing = {"Cl": {"pp": likelihood.lmax_kk, "tt": LOWEST_MULTIPOLE - 1}}
     if not likelihood.needs_ee:
         return lensing
     return lensing | {"unlensed_Cl": {"ee": likelihood.lmax_ee}}
@@ -72,8 +86,10 @@ def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> 
 
     Raises
     ------
+    TheoryError
+        if the block has no spectra at the release's fiducial cosmology
     Exception
-        whatever Cobaya raises if the block does not run with the release's parameters
+        whatever else Cobaya or the theory raises there
     """
     from cobaya.model import get_model
 
@@ -81,10 +97,17 @@ def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> 
     # Ours need no other theory; Cobaya's camb beside one fails where nothing is asked of it.
     enough = {name: block for name, block in theories.items() if _is_ours(name, block)}
     theories = {k: _plain(block) for k, block in deepcopy(enough or dict(theories)).items()}
-    given = {key for block in theories.values() for key in (block.get("extra_args") or {})}
-    names = CLASS_NAMES if any("classy" in name for name in theories) else {}
-    cosmology = {names.get(k, k): v for k, v in release.theory["cosmology"].items()}
-    needs = requirements(likelihood)
+    cosmology = dict(release.theory["cosmology"])
+    for name, block in theories.items():
+        settings = block.get("extra_args") or {}
+        neutrinos: dict[str, float] = {}
+        if "classy" in f"{name} {block.get('class', '')}":
+            cosmology, neutrinos = class_cosmology(cosmology)
+            settings = {k: v for k, v in settings.items() if k not in CLASS_NEUTRINOS}
+        if settings or neutrinos:
+            # What the block fixes takes the release's value: else it were another cosmology.
+            kept = {k: v for k, v in settings.items() if k not in cosmology}
+            block["extra_args"] = kept | neutrinos
     seen: dict[str, np.ndarray] = {}
 
     def keep(_self: Any) -> float:
@@ -93,15 +116,21 @@ def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> 
             seen["ee"] = _self.provider.get_unlensed_Cl(ell_factor=False, units="muK2")["ee"]
         return 0.0
 
-    model = get_model(
-        {
-            "likelihood": {"fiducial": {"external": keep, "requires": needs}},
-            "theory": theories,
-            "params": {k: v for k, v in cosmology.items() if k not in given},
-        }
-    )
-    model.loglike({})
-    model.close()
+    needs = requirements(likelihood)
+    with _silent():  # errors are raised too, and the caller says what they mean
+        model = get_model(
+            {
+                "likelihood": {"fiducial": {"external": keep, "requires": needs}},
+                "theory": theories,
+                "params": cosmology,
+                "stop_at_error": True,
+            }
+        )
+        model.loglike({})
+        model.close()
+    if "pp" not in seen:
+        listed = ", ".join(f"{name} = {value}" for name, value in cosmology.items())
+        raise TheoryError(f"no spectra at {listed}")
     clkk = convergence_from_potential(seen["pp"])
     ours = likelihood.model(release.fiducial_kk, release.fiducial_ee)
     change = likelihood.model(clkk, seen.get("ee")) - ours
@@ -110,6 +139,7 @@ def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> 
         float(np.sqrt(change @ likelihood.inverse @ change)),
         int(likelihood.bins[worst]),
         float(change[worst] / ours[worst]),
+        likelihood.factor(clkk, seen.get("ee")),
         tuple(different_settings(theories, release.theory.get("settings", {}))),
     )
 
@@ -117,6 +147,31 @@ def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> 
 def _is_ours(name: str, block: Mapping[str, Any] | None) -> bool:
     given = (block or {}).get("class") or name
     return str(given).endswith(("EmulatedCAMB", "NodeCAMB"))
+
+
+def class_cosmology(cosmology: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """A release's cosmology under CLASS's names, and its neutrinos as settings of CLASS.
+
+    CAMB made the release with one massive neutrino, and N_eff = 3.044. ``m_ncdm`` of CLASS is the
+    mass of each neutrino of a species, whose number ``deg_ncdm`` an input may have set.
+
+    Parameters
+    ----------
+    cosmology : of the release, under CAMB's names, with Σm_ν in eV
+    """
+    found = {CLASS_NAMES.get(name, name): value for name, value in cosmology.items()}
+    mass = found.pop("mnu", 0.0)
+    return found, {"N_ncdm": 1, "m_ncdm": mass, "N_ur": 2.0308} if mass else {"N_ur": 3.044}
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _plain(block: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -142,6 +197,8 @@ def different_settings(theories: dict[str, Any], made_with: dict[str, Any]) -> I
         else:
             keys = ("lens_potential_accuracy", "halofit_version")
             wanted = {key: made_with[key] for key in keys if key in made_with}
+            if "num_massive_neutrinos" in settings:
+                wanted["num_massive_neutrinos"] = 1
         for key, value in wanted.items():
             if settings.get(key) != value and str(settings.get(key)) != str(value):
                 yield f"{key}: {settings.get(key, 'default')} (release: {value})"

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 from tqdm import tqdm
 
 from ..errors import NetworkError
+from ..reconstruct.backend import keras
 from ..reconstruct.refined import RefiningUNet, load_refining
 from ..reconstruct.refining import (
     AveragingAdam,

@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import keras
 import numpy as np
 from tqdm import tqdm
 
 from ..errors import NetworkError
 from ..files import atomic_write
+from ..reconstruct.backend import keras
 from ..reconstruct.files import read_network
 from ..reconstruct.resunet import ResUNet, apply_symmetry, load_network
 from ..simulate.instrument import convolve_beam

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import keras
 import numpy as np
-from keras import layers
 
 from ..errors import NetworkError
+from .backend import channels_last, keras, layers
 from .features import FEATURES, KAPPA_UNIT, POLARISATION_UNIT, REFINED, features_of
 from .files import read_network
 from .probable import ProbableLensing
@@ -52,6 +51,7 @@ class RefiningUNet(keras.Model):
             "blocks": blocks,
             "metadata": metadata or {},
         }
+        channels_last()
         maps = layers.Input((None, None, len(FEATURES)), name="features")
         outputs = _corrected(maps, _body(maps, width, levels, blocks))
         super().__init__(maps, outputs, **kwargs)

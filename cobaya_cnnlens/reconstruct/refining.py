@@ -4,13 +4,12 @@ by the symmetries of the square, the mean of late weights.
 
 from __future__ import annotations
 
-import keras
 import numpy as np
-from keras import layers
 
 from ..simulate.instrument import Instrument
 from ..simulate.patches import PatchGeometry
 from ..theory import Spectra
+from .backend import keras, layers
 from .features import FEATURES, RefiningPatches, symmetry_of
 from .n0 import Filter, band_of, n0_iterated
 from .refined import RefiningUNet

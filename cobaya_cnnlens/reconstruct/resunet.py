@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import keras
 import numpy as np
-from keras import layers
 
 from ..errors import NetworkError
+from .backend import channels_last, keras, layers
 from .files import read_network
 
 # The noise rms (µK per pixel) where its logarithmic input turns linear; 1 µK′ is 0.43.
@@ -64,6 +63,7 @@ class ResUNet(keras.Model):
             "frozen_norm": frozen_norm,
             "metadata": metadata or {},
         }
+        channels_last()
         maps = layers.Input((None, None, 3 if noise_map else 2), name="maps")
         variance = np.square(self._arguments["input_std"])
         normalise = layers.Normalization(mean=[0.0, 0.0], variance=variance, name="normalise")

@@ -3,7 +3,8 @@ spectra of the likelihood, as Cobaya asks for them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from cobaya.tools import str_to_list
 
 DERIVED = ("sigma8", "omegam")
 PROVIDED = {"Cl": "pp", "unlensed_Cl": "ee"}
+# No spectrum has power below: every theory can give any one so far.
+LOWEST_MULTIPOLE = 2
 
 
 def refuse_other_version(component: Any, file: str) -> None:
@@ -40,6 +43,17 @@ def refuse_other_version(component: Any, file: str) -> None:
         )
 
 
+def paths_as_text(options: Mapping[str, Any] | None, name: str) -> None:
+    """Write the paths of an option as texts into a component's block, which Cobaya keeps beside a
+    chain: there it would write ``true`` for a :class:`pathlib.Path`."""
+    if not isinstance(options, dict) or name not in options:
+        return
+    if isinstance(value := options[name], list | tuple):
+        options[name] = [str(v) if isinstance(v, os.PathLike) else v for v in value]
+    elif isinstance(value, os.PathLike):
+        options[name] = str(value)
+
+
 class SpectraTheory(Theory):
     """Provides ``Cl: pp``, ``unlensed_Cl: ee`` and the derived ``sigma8`` and ``omegam``.
 
@@ -55,6 +69,7 @@ class SpectraTheory(Theory):
         """Begin with no multipole asked for; what is provided comes from here, not from another
         theory of the input that could give it too."""
         self._lmax = dict.fromkeys(PROVIDED.values(), 0)
+        self._empty: set[str] = set()
         chosen = str_to_list(getattr(self, "provides", None) or [])
         self._provided = [name for name in self._provided if name in chosen] or self._provided
         self.provides = [*self._provided, *self._derived]
@@ -85,11 +100,14 @@ class SpectraTheory(Theory):
         return {name: methods[name] for name in self._provided}
 
     def must_provide(self, **requirements: Any) -> None:
-        """Note how far up each spectrum is asked for; refuse any other spectrum."""
+        """Note how far up each spectrum is asked for; refuse any other that has power there."""
         super().must_provide(**requirements)
         for key, spectra in requirements.items():
             for name, lmax in spectra.items() if key in PROVIDED else ():
                 kind = PROVIDED[key]
+                if lmax < LOWEST_MULTIPOLE:
+                    self._empty.add(name.lower())
+                    continue
                 if name.lower() != kind:
                     raise LoggedError(
                         self.log,
@@ -101,12 +119,13 @@ class SpectraTheory(Theory):
                 self._lmax[kind] = max(self._lmax[kind], lmax)
 
     def get_Cl(self, ell_factor: bool = False, units: str = "FIRASmuK2") -> dict[str, np.ndarray]:
-        """C_L^φφ, or [L(L+1)]² C_L^φφ/2π with ``ell_factor``, from L = 0."""
+        """C_L^φφ, or [L(L+1)]² C_L^φφ/2π with ``ell_factor``, from L = 0; and zero for what was
+        asked for to l = 1 alone."""
         pp = self.current_state["pp"].copy()
         L = np.arange(len(pp))
         if ell_factor:
             pp *= (L * (L + 1.0)) ** 2 / (2.0 * np.pi)
-        return {"ell": L, "pp": pp}
+        return dict.fromkeys(self._empty, np.zeros(LOWEST_MULTIPOLE)) | {"ell": L, "pp": pp}
 
     def get_unlensed_Cl(
         self, ell_factor: bool = False, units: str = "FIRASmuK2"

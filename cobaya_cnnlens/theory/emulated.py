@@ -13,6 +13,8 @@ place of ``H0``, and ``Alens`` too: C_L^φφ is proportional to it. For BAO it p
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from cobaya.log import LoggedError
 
 from ..errors import EmulatorError, TheoryError
 from .camb import Cosmology, expansion, hubble_constant, potential_from_convergence
-from .cobaya import DERIVED, PROVIDED, SpectraTheory, refuse_other_version
+from .cobaya import DERIVED, PROVIDED, SpectraTheory, paths_as_text, refuse_other_version
 from .emulator import AMPLITUDE, Emulator, read_emulator, same
 
 # Acoustic scales in place of H0: CAMB's name for each, and the factor that makes it CAMB's.
@@ -49,18 +51,22 @@ class EmulatedCAMB(SpectraTheory):
     extra_args : must be empty; a setting of CAMB would have no effect
     """
 
-    emulator: str
+    emulator: str | os.PathLike[str]
     extra_args: Any
     _derived = (*DERIVED, "rdrag", "H0")
     _provided = (*PROVIDED, *BACKGROUND)
 
+    @classmethod
+    def get_modified_defaults(
+        cls, defaults: dict[str, Any], input_options: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """As they are; the block has its path as a text."""
+        paths_as_text(input_options, "emulator")
+        return defaults
+
     def initialize(self) -> None:
         """Read the emulator."""
         super().initialize()
-        if not isinstance(self.emulator, str):
-            raise LoggedError(
-                self.log, "option 'emulator' is %r; give a name or path", self.emulator
-            )
         try:
             self.source: Emulator = read_emulator(self.emulator)
         except EmulatorError as error:

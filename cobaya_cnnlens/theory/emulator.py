@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -29,7 +30,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline, PPoly, RBFInterpolator
 
 from ..errors import EmulatorError
-from ..files import atomic_write
+from ..files import atomic_write, given_path
 from .camb import Cosmology
 
 FORMAT = "cobaya_cnnlens emulator 2"
@@ -296,12 +297,18 @@ def write_emulator(tables: Tables, record: Mapping[str, Any], path: str | Path) 
         np.savez_compressed(file, record=np.array(text), **vars(tables))
 
 
-def read_emulator(source: str | Path) -> Emulator:
+def shipped_emulators() -> list[str]:
+    """Names of the emulators that come with the package."""
+    return sorted(Path(str(p)).stem.removeprefix("emulator_") for p in SHIPPED.iterdir())
+
+
+def read_emulator(source: str | os.PathLike[str]) -> Emulator:
     """Read an emulator.
 
     Parameters
     ----------
-    source : name of a shipped emulator, or a path
+    source : a path, or the name of a shipped emulator (see :func:`shipped_emulators`), before which
+        a file of that name comes
 
     Raises
     ------
@@ -309,8 +316,11 @@ def read_emulator(source: str | Path) -> Emulator:
         if the file is missing, damaged or not an emulator, or a field has a wrong shape or is not
         finite
     """
-    path = Path(source)
-    if not path.suffix and not path.exists():
+    names = f"give the path of an emulator, or one of the shipped {', '.join(shipped_emulators())}"
+    if not isinstance(source, str | os.PathLike) or not str(source):
+        raise EmulatorError(f"emulator {source!r:.40} is not a path; {names}")
+    path = given_path(source)
+    if str(source) in shipped_emulators() and not path.is_file():
         path = Path(str(SHIPPED / f"emulator_{source}.npz"))
     again = "make it again with `cnnlens emulator make`"
     try:
@@ -321,8 +331,7 @@ def read_emulator(source: str | Path) -> Emulator:
                 tables = Tables(**{field.name: file[field.name] for field in fields(Tables)})
     except OSError as error:
         raise EmulatorError(
-            f"{source}: cannot be read ({error.strerror or error}); give the path of an emulator, "
-            "or the name of a shipped one"
+            f"{source}: cannot be read as an emulator ({error.strerror or error}); {names}"
         ) from None
     except EmulatorError:
         raise
