@@ -34,6 +34,7 @@ def describe_release(release: Release) -> str:
     sigma = np.sqrt(np.diag(release.covariance))
     noise_mc = np.sqrt(np.diag(release.noise_covariance))
     lines = [release.name, release.description, ""]
+    lines += [f"warning: {warning}" for warning in release.warnings]
     lines.append(f"patches in the survey     {release.n_patches}")
     lines.append(f"simulations (covariance)  {release.n_sim}")
     lines.append(f"digest of the calibration  {calibration_digest(release)}")
@@ -41,7 +42,8 @@ def describe_release(release: Release) -> str:
     if release.truth is not None:
         lines += _mapping("truth of the mock", release.truth)
     lines += _mapping("theory", release.theory)
-    lines += _mapping("provenance", release.provenance)
+    provenance = {k: v for k, v in release.provenance.items() if k != "warnings"}
+    lines += _mapping("provenance", provenance)
     lines += [
         f"bands of the derivatives: {len(release.kk_edges) - 1} in C^kk "
         f"(L {release.kk_edges[0]}-{release.kk_edges[-1]}), {len(release.ee_edges) - 1} in "

@@ -20,6 +20,7 @@ from tqdm import tqdm
 import yaml
 
 from .. import products
+from ..calibrate.map_checks import band_warnings
 from ..errors import ConfigError, MapError
 from ..files import atomic_write
 from ..pipeline.separation import FRAMES
@@ -176,13 +177,7 @@ class Plan:
     @property
     def warnings(self) -> list[str]:
         """What may be wrong with the maps."""
-        nyquist = round(self.geometry.nyquist)
-        if self.sources.maps and self.lmax < nyquist:
-            return [
-                f"the maps' a_lm are good to l = {self.lmax}, the patches that the network knows "
-                f"go to {nyquist}: κ̂ is not what calibrated it; take finer maps"
-            ]
-        return []
+        return band_warnings(self.lmax if self.sources.maps else None, self.geometry.nyquist)
 
 
 def array_path(path: str | Path) -> Path:
