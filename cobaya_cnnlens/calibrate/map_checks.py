@@ -132,6 +132,7 @@ class _Measured:
     errors : their standard errors, UNKNOWN where too little was seen to tell
     level : noise in µK-arcmin
     axes : Σ G (|E|² − |B|²) + i Σ G 2 Re(E B*) of Q + iU and of Q − iU, (n_patches, 2)
+    unturned_b : as of ``b``, of maps that are turned back by the angle of each
     information : of that sum, Σ G (C^EE − C^BB); zero where too little was seen
     """
 
@@ -139,6 +140,7 @@ class _Measured:
     errors: dict[str, np.ndarray]
     level: np.ndarray
     axes: np.ndarray
+    unturned_b: np.ndarray
     information: np.ndarray
 
 
@@ -195,11 +197,11 @@ def check_patches(patches: Patches, setup: MapSetup) -> list[str]:
     found = _measure(patches, setup)
     unseen = found.information == 0.0
     if unseen.any():
-        warned.append(f"too little was seen of {patches.named(unseen)} to check their Q and U")
+        warned.append(f"too little was seen of {patches.named(unseen)} to check its Q and U")
     warned += _judge(patches, found, "rms")
     _check_repeated(patches, setup)
     warned += _check_axes(patches, found)
-    for name in ("e", "noise", "b"):
+    for name in ("noise", "e", "b"):
         warned += _judge(patches, found, name)
     return warned
 
@@ -261,38 +263,45 @@ def _outside(ratio, error, bounds: tuple[float, float], refused: bool):
 
 
 def _check_axes(patches: Patches, found: _Measured) -> list[str]:
-    """Refuse Q and U that are mirrored, swapped or turned in all patches, else in any one; warn of
-    a small turn of all."""
-    whole = np.ones(len(patches.q), bool)
-    for which in (whole, *np.eye(len(whole), dtype=bool)):
-        if not found.information[which].any():
-            continue
-        straight, mirrored = found.axes[which].sum(0)
-        error = 0.5 * np.degrees(found.information[which].sum() ** -0.5)
-        turn, other = (0.25 * np.degrees(np.angle(x)) for x in (straight, mirrored))
-        where = f"{patches.source}: in {patches.named(which)}"
-        if 0.25 * (abs(mirrored) - abs(straight)) > ODDS:
-            mirror, mend = (
-                "the sign of U is the other one",
-                "is POLCCONV right, or an axis reversed?",
-            )
-            if abs(other) > 22.5:
-                mirror, mend = "Q and U are swapped", "exchange them"
-            ratio = found.ratios["b"][which].mean()
-            raise MapError(
-                f"{where} {mirror}, by which B has {ratio:.3g} times the power that lensing and "
-                f"noise give; {mend}"
-            )
-        turned = (
-            f"the polarisation is turned by {turn:.2f} ± {error:.2f} degrees, as ⟨EB⟩ tells; is "
-            "the detectors' angle right, and the frame that of the coordinates?"
+    """Refuse Q and U that are mirrored, swapped or turned, in some patches or by the sum of all;
+    warn of a small turn of all."""
+    whole = found.information > 0.0
+    if not whole.any():
+        return []
+    wrong = np.array([_axes(found, one)[1] for one in np.eye(len(whole), dtype=bool)])
+    which = wrong if 0 < wrong.sum() <= 0.5 * whole.sum() else whole
+    told, refused = _axes(found, which)
+    if refused:
+        raise MapError(f"{patches.source}: in {patches.named(which)} {told}")
+    return [told] if told else []
+
+
+def _axes(found: _Measured, which: np.ndarray) -> tuple[str, bool]:
+    """What is wrong with the axes of patches, "" for nothing, and whether it is refused."""
+    if not found.information[which].any():
+        return "", False
+    straight, mirrored = found.axes[which].sum(0)
+    turn, other = (0.25 * np.degrees(np.angle(x)) for x in (straight, mirrored))
+    # B beyond what is expected scatters more too.
+    loud = max(found.unturned_b[which].mean(), 1.0)
+    error = 0.5 * np.degrees((loud / found.information[which].sum()) ** 0.5)
+    if 0.25 * (abs(mirrored) - abs(straight)) > ODDS * loud:
+        mirror, mend = "the sign of U is the other one", "is POLCCONV right, or an axis reversed?"
+        if abs(other) > 22.5:
+            mirror, mend = "Q and U are swapped", "exchange them"
+        ratio = found.ratios["b"][which].mean()
+        return (
+            f"{mirror}, by which B has {ratio:.3g} times the power that lensing and noise give; "
+            f"{mend}",
+            True,
         )
-        if abs(turn) > max(ANGLE_IMPOSSIBLE + SIGMA_TOLD * error, SIGMA_REFUSED * error):
-            raise MapError(f"{where} {turned}")
-        if which is whole:
-            told = abs(turn) > max(ANGLE_TOLERANCE, SIGMA_TOLD * error)
-            warned = [turned] if told else []
-    return warned
+    if abs(turn) <= max(ANGLE_TOLERANCE, SIGMA_TOLD * error):
+        return "", False
+    return (
+        f"the polarisation is turned by {turn:.2f} ± {error:.2f} degrees, as ⟨EB⟩ tells; is the "
+        "detectors' angle right, and the frame that of the coordinates?",
+        abs(turn) > max(ANGLE_IMPOSSIBLE + SIGMA_TOLD * error, SIGMA_REFUSED * error),
+    )
 
 
 def _check_repeated(patches: Patches, setup: MapSetup) -> None:
@@ -369,7 +378,7 @@ def _measure(patches: Patches, setup: MapSetup) -> _Measured:
         if window is None or len(patches.rms) > 1:
             window = _Window(edges, patches.rms[min(i, len(patches.rms) - 1)], patch.pixel)
         if np.mean(window.mask**2) < LEAST_SEEN:
-            rows.append([1.0, UNKNOWN] * 4 + [0.0] * 4)
+            rows.append([1.0, UNKNOWN] * 4 + [0.0] * 5)
             continue
         ee, bb = sky + window.noise * excess
         e, b = _pure_modes(q, u, window, patch.pixel, used)
@@ -388,13 +397,17 @@ def _measure(patches: Patches, setup: MapSetup) -> _Measured:
         for x, y in ((e, b), mirrored):
             axes = np.abs(x) ** 2 - np.abs(y) ** 2 + 2j * (x * y.conj()).real
             row.append((contrast * axes[low]).sum())
+        turn = 0.25 * np.angle(row[-2])
+        unturned = np.abs(np.cos(2.0 * turn) * b - np.sin(2.0 * turn) * e) ** 2 / bb
+        row.append((weight * unturned)[low].sum() / weight[low].sum())
         information = (contrast * (ee - bb)[low]).sum()
         rows.append([*row, information, np.sqrt(window.noise) / ARCMIN])
     table = np.array(rows, complex).T
     ratios, errors = (
         dict(zip(("rms", "noise", "b", "e"), table[k:8:2].real, strict=True)) for k in (0, 1)
     )
-    return _Measured(ratios, errors, table[11].real, table[8:10].T, table[10].real)
+    unturned, information, level = table[10:].real
+    return _Measured(ratios, errors, level, table[8:10].T, unturned, information)
 
 
 def _pure_modes(q, u, window: _Window, pixel: float, used: np.ndarray):
