@@ -151,6 +151,11 @@ def _header(digest: str) -> bytes:
     return text.encode().ljust(USER_BLOCK, b"\n")
 
 
+def texts(lines: Iterable[str]) -> np.bytes_:
+    """Lines of text as a product's array, which :meth:`Product.texts` reads."""
+    return np.bytes_(json.dumps(list(lines)).encode())
+
+
 class Product:
     """An open product; arrays are read on access. Use :func:`open_product`.
 
@@ -178,6 +183,11 @@ class Product:
     def names(self) -> list[str]:
         """Names of the arrays."""
         return [name for name in self._group if name != "recipe"]
+
+    def texts(self, name: str) -> list[str]:
+        """Lines of text that :func:`texts` made an array."""
+        lines: list[str] = json.loads(bytes(self.array(name)).decode())
+        return lines
 
     def array(self, name: str, selection: Any = ()) -> np.ndarray:
         """One array, or the part of it that ``selection`` picks."""

@@ -42,7 +42,7 @@ def table(path, *columns, head="l, B_l"):
 def measured(tmp_path):
     """The Gaussian beam from a file, with an error mode."""
     mode = 0.01 * (ELL / 3000.0) ** 2
-    path = table(tmp_path / "beam.txt", ELL, GAUSSIAN.beam(ELL), mode)
+    path = table(tmp_path / "beam.txt", ELL, GAUSSIAN.beam(ELL), mode, head="l B_l e_1")
     return Instrument(1.0, taper_deg=0.3, beam_file=path).measured(GEOMETRY)
 
 
@@ -94,6 +94,59 @@ def test_a_normalisation_is_asked_for(tmp_path):
     beam = read_beam(path, normalise=True)
     np.testing.assert_allclose(beam(ELL[1:]), GAUSSIAN.beam(ELL[1:]) / GAUSSIAN.beam(1), rtol=1e-12)
     assert beam(0.0) == 1.0
+
+
+@pytest.mark.parametrize("factor", [3e-7, 4.2e7, 1e-9, 0.5])
+def test_the_mend_of_a_normalisation_works(tmp_path, factor):
+    """By the solid angle, its inverse, or any number: the refusal's own mend gives the beam."""
+    path = table(tmp_path / "b.txt", ELL, factor * GAUSSIAN.beam(ELL))
+    with pytest.raises(InstrumentError, match=r"set 'instrument\.normalise_beam: true'"):
+        read_beam(path)
+    np.testing.assert_allclose(read_beam(path, normalise=True)(ELL), GAUSSIAN.beam(ELL), rtol=1e-12)
+    errors = factor * 0.01 * GAUSSIAN.beam(ELL) * ELL / 5000
+    path = table(tmp_path / "b.txt", ELL, factor * GAUSSIAN.beam(ELL), errors, head="l B_l dB_1")
+    np.testing.assert_allclose(
+        read_beam(path, normalise=True).errors[0], 0.01 * ELL / 5000, rtol=1e-9, atol=1e-15
+    )
+
+
+@pytest.mark.parametrize("head", ["l B_l e_1 e_2", "ell, B, e1, e2", "l  B_T  e_1(l) e_2(l)"])
+def test_relative_error_modes_by_name(tmp_path, head):
+    modes = 0.02 * ELL / 5000, 0.01 * np.cos(ELL / 900)
+    read = read_beam(table(tmp_path / "b.txt", ELL, GAUSSIAN.beam(ELL), *modes, head=head))
+    np.testing.assert_allclose(read.errors, modes, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "head", ["note\nl B_l dB_1 dB_2", "ell B dB1 dB2", "l, B_l, deltaB_1, δB_2"]
+)
+def test_absolute_error_modes_by_name(tmp_path, head):
+    """δB is divided by B_l, whatever its shape."""
+    beam, modes = GAUSSIAN.beam(ELL), np.stack([0.02 * ELL / 5000, 0.01 * np.cos(ELL / 900)])
+    read = read_beam(table(tmp_path / "b.txt", ELL, beam, *(modes * beam), head=head))
+    np.testing.assert_allclose(read.errors, modes, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("head", "columns", "message"),
+    [
+        ("l, B_T, B_E, B_B", (1.0, 1.0), "nothing says that column B_E is an error mode"),
+        ("l B_l", (1.0, 1.0), "nothing says that columns beyond the second are an error mode"),
+        ("l B_l", (0.01,), "name error modes in a comment line"),
+        ("of 2024", (0.01,), "name error modes in a comment line"),
+        ("l B_l sigma", (0.01,), "nothing says that column sigma is an error mode"),
+        ("l B_l e_1", (1.0,), "column e_1 reaches 1 of B_l; an error mode is one standard dev"),
+        ("l B_l e_1 e_2", (0.01, 0.6), r"column e_2 reaches 0\.6 of B_l"),
+        ("l B_l dB_1", (0.7,), r"column dB_1 reaches .* of B_l"),
+    ],
+)
+def test_columns_that_are_no_error_modes_are_refused(tmp_path, head, columns, message):
+    """Beams of T, E and B are no beam with two errors; the unit of an error is not guessed."""
+    beam = GAUSSIAN.beam(ELL)
+    further = [np.full(len(ELL), value) for value in columns]
+    path = table(tmp_path / "b.txt", ELL, beam, *further, head=head)
+    with pytest.raises(InstrumentError, match=message):
+        read_beam(path)
 
 
 def _spoilt(ell=ELL, values=None, at=None, value=0.0):

@@ -532,6 +532,24 @@ def test_a_posterior_beyond_the_range_is_told_once(release, tmp_path, caplog):
     assert not told_of_range(fixed, far, WATCHED, caplog)
 
 
+@pytest.mark.parametrize("noise_debias", ["best", "fixed"])
+def test_a_poor_fit_is_told_once(release, tmp_path, caplog, noise_debias):
+    """Of the lowest χ² near which the chain is, whatever its first points were."""
+    from dataclasses import replace
+
+    sigma = np.sqrt(np.diag(release.covariance))
+    fiducial = (release.fiducial_kk, release.fiducial_ee)
+    for name, pull, told in (("poor", 5.0, True), ("good", 1.0, False)):
+        data = release.bandpowers + pull * sigma * np.array([1, -1, 1, -1, 1])
+        write_release(replace(release, bandpowers=data), tmp_path / f"{name}.json")
+        options = {"noise_debias": noise_debias, "statistics": "hartlap"}
+        likelihood = get_model(info(str(tmp_path / f"{name}.json"), **options)).likelihood[NAME]
+        assert not told_of_range(likelihood, fiducial, WATCHED - 1, caplog)
+        text = told_of_range(likelihood, fiducial, 1, caplog)
+        assert ("the data do not fit: the lowest chi^2 so far is" in text) is told
+        assert not told_of_range(likelihood, fiducial, 2 * WATCHED, caplog)
+
+
 def test_tails_and_burn_in_beyond_the_range_are_not_told(path, caplog):
     """A chain that begins far off, finds the data's cosmology, and visits its tails."""
     likelihood = get_model(info(path)).likelihood[NAME]

@@ -488,7 +488,7 @@ def test_every_tile_is_reconstructed_with_its_own_noise(plan, run, tmp_path, mon
     """κ̂ is told the coadd's rms; bandpowers are of κ̂; a killed run goes on where it was; the image
     lies where the tile does; the mosaic has κ̂ at its place, and no weight in holes."""
     setup, fake = MapSetup.of_run(run[1]), Fake()
-    monkeypatch.setattr(reconstruction, "_check_rms", lambda *_: None)
+    monkeypatch.setattr(reconstruction, "check", lambda *_: [])
     reconstruction.measure(plan, setup, lambda: fake, tmp_path)
     assert fake.tiles == len(plan.tiles)
     whole = reconstruction.read(plan, setup, tmp_path)
@@ -549,7 +549,6 @@ def test_from_maps_to_kappa_by_commands(files, run, tmp_path, monkeypatch):
     from cobaya_cnnlens.reconstruct.features import PASSES
     from cobaya_cnnlens.reconstruct.probable import ProbableLensing
 
-    monkeypatch.setattr(reconstruction, "_check_rms", lambda *_: None)
     path = tmp_path / "plan.yaml"
     result = CliRunner().invoke(
         app,
@@ -565,15 +564,18 @@ def test_from_maps_to_kappa_by_commands(files, run, tmp_path, monkeypatch):
     content = yaml.safe_load(path.read_text())
     content["tiles"] = content["tiles"][:2]
     path.write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(reconstruction, "check", lambda *_: ["turned"])
     result = CliRunner().invoke(
         app, ["survey", "reconstruct", str(path), "--config", str(run[0]), "--out", str(tmp_path)]
     )
     assert result.exception is None, result.exception
+    assert f"warning: {path}: turned" in result.output
     plan, made = read_plan(path), run[1]
     ascent = ProbableLensing(
         made.config.patch, made.config.instrument, made.mask, made.spectra(), PASSES
     )
     setup = MapSetup.of_run(made)
+    assert reconstruction.read(plan, setup, tmp_path).warnings == ("turned",)
     for maps in patches.masked_patches(plan, tmp_path):
         expected = made.mask * ascent.reconstruct(maps.q[None], maps.u[None], maps.tile.rms)[0]
         found = reconstruction.read_tile(plan, setup, maps.tile, tmp_path)["kappa"]
@@ -581,27 +583,11 @@ def test_from_maps_to_kappa_by_commands(files, run, tmp_path, monkeypatch):
     assert (tmp_path / "mosaic.fits").exists()
 
 
-def test_a_tile_of_another_unit_is_told(plan, run, tmp_path):
-    """Here all of them: the toy's Q and U are no CMB's."""
-    setup = MapSetup.of_run(run[1])
-    loud = replace(plan, tiles=plan.tiles[:2])
-    patches.measure(loud, tmp_path)
-    maps = list(patches.masked_patches(loud, tmp_path))
-    scaled = [replace(m, q=1e3 * m.q, u=1e3 * m.u) for m in maps]
-    with pytest.raises(MapError, match=r"tile 0 and of 1 others have .*look at the unit"):
-        reconstruction._check_rms(loud, setup, scaled)
-    with pytest.raises(MapError, match=r"tile 1 have .*take it out of the plan"):
-        reconstruction._check_rms(loud, setup, [_like_the_sky(maps[0], setup), scaled[1]])
-
-
-def _like_the_sky(maps, setup):
-    """Q and U with the variance of the sky and the tile's noise."""
-    theory, l = setup.theory, np.arange(len(setup.theory.ee))
-    inside = (l >= setup.patch.fundamental) & (l <= setup.patch.nyquist)
-    signal = (2 * l + 1) * (theory.lensed_ee + theory.lensed_bb) / (8 * np.pi)
-    rms2 = signal[inside].sum() + np.where(maps.tile.seen, maps.tile.rms, 0.0) ** 2
-    q, u = np.random.default_rng(1).standard_normal((2, 32, 32)) * np.sqrt(rms2) * maps.tile.mask
-    return replace(maps, q=q, u=u)
+def test_maps_that_no_instrument_gives_are_refused(plan, run, tmp_path):
+    """The toy's Q and U are no CMB's."""
+    with pytest.raises(MapError, match=r"toy\.yaml: in .*, more than any instrument is off"):
+        reconstruction.measure(plan, MapSetup.of_run(run[1]), Fake, tmp_path)
+    assert not (tmp_path / "tiles").exists()
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,7 @@ def written(run, tmp_path_factory):
         "centres": plan.centres,
         "depth": LEVELS,
         "weight": np.array([tile.weight for tile in plan.tiles]),
+        "warnings": products.texts(["the polarisation is turned"]),
     }
     products.write_product(
         reconstruction.path(folder),
@@ -258,6 +259,9 @@ def test_the_release_is_the_weighted_sum(written, tmp_path):
     np.testing.assert_allclose(release.noise, noise, rtol=1e-9)
     d = (weights.weight * data["auto"] / r2).sum(0) - noise
     np.testing.assert_allclose(release.bandpowers, d, rtol=1e-9)
+    # What was suspicious of the maps stays.
+    assert release.warnings[0] == "the polarisation is turned"
+    assert "convergence bandpowers (refining network), debiased" in release.description
     assert release.n_patches == N_TILES
     assert N_BINS + 2 < release.n_sim < 60
     seen = calibration.derivative_patches(run, plan).tiles

@@ -118,7 +118,7 @@ def judge(plan, setup, folder, change=None, source="clean", **options):
         products.write_product(patches.path(plan, folder, split), patches.KIND, wanted, arrays)
     estimator = Quadratic(setup)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reconstruction, "_check_rms", lambda *_: None)
+        patch.setattr(reconstruction, "check", lambda *_: [])
         reconstruction.measure(plan, setup, lambda: estimator, folder)
     choices = Choices.of(setup, **options)
     nulls.measure(plan, setup, lambda: estimator, folder, choices)
@@ -311,7 +311,7 @@ def test_by_command(plan, setup, tmp_path, monkeypatch):
     assert isinstance(result.exception, ProductError)
     assert "run `cnnlens survey reconstruct PLAN`" in str(result.exception)
     loaded = read_plan(path)
-    monkeypatch.setattr(reconstruction, "_check_rms", lambda *_: None)
+    monkeypatch.setattr(reconstruction, "check", lambda *_: [])
     reconstruction.measure(loaded, setup, lambda: estimator, folder)
     result = command("--survey-release", "refined_fiducial")
     assert result.exception is None, result.exception

@@ -139,21 +139,20 @@ def test_a_member_of_a_study_is_a_configuration(calls, content, nasty):
     assert not any(f"{path}#one" in call for call in done)
 
 
-@pytest.mark.slow
-def test_a_release_debiased_by_its_data_needs_their_power(calls, content):
-    """Of everything that its own calibration is made of, each once."""
+@pytest.mark.parametrize("target", [pytest.param("all", marks=pytest.mark.slow), "coverage"])
+def test_a_release_debiased_by_its_data_needs_their_power(calls, content, target):
+    """Of everything that its own calibration is made of, each once; coverage tests such a one."""
     content |= {"products": "p", "data_debias": True}
-    done, _ = calls(content, "all")
+    changes = [{"ns": 0.9 + 0.01 * i} for i in range(9)]
+    content["points"] = {"fit": {"directions": 1, "at": changes}}
+    done, _ = calls(content, target)
     asked = [call[3:6:2] for call in done if call[0] == "power"]
     wanted = ("test", "survey-fiducial", "survey-high", "derivatives", "nuisances")
     assert sorted(asked) == sorted([what, "0"] for what in wanted)
-    changes = [{"ns": 0.9 + 0.01 * i} for i in range(9)]
-    content["points"] = {"fit": {"directions": 1, "at": changes}}
-    done, _ = calls(content, "all")
     assert [call[2] for call in done if call[0] == "points"] == ["--fit"]
     del content["points"]
-    content["data_debias"] = False
-    assert "power" not in {call[0] for call in calls(content, "all")[0]}
+    content |= {"products": "q", "data_debias": False}
+    assert {"power", "points"}.isdisjoint(call[0] for call in calls(content, target)[0])
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from .. import __version__
 from ..likelihood.document import NUISANCES, seal, to_document
 from ..likelihood.release import DataDebias, Release
 from ..pipeline.config import Config
+from ..pipeline.estimators import name_of
 from ..pipeline.run import Run
 from ..theory.camb import settings_record
 from . import bandpowers, curvature, debias, derivatives, nuisances, own_maps, power
@@ -21,6 +22,7 @@ from .bandpowers import PatchBandpowers
 from .covariance import mean_covariance, sample_covariance
 from .debias import Measured
 from .own_maps import MapSetup, read_map_bandpowers
+from .release_warnings import with_warnings
 from .response import Calibration, calibrate, standard_error
 from .windows import bandpower_windows
 
@@ -93,20 +95,21 @@ def make_releases(
         data[survey] = bandpowers.read(run, f"survey-{survey}", [sky]).auto
         if run.config.data_debias:
             powers[survey] = power.read(run, f"survey-{survey}", [sky])["power"]
-    made, calibrated = {}, None
+    made, calibrated, estimator = {}, None, name_of(run.config)
     for survey, sky in surveys.items():
         origin = {f"survey-{survey}": f"sky {sky}"}
         if calibrated is None:
             calibrated = _assemble(run, data[survey], {})
-        made[survey] = replace(
+        release = replace(
             with_data(calibrated, data[survey], powers.get(survey)),
             name=release_name(run, survey, sky),
-            description=f"Mock survey of {_description(len(data[survey]), run.config)}",
+            description=f"Mock survey of {_description(len(data[survey]), run.config, estimator)}",
             provenance=calibrated.provenance
             | {"skies": calibrated.provenance["skies"] | origin}
             | {"packages": package_versions() if packages else {}},
             truth=asdict(run.config.set_cosmology(f"survey-{survey}")),
         )
+        made[survey] = with_warnings(release)
     return made
 
 
@@ -126,12 +129,13 @@ def make_data_release(run: Run, files: str | Path | Iterable[str | Path], name: 
         files, own_maps.recipe(run), config.patch.size_deg, f"configuration '{config.name}'"
     )
     release = _assemble(run, measured.auto, {"maps": measured.source})
-    return replace(
+    release = replace(
         release,
         name=name,
         data_debias=_own_power(release, measured.power),
         provenance=release.provenance | {"packages": package_versions()},
     )
+    return with_warnings(release, measured.warnings)
 
 
 def make_calibrated_release(
@@ -159,10 +163,12 @@ def make_calibrated_release(
         for key, value in dict(calibration.provenance.get("skies", {})).items()
         if key != "maps" and not key.startswith("survey-")
     }
-    return replace(
+    release = replace(
         with_data(calibration, measured.auto, measured.power),
         name=name,
-        description=_description(len(measured.auto), setup),
+        description=_description(
+            len(measured.auto), setup, calibration.provenance.get("estimator")
+        ),
         provenance=calibration.provenance
         | {
             "skies": {**skies, "maps": measured.source},
@@ -174,6 +180,7 @@ def make_calibrated_release(
         },
         truth=None,
     )
+    return with_warnings(release, measured.warnings)
 
 
 def _assemble(run: Run, auto: np.ndarray, origin: dict) -> Release:
@@ -223,7 +230,7 @@ def assembled(
     reach = max(windows.shape[1], kk.edges[-1], ee.edges[-1])
     return Release(
         name=config.name,
-        description=_description(len(auto), config),
+        description=_description(len(auto), config, name_of(config)),
         edges=run.bandpowers.bins.edges,
         bandpowers=calibration.debias(auto).mean(0),
         n_patches=len(auto),
@@ -267,6 +274,7 @@ def assembled(
         provenance={
             "configuration": config.name,
             "network_sha256": run.estimator_id,
+            "estimator": name_of(config),
             **({"symmetries": n} if (n := config.reconstruction.symmetries) != 1 else {}),
             "seed": config.seed,
             "skies": {
@@ -307,11 +315,17 @@ def _own_power(calibration: Release, power: np.ndarray | None) -> DataDebias | N
     return replace(calibration.data_debias, power=power.mean(0))
 
 
-def _description(n_patches: int, of: Config | MapSetup) -> str:
+def _description(n_patches: int, of: Config | MapSetup, estimator: str | None) -> str:
     return (
         f"{n_patches} patches of {of.patch.size_deg:g} x {of.patch.size_deg:g} deg at "
-        f"{of.instrument.noise_uk_arcmin:g} uK arcmin: ResUNet convergence bandpowers, debiased"
+        f"{of.instrument.noise_uk_arcmin:g} uK arcmin: {bandpowers_of(estimator)}"
     )
+
+
+def bandpowers_of(estimator: str | None) -> str:
+    """What a release of an estimator holds; None where its name is not recorded."""
+    made_by = "" if estimator is None else f" ({estimator})"
+    return f"convergence bandpowers{made_by}, debiased"
 
 
 def package_versions() -> dict[str, str]:

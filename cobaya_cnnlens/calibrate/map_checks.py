@@ -1,5 +1,17 @@
-"""A user's own maps against what their estimator was calibrated for: unit, axes, noise, what holds
-the same sky twice.
+"""Q and U of patches against what their estimator was calibrated for.
+
+Every map passes here, whether it comes as patches (``reconstruct --maps``) or as the tiles of a
+survey: all patches together, and each by itself with its own noise and holes. What no instrument
+does is refused: another unit, noise or gain, Q and U that are swapped, mirrored or turned, the same
+sky twice. What is only suspicious is a warning, which the bandpowers and their release keep.
+
+Q and U tell their own axes. A turn by α, Q + iU → e^{2iα}(Q + iU), makes ⟨EB⟩ = ½ sin 4α (C^EE −
+C^BB) of total power C. With G = (C^EE − C^BB)/(C^EE C^BB) the log likelihood of a turn by −α is, up
+to a constant,
+
+    ln L(α) = ¼ [cos 4α Σ G (|E|² − |B|²) + sin 4α Σ G 2 Re(E B*)],
+
+over the modes of real fields; of Q − iU in the place of Q + iU it is that of mirrored maps.
 """
 
 from __future__ import annotations
@@ -7,131 +19,292 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.ndimage
 
 from ..errors import MapError
 from ..pipeline.map_files import PatchMaps
-from ..simulate.instrument import cosine_mask
-from ..simulate.modes import (
-    half_plane_weights,
-    masked_area,
-    mode_vectors,
-    plane_vectors,
-    pure_b_modes,
-)
+from ..simulate.instrument import ARCMIN, cosine_mask
+from ..simulate.modes import half_plane_weights, mode_vectors, pure_b_modes
 from .own_maps import MapSetup
 
+ALGORITHM = 1
 # Patches whose maps are correlated by more than this, whatever the shift, share sky. Of 500
-# independent pairs at 1 to 10 µK-arcmin the highest has .17; 5° patches 2.5° apart along a side
-# reach .35.
+# independent pairs at 1 to 10 µK-arcmin the highest has 0.17; 5° patches 2.5° apart along a side
+# reach 0.35.
 CORRELATION = 0.3
-# The rms of one patch's Q and U may be off by the first before a warning, by the second, times or
-# divided by, before the patch is refused; that of all patches, whose unit is then wrong, too. One
-# patch's rms scatters by .02.
-RMS_TOLERANCE, RMS_IMPOSSIBLE = 0.25, 2.0
-# Of the amplitude at the highest multipoles, times the square of the pixels on a side: .04 at 128²,
-# where clean maps lie within .01, and four times that at 64², where they come to .09.
-NOISE_TOLERANCE = 614.0
-# Relative deviation of E's and B's power over all patches before a warning, and by what factor one
-# patch's B may be off; one patch's scatters by .05 at 128², .13 at 64² pixels. E's is told beyond
-# what other cosmologies do and three times its scatter over the patches: a gain of 1.05 is 1.10.
-E_TOLERANCE, B_TOLERANCE, B_FACTOR = 0.05, 0.3, 2.0
-E_SCATTER = 6.4  # of one patch, times its number of pixels on a side
-# Degrees of a turn of the polarisation that is told, if it is this many times its error; releases
-# take .1° for the error of an instrument's angle.
-ANGLE_TOLERANCE, ANGLE_SIGMA = 0.25, 4.0
-# Patches at a time while spectra are taken.
-CHUNK = 32
+# Holes are widened by so many pixels, then smoothed by a Gaussian of this rms, before spectra.
+WIDENED, SMOOTHED = 6, 1.5
+# Mean of the mask squared below which a patch tells nothing, and the error of its ratios then.
+LEAST_SEEN, UNKNOWN = 0.02, 1e9
+# Lensing makes the scatter of a patch's power larger than that of Gaussian modes; by at most this.
+NON_GAUSSIAN = 2.0
+# A deviation is told, or refused, beyond its limits and SIGMA_TOLD errors of it; none is refused
+# within SIGMA_REFUSED errors of what is expected.
+SIGMA_TOLD, SIGMA_REFUSED = 3.0, 5.0
+# Degrees of a turn of the polarisation: releases take 0.1 for the error of an instrument's angle.
+# What was calibrated at all is known to 0.5.
+ANGLE_TOLERANCE, ANGLE_IMPOSSIBLE = 0.25, 0.5
+PLURALS = {"patch": "patches", "tile": "tiles"}
+# ln L by which mirrored or swapped Q and U must fit better to be refused.
+ODDS = 10.0
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Q and U as the checks look at them.
+
+    Attributes
+    ----------
+    q, u : unmasked, in µK, (n_patches, n, n); what was not seen does not count
+    rms : noise of Q and of U per pixel in µK, infinite where nothing was seen, (n_patches, n, n),
+        or (1, n, n) where all patches have the same
+    lmax : multipole at which the maps end, or None if that is not known
+    source : where they came from, for errors
+    noun : what one of them is called
+    numbers : of each, (n_patches,)
+    """
+
+    q: np.ndarray
+    u: np.ndarray
+    rms: np.ndarray
+    lmax: int | None
+    source: str
+    noun: str
+    numbers: np.ndarray
+
+    def named(self, which: np.ndarray) -> str:
+        """The patches for which ``which``, (n_patches,), is true, as a message names them."""
+        numbers = self.numbers[which].tolist()
+        if len(numbers) == len(which):
+            return f"all {PLURALS[self.noun]}" if len(which) > 1 else f"the {self.noun}"
+        more = f" and {len(numbers) - 5} others" if len(numbers) > 5 else ""
+        return f"{self.noun} {', '.join(map(str, numbers[:5]))}{more}"
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """Between which ratios a quantity is as expected, of all patches and of one, and between which
+    it is possible."""
+
+    told: tuple[float, float]
+    told_of_one: tuple[float, float]
+    possible: tuple[float, float]
+
+
+LIMITS = {
+    "rms": _Limits((0.8, 1.25), (0.8, 1.25), (0.5, 2.0)),
+    # Of patches of 128 pixels a side; others by :func:`_limits`.
+    "noise": _Limits((0.96, 1.04), (0.9, 1.1), (1 / 1.5, 1.5)),
+    # Maps of an unlensed sky have no B but noise.
+    "b": _Limits((0.7, 1.3), (0.5, 2.0), (0.0, 2.0)),
+    # Other cosmologies change E by more than a gain of 1.05 does, which is 1.10.
+    "e": _Limits((0.95, 1.05), (0.7, 1.4), (1 / 1.5, 1.5)),
+}
+TEXTS = {
+    "rms": (
+        "the rms of Q and U is {ratio:.3g} times what sky and noise give",
+        "look at their unit",
+    ),
+    "noise": (
+        "the amplitude at the highest multipoles is {ratio:.2f} times what noise of {level:.3g} "
+        "µK-arcmin gives",
+        "look at the depth or inverse variance, and its unit",
+    ),
+    "b": (
+        "the power of B is {ratio:.3g} times what lensing and noise give",
+        "look for foregrounds and sources, and at the depth",
+    ),
+    "e": (
+        "the power of E is {ratio:.2f} times that of the fiducial cosmology",
+        "look at calibration, beam and unit",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Of every patch, (n_patches,).
+
+    Attributes
+    ----------
+    ratios : of ``rms``, of the amplitude at the highest multipoles (``noise``) and of the power of
+        E and B (``e``, ``b``): measured over expected
+    errors : their standard errors, UNKNOWN where too little was seen to tell
+    level : noise in µK-arcmin
+    axes : Σ G (|E|² − |B|²) + i Σ G 2 Re(E B*) of Q + iU and of Q − iU, (n_patches, 2)
+    unturned_b : as of ``b``, of maps that are turned back by the angle of each
+    information : of that sum, Σ G (C^EE − C^BB); zero where too little was seen
+    """
+
+    ratios: dict[str, np.ndarray]
+    errors: dict[str, np.ndarray]
+    level: np.ndarray
+    axes: np.ndarray
+    unturned_b: np.ndarray
+    information: np.ndarray
 
 
 def check_maps(maps: PatchMaps, setup: MapSetup, source: str) -> list[str]:
-    """Compare the patches with what the instrument and the fiducial cosmology give.
+    """Check a user's patches as :func:`check_patches` does, and whether their place is known.
 
-    Q and U tell their own mistakes: lensed B is some hundredth of E, so that a turn of the
-    polarisation, another sign of U, or the two swapped show in B's power and, a turn to .1 degrees
-    in one patch at 1 µK-arcmin, in ⟨EB⟩ = ½ sin 4α (⟨EE⟩ − ⟨BB⟩).
+    Parameters
+    ----------
+    setup : what their estimator was calibrated for
+    source : where they came from, for errors
 
     Returns
     -------
-    warnings: a map that ends below the patches' Nyquist multipole, the rms of a patch off by more
-    than a quarter, noise at the highest multipoles off by more than 4%, the power of E off by more
-    than 5% and its scatter, that of B by more than 30%, the polarisation turned, patches whose
-    place is not known
+    warnings
 
     Raises
     ------
     MapError
-        if a patch's rms is off by more than twofold, two patches hold the same sky, or Q and U are
-        swapped, mirrored or turned beyond doubt
+        as :func:`check_patches`
     """
-    theory = setup.theory
-    warned = [*_check_band(maps, setup), *_check_rms(maps, setup, theory, source)]
-    _check_repeated(maps, setup, source)
+    n = setup.patch.n_pixels
+    rms = np.broadcast_to(setup.instrument.noise_rms(setup.patch), (1, n, n))
+    numbers = np.arange(len(maps.q))
+    patches = Patches(maps.q, maps.u, rms, maps.lmax, source, "patch", numbers)
+    warned = check_patches(patches, setup)
     if len(maps.q) > 1 and not np.isfinite(maps.centres).all():
         warned.append(
             "where its patches lie is not known, so nobody can tell whether they overlap: add an "
             "array 'centres', longitude and latitude in degrees"
         )
-    warned += _check_polarisation(maps, setup, theory, source)
-    found, want = _high_l_power(maps, setup, theory)
-    if abs(np.sqrt(found / want) - 1.0) > NOISE_TOLERANCE / setup.patch.n_pixels**2:
-        warned.append(
-            f"at the highest multipoles the maps have {np.sqrt(found / want):.2f} times the "
-            f"amplitude that the beam and {setup.instrument.noise_uk_arcmin:g} µK-arcmin of noise "
-            "give"
-        )
     return warned
 
 
-def _check_band(maps: PatchMaps, setup: MapSetup) -> list[str]:
-    nyquist = round(setup.patch.nyquist)
-    if maps.lmax is None or maps.lmax >= nyquist:
+def check_patches(patches: Patches, setup: MapSetup) -> list[str]:
+    """Compare patches with what the instrument and the fiducial cosmology give, all together and
+    each by itself.
+
+    Parameters
+    ----------
+    setup : what their estimator was calibrated for
+
+    Returns
+    -------
+    warnings of what is suspicious: maps that end below the patches' Nyquist multipole; rms, noise,
+    or the power of E or B off; the polarisation turned; patches of which too little was seen
+
+    Raises
+    ------
+    MapError
+        if Q and U are swapped, mirrored or turned by more than half a degree, if the rms, the noise
+        or the power of E or B is what no instrument gives, or if two patches hold the same sky
+    """
+    warned = band_warnings(patches.lmax, setup.patch.nyquist)
+    found = _measure(patches, setup)
+    unseen = found.information == 0.0
+    if unseen.any():
+        warned.append(f"too little was seen of {patches.named(unseen)} to check its Q and U")
+    warned += _judge(patches, found, "rms")
+    _check_repeated(patches, setup)
+    warned += _check_axes(patches, found)
+    for name in ("noise", "e", "b"):
+        warned += _judge(patches, found, name)
+    return warned
+
+
+def band_warnings(lmax: int | None, nyquist: float) -> list[str]:
+    """What to say of maps that end at a multipole, if that is below the Nyquist one of patches."""
+    if lmax is None or lmax >= round(nyquist):
         return []
-    nside = 2 ** int(np.ceil(np.log2(nyquist / 2.0)))
+    nside = 2 ** int(np.ceil(np.log2(round(nyquist) / 2.0)))
     return [
-        f"the map ends at l = {maps.lmax} (2 nside), the patches that the network knows at "
-        f"{nyquist}: κ̂ is not what calibrated it; take nside {nside} or more"
+        f"the maps end at l = {lmax} (2 nside of HEALPix), the patches that the network knows at "
+        f"{round(nyquist)}: κ̂ is not what calibrated it; take finer maps, of HEALPix nside {nside}"
     ]
 
 
-def _check_rms(maps: PatchMaps, setup: MapSetup, theory, source: str) -> list[str]:
-    """Each patch's rms of Q and U against that of lensed, beamed E and B with noise."""
-    patch, instrument = setup.patch, setup.instrument
-    l = np.arange(len(theory.ee))
-    signal = (theory.lensed_ee + theory.lensed_bb) * instrument.beam(l) ** 2
-    inside = (l >= patch.fundamental) & (l <= patch.nyquist)
-    variance = np.sum(((2 * l + 1) * signal)[inside]) / (8.0 * np.pi)
-    expected = np.sqrt(variance + np.mean(instrument.noise_variance(patch)))
-    rms = np.sqrt(0.5 * (maps.q**2 + maps.u**2).mean((1, 2)))
-    wrong = (rms > expected * RMS_IMPOSSIBLE) | (rms < expected / RMS_IMPOSSIBLE)
-    if wrong.all():
-        raise MapError(
-            f"{source}: Q and U have rms {np.sqrt(np.mean(rms**2)):.3g} µK, {expected:.3g} µK are "
-            "expected; look at their unit"
-        )
-    if wrong.any():
-        raise MapError(
-            f"{source}: in {_patches(wrong)} Q and U have rms {rms[wrong][0]:.3g} µK, "
-            f"{expected:.3g} µK are expected and the other patches have {np.median(rms):.3g}; mend "
-            "the patch or leave it out"
-        )
-    odd = np.abs(rms / expected - 1.0) > RMS_TOLERANCE
-    if not odd.any():
+def _judge(patches: Patches, found: _Measured, name: str) -> list[str]:
+    """Refuse or warn of one quantity: of the patches that are off, or of all by their mean."""
+    limits, ratio, error = _limits(name, patches), found.ratios[name], found.errors[name]
+    (text, mend), seen = TEXTS[name], found.information > 0.0
+    for refused, of_all, of_one in (
+        (True, limits.possible, limits.possible),
+        (False, limits.told, limits.told if len(ratio) == 1 else limits.told_of_one),
+    ):
+        which = _outside(ratio, error, of_one, refused)
+        rest = seen & ~which
+        mean_error = np.sqrt(np.sum(error[rest] ** 2)) / max(rest.sum(), 1)
+        if rest.any() and _outside(ratio[rest].mean(), mean_error, of_all, refused):
+            which = seen
+        if not which.any():
+            continue
+        level = np.sqrt(np.mean(found.level[which] ** 2))
+        said = f"in {patches.named(which)} {text.format(ratio=ratio[which].mean(), level=level)}"
+        if refused:
+            leave = "" if which.all() else f", or leave the {patches.noun} out"
+            raise MapError(
+                f"{patches.source}: {said}, more than any instrument is off; {mend}{leave}"
+            )
+        return [f"{said}; {mend}"]
+    return []
+
+
+def _limits(name: str, patches: Patches) -> _Limits:
+    """Few pixels alias E into their highest multipoles, as the inverse square of their number."""
+    limits, wider = LIMITS[name], (128 / patches.q.shape[-1]) ** 2
+    if name != "noise" or wider <= 1.0:
+        return limits
+    told, of_one = (
+        (1.0 - min(wider * (1.0 - low), 0.5), 1.0 + wider * (high - 1.0))
+        for low, high in (limits.told, limits.told_of_one)
+    )
+    return _Limits(told, of_one, limits.possible)
+
+
+def _outside(ratio, error, bounds: tuple[float, float], refused: bool):
+    """Whether ratios lie outside of bounds, with what their errors allow."""
+    margin, least = SIGMA_TOLD * error, SIGMA_REFUSED * error if refused else 0.0
+    low = np.minimum(bounds[0] - margin, 1.0 - least)
+    return (ratio < low) | (ratio > np.maximum(bounds[1] + margin, 1.0 + least))
+
+
+def _check_axes(patches: Patches, found: _Measured) -> list[str]:
+    """Refuse Q and U that are mirrored, swapped or turned, in some patches or by the sum of all;
+    warn of a small turn of all."""
+    whole = found.information > 0.0
+    if not whole.any():
         return []
-    return [
-        f"in {_patches(odd)} Q and U have rms {rms[odd].mean():.3g} µK where {expected:.3g} µK are "
-        "expected"
-    ]
+    wrong = np.array([_axes(found, one)[1] for one in np.eye(len(whole), dtype=bool)])
+    which = wrong if 0 < wrong.sum() <= 0.5 * whole.sum() else whole
+    told, refused = _axes(found, which)
+    if refused:
+        raise MapError(f"{patches.source}: in {patches.named(which)} {told}")
+    return [told] if told else []
 
 
-def _patches(which: np.ndarray) -> str:
-    numbers = np.flatnonzero(which).tolist()
-    if len(numbers) == len(which):
-        return "all patches" if len(which) > 1 else "the patch"
-    more = f" and {len(numbers) - 5} others" if len(numbers) > 5 else ""
-    return f"patch {', '.join(map(str, numbers[:5]))}{more}"
+def _axes(found: _Measured, which: np.ndarray) -> tuple[str, bool]:
+    """What is wrong with the axes of patches, "" for nothing, and whether it is refused."""
+    if not found.information[which].any():
+        return "", False
+    straight, mirrored = found.axes[which].sum(0)
+    turn, other = (0.25 * np.degrees(np.angle(x)) for x in (straight, mirrored))
+    # B beyond what is expected scatters more too.
+    loud = max(found.unturned_b[which].mean(), 1.0)
+    error = 0.5 * np.degrees((loud / found.information[which].sum()) ** 0.5)
+    if 0.25 * (abs(mirrored) - abs(straight)) > ODDS * loud:
+        mirror, mend = "the sign of U is the other one", "is POLCCONV right, or an axis reversed?"
+        if abs(other) > 22.5:
+            mirror, mend = "Q and U are swapped", "exchange them"
+        ratio = found.ratios["b"][which].mean()
+        return (
+            f"{mirror}, by which B has {ratio:.3g} times the power that lensing and noise give; "
+            f"{mend}",
+            True,
+        )
+    if abs(turn) <= max(ANGLE_TOLERANCE, SIGMA_TOLD * error):
+        return "", False
+    return (
+        f"the polarisation is turned by {turn:.2f} ± {error:.2f} degrees, as ⟨EB⟩ tells; is the "
+        "detectors' angle right, and the frame that of the coordinates?",
+        abs(turn) > max(ANGLE_IMPOSSIBLE + SIGMA_TOLD * error, SIGMA_REFUSED * error),
+    )
 
 
-def _check_repeated(maps: PatchMaps, setup: MapSetup, source: str) -> None:
+def _check_repeated(patches: Patches, setup: MapSetup) -> None:
     """Refuse patches that hold the same sky, shifted or not: their maps are correlated.
 
     |Σ_x P_a(x) P_b*(x + s)| over all shifts s, beside √(Σ|P_a|² Σ|P_b|²), of multipoles below a
@@ -139,134 +312,107 @@ def _check_repeated(maps: PatchMaps, setup: MapSetup, source: str) -> None:
     """
     n = setup.patch.n_pixels
     low = np.r_[0 : n // 6, n - n // 6 : n]
-    p = (maps.q + 1j * maps.u) * setup.mask
+    p = (patches.q + 1j * patches.u) * setup.mask * np.isfinite(patches.rms)
     modes = np.fft.fft2(p)[:, low[:, None], low].astype(np.complex64)
     modes /= np.sqrt((np.abs(modes) ** 2).sum((1, 2), keepdims=True))
     for i in range(len(modes) - 1):
         pairs = modes[i].conj() * modes[i + 1 :]
         found = np.abs(np.fft.ifft2(pairs)).max((1, 2)) * modes[0].size
         if found.max() > CORRELATION:
+            pair = patches.numbers[i], patches.numbers[i + 1 + int(np.argmax(found))]
             raise MapError(
-                f"{source}: patches {i} and {i + 1 + int(np.argmax(found))} hold the same sky "
-                f"(their maps are correlated by {found.max():.2f}), and would count as "
+                f"{patches.source}: {PLURALS[patches.noun]} {pair[0]} and {pair[1]} hold the same "
+                f"sky (their maps are correlated by {found.max():.2f}), and would count as "
                 "independent; leave one out"
             )
 
 
-@dataclass(frozen=True)
-class _Polarisation:
-    """Power of pure E and of pure B over what is expected, mean over modes, (n_patches,) each, and
-    by how many degrees all patches' polarisation is turned, with its error."""
+class _Window:
+    """The mask of one patch's spectra: it vanishes smoothly at the edge and at what was not seen.
 
-    e: np.ndarray
-    b: np.ndarray
-    angle: float
-    angle_error: float
+    Attributes
+    ----------
+    mask : (n, n)
+    area : Σ mask² times a pixel's area, by which |mode|² is divided to give power
+    noise : power of the noise under it, µK²
+    independent : which part of the modes is independent, as ⟨M²⟩²/⟨M⁴⟩ counts them
+    """
+
+    def __init__(self, edges: np.ndarray, rms: np.ndarray, pixel: float):
+        seen = np.isfinite(rms)
+        self.mask = edges
+        if not seen.all():
+            away = scipy.ndimage.distance_transform_edt(seen) > WIDENED
+            self.mask = edges * scipy.ndimage.gaussian_filter(
+                away.astype(float), SMOOTHED, mode="nearest", truncate=WIDENED / SMOOTHED
+            )
+        square = self.mask**2
+        total = max(square.sum(), 1e-9)
+        self.area = total * pixel**2
+        self.noise = float((np.where(seen, rms, 0.0) ** 2 * square).sum() / total * pixel**2)
+        self.independent = float(total**2 / max((square**2).sum(), 1e-9) / square.size)
 
 
-def _polarisation(setup: MapSetup, theory, q: np.ndarray, u: np.ndarray) -> _Polarisation:
-    """What E and B of unmasked Q, U say about their axes. A turn by α, Q + iU → e^{2iα}(Q + iU),
-    makes ⟨EB⟩ of C^EE − C^BB; every mode counts by 1/(C^EE C^BB)."""
-    patch, instrument = setup.patch, setup.instrument
-    # Pure B needs a mask that vanishes at the edge, whatever that of κ̂ is.
-    mask = cosine_mask(patch, max(instrument.taper_deg, 0.1 * patch.size_deg))
+def _measure(patches: Patches, setup: MapSetup) -> _Measured:
+    """Spectra of every patch beside what is expected of its own noise."""
+    patch, instrument, theory = setup.patch, setup.instrument, setup.theory
+    l = np.arange(len(theory.ee))
+    sky = np.stack([theory.lensed_ee, theory.lensed_bb]) * instrument.beam(l) ** 2
+    inside = (l >= patch.fundamental) & (l <= patch.nyquist)
+    variance = ((2 * l + 1) * sky.sum(0))[inside].sum() / (8.0 * np.pi)
     ell = np.hypot(*mode_vectors(patch.n_pixels, patch.pixel))
-    # Above a few wavelengths of the patch the mask bends no spectrum, below .6 Nyquist no power
-    # aliases, and theory has to have B.
-    end = min(0.6 * patch.nyquist, np.flatnonzero(theory.lensed_bb)[-1])
-    used = (ell > 3.0 * patch.fundamental) & (ell < end)
-    weight = half_plane_weights(patch.n_pixels)[used]
-    l = np.minimum(np.round(ell[used]).astype(int), len(theory.ee) - 1)
-    rms2 = instrument.noise_variance(patch) * mask**2
-    noise = np.mean(rms2) / np.mean(mask**2) * patch.pixel**2
-    beam = instrument.beam(l) ** 2
-    ee, bb = (cl[l] * beam + noise for cl in (theory.lensed_ee, theory.lensed_bb))
-    area = masked_area(mask, patch.pixel)
-    sums = []
-    for start in range(0, len(q), CHUNK):
-        rows = slice(start, start + CHUNK)
-        # Pure E is pure B of the maps turned by 45°.
-        b = pure_b_modes(q[rows], u[rows], mask, patch.pixel)[:, used]
-        e = pure_b_modes(-u[rows], q[rows], mask, patch.pixel)[:, used]
-        e2, b2, eb = np.abs(e) ** 2, np.abs(b) ** 2, (e * b.conj()).real
-        terms = (e2 / ee, b2 / bb, eb / (ee * bb), (e2 - b2) / (ee * bb))
-        sums.append(np.stack([(weight * term).sum(-1) / area for term in terms]))
-    e, b, odd, even = np.concatenate(sums, axis=1)
-    angle = 0.25 * np.arctan2(2.0 * odd.sum(), even.sum())
-    # Of Gaussian modes, fewer than there are by ⟨M⁴⟩/⟨M²⟩² under a mask.
-    variance = (weight / (ee * bb)).sum() * np.mean(mask**4) / np.mean(mask**2) ** 2
-    error = 0.5 * np.sqrt(variance / len(q)) / (weight * (ee - bb) / (ee * bb)).sum()
-    return _Polarisation(e / weight.sum(), b / weight.sum(), *np.degrees([angle, error]))
-
-
-def _check_polarisation(maps: PatchMaps, setup: MapSetup, theory, source: str) -> list[str]:
-    found = _polarisation(setup, theory, maps.q, maps.u)
-    odd = (found.b > B_FACTOR) | (found.b < 1.0 / B_FACTOR)
-    turned = abs(found.angle) > max(ANGLE_TOLERANCE, ANGLE_SIGMA * found.angle_error)
-    if odd.any() or abs(found.b.mean() - 1.0) > B_TOLERANCE:
-        which = odd if odd.any() else np.ones(len(odd), bool)
-        _refuse_wrong_axes(maps, setup, theory, source, which)
-    warned = []
-    if turned:
-        warned.append(
-            f"the polarisation is turned by {found.angle:.2f} ± {found.angle_error:.2f} degrees, "
-            "as ⟨EB⟩ tells: is the detectors' angle right, and the frame that of the coordinates?"
-        )
-    if odd.any():
-        warned.append(
-            f"in {_patches(odd)} B has {found.b[odd].mean():.2f} times the power that lensing and "
-            "noise give"
-        )
-    elif abs(found.b.mean() - 1.0) > B_TOLERANCE and not turned:
-        warned.append(f"B has {found.b.mean():.2f} times the power that lensing and noise give")
-    scatter = E_SCATTER / setup.patch.n_pixels / np.sqrt(len(found.e))
-    if abs(found.e.mean() - 1.0) > E_TOLERANCE + 3.0 * scatter:
-        warned.append(f"E has {found.e.mean():.2f} times the power of the fiducial cosmology")
-    return warned
-
-
-def _refuse_wrong_axes(maps: PatchMaps, setup: MapSetup, theory, source: str, which) -> None:
-    """Refuse the patches ``which`` if mirrored, turned or swapped Q and U have the power in B that
-    is expected, and Q and U as they are have not."""
-    q, u = maps.q[which], maps.u[which]
-    # P → e^{−2iα}P, of Q + iU and of its mirror image.
-    left = {}
-    for name, p in {
-        "": q + 1j * u,
-        "the sign of U is the other one: is POLCCONV right, or an axis reversed?": q - 1j * u,
-        "Q and U are swapped": u + 1j * q,
-    }.items():
-        turn = _polarisation(setup, theory, p.real, p.imag).angle if not name else 0.0
-        p = p * np.exp(-2j * np.radians(turn))
-        if not name and abs(turn) > 22.5:
-            name = f"the polarisation is turned by {turn:.0f} degrees"
-        left[name] = _polarisation(setup, theory, p.real, p.imag).b.mean()
-    as_it_is = _polarisation(setup, theory, q, u).b.mean()
-    best = min(left, key=left.get)
-    if best and left[best] < 0.5 * as_it_is and abs(np.log(left[best])) < np.log(B_FACTOR):
-        raise MapError(
-            f"{source}: in {_patches(which)} B has {as_it_is:.3g} times the power that lensing and "
-            f"noise give, and {left[best]:.2f} times if {best}"
-        )
-
-
-def _high_l_power(maps: PatchMaps, setup: MapSetup, theory) -> tuple[float, float]:
-    """Mean power of Q and U over modes of .8 to 1 Nyquist, or of the last fifth before the maps
-    end, measured and expected."""
-    patch, instrument, mask = setup.patch, setup.instrument, setup.mask
-    n, pixel = patch.n_pixels, patch.pixel
-    ell = np.hypot(*plane_vectors(n, pixel))
-    end = min(patch.nyquist, maps.lmax or np.inf)
-    ring = (ell > 0.8 * end) & (ell < end)
-    area = masked_area(mask, pixel)
-    found = np.mean(
-        [
-            (np.abs(np.fft.fft2(m * mask) * pixel**2) ** 2 / area)[..., ring].mean()
-            for m in (maps.q, maps.u)
-        ]
+    end = min(patch.nyquist, patches.lmax or np.inf)
+    # Above some wavelengths of the patch the mask, holes or not, bends no spectrum.
+    start = min(6.0, patch.n_pixels / 16.0) * patch.fundamental
+    used = (ell > start) & (ell < end)
+    ell, weight = ell[used], half_plane_weights(patch.n_pixels)[used]
+    # Below 0.6 Nyquist no power aliases, and theory has to have B.
+    low = ell < min(0.6 * patch.nyquist, np.flatnonzero(theory.lensed_bb)[-1])
+    high = ell > 0.8 * end
+    sky = sky[:, np.minimum(np.round(ell).astype(int), l[-1])]
+    excess = 1.0 if instrument.one_over_f is None else instrument.one_over_f.mean_ratio(ell)
+    # Pure modes need a mask that vanishes at the edge, whatever that of κ̂ is.
+    edges = cosine_mask(patch, max(instrument.taper_deg, 0.1 * patch.size_deg))
+    rows, window = [], None
+    for i, (q, u) in enumerate(zip(patches.q, patches.u, strict=True)):
+        if window is None or len(patches.rms) > 1:
+            window = _Window(edges, patches.rms[min(i, len(patches.rms) - 1)], patch.pixel)
+        if np.mean(window.mask**2) < LEAST_SEEN:
+            rows.append([1.0, UNKNOWN] * 4 + [0.0] * 5)
+            continue
+        ee, bb = sky + window.noise * excess
+        e, b = _pure_modes(q, u, window, patch.pixel, used)
+        rms2 = 0.5 * ((q**2 + u**2) * window.mask**2).sum() * patch.pixel**2 / window.area
+        row = [np.sqrt(rms2 / (variance + window.noise / patch.pixel**2)), 0.02]
+        for power, which, root in (
+            ((np.abs(e) ** 2 + np.abs(b) ** 2) / (ee + bb), high, 0.5),
+            (np.abs(b) ** 2 / bb, low, 1.0),
+            (np.abs(e) ** 2 / ee, low, 1.0),
+        ):
+            count = weight[which].sum()
+            error = NON_GAUSSIAN * np.sqrt(2.0 / (count * window.independent))
+            row += [((weight * power)[which].sum() / count) ** root, root * error]
+        contrast = (window.independent * weight * (ee - bb) / (ee * bb))[low]
+        mirrored = _pure_modes(q, -u, window, patch.pixel, used)
+        for x, y in ((e, b), mirrored):
+            axes = np.abs(x) ** 2 - np.abs(y) ** 2 + 2j * (x * y.conj()).real
+            row.append((contrast * axes[low]).sum())
+        turn = 0.25 * np.angle(row[-2])
+        unturned = np.abs(np.cos(2.0 * turn) * b - np.sin(2.0 * turn) * e) ** 2 / bb
+        row.append((weight * unturned)[low].sum() / weight[low].sum())
+        information = (contrast * (ee - bb)[low]).sum()
+        rows.append([*row, information, np.sqrt(window.noise) / ARCMIN])
+    table = np.array(rows, complex).T
+    ratios, errors = (
+        dict(zip(("rms", "noise", "b", "e"), table[k:8:2].real, strict=True)) for k in (0, 1)
     )
-    l = np.minimum(np.round(ell[ring]).astype(int), len(theory.ee) - 1)
-    beam = instrument.beam(l) ** 2
-    signal = 0.5 * np.mean((theory.lensed_ee[l] + theory.lensed_bb[l]) * beam)
-    rms = instrument.noise_variance(patch) * mask**2
-    return float(found), float(signal + np.mean(rms) / np.mean(mask**2) * pixel**2)
+    unturned, information, level = table[10:].real
+    return _Measured(ratios, errors, level, table[8:10].T, unturned, information)
+
+
+def _pure_modes(q, u, window: _Window, pixel: float, used: np.ndarray):
+    """E and B of the modes ``used`` whose |·|² is power, each (n_used,) complex."""
+    norm = 1.0 / np.sqrt(window.area)
+    # Pure E is pure B of the maps turned by 45°.
+    e, b = (pure_b_modes(x, y, window.mask, pixel)[used] for x, y in ((-u, q), (q, u)))
+    return norm * e, norm * b

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -168,7 +168,12 @@ class MapSetup:
 
 
 def reconstruct_maps(
-    setup: MapSetup, estimator: Estimator, maps: PatchMaps, source: str, folder: str | Path
+    setup: MapSetup,
+    estimator: Estimator,
+    maps: PatchMaps,
+    source: str,
+    folder: str | Path,
+    warnings: Sequence[str] = (),
 ) -> Path:
     """Reconstruct a user's patches: κ̂ of each as a FITS image, and their bandpowers.
 
@@ -179,6 +184,7 @@ def reconstruct_maps(
     ----------
     source : where the maps came from, kept in what is written
     folder : where ``kappa_000.fits`` and so on and ``bandpowers.h5`` go
+    warnings : of :func:`~cobaya_cnnlens.calibrate.map_checks.check_maps`, kept too
 
     Returns
     -------
@@ -214,6 +220,7 @@ def reconstruct_maps(
             "known": np.isfinite(maps.centres).all(1),
             "frame": np.bytes_(maps.frame.encode()),
             "source": np.bytes_(source.encode()),
+            "warnings": products.texts(warnings),
         }
         products.write_product(path, KIND, setup.recipe, arrays)
     return path
@@ -250,11 +257,13 @@ def _writing(folder: Path) -> Iterator[None]:
 @dataclass(frozen=True)
 class MapBandpowers:
     """Of a survey's patches, before any calibration: ``auto`` ⟨κ̂κ̂*⟩, (n_patches, n_bins); ``power``
-    of E and B, (n_patches, n_power) in µK²; and the names of the maps they came from."""
+    of E and B, (n_patches, n_power) in µK²; the names of the maps they came from, and what is
+    suspicious of these."""
 
     auto: np.ndarray
     power: np.ndarray
     source: str
+    warnings: tuple[str, ...]
 
 
 def read_map_bandpowers(
@@ -277,7 +286,7 @@ def read_map_bandpowers(
     """
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     wanted = json.loads(json.dumps(recipe))
-    auto, power, centres, frames, sources = [], [], [], [], []
+    auto, power, centres, frames, sources, warnings = [], [], [], [], [], []
     for path in paths:
         with products.open_product(path, KIND) as product:
             wrong = products.differences(product.recipe, wanted)
@@ -293,6 +302,8 @@ def read_map_bandpowers(
             centres.append(np.where(known, product.array("centres"), np.nan))
             frames.append(bytes(product.array("frame")).decode())
             sources.append(bytes(product.array("source")).decode())
+            where = "" if len(paths) == 1 else f"{sources[-1]}: "
+            warnings += [where + warning for warning in product.texts("warnings")]
     named = ", ".join(map(str, paths))
     if len(set(frames)) > 1:
         raise MapError(
@@ -308,4 +319,5 @@ def read_map_bandpowers(
                 f"{named}: patches {i} and {i + 1 + int(np.argmax(same))} have the same "
                 "bandpowers: the same map is there twice; leave one out"
             )
-    return MapBandpowers(auto, np.concatenate(power), ", ".join(dict.fromkeys(sources)))
+    source = ", ".join(dict.fromkeys(sources))
+    return MapBandpowers(auto, np.concatenate(power), source, tuple(dict.fromkeys(warnings)))

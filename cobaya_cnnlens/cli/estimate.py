@@ -140,9 +140,10 @@ def reconstruct(
         setup.patch.size_deg,
         source,
     )
-    for warning in [*found.warnings, *check_maps(found, setup, source)]:
-        typer.secho(f"warning: {source}: {warning}", fg="yellow", err=True)
-    typer.echo(own_maps.reconstruct_maps(setup, load_estimator(), found, source, folder))
+    warnings = [*found.warnings, *check_maps(found, setup, source)]
+    runs.warn(source, warnings)
+    estimator = load_estimator()
+    typer.echo(own_maps.reconstruct_maps(setup, estimator, found, source, folder, warnings))
 
 
 def map_setup(source: Path, networks: list[Path] | None, noisy: bool = False):

@@ -65,6 +65,7 @@ def release_make(
             f"{path}: cannot be written ({error.strerror or error}); name another file with --out, "
             "or make room"
         ) from None
+    runs.warn(path, release.warnings)
     typer.echo(path)
 
 
@@ -104,7 +105,9 @@ def release_combine(
     from ..likelihood.combined import combine
     from ..likelihood.release import read_release, write_release
 
-    write_release(combine([read_release(file) for file in files], out.stem), out)
+    made = combine([read_release(file) for file in files], out.stem)
+    write_release(made, out)
+    runs.warn(out, made.warnings)
     typer.echo(out)
 
 

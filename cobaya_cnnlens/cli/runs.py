@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import typer
 
 from ..errors import CNNLensError
 
@@ -45,6 +48,12 @@ def need_pipeline() -> None:
     for name in PIPELINE_PACKAGES:
         if importlib.util.find_spec(name) is None:
             raise not_installed(name)
+
+
+def warn(source: str | Path, warnings: Iterable[str]) -> None:
+    """Print warnings of a file or of maps."""
+    for warning in warnings:
+        typer.secho(f"warning: {source}: {warning}", fg="yellow", err=True)
 
 
 def not_installed(package: str) -> CNNLensError:

@@ -80,8 +80,7 @@ def survey_plan(
     )
     other = read_plan(like) if like else None
     plan = make_plan(out, sources, PatchGeometry(patch_deg, patch_pixels), taper, seen, other)
-    for warning in plan.warnings:
-        typer.secho(f"warning: {out}: {warning}", fg="yellow", err=True)
+    runs.warn(out, plan.warnings)
     picture = save(plan_figure(plan), figure or out.with_suffix(".png"))
     depths = [tile.depth for tile in plan.tiles]
     typer.echo(
@@ -125,9 +124,9 @@ def survey_reconstruct(
     reconstruction.check_setup(loaded, setup)
     folder = out or plan.with_suffix("")
     check_folder(folder)
-    for warning in loaded.warnings:
-        typer.secho(f"warning: {plan}: {warning}", fg="yellow", err=True)
-    found = reconstruction.measure(loaded, setup, load_estimator, folder, threads)
+    found = reconstruction.measure(
+        loaded, setup, load_estimator, folder, threads, lambda warning: runs.warn(plan, [warning])
+    )
     typer.echo(mosaic.make(loaded, setup, folder, nside))
     typer.echo(found)
 
@@ -195,7 +194,9 @@ def survey_release(
     path = out or folder / "release.json"
     loaded = read_plan(plan)
     name = loaded.name if out is None else out.stem
-    write_release(assembly.make_release(run, loaded, folder, name), path)
+    made = assembly.make_release(run, loaded, folder, name)
+    write_release(made, path)
+    runs.warn(path, made.warnings)
     typer.echo(path)
 
 

@@ -20,6 +20,7 @@ from .combined import combine
 from .document import NUISANCES
 from .release import Release, digest_of_numbers, read_release
 from .selfcheck import requirements, theory_offset
+from .statistics import POOR_FIT
 
 # Points count as beyond the range of the noise debias at this many times the excursion at which it
 # was measured, and as carrying the posterior within this of the lowest χ² seen. A warning is due
@@ -128,6 +129,8 @@ class CNNLens(Likelihood):
             self.release_data.n_patches,
             self._likelihood.noise_debias + (", with their E and B" if self.primary else ""),
         )
+        for warning in self.release_data.warnings:
+            self.log.warning("%s: %s", self.release_data.name, warning)
 
     def _check_options(self) -> None:
         """What YAML reads as another type, as the text "false" for false, is told."""
@@ -234,8 +237,8 @@ class CNNLens(Likelihood):
         if not self._computed and (factor := self._likelihood.factor(*spectra, nuisances)):
             self.log.warning("at the first point %s", factor)
         self._computed = True
-        if self.noise_debias != "fixed" and self._watch.near(chi2):
-            self._count_excursion(*self._likelihood.excursion(*spectra))
+        if self._watch.near(chi2):
+            self._count(*spectra)
         if _derived is not None:
             _derived[self.chi2_parameter] = chi2
             _derived[parameter("pte", self.suffix)] = self._likelihood.pte(chi2)
@@ -250,9 +253,16 @@ class CNNLens(Likelihood):
             self._refused = True
             self.log.warning("such a point has no likelihood: %s. This is said once.", error)
 
-    def _count_excursion(self, t: float, rest: float) -> None:
-        step = self.release_data.derivative_step
+    def _count(self, clkk: np.ndarray, clee: np.ndarray | None) -> None:
+        """Count a point that carries the posterior; warn of a poor fit, and of a noise debias
+        beyond its range."""
+        t, rest, step = 0.0, 0.0, self.release_data.derivative_step
+        if self.noise_debias != "fixed" and not self._watch.over:
+            t, rest = self._likelihood.excursion(clkk, clee)
         beyond = self._watch.count(abs(t) > EXCURSION or rest > EXCURSION * step)
+        if beyond is None:
+            return
+        self._warn_of_fit(self._watch.lowest)
         if beyond <= TOLERATED:
             return
         self._watch.over = True
@@ -270,6 +280,21 @@ class CNNLens(Likelihood):
             self.release_data.provenance.get("derivative_excursion_omch2", "one step"),
             100 * rest,
             100 * step,
+        )
+
+    def _warn_of_fit(self, chi2: float) -> None:
+        """Say once that the lowest χ² so far is no fit."""
+        pte = self._likelihood.pte(chi2)
+        if pte >= POOR_FIT or self._watch.poor:
+            return
+        self._watch.poor = True
+        self.log.warning(
+            "the data do not fit: the lowest chi^2 so far is %.0f for %d bandpowers (PTE %.1g). "
+            "Look at the maps and their calibration (`cnnlens release show`), the theory and the "
+            "priors before you use the posterior. This is said once.",
+            chi2,
+            len(self._likelihood.bandpowers),
+            pte,
         )
 
     def log_likelihood(
@@ -320,29 +345,34 @@ class CNNLens(Likelihood):
 
 
 class Watch:
-    """Which part of the points that carry the posterior lies beyond a range.
+    """Which part of the points that carry the posterior lies beyond a range, and how well they fit.
+
+    Attributes
+    ----------
+    lowest : the lowest χ² seen, to one
+    over, poor : whether points beyond, or a poor fit, have been told
 
     Single points say little: the tails of a wide posterior leave any range, and burn-in begins
     anywhere. Counted is what lies near the lowest χ² seen, anew when a much lower one is found.
     """
 
     def __init__(self) -> None:
-        self.over = False
-        self._lowest = np.inf
+        self.over = self.poor = False
+        self.lowest = np.inf
         self._seen = self._beyond = 0
 
     def near(self, chi2: float) -> bool:
         """Whether a point of this χ² counts."""
-        if chi2 < self._lowest - 1.0:
-            self._lowest, self._seen, self._beyond = chi2, 0, 0
-        return not self.over and chi2 < self._lowest + NEAR
+        if chi2 < self.lowest - 1.0:
+            self.lowest, self._seen, self._beyond = chi2, 0, 0
+        return chi2 < self.lowest + NEAR
 
-    def count(self, beyond: bool) -> float:
-        """Count a point; the fraction beyond of every ``WATCHED``, and zero until then."""
+    def count(self, beyond: bool) -> float | None:
+        """Count a point; the fraction beyond of every ``WATCHED``, and None until then."""
         self._seen += 1
         self._beyond += beyond
         if self._seen < WATCHED:
-            return 0.0
+            return None
         fraction = self._beyond / self._seen
         self._seen = self._beyond = 0
         return fraction

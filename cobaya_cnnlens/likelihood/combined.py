@@ -78,7 +78,11 @@ def combine(releases: Sequence[Release], name: str | None = None) -> Release:
         release.name: {"n_patches": release.n_patches, "skies": release.provenance.get("skies")}
         for release in releases
     }
-    provenance = {key: value for key, value in first.provenance.items() if key != "skies"}
+    own = ("skies", "warnings")
+    provenance = {key: value for key, value in first.provenance.items() if key not in own}
+    warnings = [f"{release.name}: {text}" for release in releases for text in release.warnings]
+    if warnings:
+        provenance["warnings"] = warnings
     alike = all(release.truth == first.truth for release in releases)
     return replace(
         first,

@@ -250,6 +250,11 @@ class Release(_ReadOnly):
         return 0.5 * (self.edges[1:] + self.edges[:-1])
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is suspicious of its maps or bandpowers, from ``provenance``."""
+        return tuple(self.provenance.get("warnings", ()))
+
+    @property
     def derivative_step(self) -> float:
         """Relative change of a band's power to which the derivatives were measured."""
         return float(self.provenance.get("derivative_step", 0.1))

@@ -9,6 +9,9 @@ import numpy as np
 
 from ..errors import CNNLensError
 
+# A best fit whose probability to exceed is below this is warned of: data, or model, are wrong.
+POOR_FIT = 1e-4
+
 Values = TypeVar("Values", float, np.ndarray)
 
 

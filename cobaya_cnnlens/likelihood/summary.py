@@ -26,6 +26,7 @@ def release_table(release: Release) -> str:
     several blocks of lines
     """
     head = [release.name, release.description, ""]
+    head += [f"warning: {warning}" for warning in release.warnings]
     facts = {
         "patches in the survey": release.n_patches,
         "simulations (covariance)": release.n_sim,
@@ -33,7 +34,7 @@ def release_table(release: Release) -> str:
         "instrument": release.instrument,
         **({} if release.truth is None else {"truth of the mock": release.truth}),
         "theory": release.theory,
-        "provenance": release.provenance,
+        "provenance": {k: v for k, v in release.provenance.items() if k != "warnings"},
         "bands of C^kk": _bands("L", release.kk_edges),
         "bands of unlensed C^EE": _bands("l", release.ee_edges),
     }

@@ -17,7 +17,7 @@ from ..simulate.instrument import Instrument
 
 if TYPE_CHECKING:
     from ..reconstruct import Estimator
-    from .config import Baseline
+    from .config import Baseline, Config
     from .run import Run
 
 GROUP = "cobaya_cnnlens.estimators"
@@ -152,6 +152,13 @@ def label_of(baseline: Baseline) -> str:
     """A short name of a baseline."""
     label: str | Callable[[Baseline], str] = registered(baseline.kind)[1]
     return label(baseline) if callable(label) else label
+
+
+def name_of(config: Config) -> str:
+    """A short name of what makes κ̂ in a configuration, as releases record it."""
+    if config.baseline is not None:
+        return label_of(config.baseline)
+    return {"resunet": "ResUNet", "refined": "refining network"}[config.network.kind]
 
 
 def own_options(kind: str, given: dict) -> dict:

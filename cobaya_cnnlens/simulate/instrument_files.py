@@ -1,7 +1,9 @@
 """What is measured of an instrument, from files: beam, transfer function, inverse variance.
 
 A beam is text of columns l, B_l and, where there are any, error modes e_i(l) in units of B_l, so
-that B_l (1 + Σ a_i e_i(l)) with standard normal a_i is a beam that the measurement allows. A
+that B_l (1 + Σ a_i e_i(l)) with standard normal a_i is a beam that the measurement allows. With
+error modes, a comment line names the columns: ``# l B_l e_1 e_2``, or ``# l B_l dB_1 dB_2`` where
+they are absolute, δB_i = B_l e_i. A
 transfer function is text of columns l, F_l, or an ``.npz`` of ``ly`` (n,) from −l_max to l_max,
 ``lx`` (m,) from 0, and ``transfer`` (n, m), even in l: F(−l) = F(l), or it would make real maps
 complex. Inverse variance, of Q and of U each, is an ``.npz`` or ``.npy`` of ``ivar`` (ny, nx) in
@@ -12,6 +14,7 @@ complex. Inverse variance, of Q and of U each, is an ``.npz`` or ``.npy`` of ``i
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +29,10 @@ from ..errors import InstrumentError
 # the least that is left of a mode: filters divide by it.
 NORMALISED = 2e-3
 LEAST, MOST = 1e-6, 10.0
+# Names of a relative and of an absolute error mode, and the largest |δB/B| of one: more is no error
+# of a measured beam, but a column of something else.
+RELATIVE, ABSOLUTE = re.compile(r"e_?\d*(\(l\))?"), re.compile(r"(d|delta|δ|Δ)_?B.*", re.IGNORECASE)
+LARGEST_ERROR = 0.5
 # A table may begin so high: between there and l = 0 it is taken as flat.
 FIRST = 2
 
@@ -145,7 +152,7 @@ def read_beam(path: str | Path, normalise: bool = False) -> Beam:
     ------
     InstrumentError
         if the file cannot be read, does not begin at l ≤ 2 with B = 1, is not finite and positive,
-        or its multipoles do not ascend
+        its multipoles do not ascend, or further columns are not named or no error modes
     """
     return _beam(*_state(path), normalise)
 
@@ -216,20 +223,21 @@ def _digest(path: str, *_state: int) -> str:
 @lru_cache(maxsize=16)
 def _beam(path: str, _mtime: int, _size: int, normalise: bool) -> Beam:
     table = _columns(path, "l, B_l")
-    ell, values, errors = table[0], table[1], table[2:]
+    ell, values = table[0], table[1]
     if ell[0] > FIRST:
         raise InstrumentError(
             f"{path}: column l begins at {ell[0]:g}; a beam begins at l = 0, 1 or {FIRST}, or its "
             "normalisation is not known"
         )
-    _check_positive(path, "B_l", values)
-    if normalise:
+    errors = _error_modes(path, table[2:], values)
+    if normalise and values[0] > 0:
         values = values / values[0]
-    if abs(values[0] - 1.0) > NORMALISED:
+    if values[0] > 0 and abs(values[0] - 1.0) > NORMALISED:
         raise InstrumentError(
             f"{path}: column B_l begins with {values[0]:.6g}, not 1; is it B_l² or a solid angle? "
             "If only its normalisation is another, set 'instrument.normalise_beam: true'"
         )
+    _check_positive(path, "B_l", values)
     if ell[0] > 0:
         ell, values = np.r_[0.0, ell], np.r_[values[0], values]
         errors = np.hstack([errors[:, :1], errors])
@@ -240,6 +248,49 @@ def _beam(path: str, _mtime: int, _size: int, normalise: bool) -> Beam:
             "inverse"
         )
     return Beam(ell, values, errors)
+
+
+def _error_modes(path: str, columns: np.ndarray, beam: np.ndarray) -> np.ndarray:
+    """Relative error modes, (n_modes, n), of a beam's further columns, by their names."""
+    if not len(columns):
+        return columns
+    names = _names(path, 2 + len(columns))[2:]
+    absolute = [bool(ABSOLUTE.fullmatch(name)) for name in names]
+    unknown = [
+        name
+        for name, d in zip(names, absolute, strict=True)
+        if not d and not RELATIVE.fullmatch(name)
+    ]
+    if not names or unknown:
+        what = f"column {unknown[0]} is" if unknown else "columns beyond the second are"
+        raise InstrumentError(
+            f"{path}: nothing says that {what} an error mode of the beam. Keep l and one B_l, that "
+            "of the polarisation; or name error modes in a comment line above the table: "
+            "'# l B_l e_1' if they are in units of B_l, '# l B_l dB_1' if they are absolute"
+        )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        modes = np.where(np.array(absolute)[:, None], columns / beam, columns)
+    largest = np.abs(modes).max(1)
+    if not (largest < LARGEST_ERROR).all():
+        worst = int(np.argmax(~(largest < LARGEST_ERROR)))
+        raise InstrumentError(
+            f"{path}: column {names[worst]} reaches {largest[worst]:.3g} of B_l; an error mode is "
+            f"one standard deviation of a measured beam, below {LARGEST_ERROR:g}: give the error, "
+            "not another beam, or end the table where the beam is known"
+        )
+    return modes
+
+
+def _names(path: str, count: int) -> list[str]:
+    """Names of so many columns, from the last comment line above a table that has as many words;
+    empty if there is none."""
+    found: list[str] = []
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.strip() and not line.lstrip().startswith("#"):
+            break
+        words = re.split(r"[\s,;]+", line.strip(" #,;\t"))
+        found = words if len(words) == count else found
+    return found
 
 
 @lru_cache(maxsize=16)

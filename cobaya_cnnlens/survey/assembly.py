@@ -18,11 +18,13 @@ from ..calibrate.debias import Measured
 from ..calibrate.derivatives import BandDerivatives, NoiseDerivatives
 from ..calibrate.nuisances import orders
 from ..calibrate.own_maps import MapSetup
+from ..calibrate.release_warnings import with_warnings
 from ..calibrate.response import Calibration, standard_error
 from ..errors import ConfigError
 from ..likelihood.document import NUISANCES
 from ..likelihood.release import Release
 from ..pipeline.config import Points
+from ..pipeline.estimators import name_of
 from ..pipeline.run import Run
 from ..simulate.depth import DepthClasses, depth_classes, tile_depths
 from . import calibration, reconstruction
@@ -203,13 +205,13 @@ def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release
         found.test_tiles,
         weights.label,
     )
-    return replace(
+    made_release = replace(
         release,
         name=name,
         description=(
             f"{n_tiles} tiles of {patch.size_deg:g} x {patch.size_deg:g} deg at "
-            f"{min(depths):.3g} to {max(depths):.3g} uK arcmin: ResUNet convergence bandpowers, "
-            "debiased"
+            f"{min(depths):.3g} to {max(depths):.3g} uK arcmin: "
+            f"{assemble.bandpowers_of(name_of(run.config))}"
         ),
         response=weights.mean_response,
         response_error=_response_error(found),
@@ -229,6 +231,7 @@ def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release
             "packages": assemble.package_versions(),
         },
     )
+    return with_warnings(made_release, data.warnings)
 
 
 def _mean_level(plan: Plan) -> float:

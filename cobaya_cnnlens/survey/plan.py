@@ -20,6 +20,7 @@ from tqdm import tqdm
 import yaml
 
 from .. import products
+from ..calibrate.map_checks import band_warnings
 from ..errors import ConfigError, MapError
 from ..files import atomic_write
 from ..pipeline.map_headers import say_frame
@@ -182,13 +183,8 @@ class Plan:
         found = []
         if self.assumed_frame:
             found.append(f"a map has {say_frame(self.frame)}; write COORDSYS if that is wrong")
-        nyquist = round(self.geometry.nyquist)
-        if self.sources.maps and self.lmax < nyquist:
-            found.append(
-                f"the maps' a_lm are good to l = {self.lmax}, the patches that the network knows "
-                f"go to {nyquist}: κ̂ is not what calibrated it; take finer maps"
-            )
-        return found
+        known = self.lmax if self.sources.maps else None
+        return found + band_warnings(known, self.geometry.nyquist)
 
 
 def array_path(path: str | Path) -> Path:

@@ -8,6 +8,7 @@ of E and B are divided by ⟨M²⟩ of that taper, holes or not: a calibration o
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import products
+from ..calibrate import map_checks
 from ..calibrate.own_maps import MapSetup
 from ..calibrate.power import EBPower
 from ..errors import ConfigError, MapError
@@ -28,8 +30,6 @@ KIND, TILE_KIND = "survey bandpowers", "survey tile"
 ALGORITHM = 1
 # Tiles at a time: a killed run loses these.
 BATCH = 4
-# By what factor a tile's Q and U may be off what the sky and its depth give.
-RMS_IMPOSSIBLE = 2.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class SurveyBandpowers:
     centres : colatitude and longitude in radians, (n_tiles, 2)
     depth : in µK′, (n_tiles,)
     weight : of :attr:`.plan.Tile.weight`, (n_tiles,)
+    warnings : what is suspicious of the maps, as :func:`check` says
     """
 
     auto: np.ndarray
@@ -53,6 +54,7 @@ class SurveyBandpowers:
     centres: np.ndarray
     depth: np.ndarray
     weight: np.ndarray
+    warnings: tuple[str, ...]
 
 
 def path(folder: str | Path) -> Path:
@@ -85,6 +87,7 @@ def recipe(plan: Plan, setup: MapSetup) -> dict:
     return {
         "tiles": [tile.number for tile in plan.tiles],
         **{key: v for key, v in tile_recipe(plan, setup, plan.tiles[0]).items() if key != "tile"},
+        "checks": map_checks.ALGORITHM,
     }
 
 
@@ -115,14 +118,17 @@ def measure(
     load_estimator: Callable,
     folder: str | Path,
     nthreads: int = 0,
+    warn: Callable[[str], object] = warnings.warn,
 ) -> Path:
-    """Reconstruct every tile that is not there yet, write κ̂ as FITS images and all bandpowers.
+    """Check the tiles' maps, reconstruct every tile that is not there yet, write κ̂ as FITS images
+    and all bandpowers.
 
     Parameters
     ----------
     setup : what the estimator was calibrated for
     load_estimator : gives the estimator, a
         :class:`~cobaya_cnnlens.reconstruct.refined.RefinedEstimator`; called if a tile is missing
+    warn : called with each warning of the maps, before anything is reconstructed
 
     Returns
     -------
@@ -131,18 +137,20 @@ def measure(
     Raises
     ------
     MapError
-        if the maps are not those of the plan, or a tile is not what its depth says
+        if the maps are not those of the plan, or as :func:`check`
     """
     check_setup(plan, setup)
     patches.measure(plan, folder, nthreads)
+    maps = {found.tile.number: found for found in patches.masked_patches(plan, folder)}
+    suspicious = check(plan, setup, list(maps.values()))
+    for warning in suspicious:
+        warn(warning)
     todo = [
         tile
         for tile in plan.tiles
         if not products.exists(tile_path(folder, tile), TILE_KIND, tile_recipe(plan, setup, tile))
     ]
     if todo:
-        maps = {found.tile.number: found for found in patches.masked_patches(plan, folder)}
-        _check_rms(plan, setup, list(maps.values()))
         estimator = load_estimator()
         power = EBPower(setup.patch, setup.bins, setup.mask)
         with tqdm(total=len(plan.tiles), initial=len(plan.tiles) - len(todo), desc="kappa") as bar:
@@ -164,6 +172,7 @@ def measure(
         "centres": plan.centres,
         "depth": np.array([tile.depth for tile in plan.tiles]),
         "weight": np.array([tile.weight for tile in plan.tiles]),
+        "warnings": products.texts(suspicious),
     }
     products.write_product(path(folder), KIND, recipe(plan, setup), whole)
     return path(folder)
@@ -181,29 +190,28 @@ def _reconstruct(plan, setup, estimator, power, batch: list[TilePatches], folder
         products.write_product(where, TILE_KIND, wanted, arrays)
 
 
-def _check_rms(plan: Plan, setup: MapSetup, maps: list[TilePatches]) -> None:
-    """Each tile's rms of Q and U against that of lensed, beamed E and B with the tile's noise."""
-    theory, patch = setup.theory, setup.patch
-    l = np.arange(len(theory.ee))
-    signal = (theory.lensed_ee + theory.lensed_bb) * setup.instrument.beam(l) ** 2
-    inside = (l >= patch.fundamental) & (l <= patch.nyquist)
-    variance = np.sum(((2 * l + 1) * signal)[inside]) / (8.0 * np.pi)
-    wrong = []
-    for found in maps:
-        tile = found.tile
-        weight = tile.mask**2
-        noise = (weight[tile.seen] * tile.rms[tile.seen] ** 2).sum() / weight.sum()
-        rms = np.sqrt(0.5 * (found.q**2 + found.u**2).sum() / weight.sum())
-        ratio = rms / np.sqrt(variance + noise)
-        if not 1.0 / RMS_IMPOSSIBLE < ratio < RMS_IMPOSSIBLE:
-            wrong.append((tile.number, ratio))
-    if wrong:
-        others = f" and of {len(wrong) - 1} others" if len(wrong) > 1 else ""
-        mend = "look at the unit" if len(wrong) == len(maps) else "take it out of the plan"
-        raise MapError(
-            f"{plan.path}: Q and U of tile {wrong[0][0]}{others} have {wrong[0][1]:.3g} times the "
-            f"rms that the sky and the depth give; {mend}"
-        )
+def check(plan: Plan, setup: MapSetup, maps: list[TilePatches]) -> list[str]:
+    """Check the tiles' Q and U as :func:`~cobaya_cnnlens.calibrate.map_checks.check_patches` does,
+    each with its own noise and holes.
+
+    Returns
+    -------
+    warnings
+
+    Raises
+    ------
+    MapError
+    """
+    # The maps carry the taper already, which may be zero at the edge.
+    tapers = [np.where(found.tile.taper > 0.0, found.tile.taper, 1.0) for found in maps]
+    q, u = (
+        np.stack([m / taper for m, taper in zip(masked, tapers, strict=True)])
+        for masked in ([found.q for found in maps], [found.u for found in maps])
+    )
+    rms = np.stack([found.tile.rms for found in maps])
+    numbers = np.array([found.tile.number for found in maps])
+    tiles = map_checks.Patches(q, u, rms, plan.lmax, str(plan.path), "tile", numbers)
+    return map_checks.check_patches(tiles, setup)
 
 
 def read_tile(plan: Plan, setup: MapSetup, tile: Tile, folder: str | Path) -> dict:
@@ -228,6 +236,5 @@ def read(plan: Plan, setup: MapSetup, folder: str | Path) -> SurveyBandpowers:
         if they are missing, or were made with another plan or estimator
     """
     with products.open_product(path(folder), KIND, recipe(plan, setup)) as product:
-        return SurveyBandpowers(
-            **{name: product.array(name) for name in SurveyBandpowers.__annotations__}
-        )
+        arrays = {name: product.array(name) for name in product.names() if name != "warnings"}
+        return SurveyBandpowers(**arrays, warnings=tuple(product.texts("warnings")))

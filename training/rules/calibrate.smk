@@ -119,11 +119,7 @@ def survey_of(wildcards):
 
 rule release:
     input:
-        lambda w: all_bandpowers(of(w), "validation", "test", f"survey-{survey_of(w)}"),
-        lambda w: all_derivatives(of(w)),
-        lambda w: all_nuisances(of(w)),
-        lambda w: all_power(of(w)),
-        lambda w: all_fitted(of(w)),
+        lambda w: of_release(of(w), survey_of(w)),
     output:
         "{products}/releases/{release}.json",
     params:

@@ -59,9 +59,7 @@ rule coverage_sky:
 rule coverage_table:
     input:
         lambda w: coverage_skies(of(w)),
-        lambda w: all_bandpowers(of(w), "validation", "test", f"survey-{of(w).first_survey}"),
-        lambda w: all_derivatives(of(w)),
-        lambda w: all_nuisances(of(w)),
+        lambda w: of_release(of(w), of(w).first_survey),
     output:
         "{products}/coverage.txt",
     params:

@@ -1,0 +1,90 @@
+"""What is suspicious of a release, which it keeps in ``provenance.warnings``.
+
+Warnings of its maps come with the bandpowers (:mod:`.map_checks`). One more is due where nothing
+near the fiducial cosmology fits the bandpowers: their best χ² over
+
+    C_L^κκ = A C_L^fid (1 + t a_j/|a|²),  L in band j,
+
+with the amplitude A and the change t along omch2 free, and C_l^EE likewise where the model has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+import scipy.optimize
+
+from ..errors import CNNLensError, SpectrumError
+from ..likelihood.bandpowers import BandpowerLikelihood
+from ..likelihood.release import Release
+from ..likelihood.statistics import POOR_FIT
+
+# Of ln A and of t, whose unit is the step in omch2 at which derivatives were measured.
+BOUNDS = ((-1.5, 1.5), (-3.0, 3.0))
+
+
+def with_warnings(release: Release, of_maps: Iterable[str] = ()) -> Release:
+    """The release with the warnings of its maps, and of its fit, in place of any that it had."""
+    warnings = list(of_maps)
+    if fit := poor_fit(release):
+        warnings.append(fit)
+    provenance = {key: value for key, value in release.provenance.items() if key != "warnings"}
+    if warnings:
+        provenance["warnings"] = warnings
+    return replace(release, provenance=provenance)
+
+
+def poor_fit(release: Release) -> str | None:
+    """What to say of bandpowers that nothing near the fiducial cosmology fits; None of others."""
+    chi2, pte = best_fit(release)
+    if pte >= POOR_FIT:
+        return None
+    return (
+        f"no cosmology near the fiducial fits the bandpowers: chi2 is {chi2:.0f} for "
+        f"{release.n_bins} bins at the best amplitude and omch2 (PTE {pte:.1g}); look at the maps "
+        "and their calibration before any posterior"
+    )
+
+
+def best_fit(release: Release) -> tuple[float, float]:
+    """χ² at the best amplitude and omch2, and its probability to exceed."""
+    try:
+        likelihood = BandpowerLikelihood(release)
+    except CNNLensError:  # of data whose power is not positive
+        likelihood = BandpowerLikelihood(release, statistics="hartlap")
+    used = likelihood.release
+    kk = np.pad(used.fiducial_kk, (0, max(likelihood.lmax_kk + 1 - len(used.fiducial_kk), 0)))
+    ee = np.pad(used.fiducial_ee, (0, max(likelihood.lmax_ee + 1 - len(used.fiducial_ee), 0)))
+    slopes = [
+        _along(len(cl), edges, direction)
+        for cl, edges, direction in (
+            (kk, used.kk_edges, used.kk_direction),
+            (ee, used.ee_edges, used.ee_direction),
+        )
+    ]
+
+    def chi2(x: np.ndarray) -> float:
+        spectra = kk * np.exp(x[0]) * (1.0 + x[1] * slopes[0]), ee * (1.0 + x[1] * slopes[1])
+        try:
+            return likelihood.chi2(*spectra)
+        except SpectrumError:
+            return 1e30
+
+    start = np.array([[0.0, 0.0], [0.05, 0.0], [0.0, 0.2]])
+    options = {"initial_simplex": start, "xatol": 1e-3, "fatol": 0.01}
+    found = scipy.optimize.minimize(
+        chi2, start[0], method="Nelder-Mead", bounds=BOUNDS, options=options
+    )
+    return float(found.fun), float(likelihood.pte(found.fun))
+
+
+def _along(size: int, edges: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """Relative change of a spectrum for t = 1, (size,)."""
+    change = np.zeros(size)
+    if direction.any():
+        change[edges[0] : edges[-1]] = np.repeat(
+            direction / (direction @ direction), np.diff(edges)
+        )
+    return change
