@@ -22,6 +22,7 @@ from tqdm import tqdm
 from .. import products
 from ..errors import EmulatorError
 from ..likelihood.bandpowers import BandpowerLikelihood
+from ..theory.approximations import matter_density
 from ..theory.camb import (
     CambSettings,
     Cosmology,
@@ -40,7 +41,6 @@ from ..theory.emulator import (
     Tables,
     baselines,
     check_base,
-    matter_density,
     read_emulator,
     stretched,
     unit_box,
