@@ -23,6 +23,7 @@ from .. import products
 from ..errors import EmulatorError
 from ..likelihood.bandpowers import BandpowerLikelihood
 from ..table import text_table
+from ..theory.approximations import matter_density
 from ..theory.camb import (
     CambSettings,
     Cosmology,
@@ -41,7 +42,6 @@ from ..theory.emulator import (
     Tables,
     baselines,
     check_base,
-    matter_density,
     read_emulator,
     stretched,
     unit_box,

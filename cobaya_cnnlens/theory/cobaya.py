@@ -79,9 +79,11 @@ class SpectraTheory(Theory):
         cause that can be read."""
         super().initialize_with_provider(provider)
         asked = [id(theory) for theory in provider.requirement_providers.values()]
-        for name, theory in provider.model.theory.items():
+        # Those that Cobaya has left out already, as its `post` does, are not in this order.
+        for theory in provider.model._component_order:
             idle = id(theory.get_provider()) not in asked and not theory.output_params
             if idle and isinstance(theory, BoltzmannBase):
+                name = theory.get_name()
                 raise LoggedError(
                     self.log,
                     "nothing is asked of the theory '%s', because %s provides %s. Remove '%s' from "
