@@ -16,7 +16,7 @@ from ..errors import CNNLensError, SpectrumError
 from ..theory.cobaya import refuse_other_version
 from .bandpowers import BandpowerLikelihood
 from .combined import combine
-from .document import NUISANCES
+from .fields import NUISANCES
 from .release import Release, digest_of_numbers, read_release
 from .selfcheck import requirements, theory_offset
 
@@ -200,7 +200,7 @@ class CNNLens(Likelihood):
             raise
         self._computed = True
         if self.noise_debias != "fixed" and self._watch.near(chi2):
-            self._count_excursion(*self._likelihood.excursion(*spectra))
+            self._count_excursion(*self._likelihood.excursion(spectra[0]))
         if _derived is not None:
             _derived[self.chi2_parameter] = chi2
             _derived[parameter("pte", self.suffix)] = self._likelihood.pte(chi2)
@@ -215,24 +215,23 @@ class CNNLens(Likelihood):
             self._refused = True
             self.log.warning("such a point has no likelihood: %s. This is said once.", error)
 
-    def _count_excursion(self, t: float, rest: float) -> None:
+    def _count_excursion(self, u: float, rest: float) -> None:
         step = self.release_data.derivative_step
-        beyond = self._watch.count(abs(t) > EXCURSION or rest > EXCURSION * step)
+        beyond = self._watch.count(abs(u) > EXCURSION or rest > EXCURSION * step)
         if beyond <= TOLERATED:
             return
         self._watch.over = True
         self.log.warning(
-            "the posterior lies where the noise debias was not measured: %.0f%% of the points "
-            "within %g of the lowest chi^2 (the last: %.2f times the measured change along omch2, "
-            "1 is %s of it; beyond that a band's power changes by %.0f%%, measured to %.0f%%). "
-            "Run it with noise_debias: linear and fixed too: what moves between them rests on an "
+            "the posterior lies where the noise bias was not measured: %.0f%% of the points "
+            "within %g of the lowest chi^2 (the last: %.2f times the largest measured change of "
+            "C_L^kappakappa; beyond that a band's power changes by %.0f%%, measured to %.0f%%). "
+            "Run it with noise_debias: fixed too: what moves between them rests on an "
             "extrapolation. If that matters, add data or priors that hold the cosmology nearer to "
             "the release's, or calibrate a release at the best fit ('cosmology' in its "
             "configuration). This is said once.",
             100 * beyond,
             NEAR,
-            t,
-            self.release_data.provenance.get("derivative_excursion_omch2", "one step"),
+            u,
             100 * rest,
             100 * step,
         )

@@ -15,10 +15,10 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import ReleaseError
+from .fields import Group, Release, digest_of_numbers
 from .document import check_name
-from .release import Release, digest_of_numbers
 
-# Numbers of a release, or of its data debias, that are a survey's own.
+# Numbers of a release that are a survey's own.
 OWN = ("bandpowers", "n_patches", "power")
 
 
@@ -67,10 +67,6 @@ def combine(releases: Sequence[Release], name: str | None = None) -> Release:
     def mean(values: list[np.ndarray]) -> np.ndarray:
         return np.average(values, axis=0, weights=n_patches)
 
-    debias = first.data_debias
-    if debias is not None:
-        powers = [release.data_debias.power for release in releases if release.data_debias]
-        debias = replace(debias, power=mean(powers))
     name = name or "+".join(release.name for release in releases)
     if problem := check_name(name):
         raise ReleaseError(f"the name of the combined release {problem}")
@@ -86,7 +82,9 @@ def combine(releases: Sequence[Release], name: str | None = None) -> Release:
         description=f"{len(releases)} surveys of one calibration, {n_patches.sum()} patches",
         bandpowers=mean([release.bandpowers for release in releases]),
         n_patches=int(n_patches.sum()),
-        data_debias=debias,
+        power=mean([release.power for release in releases])
+        if first.has(Group.DEBIAS)
+        else first.power,
         provenance=provenance | {"combined": parts},
         truth=first.truth if alike else None,
     )

@@ -1,4 +1,7 @@
-"""A release as a JSON document: which field holds what, reading and writing of each, the digest."""
+"""A release as a JSON document: reading, writing, the JSON schema and the digest.
+
+All of it follows from the fields that :mod:`.fields` declares.
+"""
 
 from __future__ import annotations
 
@@ -6,91 +9,16 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from ..errors import ReleaseError
-
-if TYPE_CHECKING:
-    from .release import Release
+from .fields import ARRAYS, NUISANCES, Group, Numbers, Release, read_only
 
 FORMAT = "cobaya_cnnlens release"
-# The second version has no section ``data_debias``, the fourth has. (The third had one in which the
-# theory's C^EE had a part.)
-VERSION, VERSION_WITH_DATA_DEBIAS = 2, 4
-# Instrumental nuisances, in the order of the arrays; relative changes of gain, beam width and noise
-# rms, and a rotation of the polarisation in degrees.
-NUISANCES = ("gain", "beam", "noise", "angle")
-
-# Field of the document → (attribute, shape); shapes name dimensions that must agree.
-ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "bins.edges": ("edges", ("n_bins+1",)),
-    "data.bandpowers": ("bandpowers", ("n_bins",)),
-    "covariance.patch": ("patch_covariance", ("n_bins", "n_bins")),
-    "covariance.noise": ("noise_covariance", ("n_bins", "n_bins")),
-    "covariance.derivatives": ("derivative_covariance", ("n_bins", "n_bins")),
-    "calibration.response": ("response", ("n_bins",)),
-    "calibration.response_error": ("response_error", ("n_bins",)),
-    "calibration.noise": ("noise", ("n_bins",)),
-    "calibration.noise_error": ("noise_error", ("n_bins",)),
-    "derivatives.kk_edges": ("kk_edges", ("n_kk+1",)),
-    "derivatives.kk": ("kk_derivatives", ("n_bins", "n_kk")),
-    "derivatives.kk_errors": ("kk_derivative_errors", ("n_bins", "n_kk")),
-    "derivatives.ee_edges": ("ee_edges", ("n_ee+1",)),
-    "derivatives.ee": ("ee_derivatives", ("n_bins", "n_ee")),
-    "derivatives.ee_errors": ("ee_derivative_errors", ("n_bins", "n_ee")),
-    "derivatives.curvature": ("curvature", ("n_bins",)),
-    "derivatives.curvature_errors": ("curvature_errors", ("n_bins",)),
-    "derivatives.kk_direction": ("kk_direction", ("n_kk",)),
-    "derivatives.ee_direction": ("ee_direction", ("n_ee",)),
-    "nuisances.steps": ("nuisance_steps", ("n_nuisances",)),
-    "nuisances.first": ("nuisance_first", ("n_bins", "n_nuisances")),
-    "nuisances.first_errors": ("nuisance_first_errors", ("n_bins", "n_nuisances")),
-    "nuisances.second": ("nuisance_second", ("n_bins", "n_nuisances")),
-    "nuisances.second_errors": ("nuisance_second_errors", ("n_bins", "n_nuisances")),
-    "fiducial.kk": ("fiducial_kk", ("L",)),
-    "fiducial.ee": ("fiducial_ee", ("l",)),
-}
-# Those of the section that not every release has, as attributes of its DataDebias.
-DATA_DEBIAS_ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "data_debias.e_edges": ("e_edges", ("n_e+1",)),
-    "data_debias.b_edges": ("b_edges", ("n_b+1",)),
-    "data_debias.power": ("power", ("n_power",)),
-    "data_debias.fiducial_power": ("fiducial_power", ("n_power",)),
-    "data_debias.coefficients": ("coefficients", ("n_bins", "n_power")),
-    "data_debias.kk_direction": ("kk_direction", ("n_kk",)),
-    **{
-        f"data_debias.{attribute}": (attribute, shape)
-        for attribute, shape in ARRAYS.values()
-        if attribute.endswith("_covariance")
-        or attribute.startswith(("curvature", "nuisance_first", "nuisance_second"))
-        or "derivative" in attribute
-    },
-}
-# Those of them that are there together, or not at all: the second order over the prior.
-SECOND_ORDER_ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "data_debias.ee_directions": ("ee_directions", ("n_power", "n_v")),
-    "data_debias.amplitude_covariance": ("amplitude_covariance", ("n_v", "n_v")),
-    "data_debias.second": ("second", ("n_bins", "n_products")),
-    "data_debias.cross": ("cross", ("n_bins", "n_v")),
-}
-# Likewise: what `primary: true` needs of the survey's E and B as data.
-PRIMARY_ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
-    f"data_debias.{attribute}": (attribute, shape)
-    for attribute, shape in (
-        ("power_kk_derivatives", ("n_power", "n_kk")),
-        ("power_ee_derivatives", ("n_power", "n_ee")),
-        ("power_nuisance_first", ("n_power", "n_nuisances")),
-        ("power_nuisance_second", ("n_power", "n_nuisances")),
-        ("power_covariance", ("n_power", "n_power")),
-        ("power_cross_covariance", ("n_bins", "n_power")),
-        ("power_error_covariance", ("n_power", "n_power")),
-        ("power_error_cross", ("n_bins", "n_power")),
-    )
-}
-_INTEGER_ARRAYS = {"bins.edges", "derivatives.kk_edges", "derivatives.ee_edges"}
+VERSION = 5
 _SCALARS: dict[str, tuple[str, type]] = {
     "name": ("name", str),
     "description": ("description", str),
@@ -121,32 +49,17 @@ _CONVENTIONS: dict[str, Any] = {
 }
 
 
-def read_only(array: np.ndarray) -> np.ndarray:
-    """The same array, which can no longer be written to."""
-    array.setflags(write=False)
-    return array
-
-
 def to_document(release: Release) -> dict[str, Any]:
     """The release as nested plain dictionaries and lists, without its digest."""
-    with_data = release.data_debias is not None
-    version = VERSION_WITH_DATA_DEBIAS if with_data else VERSION
-    document: dict[str, Any] = {"format": FORMAT, "version": version}
+    document: dict[str, Any] = {"format": FORMAT, "version": VERSION}
     for key, (attribute, _) in _SCALARS.items():
         value = getattr(release, attribute)
         _put(document, key, dict(value) if isinstance(value, dict) else value)
     document["truth"] = release.truth
-    for key, (attribute, _) in ARRAYS.items():
-        array = getattr(release, attribute)
-        digits = int if key in _INTEGER_ARRAYS else _rounded
-        _put(document, key, _nested(array, digits))
-    arrays = dict(DATA_DEBIAS_ARRAYS) if with_data else {}
-    if release.data_debias is not None and release.data_debias.n_v:
-        arrays |= SECOND_ORDER_ARRAYS
-    if release.data_debias is not None and release.data_debias.has_primary:
-        arrays |= PRIMARY_ARRAYS
-    for key, (attribute, _) in arrays.items():
-        _put(document, key, _nested(getattr(release.data_debias, attribute), _rounded))
+    for name, numbers in ARRAYS.items():
+        if release.has(numbers.group):
+            array = getattr(release, name)
+            _put(document, numbers.key, _nested(array, int if numbers.integers else _rounded))
     first, values = [], []
     for row in release.windows:
         inside = np.flatnonzero(row)
@@ -179,18 +92,12 @@ def values_of(document: dict[str, Any], source: str) -> dict[str, Any]:
             f"{source}: field 'format' is not '{FORMAT}'; this is another kind of file"
         )
     version = document.get("version")
-    if version not in (VERSION, VERSION_WITH_DATA_DEBIAS) or isinstance(version, bool | float):
+    if version != VERSION or isinstance(version, bool | float):
         raise ReleaseError(
-            f"{source}: field 'version' is {version!r:.40}, this package reads {VERSION} and "
-            f"{VERSION_WITH_DATA_DEBIAS}; install the package version that wrote the file, or make "
-            "it again"
+            f"{source}: field 'version' is {version!r:.40}, this package reads {VERSION}; install "
+            "the package version that wrote the file, or make it again with `cnnlens release make`"
         )
-    with_data = version == VERSION_WITH_DATA_DEBIAS
-    optional = (SECOND_ORDER_ARRAYS, PRIMARY_ARRAYS) if with_data else ()
-    allowed = dict(DATA_DEBIAS_ARRAYS) if with_data else {}
-    for group in optional:
-        allowed |= group
-    _check_keys(document, source, allowed)
+    _check_keys(document, source)
     values: dict[str, Any] = {}
     for key, (attribute, kind) in _SCALARS.items():
         value = _get(document, key, source)
@@ -206,38 +113,47 @@ def values_of(document: dict[str, Any], source: str) -> dict[str, Any]:
         raise ReleaseError(f"{source}: field 'truth' must be a mapping or null")
     _check_metadata(values, source)
     dimensions: dict[str, int] = {"n_nuisances": len(NUISANCES)}
-    for key, (attribute, shape) in ARRAYS.items():
-        values[attribute] = _array(document, key, shape, dimensions, source)
+    groups = _groups(document)
+    for name, numbers in ARRAYS.items():
+        if numbers.group in groups:
+            values[name] = _array(document, numbers, dimensions, source)
     values["windows"] = _windows(document, dimensions["n_bins"], source)
-    values["data_debias"] = None
-    if with_data:
-        arrays = dict(DATA_DEBIAS_ARRAYS)
-        section = document.get("data_debias")
-        for group in optional:
-            if isinstance(section, dict) and any(key.split(".")[1] in section for key in group):
-                arrays |= group
-        values["data_debias"] = {
-            attribute: _array(document, key, shape, dimensions, source)
-            for key, (attribute, shape) in arrays.items()
-        }
-        n_v = dimensions.get("n_v", 0)
-        if dimensions.get("n_products", 0) != n_v * (n_v + 1) // 2:
-            raise ReleaseError(
-                f"{source}: field 'data_debias.second' holds {dimensions['n_products']} products, "
-                f"of {n_v} directions there are {n_v * (n_v + 1) // 2}; restore the file"
-            )
-        n_power = dimensions["n_e"] + dimensions["n_b"]
-        if dimensions["n_power"] != n_power:
-            raise ReleaseError(
-                f"{source}: field 'data_debias.power' has {dimensions['n_power']} entries, its "
-                f"edges make {n_power}; restore the file"
-            )
+    _check_dimensions(dimensions, source)
     for key, content in _CONVENTIONS.items():
         if _get(document, key, source) != content:
             raise ReleaseError(
                 f"{source}: field '{key}' must be {content!r}; convert the values to it"
             )
     return values
+
+
+def _groups(document: dict[str, Any]) -> set[Group]:
+    """Groups of which a document holds at least one field."""
+    present = {Group.ALWAYS}
+    for numbers in ARRAYS.values():
+        section, _, last = numbers.key.partition(".")
+        if isinstance(content := document.get(section), dict) and last in content:
+            present.add(numbers.group)
+    # What belongs to the debias says nothing without it, and the debias needs what "fixed" needs.
+    if present - {Group.ALWAYS}:
+        present |= {Group.DEBIAS, Group.FIXED}
+    return present
+
+
+def _check_dimensions(dimensions: dict[str, int], source: str) -> None:
+    """Lengths that are made of others."""
+    n_v = dimensions.get("n_v", 0)
+    if dimensions.get("n_products", 0) != n_v * (n_v + 1) // 2:
+        raise ReleaseError(
+            f"{source}: field 'debias.second' holds {dimensions['n_products']} products; "
+            f"{n_v} directions have {n_v * (n_v + 1) // 2}: make the release again"
+        )
+    n_power = dimensions.get("n_e", 0) + dimensions.get("n_b", 0)
+    if dimensions.get("n_power", 0) != n_power:
+        raise ReleaseError(
+            f"{source}: field 'data.power' has {dimensions.get('n_power', 0)} entries; the edges "
+            f"in 'debias' make {n_power}: make the release again"
+        )
 
 
 def check_digest(document: dict[str, Any], source: str) -> None:
@@ -307,8 +223,9 @@ def _check_metadata(values: dict[str, Any], source: str) -> None:
                 raise ReleaseError(f"{source}: field '{section}.{key}' must not be negative")
 
 
-def _check_keys(document: dict[str, Any], source: str, more: Iterable[str]) -> None:
-    known = set(ARRAYS) | set(_SCALARS) | _OTHER | set(_CONVENTIONS) | set(more)
+def _check_keys(document: dict[str, Any], source: str) -> None:
+    known = {numbers.key for numbers in ARRAYS.values()}
+    known |= set(_SCALARS) | _OTHER | set(_CONVENTIONS)
     sections = {key.split(".")[0] for key in known}
     whole = {"theory", "instrument", "provenance", "truth"}
     for section, content in document.items():
@@ -324,15 +241,11 @@ def _check_keys(document: dict[str, Any], source: str, more: Iterable[str]) -> N
 
 
 def _array(
-    document: dict[str, Any],
-    key: str,
-    shape: tuple[str, ...],
-    dimensions: dict[str, int],
-    source: str,
+    document: dict[str, Any], numbers: Numbers, dimensions: dict[str, int], source: str
 ) -> np.ndarray:
-    value = _get(document, key, source)
-    array = _numbers(value, len(shape), key, source, integers=key in _INTEGER_ARRAYS)
-    check_shape(array, key, shape, dimensions, source)
+    value = _get(document, numbers.key, source)
+    array = _nested_numbers(value, len(numbers.shape), numbers.key, source, numbers.integers)
+    check_shape(array, numbers.key, numbers.shape, dimensions, source)
     return array
 
 
@@ -352,7 +265,7 @@ def check_shape(
             )
 
 
-def _numbers(value: Any, depth: int, key: str, source: str, integers: bool = False) -> np.ndarray:
+def _nested_numbers(value: Any, depth: int, key: str, source: str, integers: bool = False) -> np.ndarray:
     """Nested lists of finite numbers → array; booleans, strings and ragged lists are refused."""
 
     def leaves(item: Any, level: int) -> None:
@@ -386,13 +299,13 @@ def _numbers(value: Any, depth: int, key: str, source: str, integers: bool = Fal
 
 
 def _windows(document: dict[str, Any], n_bins: int, source: str) -> np.ndarray:
-    first = _numbers(_get(document, "windows.first", source), 1, "windows.first", source, True)
+    first = _nested_numbers(_get(document, "windows.first", source), 1, "windows.first", source, True)
     rows = _get(document, "windows.values", source)
     if not isinstance(rows, list) or len(rows) != n_bins or len(first) != n_bins:
         raise ReleaseError(f"{source}: field 'windows.values' must hold {n_bins} rows, one per bin")
     if (first < 0).any():
         raise ReleaseError(f"{source}: field 'windows.first' must hold multipoles from zero up")
-    rows = [_numbers(row, 1, "windows.values", source) for row in rows]
+    rows = [_nested_numbers(row, 1, "windows.values", source) for row in rows]
     stop = max(int(start) + len(row) for start, row in zip(first, rows, strict=True))
     windows = np.zeros((n_bins, stop))
     for b, (start, row) in enumerate(zip(first, rows, strict=True)):
@@ -414,11 +327,6 @@ def _put(document: dict[str, Any], key: str, value: Any) -> None:
     for section in sections:
         document = document.setdefault(section, {})
     document[last] = value
-
-
-def key_of(attribute: str) -> str:
-    """The field of the document that holds an attribute's array."""
-    return next(key for key, (name, _) in ARRAYS.items() if name == attribute)
 
 
 def _rounded(value: float) -> float:
