@@ -1,14 +1,15 @@
-"""Second order of the noise debias along the direction in which ω_c moves the spectra.
+"""Second order of the noise bias along the direction in which ω_c moves C^κκ.
 
-The banded derivatives are first order. A network trained at one cosmology answers to others with
-less than its best in either direction, and what that costs is even in Δω_c. It is measured as a
-whole: the skies of the ``derivatives`` set are made again, with the same phases and noise, at
-ω_c ± step, and what the first order leaves is averaged over the two signs.
+The banded derivatives are first order. A network that was trained at one cosmology does less well
+at others on either side, and that loss is even in Δω_c. The skies of the ``derivatives`` set are
+made again at ω_c ± step with the same phases and noise. What the first order leaves is averaged
+over the two signs (docs/likelihood, the model).
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,14 +28,16 @@ ALGORITHM = 1
 
 @dataclass(frozen=True)
 class Curvature:
-    """Second order of the noise debias: ``patches`` (n_patches, n_bins), whose mean Q is; the
-    directions in C^κκ and C^EE that give the amplitude t, (n_bands,) each; and what the whole
-    correction is at ω_c + step, ``shift`` (n_patches, n_bins)."""
+    """Second order of the noise bias along ω_c.
+
+    Attributes
+    ----------
+    kk_direction : a of the amplitude u = a·δ of the changes of C^κκ, (n_kk,)
+    patches : Q by patch, (n_patches, n_bins)
+    """
 
     kk_direction: np.ndarray
-    ee_direction: np.ndarray
     patches: np.ndarray
-    shift: np.ndarray
 
 
 def path(run: Run, index: int) -> Path:
@@ -70,32 +73,30 @@ def measure(run: Run, index: int, nthreads: int = 0) -> None:
     products.write_product(where, KIND, wanted, arrays)
 
 
-def read(run: Run, response: np.ndarray, first: NoiseDerivatives) -> Curvature:
-    """What the first order leaves at ω_c ± step, from all skies of the set."""
-    return curvature_of(run, first, shifted_noise(run, response))
-
-
 def curvature_of(
-    run: Run, first: NoiseDerivatives, shifted_noise: np.ndarray, by_kk: bool = False
+    derivatives: NoiseDerivatives, shifted: np.ndarray, changes: np.ndarray
 ) -> Curvature:
-    """What the first order leaves of the noise debias at ω_c − step and ω_c + step,
-    (2, n_patches, n_bins); with ``by_kk`` the amplitude is that of C^κκ alone."""
-    shifted = (run.config.cosmology.vary(omch2=omch2) for omch2 in run.config.shifted_omch2())
-    changes = np.array([all_band_changes(run, first, cosmology) for cosmology in shifted])
-    n_kk = len(first.kk.edges) - 1
-    seen = changes * (np.arange(changes.shape[1]) < n_kk) if by_kk else changes
-    along = direction(*seen)
-    change = shifted_noise - first.centre
-    bands = np.concatenate([first.kk.patches, first.ee.patches], axis=2)
-    first_order = np.einsum("pbj,sj->spb", bands, changes)
-    amplitudes = changes @ along
-    patches = second_order(change - first_order, amplitudes)
-    shift = first_order[1] + patches * amplitudes[1] ** 2
-    return Curvature(along[:n_kk], along[n_kk:], patches, shift)
+    """What the first order leaves of the noise bias at ω_c − step and ω_c + step.
+
+    The model has no part of C^EE, so the mean of the derivatives in C^EE stays out of the first
+    order; their scatter, which the shifted skies share, is subtracted.
+
+    Parameters
+    ----------
+    derivatives : of n_patches patches
+    shifted : noise bias of the same patches at ω_c ∓ step, (2, n_patches, n_bins)
+    changes : δ_j of the bands there, C^κκ before C^EE, (2, n_kk + n_ee)
+    """
+    kk, ee = derivatives.kk.patches, derivatives.ee.patches
+    n_kk = kk.shape[2]
+    along = direction(*changes[:, :n_kk])
+    bands = np.concatenate([kk, ee - ee.mean(0)], axis=2)
+    left = shifted - derivatives.centre - np.einsum("pbj,sj->spb", bands, changes)
+    return Curvature(along, second_order(left, changes[:, :n_kk] @ along))
 
 
 def shifted_noise(run: Run, response: np.ndarray) -> np.ndarray:
-    """Noise debias at ω_c − step and ω_c + step of the ``derivatives`` skies' patches,
+    """Noise bias of the patches of the ``derivatives`` skies at ω_c − step and ω_c + step,
     (2, n_patches, n_bins)."""
     shifted = []
     for index in range(run.config.skies.derivatives):
@@ -105,14 +106,20 @@ def shifted_noise(run: Run, response: np.ndarray) -> np.ndarray:
     return np.concatenate(shifted, axis=1)
 
 
-def all_band_changes(run: Run, first: NoiseDerivatives, cosmology: Cosmology) -> np.ndarray:
-    """δ_j of the derivatives' bands at a cosmology, C^κκ before C^EE, (n_bands,)."""
-    moved, fiducial = run.spectra(cosmology), run.spectra()
-    kk = band_changes(first.kk.edges, moved.kk, fiducial.kk)
-    return np.concatenate([kk, band_changes(first.ee.edges, moved.ee, fiducial.ee)])
+def changes_at(run: Run, cosmology: Cosmology) -> np.ndarray:
+    """δ_j of the configuration's bands at a cosmology, C^κκ before C^EE, (n_kk + n_ee,)."""
+    moved, fiducial, settings = run.spectra(cosmology), run.spectra(), run.config.derivatives
+    kk = band_changes(settings.kk_edges, moved.kk, fiducial.kk)
+    return np.concatenate([kk, band_changes(settings.ee_edges, moved.ee, fiducial.ee)])
 
 
-def band_changes(edges: np.ndarray, cl: np.ndarray, fiducial: np.ndarray) -> np.ndarray:
+def shifted_changes(run: Run) -> np.ndarray:
+    """:func:`changes_at` ω_c − step and ω_c + step, (2, n_kk + n_ee)."""
+    shifted = (run.config.cosmology.vary(omch2=omch2) for omch2 in run.config.shifted_omch2())
+    return np.array([changes_at(run, cosmology) for cosmology in shifted])
+
+
+def band_changes(edges: Sequence[int], cl: np.ndarray, fiducial: np.ndarray) -> np.ndarray:
     """δ_j = Σ (2l+1) C_l / Σ (2l+1) C_l^fid − 1 over each band, (n_bands,)."""
     weight = 2.0 * np.arange(len(fiducial)) + 1.0
     bands = [slice(a, b) for a, b in itertools.pairwise(edges)]

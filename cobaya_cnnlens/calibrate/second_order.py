@@ -1,16 +1,16 @@
-"""Second order of the noise debias from the data, over the prior of lensing-only ΛCDM.
+"""Second order of the debias from the data, over the prior of lensing-only ΛCDM.
 
-To first order d' = d − G (p̂ − p^fid) has no part of C^EE left. What is left at other cosmologies is
-of second order in a few amplitudes w: those of the principal changes of C^EE, which the maps' own
-power tells, v = Pᵀ (p̂ − p^fid), and u = a·δ^κκ of the principal change of C^κκ:
+To first order d' = d − G (p̂ − p^fid) does not depend on C^EE. At other cosmologies a second order
+in a few amplitudes w is left. They are v = Pᵀ (p̂ − p^fid), which the maps' own power tells of the
+principal changes of C^EE, and u = a·δ^κκ of the principal change of C^κκ:
 
     r_b = Σ_i l_bi w_i + Σ_{i≤j} s_bij w_i w_j.
 
-It is fitted to the test skies made again at the cosmologies of ``points.fit``, whose patches share
-phases with fiducial ones but not with those that gave the first order. The l_b are therefore the
-difference of two independent measurements of the first order, and half of them is added: the mean
-of both. Products of v alone are taken off the data, u² is the model's curvature, and u v turns the
-model's derivative in C^κκ by what the survey's own E is.
+The fit is to test skies that were made again at other cosmologies. Their patches share phases with
+fiducial ones, but not with those that gave the first order. The l_b are therefore the difference of
+two independent measurements of the first order, and half of them is added: the mean of both.
+Products of v are subtracted from the data, u² is the model's curvature, and u v changes the model's
+derivative in C^κκ.
 """
 
 from __future__ import annotations
@@ -21,12 +21,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..pipeline.run import Run
-from . import cosmologies, curvature
 from .derivatives import NoiseDerivatives
 
 # Principal changes of C^EE that are told apart in p̂.
 N_SEEN = 4
+
+
+@dataclass(frozen=True)
+class FitPoints:
+    """Test patches made again at other cosmologies, less the same at the fiducial one.
+
+    Attributes
+    ----------
+    noise : change of d − signal, (n_points, n_patches, n_bins)
+    power : change of p̂, (n_points, n_patches, n_power)
+    bands : δ_j of the bands, C^κκ before C^EE, (n_points, n_kk + n_ee)
+    n_directions : number of principal changes of C^EE that get a second order
+    """
+
+    noise: np.ndarray
+    power: np.ndarray
+    bands: np.ndarray
+    n_directions: int
 
 
 @dataclass(frozen=True)
@@ -82,49 +98,33 @@ def terms(w: np.ndarray) -> np.ndarray:
 
 
 def fit(
-    run: Run,
-    response: np.ndarray,
-    bands: NoiseDerivatives,
-    gain: np.ndarray,
+    points: FitPoints,
+    derivatives: NoiseDerivatives,
+    coefficients: np.ndarray,
     amplitudes: Callable[[np.ndarray], np.ndarray],
 ) -> SecondOrder:
-    """The second order that the test sky of ``points.fit`` shows.
+    """The second order that patches at other cosmologies show.
 
     Parameters
     ----------
-    bands : first order of d'
-    gain : G, (n_bins, n_power)
+    points : the patches
+    derivatives : first order of d'
+    coefficients : G, (n_bins, n_power)
     amplitudes : what p̂ − p^fid tells of the amplitudes of directions of C^EE's changes,
         (n, n_ee) → (n, n_power)
-
-    Raises
-    ------
-    products.ProductError
-        if a point has not been measured
     """
-    points = cosmologies.fitted(run)
-    still = cosmologies.still(run, points[:1])
-    n_kk = len(bands.kk.edges) - 1
-    left, powers, changes = [], [], []
-    for point in points:
-        cosmology = run.config.cosmology.vary(**point.change)
-        change = curvature.all_band_changes(run, bands, cosmology)
-        moved = cosmologies.read(run, [point])
-        power = moved.power - still.power
-        noise = cosmologies.change_of_noise(moved, still, response)
-        left.append(noise - power @ gain.T - bands.kk.values @ change[:n_kk])
-        powers.append(power.mean(0))
-        changes.append(change)
-    kk, ee = np.split(np.array(changes), [n_kk], axis=1)
-    n_v = run.config.points.fit.directions
-    ee_directions = amplitudes(principal(ee, N_SEEN))[:n_v].T
+    n_kk = derivatives.kk.patches.shape[2]
+    kk, ee = np.split(points.bands, [n_kk], axis=1)
+    signal = np.einsum("bj,cj->cb", derivatives.kk.values, kk)
+    left = points.noise - points.power @ coefficients.T - signal[:, None]
+    ee_directions = amplitudes(principal(ee, N_SEEN))[: points.n_directions].T
     (kk_direction,) = principal(kk, 1)
     kk_direction = kk_direction / np.abs(kk @ kk_direction).max()
-    w = np.column_stack([np.array(powers) @ ee_directions, kk @ kk_direction])
-    # Third order is what the far points have beside: the nearer ones weigh more.
+    w = np.column_stack([points.power.mean(1) @ ee_directions, kk @ kk_direction])
+    # The third order is largest at the far points: the nearer ones weigh more.
     weight = 1.0 / np.sqrt(1.0 + (w**2).sum(1))
     solve = np.linalg.pinv(weight[:, None] * terms(w)) * weight
-    by_patch = np.einsum("tc,cpb->pbt", solve, np.array(left))
+    by_patch = np.einsum("tc,cpb->pbt", solve, left)
     return SecondOrder(ee_directions, kk_direction, by_patch)
 
 

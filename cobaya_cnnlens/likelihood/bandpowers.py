@@ -4,14 +4,16 @@ The model is::
 
     µ_b(θ, x) = Σ_L W_bL C_L^κκ + Σ_j N'_bj δ_j + Σ_i (A_bi x_i + B_bi x_i²)
 
-W are the bandpower windows of the masked patch. The sum over the bands j of C^κκ moves the noise bias
-from the fiducial cosmology to θ: δ_j is the relative change of the band's power,
+W are the bandpower windows of the masked patch. The sum over the bands j of C^κκ moves the noise
+bias from the fiducial cosmology to θ: δ_j is the relative change of the band's power,
 Σ (2L+1) C_L / Σ (2L+1) C_L^fid − 1. x are the instrument's nuisances (gain, beam, noise and angle),
 zero for that of the simulations. ``noise_debias``:
 
-- ``"data"``: the data are debiased with the survey's own E and B power (:class:`~.fields.Release`), so
+- ``"data"``: the data are debiased with the survey's own E and B power (:class:`~.fields.Release`),
+so
   that the model has no part of C^EE;
-- ``"fixed"``: the noise bias stays at the fiducial cosmology, as in Caldeira et al. 2018. N' is zero
+- ``"fixed"``: the noise bias stays at the fiducial cosmology, as in Caldeira et al. 2018. N' is
+zero
   and parameters are biased.
 
 With ``primary`` the data vector goes on with p̂, the power of lensed E (and of B where it is noise)
@@ -135,8 +137,8 @@ class BandpowerLikelihood:
         self.needs_ee = primary
         self.lmax_kk = max(release.windows.shape[1], int(release.kk_edges[-1]), 5) - 1
         self.lmax_ee = max(int(power.ee_edges[-1]), 5) - 1 if power is not None else 0
-        # All that is linear in C^κκ as one matrix, (n, multipoles): W, and N' of the bands on top of
-        # it. The bands sum up 1 + δ: ``_offset`` subtracts the ones.
+        # All that is linear in C^κκ as one matrix, (n, multipoles): W, and N' of the bands on top
+        # of it. The bands sum up 1 + δ: ``_offset`` subtracts the ones.
         linear = band_matrix(release.kk_edges, release.fiducial_kk, kk, self.lmax_kk + 1)
         linear[: len(self.bins), : release.windows.shape[1]] += release.windows[self.bins]
         self._offset = kk.sum(1)
@@ -251,8 +253,8 @@ class BandpowerLikelihood:
 
     @np.errstate(all="ignore")
     def excursion(self, clkk: np.ndarray) -> tuple[float, float]:
-        """How far C^κκ is from the fiducial one: the amplitude u along the direction of the fit, and
-        the largest relative change of a band's power beyond it. The noise bias was measured to
+        """How far C^κκ is from the fiducial one: the amplitude u along the direction of the fit,
+        and the largest relative change of a band's power beyond it. The noise bias was measured to
         |u| = 1 and, band by band, to changes of ``release.derivative_step``."""
         changes = self._kk_bands.power(_spectrum(clkk, self.lmax_kk, KAPPA)) - 1.0
         along = self._direction

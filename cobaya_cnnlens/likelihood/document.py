@@ -41,7 +41,7 @@ _DEEPEST = 20
 # Control characters, and halves of UTF-16 pairs, which JSON can write and no file can hold.
 _NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 # Fields whose content is a convention: any other is refused.
-_CONVENTIONS: dict[str, Any] = {
+CONVENTIONS: dict[str, Any] = {
     "instrument.noise_unit": "uK arcmin",
     "instrument.beam_unit": "arcmin",
     "fiducial.unit": "muK2",
@@ -67,7 +67,7 @@ def to_document(release: Release) -> dict[str, Any]:
         first.append(int(start))
         values.append(_nested(row[start:stop], _rounded))
     document["windows"] = {"first": first, "values": values}
-    for key, content in _CONVENTIONS.items():
+    for key, content in CONVENTIONS.items():
         _put(document, key, content)
     return document
 
@@ -119,7 +119,7 @@ def values_of(document: dict[str, Any], source: str) -> dict[str, Any]:
             values[name] = _array(document, numbers, dimensions, source)
     values["windows"] = _windows(document, dimensions["n_bins"], source)
     _check_dimensions(dimensions, source)
-    for key, content in _CONVENTIONS.items():
+    for key, content in CONVENTIONS.items():
         if _get(document, key, source) != content:
             raise ReleaseError(
                 f"{source}: field '{key}' must be {content!r}; convert the values to it"
@@ -225,7 +225,7 @@ def _check_metadata(values: dict[str, Any], source: str) -> None:
 
 def _check_keys(document: dict[str, Any], source: str) -> None:
     known = {numbers.key for numbers in ARRAYS.values()}
-    known |= set(_SCALARS) | _OTHER | set(_CONVENTIONS)
+    known |= set(_SCALARS) | _OTHER | set(CONVENTIONS)
     sections = {key.split(".")[0] for key in known}
     whole = {"theory", "instrument", "provenance", "truth"}
     for section, content in document.items():
@@ -265,7 +265,9 @@ def check_shape(
             )
 
 
-def _nested_numbers(value: Any, depth: int, key: str, source: str, integers: bool = False) -> np.ndarray:
+def _nested_numbers(
+    value: Any, depth: int, key: str, source: str, integers: bool = False
+) -> np.ndarray:
     """Nested lists of finite numbers → array; booleans, strings and ragged lists are refused."""
 
     def leaves(item: Any, level: int) -> None:
@@ -299,7 +301,9 @@ def _nested_numbers(value: Any, depth: int, key: str, source: str, integers: boo
 
 
 def _windows(document: dict[str, Any], n_bins: int, source: str) -> np.ndarray:
-    first = _nested_numbers(_get(document, "windows.first", source), 1, "windows.first", source, True)
+    first = _nested_numbers(
+        _get(document, "windows.first", source), 1, "windows.first", source, True
+    )
     rows = _get(document, "windows.values", source)
     if not isinstance(rows, list) or len(rows) != n_bins or len(first) != n_bins:
         raise ReleaseError(f"{source}: field 'windows.values' must hold {n_bins} rows, one per bin")

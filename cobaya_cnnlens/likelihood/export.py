@@ -1,8 +1,8 @@
 """A release in other people's formats: Cobaya's CMBlikes, candl, SACC.
 
 The first two know models that are linear in the spectra: bandpower windows, and a correction
-M (C − C^fid) of the noise bias. The covariance that is written holds Hartlap's factor, so that χ² is
-ours with ``statistics`` "hartlap". Neither format needs C^EE.
+M (C − C^fid) of the noise bias. The covariance that is written holds Hartlap's factor, so that χ²
+is ours with ``statistics`` "hartlap". Neither format needs C^EE.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import yaml
 from ..errors import CNNLensError
 from ..files import atomic_write
 from .bandpowers import NOISE_DEBIAS, band_matrix
-from .fields import Group, Release
 from .document import check_name
+from .fields import Group, Release
 from .release import check_arrays, debiased_by_data, with_fixed_debias
 from .statistics import hartlap_factor
 
@@ -39,8 +39,8 @@ STATEMENTS = {
 
 @dataclass(frozen=True)
 class LinearModel:
-    """µ = W C^κκ + K (C^κκ − C^κκ_fid); both matrices (n_bins, lmax + 1) from L = 0. K is zero for a
-    fixed noise bias. ``release`` is the one whose bandpowers and covariance go with it."""
+    """µ = W C^κκ + K (C^κκ − C^κκ_fid); both matrices (n_bins, lmax + 1) from L = 0. K is zero for
+    a fixed noise bias. ``release`` is the one whose bandpowers and covariance go with it."""
 
     noise_debias: str
     release: Release

@@ -1,9 +1,9 @@
 """The data of a release, one flat class that declares every field once.
 
-The reader, the writer, the checks and the JSON schema (:mod:`.schema`) follow from the declarations:
-key in the file, shape, unit, allowed sign, and the group of fields that are present together. The
-model that uses these numbers is in :mod:`.bandpowers`; the derivation is on the documentation page
-of the likelihood.
+The reader, the writer, the checks and the JSON schema (:mod:`.schema`) follow from the
+declarations: key in the file, shape, unit, allowed sign, and the group of fields that are present
+together. The model that uses these numbers is in :mod:`.bandpowers`; the derivation is on the
+documentation page of the likelihood.
 """
 
 from __future__ import annotations
@@ -91,9 +91,9 @@ class Release:
 
         d'_b = d_b − Σ_i G_bi (p̂_i − p_i^fid) − Σ_{i≤j} S_bij (v_i v_j − ⟨δv_i δv_j⟩/n),
 
-    with the amplitudes v = Pᵀ (p̂ − p^fid). The covariance, the derivatives and the nuisances are those
-    of d'. The fields of the group ``FIXED`` are those of d, for ``noise_debias: fixed``. A release
-    without the group ``DEBIAS`` has d' = d and serves that option alone.
+    with the amplitudes v = Pᵀ (p̂ − p^fid). The covariance, the derivatives and the nuisances are
+    those of d'. The fields of the group ``FIXED`` are those of d, for ``noise_debias: fixed``. A
+    release without the group ``DEBIAS`` has d' = d and serves that option alone.
     """
 
     name: str
@@ -122,8 +122,8 @@ class Release:
         "data.power",
         "n_power",
         "µK²",
-        "p̂, the power of E and B of the survey's masked maps over the mean square of the mask, with "
-        "noise and beam; mean over the patches.",
+        "p̂, the power of E and B of the survey's masked maps over the mean square of the mask, "
+        "with noise and beam; mean over the patches.",
         Group.DEBIAS,
         Sign.POSITIVE,
     )

@@ -17,8 +17,8 @@ import numpy as np
 
 from ..errors import CNNLensError, ReleaseError
 from ..files import atomic_write
-from .fields import ARRAYS, NUISANCES, Group, Release, Sign, digest_of_numbers
 from .document import check_digest, check_shape, formatted, seal, to_document, values_of
+from .fields import ARRAYS, NUISANCES, Group, Release, Sign, digest_of_numbers
 from .statistics import inverse_covariance
 
 __all__ = [
@@ -41,11 +41,12 @@ AMPLITUDE_STEPS = 5
 
 
 def debiased_by_data(release: Release) -> Release:
-    """The release with d' for its bandpowers, whose model is linear in C^κκ and has no part of C^EE.
+    """The release with d' for its bandpowers, whose model is linear in C^κκ and has no part of
+    C^EE.
 
     Of the second order, v is the survey's, and u² = 2 û u − û² + (u − û)² is taken to first order
-    about the amplitude û that the bandpowers themselves have: what that leaves, Q (u − û)², is of the
-    order of Q times the variance of û.
+    about the amplitude û that the bandpowers themselves have: what that leaves, Q (u − û)², is of
+    the order of Q times the variance of û.
 
     Returns
     -------
@@ -58,8 +59,9 @@ def debiased_by_data(release: Release) -> Release:
     """
     if not release.has(Group.DEBIAS):
         raise CNNLensError(
-            f"noise_debias 'data': release '{release.name}' does not hold the power of its patches; "
-            "take noise_debias: fixed, or make the release again with `data_debias: true` in its "
+            f"noise_debias 'data': release '{release.name}' does not hold the power of its "
+            "patches; take noise_debias: fixed, or make the release again with `data_debias: "
+            "true` in its "
             "configuration"
         )
     bandpowers = release.bandpowers - release.correction
@@ -98,9 +100,10 @@ def with_fixed_debias(release: Release) -> Release:
 
 def without(release: Release, *groups: Group) -> Release:
     """The release without the fields of some groups."""
-    empty = np.zeros((0, 0))
-    names = [name for name, numbers in ARRAYS.items() if numbers.group in groups]
-    return replace(release, **dict.fromkeys(names, empty))
+    absent: dict[str, Any] = {
+        name: np.zeros((0, 0)) for name, numbers in ARRAYS.items() if numbers.group in groups
+    }
+    return replace(release, **absent)
 
 
 def _amplitude(release: Release, bandpowers: np.ndarray, derivatives: np.ndarray) -> float:
@@ -257,7 +260,8 @@ def _check_physics(release: Release, source: str) -> None:
 
 
 def _check_covariances(release: Release, source: str) -> None:
-    """Covariances are symmetric and have no negative variance; those of the data have an inverse."""
+    """Covariances are symmetric and have no negative variance; those of the data have an
+    inverse."""
 
     def refuse(key: str, problem: str) -> NoReturn:
         raise ReleaseError(f"{source}: field '{key}' {problem}")

@@ -9,7 +9,7 @@ from ..pipeline.run import Run
 from ..validate.foregrounds import ForegroundTable, foregrounds_table
 from .drawing import subplots
 
-MARKERS = {"data": "o", "theory": "s"}
+MARKERS = {"data": "o", "fixed": "s"}
 
 
 def foregrounds_figure(run: Run) -> Figure:
@@ -29,7 +29,7 @@ def draw_foregrounds(table: ForegroundTable) -> Figure:
         _signed(axis, axis.set_yscale)
     axis = axes[-1]
     foregrounds = [b.foreground for b in table.of(ways[0])]
-    series = [(way, None) for way in ways] + [("theory", lmax) for lmax in table.sigma_lmax]
+    series = [(way, None) for way in ways] + [("fixed", lmax) for lmax in table.sigma_lmax]
     for k, (way, lmax) in enumerate(series):
         biases = [b for b in table.of(way, lmax) if b.foreground in foregrounds]
         rows = np.array([foregrounds.index(b.foreground) for b in biases])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..likelihood.combined import calibration_digest
-from ..likelihood.document import NUISANCES
+from ..likelihood.fields import NUISANCES
 from ..likelihood.release import Release
 
 if TYPE_CHECKING:
@@ -402,7 +402,7 @@ def format_foregrounds(table: ForegroundTable) -> str:
     lines += _bias_rows(table, [table.of(way) for way in ways])
     for lmax, sigma in table.sigma_lmax.items():
         lines += ["", f"l up to {lmax}, debias from the theory: sigma(omch2) {sigma:.5f}"]
-        lines += _bias_rows(table, [table.of("theory", lmax)])
+        lines += _bias_rows(table, [table.of("fixed", lmax)])
     for way in ways:
         biases = table.of(way)
         lines += ["", f"bias of each bandpower in its sigma, debias from the {way}"]

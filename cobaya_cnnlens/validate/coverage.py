@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -358,7 +358,7 @@ def coverage_tables(
     run: Run,
     release: Release,
     patches_each: int | None = None,
-    noise_debias: str = "best",
+    noise_debias: str = "data",
     statistics: str = "hamimeche-lewis",
     primary: bool = False,
     others: Sequence[Run] = (),
@@ -387,8 +387,6 @@ def coverage_tables(
             "release that this network made"
         )
     skies_of = read_all([run, *others])
-    if any(sky.power is None for sky in skies_of):
-        release = replace(release, data_debias=None)
     surveys, truth, origin = [], [], []
     for number, sky in enumerate(skies_of):
         n = len(sky.auto) // patches_each

@@ -36,6 +36,7 @@ from ..calibrate.assemble import make_release
 from ..calibrate.response import standard_error
 from ..errors import ConfigError
 from ..likelihood.bandpowers import BandpowerLikelihood
+from ..likelihood.fields import Group
 from ..likelihood.statistics import inverse_covariance
 from ..pipeline.observation import observe_sky
 from ..pipeline.run import Run
@@ -49,8 +50,8 @@ from .omch2 import Omch2Likelihood, shift_gain
 KIND = "foregrounds"
 SET = "test"
 ALGORITHM = 1
-# Names of the noise debiases here, and what the likelihood calls them.
-DEBIASES = {"data": "data", "theory": "quadratic"}
+# The noise debiases, as the likelihood names them.
+DEBIASES = ("data", "fixed")
 
 
 @dataclass(frozen=True)
@@ -296,12 +297,12 @@ def foregrounds_table(run: Run, indices: Iterable[int] | None = None) -> Foregro
     clean = {lmax: measured for (f, lmax), measured in found.items() if f == CLEAN}
     made = make_release(run, run.config.first_survey)
     judges = {
-        name: _judge(run, BandpowerLikelihood(made, way))
-        for name, way in DEBIASES.items()
-        if name == "theory" or made.data_debias is not None
+        way: _judge(run, BandpowerLikelihood(made, way))
+        for way in DEBIASES
+        if way == "fixed" or made.has(Group.DEBIAS)
     }
     limited = {
-        lmax: _Limited(judges["theory"], clean[None], measured)
+        lmax: _Limited(judges["fixed"], clean[None], measured)
         for lmax, measured in clean.items()
         if lmax is not None
     }
@@ -311,12 +312,12 @@ def foregrounds_table(run: Run, indices: Iterable[int] | None = None) -> Foregro
             continue
         shift = more["auto"] - clean[lmax]["auto"]
         if lmax is not None:
-            biases.append(Bias(f, lmax, "theory", *limited[lmax].bias(shift)))
+            biases.append(Bias(f, lmax, "fixed", *limited[lmax].bias(shift)))
             continue
         shift = shift / made.response**2
-        biases.append(Bias(f, lmax, "theory", *judges["theory"].bias(shift)))
-        if made.data_debias is not None:
-            own = (more["power"] - clean[lmax]["power"]) @ made.data_debias.coefficients.T
+        biases.append(Bias(f, lmax, "fixed", *judges["fixed"].bias(shift)))
+        if made.has(Group.DEBIAS):
+            own = (more["power"] - clean[lmax]["power"]) @ made.coefficients.T
             biases.append(Bias(f, lmax, "data", *judges["data"].bias(shift - own)))
     return ForegroundTable(
         run.bandpowers.bins.centres,
