@@ -18,7 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # One process a core: threads that wait for each other would only hold each other up.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from cobaya_cnnlens.likelihood.fields import NUISANCES, Release
+from cobaya_cnnlens.likelihood.fields import ARRAYS, NUISANCES, Release
 from cobaya_cnnlens.theory.camb import (
     CambSettings,
     Cosmology,
@@ -124,8 +124,8 @@ def of_nuisances(*first: float, others: float = 0.0) -> np.ndarray:
 
 
 def synthetic_release(n_bins: int = 5, **changes) -> Release:
-    """A release of smooth made-up numbers that holds every field. Its bandpowers are the model at the
-    fiducial cosmology; two bins of E and one of B differ from the fiducial power."""
+    """A release of smooth made-up numbers that holds every field. Its bandpowers are the model at
+    the fiducial cosmology; two bins of E and one of B differ from the fiducial power."""
     generator = np.random.default_rng(1)
     l = np.arange(1201, dtype=float)
     kk = 1e-7 / (1.0 + (l / 200.0) ** 1.5)
@@ -210,6 +210,20 @@ def at_fiducial_power(release: Release) -> Release:
     debiased bandpowers are its bandpowers."""
     scatter = np.zeros_like(release.amplitude_covariance)
     return replace(release, power=release.fiducial_power, amplitude_covariance=scatter)
+
+
+def with_lengths(release: Release, **rows) -> Release:
+    """The release with some entries, by their indices, of the dimensions of these names."""
+    changes = {"windows": release.windows[rows["n_bins"]]} if "n_bins" in rows else {}
+    for name, numbers in ARRAYS.items():
+        array = getattr(release, name)
+        for axis, dimension in enumerate(numbers.shape if array.size else ()):
+            base, _, extra = dimension.partition("+")
+            if base in rows:
+                keep = rows[base] if not extra else np.arange(len(rows[base]) + int(extra))
+                array = np.take(array, keep, axis)
+        changes[name] = array
+    return replace(release, **changes)
 
 
 @pytest.fixture

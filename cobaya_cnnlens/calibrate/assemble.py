@@ -325,6 +325,8 @@ def _error_fields(
             **of_nuisances,
         }
     measured = power.power_of(run)
+    change = curvature.change_above(changes.derivatives, changes.shifted, shifted)
+    fixed["noise_covariance"] = fixed["noise_covariance"] + mean_covariance(change)
     fixed |= {name: of_nuisances[name] for name in ("nuisance_first", "nuisance_second")}
     return {
         "e_edges": measured.e_edges,

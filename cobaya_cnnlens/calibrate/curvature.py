@@ -95,6 +95,26 @@ def curvature_of(
     return Curvature(along, second_order(left, changes[:, :n_kk] @ along))
 
 
+def change_above(
+    derivatives: NoiseDerivatives, shifted: np.ndarray, changes: np.ndarray
+) -> np.ndarray:
+    """Change of the noise bias at ω_c + step, with a second order from both signs.
+
+    Parameters
+    ----------
+    derivatives, shifted, changes : as of :func:`curvature_of`
+
+    Returns
+    -------
+    change : by patch, (n_patches, n_bins)
+    """
+    bands = np.concatenate([derivatives.kk.patches, derivatives.ee.patches], axis=2)
+    first_order = np.einsum("pbj,sj->spb", bands, changes)
+    amplitudes = changes @ direction(*changes)
+    patches = second_order(shifted - derivatives.centre - first_order, amplitudes)
+    return first_order[1] + patches * amplitudes[1] ** 2
+
+
 def shifted_noise(run: Run, response: np.ndarray) -> np.ndarray:
     """Noise bias of the patches of the ``derivatives`` skies at ω_c − step and ω_c + step,
     (2, n_patches, n_bins)."""

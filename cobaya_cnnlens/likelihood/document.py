@@ -57,8 +57,7 @@ def to_document(release: Release) -> dict[str, Any]:
         _put(document, key, dict(value) if isinstance(value, dict) else value)
     document["truth"] = release.truth
     for name, numbers in ARRAYS.items():
-        if release.has(numbers.group):
-            array = getattr(release, name)
+        if (array := getattr(release, name)).size:
             _put(document, numbers.key, _nested(array, int if numbers.integers else _rounded))
     first, values = [], []
     for row in release.windows:
@@ -237,7 +236,7 @@ def _check_keys(document: dict[str, Any], source: str) -> None:
                     raise ReleaseError(f"{source}: unknown field {f'{section}.{key}'!r}; remove it")
     for key in ("truth", "digest"):
         if key not in document:
-            raise ReleaseError(f"{source}: field '{key}' is missing; restore the file")
+            raise ReleaseError(f"{source}: field '{key}' is missing; make the release again")
 
 
 def _array(
@@ -295,7 +294,7 @@ def _nested_numbers(
     leaves(value, depth)
     if depth == 2 and len({len(row) for row in value}) != 1:
         raise ReleaseError(
-            f"{source}: field '{key}' has rows of different lengths; restore the file"
+            f"{source}: field '{key}' has rows of different lengths; make the release again"
         )
     return read_only(np.array(value, dtype=np.int64 if integers else float))
 
@@ -321,7 +320,7 @@ def _get(document: dict[str, Any], key: str, source: str) -> Any:
     value: Any = document
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:
-            raise ReleaseError(f"{source}: field '{key}' is missing; restore the file")
+            raise ReleaseError(f"{source}: field '{key}' is missing; make the release again")
         value = value[part]
     return value
 

@@ -368,7 +368,8 @@ class Release:
         "fixed.noise",
         "n_bins n_bins",
         KAPPA2,
-        "What 'covariance.noise' is of d', of d.",
+        "Monte-Carlo covariance of N_b, and of its change at "
+        "'provenance.derivative_excursion_omch2'.",
         Group.FIXED,
     )
     fixed_nuisance_first: np.ndarray = _numbers(

@@ -116,6 +116,8 @@ def _amplitude(release: Release, bandpowers: np.ndarray, derivatives: np.ndarray
     derivatives : of the noise bias, (n_bins, n_kk)
     """
     along, curvature = release.kk_direction, release.curvature
+    if not curvature.any():
+        return 0.0
     shape = along / (along @ along)
     changes = np.zeros(release.windows.shape[1])
     for low, high, change in zip(release.kk_edges[:-1], release.kk_edges[1:], shape, strict=True):
@@ -230,6 +232,8 @@ def _check_bands(release: Release, source: str) -> None:
             refuse(name, f"ends at l = {len(spectrum) - 1}, its bands at {edges[-1] - 1}")
         if not (spectrum[max(2, edges[0]) : edges[-1]] > 0).all():
             refuse(name, "must be positive within its bands")
+    if release.curvature.any() and not release.kk_direction.any():
+        refuse("kk_direction", "is zero where the curvature is not; make the release again")
 
 
 def _check_physics(release: Release, source: str) -> None:
@@ -294,17 +298,26 @@ def joined(first: np.ndarray, cross: np.ndarray, second: np.ndarray) -> np.ndarr
 
 
 def check_arrays(release: Release) -> None:
-    """Whether the arrays of a release, perhaps made by hand, fit together and every band has power.
+    """Check that the arrays of a release, perhaps made by hand, fit together.
 
     Raises
     ------
     ReleaseError
+        If one is missing of a group whose others are there, a shape is wrong, or a band has no
+        power.
     """
     dimensions: dict[str, int] = {"n_nuisances": len(NUISANCES)}
+    arrays = {name: np.asarray(getattr(release, name)) for name in ARRAYS}
+    present = {Group.ALWAYS, *(ARRAYS[name].group for name in ARRAYS if arrays[name].size)}
     for name, numbers in ARRAYS.items():
-        array = np.asarray(getattr(release, name))
-        if release.has(numbers.group):
-            check_shape(array, numbers.key, numbers.shape, dimensions, release.name)
+        if numbers.group not in present:
+            continue
+        if not arrays[name].size:
+            raise ReleaseError(
+                f"{release.name}: field '{numbers.key}' is missing; give all fields of "
+                f"{numbers.group.value}"
+            )
+        check_shape(arrays[name], numbers.key, numbers.shape, dimensions, release.name)
     windows = np.asarray(release.windows)
     check_shape(windows, "windows.values", ("n_bins", "L_windows"), dimensions, release.name)
     _check_bands(release, release.name)

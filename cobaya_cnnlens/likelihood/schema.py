@@ -22,11 +22,9 @@ SECTIONS = {
     "derivatives.",
     "calibration": "What turned the spectra of κ̂ into bandpowers, at the fiducial cosmology.",
     "windows": "Bandpower windows W_bL of the masked patch: signal_b = Σ_L W_bL C_L^κκ. They do "
-    "not "
-    "sum to one; do not normalise them.",
+    "not sum to one; do not normalise them.",
     "noise_bias": "How the noise bias changes with C_L^κκ: δ_j is the relative change of the "
-    "power of "
-    "band j, Σ (2L+1) C_L / Σ (2L+1) C_L^fid − 1.",
+    "power of band j, Σ (2L+1) C_L / Σ (2L+1) C_L^fid − 1.",
     "debias": "The debias from the survey's own E and B power: d' = d − G (p̂ − p^fid) − "
     "Σ_{i≤j} S_ij (v_i v_j − ⟨δv_i δv_j⟩/n_patches). The last four fields are present together.",
     "nuisances": "How the data change if the instrument differs from the simulated one: by "
@@ -35,15 +33,13 @@ SECTIONS = {
     "spectra.",
     "fixed": "Of d, before the debias from the data, for noise_debias: fixed.",
     "fiducial": "Spectra of the fiducial cosmology, raw C_l from l = 0, at least as long as "
-    "windows "
-    "and bands.",
+    "windows and bands.",
 }
 # Sections that may hold other keys too: type and meaning of the known ones.
 OPEN: dict[str, tuple[str, dict[str, tuple[dict[str, Any], str]]]] = {
     "theory": (
         "What made the fiducial spectra. The likelihood runs the user's theory at this cosmology "
-        "and "
-        "compares.",
+        "and compares.",
         {
             "code": (TEXT, "Boltzmann code."),
             "version": (TEXT, "Its version."),
@@ -116,8 +112,7 @@ def json_schema() -> dict[str, Any]:
     }
     properties["digest"] = TEXT | {
         "description": "SHA-256 of the document without this field, as JSON with sorted keys and "
-        "no "
-        "spaces: an altered file is refused."
+        "no spaces: an altered file is refused."
     }
     optional = ("debias", "primary", "fixed")
     return {
@@ -135,21 +130,21 @@ def json_schema() -> dict[str, Any]:
             "fixed": ["debias"],
             "primary": ["debias"],
         },
+        "if": {"required": ["debias"]},
+        "then": {"properties": {"data": {"required": ["power"]}}},
+        "else": {"properties": {"data": {"properties": {"power": False}}}},
     }
 
 
 def _section(name: str, text: str) -> dict[str, Any]:
-    properties: dict[str, Any] = {
-        numbers.key.partition(".")[2]: _array(numbers)
+    declared = {
+        numbers.key.partition(".")[2]: numbers
         for numbers in ARRAYS.values()
         if numbers.key.startswith(f"{name}.")
     }
-    required = [
-        numbers.key.partition(".")[2]
-        for numbers in ARRAYS.values()
-        if numbers.key.startswith(f"{name}.")
-        and (numbers.group is not Group.SECOND_ORDER and numbers.key != "data.power")
-    ]
+    properties = {key: _array(numbers) for key, numbers in declared.items()}
+    second = [key for key, numbers in declared.items() if numbers.group is Group.SECOND_ORDER]
+    required = [key for key in declared if key not in second and f"{name}.{key}" != "data.power"]
     others: dict[str, dict[str, Any]] = {
         "data": {
             "n_patches": COUNT
@@ -160,8 +155,7 @@ def _section(name: str, text: str) -> dict[str, Any]:
             | {
                 "minimum": 4,
                 "description": "Simulated patches behind 'patch', more than n_bins + 2; for "
-                "Hartlap's "
-                "factor, the t distribution and Hotelling's T².",
+                "Hartlap's factor, the t distribution and Hotelling's T².",
             }
         },
         "nuisances": {
@@ -187,6 +181,7 @@ def _section(name: str, text: str) -> dict[str, Any]:
         "description": text,
         "properties": own | properties,
         "required": [*own, *required],
+        "dependentRequired": {key: second for key in second},
         "additionalProperties": False,
     }
 
