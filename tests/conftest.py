@@ -18,7 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # One process a core: threads that wait for each other would only hold each other up.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from cobaya_cnnlens.likelihood.fields import ARRAYS, NUISANCES, Release
+from cobaya_cnnlens.likelihood.fields import ARRAYS, NUISANCES, Group, Release, fields_of
 from cobaya_cnnlens.theory.camb import (
     CambSettings,
     Cosmology,
@@ -210,6 +210,17 @@ def at_fiducial_power(release: Release) -> Release:
     debiased bandpowers are its bandpowers."""
     scatter = np.zeros_like(release.amplitude_covariance)
     return replace(release, power=release.fiducial_power, amplitude_covariance=scatter)
+
+
+def with_made_up_debias(release: Release) -> Release:
+    """A release of two bands of C^κκ with the debias of :func:`synthetic_release`."""
+    made, groups = (
+        synthetic_release(release.n_bins),
+        (Group.DEBIAS, Group.SECOND_ORDER, Group.FIXED),
+    )
+    names = [name for group in groups for name in fields_of(group)]
+    names += ["kk_direction", "curvature"]
+    return replace(release, **{name: getattr(made, name) for name in names})
 
 
 def with_lengths(release: Release, **rows) -> Release:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
+from ..errors import CNNLensError
 from ..likelihood.document import seal, to_document
 from ..likelihood.fields import NUISANCES, Group, Release
 from ..pipeline.config import Config
@@ -360,7 +361,14 @@ def _debiased(auto: np.ndarray, calibration: Release) -> np.ndarray:
 
 def _own_power(calibration: Release, power: np.ndarray | None) -> np.ndarray:
     """Mean of the patches' power, (n_patches, n_power) → (n_power,), if the calibration uses it."""
-    return power.mean(0) if calibration.has(Group.DEBIAS) else calibration.power
+    if not calibration.has(Group.DEBIAS):
+        return calibration.power
+    if power is None:
+        raise CNNLensError(
+            f"the E and B power of the patches was not measured, which release "
+            f"'{calibration.name}' debiases by; measure the patches again"
+        )
+    return power.mean(0)
 
 
 def _description(n_patches: int, of: Config | MapSetup) -> str:

@@ -436,7 +436,10 @@ class Release:
 
     @property
     def correction(self) -> np.ndarray:
-        """d − d', what the survey's own power subtracts from the bandpowers, (n_bins,)."""
+        """d − d', what the survey's own power subtracts from the bandpowers, (n_bins,); zero in a
+        release without that power."""
+        if not self.has(Group.DEBIAS):
+            return np.zeros_like(self.bandpowers)
         linear = self.correction_of(self.power)
         if not self.n_v:
             return linear

@@ -25,7 +25,7 @@ def draw_foregrounds(table: ForegroundTable) -> Figure:
         for i, b in enumerate(table.of(way)):
             axis.errorbar(table.L, b.bins, b.bins_error, fmt=".-", lw=0.8, color=f"C{i}")
         axis.set(xlabel="$L$", ylabel=rf"bias [$\sigma$ of {table.n_survey} patches]")
-        axis.set_title(f"bandpowers, debias from the {way}", size=10)
+        axis.set_title(f"bandpowers, noise_debias {way}", size=10)
         _signed(axis, axis.set_yscale)
     axis = axes[-1]
     foregrounds = [b.foreground for b in table.of(ways[0])]
@@ -40,7 +40,7 @@ def draw_foregrounds(table: ForegroundTable) -> Figure:
             fmt=MARKERS[way],
             ms=4,
             color="k" if lmax is None else str(0.4 + 0.2 * list(table.sigma_lmax).index(lmax)),
-            label=f"debias from the {way}" + (f", l up to {lmax}" if lmax else ""),
+            label=f"noise_debias {way}" + (f", l up to {lmax}" if lmax else ""),
         )
     axis.set_yticks(range(len(foregrounds)), [f.label.replace("_", " ") for f in foregrounds])
     for i, tick in enumerate(axis.get_yticklabels()):

@@ -12,7 +12,7 @@ from ..pipeline import networks
 from ..reconstruct.files import weights_in
 from ..validate import paper
 from ..validate.noise import compare, noise_table
-from ..validate.omch2 import null_significance, recovered_omch2
+from ..validate.omch2 import null_significance, recovered_omch2, ways_of
 from . import pictures
 from .material import Material, level_of
 from .page import Measured, Missing, Picture, Section, Table
@@ -25,7 +25,8 @@ def cosmology(material: Material, section: Section) -> None:
     release = make_release(run, config.first_survey, packages=False)
     estimates: dict = {}
     rows = []
-    for debias, label in (("fixed", "fixed debias"), ("best", "corrected debias")):
+    for debias in reversed(ways_of(release)):
+        label = "fixed debias" if debias == "fixed" else "debias from the data"
         for name, survey in config.surveys.items():
             found = recovered_omch2(run, release, name, 1, debias)
             estimates.setdefault(label, {})[name] = found.estimates

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..likelihood.combined import calibration_digest
-from ..likelihood.fields import NUISANCES
+from ..likelihood.fields import NUISANCES, Group
 from ..likelihood.release import Release
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def describe_release(release: Release) -> str:
     """A release for human eyes: head, bandpowers with errors, provenance."""
     sigma = np.sqrt(np.diag(release.covariance))
     noise_mc = np.sqrt(np.diag(release.noise_covariance))
+    bandpowers = release.bandpowers - release.correction
     lines = [release.name, release.description, ""]
     lines.append(f"patches in the survey     {release.n_patches}")
     lines.append(f"simulations (covariance)  {release.n_sim}")
@@ -44,17 +45,17 @@ def describe_release(release: Release) -> str:
     lines += _mapping("provenance", release.provenance)
     lines += [
         f"bands of the derivatives: {len(release.kk_edges) - 1} in C^kk "
-        f"(L {release.kk_edges[0]}-{release.kk_edges[-1]}), {len(release.ee_edges) - 1} in "
-        f"unlensed C^EE (l {release.ee_edges[0]}-{release.ee_edges[-1]})",
+        f"(L {release.kk_edges[0]}-{release.kk_edges[-1]})",
+        "noise debias: " + ("data or fixed" if release.has(Group.DEBIAS) else "fixed"),
         "",
-        "bandpowers in units of 1e-9",
+        "bandpowers in units of 1e-9, debiased by the survey's own E and B power if it is held",
         "       L        d_b      sigma   N_b (fid)     MC(N)   fiducial        R",
     ]
     fiducial = release.windows @ release.fiducial_kk[: release.windows.shape[1]]
     for b in range(release.n_bins):
         lines.append(
             f"{release.edges[b]:5d}-{release.edges[b + 1]:<5d}"
-            f"{1e9 * release.bandpowers[b]:9.3f}  {1e9 * sigma[b]:9.3f}  "
+            f"{1e9 * bandpowers[b]:9.3f}  {1e9 * sigma[b]:9.3f}  "
             f"{1e9 * release.noise[b]:9.3f}  {1e9 * noise_mc[b]:8.3f}  "
             f"{1e9 * fiducial[b]:9.3f}  {release.response[b]:7.4f}"
         )
@@ -298,7 +299,7 @@ def format_coverage(table: CoverageTable) -> str:
 
 
 def format_recovery(found: Recovery) -> str:
-    """Recovered ω_c with and without the noise-debias derivatives, and the null test."""
+    """Recovered ω_c with every noise debias, and the null test."""
     lines = [
         "survey      debias     patches    truth     mean      +-        (mean-truth)/+-  scatter  "
         "at edge"
@@ -386,26 +387,26 @@ def format_survey_nulls(table: SurveyNulls) -> str:
 
 
 def format_foregrounds(table: ForegroundTable) -> str:
-    """Bias of ω_c by every foreground, a line for each with the noise debias from the data and from
-    the theory, and the largest of a bandpower; the same with each l_max; then every bandpower's."""
+    """Bias of ω_c by every foreground, a line for each with every noise debias, and the largest of
+    a bandpower; the same with each l_max; then every bandpower's."""
     ways = list(table.sigma)
     column = "omch2    +-   largest of a bandpower"
     lines = [
         f"foregrounds at {table.frequency_ghz:g} GHz that the calibration does not know, added to "
         f"{table.n_patches} test patches;",
         f"biases in sigma of {table.n_survey} patches; sigma(omch2) "
-        + ", ".join(f"{s:.5f} with the debias from the {w}" for w, s in table.sigma.items()),
+        + ", ".join(f"{s:.5f} with noise_debias {w}" for w, s in table.sigma.items()),
         "",
-        " " * 24 + "".join(f"   {f'debias from the {way}':42s}" for way in ways).rstrip(),
+        " " * 24 + "".join(f"   {f'noise_debias {way}':42s}" for way in ways).rstrip(),
         " " * 24 + "".join(f"   {column:42s}" for _ in ways).rstrip(),
     ]
     lines += _bias_rows(table, [table.of(way) for way in ways])
     for lmax, sigma in table.sigma_lmax.items():
-        lines += ["", f"l up to {lmax}, debias from the theory: sigma(omch2) {sigma:.5f}"]
+        lines += ["", f"l up to {lmax}, noise_debias fixed: sigma(omch2) {sigma:.5f}"]
         lines += _bias_rows(table, [table.of("fixed", lmax)])
     for way in ways:
         biases = table.of(way)
-        lines += ["", f"bias of each bandpower in its sigma, debias from the {way}"]
+        lines += ["", f"bias of each bandpower in its sigma, noise_debias {way}"]
         for start in range(0, len(biases), 4):
             part = biases[start : start + 4]
             lines.append("      L" + "".join(f"{b.foreground.label:>22s}" for b in part))

@@ -34,7 +34,7 @@ from ..calibrate.bandpowers import measurement_recipe
 from ..calibrate.derivatives import Bench
 from ..errors import CNNLensError
 from ..likelihood.bandpowers import BandpowerLikelihood
-from ..likelihood.release import Release
+from ..likelihood.release import Release, with_fixed_debias
 from ..pipeline import skies
 from ..pipeline.run import Run
 from ..simulate.skies import seed_sequence
@@ -387,6 +387,8 @@ def coverage_tables(
             "release that this network made"
         )
     skies_of = read_all([run, *others])
+    if noise_debias == "fixed":  # which asks for no power of the patches
+        release = with_fixed_debias(release)
     surveys, truth, origin = [], [], []
     for number, sky in enumerate(skies_of):
         n = len(sky.auto) // patches_each

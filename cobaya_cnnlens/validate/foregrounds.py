@@ -16,8 +16,8 @@ With a limit l_max, Q and U are low-passed sharply before they are masked. The e
 made for such maps, so that R is measured again on the same patches without a foreground, and
 the errors of the bandpowers are the release's times the ratio of the patches' scatter with the
 limit to that without; correlations, and how the bandpowers move with ω_c, are the release's. The
-coefficients G belong to the maps with all l: with a limit the bias is given for the noise debias
-from the theory alone.
+coefficients G belong to the maps with all l: with a limit the bias is given for the fixed noise
+bias alone.
 """
 
 from __future__ import annotations
@@ -230,8 +230,8 @@ class Bias:
 class ForegroundTable:
     """Biases of a survey of ``n_survey`` patches, from ``n_patches`` paired ones.
 
-    ``L`` of the bins; ``sigma`` of ω_c by debias, and ``sigma_lmax``, by l_max, that of the debias
-    from the theory; ``missing`` what of the configuration has not been measured
+    ``L`` of the bins; ``sigma`` of ω_c by debias, and ``sigma_lmax``, by l_max, that of the fixed
+    noise bias; ``missing`` what of the configuration has not been measured
     """
 
     L: np.ndarray

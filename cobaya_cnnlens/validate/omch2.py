@@ -15,6 +15,7 @@ from ..calibrate.response import standard_error
 from ..errors import CNNLensError
 from ..likelihood.bandpowers import BandpowerLikelihood
 from ..likelihood.fields import Group, Release
+from ..likelihood.release import with_fixed_debias
 from ..likelihood.statistics import chi2_pte, inverse_covariance, pte_to_sigma
 from ..pipeline.run import Run
 
@@ -172,12 +173,12 @@ def null_significance(run: Run, release: Release, survey: str) -> tuple[np.ndarr
 
     Returns
     -------
-    χ² and σ, each (n_patches,); the covariance is that of one patch
+    χ² and σ, each (n_patches,); the covariance is that of one patch with the fixed noise bias
     """
     calibration, test = calibration_of(run)
     data = calibration.debias(bandpowers.read(run, f"survey-{survey}").auto)
     residual = data - calibration.debias(test.auto).mean(0)
-    inverse = inverse_covariance(release.patch_covariance)
+    inverse = inverse_covariance(with_fixed_debias(release).patch_covariance)
     chi2 = np.einsum("nb,bc,nc->n", residual, inverse, residual)
     return chi2, pte_to_sigma(chi2_pte(chi2, release.n_bins))
 
