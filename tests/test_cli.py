@@ -45,7 +45,7 @@ COMMANDS = [
 pipeline = pytest.mark.skipif(
     importlib.util.find_spec("ducc0") is None, reason="a light installation has no pipeline"
 )
-NETWORK = REPOSITORY / "training" / "networks" / "laptop_1uk.keras"
+NETWORK = REPOSITORY / "training" / "networks" / "refined.keras"
 CONFIG = REPOSITORY / "training" / "config" / "test.yaml"
 # What a light installation has no copy of: importing it fails.
 PIPELINE = ("ducc0", "healpy", "keras", "tensorflow", "jax", "snakemake")
@@ -68,10 +68,10 @@ json.dump(done, sys.stdout)
 """
 LIGHT = [
     (("--version",), cobaya_cnnlens.__version__),
-    (("release", "list"), "laptop_fiducial"),
-    (("release", "show", "laptop_low"), "bandpowers in units of 1e-9"),
-    (("release", "check", "laptop_fiducial", "--network", str(NETWORK)), "was made with"),
-    (("release", "plot", "laptop_fiducial", "--out", "OUT/release.png"), "release.png"),
+    (("release", "list"), "refined_fiducial"),
+    (("release", "show", "refined_low"), "bandpowers in units of 1e-9"),
+    (("release", "check", "refined_fiducial", "--network", str(NETWORK)), "was made with"),
+    (("release", "plot", "refined_fiducial", "--out", "OUT/release.png"), "release.png"),
     (("n0", "--multipole", "100", "--lmax", "2000", "--out", "OUT/n0.csv"), "C_L^kk"),
 ]
 NEEDS_PIPELINE = [

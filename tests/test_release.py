@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cobaya_cnnlens.errors import ReleaseError
-from cobaya_cnnlens.likelihood.document import VERSION, seal, to_document
-from cobaya_cnnlens.likelihood.fields import ARRAYS, NUISANCES, Group, Sign, fields_of
+from cobaya_cnnlens.likelihood.document import seal, to_document
+from cobaya_cnnlens.likelihood.fields import ARRAYS, NUISANCES, VERSION, Group, Sign, fields_of
 from cobaya_cnnlens.likelihood.release import (
     Release,
     check_arrays,

@@ -70,8 +70,8 @@ def test_fixed_debias_is_biased_towards_the_fiducial(name, theories):
 
 @pytest.mark.slow
 def test_releases_follow_from_the_shipped_bandpowers(monkeypatch, tmp_path):
-    """Every array of the refined releases, calibrated again. It takes a quarter of an hour: CAMB runs
-    at the 46 cosmologies of the second order."""
+    """Every array of the refined releases, calibrated again. It takes a quarter of an hour: CAMB
+    runs at the 46 cosmologies of the second order."""
     monkeypatch.chdir(REPOSITORY)
     config = load_config("training/config/refined.yaml")
     config = config.model_copy(update={"products": tmp_path})

@@ -603,7 +603,6 @@ def _like_the_sky(maps, setup):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--release", "laptop_fiducial"], "made with a ResUNet on maps; tiles with depths"),
         (["--config", "training/config/laptop.yaml"], "'network.kind' is not 'refined'"),
         (["--release", "refined_fiducial"], "planned with --patch-deg 20, .*with 5; plan again"),
         ([], "give either --release NAME or --config FILE"),

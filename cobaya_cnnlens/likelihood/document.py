@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import ReleaseError
-from .fields import ARRAYS, NUISANCES, Group, Numbers, Release, read_only
+from .fields import ARRAYS, NUISANCES, VERSION, Group, Numbers, Release, read_only
 
 FORMAT = "cobaya_cnnlens release"
-VERSION = 5
 _SCALARS: dict[str, tuple[str, type]] = {
     "name": ("name", str),
     "description": ("description", str),

@@ -17,9 +17,16 @@ from typing import Any
 
 import numpy as np
 
-# Instrumental nuisances in the order of the arrays: relative changes of gain, beam width and noise
-# rms, and a rotation of the polarisation in degrees.
-NUISANCES = ("gain", "beam", "noise", "angle")
+# Of the format: a reader refuses any other.
+VERSION = 5
+# Nuisances of the instrument in the order of the arrays, and what they are.
+NUISANCE_MEANINGS = {
+    "gain": "relative change of the sky's polarisation",
+    "beam": "relative change of the beam's FWHM",
+    "noise": "relative change of the noise rms",
+    "angle": "rotation of the polarisation in degrees",
+}
+NUISANCES = tuple(NUISANCE_MEANINGS)
 
 KAPPA = "C_L^κκ, dimensionless"
 KAPPA2 = "(C_L^κκ)²"

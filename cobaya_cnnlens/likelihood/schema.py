@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .document import CONVENTIONS, FORMAT, VERSION
-from .fields import ARRAYS, NUISANCES, Group, Numbers, Sign
+from .document import CONVENTIONS, FORMAT
+from .fields import ARRAYS, NUISANCE_MEANINGS, NUISANCES, VERSION, Group, Numbers, Sign
 
 TEXT, NUMBER, OBJECT = {"type": "string"}, {"type": "number"}, {"type": "object"}
 COUNT = {"type": "integer", "maximum": 1_000_000_000}
@@ -161,9 +161,9 @@ def _section(name: str, text: str) -> dict[str, Any]:
         "nuisances": {
             "names": {
                 "const": list(NUISANCES),
-                "description": "Order of the nuisances in all arrays: relative changes of gain, of "
-                "the beam's FWHM and of the noise rms, and a rotation of the polarisation in "
-                "degrees.",
+                "description": "Order of the nuisances in all arrays: "
+                + ", ".join(f"{name} ({meaning})" for name, meaning in NUISANCE_MEANINGS.items())
+                + ".",
             }
         },
         "fiducial": {"unit": {"const": CONVENTIONS["fiducial.unit"], "description": "Of 'ee'."}},
