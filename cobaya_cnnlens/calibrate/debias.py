@@ -1,16 +1,12 @@
 """The noise debias from a survey's own maps.
 
-The noise bias N_b depends on the power of E, on the gain and on the noise of the maps, and a survey
-measures all of these. As in realisation-dependent debiasing of quadratic estimators (Namikawa et
-al. 2013, arXiv:1209.0091), data go into the debias: with p̂ the power of E and B of the same
-patches,
+The noise bias depends on the E power, the gain and the noise of the maps, and a survey measures all
+three. With p̂ the power of E and B of the same patches,
 
-    d'_b = d_b − Σ_i G_bi (p̂_i − p_i^fid).
+    d'_b = d_b − Σ_i G_bi (p̂_i − p_i^fid)
 
-d' is unbiased for any G; :func:`debias_coefficients` gives the one of least scatter. The model of
-d' has no part of C^EE: what G leaves of that dependence is zero within its Monte-Carlo error, and
-the error is in the covariance. Arrays in, arrays out; stages read them (:mod:`.assemble`, the
-survey).
+does not depend on them to first order (docs/noise-bias, eqs 6 and 7). Arrays in, arrays out;
+:mod:`.assemble` and the survey read them.
 """
 
 from __future__ import annotations
@@ -51,8 +47,13 @@ class SimulatedChanges:
     nuisances: tuple[np.ndarray, np.ndarray]
 
     def to_ee_and_noise(self) -> np.ndarray:
-        """Mean change per unit relative change of each band of C^EE, and of the map noise,
-        (n, n_ee + 1)."""
+        """A or J of docs/noise-bias, eq. 7.
+
+        Returns
+        -------
+        mean change per unit relative change of each band of C^EE, and of the map noise,
+        (n, n_ee + 1)
+        """
         noise = self.nuisances[0][..., NUISANCES.index("noise")].mean(0)
         return np.column_stack([self.derivatives.ee.values, noise])
 
@@ -82,6 +83,10 @@ class DataDebias:
     def changes_at(self, bands: np.ndarray) -> tuple[np.ndarray, ...]:
         """The models' changes at δ_j of the bands, by patch.
 
+        Parameters
+        ----------
+        bands : δ_j, C^κκ before C^EE, (n_kk + n_ee,)
+
         Returns
         -------
         sets of patches that share nothing, (n_patches, …) each: the first order of d' and of p̂ side
@@ -99,8 +104,16 @@ class DataDebias:
         return np.hstack([0.5 * first, power]), self.second.change_at(power.mean(0), kk)
 
     def error_at(self, bands: np.ndarray) -> np.ndarray:
-        """Monte-Carlo covariance of the models of d' and p̂ at δ_j of the bands,
-        (n_bins + n_power, n_bins + n_power)."""
+        """Monte-Carlo covariance of the models of d' and p̂ (docs/noise-bias, eq. 15).
+
+        Parameters
+        ----------
+        bands : δ_j, C^κκ before C^EE, (n_kk + n_ee,)
+
+        Returns
+        -------
+        (n_bins + n_power, n_bins + n_power)
+        """
         side_by_side, *others = self.changes_at(bands)
         covariance = mean_covariance(side_by_side)
         for by_patch in others:
@@ -129,6 +142,10 @@ def fit(
     points : patches at other cosmologies, for a second order over the prior; None for one along ω_c
     n_patches : of the survey
     groups : of the test patches, see :func:`fit_coefficients`
+
+    Returns
+    -------
+    coefficients, and what they leave
     """
     fiducial = test_power.mean(0)
     n_bins = test_bandpowers.shape[1]
@@ -169,9 +186,14 @@ def release_fields(
 
     Parameters
     ----------
+    debias : of :func:`fit`
     nuisances : first and second order of d, by patch
     test_bandpowers, test_truth : d and ⟨κκ*⟩ of the test patches, (n_sim, n_bins)
     error_bands : δ_j where the Monte-Carlo error of the model is taken, (n_kk + n_ee,)
+
+    Returns
+    -------
+    arrays by the attributes of a release
     """
     fiducial = debias.test_power.mean(0)
     coefficients, derivatives, fields = debias.coefficients, debias.derivatives, {}
@@ -242,13 +264,31 @@ def _moments(name: str, by_patch: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def derivative_fields(derivatives: NoiseDerivatives) -> dict[str, np.ndarray]:
-    """The fields of a release that hold the derivatives in C^κκ."""
+    """The fields of a release that hold the derivatives in C^κκ.
+
+    Parameters
+    ----------
+    derivatives : by patch
+
+    Returns
+    -------
+    means and standard errors by the attributes of a release
+    """
     kk = derivatives.kk
     return {"kk_derivatives": kk.values, "kk_derivative_errors": kk.errors}
 
 
 def nuisance_fields(by_patch: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
-    """The fields of a release that hold the nuisances, of (n_patches, n_bins, n_nuisances) each."""
+    """The fields of a release that hold the nuisances.
+
+    Parameters
+    ----------
+    by_patch : first and second order, (n_patches, n_bins, n_nuisances) each
+
+    Returns
+    -------
+    means and standard errors by the attributes of a release
+    """
     first, second = by_patch
     return _moments("nuisance_first", first) | _moments("nuisance_second", second)
 
@@ -325,9 +365,10 @@ def debias_coefficients(
 
     They are the best linear prediction of the change of the bandpowers d from the measured power p̂,
 
-        G = (A S² Jᵀ + C_dp) (J S² Jᵀ + C_pp)⁻¹.
+        G = (A S² Jᵀ + C_dp) (J S² Jᵀ + C_pp)⁻¹
 
-    C_dp accounts for the part of the scatter of d that the patches' own power predicts.
+    (docs/noise-bias, eq. 7). C_dp accounts for the part of the scatter of d that the patches' own
+    power predicts.
 
     Parameters
     ----------

@@ -23,8 +23,16 @@ OWN = ("bandpowers", "n_patches", "power")
 
 
 def calibration_digest(release: Release) -> str:
-    """Hash of all that a release has from its calibration, 16 hex digits: two with the same were
-    calibrated by the same simulations."""
+    """Hash of all numbers that a release has from its calibration.
+
+    Parameters
+    ----------
+    release : of one survey
+
+    Returns
+    -------
+    16 hex digits; two releases with the same were calibrated by the same simulations
+    """
     return digest_of_numbers(release, OWN)
 
 
@@ -33,7 +41,12 @@ def combine(releases: Sequence[Release], name: str | None = None) -> Release:
 
     Parameters
     ----------
-    name : of what is made; the names of its parts by default
+    releases : of surveys that share a calibration
+    name : of the combined release; the names of the releases with "+" between them by default
+
+    Returns
+    -------
+    a release whose bandpowers and power are the means over all patches
 
     Raises
     ------
@@ -51,15 +64,15 @@ def combine(releases: Sequence[Release], name: str | None = None) -> Release:
                 f"{calibrations[0]}: releases are combined where they share one; give each a "
                 "likelihood of its own, with a suffix, whose calibrations count as independent"
             )
-    seen: dict[bytes, str] = {}
+    name_of_data: dict[bytes, str] = {}
     for release in releases:
         data = release.bandpowers.tobytes()
-        if data in seen:
+        if data in name_of_data:
             raise ReleaseError(
-                f"releases '{seen[data]}' and '{release.name}' hold the same bandpowers; "
+                f"releases '{name_of_data[data]}' and '{release.name}' hold the same bandpowers; "
                 "give each survey once"
             )
-        seen[data] = release.name
+        name_of_data[data] = release.name
     if not others:
         return first
     n_patches = np.array([release.n_patches for release in releases])
@@ -70,12 +83,12 @@ def combine(releases: Sequence[Release], name: str | None = None) -> Release:
     name = name or "+".join(release.name for release in releases)
     if problem := check_name(name):
         raise ReleaseError(f"the name of the combined release {problem}")
-    parts = {
+    surveys = {
         release.name: {"n_patches": release.n_patches, "skies": release.provenance.get("skies")}
         for release in releases
     }
     provenance = {key: value for key, value in first.provenance.items() if key != "skies"}
-    alike = all(release.truth == first.truth for release in releases)
+    same_truth = all(release.truth == first.truth for release in releases)
     return replace(
         first,
         name=name,
@@ -85,6 +98,6 @@ def combine(releases: Sequence[Release], name: str | None = None) -> Release:
         power=mean([release.power for release in releases])
         if first.has(Group.DEBIAS)
         else first.power,
-        provenance=provenance | {"combined": parts},
-        truth=first.truth if alike else None,
+        provenance=provenance | {"combined": surveys},
+        truth=first.truth if same_truth else None,
     )

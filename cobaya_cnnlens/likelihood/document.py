@@ -49,7 +49,16 @@ CONVENTIONS: dict[str, Any] = {
 
 
 def to_document(release: Release) -> dict[str, Any]:
-    """The release as nested plain dictionaries and lists, without its digest."""
+    """A release as a JSON document.
+
+    Parameters
+    ----------
+    release : not checked
+
+    Returns
+    -------
+    nested plain dictionaries and lists, without the digest; arrays that are empty are left out
+    """
     document: dict[str, Any] = {"format": FORMAT, "version": VERSION}
     for key, (attribute, _) in _SCALARS.items():
         value = getattr(release, attribute)
@@ -71,17 +80,35 @@ def to_document(release: Release) -> dict[str, Any]:
 
 
 def seal(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with the digest of its content."""
+    """Add the digest of its content to a document.
+
+    Parameters
+    ----------
+    document : of :func:`to_document`
+
+    Returns
+    -------
+    a new document
+    """
     return {**document, "digest": _digest(document)}
 
 
 def values_of(document: dict[str, Any], source: str) -> dict[str, Any]:
-    """Attributes of a release from its document, each checked by itself; ``source`` names it in
-    errors.
+    """Attributes of a release from its document, each checked by itself.
+
+    Parameters
+    ----------
+    document : as JSON gives it
+    source : names the document in errors
+
+    Returns
+    -------
+    arguments of :class:`~.fields.Release`
 
     Raises
     ------
     ReleaseError
+        if a field is missing, unknown, or of a wrong type, shape or convention
     """
     if not isinstance(document, dict):
         raise ReleaseError(f"{source}: holds a {type(document).__name__}, not a release")
@@ -155,11 +182,17 @@ def _check_dimensions(dimensions: dict[str, int], source: str) -> None:
 
 
 def check_digest(document: dict[str, Any], source: str) -> None:
-    """Whether a document is as it was written.
+    """Check that a document is as it was written.
+
+    Parameters
+    ----------
+    document : with its digest
+    source : names the document in errors
 
     Raises
     ------
     ReleaseError
+        if the digest is that of another content
     """
     if document["digest"] != _digest(document):
         raise ReleaseError(
@@ -169,7 +202,16 @@ def check_digest(document: dict[str, Any], source: str) -> None:
 
 
 def check_name(name: str) -> str | None:
-    """What is wrong with a release's name, whose exported files bear it; None if nothing is."""
+    """What is wrong with a release's name, which exported files carry.
+
+    Parameters
+    ----------
+    name : of a release
+
+    Returns
+    -------
+    the end of an error message; None if nothing is wrong
+    """
     if _NAME.fullmatch(name) and len(name) <= _LONGEST_NAME:
         return None
     return (
@@ -225,11 +267,11 @@ def _check_keys(document: dict[str, Any], source: str) -> None:
     known = {numbers.key for numbers in ARRAYS.values()}
     known |= set(_SCALARS) | _OTHER | set(CONVENTIONS)
     sections = {key.split(".")[0] for key in known}
-    whole = {"theory", "instrument", "provenance", "truth"}
+    open_sections = {"theory", "instrument", "provenance", "truth"}
     for section, content in document.items():
         if section not in sections:
             raise ReleaseError(f"{source}: unknown field {section!r}; remove it")
-        if isinstance(content, dict) and section not in whole:
+        if isinstance(content, dict) and section not in open_sections:
             for key in content:
                 if f"{section}.{key}" not in known:
                     raise ReleaseError(f"{source}: unknown field {f'{section}.{key}'!r}; remove it")
@@ -250,7 +292,20 @@ def _array(
 def check_shape(
     array: np.ndarray, key: str, shape: tuple[str, ...], dimensions: dict[str, int], source: str
 ) -> None:
-    """Compare with the dimensions' names in ``shape``, whose lengths are kept in ``dimensions``."""
+    """Compare the shape of an array with the names of its dimensions.
+
+    Parameters
+    ----------
+    array : of any shape
+    key, source : name the field and its document in errors
+    shape : names of the dimensions, as of :class:`~.fields.Numbers`
+    dimensions : lengths of the names that are known; new ones are added
+
+    Raises
+    ------
+    ReleaseError
+        if two arrays need different lengths of one name
+    """
     if array.ndim != len(shape):
         raise ReleaseError(f"{source}: field '{key}' must have {len(shape)} dimensions")
     for length, name in zip(array.shape, shape, strict=True):
@@ -349,7 +404,17 @@ def _digest(document: dict[str, Any]) -> str:
 
 
 def formatted(value: Any, indent: int = 0) -> str:
-    """JSON with a line per field and per matrix row, so that it can be read and compared."""
+    """Write JSON with a line per field and per matrix row, so that people can read and compare it.
+
+    Parameters
+    ----------
+    value : a document, or a part of one
+    indent : spaces before each line
+
+    Returns
+    -------
+    the text
+    """
     pad = " " * (indent + 1)
     if isinstance(value, dict) and value:
         items = (f"{pad}{json.dumps(k)}: {formatted(v, indent + 1)}" for k, v in value.items())

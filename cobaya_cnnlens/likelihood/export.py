@@ -39,8 +39,16 @@ STATEMENTS = {
 
 @dataclass(frozen=True)
 class LinearModel:
-    """µ = W C^κκ + K (C^κκ − C^κκ_fid); both matrices (n_bins, lmax + 1) from L = 0. K is zero for
-    a fixed noise bias. ``release`` is the one whose bandpowers and covariance go with it."""
+    """µ = W C^κκ + K (C^κκ − C^κκ_fid), the model of a release.
+
+    Attributes
+    ----------
+    noise_debias : "data" or "fixed"
+    release : the debiased one, whose bandpowers and covariance go with the model
+    windows : W, (n_bins, lmax + 1) from L = 0
+    kk : K, of the same shape; zero for a fixed noise bias
+    fiducial_correction : K C^κκ_fid, (n_bins,)
+    """
 
     noise_debias: str
     release: Release
@@ -56,6 +64,15 @@ class LinearModel:
 
 def linear_model(release: Release, noise_debias: str = "data") -> LinearModel:
     """The release's model as matrices on C^κκ.
+
+    Parameters
+    ----------
+    release : as it was read
+    noise_debias : "data" or "fixed"
+
+    Returns
+    -------
+    the matrices, with the debiased release
 
     Raises
     ------
@@ -81,6 +98,7 @@ def export_release(
 
     Parameters
     ----------
+    release : as it was read
     format : "cmblikes" (a ``.dataset`` with its files), "candl" (an info file with its files) or
         "sacc" (one FITS file; it has no place for a correction)
     folder : new folder to write to

@@ -2,8 +2,7 @@
 
 The reader, the writer, the checks and the JSON schema (:mod:`.schema`) follow from the
 declarations: key in the file, shape, unit, allowed sign, and the group of fields that are present
-together. The model that uses these numbers is in :mod:`.bandpowers`; the derivation is on the
-documentation page of the likelihood.
+together. :mod:`.bandpowers` is the model that uses these numbers; docs/noise-bias derives it.
 """
 
 from __future__ import annotations
@@ -52,8 +51,17 @@ class Sign(Enum):
 
 @dataclass(frozen=True)
 class Numbers:
-    """Declaration of an array: its key in the file, the names of its dimensions, its unit and
-    meaning, the group that it belongs to, and its sign."""
+    """Declaration of an array.
+
+    Attributes
+    ----------
+    key : section and name in the file, with a dot between
+    shape : names of the dimensions, "+1" after one that is longer by one
+    unit, meaning : for people
+    group : the fields that are present with it
+    sign : which values it may hold
+    integers : whether it holds integers
+    """
 
     key: str
     shape: tuple[str, ...]
@@ -84,7 +92,16 @@ def _absent() -> np.ndarray:
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
-    """The same array, which can no longer be written to."""
+    """Make an array read-only, in place.
+
+    Parameters
+    ----------
+    array : of any shape
+
+    Returns
+    -------
+    the same array
+    """
     array.setflags(write=False)
     return array
 
@@ -93,14 +110,27 @@ def read_only(array: np.ndarray) -> np.ndarray:
 class Release:
     """Bandpowers of a survey with their calibration; arrays are read-only.
 
-    ``bandpowers`` are d_b = ⟨|κ̂|²⟩_b/R_b² − N_b. With the debias from the survey's own power p̂, the
-    data are
+    ``bandpowers`` are d of docs/noise-bias, eq. 3. Covariances, derivatives and nuisances are those
+    of d', which the survey's own power debiases (eq. 12). The fields of the group ``FIXED`` are
+    those of d, for ``noise_debias: fixed``. A release without the group ``DEBIAS`` has d' = d and
+    serves that option alone.
 
-        d'_b = d_b − Σ_i G_bi (p̂_i − p_i^fid) − Σ_{i≤j} S_bij (v_i v_j − ⟨δv_i δv_j⟩/n),
+    Attributes
+    ----------
+    name, description : of the survey; exported files carry the name
+    theory, instrument, provenance : records of how the release was made
+    truth : cosmology of a mock survey; None for data
+    n_patches : over which the bandpowers are averaged
+    n_sim : simulated patches behind the covariance of one patch
+    windows : W_bL from L = 0, (n_bins, L_max + 1)
+    the others : as their declarations say, see :data:`ARRAYS` and docs/release
 
-    with the amplitudes v = Pᵀ (p̂ − p^fid). The covariance, the derivatives and the nuisances are
-    those of d'. The fields of the group ``FIXED`` are those of d, for ``noise_debias: fixed``. A
-    release without the group ``DEBIAS`` has d' = d and serves that option alone.
+    Examples
+    --------
+    >>> from cobaya_cnnlens import read_release
+    >>> release = read_release("refined_fiducial")
+    >>> release.n_bins, release.n_patches, release.has(Group.PRIMARY)
+    (24, 160, True)
     """
 
     name: str
@@ -301,19 +331,10 @@ class Release:
         sign=Sign.NOT_NEGATIVE,
     )
     ee_edges: np.ndarray = _numbers(
-        "primary.ee_edges",
-        "n_ee+1",
-        "l",
-        "Bands of unlensed C_l^EE.",
-        Group.PRIMARY,
-        integers=True,
+        "primary.ee_edges", "n_ee+1", "l", "Bands of unlensed C_l^EE.", Group.PRIMARY, integers=True
     )
     power_kk_derivatives: np.ndarray = _numbers(
-        "primary.kk",
-        "n_power n_kk",
-        "µK²",
-        "∂p/∂ ln C_j of the bands of C^κκ.",
-        Group.PRIMARY,
+        "primary.kk", "n_power n_kk", "µK²", "∂p/∂ ln C_j of the bands of C^κκ.", Group.PRIMARY
     )
     power_ee_derivatives: np.ndarray = _numbers(
         "primary.ee",
@@ -428,7 +449,16 @@ class Release:
         return float(self.provenance.get("derivative_step", 0.1))
 
     def has(self, group: Group) -> bool:
-        """Whether the release holds a group of fields."""
+        """Whether the release holds a group of fields.
+
+        Parameters
+        ----------
+        group : of which every field must be there
+
+        Returns
+        -------
+        whether it is
+        """
         return all(getattr(self, name).size for name in fields_of(group))
 
     @property
@@ -454,7 +484,16 @@ class Release:
         return linear + self.second @ (np.outer(v, v) - scatter)[np.triu_indices(self.n_v)]
 
     def correction_of(self, power: np.ndarray) -> np.ndarray:
-        """First order of :attr:`correction` for other power, (..., n_power) → (..., n_bins)."""
+        """First order of :attr:`correction` (docs/noise-bias, eq. 6) for any power.
+
+        Parameters
+        ----------
+        power : of E and B in µK², (..., n_power)
+
+        Returns
+        -------
+        what is subtracted from the bandpowers, (..., n_bins)
+        """
         return (power - self.fiducial_power) @ self.coefficients.T
 
     @cached_property
@@ -471,12 +510,31 @@ ARRAYS: dict[str, Numbers] = {
 
 
 def fields_of(group: Group) -> tuple[str, ...]:
-    """Attributes of a release that belong to a group."""
+    """Attributes of a release that belong to a group.
+
+    Parameters
+    ----------
+    group : of fields
+
+    Returns
+    -------
+    their names, in the order of the declarations
+    """
     return tuple(name for name, numbers in ARRAYS.items() if numbers.group is group)
 
 
 def digest_of_numbers(release: Release, without: Container[str] = ()) -> str:
-    """Hash of all numbers of a release but those of the fields ``without``, 16 hex digits."""
+    """Hash of the numbers of a release.
+
+    Parameters
+    ----------
+    release : whose numbers are hashed
+    without : attributes that are left out
+
+    Returns
+    -------
+    16 hex digits
+    """
     digest = hashlib.sha256()
     for name in ("n_patches", "n_sim", "windows", *ARRAYS):
         if name not in without:

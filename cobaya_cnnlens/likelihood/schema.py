@@ -93,7 +93,12 @@ OPEN: dict[str, tuple[str, dict[str, tuple[dict[str, Any], str]]]] = {
 
 
 def json_schema() -> dict[str, Any]:
-    """The schema (draft 2020-12), as a JSON document."""
+    """The JSON schema of a release.
+
+    Returns
+    -------
+    a JSON document (draft 2020-12); "x-shape" and "x-unit" of an array are ours
+    """
     properties: dict[str, Any] = {
         "format": {"const": FORMAT, "description": "Tells this kind of file from others."},
         "version": {"const": VERSION, "description": "A reader refuses any other version."},
