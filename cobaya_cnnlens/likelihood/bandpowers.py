@@ -36,7 +36,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import CNNLensError, SpectrumError
-from .fields import NUISANCES, Group, Release, read_only
+from .declarations import NUISANCES, Group, read_only
+from .fields import Release
 from .release import check_arrays, debiased_by_data, joined, with_fixed_debias
 from .statistics import (
     chi2_pte,

@@ -15,8 +15,8 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import ReleaseError
-from .document import check_name
-from .fields import Group, Release, digest_of_numbers
+from .document import check_name, digest_of_numbers
+from .fields import Group, Release
 
 # Numbers of a release that are a survey's own.
 OWN = ("bandpowers", "n_patches", "power")

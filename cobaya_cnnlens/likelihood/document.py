@@ -9,13 +9,14 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import numpy as np
 
 from ..errors import ReleaseError
-from .fields import ARRAYS, NUISANCES, VERSION, Group, Numbers, Release, read_only
+from .declarations import NUISANCES, VERSION, Group, Numbers, read_only
+from .fields import ARRAYS, Release
 
 FORMAT = "cobaya_cnnlens release"
 _SCALARS: dict[str, tuple[str, type]] = {
@@ -401,6 +402,26 @@ def _digest(document: dict[str, Any]) -> str:
     content = {key: value for key, value in document.items() if key != "digest"}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_of_numbers(release: Release, without: Container[str] = ()) -> str:
+    """Hash of the numbers of a release.
+
+    Parameters
+    ----------
+    release : whose numbers are hashed
+    without : attributes that are left out
+
+    Returns
+    -------
+    16 hex digits
+    """
+    digest = hashlib.sha256()
+    for name in ("n_patches", "n_sim", "windows", *ARRAYS):
+        if name not in without:
+            value = np.asarray(getattr(release, name), dtype=float)
+            digest.update(f"{name}{value.shape}".encode() + value.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def formatted(value: Any, indent: int = 0) -> str:

@@ -7,103 +7,17 @@ together. :mod:`.bandpowers` is the model that uses these numbers; docs/noise-bi
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Container
 from dataclasses import dataclass, field, fields
-from enum import Enum
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-# Of the format: a reader refuses any other.
-VERSION = 5
-# Nuisances of the instrument in the order of the arrays, and what they are.
-NUISANCE_MEANINGS = {
-    "gain": "relative change of the sky's polarisation",
-    "beam": "relative change of the beam's FWHM",
-    "noise": "relative change of the noise rms",
-    "angle": "rotation of the polarisation in degrees",
-}
-NUISANCES = tuple(NUISANCE_MEANINGS)
-
-KAPPA = "C_L^κκ, dimensionless"
-KAPPA2 = "(C_L^κκ)²"
-
-
-class Group(Enum):
-    """Fields of a release that are present together, or absent together."""
-
-    ALWAYS = "always"
-    DEBIAS = "the noise debias from the survey's own E and B power"
-    SECOND_ORDER = "the second order of that debias"
-    PRIMARY = "the survey's E and B power as data"
-    FIXED = "the noise debias that stays at the fiducial cosmology"
-
-
-class Sign(Enum):
-    """Which values an array may hold."""
-
-    ANY = "any"
-    POSITIVE = "positive"
-    NOT_NEGATIVE = "not negative"
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """Declaration of an array.
-
-    Attributes
-    ----------
-    key : section and name in the file, with a dot between
-    shape : names of the dimensions, "+1" after one that is longer by one
-    unit, meaning : for people
-    group : the fields that are present with it
-    sign : which values it may hold
-    integers : whether it holds integers
-    """
-
-    key: str
-    shape: tuple[str, ...]
-    unit: str
-    meaning: str
-    group: Group = Group.ALWAYS
-    sign: Sign = Sign.ANY
-    integers: bool = False
-
-
-def _numbers(
-    key: str,
-    shape: str,
-    unit: str,
-    meaning: str,
-    group: Group = Group.ALWAYS,
-    sign: Sign = Sign.ANY,
-    integers: bool = False,
-) -> Any:
-    declared = Numbers(key, tuple(shape.split()), unit, meaning, group, sign, integers)
-    if group is Group.ALWAYS:
-        return field(metadata={"numbers": declared})
-    return field(metadata={"numbers": declared}, default_factory=_absent)
-
-
-def _absent() -> np.ndarray:
-    return np.zeros((0, 0))
-
-
-def read_only(array: np.ndarray) -> np.ndarray:
-    """Make an array read-only, in place.
-
-    Parameters
-    ----------
-    array : of any shape
-
-    Returns
-    -------
-    the same array
-    """
-    array.setflags(write=False)
-    return array
+from .declarations import KAPPA, KAPPA2, Numbers, numbers, read_only
+from .declarations import NUISANCES as NUISANCES
+from .declarations import VERSION as VERSION
+from .declarations import Group as Group
+from .declarations import Sign as Sign
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,20 +56,20 @@ class Release:
     n_patches: int
     n_sim: int
 
-    edges: np.ndarray = _numbers(
+    edges: np.ndarray = numbers(
         "bins.edges",
         "n_bins+1",
         "L",
         "Bin b holds edges[b] ≤ L < edges[b+1]; ascending.",
         integers=True,
     )
-    bandpowers: np.ndarray = _numbers(
+    bandpowers: np.ndarray = numbers(
         "data.bandpowers",
         "n_bins",
         KAPPA,
         "Bandpowers d_b = ⟨|κ̂|²⟩_b/R_b² − N_b, mean over the patches.",
     )
-    power: np.ndarray = _numbers(
+    power: np.ndarray = numbers(
         "data.power",
         "n_power",
         "µK²",
@@ -164,100 +78,100 @@ class Release:
         Group.DEBIAS,
         Sign.POSITIVE,
     )
-    patch_covariance: np.ndarray = _numbers(
+    patch_covariance: np.ndarray = numbers(
         "covariance.patch",
         "n_bins n_bins",
         KAPPA2,
         "Sample covariance of d'_b of one patch, without Hartlap's factor.",
     )
-    noise_covariance: np.ndarray = _numbers(
+    noise_covariance: np.ndarray = numbers(
         "covariance.noise",
         "n_bins n_bins",
         KAPPA2,
         "Monte-Carlo covariance of N_b, the same for every survey of this calibration.",
     )
-    derivative_covariance: np.ndarray = _numbers(
+    derivative_covariance: np.ndarray = numbers(
         "covariance.derivatives",
         "n_bins n_bins",
         KAPPA2,
         "Monte-Carlo covariance of the model's noise bias, at the change of ω_c in "
         "'provenance.derivative_excursion_omch2'.",
     )
-    response: np.ndarray = _numbers(
+    response: np.ndarray = numbers(
         "calibration.response",
         "n_bins",
         "1",
         "R_b = ⟨κκ̂*⟩/⟨κκ*⟩ of the validation patches; the data are divided by its square.",
         sign=Sign.POSITIVE,
     )
-    response_error: np.ndarray = _numbers(
+    response_error: np.ndarray = numbers(
         "calibration.response_error", "n_bins", "1", "Standard error of R_b.", sign=Sign.POSITIVE
     )
-    noise: np.ndarray = _numbers(
+    noise: np.ndarray = numbers(
         "calibration.noise",
         "n_bins",
         KAPPA,
         "N_b = ⟨|κ̂|²⟩/R_b² − ⟨κκ*⟩ of the test patches; subtracted from the data.",
     )
-    noise_error: np.ndarray = _numbers(
+    noise_error: np.ndarray = numbers(
         "calibration.noise_error", "n_bins", KAPPA, "Standard error of N_b.", sign=Sign.POSITIVE
     )
     windows: np.ndarray = field()
     """W_bL from L = 0, (n_bins, L_max + 1); the file leaves out the zeros of each row."""
-    kk_edges: np.ndarray = _numbers(
+    kk_edges: np.ndarray = numbers(
         "noise_bias.kk_edges",
         "n_kk+1",
         "L",
         "Band j of C^κκ holds kk_edges[j] ≤ L < kk_edges[j+1].",
         integers=True,
     )
-    kk_derivatives: np.ndarray = _numbers(
+    kk_derivatives: np.ndarray = numbers(
         "noise_bias.kk",
         "n_bins n_kk",
         KAPPA,
         "N'_bj = ∂(d'_b − signal_b)/∂ ln C^κκ_j, all of band j scaled together.",
     )
-    kk_derivative_errors: np.ndarray = _numbers(
+    kk_derivative_errors: np.ndarray = numbers(
         "noise_bias.kk_errors",
         "n_bins n_kk",
         KAPPA,
         "Standard errors of N'_bj.",
         sign=Sign.NOT_NEGATIVE,
     )
-    kk_direction: np.ndarray = _numbers(
+    kk_direction: np.ndarray = numbers(
         "noise_bias.kk_direction",
         "n_kk",
         "1",
         "a_j of the amplitude u = Σ_j a_j δ_j, bands of C^κκ; |u| is at most 1 in the simulations.",
     )
-    curvature: np.ndarray = _numbers(
+    curvature: np.ndarray = numbers(
         "noise_bias.curvature",
         "n_bins",
         KAPPA,
         "Q_b, second order of the noise bias: the model adds Q_b u².",
     )
-    curvature_errors: np.ndarray = _numbers(
+    curvature_errors: np.ndarray = numbers(
         "noise_bias.curvature_errors",
         "n_bins",
         KAPPA,
         "Standard errors of Q_b.",
         sign=Sign.NOT_NEGATIVE,
     )
-    e_edges: np.ndarray = _numbers(
+    e_edges: np.ndarray = numbers(
         "debias.e_edges",
         "n_e+1",
         "l",
         "Bins of ⟨EE*⟩, the first entries of the power.",
         Group.DEBIAS,
     )
-    b_edges: np.ndarray = _numbers(
+    b_edges: np.ndarray = numbers(
         "debias.b_edges",
         "n_b+1",
         "l",
         "The bin of ⟨BB*⟩, the last entry of the power.",
         Group.DEBIAS,
     )
-    fiducial_power: np.ndarray = _numbers(
+    fiducial_power: np.ndarray = numbers(
         "debias.fiducial_power",
         "n_power",
         "µK²",
@@ -265,134 +179,134 @@ class Release:
         Group.DEBIAS,
         Sign.POSITIVE,
     )
-    coefficients: np.ndarray = _numbers(
+    coefficients: np.ndarray = numbers(
         "debias.coefficients",
         "n_bins n_power",
         "1/µK²",
         "G, the change of the bandpowers per change of the power.",
         Group.DEBIAS,
     )
-    ee_directions: np.ndarray = _numbers(
+    ee_directions: np.ndarray = numbers(
         "debias.ee_directions",
         "n_power n_v",
         "1/µK²",
         "P: the amplitudes of the change of E are v = Pᵀ (p̂ − p^fid).",
         Group.SECOND_ORDER,
     )
-    amplitude_covariance: np.ndarray = _numbers(
+    amplitude_covariance: np.ndarray = numbers(
         "debias.amplitude_covariance",
         "n_v n_v",
         "1",
         "⟨δv_i δv_j⟩ of one patch.",
         Group.SECOND_ORDER,
     )
-    second: np.ndarray = _numbers(
+    second: np.ndarray = numbers(
         "debias.second",
         "n_bins n_products",
         KAPPA,
         "S_ij for the n_v(n_v+1)/2 products i ≤ j, in the order 11, 12, …, 22, …",
         Group.SECOND_ORDER,
     )
-    cross: np.ndarray = _numbers(
+    cross: np.ndarray = numbers(
         "debias.cross",
         "n_bins n_v",
         KAPPA,
         "X_i: the model has the term Σ_i X_i v_i u.",
         Group.SECOND_ORDER,
     )
-    nuisance_steps: np.ndarray = _numbers(
+    nuisance_steps: np.ndarray = numbers(
         "nuisances.steps",
         "n_nuisances",
         "of each nuisance",
         "Changes x_i that were simulated.",
         sign=Sign.POSITIVE,
     )
-    nuisance_first: np.ndarray = _numbers(
+    nuisance_first: np.ndarray = numbers(
         "nuisances.first",
         "n_bins n_nuisances",
         f"{KAPPA} per unit",
         "A_bi: d'_b changes by Σ_i A_bi x_i + B_bi x_i² when the instrument is off by x_i.",
     )
-    nuisance_first_errors: np.ndarray = _numbers(
+    nuisance_first_errors: np.ndarray = numbers(
         "nuisances.first_errors",
         "n_bins n_nuisances",
         f"{KAPPA} per unit",
         "Standard errors of A_bi.",
         sign=Sign.NOT_NEGATIVE,
     )
-    nuisance_second: np.ndarray = _numbers(
+    nuisance_second: np.ndarray = numbers(
         "nuisances.second", "n_bins n_nuisances", f"{KAPPA} per unit²", "B_bi."
     )
-    nuisance_second_errors: np.ndarray = _numbers(
+    nuisance_second_errors: np.ndarray = numbers(
         "nuisances.second_errors",
         "n_bins n_nuisances",
         f"{KAPPA} per unit²",
         "Standard errors of B_bi.",
         sign=Sign.NOT_NEGATIVE,
     )
-    ee_edges: np.ndarray = _numbers(
+    ee_edges: np.ndarray = numbers(
         "primary.ee_edges", "n_ee+1", "l", "Bands of unlensed C_l^EE.", Group.PRIMARY, integers=True
     )
-    power_kk_derivatives: np.ndarray = _numbers(
+    power_kk_derivatives: np.ndarray = numbers(
         "primary.kk", "n_power n_kk", "µK²", "∂p/∂ ln C_j of the bands of C^κκ.", Group.PRIMARY
     )
-    power_ee_derivatives: np.ndarray = _numbers(
+    power_ee_derivatives: np.ndarray = numbers(
         "primary.ee",
         "n_power n_ee",
         "µK²",
         "∂p/∂ ln C_j of the bands of unlensed C^EE.",
         Group.PRIMARY,
     )
-    power_nuisance_first: np.ndarray = _numbers(
+    power_nuisance_first: np.ndarray = numbers(
         "primary.nuisance_first",
         "n_power n_nuisances",
         "µK² per unit",
         "What 'nuisances.first' is of d', of p.",
         Group.PRIMARY,
     )
-    power_nuisance_second: np.ndarray = _numbers(
+    power_nuisance_second: np.ndarray = numbers(
         "primary.nuisance_second",
         "n_power n_nuisances",
         "µK² per unit²",
         "What 'nuisances.second' is of d', of p.",
         Group.PRIMARY,
     )
-    power_covariance: np.ndarray = _numbers(
+    power_covariance: np.ndarray = numbers(
         "primary.covariance",
         "n_power n_power",
         "µK⁴",
         "Covariance of p̂ of one patch.",
         Group.PRIMARY,
     )
-    power_cross_covariance: np.ndarray = _numbers(
+    power_cross_covariance: np.ndarray = numbers(
         "primary.cross_covariance",
         "n_bins n_power",
         "µK²",
         "Covariance of d' with p̂ of one patch.",
         Group.PRIMARY,
     )
-    power_error_covariance: np.ndarray = _numbers(
+    power_error_covariance: np.ndarray = numbers(
         "primary.error_covariance",
         "n_power n_power",
         "µK⁴",
         "Monte-Carlo covariance of p^fid and of the model of p.",
         Group.PRIMARY,
     )
-    power_error_cross: np.ndarray = _numbers(
+    power_error_cross: np.ndarray = numbers(
         "primary.error_cross",
         "n_bins n_power",
         "µK²",
         "Monte-Carlo covariance of the model of d' with that of p.",
         Group.PRIMARY,
     )
-    fixed_patch_covariance: np.ndarray = _numbers(
+    fixed_patch_covariance: np.ndarray = numbers(
         "fixed.patch",
         "n_bins n_bins",
         KAPPA2,
         "What 'covariance.patch' is of d', of d.",
         Group.FIXED,
     )
-    fixed_noise_covariance: np.ndarray = _numbers(
+    fixed_noise_covariance: np.ndarray = numbers(
         "fixed.noise",
         "n_bins n_bins",
         KAPPA2,
@@ -400,24 +314,24 @@ class Release:
         "'provenance.derivative_excursion_omch2'.",
         Group.FIXED,
     )
-    fixed_nuisance_first: np.ndarray = _numbers(
+    fixed_nuisance_first: np.ndarray = numbers(
         "fixed.nuisance_first",
         "n_bins n_nuisances",
         f"{KAPPA} per unit",
         "What 'nuisances.first' is of d', of d.",
         Group.FIXED,
     )
-    fixed_nuisance_second: np.ndarray = _numbers(
+    fixed_nuisance_second: np.ndarray = numbers(
         "fixed.nuisance_second",
         "n_bins n_nuisances",
         f"{KAPPA} per unit²",
         "What 'nuisances.second' is of d', of d.",
         Group.FIXED,
     )
-    fiducial_kk: np.ndarray = _numbers(
+    fiducial_kk: np.ndarray = numbers(
         "fiducial.kk", "L_max+1", KAPPA, "C_L^κκ = [L(L+1)]²/4 C_L^φφ from L = 0."
     )
-    fiducial_ee: np.ndarray = _numbers(
+    fiducial_ee: np.ndarray = numbers(
         "fiducial.ee", "l_max+1", "µK²", "Unlensed C_l^EE from l = 0."
     )
 
@@ -520,24 +434,4 @@ def fields_of(group: Group) -> tuple[str, ...]:
     -------
     their names, in the order of the declarations
     """
-    return tuple(name for name, numbers in ARRAYS.items() if numbers.group is group)
-
-
-def digest_of_numbers(release: Release, without: Container[str] = ()) -> str:
-    """Hash of the numbers of a release.
-
-    Parameters
-    ----------
-    release : whose numbers are hashed
-    without : attributes that are left out
-
-    Returns
-    -------
-    16 hex digits
-    """
-    digest = hashlib.sha256()
-    for name in ("n_patches", "n_sim", "windows", *ARRAYS):
-        if name not in without:
-            value = np.asarray(getattr(release, name), dtype=float)
-            digest.update(f"{name}{value.shape}".encode() + value.tobytes())
-    return digest.hexdigest()[:16]
+    return tuple(name for name, declared in ARRAYS.items() if declared.group is group)

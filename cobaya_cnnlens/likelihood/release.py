@@ -17,8 +17,16 @@ import numpy as np
 
 from ..errors import CNNLensError, ReleaseError
 from ..files import atomic_write
-from .document import check_digest, check_shape, formatted, seal, to_document, values_of
-from .fields import ARRAYS, NUISANCES, Group, Release, Sign, digest_of_numbers
+from .document import (
+    check_digest,
+    check_shape,
+    digest_of_numbers,
+    formatted,
+    seal,
+    to_document,
+    values_of,
+)
+from .fields import ARRAYS, NUISANCES, Group, Release, Sign
 from .statistics import inverse_covariance
 
 __all__ = [

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from .declarations import NUISANCE_MEANINGS, NUISANCES, VERSION, Group, Numbers, Sign
 from .document import CONVENTIONS, FORMAT
-from .fields import ARRAYS, NUISANCE_MEANINGS, NUISANCES, VERSION, Group, Numbers, Sign
+from .fields import ARRAYS
 
 TEXT, NUMBER, OBJECT = {"type": "string"}, {"type": "number"}, {"type": "object"}
 COUNT = {"type": "integer", "maximum": 1_000_000_000}
