@@ -7,6 +7,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from cobaya_cnnlens.likelihood.schema import json_schema
+
 HERE = Path(__file__).parent
 
 # What waits for something that is not there yet; a name is taken off when it is.
@@ -67,8 +69,8 @@ html_show_sourcelink = False
 
 
 def release_fields() -> str:
-    """The release's fields as MyST definition lists, from the schema beside this file."""
-    schema = json.loads((HERE / "release.schema.json").read_text(encoding="utf-8"))
+    """The release's fields as MyST definition lists, from the JSON schema."""
+    schema = json_schema()
     sections = {k: s for k, s in schema["properties"].items() if s.get("type") == "object"}
     single = {k: s for k, s in schema["properties"].items() if k not in sections}
     lines = ["## Head and foot", "", *_definitions(single)]
@@ -99,6 +101,9 @@ def _definitions(properties: dict, required: set | None = None, prefix: str = ""
 
 (HERE / "_generated").mkdir(exist_ok=True)
 (HERE / "_generated" / "release_fields.md").write_text(release_fields(), encoding="utf-8")
+(HERE / "_generated" / "release.schema.json").write_text(
+    json.dumps(json_schema(), indent=1, ensure_ascii=False), encoding="utf-8"
+)
 
 
 def _escape(app, what, name, obj, options, lines: list[str]) -> None:

@@ -18,8 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # One process a core: threads that wait for each other would only hold each other up.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from cobaya_cnnlens.likelihood.document import NUISANCES
-from cobaya_cnnlens.likelihood.release import DataDebias, Release
+from cobaya_cnnlens.likelihood.fields import ARRAYS, NUISANCES, Group, Release, fields_of
 from cobaya_cnnlens.theory.camb import (
     CambSettings,
     Cosmology,
@@ -125,7 +124,8 @@ def of_nuisances(*first: float, others: float = 0.0) -> np.ndarray:
 
 
 def synthetic_release(n_bins: int = 5, **changes) -> Release:
-    """A release made of smooth made-up numbers; its data are the model at the fiducial."""
+    """A release of smooth made-up numbers that holds every field. Its bandpowers are the model at
+    the fiducial cosmology; two bins of E and one of B differ from the fiducial power."""
     generator = np.random.default_rng(1)
     l = np.arange(1201, dtype=float)
     kk = 1e-7 / (1.0 + (l / 200.0) ** 1.5)
@@ -137,13 +137,20 @@ def synthetic_release(n_bins: int = 5, **changes) -> Release:
         windows[b, edges[b] : edges[b + 1]] = 1.0 / 200.0
     signal = windows @ kk[:1100]
     root = np.eye(n_bins) + 0.1 * generator.standard_normal((n_bins, n_bins))
-    correlation = root @ root.T
-    patch = 0.04 * np.outer(signal, signal) * correlation
+    patch = 0.04 * np.outer(signal, signal) * (root @ root.T)
+    power = np.array([2e-4, 1e-4, 1e-6])
+    power_covariance = np.diag([4e-3, 2e-3, 1e-4]) * np.outer(power, power)
+    cross = 0.1 * np.sqrt(np.outer(np.diag(patch), np.diag(power_covariance)))
+
+    def of_bins(*shape: int) -> np.ndarray:
+        return signal[:, None] * generator.standard_normal((n_bins, *shape))
+
     values = {
         "name": "synthetic",
         "description": "made-up numbers for tests",
         "edges": edges,
         "bandpowers": signal.copy(),
+        "power": 1.05 * power,
         "n_patches": 40,
         "n_sim": 500,
         "patch_covariance": patch,
@@ -155,20 +162,39 @@ def synthetic_release(n_bins: int = 5, **changes) -> Release:
         "noise_error": 0.01 * signal,
         "windows": windows,
         "kk_edges": np.array([2, 400, 1100]),
-        "ee_edges": np.array([2, 300, 700, 1200]),
-        "kk_derivatives": 0.1 * signal[:, None] * generator.standard_normal((n_bins, 2)),
+        "kk_derivatives": 0.1 * of_bins(2),
         "kk_derivative_errors": 0.01 * np.ones((n_bins, 2)) * signal[:, None],
-        "ee_derivatives": 0.1 * signal[:, None] * generator.standard_normal((n_bins, 3)),
-        "ee_derivative_errors": 0.01 * np.ones((n_bins, 3)) * signal[:, None],
+        "kk_direction": np.array([1.5, 2.5]),
         "curvature": -0.02 * signal,
         "curvature_errors": 0.001 * signal,
-        "kk_direction": np.array([2.0, 3.0]),
-        "ee_direction": np.array([0.5, -0.4, 0.3]),
+        "e_edges": np.array([36.0, 536.0, 1036.0]),
+        "b_edges": np.array([1100.0, 1200.0]),
+        "fiducial_power": power,
+        "coefficients": 0.3 * of_bins(3) / power,
+        "ee_directions": np.array([[0.8, -0.1], [0.3, 0.7], [0.0, 0.0]]) / power[:, None],
+        "amplitude_covariance": np.array([[4e-3, 1e-3], [1e-3, 2e-3]]),
+        "second": 0.2 * of_bins(3),
+        "cross": 0.2 * of_bins(2),
         "nuisance_steps": of_nuisances(0.01, 0.05, 0.05, 0.5, others=0.1),
         "nuisance_first": signal[:, None] * of_nuisances(2.0, 0.3, 0.2),
         "nuisance_first_errors": 0.01 * signal[:, None] * of_nuisances(others=1.0),
         "nuisance_second": signal[:, None] * of_nuisances(1.0, 0.1, 0.3, -0.05),
         "nuisance_second_errors": 0.01 * signal[:, None] * of_nuisances(others=1.0),
+        "ee_edges": np.array([2, 300, 700, 1200]),
+        "power_kk_derivatives": power[:, None]
+        * np.array([[-0.02, 0.01], [0.03, -0.01], [0.3, 0.2]]),
+        "power_ee_derivatives": power[:, None]
+        * np.array([[0.9, 0.1, 0], [0.1, 0.8, 0.1], [0, 0, 0.1]]),
+        "power_nuisance_first": power[:, None] * of_nuisances(2.0, 0.3, 0.2),
+        "power_nuisance_second": power[:, None] * of_nuisances(1.0, 0.1, 0.3, -0.05),
+        "power_covariance": power_covariance,
+        "power_cross_covariance": cross * generator.standard_normal((n_bins, 3)),
+        "power_error_covariance": power_covariance / 300,
+        "power_error_cross": cross * generator.standard_normal((n_bins, 3)) / 300,
+        "fixed_patch_covariance": 1.2 * patch,
+        "fixed_noise_covariance": 1.2 * patch / 500,
+        "fixed_nuisance_first": 1.5 * signal[:, None] * of_nuisances(2.0, 0.3, 0.2),
+        "fixed_nuisance_second": 1.5 * signal[:, None] * of_nuisances(1.0, 0.1, 0.3, -0.05),
         "fiducial_kk": kk,
         "fiducial_ee": ee,
         "theory": {"code": "made up"},
@@ -179,42 +205,36 @@ def synthetic_release(n_bins: int = 5, **changes) -> Release:
     return replace(Release(**values), **changes)
 
 
-def synthetic_debias(release: Release) -> DataDebias:
-    """Made-up numbers for a synthetic release: two bins of E and one of B that say something."""
-    generator = np.random.default_rng(2)
-    n = release.n_bins
-    power = np.array([2e-4, 1e-4, 1e-6])
-    relative = np.diag([4e-3, 2e-3, 1e-4])
-    of_power = relative * np.outer(power, power)
-    cross = 0.1 * np.sqrt(np.outer(np.diag(release.patch_covariance), np.diag(of_power)))
-    in_place = {
-        name: 0.9 * getattr(release, name)
-        for name in vars(release)
-        if name.endswith(("_covariance", "_derivatives", "_derivative_errors"))
-        or name.startswith(("curvature", "nuisance_first", "nuisance_second"))
-    }
-    return DataDebias(
-        e_edges=np.array([36.0, 536.0, 1036.0]),
-        b_edges=np.array([1100.0, 1200.0]),
-        power=1.05 * power,
-        fiducial_power=power,
-        coefficients=0.3 * release.bandpowers[:, None] * generator.standard_normal((n, 3)) / power,
-        kk_direction=np.array([1.5, 2.5]),
-        ee_directions=np.array([[0.8, -0.1], [0.3, 0.7], [0.0, 0.0]]) / power[:, None],
-        amplitude_covariance=np.array([[4e-3, 1e-3], [1e-3, 2e-3]]),
-        second=0.2 * release.bandpowers[:, None] * generator.standard_normal((n, 3)),
-        cross=0.2 * release.bandpowers[:, None] * generator.standard_normal((n, 2)),
-        power_kk_derivatives=power[:, None] * np.array([[-0.02, 0.01], [0.03, -0.01], [0.3, 0.2]]),
-        power_ee_derivatives=power[:, None]
-        * np.array([[0.9, 0.1, 0], [0.1, 0.8, 0.1], [0, 0, 0.1]]),
-        power_nuisance_first=power[:, None] * of_nuisances(2.0, 0.3, 0.2),
-        power_nuisance_second=power[:, None] * of_nuisances(1.0, 0.1, 0.3, -0.05),
-        power_covariance=of_power,
-        power_cross_covariance=cross * generator.standard_normal((n, 3)),
-        power_error_covariance=of_power / 300,
-        power_error_cross=cross * generator.standard_normal((n, 3)) / 300,
-        **in_place,
+def at_fiducial_power(release: Release) -> Release:
+    """The release whose own power is the fiducial one, without the scatter of its amplitudes: its
+    debiased bandpowers are its bandpowers."""
+    scatter = np.zeros_like(release.amplitude_covariance)
+    return replace(release, power=release.fiducial_power, amplitude_covariance=scatter)
+
+
+def with_made_up_debias(release: Release) -> Release:
+    """A release of two bands of C^κκ with the debias of :func:`synthetic_release`."""
+    made, groups = (
+        synthetic_release(release.n_bins),
+        (Group.DEBIAS, Group.SECOND_ORDER, Group.FIXED),
     )
+    names = [name for group in groups for name in fields_of(group)]
+    names += ["kk_direction", "curvature"]
+    return replace(release, **{name: getattr(made, name) for name in names})
+
+
+def with_lengths(release: Release, **rows) -> Release:
+    """The release with some entries, by their indices, of the dimensions of these names."""
+    changes = {"windows": release.windows[rows["n_bins"]]} if "n_bins" in rows else {}
+    for name, numbers in ARRAYS.items():
+        array = getattr(release, name)
+        for axis, dimension in enumerate(numbers.shape if array.size else ()):
+            base, _, extra = dimension.partition("+")
+            if base in rows:
+                keep = rows[base] if not extra else np.arange(len(rows[base]) + int(extra))
+                array = np.take(array, keep, axis)
+        changes[name] = array
+    return replace(release, **changes)
 
 
 @pytest.fixture

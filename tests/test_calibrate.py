@@ -5,11 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import yaml
 from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate import (
     bandpowers,
-    cosmologies,
     curvature,
     derivatives,
     nuisances,
@@ -29,15 +27,17 @@ from cobaya_cnnlens.calibrate.bandpowers import (
 from cobaya_cnnlens.calibrate.covariance import mean_covariance, sample_covariance
 from cobaya_cnnlens.calibrate.curvature import (
     band_changes,
+    change_above,
+    curvature_of,
     direction,
     second_order,
 )
 from cobaya_cnnlens.calibrate.derivatives import Bench
 from cobaya_cnnlens.calibrate.response import calibrate
-from cobaya_cnnlens.calibrate.windows import bandpower_windows
-from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
+from cobaya_cnnlens.errors import CNNLensError, ProductError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
-from cobaya_cnnlens.likelihood.document import NUISANCES, seal, to_document
+from cobaya_cnnlens.likelihood.document import seal, to_document
+from cobaya_cnnlens.likelihood.fields import NUISANCES
 from cobaya_cnnlens.likelihood.release import from_document, read_release, write_release
 from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.config import Config
@@ -46,9 +46,8 @@ from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.simulate.instrument import Systematics
 from cobaya_cnnlens.simulate.patches import patch_centres
 from cobaya_cnnlens.simulate.tiling import evenly
-from cobaya_cnnlens.validate import coverage, points
+from cobaya_cnnlens.validate import coverage
 
-from .conftest import synthetic_release
 from .written import (
     HASH,
     N_BINS,
@@ -58,7 +57,6 @@ from .written import (
     covariance_of_mean,
     error_of_mean,
     small,
-    with_points,
 )
 
 
@@ -258,7 +256,7 @@ def test_a_release_is_assembled_from_products(tiny, tmp_path):
         make_data_release(Run(tiny, "b" * 64), tmp_path / "b.h5", "mine")
     np.testing.assert_allclose(release.response, 0.8, rtol=0.1)
     assert release.n_patches == release.n_sim == 40
-    # Noise-debias derivatives: the oracle does not see C^κκ move, so the truth's change is all
+    # Derivatives of the noise bias: the oracle does not see C^κκ move, so the truth's change is all
     # missing; of C^EE it sees what the .003 Q̃ in it carries.
     seen = observe_sky(Run(tiny), "derivatives", 0)
     quiet = tiny.model_copy(update={"instrument": tiny.instrument.__class__(noise_uk_arcmin=0.0)})
@@ -268,8 +266,9 @@ def test_a_release_is_assembled_from_products(tiny, tmp_path):
     np.testing.assert_allclose(release.kk_derivatives.sum(1), -truth, rtol=0.05)
     estimate = spectra.transform(0.8 * seen.kappa + 0.003 * seen.q)
     moved = spectra.cross(spectra.transform(0.003 * clean.q), estimate).mean(0)
+    measured = derivatives.read(Run(tiny, HASH), release.response)
     np.testing.assert_allclose(
-        release.ee_derivatives.sum(1),
+        measured.ee.values.sum(1),
         moved / release.response**2,
         rtol=0.02,
         atol=1e-3 * moved.max(),
@@ -307,57 +306,6 @@ def test_nuisances_of_a_linear_estimator(tiny):
     turned = observe_sky(Run(quiet), "test", 0, systematics=Systematics(angle=45.0))
     np.testing.assert_allclose(turned.q, -clean.u, atol=1e-5 * np.abs(clean.u).max())
     np.testing.assert_allclose(turned.u, clean.q, atol=1e-5 * np.abs(clean.q).max())
-
-
-def test_another_cosmology_is_where_the_derivatives_put_it(tiny):
-    """Of κ̂ = Q̃ at a tenth more power: the change of its noise debias on one sky is what another
-    sky's derivatives say, to their errors; without them it is far off."""
-    brighter = {"skies": 1, "at": {"brighter": [{"As": 1.1 * tiny.cosmology.As}]}}
-    config = Config.model_validate({**tiny.model_dump(mode="json"), "points": brighter})
-    skies.measure(Run(config), "test", [0])
-    bandpowers.measure(Run(config, HASH, Linear()), "test", [0])
-    derivatives.measure(Run(config, HASH, Linear()), 0)
-    curvature.measure(Run(config, HASH, Linear()), 0)
-    run = Run(config, HASH, Linear())
-    cosmologies.measure(run, cosmologies.checked(run))
-    # A release of nothing but what the model of the noise needs.
-    first = derivatives.read(run, np.ones(4))
-    curved = curvature.read(run, np.ones(4), first)
-    theory = run.spectra()
-    edges = run.bandpowers.bins.edges
-    release = replace(
-        synthetic_release(4),
-        edges=edges,
-        response=np.ones(4),
-        windows=bandpower_windows(run.bandpowers, config.sky.band_limit),
-        kk_edges=first.kk.edges,
-        kk_derivatives=first.kk.values,
-        kk_derivative_errors=first.kk.errors,
-        ee_edges=first.ee.edges,
-        ee_derivatives=first.ee.values,
-        ee_derivative_errors=first.ee.errors,
-        curvature=curved.patches.mean(0),
-        kk_direction=curved.kk_direction,
-        ee_direction=curved.ee_direction,
-        fiducial_kk=theory.kk,
-        fiducial_ee=theory.ee,
-    )
-    (check,) = points.check_points(Run(config, HASH), release, "brighter")
-    error = np.sqrt(np.diag(check.covariance))
-    assert (np.abs(check.residual) < 4 * error).all()
-    assert (np.abs(check.predicted) > 10 * error).all()
-    with pytest.raises(ConfigError, match="no cosmological parameter A_s"):
-        load_points(config, [{"A_s": 2e-9}])
-
-
-def load_points(config, changes):
-    """The configuration with other points, checked as when it is read from a file."""
-    from cobaya_cnnlens.pipeline.loading import load_config
-
-    content = {**config.model_dump(mode="json"), "points": {"at": {"group": changes}}}
-    path = config.products / "points.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return load_config(path)
 
 
 @pytest.mark.parametrize("prior", [{}, {"logA": (2.7, 3.4)}])
@@ -438,36 +386,6 @@ def test_second_order_of_a_known_parabola():
     np.testing.assert_array_equal(second_order(np.zeros((2, 5, 4)), t), 0.0)
 
 
-def test_curvature_of_an_estimator_that_has_one(tiny):
-    """κ̂ = Q̃ (⟨Q̃²⟩/⟨Q̃²⟩_fid)^½ squares the power of EE: twice the first order of κ̂ = Q̃, and what
-    that leaves of the square's own change at ω_c ± step is second order."""
-    skies.measure(Run(tiny), "derivatives", [0])
-    level = np.mean(observe_sky(Run(tiny), "derivatives", 0).q ** 2)
-
-    class Squaring:
-        def reconstruct(self, q, u):
-            return q * np.sqrt(np.mean(q**2) / level)
-
-    found, change = {}, {}
-    for name, estimator in (("once", Linear()), ("squared", Squaring())):
-        config = tiny.model_copy(update={"products": tiny.products / name})
-        skies.measure(Run(config), "derivatives", [0])
-        derivatives.measure(Run(config, HASH, estimator), 0)
-        curvature.measure(Run(config, HASH, estimator), 0)
-        first = derivatives.read(Run(config, HASH), np.ones(4))
-        found[name] = curvature.read(Run(config, HASH), np.ones(4), first).patches.sum(1).mean()
-        recipe = derivatives.recipe(Run(config, HASH), 0)
-        with products.open_product(
-            derivatives.path(Run(config), 0), "derivatives", recipe
-        ) as product:
-            centre = product.array("auto")
-        recipe = curvature.recipe(Run(config, HASH), 0)
-        with products.open_product(curvature.path(Run(config), 0), "curvature", recipe) as product:
-            change[name] = (product.array("auto").mean(0) - centre).sum(1).mean()
-    first_order = change["once"] - found["once"]
-    assert found["squared"] == pytest.approx(change["squared"] - 2.0 * first_order, rel=0.2)
-
-
 def test_trimmed_windows_keep_the_bandpowers(fiducial):
     L = np.arange(2000)
     windows = np.array([np.exp(-0.5 * ((L - c) / 50.0) ** 2) for c in (300.0, 900.0)])
@@ -509,21 +427,17 @@ def test_every_field_of_a_release(written):
         # t and n of the test patches have nothing in common.
         "patch_covariance": written.cosmic + written.own,
         "noise_covariance": written.own / n_test,
-        "derivative_covariance": covariance_of_mean(written.moved[1]),
+        "derivative_covariance": covariance_of_mean(written.model),
         "response": RESPONSE,
         "response_error": 0.05 / np.sqrt(n_validation) * np.ones(N_BINS),
         "noise": written.noise,
         "noise_error": np.sqrt(np.diag(written.own) / n_test),
         "kk_edges": config.derivatives.kk_edges,
-        "ee_edges": config.derivatives.ee_edges,
         "kk_derivatives": written.slopes[..., :n_kk].mean(0),
         "kk_derivative_errors": error_of_mean(written.slopes[..., :n_kk]),
-        "ee_derivatives": written.slopes[..., n_kk:].mean(0),
-        "ee_derivative_errors": error_of_mean(written.slopes[..., n_kk:]),
         "curvature": written.q.mean(0),
         "curvature_errors": error_of_mean(written.q),
-        "kk_direction": written.along[:n_kk],
-        "ee_direction": written.along[n_kk:],
+        "kk_direction": written.along,
         "nuisance_steps": [getattr(steps, name) for name in NUISANCES],
         "nuisance_first": written.first.mean(0),
         "nuisance_first_errors": error_of_mean(written.first),
@@ -564,7 +478,7 @@ def test_every_field_of_a_release(written):
         release.covariance,
         (written.cosmic + written.own) / PER_SKY
         + written.own / n_test
-        + covariance_of_mean(written.moved[1]),
+        + covariance_of_mean(written.model),
         rtol=1e-7,
     )
     from_document(seal(to_document(release)), "memory")
@@ -598,35 +512,15 @@ def test_the_debias_of_shifted_skies(written):
     np.testing.assert_allclose(found, written.centre + written.moved, rtol=1e-9)
     first = derivatives.read(Run(config, HASH), RESPONSE)
     np.testing.assert_allclose(first.centre, written.centre, rtol=1e-9)
-    curved = curvature.read(Run(config, HASH), RESPONSE, first)
+    changes = curvature.shifted_changes(Run(config, HASH))
+    curved = curvature_of(first, found, changes)
     np.testing.assert_allclose(curved.patches, written.q, atol=1e-7 * written.q.max())
-    np.testing.assert_allclose(curved.shift, written.moved[1], atol=1e-9 * written.moved.max())
-
-
-def test_points(written):
-    """The change of the truth is taken off what is found; the prediction, with and without its
-    second order, and its covariance are those of the derivatives' patches."""
-    config = written.config
-    put = with_points(written, 0.0)
-    release = make_release(Run(config, HASH), "fiducial")
-    checks = points.check_points(Run(config, HASH), release, "some")
-    assert [c.change for c in checks] == config.points.at["some"]
-    for check, moved in zip(checks, put, strict=True):
-        delta = written.changes(**check.change)
-        linear = written.slopes @ delta
-        by_patch = linear + written.q * (written.along @ delta) ** 2
-        scale = written.signal.max()
-        np.testing.assert_allclose(check.linear, linear.mean(0), atol=1e-6 * scale)
-        np.testing.assert_allclose(check.found, moved, atol=1e-9 * scale)
-        np.testing.assert_allclose(check.predicted, by_patch.mean(0), atol=1e-6 * scale)
-        np.testing.assert_allclose(
-            check.residual, moved.mean(0) - by_patch.mean(0), atol=1e-6 * scale
-        )
-        np.testing.assert_allclose(
-            check.covariance,
-            covariance_of_mean(moved) + covariance_of_mean(by_patch),
-            atol=1e-9 * scale**2 / 10,
-        )
+    # Of one patch the change above is what was put in, where both signs agree on the second order.
+    change = change_above(first, found, changes)
+    first_order = np.einsum("pbj,sj->spb", written.slopes, changes)
+    second = written.moved - first_order
+    scale = np.abs(written.moved).max()
+    np.testing.assert_allclose(change - first_order[1], second[1], atol=0.05 * scale)
 
 
 class Scaled:

@@ -43,7 +43,7 @@ COMMANDS = [
 pipeline = pytest.mark.skipif(
     importlib.util.find_spec("ducc0") is None, reason="a light installation has no pipeline"
 )
-NETWORK = REPOSITORY / "training" / "networks" / "laptop_1uk.keras"
+NETWORK = REPOSITORY / "training" / "networks" / "refined.keras"
 CONFIG = REPOSITORY / "training" / "config" / "test.yaml"
 # What a light installation has no copy of: importing it fails.
 PIPELINE = ("ducc0", "healpy", "keras", "tensorflow", "jax", "snakemake")
@@ -66,10 +66,10 @@ json.dump(done, sys.stdout)
 """
 LIGHT = [
     (("--version",), cobaya_cnnlens.__version__),
-    (("release", "list"), "laptop_fiducial"),
-    (("release", "show", "laptop_low"), "bandpowers in units of 1e-9"),
-    (("release", "check", "laptop_fiducial", "--network", str(NETWORK)), "was made with"),
-    (("release", "plot", "laptop_fiducial", "--out", "OUT/release.png"), "release.png"),
+    (("release", "list"), "refined_fiducial"),
+    (("release", "show", "refined_low"), "bandpowers in units of 1e-9"),
+    (("release", "check", "refined_fiducial", "--network", str(NETWORK)), "was made with"),
+    (("release", "plot", "refined_fiducial", "--out", "OUT/release.png"), "release.png"),
     (("n0", "--multipole", "100", "--lmax", "2000", "--out", "OUT/n0.csv"), "C_L^kk"),
 ]
 NEEDS_PIPELINE = [
@@ -281,10 +281,10 @@ def test_release_show(release, tmp_path):
             ("skies", "none.yaml", "--set", "train"), "none.yaml: cannot be read", marks=pipeline
         ),
         (("plot", "chains/none"), "chains/none.1.txt: no such chain"),
-        (("release", "show", "refind"), "one of the shipped laptop_fiducial, laptop_high,"),
+        (("release", "show", "refind"), "one of the shipped refined_fiducial, refined_high,"),
         pytest.param(
-            ("reconstruct", "laptop_fidu", "--maps", "m.npz"),
-            "laptop_fidu: is neither a file nor a shipped release, which are laptop_fiducial,",
+            ("reconstruct", "refined_fidu", "--maps", "m.npz"),
+            "refined_fidu: is neither a file nor a shipped release, which are refined_fiducial,",
             marks=pipeline,
         ),
         pytest.param(

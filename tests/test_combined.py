@@ -12,22 +12,22 @@ from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import ReleaseError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.combined import calibration_digest, combine
-from cobaya_cnnlens.likelihood.release import read_release, write_release
+from cobaya_cnnlens.likelihood.fields import Group
+from cobaya_cnnlens.likelihood.release import check_arrays, read_release, without, write_release
 
-from .conftest import synthetic_debias, synthetic_release
+from .conftest import synthetic_release
 
 
 def surveys():
     """Three of 40, 10 and 30 patches by one calibration."""
     release = synthetic_release()
-    debias = synthetic_debias(release)
     return [
         replace(
             release,
             name=f"part{i}",
             n_patches=n,
             bandpowers=factor * release.bandpowers,
-            data_debias=replace(debias, power=power * debias.fiducial_power),
+            power=power * release.fiducial_power,
             provenance=release.provenance | {"skies": {"maps": i}},
         )
         for i, (n, factor, power) in enumerate([(40, 1.05, 1.01), (10, 0.9, 0.97), (30, 1.0, 1.02)])
@@ -37,38 +37,34 @@ def surveys():
 def test_the_same_as_their_joint_likelihood():
     """χ² of all data with the covariance that knows what the calibration shares, up to what no
     parameter moves: exactly, where one model holds for all (Gaussian, no data in the model)."""
-    parts = [replace(part, data_debias=None) for part in surveys()]
+    parts = surveys()
     whole = combine(parts)
     assert whole.n_patches == 80
     n, k = parts[0].n_bins, len(parts)
-    own = [part.patch_covariance / part.n_patches for part in parts]
-    shared = parts[0].noise_covariance + parts[0].derivative_covariance
+    own = [part.fixed_patch_covariance / part.n_patches for part in parts]
+    shared = parts[0].fixed_noise_covariance
     covariance = np.kron(np.ones((k, k)), shared)
     for i, block in enumerate(own):
         covariance[i * n : (i + 1) * n, i * n : (i + 1) * n] += block
     inverse = np.linalg.inv(covariance)
-    likelihood = BandpowerLikelihood(whole, "quadratic", "gaussian")
+    likelihood = BandpowerLikelihood(whole, "fixed", "gaussian")
     differences = []
     for kk in (1.0, 1.1, 0.93):
         spectra = kk * whole.fiducial_kk, whole.fiducial_ee
         r = np.concatenate(
-            [
-                BandpowerLikelihood(part, "quadratic", "gaussian").residuals(*spectra)
-                for part in parts
-            ]
+            [BandpowerLikelihood(part, "fixed", "gaussian").residuals(*spectra) for part in parts]
         )
         differences.append(r @ inverse @ r - likelihood.chi2(*spectra))
     np.testing.assert_allclose(differences, differences[0], rtol=1e-7)
-    apart = np.linalg.inv(sum(np.linalg.inv(part.covariance) for part in parts))
     # As if they were independent: the calibration's error would shrink.
-    assert np.diag(apart)[0] < 0.97 * np.diag(whole.covariance)[0]
+    apart = np.linalg.inv(sum(np.linalg.inv(block + shared) for block in own))
+    assert np.diag(apart)[0] < 0.97 * np.diag(likelihood.covariance)[0]
 
 
 def test_their_power_is_that_of_all_patches():
     parts = surveys()
     whole = combine(parts, "all")
-    fiducial = parts[0].data_debias.fiducial_power
-    np.testing.assert_allclose(whole.data_debias.power / fiducial, (40.4 + 9.7 + 30.6) / 80)
+    np.testing.assert_allclose(whole.power / parts[0].fiducial_power, (40.4 + 9.7 + 30.6) / 80)
     assert whole.provenance["combined"]["part1"] == {"n_patches": 10, "skies": {"maps": 1}}
     assert combine(parts[:1]) is parts[0]
 
@@ -79,15 +75,21 @@ def test_what_shares_no_calibration_is_refused():
     other = replace(second, noise=1.0001 * second.noise)
     with pytest.raises(ReleaseError, match=r"'part1' has the calibration .* with a suffix"):
         combine([first, other])
-    bare = replace(
-        second, data_debias=replace(second.data_debias, cross=2 * second.data_debias.cross)
-    )
-    with pytest.raises(ReleaseError, match="has the calibration"):
-        combine([first, bare])
+    for name in ("cross", "fiducial_ee", "fixed_noise_covariance"):
+        other = replace(second, **{name: 2 * getattr(second, name)})
+        with pytest.raises(ReleaseError, match="has the calibration"):
+            combine([first, other])
     with pytest.raises(ReleaseError, match="hold the same bandpowers"):
         combine([first, replace(first, name="again")])
     with pytest.raises(ReleaseError, match="no release to combine"):
         combine([])
+
+
+def test_surveys_without_power_are_combined():
+    parts = [without(part, *(g for g in Group if g is not Group.ALWAYS)) for part in surveys()]
+    whole = combine(parts, "all")
+    assert not whole.has(Group.DEBIAS)
+    check_arrays(whole)
 
 
 def test_the_shipped_mocks_share_theirs():

@@ -1,13 +1,10 @@
 """The same χ² through other people's codes, from the exported files, handed spectra and run."""
 
-import sys
 from dataclasses import replace
-from importlib import import_module
 
 import numpy as np
 import pytest
 from cobaya.likelihoods.base_classes import CMBlikes
-from cobaya.log import LoggedError
 from cobaya.model import get_model
 from typer.testing import CliRunner
 
@@ -15,12 +12,12 @@ import yaml
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
-from cobaya_cnnlens.likelihood.document import NUISANCES
 from cobaya_cnnlens.likelihood.export import export_release, linear_model
-from cobaya_cnnlens.likelihood.release import read_release
+from cobaya_cnnlens.likelihood.fields import NUISANCES, Group
+from cobaya_cnnlens.likelihood.release import read_release, with_fixed_debias, without
 from cobaya_cnnlens.theory.camb import convergence_from_potential
 
-from .conftest import synthetic_debias, synthetic_release
+from .conftest import at_fiducial_power, synthetic_release
 
 CMBLIKES = "cobaya.likelihoods.base_classes.CMBlikes"
 CANDL = "candl.interface.CandlCobayaLikelihood"
@@ -30,83 +27,59 @@ UNIT = 4 / (2 * np.pi)
 
 @pytest.fixture(scope="module")
 def shipped():
-    return read_release("laptop_high")
+    return read_release("refined_high")
 
 
 @pytest.fixture(scope="module")
 def cosmologies(shipped):
-    """Six pairs of smooth, different spectra, some far from the fiducial, to l = 4500."""
-    l = np.arange(4501)
-    pad = [
-        np.concatenate([c, np.full(4501 - len(c), c[-1])])
-        for c in (shipped.fiducial_kk, shipped.fiducial_ee)
-    ]
-    changes = ((0, 0), (0.05, 0), (0, 0.05), (-0.1, 0.04), (0.2, -0.1), (0.02, 0.02))
-    return [
-        (pad[0] * (1 + a * (1 + l / 3000)), pad[1] * (1 + b * np.cos(l / 200.0)))
-        for a, b in changes
-    ]
+    """Six smooth, different C^κκ to L = 4500, some far from the fiducial."""
+    L, fiducial = np.arange(4501), shipped.fiducial_kk
+    fiducial = np.concatenate([fiducial, np.full(4501 - len(fiducial), fiducial[-1])])
+    return [fiducial * (1 + a * (1 + L / 3000)) for a in (0, 0.05, 0.07, -0.1, 0.2, 0.02)]
 
 
-def dls(clkk, clee):
-    """Spectra as CMBlikes takes them: [L(L+1)]² C^φφ/2π and l(l+1) C_l/2π."""
-    l = np.arange(len(clkk))
-    return {"pp": 4 * clkk / (2 * np.pi), "ee": l * (l + 1) * clee / (2 * np.pi)}
+# What χ² is through each format with each debias.
+STATISTICS = {
+    ("cmblikes", "data"): "hamimeche-lewis",
+    ("cmblikes", "fixed"): "hartlap",
+    ("candl", "data"): "hartlap",
+    ("candl", "fixed"): "hartlap",
+}
+EXPORTS = [*STATISTICS]
 
 
-@pytest.mark.parametrize("noise_debias", ["linear", "fixed"])
+@pytest.mark.parametrize("noise_debias", ["data", "fixed"])
 def test_matrices_are_the_model(shipped, cosmologies, noise_debias):
     model = linear_model(shipped, noise_debias)
     likelihood = BandpowerLikelihood(shipped, noise_debias, "hartlap")
-    n = model.lmax + 1
-    for kk, ee in cosmologies:
-        got = (model.windows + model.kk) @ kk[:n] + model.ee @ ee[:n] - model.fiducial_correction
-        np.testing.assert_allclose(got, likelihood.model(kk, ee), rtol=1e-9)
+    for kk in cosmologies:
+        got = (model.windows + model.kk) @ kk[: model.lmax + 1] - model.fiducial_correction
+        np.testing.assert_allclose(got, likelihood.model(kk, None), rtol=1e-9)
 
 
-def imported(path, monkeypatch):
-    """The Python module of an export."""
-    monkeypatch.syspath_prepend(path.parent)
-    monkeypatch.delitem(sys.modules, path.stem, raising=False)
-    return import_module(path.stem)
-
-
-@pytest.mark.parametrize("noise_debias", ["linear", "fixed"])
-def test_chi2_through_cmblikes(shipped, cosmologies, tmp_path, monkeypatch, noise_debias):
-    path = export_release(shipped, "cmblikes", tmp_path / "out", noise_debias)
-    if noise_debias == "linear":
-        other = imported(path, monkeypatch).Likelihood()
-    else:
-        other = CMBlikes({"dataset_file": str(path), "path": str(path.parent)})
-    ours = BandpowerLikelihood(shipped, noise_debias, "hartlap")
-    for kk, ee in cosmologies:
-        spectra = dls(kk, ee)
-        got = -2 * other.log_likelihood({"pp": spectra["pp"], "uu": spectra["ee"]})
-        assert got == pytest.approx(ours.chi2(kk, ee), rel=1e-6)
-
-
-@pytest.mark.parametrize("noise_debias", ["linear", "fixed"])
-def test_chi2_through_candl(shipped, cosmologies, tmp_path, monkeypatch, noise_debias):
-    candl = pytest.importorskip("candl")
-    path = export_release(shipped, "candl", tmp_path / "out", noise_debias)
-    if noise_debias == "linear":
-        path = imported(path, monkeypatch).Likelihood.data_set_file
-    ours = BandpowerLikelihood(shipped, noise_debias, "hartlap")
+@pytest.mark.parametrize(("format", "noise_debias"), EXPORTS)
+def test_chi2_through_other_codes(shipped, cosmologies, tmp_path, format, noise_debias):
+    path = export_release(shipped, format, tmp_path / "out", noise_debias)
+    ours = BandpowerLikelihood(shipped, noise_debias, STATISTICS[format, noise_debias])
     n = linear_model(shipped).lmax + 1
-    other = candl.LensLike(str(path))
-    for kk, ee in cosmologies:
-        spectra = {"kk": kk[2:n], "EE_unlensed": dls(kk, ee)["ee"][2:n]}
-        got = float(other.chi_square({"Dl": spectra}))
-        assert got == pytest.approx(ours.chi2(kk, ee), rel=1e-6)
+    if format == "cmblikes":
+        other = CMBlikes({"dataset_file": str(path), "path": str(path.parent)})
+    else:
+        other = pytest.importorskip("candl").LensLike(str(path))
+    for kk in cosmologies:
+        if format == "cmblikes":
+            got = -2 * other.log_likelihood({"pp": 4 * kk / (2 * np.pi)})
+        else:
+            got = float(other.chi_square({"Dl": {"kk": kk[2:n]}}))
+        assert got == pytest.approx(ours.chi2(kk, None), rel=1e-6)
 
 
 def block(release, format, noise_debias, folder):
-    """A ``likelihood`` block for the exported files, as the README writes it."""
+    """A ``likelihood`` block for the exported files, as the documentation writes it."""
     path = export_release(release, format, folder / f"{format}-{noise_debias}", noise_debias)
-    if noise_debias == "linear":
-        return {f"{path.stem}.Likelihood": {"python_path": str(path.parent)}}
     if format == "cmblikes":
         return {CMBLIKES: {"dataset_file": str(path)}}
+    pytest.importorskip("candl")
     return {CANDL: {"data_set_file": str(path), "lensing": True, "feedback": False}}
 
 
@@ -119,84 +92,40 @@ def run(likelihood, points, accuracy, **extra):
     return np.array([-2 * model.loglike({"omch2": x})[0] for x in points]), model
 
 
-def spectra_of(model):
-    pp = model.provider.get_Cl(ell_factor=False, units="muK2")["pp"]
-    ee = model.provider.get_unlensed_Cl(ell_factor=False, units="muK2")["ee"]
-    return convergence_from_potential(pp), ee
-
-
-EXPORTS = [
-    (format, noise_debias)
-    for format in ("cmblikes", "candl")
-    for noise_debias in ("fixed", "linear")
-]
-
-
 @pytest.mark.parametrize(("format", "noise_debias"), EXPORTS)
 def test_run_inside_cobaya(tmp_path, format, noise_debias):
-    """A small release through the other code with CAMB, which hands over lensed EE as "ee"."""
-    if format == "candl":
-        pytest.importorskip("candl")
-    small = synthetic_release(name=f"{format} {noise_debias}")
-    # EE at odds with its fiducial moves the linear model by more than any rounding.
-    got, model = run(block(small, format, noise_debias, tmp_path), [0.12], 1, AccuracyBoost=0.6)
-    if noise_debias == "fixed":
-        model.add_requirements({"unlensed_Cl": {"ee": 1199}})
-        model.loglike({"omch2": 0.12})
-    theory = spectra_of(model)
-    want = BandpowerLikelihood(small, noise_debias, "hartlap").chi2(*theory)
-    assert got[0] == pytest.approx(want, rel=1e-5)
-    if noise_debias == "linear":
-        fixed = BandpowerLikelihood(small, "fixed", "hartlap").chi2(*theory)
-        assert abs(want - fixed) > 1e-3 * want
-
-
-@pytest.fixture
-def by_data():
-    """A release debiased by its own power, with all of its second order."""
-    release = synthetic_release()
-    return replace(release, data_debias=synthetic_debias(release))
-
-
-@pytest.mark.parametrize("format", ["cmblikes", "candl"])
-def test_debiased_by_data_inside_cobaya(by_data, tmp_path, format):
-    """The default; the foreign codes by themselves, which no C^EE reaches, at two cosmologies."""
-    if format == "candl":
-        pytest.importorskip("candl")
-    path = export_release(by_data, format, tmp_path / "out")
-    if format == "cmblikes":
-        likelihood = {CMBLIKES: {"dataset_file": str(path)}}
-    else:
-        likelihood = {CANDL: {"data_set_file": str(path), "lensing": True, "feedback": False}}
-    statistics = "hamimeche-lewis" if format == "cmblikes" else "hartlap"
-    ours = BandpowerLikelihood(by_data, "data", statistics)
+    """A release with all of its second order, through the foreign codes with CAMB by themselves,
+    at two cosmologies."""
+    release, statistics = synthetic_release(), STATISTICS[format, noise_debias]
+    ours = BandpowerLikelihood(release, noise_debias, statistics)
+    other = {"fixed": "data", "data": "fixed"}[noise_debias]
+    likelihood = block(release, format, noise_debias, tmp_path)
     for point in (0.11, 0.125):
         got, model = run(likelihood, [point], 1, AccuracyBoost=0.6)
-        model.add_requirements({"unlensed_Cl": {"ee": 1199}})
-        model.loglike({"omch2": point})
-        theory = spectra_of(model)
-        assert got[0] == pytest.approx(ours.chi2(*theory), rel=1e-5)
+        pp = model.provider.get_Cl(ell_factor=False, units="muK2")["pp"]
+        kk = convergence_from_potential(pp)
+        assert got[0] == pytest.approx(ours.chi2(kk, None), rel=1e-5)
         assert got[0] != pytest.approx(
-            BandpowerLikelihood(by_data, "fixed", statistics).chi2(*theory), rel=1e-3
+            BandpowerLikelihood(release, other, statistics).chi2(kk, None), rel=1e-3
         )
-    bare = replace(by_data, data_debias=None)
-    with pytest.raises(CNNLensError, match="made without the power of its patches"):
-        export_release(bare, format, tmp_path / "bare", "data")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("format", "noise_debias"), EXPORTS)
-def test_shipped_release_run_inside_cobaya(tmp_path, format, noise_debias):
-    """Δχ² at three omch2 as through our own likelihood, each alone in a run of its own."""
-    if format == "candl":
-        pytest.importorskip("candl")
-    release, points = read_release("laptop_fiducial"), (0.1165, 0.119, 0.1215)
-    settings = {"accuracy": 8, "halofit_version": "mead2020"}
-    got, _ = run(block(release, format, noise_debias, tmp_path), points, **settings)
-    own = {"noise_debias": noise_debias, "statistics": "hartlap", "check_theory": False}
-    own["params"] = {f"cnnlens_{name}": 0.0 for name in NUISANCES}
-    want, _ = run({"cobaya_cnnlens.CNNLens": own}, points, **settings)
-    np.testing.assert_allclose(got, want, atol=1e-3)
+def test_what_is_right_is_the_default(tmp_path):
+    """The debias from the data where release and format hold it, else the fixed one."""
+    release = synthetic_release()
+    bare = without(release, *(group for group in Group if group is not Group.ALWAYS))
+    for k, (one, format, said) in enumerate(
+        (
+            (release, "cmblikes", "noise_debias: data"),
+            (release, "candl", "noise_debias: data"),
+            (bare, "candl", "noise_debias: fixed"),
+        )
+    ):
+        text = export_release(one, format, tmp_path / str(k)).read_text()
+        assert said in text
+        assert "holds Hartlap's factor" in text
+    with pytest.raises(CNNLensError, match="does not hold the power of its patches"):
+        export_release(bare, "candl", tmp_path / "bare", "data")
 
 
 @pytest.mark.slow
@@ -227,20 +156,10 @@ def test_shipped_release_debiased_by_its_data_inside_cobaya(tmp_path, format):
     assert abs(mean(got) - mean(want)) < 0.02 * 0.0003
 
 
-def test_codes_themselves_refuse_the_correction(release, tmp_path):
-    """By itself either code would put lensed EE where the correction wants unlensed."""
-    path = export_release(release, "cmblikes", tmp_path / "a", "linear")
-    with pytest.raises(LoggedError, match="required item not found U"):
-        CMBlikes({"dataset_file": str(path.parent / "synthetic.dataset")})
-    candl = pytest.importorskip("candl")
-    path = export_release(release, "candl", tmp_path / "b", "linear")
-    with pytest.raises(Exception, match=r"cnnlens_synthetic_candl\.UnlensedResponse"):
-        candl.LensLike(str(path.parent / "synthetic.yaml"))
-
-
 def test_columns_of_the_files(tmp_path):
     """Every number that a plot or a table would take from the exported files."""
-    release = synthetic_release(n_patches=37, n_sim=60)
+    release = at_fiducial_power(synthetic_release(n_patches=37, n_sim=60))
+    release = replace(release, curvature=0 * release.curvature)
     sigma = np.sqrt(np.diag(release.covariance))
     folder = export_release(release, "cmblikes", tmp_path / "a").parent
     bins = np.loadtxt(folder / "bandpowers.dat")
@@ -256,25 +175,14 @@ def test_columns_of_the_files(tmp_path):
     scaled = release.covariance * 59 / 53
     np.testing.assert_allclose(np.loadtxt(folder / "covariance.dat"), UNIT**2 * scaled)
     window = np.loadtxt(folder / "windows" / "window2.dat")
-    np.testing.assert_array_equal(window[:, 0], np.arange(2, 1200))
-    np.testing.assert_allclose(window[:1098, 1], release.windows[1, 2:])
+    np.testing.assert_array_equal(window[:, 0], np.arange(2, 1100))
+    np.testing.assert_allclose(window[:, 1], release.windows[1, 2:])
     folder = export_release(release, "candl", tmp_path / "b").parent
     np.testing.assert_allclose(np.loadtxt(folder / "bandpowers.txt"), release.bandpowers)
     np.testing.assert_allclose(np.loadtxt(folder / "covariance.txt"), scaled)
     windows = np.loadtxt(folder / "windows" / "kk_window_functions.txt")
-    np.testing.assert_array_equal(windows[:, 0], np.arange(2, 1200))
-    np.testing.assert_allclose(windows[:1098, 1:].T, release.windows[:, 2:])
-
-
-def test_files_say_what_they_hold(release, tmp_path):
-    for format, file in (("cmblikes", "synthetic.dataset"), ("candl", "synthetic.yaml")):
-        for noise_debias, said in (("fixed", "biased away"), ("linear", "UNLENSED C_l^EE")):
-            out = tmp_path / f"{format}-{noise_debias}"
-            export_release(release, format, out, noise_debias)
-            text = (out / file).read_text()
-            assert said in text
-            assert "holds Hartlap's factor" in text
-            assert bool(list(out.glob("*.py"))) is (noise_debias == "linear")
+    np.testing.assert_array_equal(windows[:, 0], np.arange(2, 1100))
+    np.testing.assert_allclose(windows[:, 1:].T, release.windows[:, 2:])
 
 
 def test_sacc_holds_data_windows_and_covariance(shipped, cosmologies, tmp_path):
@@ -284,16 +192,16 @@ def test_sacc_holds_data_windows_and_covariance(shipped, cosmologies, tmp_path):
         "cmb_convergence_cl", "ck", "ck", return_cov=True, return_ind=True
     )
     windows = data.get_bandpower_windows(index)
-    kk, ee = cosmologies[3]
+    kk = cosmologies[3]
     r = cl - windows.weight.T @ kk[: len(windows.values)]
     ours = BandpowerLikelihood(shipped, "fixed", "gaussian")
-    assert r @ np.linalg.solve(cov, r) == pytest.approx(ours.chi2(kk, ee), rel=1e-6)
+    assert r @ np.linalg.solve(cov, r) == pytest.approx(ours.chi2(kk, None), rel=1e-6)
     np.testing.assert_allclose(L, 0.5 * (shipped.edges[1:] + shipped.edges[:-1]))
-    np.testing.assert_allclose(cov, shipped.covariance)
+    np.testing.assert_allclose(cov, with_fixed_debias(shipped).covariance)
     np.testing.assert_array_equal(windows.values, np.arange(4401))
     said = data.metadata
-    assert said["name"] == "laptop_high"
-    assert (said["n_sim"], said["n_patches"], said["lmax"]) == (1920, 160, 4400)
+    assert said["name"] == "refined_high"
+    assert (said["n_sim"], said["n_patches"], said["lmax"]) == (7715, 160, 4400)
     # SOLikeT multiplies the windows with C_L[:lmax].
     assert "lmax: 4401" in said["soliket"]
     assert "fixed" in said["noise_debias"]
@@ -313,7 +221,7 @@ def test_a_description_is_a_comment(shipped, tmp_path):
     """A description of several lines sets nothing in the exported files."""
     lines = "one\nuse_max = 1\r\nuse_max = 1\u2028use_max = 1\n- x: [\n"
     told = replace(shipped, description=lines)
-    for format, file in (("cmblikes", "laptop_high.dataset"), ("candl", "laptop_high.yaml")):
+    for format, file in (("cmblikes", "refined_high.dataset"), ("candl", "refined_high.yaml")):
         texts = []
         for i, release in enumerate((shipped, told)):
             folder = tmp_path / f"{format}{i}"
@@ -321,16 +229,17 @@ def test_a_description_is_a_comment(shipped, tmp_path):
             texts.append((folder / file).read_text().splitlines())
         assert texts[0][1:] == texts[1][1:]
         assert all(text[0].startswith("# ") for text in texts)
-    assert yaml.safe_load((tmp_path / "candl1" / "laptop_high.yaml").read_text())["name"]
+    assert yaml.safe_load((tmp_path / "candl1" / "refined_high.yaml").read_text())["name"]
 
 
 def test_what_cannot_be_exported(release, tmp_path):
-    with pytest.raises(CNNLensError, match="'quadratic', which other formats cannot hold"):
-        export_release(release, "candl", tmp_path / "out", "quadratic")
+    for unknown in ("quadratic", "linear", "best"):
+        with pytest.raises(CNNLensError, match=f"noise_debias is '{unknown}'; choose one of"):
+            export_release(release, "candl", tmp_path / "out", unknown)
     with pytest.raises(CNNLensError, match="format is 'cosmomc'; choose one of"):
         export_release(release, "cosmomc", tmp_path / "out")
     with pytest.raises(CNNLensError, match="'sacc' has no place for a correction"):
-        export_release(release, "sacc", tmp_path / "out", "linear")
+        export_release(release, "sacc", tmp_path / "out", "data")
     (tmp_path / "there").mkdir()
     with pytest.raises(CNNLensError, match="there: exists already"):
         export_release(release, "candl", tmp_path / "there")
@@ -343,8 +252,8 @@ def test_what_cannot_be_exported(release, tmp_path):
 
 
 def test_command_line_exports_what_is_right_when_run(tmp_path):
-    """Without an option: no EE anywhere."""
-    arguments = ["release", "export", "laptop_low", "--format", "cmblikes", "--out"]
+    """Without an option: the debias from the data."""
+    arguments = ["release", "export", "refined_low", "--format", "cmblikes", "--out"]
     result = CliRunner().invoke(app, [*arguments, str(tmp_path / "out")])
-    assert result.output.strip() == str(tmp_path / "out" / "laptop_low.dataset")
-    assert "linear_correction" not in (tmp_path / "out" / "laptop_low.dataset").read_text()
+    assert result.output.strip() == str(tmp_path / "out" / "refined_low.dataset")
+    assert "like_approx = HL" in (tmp_path / "out" / "refined_low.dataset").read_text()

@@ -170,9 +170,6 @@ def test_the_nuisance_is_measured_and_sampled(tmp_path):
     ignored = shutil.ignore_patterns("__pycache__", "*.keras", "*.npz", "extending", "fuzz*")
     for folder in ("cobaya_cnnlens", "tests", "yaml"):
         shutil.copytree(REPOSITORY / folder, copy / folder, ignore=ignored)
-    (copy / "docs").mkdir()
-    for file in ("docs/release.schema.json", "CHANGELOG.md"):
-        shutil.copy(REPOSITORY / file, copy / file)
     (copy / "training").symlink_to(REPOSITORY / "training")
     edit = ["git", "apply", "-p0", HERE / "nuisance.diff"]
     done = subprocess.run(edit, cwd=copy, capture_output=True, text=True)

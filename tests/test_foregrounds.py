@@ -322,9 +322,9 @@ def test_biases_are_those_of_the_patches(measured):
     shift = (with_dust - clean) / response**2
     found = {b.debias: b for b in table.biases if (b.foreground, b.lmax) == (dust, None)}
     own = [foregrounds.read(run, f, None, [0])["power"] for f in (dust, CLEAN)]
-    corrected = shift - (own[0] - own[1]) @ release.data_debias.coefficients.T
-    for name, way, each in (("theory", "quadratic", shift), ("data", "data", corrected)):
-        likelihood = BandpowerLikelihood(release, way)
+    corrected = shift - (own[0] - own[1]) @ release.coefficients.T
+    for name, each in (("fixed", shift), ("data", corrected)):
+        likelihood = BandpowerLikelihood(release, name)
         width, bias = np.sqrt(np.diag(likelihood.covariance)), found[name]
         np.testing.assert_allclose(bias.bins, each.mean(0) / width, rtol=1e-3)
         error = each.std(0, ddof=1) / np.sqrt(PATCHES)
@@ -347,7 +347,7 @@ def test_biases_with_a_limit(measured):
     """R and scatter are those of the limited maps; the rest is the survey's."""
     run, shown = measured  # noqa: F811
     table = foregrounds_table(run)
-    likelihood = BandpowerLikelihood(make_release(run, run.config.first_survey), "quadratic")
+    likelihood = BandpowerLikelihood(make_release(run, run.config.first_survey), "fixed")
     spectra, dust = run.bandpowers, of_dust("bright")
     kappa = observe_sky(run, "test", 0).kappa[::2]
     power, response = {}, {}

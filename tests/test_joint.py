@@ -1,6 +1,6 @@
 """`primary: true`: the power of the patches as data beside their lensing bandpowers."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,19 +9,25 @@ from cobaya.model import get_model
 
 from cobaya_cnnlens.errors import CNNLensError, ReleaseError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
-from cobaya_cnnlens.likelihood.document import NUISANCES, PRIMARY_ARRAYS, seal, to_document
-from cobaya_cnnlens.likelihood.release import debiased_by_data, from_document, write_release
+from cobaya_cnnlens.likelihood.document import seal, to_document
+from cobaya_cnnlens.likelihood.fields import NUISANCES, Group
+from cobaya_cnnlens.likelihood.release import (
+    debiased_by_data,
+    from_document,
+    without,
+    write_release,
+)
 from cobaya_cnnlens.likelihood.spectra import band_powers
 from cobaya_cnnlens.likelihood.statistics import hamimeche_lewis
 
-from .conftest import synthetic_debias, synthetic_release
+from .conftest import synthetic_release
 
 
 @pytest.fixture
 def release():
     """Whose noise leaves every bin with power."""
-    bare = synthetic_release()
-    return replace(bare, noise=20 * bare.noise, data_debias=synthetic_debias(bare))
+    quiet = synthetic_release()
+    return replace(quiet, noise=20 * quiet.noise)
 
 
 def spectra(release, kk=(0.05, -0.03), ee=(0.1, -0.05, 0.02)):
@@ -41,7 +47,7 @@ def spectra(release, kk=(0.05, -0.03), ee=(0.1, -0.05, 0.02)):
 def by_hand(release, x=(0.0, 0.0, 0.0, 0.0)):
     """Data, model at :func:`spectra`, and covariance of all."""
     kk, ee, x = *spectra(release), np.array(x)
-    debias, made = release.data_debias, debiased_by_data(release)
+    made = debiased_by_data(release)
     delta_kk = band_powers(release.kk_edges, kk) / band_powers(
         release.kk_edges, release.fiducial_kk
     )
@@ -51,18 +57,18 @@ def by_hand(release, x=(0.0, 0.0, 0.0, 0.0)):
     lensing = made.windows @ kk[: made.windows.shape[1]] + made.kk_derivatives @ (delta_kk - 1)
     lensing = lensing + made.nuisance_first @ x + made.nuisance_second @ x**2
     power = (
-        debias.fiducial_power
-        + debias.power_kk_derivatives @ (delta_kk - 1)
-        + debias.power_ee_derivatives @ (delta_ee - 1)
-        + debias.power_nuisance_first @ x
-        + debias.power_nuisance_second @ x**2
+        release.fiducial_power
+        + release.power_kk_derivatives @ (delta_kk - 1)
+        + release.power_ee_derivatives @ (delta_ee - 1)
+        + release.power_nuisance_first @ x
+        + release.power_nuisance_second @ x**2
     )
     n = release.n_patches
-    cross = debias.power_cross_covariance / n + debias.power_error_cross
-    own = debias.power_covariance / n + debias.power_error_covariance
+    cross = release.power_cross_covariance / n + release.power_error_cross
+    own = release.power_covariance / n + release.power_error_covariance
     covariance = np.block([[made.covariance, cross], [cross.T, own]])
     return (
-        np.concatenate([made.bandpowers, debias.power]),
+        np.concatenate([made.bandpowers, release.power]),
         np.concatenate([lensing, power]),
         covariance,
     )
@@ -79,7 +85,7 @@ def test_gaussian_chi2_is_the_closed_form(release):
     expected = (r / scale) @ np.linalg.solve(covariance / np.outer(scale, scale), r / scale)
     assert likelihood.chi2(*spectra(release), x) == pytest.approx(expected, rel=1e-8)
     of_own = BandpowerLikelihood(release, calibration_errors=False, primary=True).covariance
-    errors = release.data_debias.power_error_cross
+    errors = release.power_error_cross
     np.testing.assert_allclose(
         (covariance - of_own)[:5, 5:], errors, rtol=1e-6, atol=1e-9 * np.abs(errors).max()
     )
@@ -91,7 +97,7 @@ def test_the_total_power_of_p_is_p(release):
     data, model, covariance = by_hand(release)
     noise = np.concatenate([release.noise, np.zeros(3)])
     fiducial = np.concatenate(
-        [release.windows @ release.fiducial_kk[:1100], release.data_debias.fiducial_power]
+        [release.windows @ release.fiducial_kk[:1100], release.fiducial_power]
     )
     x = (fiducial + noise) * hamimeche_lewis((data + noise) / (model + noise))
     hartlap = (500 - 8 - 2) / 499
@@ -115,15 +121,14 @@ def test_without_it_the_theorys_e_is_not_asked_for(release):
     assert not likelihood.needs_ee
     kk, ee = spectra(release)
     np.testing.assert_array_equal(likelihood.model(kk, None), likelihood.model(kk, ee))
-    assert likelihood.excursion(kk, None) == likelihood.excursion(kk, ee)
-    for way in ("quadratic", "linear"):
-        assert BandpowerLikelihood(release, way).needs_ee
+    assert likelihood.lmax_ee == 0
+    assert BandpowerLikelihood(release, primary=True).needs_ee
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"noise_debias": "quadratic"}, "goes with noise_debias 'data', not 'quadratic'"),
+        ({"noise_debias": "fixed"}, "needs noise_debias 'data', not 'fixed'"),
         ({"primary": "false"}, "primary is 'false'; give true or false"),
     ],
 )
@@ -133,7 +138,7 @@ def test_what_does_not_go_together(release, options, said):
 
 
 def test_too_few_patches_for_it(release):
-    n = release.n_bins + len(release.data_debias.power)
+    n = release.n_bins + len(release.power)
     few = replace(release, n_sim=n + 2)
     with pytest.raises(
         CNNLensError, match=f"'covariance.n_sim': {n + 2} simulated patches give no"
@@ -144,20 +149,15 @@ def test_too_few_patches_for_it(release):
 
 
 def test_a_release_without_it(release):
-    debias = release.data_debias
-    names = [attribute for attribute, _ in PRIMARY_ARRAYS.values()]
-    without = replace(debias, **{name: np.zeros((0, 0)) for name in names})
-    bare = replace(release, data_debias=without)
+    bare = without(release, Group.PRIMARY)
     with pytest.raises(CNNLensError, match="does not hold the covariance with the power"):
         BandpowerLikelihood(bare, primary=True)
     document = to_document(bare)
-    assert not set(document["data_debias"]) & set(names)
-    assert set(names) <= {field.name for field in fields(debias)}
-    again = from_document(seal(document), "bare")
-    assert not again.data_debias.has_primary
-    wrong = replace(debias, power_covariance=-debias.power_covariance)
-    with pytest.raises(ReleaseError, match=r"'data_debias.power_covariance' .*not positive"):
-        from_document(seal(to_document(replace(release, data_debias=wrong))), "wrong")
+    assert "primary" not in document
+    assert not from_document(seal(document), "bare").has(Group.PRIMARY)
+    wrong = replace(release, power_covariance=-release.power_covariance)
+    with pytest.raises(ReleaseError, match=r"'primary.covariance' has a negative variance"):
+        from_document(seal(to_document(wrong)), "wrong")
 
 
 def test_through_cobaya(release, tmp_path):

@@ -18,8 +18,8 @@ import cobaya_cnnlens
 import yaml
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.cnnlens import TOLERATED, WATCHED, CNNLens, Watch, data_digest
+from cobaya_cnnlens.likelihood.fields import NUISANCES
 from cobaya_cnnlens.likelihood.release import (
-    NUISANCES,
     read_release,
     shipped_releases,
     write_release,
@@ -407,7 +407,7 @@ def test_an_input_copied_elsewhere_is_whole(tmp_path, monkeypatch):
 
 
 def test_short_theory_is_one_clear_error(path, monkeypatch):
-    model = get_model(info(path))
+    model = get_model(info(path, primary=True))
     likelihood = model.likelihood[NAME]
     short = {"pp": np.ones(2000), "ee": np.ones(900)}
     monkeypatch.setattr(likelihood.provider, "get_Cl", lambda **_: short)
@@ -421,7 +421,7 @@ def test_short_theory_is_one_clear_error(path, monkeypatch):
 
 def test_spectra_in_a_wrong_form_stop_the_run(path):
     """Cobaya would give every point no likelihood, and never say why."""
-    model = get_model(info(path) | {"theory": FAST})
+    model = get_model(info(path, primary=True) | {"theory": FAST})
     spectra = model.likelihood[NAME].release_data
     wrong = (spectra.fiducial_kk, 1e-12 * spectra.fiducial_ee)
     model.likelihood[NAME].theory_spectra = lambda: wrong
@@ -611,20 +611,20 @@ def emulated(likelihoods, **params):
     return {"likelihood": likelihoods, "theory": FAST, "params": sampled | fixed | params}
 
 
-def survey(release="laptop_fiducial", **options):
+def survey(release="refined_fiducial", **options):
     return {"class": NAME, "release": release, "check_theory": False, **options}
 
 
 def test_two_surveys_in_one_run():
     """Each has its own χ² and nuisances; what they share is tied in the input."""
-    both = {"low": survey("laptop_low"), "north": survey("laptop_high", suffix="_north")}
+    both = {"low": survey("refined_low"), "north": survey("refined_high", suffix="_north")}
     tied = {f"{name}_north": f"lambda {name}: {name}" for name in INSTRUMENT}
     model = get_model(emulated(both, **INSTRUMENT | tied))
     found = model.logposterior({"omch2": 0.12})
     derived = dict(zip(model.parameterization.derived_params(), found.derived, strict=True))
     assert derived["cnnlens_chi2"] == pytest.approx(-2 * found.loglikes[0])
     assert derived["cnnlens_chi2_north"] == pytest.approx(-2 * found.loglikes[1])
-    for i, release in enumerate(("laptop_low", "laptop_high")):
+    for i, release in enumerate(("refined_low", "refined_high")):
         alone = get_model(emulated({"one": survey(release)}, **INSTRUMENT))
         assert alone.loglike({"omch2": 0.12})[0] == pytest.approx(found.loglikes[i])
     apart = get_model(emulated(both, **INSTRUMENT))
@@ -645,7 +645,7 @@ def test_a_chain_is_not_resumed_with_other_data(tmp_path):
     """Another bandpower under the same name is refused; the same data under other words is not."""
     from dataclasses import replace
 
-    data = read_release("laptop_fiducial")
+    data = read_release("refined_fiducial")
     write_release(data, tmp_path / "r.json")
     content = emulated({NAME: survey(str(tmp_path / "r.json"))}, **INSTRUMENT)
     chain_of(content, tmp_path / "c")
@@ -704,7 +704,7 @@ def test_the_worst_bin_is_one_of_the_release(L_min):
     whichever bins are in use."""
     from dataclasses import replace
 
-    data = read_release("laptop_fiducial")
+    data = read_release("refined_fiducial")
     fiducial = data.fiducial_kk.copy()
     bin_ = int(np.searchsorted(data.edges, 1300)) - 1
     fiducial[data.edges[bin_] : data.edges[bin_ + 1]] *= 1.1
@@ -724,7 +724,7 @@ def test_the_worst_bin_is_one_of_the_release(L_min):
 def test_the_worst_bin_is_told_by_its_multipoles(tmp_path, caplog):
     from dataclasses import replace
 
-    data = read_release("laptop_fiducial")
+    data = read_release("refined_fiducial")
     fiducial = data.fiducial_kk.copy()
     bin_ = int(np.searchsorted(data.edges, 1300)) - 1
     low, high = data.edges[bin_ : bin_ + 2]
@@ -874,13 +874,13 @@ def test_post_takes_the_known_instrument(tmp_path, monkeypatch):
         f"""\
 output: c
 post:
-  suffix: linear
+  suffix: fixed
   skip: 0
   remove: {{likelihood: {{{NAME}: }}}}
   add:
     likelihood:
       {NAME}:
-        noise_debias: linear
+        noise_debias: fixed
         check_theory: false
         instrument: known
 """
@@ -888,8 +888,8 @@ post:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pandas, on how cobaya writes its progress
         run(str(tmp_path / "post.yaml"), no_mpi=True)
-    added = yaml_load_file(str(tmp_path / "c.post.linear.updated.yaml"))
-    assert added["likelihood"][NAME]["noise_debias"] == "linear"
+    added = yaml_load_file(str(tmp_path / "c.post.fixed.updated.yaml"))
+    assert added["likelihood"][NAME]["noise_debias"] == "fixed"
     assert all(added["params"][name]["value"] == 0 for name in INSTRUMENT)
 
 

@@ -54,7 +54,7 @@ def test_cobaya_finds_the_likelihood(name):
 
     found = get_component_class(name, kind="likelihood")
     assert found is cobaya_cnnlens.CNNLens
-    assert found.get_defaults()["noise_debias"] == "best"
+    assert found.get_defaults()["noise_debias"] == "data"
     shown = python(f"from cobaya.doc import doc_script; doc_script(['{name}'])")
     assert "noise_debias" in shown
 

@@ -12,6 +12,7 @@ from scipy.integrate import quad
 import yaml
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
+from cobaya_cnnlens.likelihood.release import with_fixed_debias
 from cobaya_cnnlens.plots.posteriors import _label, predictive_figure
 from cobaya_cnnlens.validate.chains import load_chain, true_parameters
 from cobaya_cnnlens.validate.predictive import predictive, predictive_p
@@ -26,10 +27,10 @@ def surveys(count):
     """Mock data of a known covariance, and likelihoods that take it as exact."""
     release = synthetic_release()
     generator = np.random.default_rng(4)
-    root = np.linalg.cholesky(release.covariance)
+    root = np.linalg.cholesky(with_fixed_debias(release).covariance)
     for noise in generator.standard_normal((count, N_BINS)) @ root.T:
         data = replace(release, bandpowers=release.bandpowers + noise)
-        yield release, BandpowerLikelihood(data, "linear", "gaussian")
+        yield release, BandpowerLikelihood(data, "fixed", "gaussian")
 
 
 def test_p_at_the_truth_is_uniform():
@@ -45,7 +46,7 @@ def test_p_at_the_truth_is_uniform():
                     bandpowers=release.bandpowers
                     + 1.2 * (mock.release.bandpowers - release.bandpowers),
                 ),
-                "linear",
+                "fixed",
                 "gaussian",
             ),
             release.bandpowers[None],
@@ -127,7 +128,7 @@ def test_a_post_processed_chain_is_reproduced(chain):
     is another: what predictive computes is the chain's own χ² still."""
     from cobaya.post import post
 
-    other = {"release": "laptop_fiducial", "check_theory": False, "L_min": 400}
+    other = {"release": "refined_low", "check_theory": False, "L_min": 400}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         post(

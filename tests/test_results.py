@@ -32,7 +32,7 @@ from cobaya_cnnlens.validate.points import points_table
 from cobaya_cnnlens.validate.posterior_grid import PosteriorGrid
 
 from . import written as written_by_hand
-from .conftest import synthetic_debias, synthetic_release
+from .conftest import synthetic_release, with_made_up_debias
 from .written import (
     N_BINS,
     PER_SKY,
@@ -40,7 +40,6 @@ from .written import (
     covariance_of_mean,
     error_of_mean,
     small,
-    with_points,
 )
 
 HASH = "a" * 64
@@ -169,44 +168,36 @@ def test_points_as_a_survey_sees_them(written, monkeypatch):
     monkeypatch.setattr(
         "cobaya_cnnlens.validate.omch2.OMCH2_NODES", np.array([0.1, 0.11, 0.1185, 0.13, 0.14])
     )
-    release = make_release(Run(config, HASH), "fiducial")
-    table = Omch2Likelihood(Run(config), BandpowerLikelihood(release))
-    slope = table.slope(config.cosmology.omch2)
-    sigma = table.sigma(config.cosmology.omch2, release.covariance)
-    assert sigma == pytest.approx(
-        (slope @ np.linalg.inv(release.covariance) @ slope) ** -0.5, rel=1e-6
-    )
-    put = with_points(written, 3.0 * sigma * slope)
-    found = points_table(Run(config, HASH), "some")
-    assert (found.n_survey, found.n_patches, found.n_bins) == (PER_SKY, 2 * PER_SKY, N_BINS)
-    gain = np.linalg.inv(release.covariance) @ slope * sigma
-    for k, (change, moved) in enumerate(zip(found.changes, put, strict=True)):
-        delta = written.changes(**change)
-        t2 = (written.along @ delta) ** 2
-        first = written.slopes @ delta
-        both = first + written.q * t2
-        residual = moved.mean(0) - both.mean(0)
-        assert found.shift[k] == pytest.approx(gain @ residual, rel=1e-4)
-        assert found.shift[k] == pytest.approx(3.0, abs=0.5)
-        assert found.shift_linear[k] == pytest.approx(
-            gain @ (moved.mean(0) - first.mean(0)), rel=1e-4
-        )
-        covariance = covariance_of_mean(moved) + covariance_of_mean(both)
-        assert found.shift_error[k] == pytest.approx(np.sqrt(gain @ covariance @ gain), rel=1e-4)
-        assert found.chi2[k] == pytest.approx(
-            residual @ inverse_covariance(covariance) @ residual, rel=1e-4
-        )
+    release = with_made_up_debias(make_release(Run(config, HASH), "fiducial"))
+    likelihood = BandpowerLikelihood(release)
+    slope = Omch2Likelihood(Run(config), likelihood).slope(config.cosmology.omch2)
+    sigma = (slope @ np.linalg.inv(likelihood.covariance) @ slope) ** -0.5
+    generator, n = np.random.default_rng(6), 2 * PER_SKY
+    checks = []
+    for change in config.points.at["some"]:
+        found, *model = 0.05 * written.signal * generator.standard_normal((3, n, N_BINS))
+        predicted, linear = generator.standard_normal((2, N_BINS)) * written.signal
+        found = found - found.mean(0) + predicted + 3.0 * sigma * slope
+        checks.append(points.PointCheck(change, found, predicted, linear, tuple(model)))
+    monkeypatch.setattr(points, "make_release", lambda *_: release)
+    monkeypatch.setattr(points, "check_points", lambda *_: checks)
+    table = points_table(Run(config, HASH), "some")
+    assert (table.n_survey, table.n_patches, table.n_bins) == (PER_SKY, n, N_BINS)
+    np.testing.assert_allclose(table.shift, 3.0, rtol=1e-4)
+    gain = np.linalg.inv(likelihood.covariance) @ slope * sigma
+    for k, check in enumerate(checks):
+        covariance = sum(map(covariance_of_mean, (check.found, *check.model)))
+        linear = gain @ (check.found.mean(0) - check.linear)
+        assert table.shift_linear[k] == pytest.approx(linear, rel=1e-4)
+        assert table.shift_error[k] == pytest.approx(np.sqrt(gain @ covariance @ gain), rel=1e-4)
+        chi2 = 9 * sigma**2 * slope @ inverse_covariance(covariance) @ slope
+        assert table.chi2[k] == pytest.approx(chi2, rel=1e-4)
     # All points together: scatter of the patches' mean over the points.
-    together = np.mean(put, axis=0)
-    model = [
-        written.slopes @ d + written.q * (written.along @ d) ** 2
-        for d in (written.changes(**c) for c in found.changes)
-    ]
-    residual = together.mean(0) - np.mean([m.mean(0) for m in model], axis=0)
-    covariance = covariance_of_mean(together) + covariance_of_mean(np.mean(model, 0))
-    assert found.mean_chi2 == pytest.approx(
-        residual @ inverse_covariance(covariance) @ residual, rel=1e-4
-    )
+    together = [np.mean([c.found for c in checks], axis=0)]
+    together += [np.mean(of_set, axis=0) for of_set in zip(*(c.model for c in checks), strict=True)]
+    covariance = sum(map(covariance_of_mean, together))
+    chi2 = 9 * sigma**2 * slope @ inverse_covariance(covariance) @ slope
+    assert table.mean_chi2 == pytest.approx(chi2, rel=1e-4)
 
 
 @pytest.mark.slow
@@ -214,7 +205,7 @@ def test_residuals_are_shared_out_among_three_parameters(written):
     """What one of them does to the bandpowers shifts that one, by its change over its σ, and the
     others not at all."""
     run = Run(written.config, HASH)
-    likelihood = BandpowerLikelihood(make_release(run, "fiducial"))
+    likelihood = BandpowerLikelihood(make_release(run, "fiducial"), "fixed")
     gain, fiducial = points._joint_gain(run, likelihood), run.config.cosmology
     slopes = []
     for name in points.JOINT:
@@ -266,12 +257,12 @@ def test_recovered_omch2(written, monkeypatch, patches_each):
         "cobaya_cnnlens.validate.omch2.OMCH2_NODES", np.array([0.1, 0.11, 0.1185, 0.13, 0.14])
     )
     release = make_release(Run(config, HASH), "high")
-    found = recovered_omch2(Run(config, HASH), release, "high", patches_each)
+    found = recovered_omch2(Run(config, HASH), release, "high", patches_each, "fixed")
     assert (found.truth, found.patches_each) == (0.1285, patches_each)
-    shared = release.noise_covariance + release.derivative_covariance
+    shared = release.noise_covariance
     covariance = release.patch_covariance / patches_each + shared
     inverse = np.linalg.inv(covariance)
-    table = Omch2Likelihood(Run(config), BandpowerLikelihood(release))
+    table = Omch2Likelihood(Run(config), BandpowerLikelihood(release, "fixed"))
     grid = np.linspace(0.1, 0.14, 20001)
     mu = table.model(grid)
     groups = written.high.reshape(-1, patches_each, N_BINS).mean(1)
@@ -286,7 +277,7 @@ def test_recovered_omch2(written, monkeypatch, patches_each):
     assert found.mean == pytest.approx(np.mean(best), rel=1e-4)
     assert found.scatter == pytest.approx(np.std(best, ddof=1), rel=1e-2)
     with pytest.raises(CNNLensError, match="20 patches: too few for two groups of 11"):
-        recovered_omch2(Run(config, HASH), release, "high", 11)
+        recovered_omch2(Run(config, HASH), release, "high", 11, "fixed")
 
 
 def test_recovered_omch2_knows_the_second_order_of_the_data(written, monkeypatch):
@@ -296,30 +287,29 @@ def test_recovered_omch2_knows_the_second_order_of_the_data(written, monkeypatch
     nodes = np.array([0.1, 0.11, 0.1185, 0.13, 0.14])
     monkeypatch.setattr("cobaya_cnnlens.validate.omch2.OMCH2_NODES", nodes)
     release = make_release(run, "high")
-    debias = synthetic_debias(release)
-    debias = replace(debias, curvature=0.3 * release.bandpowers * np.arange(1, N_BINS + 1))
-    release = replace(release, data_debias=debias)
+    release = with_made_up_debias(release)
+    release = replace(release, curvature=0.3 * release.bandpowers * np.arange(1, N_BINS + 1))
     n = len(written.high)
-    own = debias.power * (1.0 + 0.02 * np.random.default_rng(0).standard_normal((n, 3)))
+    own = release.power * (1.0 + 0.02 * np.random.default_rng(0).standard_normal((n, 3)))
     monkeypatch.setattr(power, "read", lambda *_: {"power": own})
-    seen = []
+    given_data = []
     maximum = Omch2Likelihood.maximum
     monkeypatch.setattr(
-        Omch2Likelihood, "maximum", lambda *given: seen.append(given[1]) or maximum(*given)
+        Omch2Likelihood, "maximum", lambda *given: given_data.append(given[1]) or maximum(*given)
     )
     recovered_omch2(run, release, "high")
-    a, used = debias.kk_direction, BandpowerLikelihood(release).release
-    v = debias.amplitudes
-    first = debias.kk_derivatives + np.outer(debias.cross @ v, a)
+    a, used = release.kk_direction, BandpowerLikelihood(release).release
+    v = release.amplitudes
+    first = release.kk_derivatives + np.outer(release.cross @ v, a)
     # 2 û Q a is what the derivatives have beside those.
-    u = (used.kk_derivatives - first)[:, 0] / (2.0 * debias.curvature * a[0])
+    u = (used.kk_derivatives - first)[:, 0] / (2.0 * release.curvature * a[0])
     np.testing.assert_allclose(u, u[0], rtol=1e-9)
     assert abs(u[0]) > 0.02
     expected = [
-        d - replace(debias, power=p).correction(1) + debias.curvature * u[0] ** 2
+        d - replace(release, power=p, n_patches=1).correction + release.curvature * u[0] ** 2
         for d, p in zip(written.high, own, strict=True)
     ]
-    np.testing.assert_allclose(seen[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(given_data[0], expected, rtol=1e-6)
 
 
 def test_forecast_and_its_errors(written):

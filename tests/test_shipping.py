@@ -12,7 +12,7 @@ from cobaya_cnnlens.calibrate import bandpowers, curvature, derivatives, nuisanc
 from cobaya_cnnlens.calibrate.assemble import make_release
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, NetworkError, ProductError
-from cobaya_cnnlens.likelihood.document import NUISANCES
+from cobaya_cnnlens.likelihood.fields import NUISANCES
 from cobaya_cnnlens.pipeline import networks
 from cobaya_cnnlens.pipeline.loading import load_config, load_study
 from cobaya_cnnlens.pipeline.run import Run
@@ -97,7 +97,7 @@ def test_shipped_products_give_the_same_numbers(made):
         found.append(
             [
                 *(release.bandpowers, release.covariance, release.kk_derivatives),
-                *(release.ee_derivatives, release.nuisance_second, joint.covariance),
+                *(release.curvature, release.nuisance_second, joint.covariance),
                 *(noise.response, noise.noise),
                 np.array(vars(forecast(Run(config, digest)))["sigma"]),
             ]

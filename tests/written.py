@@ -10,10 +10,9 @@ import itertools
 import numpy as np
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate import bandpowers, cosmologies, curvature, derivatives, nuisances
+from cobaya_cnnlens.calibrate import bandpowers, curvature, derivatives, nuisances
 from cobaya_cnnlens.calibrate.bandpowers import signal_bandpowers
-from cobaya_cnnlens.calibrate.cosmologies import Point
-from cobaya_cnnlens.likelihood.document import NUISANCES
+from cobaya_cnnlens.likelihood.fields import NUISANCES
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.run import Run
 
@@ -116,7 +115,8 @@ class Written:
         return np.array(found)
 
     def derivatives(self):
-        """N' of every band and patch, and Q: the debias at ω_c ± step is N' δ + Q t²."""
+        """N' of every band and patch, and Q: the noise bias at ω_c ± step is N' δ + Q u². The mean
+        of N' in the bands of C^EE is zero."""
         config, generator = self.config, np.random.default_rng(4)
         n = config.skies.derivatives * PER_SKY
         n_bands = (len(config.derivatives.kk_edges) - 1, len(config.derivatives.ee_edges) - 1)
@@ -126,10 +126,12 @@ class Written:
         self.q = self.signal * (0.1 + 0.05 * generator.standard_normal((n, N_BINS)))
         step = config.derivatives.omch2_step
         ends = np.array([self.changes(omch2=0.1185 + sign * step) for sign in (-1, 1)])
-        half = (ends[1] - ends[0]) / 2
+        half = (ends[1] - ends[0])[: n_bands[0]] / 2
         self.along = half / np.sum(half**2)
-        t = ends @ self.along
-        self.moved = np.einsum("pbj,sj->spb", self.slopes, ends) + self.q * t[:, None, None] ** 2
+        u = ends[:, : n_bands[0]] @ self.along
+        self.slopes[..., n_bands[0] :] -= self.slopes[..., n_bands[0] :].mean(0)
+        self.moved = np.einsum("pbj,sj->spb", self.slopes, ends) + self.q * u[:, None, None] ** 2
+        self.model = self.slopes[..., : n_bands[0]] @ ends[1, : n_bands[0]] + self.q * u[1] ** 2
 
         kk = np.moveaxis(self.slopes[..., : n_bands[0]], -1, 0)
         ee = np.moveaxis(self.slopes[..., n_bands[0] :], -1, 0)
@@ -182,35 +184,6 @@ class Written:
                 arrays[name] = self.auto[rows] + RESPONSE**2 * shifts
             recipe = nuisances.recipe(Run(config, self.digest), i)
             products.write_product(nuisances.path(Run(config), i), "nuisances", recipe, arrays)
-
-
-def with_points(written, off):
-    """Test skies at the points: the debias of patch p moves by what its derivatives say and
-    ``off``, the truth by something of κ's size. Gives the change of the debias that was put in."""
-    config = written.config
-    put = []
-    for change in config.points.at["some"]:
-        delta = written.changes(**change)
-        model = written.slopes.mean(0) @ delta + written.q.mean(0) * (written.along @ delta) ** 2
-        parts = []
-        for i in range(config.points.skies):
-            rows = slice(i * PER_SKY, (i + 1) * PER_SKY)
-            generator = np.random.default_rng([6, i])
-            moved = (
-                model + off + 0.05 * written.signal * generator.standard_normal((PER_SKY, N_BINS))
-            )
-            truth = written.truth[rows] * (1 + generator.random((PER_SKY, N_BINS)))
-            auto = written.auto[rows] + RESPONSE**2 * (moved + truth - written.truth[rows])
-            point, arrays = Point(change, i, None), {"auto": auto, "truth": truth}
-            products.write_product(
-                cosmologies.path(Run(config), point),
-                "points",
-                cosmologies.recipe(Run(config, HASH), point),
-                arrays,
-            )
-            parts.append(moved)
-        put.append(np.concatenate(parts))
-    return put
 
 
 def error_of_mean(samples):

@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
-from ..likelihood.document import NUISANCES, seal, to_document
-from ..likelihood.release import DataDebias, Release
+from ..errors import CNNLensError
+from ..likelihood.document import seal, to_document
+from ..likelihood.fields import NUISANCES, Group, Release
 from ..pipeline.config import Config
 from ..pipeline.estimators import name_of
 from ..pipeline.run import Run
 from ..theory.camb import settings_record
-from . import bandpowers, curvature, debias, derivatives, nuisances, own_maps, power
+from . import bandpowers, cosmologies, curvature, debias, derivatives, nuisances, own_maps, power
 from .bandpowers import PatchBandpowers
 from .covariance import mean_covariance, sample_covariance
-from .debias import Measured
+from .debias import DataDebias, SimulatedChanges
 from .own_maps import MapSetup, read_map_bandpowers
 from .release_warnings import with_warnings
 from .response import Calibration, calibrate, standard_error
@@ -132,7 +133,7 @@ def make_data_release(run: Run, files: str | Path | Iterable[str | Path], name: 
     release = replace(
         release,
         name=name,
-        data_debias=_own_power(release, measured.power),
+        power=_own_power(release, measured.power),
         provenance=release.provenance | {"packages": package_versions()},
     )
     return with_warnings(release, measured.warnings)
@@ -186,23 +187,62 @@ def make_calibrated_release(
 def _assemble(run: Run, auto: np.ndarray, origin: dict) -> Release:
     """The release of measured ⟨κ̂κ̂*⟩, (n_patches, n_bins), that came from ``origin``."""
     calibration, test = calibration_of(run)
-    measured = Measured(
-        derivatives.read(run, calibration.response),
-        curvature.shifted_noise(run, calibration.response),
-        nuisances.read(run, calibration.response),
+    changes = bandpower_changes(run, calibration)
+    fitted = None
+    if run.config.data_debias:
+        fitted = fit_debias(run, calibration, test, changes, len(auto))
+    return assembled(run, calibration, test, changes, fitted, auto, origin)
+
+
+def bandpower_changes(run: Run, calibration: Calibration) -> SimulatedChanges:
+    """How d − signal changes, from the products of a configuration.
+
+    Raises
+    ------
+    products.ProductError
+        if a stage has not been run, or was for another network or configuration
+    """
+    response = calibration.response
+    return SimulatedChanges(
+        derivatives.read(run, response),
+        curvature.shifted_noise(run, response),
+        nuisances.read(run, response),
     )
-    return assembled(run, calibration, test, measured, auto, origin)
+
+
+def fit_debias(
+    run: Run,
+    calibration: Calibration,
+    test: PatchBandpowers,
+    changes: SimulatedChanges,
+    n_patches: int,
+) -> DataDebias:
+    """The debias of surveys of ``n_patches``, from the products of a configuration.
+
+    Raises
+    ------
+    products.ProductError
+        if the power of a set, or a point of ``points.fit``, has not been measured
+    """
+    return debias.fit(
+        changes,
+        power.changes(run),
+        calibration.debias(test.auto),
+        power.read(run, "test", range(run.config.skies.test))["power"],
+        curvature.shifted_changes(run),
+        cosmologies.fit_points(run, calibration.response),
+        n_patches,
+    )
 
 
 def assembled(
     run: Run,
     calibration: Calibration,
     test: PatchBandpowers,
-    measured: Measured,
+    changes: SimulatedChanges,
+    fitted: DataDebias | None,
     auto: np.ndarray,
     origin: dict,
-    of_power: tuple[Measured, np.ndarray] | None = None,
-    groups: np.ndarray | None = None,
 ) -> Release:
     """The release of patches by what was measured of simulated ones.
 
@@ -210,58 +250,32 @@ def assembled(
     ----------
     calibration : R and N
     test : the patches that N and the covariance rest on
-    measured : derivatives, shifted noise and nuisances, divided by R²
+    changes : of d − signal, divided by R²
+    fitted : the debias from the data; None for one that stays at the fiducial cosmology
     auto : ⟨κ̂κ̂*⟩ of the survey, (n_patches, n_bins)
     origin : where that came from
-    of_power, groups : of :func:`.debias.fit`, for the debias from the data
     """
-    config = run.config
-    debiased = calibration.debias(test.auto)
+    config, settings = run.config, run.config.derivatives
     fiducial = run.spectra()
-    limit = config.sky.band_limit
-    windows = trim_windows(bandpower_windows(run.bandpowers, limit), fiducial.kk)
-    first, by_patch = measured.first, measured.nuisances
-    kk, ee = first.kk, first.ee
-    curved = curvature.curvature_of(run, first, measured.shifted)
-    from_data = None
-    if config.data_debias:
-        found = debias.fit(run, calibration, test, measured, len(auto), of_power, groups)
-        from_data = debias.data_debias(run, calibration, test, measured, found)
-    reach = max(windows.shape[1], kk.edges[-1], ee.edges[-1])
+    windows = trim_windows(bandpower_windows(run.bandpowers, config.sky.band_limit), fiducial.kk)
+    reach = max(windows.shape[1], settings.kk_edges[-1], settings.ee_edges[-1])
     return Release(
         name=config.name,
         description=_description(len(auto), config, name_of(config)),
         edges=run.bandpowers.bins.edges,
         bandpowers=calibration.debias(auto).mean(0),
         n_patches=len(auto),
-        n_sim=len(debiased),
-        patch_covariance=sample_covariance(debiased),
-        noise_covariance=mean_covariance(debiased - test.truth),
-        # Monte-Carlo error of the model at the shifted ω_c.
-        derivative_covariance=mean_covariance(curved.shift),
+        n_sim=len(test.auto),
         response=calibration.response,
         response_error=calibration.response_error,
         noise=calibration.noise,
         noise_error=calibration.noise_error,
         windows=windows,
-        kk_edges=kk.edges,
-        ee_edges=ee.edges,
-        kk_derivatives=kk.values,
-        kk_derivative_errors=kk.errors,
-        ee_derivatives=ee.values,
-        ee_derivative_errors=ee.errors,
-        curvature=curved.patches.mean(0),
-        curvature_errors=standard_error(curved.patches),
-        kk_direction=curved.kk_direction,
-        ee_direction=curved.ee_direction,
+        kk_edges=np.array(settings.kk_edges),
         nuisance_steps=np.array([getattr(config.nuisances, name) for name in NUISANCES]),
-        nuisance_first=by_patch[0].mean(0),
-        nuisance_first_errors=standard_error(by_patch[0]),
-        nuisance_second=by_patch[1].mean(0),
-        nuisance_second_errors=standard_error(by_patch[1]),
         fiducial_kk=fiducial.kk[:reach],
         fiducial_ee=fiducial.ee[:reach],
-        data_debias=from_data,
+        **_error_fields(run, calibration, test, changes, fitted),
         theory=settings_record(config.cosmology, config.camb),
         instrument={
             "noise": config.instrument.noise_uk_arcmin,
@@ -281,10 +295,55 @@ def assembled(
                 **config.skies.model_dump(),
                 **origin,
             },
-            "derivative_excursion_omch2": config.derivatives.omch2_step,
-            "derivative_step": config.derivatives.step,
+            "derivative_excursion_omch2": settings.omch2_step,
+            "derivative_step": settings.step,
         },
     )
+
+
+def _error_fields(
+    run: Run,
+    calibration: Calibration,
+    test: PatchBandpowers,
+    changes: SimulatedChanges,
+    fitted: DataDebias | None,
+) -> dict[str, np.ndarray]:
+    """Covariances, derivatives and nuisances of the bandpowers, as debiased and as they are."""
+    debiased = calibration.debias(test.auto)
+    of_nuisances = debias.nuisance_fields(changes.nuisances)
+    fixed = {
+        "patch_covariance": sample_covariance(debiased),
+        "noise_covariance": mean_covariance(debiased - test.truth),
+    }
+    shifted = curvature.shifted_changes(run)
+    if fitted is None:
+        curved = curvature.curvature_of(changes.derivatives, changes.shifted, shifted)
+        kk = changes.derivatives.kk.patches
+        n_kk = kk.shape[2]
+        u = shifted[1, :n_kk] @ curved.kk_direction
+        return {
+            **fixed,
+            # Monte-Carlo error of the model at the shifted ω_c.
+            "derivative_covariance": mean_covariance(
+                kk @ shifted[1, :n_kk] + curved.patches * u**2
+            ),
+            "kk_direction": curved.kk_direction,
+            "curvature": curved.patches.mean(0),
+            "curvature_errors": standard_error(curved.patches),
+            **debias.derivative_fields(changes.derivatives),
+            **of_nuisances,
+        }
+    measured = power.power_of(run)
+    change = curvature.change_above(changes.derivatives, changes.shifted, shifted)
+    fixed["noise_covariance"] = fixed["noise_covariance"] + mean_covariance(change)
+    fixed |= {name: of_nuisances[name] for name in ("nuisance_first", "nuisance_second")}
+    return {
+        "e_edges": measured.e_edges,
+        "b_edges": measured.b_edges,
+        "ee_edges": np.array(run.config.derivatives.ee_edges),
+        **{f"fixed_{name}": values for name, values in fixed.items()},
+        **debias.release_fields(fitted, changes.nuisances, debiased, test.truth, shifted[1]),
+    }
 
 
 def with_data(calibration: Release, auto: np.ndarray, power: np.ndarray | None) -> Release:
@@ -298,7 +357,7 @@ def with_data(calibration: Release, auto: np.ndarray, power: np.ndarray | None) 
     return replace(
         calibration,
         bandpowers=_debiased(auto, calibration),
-        data_debias=_own_power(calibration, power),
+        power=_own_power(calibration, power),
         n_patches=len(auto),
     )
 
@@ -308,11 +367,16 @@ def _debiased(auto: np.ndarray, calibration: Release) -> np.ndarray:
     return (auto / calibration.response**2 - calibration.noise).mean(0)
 
 
-def _own_power(calibration: Release, power: np.ndarray | None) -> DataDebias | None:
-    """A calibration's debias from the data, of patches of this power, (n_patches, n_power)."""
-    if calibration.data_debias is None:
-        return None
-    return replace(calibration.data_debias, power=power.mean(0))
+def _own_power(calibration: Release, power: np.ndarray | None) -> np.ndarray:
+    """Mean of the patches' power, (n_patches, n_power) → (n_power,), if the calibration uses it."""
+    if not calibration.has(Group.DEBIAS):
+        return calibration.power
+    if power is None:
+        raise CNNLensError(
+            f"the E and B power of the patches was not measured, which release "
+            f"'{calibration.name}' debiases by; measure the patches again"
+        )
+    return power.mean(0)
 
 
 def _description(n_patches: int, of: Config | MapSetup, estimator: str | None) -> str:

@@ -20,9 +20,10 @@ from .. import products
 from ..pipeline import skies
 from ..pipeline.run import Run
 from ..simulate.tiling import evenly
-from . import bandpowers, power
+from . import bandpowers, curvature, power
 from .bandpowers import measurement_recipe
 from .derivatives import Bench
+from .second_order import FitPoints
 
 KIND = "points"
 SET = "test"
@@ -138,3 +139,24 @@ def still(run: Run, points: Iterable[Point]) -> Patches:
 def change_of_noise(moved: Patches, fiducial: Patches, response: np.ndarray) -> np.ndarray:
     """Change of the noise debias, of d − signal by patch, (n_patches, n_bins)."""
     return (moved.auto - fiducial.auto) / response**2 - (moved.truth - fiducial.truth)
+
+
+def fit_points(run: Run, response: np.ndarray) -> FitPoints | None:
+    """The changes at the cosmologies of ``points.fit``; None if the configuration has none.
+
+    Raises
+    ------
+    products.ProductError
+        if a point has not been measured
+    """
+    if (fit := run.config.points.fit) is None:
+        return None
+    points = fitted(run)
+    unmoved = still(run, points[:1])
+    noise, powers, bands = [], [], []
+    for point in points:
+        moved = read(run, [point])
+        noise.append(change_of_noise(moved, unmoved, response))
+        powers.append(moved.power - unmoved.power)
+        bands.append(curvature.changes_at(run, run.config.cosmology.vary(**point.change)))
+    return FitPoints(np.array(noise), np.array(powers), np.array(bands), fit.directions)

@@ -8,7 +8,15 @@ from ..errors import CNNLensError
 
 
 def sample_covariance(samples: np.ndarray) -> np.ndarray:
-    """Unbiased covariance of one patch from (n_sim, n_bins) samples, (n_bins, n_bins).
+    """Unbiased covariance of one patch.
+
+    Parameters
+    ----------
+    samples : of independent patches, (n_sim, n_bins)
+
+    Returns
+    -------
+    (n_bins, n_bins)
 
     Raises
     ------
@@ -26,14 +34,33 @@ def sample_covariance(samples: np.ndarray) -> np.ndarray:
 
 
 def mean_covariance(samples: np.ndarray) -> np.ndarray:
-    """Covariance of the mean of the samples: their covariance over their number."""
+    """Covariance of the mean of the samples: their covariance over their number.
+
+    Parameters
+    ----------
+    samples : of independent patches, (n_sim, n)
+
+    Returns
+    -------
+    (n, n)
+    """
     return np.cov(samples, rowvar=False) / len(samples)
 
 
 def shrunk_covariance(samples: np.ndarray) -> np.ndarray:
-    """Covariance of one patch from (n_sim, n) samples whose inverse exists however few they are,
-    (n, n): the sample correlations r_ij, i ≠ j, less the part λ = Σ Var(r_ij)/Σ r_ij² that their
-    errors make up (Schäfer & Strimmer 2005, Stat. Appl. Genet. Mol. Biol. 4, 32, target D)."""
+    """Covariance of one patch whose inverse exists however few the samples are.
+
+    The sample correlations r_ij, i ≠ j, are reduced by the part λ = Σ Var(r_ij)/Σ r_ij² that their
+    errors make up (Schäfer & Strimmer 2005, Stat. Appl. Genet. Mol. Biol. 4, 32, target D).
+
+    Parameters
+    ----------
+    samples : of independent patches, (n_sim, n)
+
+    Returns
+    -------
+    (n, n)
+    """
     n_sim = len(samples)
     sigma = samples.std(0, ddof=1)
     off = (samples - samples.mean(0)) / sigma

@@ -1,14 +1,15 @@
-"""Second order of the noise debias along the direction in which ω_c moves the spectra.
+"""Second order of the noise bias along the direction in which ω_c moves C^κκ.
 
-The banded derivatives are first order. A network trained at one cosmology answers to others with
-less than its best in either direction, and what that costs is even in Δω_c. It is measured as a
-whole: the skies of the ``derivatives`` set are made again, with the same phases and noise, at
-ω_c ± step, and what the first order leaves is averaged over the two signs.
+The banded derivatives are first order. A network that was trained at one cosmology does less well
+at others on either side, and that loss is even in Δω_c. The skies of the ``derivatives`` set are
+made again at ω_c ± step with the same phases and noise. What the first order leaves is averaged
+over the two signs (Q of docs/noise-bias, eq. 13, where there is no second order over the prior).
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,14 +28,16 @@ ALGORITHM = 1
 
 @dataclass(frozen=True)
 class Curvature:
-    """Second order of the noise debias: ``patches`` (n_patches, n_bins), whose mean Q is; the
-    directions in C^κκ and C^EE that give the amplitude t, (n_bands,) each; and what the whole
-    correction is at ω_c + step, ``shift`` (n_patches, n_bins)."""
+    """Second order of the noise bias along ω_c.
+
+    Attributes
+    ----------
+    kk_direction : a of the amplitude u = a·δ of the changes of C^κκ, (n_kk,)
+    patches : Q by patch, (n_patches, n_bins)
+    """
 
     kk_direction: np.ndarray
-    ee_direction: np.ndarray
     patches: np.ndarray
-    shift: np.ndarray
 
 
 def path(run: Run, index: int) -> Path:
@@ -54,66 +57,143 @@ def recipe(run: Run, index: int) -> dict:
 
 
 def measure(run: Run, index: int, nthreads: int = 0) -> None:
-    """Bandpowers of one sky of the ``derivatives`` set at ω_c − step and ω_c + step.
+    """Measure the bandpowers of one sky of the ``derivatives`` set at ω_c − step and ω_c + step.
 
     The product holds ``auto`` (of κ̂) and ``truth``, each (2, n_patches, n_bins).
+
+    Parameters
+    ----------
+    run : a configuration with its estimator
+    index : of the sky
+    nthreads : of transforms; 0 for all
     """
     run.config.check_index(SET, index)
-    where, wanted = path(run, index), recipe(run, index)
-    if products.exists(where, KIND, wanted):
+    where, made_of = path(run, index), recipe(run, index)
+    if products.exists(where, KIND, made_of):
         return
-    seen = []
+    both_signs = []
     for omch2 in run.config.shifted_omch2():
         cosmology = run.config.cosmology.vary(omch2=omch2)
-        seen.append(Bench(run, index, nthreads, cosmology).unperturbed())
-    arrays = {name: np.stack([s[name] for s in seen]) for name in ("auto", "truth")}
-    products.write_product(where, KIND, wanted, arrays)
-
-
-def read(run: Run, response: np.ndarray, first: NoiseDerivatives) -> Curvature:
-    """What the first order leaves at ω_c ± step, from all skies of the set."""
-    return curvature_of(run, first, shifted_noise(run, response))
+        both_signs.append(Bench(run, index, nthreads, cosmology).unperturbed())
+    arrays = {name: np.stack([sky[name] for sky in both_signs]) for name in ("auto", "truth")}
+    products.write_product(where, KIND, made_of, arrays)
 
 
 def curvature_of(
-    run: Run, first: NoiseDerivatives, shifted_noise: np.ndarray, by_kk: bool = False
+    derivatives: NoiseDerivatives, shifted: np.ndarray, changes: np.ndarray
 ) -> Curvature:
-    """What the first order leaves of the noise debias at ω_c − step and ω_c + step,
-    (2, n_patches, n_bins); with ``by_kk`` the amplitude is that of C^κκ alone."""
-    shifted = (run.config.cosmology.vary(omch2=omch2) for omch2 in run.config.shifted_omch2())
-    changes = np.array([all_band_changes(run, first, cosmology) for cosmology in shifted])
-    n_kk = len(first.kk.edges) - 1
-    seen = changes * (np.arange(changes.shape[1]) < n_kk) if by_kk else changes
-    along = direction(*seen)
-    change = shifted_noise - first.centre
-    bands = np.concatenate([first.kk.patches, first.ee.patches], axis=2)
+    """What the first order leaves of the noise bias at ω_c − step and ω_c + step.
+
+    The model has no part of C^EE, so the mean of the derivatives in C^EE stays out of the first
+    order; their scatter, which the shifted skies share, is subtracted.
+
+    Parameters
+    ----------
+    derivatives : of n_patches patches
+    shifted : noise bias of the same patches at ω_c ∓ step, (2, n_patches, n_bins)
+    changes : δ_j of the bands there, C^κκ before C^EE, (2, n_kk + n_ee)
+
+    Returns
+    -------
+    the second order, by patch
+    """
+    kk, ee = derivatives.kk.patches, derivatives.ee.patches
+    n_kk = kk.shape[2]
+    along = direction(*changes[:, :n_kk])
+    bands = np.concatenate([kk, ee - ee.mean(0)], axis=2)
+    left = shifted - derivatives.centre - np.einsum("pbj,sj->spb", bands, changes)
+    return Curvature(along, second_order(left, changes[:, :n_kk] @ along))
+
+
+def change_above(
+    derivatives: NoiseDerivatives, shifted: np.ndarray, changes: np.ndarray
+) -> np.ndarray:
+    """Change of the noise bias at ω_c + step, with a second order from both signs.
+
+    Parameters
+    ----------
+    derivatives, shifted, changes : as of :func:`curvature_of`
+
+    Returns
+    -------
+    change : by patch, (n_patches, n_bins)
+    """
+    bands = np.concatenate([derivatives.kk.patches, derivatives.ee.patches], axis=2)
     first_order = np.einsum("pbj,sj->spb", bands, changes)
-    amplitudes = changes @ along
-    patches = second_order(change - first_order, amplitudes)
-    shift = first_order[1] + patches * amplitudes[1] ** 2
-    return Curvature(along[:n_kk], along[n_kk:], patches, shift)
+    amplitudes = changes @ direction(*changes)
+    patches = second_order(shifted - derivatives.centre - first_order, amplitudes)
+    return first_order[1] + patches * amplitudes[1] ** 2
 
 
 def shifted_noise(run: Run, response: np.ndarray) -> np.ndarray:
-    """Noise debias at ω_c − step and ω_c + step of the ``derivatives`` skies' patches,
-    (2, n_patches, n_bins)."""
+    """Noise bias of the patches of the ``derivatives`` skies at ω_c − step and ω_c + step.
+
+    Parameters
+    ----------
+    run : a configuration
+    response : R_b, (n_bins,)
+
+    Returns
+    -------
+    (2, n_patches, n_bins)
+
+    Raises
+    ------
+    products.ProductError
+        if a sky has not been measured, or was with another network or configuration
+    """
     shifted = []
     for index in range(run.config.skies.derivatives):
-        where, wanted = path(run, index), recipe(run, index)
-        with products.open_product(where, KIND, wanted, run.config.shipped) as product:
+        where, made_of = path(run, index), recipe(run, index)
+        with products.open_product(where, KIND, made_of, run.config.shipped) as product:
             shifted.append(product.array("auto") / response**2 - product.array("truth"))
     return np.concatenate(shifted, axis=1)
 
 
-def all_band_changes(run: Run, first: NoiseDerivatives, cosmology: Cosmology) -> np.ndarray:
-    """δ_j of the derivatives' bands at a cosmology, C^κκ before C^EE, (n_bands,)."""
-    moved, fiducial = run.spectra(cosmology), run.spectra()
-    kk = band_changes(first.kk.edges, moved.kk, fiducial.kk)
-    return np.concatenate([kk, band_changes(first.ee.edges, moved.ee, fiducial.ee)])
+def changes_at(run: Run, cosmology: Cosmology) -> np.ndarray:
+    """δ_j of the configuration's bands at a cosmology (docs/noise-bias, eq. 9).
+
+    Parameters
+    ----------
+    run : a configuration
+    cosmology : where CAMB runs, unless its spectra are kept
+
+    Returns
+    -------
+    C^κκ before C^EE, (n_kk + n_ee,)
+    """
+    moved, fiducial, settings = run.spectra(cosmology), run.spectra(), run.config.derivatives
+    kk = band_changes(settings.kk_edges, moved.kk, fiducial.kk)
+    return np.concatenate([kk, band_changes(settings.ee_edges, moved.ee, fiducial.ee)])
 
 
-def band_changes(edges: np.ndarray, cl: np.ndarray, fiducial: np.ndarray) -> np.ndarray:
-    """δ_j = Σ (2l+1) C_l / Σ (2l+1) C_l^fid − 1 over each band, (n_bands,)."""
+def shifted_changes(run: Run) -> np.ndarray:
+    """:func:`changes_at` ω_c − step and ω_c + step.
+
+    Parameters
+    ----------
+    run : a configuration
+
+    Returns
+    -------
+    (2, n_kk + n_ee)
+    """
+    shifted = (run.config.cosmology.vary(omch2=omch2) for omch2 in run.config.shifted_omch2())
+    return np.array([changes_at(run, cosmology) for cosmology in shifted])
+
+
+def band_changes(edges: Sequence[int], cl: np.ndarray, fiducial: np.ndarray) -> np.ndarray:
+    """δ_j = Σ (2l+1) C_l / Σ (2l+1) C_l^fid − 1 over each band (docs/noise-bias, eq. 9).
+
+    Parameters
+    ----------
+    edges : band j holds edges[j] ≤ l < edges[j+1], (n_bands + 1,)
+    cl, fiducial : spectra from l = 0
+
+    Returns
+    -------
+    (n_bands,)
+    """
     weight = 2.0 * np.arange(len(fiducial)) + 1.0
     bands = [slice(a, b) for a, b in itertools.pairwise(edges)]
     ratio = [(weight[b] * cl[b]).sum() / (weight[b] * fiducial[b]).sum() for b in bands]
@@ -121,23 +201,31 @@ def band_changes(edges: np.ndarray, cl: np.ndarray, fiducial: np.ndarray) -> np.
 
 
 def direction(below: np.ndarray, above: np.ndarray) -> np.ndarray:
-    """a with t = a·δ, the amplitude of δ along (above − below)/2, ±1 at the two ends; (n_bands,).
+    """a with u = a·δ, the amplitude of δ along (above − below)/2, about ±1 at the two ends.
 
     Parameters
     ----------
     below, above : relative changes of band power at ω_c − step and ω_c + step, (n_bands,)
+
+    Returns
+    -------
+    (n_bands,)
     """
     along = 0.5 * (above - below)
     return along / (along @ along)
 
 
 def second_order(residuals: np.ndarray, amplitudes: np.ndarray) -> np.ndarray:
-    """Q with residual = Q t², from both signs together; (n_patches, n_bins).
+    """Q with residual = Q u², by least squares from both signs together.
 
     Parameters
     ----------
     residuals : what the first order leaves of d_b − signal, (2, n_patches, n_bins)
-    amplitudes : t at ω_c − step and at ω_c + step, (2,)
+    amplitudes : u at ω_c − step and at ω_c + step, (2,)
+
+    Returns
+    -------
+    (n_patches, n_bins)
     """
-    t2 = amplitudes**2
-    return np.einsum("s,spb->pb", t2, residuals) / (t2 @ t2)
+    squares = amplitudes**2
+    return np.einsum("s,spb->pb", squares, residuals) / (squares @ squares)

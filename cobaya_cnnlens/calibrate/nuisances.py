@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .. import products
 from ..errors import CNNLensError
-from ..likelihood.document import NUISANCES
+from ..likelihood.fields import NUISANCES
 from ..pipeline.observation import observe_sky
 from ..pipeline.run import Run
 from ..simulate.instrument import Systematics

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import products
-from ..likelihood.document import NUISANCES
+from ..likelihood.fields import NUISANCES
 from ..pipeline import skies
 from ..pipeline.observation import observe_sky
 from ..pipeline.run import Run
@@ -24,7 +24,8 @@ from ..simulate.instrument import Systematics
 from ..simulate.patches import PatchGeometry
 from ..simulate.tiling import some
 from . import derivatives, nuisances
-from .derivatives import Bench
+from .debias import SimulatedChanges
+from .derivatives import BandDerivatives, Bench, NoiseDerivatives
 
 KIND = "power"
 ALGORITHM = 1
@@ -191,3 +192,29 @@ def read(
             arrays = {name: product.array(name) for name in product.names()}
             parts.append({name: some(array, patches, -2) for name, array in arrays.items()})
     return {name: np.concatenate([p[name] for p in parts], axis=-2) for name in parts[0]}
+
+
+def changes(run: Run) -> SimulatedChanges:
+    """How p̂ changes with the spectra and the instrument, from the products of a configuration.
+
+    Raises
+    ------
+    products.ProductError
+        if it has not been measured, or was for another configuration
+    """
+    config = run.config
+    found = read(run, derivatives.SET, range(config.skies.derivatives))
+    indices = range(config.nuisances.skies)
+    centre = read(run, nuisances.SET, indices, config.nuisances.patches)["power"]
+    by_name = read(run, "nuisances", indices)
+    both = np.stack([by_name[name] for name in NUISANCES], axis=-1)
+    settings = config.derivatives
+    kk, ee = (
+        BandDerivatives(np.array(edges), found[name].transpose(1, 2, 0))
+        for name, edges in (("kk", settings.kk_edges), ("ee", settings.ee_edges))
+    )
+    return SimulatedChanges(
+        NoiseDerivatives(kk, ee, found["power"]),
+        found["shifted"],
+        nuisances.orders(run, centre, both),
+    )

@@ -12,10 +12,15 @@ from .bandpowers import PatchBandpowers
 
 @dataclass(frozen=True)
 class Calibration:
-    """Response R_b and noise N_b with the standard errors of their means, each (n_bins,).
+    """Response and noise bias of an estimator (docs/noise-bias, eqs 1 and 2).
 
     R is a fixed normalisation: data, noise, covariance and derivatives all divide by the same
     R_b², so its Monte-Carlo error cancels and enters no error budget; it is kept for reference.
+
+    Attributes
+    ----------
+    response, response_error : R_b and its standard error, (n_bins,)
+    noise, noise_error : N_b and its standard error, (n_bins,)
     """
 
     response: np.ndarray
@@ -24,7 +29,16 @@ class Calibration:
     noise_error: np.ndarray
 
     def debias(self, auto: np.ndarray) -> np.ndarray:
-        """d_b = ⟨|κ̂|²⟩/R_b² − N_b; shape of ``auto``, (..., n_bins)."""
+        """Bandpowers d_b = ⟨|κ̂|²⟩/R_b² − N_b (docs/noise-bias, eq. 3).
+
+        Parameters
+        ----------
+        auto : ⟨|κ̂|²⟩, (..., n_bins)
+
+        Returns
+        -------
+        of the same shape
+        """
         return auto / self.response**2 - self.noise
 
 
@@ -33,6 +47,14 @@ def calibrate(validation: PatchBandpowers, test: PatchBandpowers) -> Calibration
 
     R_b = ⟨κκ̂*⟩/⟨κκ*⟩ and N_b = ⟨κ̂κ̂*⟩/R_b² − ⟨κκ*⟩. Since N is the mean of a difference on the
     same patches, the cosmic variance of κ cancels in it.
+
+    Parameters
+    ----------
+    validation, test : bandpowers by patch, of two sets of skies
+
+    Returns
+    -------
+    response and noise bias with their standard errors
 
     Raises
     ------
@@ -53,5 +75,14 @@ def calibrate(validation: PatchBandpowers, test: PatchBandpowers) -> Calibration
 
 
 def standard_error(samples: np.ndarray) -> np.ndarray:
-    """Standard error of the mean over the first axis."""
+    """Standard error of the mean over the first axis.
+
+    Parameters
+    ----------
+    samples : (n, ...)
+
+    Returns
+    -------
+    (...)
+    """
     return samples.std(0, ddof=1) / np.sqrt(len(samples))

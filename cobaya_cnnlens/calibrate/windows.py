@@ -18,7 +18,17 @@ from ..simulate.modes import mode_vectors, polarisation_angles
 
 
 def bandpower_windows(spectra: FlatSpectra, lmax: int) -> np.ndarray:
-    """W_bL of a scalar field, shape (n_bins, lmax + 1), from L = 0."""
+    """Bandpower windows of a scalar field.
+
+    Parameters
+    ----------
+    spectra : of the masked patch
+    lmax : the highest multipole
+
+    Returns
+    -------
+    W_bL, (n_bins, lmax + 1) from L = 0
+    """
     n, pixel = spectra.geometry.n_pixels, spectra.geometry.pixel
     overlap = _mask_overlap(spectra.mask)
     offset = np.fft.fftfreq(2 * n, 1.0 / (2 * n)).round().astype(int)
@@ -46,11 +56,16 @@ def bandpower_windows(spectra: FlatSpectra, lmax: int) -> np.ndarray:
 def expected_e_and_b(
     spectra: FlatSpectra, clee: np.ndarray, clbb: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Expected pseudo-bandpowers of E and B from masked Q, U, each (n_bins,), in µK².
+    """Expected pseudo-bandpowers of E and B from masked Q and U.
 
     Parameters
     ----------
+    spectra : of the masked patch
     clee, clbb : spectra from l = 0 in µK² of the field that was masked (beam included)
+
+    Returns
+    -------
+    of E and of B, each (n_bins,) in µK²
     """
     n, pixel = spectra.geometry.n_pixels, spectra.geometry.pixel
     correlations = _spin2_correlations(clee, clbb, n, pixel)
@@ -65,9 +80,18 @@ def expected_e_and_b(
 
 
 def expected_pure_b(spectra: FlatSpectra, clbb: np.ndarray) -> np.ndarray:
-    """Expected bandpowers of pure B, (n_bins,) in µK²: the mask couples l²B, not B.
+    """Expected bandpowers of pure B: the mask couples l²B, not B.
 
     Power beyond the Nyquist multipole is left out: l² is not defined for aliased modes.
+
+    Parameters
+    ----------
+    spectra : of the masked patch
+    clbb : spectrum from l = 0 in µK² of the field that was masked
+
+    Returns
+    -------
+    (n_bins,) in µK²
     """
     clbb = clbb[: int(spectra.geometry.nyquist) + 1]
     n, pixel = spectra.geometry.n_pixels, spectra.geometry.pixel

@@ -126,10 +126,7 @@ def release_export(
     out: Annotated[Path, typer.Option(help="New folder to write to.")],
     noise_debias: Annotated[
         str | None,
-        typer.Option(
-            help="data, the default where the release holds it; fixed; or linear, with a Python "
-            "module for Cobaya, which hands lensed EE to the codes themselves."
-        ),
+        typer.Option(help="data, the default where the release and the format hold it, or fixed."),
     ] = None,
 ) -> None:
     """Write a release for cobaya's CMBlikes, for candl, or as SACC."""

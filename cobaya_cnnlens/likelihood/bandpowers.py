@@ -2,22 +2,19 @@
 
 The model is::
 
-    µ_b(θ, x) = Σ_L W_bL C_L^κκ + Σ_j N'^κκ_bj δ_j^κκ + Σ_j N'^EE_bj δ_j^EE + Q_b t²
-                + Σ_i (A_bi x_i + B_bi x_i²)
+    µ_b(θ, x) = Σ_L W_bL C_L^κκ + Σ_j N'_bj δ_j + Σ_i (A_bi x_i + B_bi x_i²)
 
-W are the bandpower windows of the masked patch. The data were debiased with the noise of the
-fiducial cosmology; the sums over bands j move that noise to the cosmology θ. δ_j is the relative
-change of the band's power, Σ (2l+1) C_l / Σ (2l+1) C_l^fid − 1, with unlensed C^EE, and
-t = Σ_j a_j δ_j its amplitude along the direction of ω_c. x are the instrument's nuisances (gain,
-beam, noise and angle), zero for that of the simulations. ``noise_debias``:
+W are the bandpower windows of the masked patch. The sum over the bands j of C^κκ moves the noise
+bias from the fiducial cosmology to θ: δ_j is the relative change of the band's power,
+Σ (2L+1) C_L / Σ (2L+1) C_L^fid − 1. x are the instrument's nuisances (gain, beam, noise and angle),
+zero for that of the simulations. ``noise_debias``:
 
-- ``"quadratic"``: as above, the noise of κ̂ moves with the theory's C^EE;
-- ``"data"``: what the noise needs to know of E and of the noise of the maps is taken from the
-  survey's own E and B power (:class:`~.release.DataDebias`); the model of those data is that above
-  without C^EE, in the sums as in t, and the theory's is not looked at;
-- ``"best"``: "data" where the release holds it, else "quadratic";
-- ``"linear"``: "quadratic" without the second order;
-- ``"fixed"``: without all of the correction, as in Caldeira et al. 2018: that is biased.
+- ``"data"``: the data are debiased with the survey's own E and B power (:class:`~.fields.Release`),
+so
+  that the model has no part of C^EE;
+- ``"fixed"``: the noise bias stays at the fiducial cosmology, as in Caldeira et al. 2018. N' is
+zero
+  and parameters are biased.
 
 With ``primary`` the data vector goes on with p̂, the power of lensed E (and of B where it is noise)
 of the same patches, whose model is p^fid + Σ_j ∂p/∂ ln C_j δ_j in the bands of both spectra; T = p
@@ -38,8 +35,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import CNNLensError, SpectrumError, SpectrumWarning
-from .document import NUISANCES, read_only
-from .release import DataDebias, Release, check_arrays, debiased_by_data, joined
+from .declarations import NUISANCES, Group, read_only
+from .fields import Release
+from .release import check_arrays, debiased_by_data, joined, with_fixed_debias
 from .spectra import (
     FACTORS,
     KAPPA,
@@ -62,7 +60,7 @@ from .statistics import (
     sellentin_heavens,
 )
 
-NOISE_DEBIAS = ("best", "data", "quadratic", "linear", "fixed")
+NOISE_DEBIAS = ("data", "fixed")
 STATISTICS = ("hartlap", "hamimeche-lewis", "sellentin-heavens", "gaussian")
 # Those whose inverse covariance carries Hartlap's factor.
 _SCALED = ("hartlap", "hamimeche-lewis")
@@ -71,6 +69,8 @@ _USUAL_POWER = 0.9, 1.1
 # How far beyond what the calibration covers the power must be for a warning, in σ of the survey's
 # amplitude; and how likely data must be with a factor taken off, and unlikely with it, to name it.
 _BEYOND, _LIKELY, _UNLIKELY = 5.0, 1e-3, 1e-6
+# Bands of C^EE of a release that does not say them.
+_EE_BANDS = 8
 _NOT_FINITE = "a spectrum or nuisance is not finite, or beyond all bounds; check the theory"
 
 
@@ -80,7 +80,7 @@ class BandpowerLikelihood:
     Parameters
     ----------
     release : the data and their calibration
-    noise_debias : "best", "data", "quadratic", "linear" or "fixed", see above
+    noise_debias : "data" or "fixed", see above
     statistics : "hartlap" is Gaussian with the inverse covariance scaled for the finite number of
         simulations; "hamimeche-lewis" the same in the variables T_fid g((d + N)/(µ + N)), whose
         scatter is the fiducial's at any cosmology; "sellentin-heavens" the t distribution that
@@ -92,15 +92,15 @@ class BandpowerLikelihood:
 
     Attributes
     ----------
-    release : the one that was given; for "data" as debiased by its own power
-    noise_debias : that in use: "data" or "quadratic" for "best"
+    release : the one that was given, debiased
+    noise_debias : the option
     bins : the release's bins in use, (n_bins,)
     bandpowers : d_b of those, (n_bins,); with ``primary`` (n_bins + n_power,), as all that follows
     own_covariance : of those, of the survey's own scatter, (n_bins, n_bins)
     covariance : and with the calibration's errors
     hartlap : Hartlap's factor for the bins in use
     inverse : inverse of ``covariance``, with Hartlap's factor where that is asked for
-    needs_ee : whether unlensed C^EE plays a part: not for "data" without ``primary``, nor "fixed"
+    needs_ee : whether unlensed C^EE plays a part: with ``primary``
     lmax_kk, lmax_ee : highest multipoles that the spectra must reach
     doubt_said : whether :meth:`chi2` has warned of a :meth:`doubt`; it does so once
 
@@ -117,7 +117,7 @@ class BandpowerLikelihood:
     def __init__(
         self,
         release: Release,
-        noise_debias: str = "best",
+        noise_debias: str = "data",
         statistics: str = "hamimeche-lewis",
         L_min: float | None = None,
         L_max: float | None = None,
@@ -134,50 +134,42 @@ class BandpowerLikelihood:
         for option, value in (("calibration_errors", calibration_errors), ("primary", primary)):
             if not isinstance(value, bool | np.bool_):  # the text "false" counts as true
                 raise CNNLensError(f"{option} is {value!r}; give true or false")
-        if noise_debias == "best":
-            noise_debias = "quadratic" if release.data_debias is None else "data"
-        power = _power_of(release, noise_debias) if primary else None
-        if noise_debias == "data":
-            release = debiased_by_data(release)
+        power = _with_power(release, noise_debias) if primary else None
+        debiased = debiased_by_data if noise_debias == "data" else with_fixed_debias
         self.doubt_said = False
+        self._ee_bands = Bands(_ee_edges(release), release.fiducial_ee)
+        self.lmax_ee = max(self._ee_bands.stop, 5) - 1
+        release = debiased(release)
         self.release, self.noise_debias, self.statistics = release, noise_debias, statistics
         self.bins = read_only(_bins_between(release.edges, L_min, L_max))
         self._set_data(release, power, calibration_errors)
         inverse = inverse_covariance(self.covariance)
         self.hartlap = hartlap_factor(release.n_sim, len(self.bandpowers))
         self.inverse = read_only(inverse * self.hartlap if statistics in _SCALED else inverse)
-        # Derivatives of every bin, and below them the direction that gives t.
-        kk = _stacked(
-            release.kk_derivatives[self.bins], power, "power_kk_derivatives", release.kk_direction
-        )
-        ee = _stacked(
-            release.ee_derivatives[self.bins], power, "power_ee_derivatives", release.ee_direction
-        )
-        self._direction = np.concatenate([release.kk_direction, release.ee_direction])
+        # Derivatives of every bin, and with ``primary`` of the power of E and B below them.
+        kk = _stacked(release.kk_derivatives[self.bins], power, "power_kk_derivatives")
+        self._direction = release.kk_direction
         self._kk_bands = Bands(release.kk_edges, release.fiducial_kk)
-        self._ee_bands = Bands(release.ee_edges, release.fiducial_ee)
-        self.needs_ee = primary or noise_debias in ("quadratic", "linear")
+        self.needs_ee = primary
         self.lmax_kk = max(release.windows.shape[1], int(release.kk_edges[-1]), 5) - 1
-        self.lmax_ee = max(int(release.ee_edges[-1]), 5) - 1
-        # All that is linear in C^κκ as one matrix, (n + 1, multipoles): W, and N'^κκ of the bands
-        # on top of it. That and the bands of C^EE sum up 1 + δ: the ones are what ``_offset`` takes
-        # off.
-        linear = np.zeros((len(kk), self.lmax_kk + 1))
-        linear[: len(self.bins), : release.windows.shape[1]] = release.windows[self.bins]
-        if noise_debias != "fixed":
-            linear += band_matrix(release.kk_edges, release.fiducial_kk, kk, self.lmax_kk + 1)
-            self._ee_derivatives = ee
-            self._offset = kk.sum(1) + (ee.sum(1) if self.needs_ee else 0.0)
-            if power is not None:
-                self._offset[len(self.bins) : -1] -= power.fiducial_power
+        # All that is linear in C^κκ as one matrix, (n, multipoles): W, and N' of the bands on top
+        # of it. The bands sum up 1 + δ: ``_offset`` subtracts the ones.
+        linear = band_matrix(release.kk_edges, release.fiducial_kk, kk, self.lmax_kk + 1)
+        linear[: len(self.bins), : release.windows.shape[1]] += release.windows[self.bins]
+        self._offset = kk.sum(1)
+        if power is not None:
+            ee = np.zeros((len(self.bins), power.power_ee_derivatives.shape[1]))
+            self._ee_derivatives = np.vstack([ee, power.power_ee_derivatives])
+            self._offset += self._ee_derivatives.sum(1)
+            self._offset[len(self.bins) :] -= power.fiducial_power
         # Where the power of a spectrum is compared with the fiducial's.
         self._probe_L = max(2, int(release.kk_edges[len(kk[0]) // 2]))
         self._probe_fiducial = float(release.fiducial_kk[self._probe_L])
-        self._probe_band = len(ee[0]) // 2
+        self._probe_band = self._ee_bands.size // 2
         used = np.flatnonzero(linear.any(0))
         self._multipoles = slice(used[0], used[-1] + 1) if len(used) else slice(0, 0)
         self._linear = np.ascontiguousarray(linear[:, self._multipoles])
-        slope = (self._linear @ release.fiducial_kk[self._multipoles])[:-1]
+        slope = self._linear @ release.fiducial_kk[self._multipoles]
         self._amplitude_error = float(1.0 / np.sqrt(slope @ self.inverse @ slope))
         # What x and x² do to every bin.
         self._nuisances = np.hstack(
@@ -186,8 +178,6 @@ class BandpowerLikelihood:
                 _stacked(release.nuisance_second[self.bins], power, "power_nuisance_second"),
             ]
         )
-        curved = noise_debias == "quadratic"
-        self._curvature = release.curvature[self.bins] if curved else 0.0
         self._total = self.bandpowers + self._noise
         if statistics == "hamimeche-lewis":
             fiducial = release.windows @ release.fiducial_kk[: release.windows.shape[1]]
@@ -202,9 +192,7 @@ class BandpowerLikelihood:
                         "positive; take statistics: hartlap, or leave those bins out"
                     )
 
-    def _set_data(
-        self, release: Release, power: DataDebias | None, calibration_errors: bool
-    ) -> None:
+    def _set_data(self, release: Release, power: Release | None, calibration_errors: bool) -> None:
         """The data vector, its noise, and its covariance."""
         bins = np.ix_(self.bins, self.bins)
         own, whole = release.patch_covariance[bins] / release.n_patches, release.covariance[bins]
@@ -261,8 +249,7 @@ class BandpowerLikelihood:
         moved = self._linear @ clkk[self._multipoles]
         if clee is None and self.needs_ee:
             raise SpectrumError(
-                f"{UNLENSED_E.name} is None; noise_debias '{self.noise_debias}' needs it"
-                f"{', with primary' * (self.noise_debias == 'data')}: give an array from l = 0"
+                f"{UNLENSED_E.name} is None; primary: true needs it: give an array from l = 0"
             )
         if clee is not None:
             clee = checked_spectrum(clee, self.lmax_ee, UNLENSED_E)
@@ -271,15 +258,11 @@ class BandpowerLikelihood:
                 self._refuse(UNLENSED_E, clkk, clee)
             if self.needs_ee:
                 moved += self._ee_derivatives @ powers
-        if self.noise_debias != "fixed":
-            moved -= self._offset
-        t, bandpowers = moved[-1], moved[:-1]
-        if self.noise_debias == "quadratic":
-            bandpowers += t * t * self._curvature
+        moved -= self._offset
         if nuisances is not None:
             x = _nuisances(nuisances)
-            bandpowers += self._nuisances @ np.concatenate((x, x * x))
-        return bandpowers
+            moved += self._nuisances @ np.concatenate((x, x * x))
+        return moved
 
     @np.errstate(all="ignore")
     def _refuse(self, quantity: Quantity, clkk: np.ndarray, clee: np.ndarray | None) -> None:
@@ -291,20 +274,16 @@ class BandpowerLikelihood:
         raise SpectrumError(diagnosis(quantity, given, bands))
 
     @np.errstate(all="ignore")
-    def excursion(self, clkk: np.ndarray, clee: np.ndarray | None = None) -> tuple[float, float]:
-        """How far the spectra are from the fiducial ones: t along ω_c, and the largest relative
-        change of a band's power that t leaves. They are those of C^κκ alone for "data", whose noise
-        follows the survey's E and not the theory's, and for "fixed". The noise debias was measured
-        to |t| = 1 and, band by band, to changes of ``release.derivative_step``."""
+    def excursion(self, clkk: np.ndarray) -> tuple[float, float]:
+        """How far C^κκ is from the fiducial one: the amplitude u along the direction of the fit,
+        and the largest relative change of a band's power beyond it. The noise bias was measured to
+        |u| = 1 and, band by band, to changes of ``release.derivative_step``."""
         changes = self._kk_bands.power(checked_spectrum(clkk, self.lmax_kk, KAPPA)) - 1.0
-        along = self._direction[: len(changes)]
-        if self.noise_debias in ("quadratic", "linear"):
-            ee = self._ee_bands.power(checked_spectrum(clee, self.lmax_ee, UNLENSED_E)) - 1.0
-            changes, along = np.concatenate([changes, ee]), self._direction
-        t = float(along @ changes)
+        along = self._direction
+        u = float(along @ changes)
         if along.any():
-            changes -= t * along / (along @ along)
-        return t, float(np.abs(changes).max())
+            changes -= u * along / (along @ along)
+        return u, float(np.abs(changes).max())
 
     @np.errstate(all="ignore")
     def factor(
@@ -355,10 +334,10 @@ class BandpowerLikelihood:
         """
         if factor := self.factor(clkk, clee, nuisances):
             return factor
-        t, rest = self.excursion(clkk, clee)
+        u, rest = self.excursion(clkk)
         sigma = _BEYOND * self._amplitude_error
-        along = abs(self._direction[: self._kk_bands.size].sum())
-        if abs(t) < 1.0 + sigma * along and rest < self.release.derivative_step + sigma:
+        along = abs(self._direction.sum())
+        if abs(u) < 1.0 + sigma * along and rest < self.release.derivative_step + sigma:
             return None
         return (
             f"{_said(self._kk_bands.power(np.asarray(clkk)))}, beyond what its calibration covers; "
@@ -477,40 +456,44 @@ def _said(powers: np.ndarray) -> str:
     return f"{KAPPA.name} has {median:.3g} times the power of the release's fiducial one"
 
 
-def _power_of(release: Release, noise_debias: str) -> DataDebias:
-    """The part of a release that makes p̂ data of their own.
+def _ee_edges(release: Release) -> np.ndarray:
+    """Bands in which a given C^EE is compared with the fiducial one."""
+    if release.has(Group.PRIMARY):
+        return release.ee_edges
+    return np.linspace(2, len(release.fiducial_ee), _EE_BANDS + 1).astype(int)
+
+
+def _with_power(release: Release, noise_debias: str) -> Release:
+    """The release, if it holds what makes p̂ data of their own.
 
     Raises
     ------
     CNNLensError
-        if it does not hold it, or a covariance of too few patches
+        if it does not, or has a covariance of too few patches
     """
     if noise_debias != "data":
         raise CNNLensError(
-            f"primary: true goes with noise_debias 'data', not {noise_debias!r}, of which E is "
-            "part already"
+            f"primary: true needs noise_debias 'data', not {noise_debias!r}: the data are then the "
+            "bandpowers and the power that debiased them"
         )
-    if release.data_debias is None or not release.data_debias.has_primary:
+    if not release.has(Group.PRIMARY):
         raise CNNLensError(
             f"primary: true: release '{release.name}' does not hold the covariance with the power "
             "of its patches; make it again with `data_debias: true` in its configuration"
         )
-    n_data = release.n_bins + len(release.data_debias.power)
+    n_data = release.n_bins + len(release.power)
     if release.n_sim <= n_data + 2:
         raise CNNLensError(
             f"primary: true: release '{release.name}', field 'covariance.n_sim': {release.n_sim} "
             f"simulated patches give no covariance of {n_data} bandpowers and powers of E; "
             f"calibrate with {n_data + 3}, or many more, or leave primary out"
         )
-    return release.data_debias
+    return release
 
 
-def _stacked(
-    rows: np.ndarray, power: DataDebias | None, name: str, last: np.ndarray | None = None
-) -> np.ndarray:
-    """Rows of the bandpowers, those of the power if it is there, and a last one."""
-    parts = [rows] + ([] if power is None else [getattr(power, name)])
-    return np.vstack(parts if last is None else [*parts, last])
+def _stacked(rows: np.ndarray, power: Release | None, name: str) -> np.ndarray:
+    """Rows of the bandpowers, and those of the power if it is there."""
+    return rows if power is None else np.vstack([rows, getattr(power, name)])
 
 
 def _bins_between(edges: np.ndarray, L_min: float | None, L_max: float | None) -> np.ndarray:

@@ -17,7 +17,7 @@ from ..errors import CNNLensError, SpectrumError
 from ..theory.cobaya import paths_as_text, refuse_other_version
 from .bandpowers import BandpowerLikelihood
 from .combined import combine
-from .document import NUISANCES
+from .fields import NUISANCES
 from .release import Release, digest_of_numbers, read_release
 from .selfcheck import requirements, theory_offset
 from .statistics import POOR_FIT
@@ -238,7 +238,7 @@ class CNNLens(Likelihood):
             self.log.warning("at the first point %s", factor)
         self._computed = True
         if self._watch.near(chi2):
-            self._count(*spectra)
+            self._count(spectra[0])
         if _derived is not None:
             _derived[self.chi2_parameter] = chi2
             _derived[parameter("pte", self.suffix)] = self._likelihood.pte(chi2)
@@ -253,13 +253,13 @@ class CNNLens(Likelihood):
             self._refused = True
             self.log.warning("such a point has no likelihood: %s. This is said once.", error)
 
-    def _count(self, clkk: np.ndarray, clee: np.ndarray | None) -> None:
+    def _count(self, clkk: np.ndarray) -> None:
         """Count a point that carries the posterior; warn of a poor fit, and of a noise debias
         beyond its range."""
-        t, rest, step = 0.0, 0.0, self.release_data.derivative_step
+        u, rest, step = 0.0, 0.0, self.release_data.derivative_step
         if self.noise_debias != "fixed" and not self._watch.over:
-            t, rest = self._likelihood.excursion(clkk, clee)
-        beyond = self._watch.count(abs(t) > EXCURSION or rest > EXCURSION * step)
+            u, rest = self._likelihood.excursion(clkk)
+        beyond = self._watch.count(abs(u) > EXCURSION or rest > EXCURSION * step)
         if beyond is None:
             return
         self._warn_of_fit(self._watch.lowest)
@@ -267,17 +267,16 @@ class CNNLens(Likelihood):
             return
         self._watch.over = True
         self.log.warning(
-            "the posterior lies where the noise debias was not measured: %.0f%% of the points "
-            "within %g of the lowest chi^2 (the last: %.2f times the measured change along omch2, "
-            "1 is %s of it; beyond that a band's power changes by %.0f%%, measured to %.0f%%). "
-            "Run it with noise_debias: linear and fixed too: what moves between them rests on an "
+            "the posterior lies where the noise bias was not measured: %.0f%% of the points "
+            "within %g of the lowest chi^2 (the last: %.2f times the largest measured change of "
+            "C_L^kappakappa; beyond that a band's power changes by %.0f%%, measured to %.0f%%). "
+            "Run it with noise_debias: fixed too: what moves between them rests on an "
             "extrapolation. If that matters, add data or priors that hold the cosmology nearer to "
             "the release's, or calibrate a release at the best fit ('cosmology' in its "
             "configuration). This is said once.",
             100 * beyond,
             NEAR,
-            t,
-            self.release_data.provenance.get("derivative_excursion_omch2", "one step"),
+            u,
             100 * rest,
             100 * step,
         )

@@ -15,16 +15,24 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import ReleaseError
-from .document import check_name
-from .release import Release, digest_of_numbers
+from .document import check_name, digest_of_numbers
+from .fields import Group, Release
 
-# Numbers of a release, or of its data debias, that are a survey's own.
+# Numbers of a release that are a survey's own.
 OWN = ("bandpowers", "n_patches", "power")
 
 
 def calibration_digest(release: Release) -> str:
-    """Hash of all that a release has from its calibration, 16 hex digits: two with the same were
-    calibrated by the same simulations."""
+    """Hash of all numbers that a release has from its calibration.
+
+    Parameters
+    ----------
+    release : of one survey
+
+    Returns
+    -------
+    16 hex digits; two releases with the same were calibrated by the same simulations
+    """
     return digest_of_numbers(release, OWN)
 
 
@@ -33,7 +41,12 @@ def combine(releases: Sequence[Release], name: str | None = None) -> Release:
 
     Parameters
     ----------
-    name : of what is made; the names of its parts by default
+    releases : of surveys that share a calibration
+    name : of the combined release; the names of the releases with "+" between them by default
+
+    Returns
+    -------
+    a release whose bandpowers and power are the means over all patches
 
     Raises
     ------
@@ -51,15 +64,15 @@ def combine(releases: Sequence[Release], name: str | None = None) -> Release:
                 f"{calibrations[0]}: releases are combined where they share one; give each a "
                 "likelihood of its own, with a suffix, whose calibrations count as independent"
             )
-    seen: dict[bytes, str] = {}
+    name_of_data: dict[bytes, str] = {}
     for release in releases:
         data = release.bandpowers.tobytes()
-        if data in seen:
+        if data in name_of_data:
             raise ReleaseError(
-                f"releases '{seen[data]}' and '{release.name}' hold the same bandpowers; "
+                f"releases '{name_of_data[data]}' and '{release.name}' hold the same bandpowers; "
                 "give each survey once"
             )
-        seen[data] = release.name
+        name_of_data[data] = release.name
     if not others:
         return first
     n_patches = np.array([release.n_patches for release in releases])
@@ -67,14 +80,10 @@ def combine(releases: Sequence[Release], name: str | None = None) -> Release:
     def mean(values: list[np.ndarray]) -> np.ndarray:
         return np.average(values, axis=0, weights=n_patches)
 
-    debias = first.data_debias
-    if debias is not None:
-        powers = [release.data_debias.power for release in releases if release.data_debias]
-        debias = replace(debias, power=mean(powers))
     name = name or "+".join(release.name for release in releases)
     if problem := check_name(name):
         raise ReleaseError(f"the name of the combined release {problem}")
-    parts = {
+    surveys = {
         release.name: {"n_patches": release.n_patches, "skies": release.provenance.get("skies")}
         for release in releases
     }
@@ -83,14 +92,16 @@ def combine(releases: Sequence[Release], name: str | None = None) -> Release:
     warnings = [f"{release.name}: {text}" for release in releases for text in release.warnings]
     if warnings:
         provenance["warnings"] = warnings
-    alike = all(release.truth == first.truth for release in releases)
+    same_truth = all(release.truth == first.truth for release in releases)
     return replace(
         first,
         name=name,
         description=f"{len(releases)} surveys of one calibration, {n_patches.sum()} patches",
         bandpowers=mean([release.bandpowers for release in releases]),
         n_patches=int(n_patches.sum()),
-        data_debias=debias,
-        provenance=provenance | {"combined": parts},
-        truth=first.truth if alike else None,
+        power=mean([release.power for release in releases])
+        if first.has(Group.DEBIAS)
+        else first.power,
+        provenance=provenance | {"combined": surveys},
+        truth=first.truth if same_truth else None,
     )

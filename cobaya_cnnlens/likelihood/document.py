@@ -1,4 +1,7 @@
-"""A release as a JSON document: which field holds what, reading and writing of each, the digest."""
+"""A release as a JSON document: reading, writing, the JSON schema and the digest.
+
+All of it follows from the fields that :mod:`.fields` declares.
+"""
 
 from __future__ import annotations
 
@@ -6,91 +9,16 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Container
+from typing import Any
 
 import numpy as np
 
 from ..errors import ReleaseError
-
-if TYPE_CHECKING:
-    from .release import Release
+from .declarations import NUISANCES, VERSION, Group, Numbers, read_only
+from .fields import ARRAYS, Release
 
 FORMAT = "cobaya_cnnlens release"
-# The second version has no section ``data_debias``, the fourth has. (The third had one in which the
-# theory's C^EE had a part.)
-VERSION, VERSION_WITH_DATA_DEBIAS = 2, 4
-# Instrumental nuisances, in the order of the arrays; relative changes of gain, beam width and noise
-# rms, and a rotation of the polarisation in degrees.
-NUISANCES = ("gain", "beam", "noise", "angle")
-
-# Field of the document → (attribute, shape); shapes name dimensions that must agree.
-ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "bins.edges": ("edges", ("n_bins+1",)),
-    "data.bandpowers": ("bandpowers", ("n_bins",)),
-    "covariance.patch": ("patch_covariance", ("n_bins", "n_bins")),
-    "covariance.noise": ("noise_covariance", ("n_bins", "n_bins")),
-    "covariance.derivatives": ("derivative_covariance", ("n_bins", "n_bins")),
-    "calibration.response": ("response", ("n_bins",)),
-    "calibration.response_error": ("response_error", ("n_bins",)),
-    "calibration.noise": ("noise", ("n_bins",)),
-    "calibration.noise_error": ("noise_error", ("n_bins",)),
-    "derivatives.kk_edges": ("kk_edges", ("n_kk+1",)),
-    "derivatives.kk": ("kk_derivatives", ("n_bins", "n_kk")),
-    "derivatives.kk_errors": ("kk_derivative_errors", ("n_bins", "n_kk")),
-    "derivatives.ee_edges": ("ee_edges", ("n_ee+1",)),
-    "derivatives.ee": ("ee_derivatives", ("n_bins", "n_ee")),
-    "derivatives.ee_errors": ("ee_derivative_errors", ("n_bins", "n_ee")),
-    "derivatives.curvature": ("curvature", ("n_bins",)),
-    "derivatives.curvature_errors": ("curvature_errors", ("n_bins",)),
-    "derivatives.kk_direction": ("kk_direction", ("n_kk",)),
-    "derivatives.ee_direction": ("ee_direction", ("n_ee",)),
-    "nuisances.steps": ("nuisance_steps", ("n_nuisances",)),
-    "nuisances.first": ("nuisance_first", ("n_bins", "n_nuisances")),
-    "nuisances.first_errors": ("nuisance_first_errors", ("n_bins", "n_nuisances")),
-    "nuisances.second": ("nuisance_second", ("n_bins", "n_nuisances")),
-    "nuisances.second_errors": ("nuisance_second_errors", ("n_bins", "n_nuisances")),
-    "fiducial.kk": ("fiducial_kk", ("L",)),
-    "fiducial.ee": ("fiducial_ee", ("l",)),
-}
-# Those of the section that not every release has, as attributes of its DataDebias.
-DATA_DEBIAS_ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "data_debias.e_edges": ("e_edges", ("n_e+1",)),
-    "data_debias.b_edges": ("b_edges", ("n_b+1",)),
-    "data_debias.power": ("power", ("n_power",)),
-    "data_debias.fiducial_power": ("fiducial_power", ("n_power",)),
-    "data_debias.coefficients": ("coefficients", ("n_bins", "n_power")),
-    "data_debias.kk_direction": ("kk_direction", ("n_kk",)),
-    **{
-        f"data_debias.{attribute}": (attribute, shape)
-        for attribute, shape in ARRAYS.values()
-        if attribute.endswith("_covariance")
-        or attribute.startswith(("curvature", "nuisance_first", "nuisance_second"))
-        or "derivative" in attribute
-    },
-}
-# Those of them that are there together, or not at all: the second order over the prior.
-SECOND_ORDER_ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "data_debias.ee_directions": ("ee_directions", ("n_power", "n_v")),
-    "data_debias.amplitude_covariance": ("amplitude_covariance", ("n_v", "n_v")),
-    "data_debias.second": ("second", ("n_bins", "n_products")),
-    "data_debias.cross": ("cross", ("n_bins", "n_v")),
-}
-# Likewise: what `primary: true` needs of the survey's E and B as data.
-PRIMARY_ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
-    f"data_debias.{attribute}": (attribute, shape)
-    for attribute, shape in (
-        ("power_kk_derivatives", ("n_power", "n_kk")),
-        ("power_ee_derivatives", ("n_power", "n_ee")),
-        ("power_nuisance_first", ("n_power", "n_nuisances")),
-        ("power_nuisance_second", ("n_power", "n_nuisances")),
-        ("power_covariance", ("n_power", "n_power")),
-        ("power_cross_covariance", ("n_bins", "n_power")),
-        ("power_error_covariance", ("n_power", "n_power")),
-        ("power_error_cross", ("n_bins", "n_power")),
-    )
-}
-_INTEGER_ARRAYS = {"bins.edges", "derivatives.kk_edges", "derivatives.ee_edges"}
 _SCALARS: dict[str, tuple[str, type]] = {
     "name": ("name", str),
     "description": ("description", str),
@@ -113,7 +41,7 @@ _DEEPEST = 20
 # Control characters, and halves of UTF-16 pairs, which JSON can write and no file can hold.
 _NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 # Fields whose content is a convention: any other is refused.
-_CONVENTIONS: dict[str, Any] = {
+CONVENTIONS: dict[str, Any] = {
     "instrument.noise_unit": "uK arcmin",
     "instrument.beam_unit": "arcmin",
     "fiducial.unit": "muK2",
@@ -121,32 +49,25 @@ _CONVENTIONS: dict[str, Any] = {
 }
 
 
-def read_only(array: np.ndarray) -> np.ndarray:
-    """The same array, which can no longer be written to."""
-    array.setflags(write=False)
-    return array
-
-
 def to_document(release: Release) -> dict[str, Any]:
-    """The release as nested plain dictionaries and lists, without its digest."""
-    with_data = release.data_debias is not None
-    version = VERSION_WITH_DATA_DEBIAS if with_data else VERSION
-    document: dict[str, Any] = {"format": FORMAT, "version": version}
+    """A release as a JSON document.
+
+    Parameters
+    ----------
+    release : not checked
+
+    Returns
+    -------
+    nested plain dictionaries and lists, without the digest; arrays that are empty are left out
+    """
+    document: dict[str, Any] = {"format": FORMAT, "version": VERSION}
     for key, (attribute, _) in _SCALARS.items():
         value = getattr(release, attribute)
         _put(document, key, dict(value) if isinstance(value, dict) else value)
     document["truth"] = release.truth
-    for key, (attribute, _) in ARRAYS.items():
-        array = getattr(release, attribute)
-        digits = int if key in _INTEGER_ARRAYS else _rounded
-        _put(document, key, _nested(array, digits))
-    arrays = dict(DATA_DEBIAS_ARRAYS) if with_data else {}
-    if release.data_debias is not None and release.data_debias.n_v:
-        arrays |= SECOND_ORDER_ARRAYS
-    if release.data_debias is not None and release.data_debias.has_primary:
-        arrays |= PRIMARY_ARRAYS
-    for key, (attribute, _) in arrays.items():
-        _put(document, key, _nested(getattr(release.data_debias, attribute), _rounded))
+    for name, numbers in ARRAYS.items():
+        if (array := getattr(release, name)).size:
+            _put(document, numbers.key, _nested(array, int if numbers.integers else _rounded))
     first, values = [], []
     for row in release.windows:
         inside = np.flatnonzero(row)
@@ -154,23 +75,41 @@ def to_document(release: Release) -> dict[str, Any]:
         first.append(int(start))
         values.append(_nested(row[start:stop], _rounded))
     document["windows"] = {"first": first, "values": values}
-    for key, content in _CONVENTIONS.items():
+    for key, content in CONVENTIONS.items():
         _put(document, key, content)
     return document
 
 
 def seal(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with the digest of its content."""
+    """Add the digest of its content to a document.
+
+    Parameters
+    ----------
+    document : of :func:`to_document`
+
+    Returns
+    -------
+    a new document
+    """
     return {**document, "digest": _digest(document)}
 
 
 def values_of(document: dict[str, Any], source: str) -> dict[str, Any]:
-    """Attributes of a release from its document, each checked by itself; ``source`` names it in
-    errors.
+    """Attributes of a release from its document, each checked by itself.
+
+    Parameters
+    ----------
+    document : as JSON gives it
+    source : names the document in errors
+
+    Returns
+    -------
+    arguments of :class:`~.fields.Release`
 
     Raises
     ------
     ReleaseError
+        if a field is missing, unknown, or of a wrong type, shape or convention
     """
     if not isinstance(document, dict):
         raise ReleaseError(f"{source}: holds a {type(document).__name__}, not a release")
@@ -179,18 +118,12 @@ def values_of(document: dict[str, Any], source: str) -> dict[str, Any]:
             f"{source}: field 'format' is not '{FORMAT}'; this is another kind of file"
         )
     version = document.get("version")
-    if version not in (VERSION, VERSION_WITH_DATA_DEBIAS) or isinstance(version, bool | float):
+    if version != VERSION or isinstance(version, bool | float):
         raise ReleaseError(
-            f"{source}: field 'version' is {version!r:.40}, this package reads {VERSION} and "
-            f"{VERSION_WITH_DATA_DEBIAS}; install the package version that wrote the file, or make "
-            "it again"
+            f"{source}: field 'version' is {version!r:.40}, this package reads {VERSION}; install "
+            "the package version that wrote the file, or make it again with `cnnlens release make`"
         )
-    with_data = version == VERSION_WITH_DATA_DEBIAS
-    optional = (SECOND_ORDER_ARRAYS, PRIMARY_ARRAYS) if with_data else ()
-    allowed = dict(DATA_DEBIAS_ARRAYS) if with_data else {}
-    for group in optional:
-        allowed |= group
-    _check_keys(document, source, allowed)
+    _check_keys(document, source)
     values: dict[str, Any] = {}
     for key, (attribute, kind) in _SCALARS.items():
         value = _get(document, key, source)
@@ -206,33 +139,13 @@ def values_of(document: dict[str, Any], source: str) -> dict[str, Any]:
         raise ReleaseError(f"{source}: field 'truth' must be a mapping or null")
     _check_metadata(values, source)
     dimensions: dict[str, int] = {"n_nuisances": len(NUISANCES)}
-    for key, (attribute, shape) in ARRAYS.items():
-        values[attribute] = _array(document, key, shape, dimensions, source)
+    groups = _groups(document)
+    for name, numbers in ARRAYS.items():
+        if numbers.group in groups:
+            values[name] = _array(document, numbers, dimensions, source)
     values["windows"] = _windows(document, dimensions["n_bins"], source)
-    values["data_debias"] = None
-    if with_data:
-        arrays = dict(DATA_DEBIAS_ARRAYS)
-        section = document.get("data_debias")
-        for group in optional:
-            if isinstance(section, dict) and any(key.split(".")[1] in section for key in group):
-                arrays |= group
-        values["data_debias"] = {
-            attribute: _array(document, key, shape, dimensions, source)
-            for key, (attribute, shape) in arrays.items()
-        }
-        n_v = dimensions.get("n_v", 0)
-        if dimensions.get("n_products", 0) != n_v * (n_v + 1) // 2:
-            raise ReleaseError(
-                f"{source}: field 'data_debias.second' holds {dimensions['n_products']} products, "
-                f"of {n_v} directions there are {n_v * (n_v + 1) // 2}; restore the file"
-            )
-        n_power = dimensions["n_e"] + dimensions["n_b"]
-        if dimensions["n_power"] != n_power:
-            raise ReleaseError(
-                f"{source}: field 'data_debias.power' has {dimensions['n_power']} entries, its "
-                f"edges make {n_power}; restore the file"
-            )
-    for key, content in _CONVENTIONS.items():
+    _check_dimensions(dimensions, source)
+    for key, content in CONVENTIONS.items():
         if _get(document, key, source) != content:
             raise ReleaseError(
                 f"{source}: field '{key}' must be {content!r}; convert the values to it"
@@ -240,12 +153,47 @@ def values_of(document: dict[str, Any], source: str) -> dict[str, Any]:
     return values
 
 
+def _groups(document: dict[str, Any]) -> set[Group]:
+    """Groups of which a document holds at least one field."""
+    present = {Group.ALWAYS}
+    for numbers in ARRAYS.values():
+        section, _, last = numbers.key.partition(".")
+        if isinstance(content := document.get(section), dict) and last in content:
+            present.add(numbers.group)
+    # What belongs to the debias says nothing without it, and the debias needs what "fixed" needs.
+    if present - {Group.ALWAYS}:
+        present |= {Group.DEBIAS, Group.FIXED}
+    return present
+
+
+def _check_dimensions(dimensions: dict[str, int], source: str) -> None:
+    """Lengths that are made of others."""
+    n_v = dimensions.get("n_v", 0)
+    if dimensions.get("n_products", 0) != n_v * (n_v + 1) // 2:
+        raise ReleaseError(
+            f"{source}: field 'debias.second' holds {dimensions['n_products']} products; "
+            f"{n_v} directions have {n_v * (n_v + 1) // 2}: make the release again"
+        )
+    n_power = dimensions.get("n_e", 0) + dimensions.get("n_b", 0)
+    if dimensions.get("n_power", 0) != n_power:
+        raise ReleaseError(
+            f"{source}: field 'data.power' has {dimensions.get('n_power', 0)} entries; the edges "
+            f"in 'debias' make {n_power}: make the release again"
+        )
+
+
 def check_digest(document: dict[str, Any], source: str) -> None:
-    """Whether a document is as it was written.
+    """Check that a document is as it was written.
+
+    Parameters
+    ----------
+    document : with its digest
+    source : names the document in errors
 
     Raises
     ------
     ReleaseError
+        if the digest is that of another content
     """
     if document["digest"] != _digest(document):
         raise ReleaseError(
@@ -255,7 +203,16 @@ def check_digest(document: dict[str, Any], source: str) -> None:
 
 
 def check_name(name: str) -> str | None:
-    """What is wrong with a release's name, whose exported files bear it; None if nothing is."""
+    """What is wrong with a release's name, which exported files carry.
+
+    Parameters
+    ----------
+    name : of a release
+
+    Returns
+    -------
+    the end of an error message; None if nothing is wrong
+    """
     if _NAME.fullmatch(name) and len(name) <= _LONGEST_NAME:
         return None
     return (
@@ -312,39 +269,49 @@ def _check_metadata(values: dict[str, Any], source: str) -> None:
                 raise ReleaseError(f"{source}: field '{section}.{key}' must not be negative")
 
 
-def _check_keys(document: dict[str, Any], source: str, more: Iterable[str]) -> None:
-    known = set(ARRAYS) | set(_SCALARS) | _OTHER | set(_CONVENTIONS) | set(more)
+def _check_keys(document: dict[str, Any], source: str) -> None:
+    known = {numbers.key for numbers in ARRAYS.values()}
+    known |= set(_SCALARS) | _OTHER | set(CONVENTIONS)
     sections = {key.split(".")[0] for key in known}
-    whole = {"theory", "instrument", "provenance", "truth"}
+    open_sections = {"theory", "instrument", "provenance", "truth"}
     for section, content in document.items():
         if section not in sections:
             raise ReleaseError(f"{source}: unknown field {section!r}; remove it")
-        if isinstance(content, dict) and section not in whole:
+        if isinstance(content, dict) and section not in open_sections:
             for key in content:
                 if f"{section}.{key}" not in known:
                     raise ReleaseError(f"{source}: unknown field {f'{section}.{key}'!r}; remove it")
     for key in ("truth", "digest"):
         if key not in document:
-            raise ReleaseError(f"{source}: field '{key}' is missing; restore the file")
+            raise ReleaseError(f"{source}: field '{key}' is missing; make the release again")
 
 
 def _array(
-    document: dict[str, Any],
-    key: str,
-    shape: tuple[str, ...],
-    dimensions: dict[str, int],
-    source: str,
+    document: dict[str, Any], numbers: Numbers, dimensions: dict[str, int], source: str
 ) -> np.ndarray:
-    value = _get(document, key, source)
-    array = _numbers(value, len(shape), key, source, integers=key in _INTEGER_ARRAYS)
-    check_shape(array, key, shape, dimensions, source)
+    value = _get(document, numbers.key, source)
+    array = _nested_numbers(value, len(numbers.shape), numbers.key, source, numbers.integers)
+    check_shape(array, numbers.key, numbers.shape, dimensions, source)
     return array
 
 
 def check_shape(
     array: np.ndarray, key: str, shape: tuple[str, ...], dimensions: dict[str, int], source: str
 ) -> None:
-    """Compare with the dimensions' names in ``shape``, whose lengths are kept in ``dimensions``."""
+    """Compare the shape of an array with the names of its dimensions.
+
+    Parameters
+    ----------
+    array : of any shape
+    key, source : name the field and its document in errors
+    shape : names of the dimensions, as of :class:`~.fields.Numbers`
+    dimensions : lengths of the names that are known; new ones are added
+
+    Raises
+    ------
+    ReleaseError
+        if two arrays need different lengths of one name
+    """
     if array.ndim != len(shape):
         raise ReleaseError(f"{source}: field '{key}' must have {len(shape)} dimensions")
     for length, name in zip(array.shape, shape, strict=True):
@@ -357,7 +324,9 @@ def check_shape(
             )
 
 
-def _numbers(value: Any, depth: int, key: str, source: str, integers: bool = False) -> np.ndarray:
+def _nested_numbers(
+    value: Any, depth: int, key: str, source: str, integers: bool = False
+) -> np.ndarray:
     """Nested lists of finite numbers → array; booleans, strings and ragged lists are refused."""
 
     def leaves(item: Any, level: int) -> None:
@@ -385,19 +354,21 @@ def _numbers(value: Any, depth: int, key: str, source: str, integers: bool = Fal
     leaves(value, depth)
     if depth == 2 and len({len(row) for row in value}) != 1:
         raise ReleaseError(
-            f"{source}: field '{key}' has rows of different lengths; restore the file"
+            f"{source}: field '{key}' has rows of different lengths; make the release again"
         )
     return read_only(np.array(value, dtype=np.int64 if integers else float))
 
 
 def _windows(document: dict[str, Any], n_bins: int, source: str) -> np.ndarray:
-    first = _numbers(_get(document, "windows.first", source), 1, "windows.first", source, True)
+    first = _nested_numbers(
+        _get(document, "windows.first", source), 1, "windows.first", source, True
+    )
     rows = _get(document, "windows.values", source)
     if not isinstance(rows, list) or len(rows) != n_bins or len(first) != n_bins:
         raise ReleaseError(f"{source}: field 'windows.values' must hold {n_bins} rows, one per bin")
     if (first < 0).any():
         raise ReleaseError(f"{source}: field 'windows.first' must hold multipoles from zero up")
-    rows = [_numbers(row, 1, "windows.values", source) for row in rows]
+    rows = [_nested_numbers(row, 1, "windows.values", source) for row in rows]
     stop = max(int(start) + len(row) for start, row in zip(first, rows, strict=True))
     windows = np.zeros((n_bins, stop))
     for b, (start, row) in enumerate(zip(first, rows, strict=True)):
@@ -409,7 +380,7 @@ def _get(document: dict[str, Any], key: str, source: str) -> Any:
     value: Any = document
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:
-            raise ReleaseError(f"{source}: field '{key}' is missing; restore the file")
+            raise ReleaseError(f"{source}: field '{key}' is missing; make the release again")
         value = value[part]
     return value
 
@@ -419,11 +390,6 @@ def _put(document: dict[str, Any], key: str, value: Any) -> None:
     for section in sections:
         document = document.setdefault(section, {})
     document[last] = value
-
-
-def key_of(attribute: str) -> str:
-    """The field of the document that holds an attribute's array."""
-    return next(key for key, (name, _) in ARRAYS.items() if name == attribute)
 
 
 def _rounded(value: float) -> float:
@@ -443,8 +409,38 @@ def _digest(document: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def digest_of_numbers(release: Release, without: Container[str] = ()) -> str:
+    """Hash of the numbers of a release.
+
+    Parameters
+    ----------
+    release : whose numbers are hashed
+    without : attributes that are left out
+
+    Returns
+    -------
+    16 hex digits
+    """
+    digest = hashlib.sha256()
+    for name in ("n_patches", "n_sim", "windows", *ARRAYS):
+        if name not in without:
+            value = np.asarray(getattr(release, name), dtype=float)
+            digest.update(f"{name}{value.shape}".encode() + value.tobytes())
+    return digest.hexdigest()[:16]
+
+
 def formatted(value: Any, indent: int = 0) -> str:
-    """JSON with a line per field and per matrix row, so that it can be read and compared."""
+    """Write JSON with a line per field and per matrix row, so that people can read and compare it.
+
+    Parameters
+    ----------
+    value : a document, or a part of one
+    indent : spaces before each line
+
+    Returns
+    -------
+    the text
+    """
     pad = " " * (indent + 1)
     if isinstance(value, dict) and value:
         items = (f"{pad}{json.dumps(k)}: {formatted(v, indent + 1)}" for k, v in value.items())

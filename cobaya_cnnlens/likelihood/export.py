@@ -1,21 +1,12 @@
-"""A release in other people's formats: cobaya's CMBlikes, candl, SACC.
+"""A release in other people's formats: Cobaya's CMBlikes, candl, SACC.
 
 The first two know models that are linear in the spectra: bandpower windows, and a correction
-M (C − C^fid). That is the release with ``noise_debias`` "linear" or "fixed", or "data" less what
-little that model has of C^EE; its second order has no place in them. The covariance that is written
-holds Hartlap's factor, so that χ² is ours with ``statistics`` "hartlap".
-
-"data" needs no EE and follows the cosmology: it is the default where the release holds it. The
-correction of "linear" wants **unlensed** C_l^EE. In a Cobaya run both codes ask the theory for
-``Cl`` and would put *lensed* EE into it: that is wrong by several in χ². So "fixed", which needs no
-EE, is the default of other releases; "linear" writes EE under a name that the two codes do not
-know, which they refuse, and a Python module beside it whose ``Likelihood`` asks the theory for
-``unlensed_Cl``.
+M (C − C^fid) of the noise bias. The covariance that is written holds Hartlap's factor, so that χ²
+is ours with ``statistics`` "hartlap". Neither format needs C^EE.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +16,13 @@ import yaml
 
 from ..errors import CNNLensError
 from ..files import atomic_write
-from .bandpowers import band_matrix
+from .bandpowers import NOISE_DEBIAS, band_matrix
 from .document import check_name
-from .release import Release, check_arrays, debiased_by_data
+from .fields import Group, Release
+from .release import check_arrays, debiased_by_data, with_fixed_debias
 from .statistics import hartlap_factor
 
 FORMATS = ("cmblikes", "candl", "sacc")
-LINEAR = ("data", "linear", "fixed")
 # What the exported files say of their model.
 STATEMENTS = {
     "data": (
@@ -43,101 +34,26 @@ STATEMENTS = {
         "The noise debias is fixed at the fiducial cosmology, as in Caldeira et al. 2018: chi2 is "
         "that of noise_debias: fixed, and parameters are biased away from the fiducial."
     ),
-    "linear": (
-        "The noise debias follows the cosmology to first order: chi2 is that of noise_debias: "
-        "linear. Its correction is in UNLENSED C_l^EE, which the Likelihood of the Python module "
-        "in this folder asks the theory for."
-    ),
-}
-MODULES = {
-    "cmblikes": '''"""{head}
-
-In an input file of Cobaya:
-
-likelihood:
-  {module}.Likelihood:
-    python_path: the folder of this file
-"""
-
-from pathlib import Path
-
-from cobaya.likelihoods.base_classes import CMBlikes
-
-
-class Likelihood(CMBlikes):
-    """CMBlikes with unlensed E as its field U."""
-
-    dataset_file = str(Path(__file__).resolve().with_name({file!r}))
-    field_names = ["T", "E", "B", "P", "U"]
-
-    def get_requirements(self):
-        l_max = self.pcl_lmax
-        return {{"Cl": {{"pp": l_max}}, "unlensed_Cl": {{"ee": l_max}}}}
-
-    def logp(self, **params):
-        pp = self.provider.get_Cl(ell_factor=True, units="muK2")["pp"]
-        ee = self.provider.get_unlensed_Cl(ell_factor=True, units="muK2")["ee"]
-        return self.log_likelihood({{"pp": pp, "uu": ee}}, **params)
-''',
-    "candl": '''"""{head}
-
-In an input file of Cobaya:
-
-likelihood:
-  {module}.Likelihood:
-    python_path: the folder of this file
-
-Without Cobaya, with this folder on Python's path: candl.LensLike(path of {file}), whose spectra are
-{{"Dl": {{"kk": C_L^kk, "EE_unlensed": l(l+1)/2pi C_l^EE in muK2}}}} from l = 2.
-"""
-
-from math import pi
-from pathlib import Path
-
-from candl.interface import CandlCobayaLikelihood
-from candl.transformations.common_lensing import ResponseFunctionM
-
-
-class UnlensedResponse(ResponseFunctionM):
-    """M (C - C_fid) with unlensed EE."""
-
-    def __init__(self, ells, M_matrices, fiducial_correction, crop_mask):
-        matrices = {{"EE_unlensed": M_matrices["EE"], "kk": M_matrices["kk"]}}
-        super().__init__(ells, matrices, fiducial_correction, crop_mask)
-
-
-class Likelihood(CandlCobayaLikelihood):
-    """candl's lensing likelihood, with unlensed EE from the theory."""
-
-    data_set_file = str(Path(__file__).resolve().with_name({file!r}))
-    lensing = True
-    feedback = False
-
-    def get_requirements(self):
-        l_max = self.candl_like.ell_max
-        return {{"Cl": {{"pp": l_max}}, "unlensed_Cl": {{"ee": l_max}}}}
-
-    def logp(self, **params):
-        used = slice(self.candl_like.ell_min, self.candl_like.ell_max + 1)
-        pp = self.provider.get_Cl(ell_factor=True, units="muK2")["pp"]
-        ee = self.provider.get_unlensed_Cl(ell_factor=True, units="muK2")["ee"]
-        spectra = {{"kk": pi / 2 * pp[used], "EE_unlensed": ee[used]}}
-        return float(self.candl_like.log_like({{**params, "Dl": spectra}}))
-''',
 }
 
 
 @dataclass(frozen=True)
 class LinearModel:
-    """µ = W C^κκ + K (C^κκ − C^κκ_fid) + E (C^EE − C^EE_fid), unlensed C^EE in µK²; each matrix
-    (n_bins, lmax + 1) from L = 0. K and E are zero for a fixed noise debias, E for one from the
-    data. ``release`` is the one whose bandpowers and covariance go with it."""
+    """µ = W C^κκ + K (C^κκ − C^κκ_fid), the model of a release.
+
+    Attributes
+    ----------
+    noise_debias : "data" or "fixed"
+    release : the debiased one, whose bandpowers and covariance go with the model
+    windows : W, (n_bins, lmax + 1) from L = 0
+    kk : K, of the same shape; zero for a fixed noise bias
+    fiducial_correction : K C^κκ_fid, (n_bins,)
+    """
 
     noise_debias: str
     release: Release
     windows: np.ndarray
     kk: np.ndarray
-    ee: np.ndarray
     fiducial_correction: np.ndarray
 
     @property
@@ -146,35 +62,33 @@ class LinearModel:
         return self.windows.shape[1] - 1
 
 
-def linear_model(release: Release, noise_debias: str = "linear") -> LinearModel:
-    """The release's model as matrices on spectra.
+def linear_model(release: Release, noise_debias: str = "data") -> LinearModel:
+    """The release's model as matrices on C^κκ.
+
+    Parameters
+    ----------
+    release : as it was read
+    noise_debias : "data" or "fixed"
+
+    Returns
+    -------
+    the matrices, with the debiased release
 
     Raises
     ------
     CNNLensError
-        if ``noise_debias`` is not linear in the spectra
+        for an unknown ``noise_debias``, or "data" of a release that does not hold it
     """
-    if noise_debias not in LINEAR:
-        raise CNNLensError(
-            f"noise_debias is {noise_debias!r}, which other formats cannot hold; export one of "
-            f"{LINEAR}"
-        )
-    if noise_debias == "data":
-        release = debiased_by_data(release)
+    if noise_debias not in NOISE_DEBIAS:
+        raise CNNLensError(f"noise_debias is {noise_debias!r}; choose one of {NOISE_DEBIAS}")
+    release = (debiased_by_data if noise_debias == "data" else with_fixed_debias)(release)
     check_arrays(release)
-    size = max(release.windows.shape[1], release.kk_edges[-1], release.ee_edges[-1])
+    size = max(release.windows.shape[1], release.kk_edges[-1])
     windows = np.zeros((release.n_bins, size))
     windows[:, : release.windows.shape[1]] = release.windows
-    kk, ee = np.zeros_like(windows), np.zeros_like(windows)
+    kk = band_matrix(release.kk_edges, release.fiducial_kk, release.kk_derivatives, size)
     # Σ_j N'_bj: a band's own correction of the fiducial is its derivative.
-    fiducial = np.zeros(release.n_bins)
-    if noise_debias != "fixed":
-        kk = band_matrix(release.kk_edges, release.fiducial_kk, release.kk_derivatives, size)
-        fiducial += release.kk_derivatives.sum(1)
-    if noise_debias == "linear":
-        ee = band_matrix(release.ee_edges, release.fiducial_ee, release.ee_derivatives, size)
-        fiducial += release.ee_derivatives.sum(1)
-    return LinearModel(noise_debias, release, windows, kk, ee, fiducial)
+    return LinearModel(noise_debias, release, windows, kk, release.kk_derivatives.sum(1))
 
 
 def export_release(
@@ -184,16 +98,17 @@ def export_release(
 
     Parameters
     ----------
+    release : as it was read
     format : "cmblikes" (a ``.dataset`` with its files), "candl" (an info file with its files) or
         "sacc" (one FITS file; it has no place for a correction)
     folder : new folder to write to
-    noise_debias : "data", "fixed", or "linear", which comes with a Python module for Cobaya; by
-        default "data" where the release and the format hold it, else "fixed". CMBlikes takes
-        "data" in the variables of Hamimeche & Lewis; all else is Gaussian
+    noise_debias : "data" or "fixed"; by default "data" where the release and the format hold it,
+        else "fixed". CMBlikes takes "data" in the variables of Hamimeche & Lewis; all else is
+        Gaussian
 
     Returns
     -------
-    the file that the other code is to be given; for "linear" the module
+    the file that the other code is to be given
 
     Raises
     ------
@@ -210,7 +125,7 @@ def export_release(
     if folder.exists():
         raise CNNLensError(f"{folder}: exists already; name a folder that does not")
     if noise_debias is None:
-        by_data = release.data_debias is not None and format != "sacc"
+        by_data = release.has(Group.DEBIAS) and format != "sacc"
         noise_debias = "data" if by_data else "fixed"
     model = linear_model(release, noise_debias)
     if format == "sacc" and noise_debias != "fixed":
@@ -219,24 +134,9 @@ def export_release(
         with atomic_write(folder) as partial:
             partial.mkdir()
             name = writers[format](model.release, model, partial)
-            if noise_debias == "linear":
-                name = _write_module(release, format, name, partial)
     except OSError as error:
         raise CNNLensError(f"{folder}: cannot be written ({error.strerror or error})") from None
     return folder / name
-
-
-def _module_name(release: Release, format: str) -> str:
-    """Modules of two exports that are loaded together must not share a name."""
-    return "cnnlens_" + re.sub(r"\W", "_", f"{release.name}_{format}")
-
-
-def _write_module(release: Release, format: str, file: str, folder: Path) -> str:
-    module = _module_name(release, format)
-    head = f"The bandpowers of {release.name}, with unlensed C_l^EE from the theory."
-    text = MODULES[format].format(head=head, module=module, file=file)
-    (folder / f"{module}.py").write_text(text, encoding="utf-8")
-    return f"{module}.py"
 
 
 def _comments(release: Release, model: LinearModel) -> str:
@@ -257,8 +157,7 @@ def _write_cmblikes(release: Release, model: LinearModel, folder: Path) -> str:
     """Bandpowers are in CMBlikes' units of lensing, [L(L+1)]² C^φφ/2π = (4/2π) C^κκ."""
     unit = 4.0 / (2.0 * np.pi)
     L = np.arange(2, model.lmax + 1)
-    # CMBlikes' spectra: [L(L+1)]² C^φφ/2π and l(l+1) C_l/2π.
-    from_pp, from_ee = 2.0 * np.pi / 4.0, 2.0 * np.pi / (L * (L + 1.0))
+    from_pp = 2.0 * np.pi / 4.0  # CMBlikes' spectrum is [L(L+1)]² C^φφ/2π
     (folder / "windows").mkdir()
     for b in range(release.n_bins):
         window = unit * from_pp * model.windows[b, 2:]
@@ -304,25 +203,20 @@ def _write_cmblikes(release: Release, model: LinearModel, folder: Path) -> str:
             np.savetxt(folder / f"{name}.dat", numbered, fmt="%3d %.17e", header="bin PP")
             settings += f"cl_{name}_file = {name}.dat\n"
     if model.noise_debias != "fixed":
-        with_ee = model.noise_debias == "linear"
         (folder / "corrections").mkdir()
         for b in range(release.n_bins):
-            columns = [from_pp * model.kk[b, 2:], from_ee * model.ee[b, 2:]][: 1 + with_ee]
-            np.savetxt(
-                folder / "corrections" / f"window{b + 1}.dat",
-                np.c_[L, unit * np.stack(columns, axis=1)],
-                fmt=["%5d"] + ["%.17e"] * len(columns),
-            )
+            correction = unit * from_pp * model.kk[b, 2:]
+            path = folder / "corrections" / f"window{b + 1}.dat"
+            np.savetxt(path, np.c_[L, correction], fmt=["%5d", "%.17e"])
         fiducial = np.c_[np.arange(1, release.n_bins + 1), unit * model.fiducial_correction]
         np.savetxt(folder / "fiducial_correction.dat", fiducial, fmt="%3d %.17e", header="bin PP")
-        # Field U is unlensed E, which CMBlikes itself does not have.
         settings += (
-            f"fields_required = P{' U' * with_ee}\n"
+            "fields_required = P\n"
             "linear_correction_fiducial_file = fiducial_correction.dat\n"
             "linear_correction_fiducial_order = PP\n"
             "linear_correction_bin_window_files = corrections/window%u.dat\n"
-            f"linear_correction_bin_window_in_order = PP{' UU' * with_ee}\n"
-            f"linear_correction_bin_window_out_order = PP{' PP' * with_ee}\n"
+            "linear_correction_bin_window_in_order = PP\n"
+            "linear_correction_bin_window_out_order = PP\n"
         )
     name = f"{release.name}.dataset"
     (folder / name).write_text(_comments(release, model) + settings, encoding="utf-8")
@@ -330,9 +224,8 @@ def _write_cmblikes(release: Release, model: LinearModel, folder: Path) -> str:
 
 
 def _write_candl(release: Release, model: LinearModel, folder: Path) -> str:
-    """Bandpowers are C^κκ, candl's "kk"; its EE is l(l+1) C_l/2π."""
+    """Bandpowers are C^κκ, candl's "kk"."""
     L = np.arange(2, model.lmax + 1)
-    to_cl = 2.0 * np.pi / (L * (L + 1.0))
     (folder / "windows").mkdir()
     np.savetxt(
         folder / "windows" / "kk_window_functions.txt",
@@ -349,25 +242,21 @@ def _write_candl(release: Release, model: LinearModel, folder: Path) -> str:
         "spectra_info": [{"kk": release.n_bins}],
     }
     if model.noise_debias != "fixed":
-        with_ee = model.noise_debias == "linear"
         (folder / "corrections").mkdir()
         none = np.zeros(len(L))
         for b in range(release.n_bins):
-            columns = np.c_[L, none, none, to_cl * model.ee[b, 2:], none, model.kk[b, 2:]]
             np.savetxt(
                 folder / "corrections" / f"window_{b}.txt",
-                columns,
+                np.c_[L, none, none, none, none, model.kk[b, 2:]],
                 fmt=["%5d"] + ["%.17e"] * 5,
                 header="L TT TE EE BB kk",
             )
         np.savetxt(folder / "fiducial_correction.txt", model.fiducial_correction, fmt="%.17e")
         content["data_model"] = [
             {
-                "Module": f"{_module_name(release, 'candl')}.UnlensedResponse"
-                if with_ee
-                else "common_lensing.ResponseFunctionM",
+                "Module": "common_lensing.ResponseFunctionM",
                 "M_matrices_folder": "corrections/",
-                "Mmodes": ["EE", "kk"] if with_ee else ["kk"],
+                "Mmodes": ["kk"],
                 "fiducial_correction_file": "fiducial_correction.txt",
             }
         ]

@@ -20,6 +20,20 @@ def hartlap_factor(n_sim: int, n_bins: int) -> float:
 
     Hartlap, Simon & Schneider 2007 (astro-ph/0608064), eq. 17.
 
+    Parameters
+    ----------
+    n_sim : simulations behind the covariance
+    n_bins : its dimension
+
+    Returns
+    -------
+    the factor, below 1
+
+    Examples
+    --------
+    >>> hartlap_factor(n_sim=101, n_bins=9)
+    0.9
+
     Raises
     ------
     CNNLensError
@@ -34,7 +48,15 @@ def hartlap_factor(n_sim: int, n_bins: int) -> float:
 
 
 def inverse_covariance(covariance: np.ndarray) -> np.ndarray:
-    """Inverse of a covariance (n, n), by way of its correlation matrix.
+    """Inverse of a covariance, by way of its correlation matrix.
+
+    Parameters
+    ----------
+    covariance : (n, n), of any unit
+
+    Returns
+    -------
+    symmetric, (n, n)
 
     Raises
     ------
@@ -58,18 +80,38 @@ def inverse_covariance(covariance: np.ndarray) -> np.ndarray:
 
 
 def chi2_pte(chi2: Values, dof: int) -> Values:
-    """Probability that χ² of ``dof`` degrees of freedom exceeds ``chi2``; same shape."""
+    """Probability that χ² of ``dof`` degrees of freedom exceeds ``chi2``.
+
+    Parameters
+    ----------
+    chi2 : one value, or an array
+    dof : degrees of freedom
+
+    Returns
+    -------
+    of the same shape as ``chi2``
+    """
     from scipy.special import chdtrc
 
     return chdtrc(dof, chi2)
 
 
 def hotelling_pte(t2: Values, n_sim: int, n_bins: int) -> Values:
-    """Probability that Hotelling's T² = rᵀ Ŝ⁻¹ r exceeds ``t2``; same shape.
+    """Probability that Hotelling's T² = rᵀ Ŝ⁻¹ r exceeds ``t2``.
 
     Ŝ is a sample covariance from ``n_sim`` simulations, unscaled: then
     (n_sim − n_bins)/(n_bins (n_sim − 1)) T² follows the F distribution of n_bins and n_sim − n_bins
     degrees of freedom (Hotelling 1931), where χ² would reject too often.
+
+    Parameters
+    ----------
+    t2 : one value, or an array
+    n_sim : simulations behind Ŝ
+    n_bins : its dimension
+
+    Returns
+    -------
+    of the same shape as ``t2``
 
     Raises
     ------
@@ -87,28 +129,53 @@ def hotelling_pte(t2: Values, n_sim: int, n_bins: int) -> Values:
 
 
 def sellentin_heavens(t2: float, n_sim: int) -> float:
-    """−(n_sim/2) ln(1 + T²/(n_sim − 1)): log-likelihood, up to a constant, of Gaussian data whose
-    covariance Ŝ is a sample covariance from ``n_sim`` simulations, T² = rᵀ Ŝ⁻¹ r.
+    """Log-likelihood, up to a constant, of Gaussian data with a sample covariance.
 
-    The multivariate t of Sellentin & Heavens 2016 (arXiv:1511.05969), eq. 12.
+    It is −(n_sim/2) ln(1 + T²/(n_sim − 1)), the multivariate t of Sellentin & Heavens 2016
+    (arXiv:1511.05969), eq. 12.
+
+    Parameters
+    ----------
+    t2 : T² = rᵀ Ŝ⁻¹ r with the sample covariance Ŝ
+    n_sim : simulations behind Ŝ
+
+    Returns
+    -------
+    the logarithm
     """
     return -0.5 * n_sim * math.log1p(t2 / (n_sim - 1.0))
 
 
 def hamimeche_lewis(ratio: np.ndarray) -> np.ndarray:
-    """g(x) = sign(x − 1) √(2 (x − ln x − 1)) of measured over modelled power, x > 0; same shape.
+    """g(x) = sign(x − 1) √(2 (x − ln x − 1)) of measured over modelled power.
 
     Of ν modes with power T, T̂ is a χ² variable: −2 ln L = ν (x − ln x − 1), x = T̂/T. So T_fid g(x)
     is Gaussian with the fiducial variance 2 T_fid²/ν at any T (Hamimeche & Lewis 2008,
     arXiv:0801.0554, eqs 21 and 40).
+
+    Parameters
+    ----------
+    ratio : x > 0, of any shape
+
+    Returns
+    -------
+    g, of the same shape
     """
     return np.sign(ratio - 1.0) * np.sqrt(2.0 * np.maximum(ratio - np.log(ratio) - 1.0, 0.0))
 
 
 def pte_to_sigma(pte: Values) -> Values:
-    """Two-sided Gaussian significance of a probability to exceed; same shape.
+    """Two-sided Gaussian significance of a probability to exceed.
 
-    A PTE of .3173 is 1σ; used for the null-hypothesis test of Caldeira et al. 2018, eq. 16.
+    A PTE of 0.3173 is 1σ; used for the null-hypothesis test of Caldeira et al. 2018, eq. 16.
+
+    Parameters
+    ----------
+    pte : one value, or an array
+
+    Returns
+    -------
+    of the same shape, in σ
     """
     from scipy.special import ndtri
 

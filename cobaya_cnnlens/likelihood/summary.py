@@ -9,7 +9,7 @@ import numpy as np
 
 from ..table import text_table
 from .combined import calibration_digest
-from .document import NUISANCES
+from .fields import NUISANCES, Group
 from .release import Release
 
 
@@ -36,7 +36,7 @@ def release_table(release: Release) -> str:
         "theory": release.theory,
         "provenance": {k: v for k, v in release.provenance.items() if k != "warnings"},
         "bands of C^kk": _bands("L", release.kk_edges),
-        "bands of unlensed C^EE": _bands("l", release.ee_edges),
+        "noise debias": "data or fixed" if release.has(Group.DEBIAS) else "fixed",
     }
     return "\n".join([*head, *_lines(facts), "", _bandpowers(release), "", _nuisances(release)])
 
@@ -72,14 +72,14 @@ def _bandpowers(release: Release) -> str:
     return text_table(
         {
             "L": _bins(release),
-            "d_b": (".3f", 1e9 * release.bandpowers),
+            "d_b": (".3f", 1e9 * (release.bandpowers - release.correction)),
             "sigma": (".3f", 1e9 * sigma),
             "N_b (fid)": (".3f", 1e9 * release.noise),
             "MC(N)": (".3f", 1e9 * noise_error),
             "fiducial": (".3f", 1e9 * _signal(release)),
             "R": (".4f", release.response),
         },
-        "bandpowers in units of 1e-9",
+        "bandpowers in units of 1e-9, debiased by the survey's own E and B power if it is held",
     )
 
 

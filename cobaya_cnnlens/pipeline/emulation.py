@@ -22,6 +22,7 @@ from tqdm import tqdm
 from .. import products
 from ..errors import EmulatorError
 from ..likelihood.bandpowers import BandpowerLikelihood
+from ..likelihood.fields import Group, Release
 from ..table import text_table
 from ..theory.approximations import matter_density
 from ..theory.camb import (
@@ -379,7 +380,8 @@ class Errors:
     """An emulator's errors at each of n points.
 
     ``kk`` and ``ee`` largest relative error of C^κκ and of unlensed C^EE at any multipole of the
-    emulator; ``ee_bands`` of the power of C^EE in the bands of the release; ``delta_chi2``
+    emulator; ``ee_bands`` of the power of C^EE in the bands of the release, those of
+    C^κκ if it has none; ``delta_chi2``
     ΔµᵀC⁻¹Δµ of a survey's bandpowers; ``scalars`` the largest of the derived parameters; (n,) each
     """
 
@@ -412,11 +414,11 @@ class Errors:
         )
 
 
-def errors(emulator: Emulator, points: Points, likelihood: BandpowerLikelihood) -> Errors:
+def errors(emulator: Emulator, points: Points, release: Release) -> Errors:
     """Errors of an emulator at points that did not make it, against CAMB's own spectra."""
-    rows = []
+    rows, likelihood = [], BandpowerLikelihood(release)
     n = emulator.lmax + 1
-    edges = likelihood.release.ee_edges
+    edges = release.ee_edges if release.has(Group.PRIMARY) else release.kk_edges
     weight = 2.0 * np.arange(edges[0], edges[-1]) + 1.0
 
     def bands(cl):

@@ -9,8 +9,9 @@ from ..likelihood.release import Release
 
 
 def release_figure(release: Release) -> Figure:
-    """Bandpowers d_b with the errors of the survey, their expectation Σ_L W_bL C_L^κκ and noise
-    N_b at the fiducial; below, residuals (d_b − µ_b)/σ_b."""
+    """Bandpowers, debiased by the survey's own power, with the errors of the survey; above them
+    their expectation Σ_L W_bL C_L^κκ and the noise N_b at the fiducial, below (d_b − µ_b)/σ_b."""
+    bandpowers = release.bandpowers - release.correction
     sigma = np.sqrt(np.diag(release.covariance))
     signal = release.windows @ release.fiducial_kk[: release.windows.shape[1]]
     half = 0.5 * np.diff(release.edges)
@@ -20,8 +21,8 @@ def release_figure(release: Release) -> Figure:
     top.plot(spectrum, release.fiducial_kk[spectrum], "0.6", lw=1, label=r"$C_L^{\kappa\kappa}$")
     top.plot(release.centres, signal, "C0_", ms=9, label="expected bandpowers")
     top.plot(release.centres, release.noise, "C1--", lw=1, label=r"$N_L$ of the debias")
-    top.errorbar(release.centres, release.bandpowers, sigma, half, "k.", lw=1, label="bandpowers")
-    if (release.bandpowers > sigma).all():
+    top.errorbar(release.centres, bandpowers, sigma, half, "k.", lw=1, label="bandpowers")
+    if (bandpowers > sigma).all():
         top.set_yscale("log")
     else:  # a log scale hides bandpowers that scatter below zero
         top.set_yscale("symlog", linthresh=float(signal.min()))
@@ -29,7 +30,7 @@ def release_figure(release: Release) -> Figure:
     top.set_title(f"{release.name}: {release.n_patches} patches, fiducial theory", size=10)
     top.legend(fontsize=8)
     bottom.axhline(0.0, color="C0", lw=1)
-    residuals = (release.bandpowers - signal) / sigma
+    residuals = (bandpowers - signal) / sigma
     bottom.errorbar(release.centres, residuals, 1.0, half, "k.", lw=1)
     bottom.set(xlabel="$L$", ylabel=r"residual / $\sigma$")
     return figure

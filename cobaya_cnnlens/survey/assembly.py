@@ -12,18 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ..calibrate import assemble
+from ..calibrate import assemble, curvature, debias
 from ..calibrate.bandpowers import FIELDS, PatchBandpowers
-from ..calibrate.debias import Measured
+from ..calibrate.debias import SimulatedChanges
 from ..calibrate.derivatives import BandDerivatives, NoiseDerivatives
 from ..calibrate.nuisances import orders
 from ..calibrate.own_maps import MapSetup
 from ..calibrate.release_warnings import with_warnings
 from ..calibrate.response import Calibration, standard_error
 from ..errors import ConfigError
-from ..likelihood.document import NUISANCES
+from ..likelihood.fields import NUISANCES
 from ..likelihood.release import Release
-from ..pipeline.config import Points
 from ..pipeline.estimators import name_of
 from ..pipeline.run import Run
 from ..simulate.depth import DepthClasses, depth_classes, tile_depths
@@ -93,14 +92,14 @@ class Calibrated:
         )
         return PatchBandpowers(auto, auto, truth), self._power(self.arrays[f"{TEST}_power"], tiles)
 
-    def measured(self) -> tuple[Measured, Measured]:
-        """Of d and of p̂, derivatives, shifted noise and nuisances of the weighted tiles."""
-        of_d = self._measured(self._of_d, "auto")
-        return of_d, self._measured(
+    def changes(self) -> tuple[SimulatedChanges, SimulatedChanges]:
+        """How d − signal and p̂ of the weighted tiles change."""
+        bandpowers = self._changes(self._noise_bias, "auto")
+        return bandpowers, self._changes(
             lambda values, truth, tiles: self._power(values, tiles), "power"
         )
 
-    def _measured(self, combine, name: str) -> Measured:
+    def _changes(self, combine, name: str) -> SimulatedChanges:
         arrays, config = self.arrays, self.run.config
         tiles = calibration.derivative_patches(self.run, self.plan).tiles
 
@@ -128,9 +127,11 @@ class Calibrated:
         )
         tiles = calibration.derivative_patches(self.run, self.plan).tiles
         first_order = NoiseDerivatives(*bands, of("fiducial")[0])
-        return Measured(first_order, of("shifted"), nuisances)
+        return SimulatedChanges(first_order, of("shifted"), nuisances)
 
-    def _of_d(self, auto: np.ndarray, truth: np.ndarray | None, tiles: np.ndarray) -> np.ndarray:
+    def _noise_bias(
+        self, auto: np.ndarray, truth: np.ndarray | None, tiles: np.ndarray
+    ) -> np.ndarray:
         """⟨κ̂κ̂*⟩/R² less the truth, of weighted tiles, (n_patches, n_bins)."""
         found = self.weights.normalised(auto, tiles)
         found = found if truth is None else found - truth
@@ -167,8 +168,6 @@ def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release
     ConfigError
         if the covariance is not worth enough patches
     """
-    # The second order over the prior needs skies of many cosmologies: along ω_c alone here.
-    run = Run(run.config.model_copy(update={"points": Points()}), run.estimator_id)
     data = reconstruction.read(plan, MapSetup.of_run(run), folder)
     found = Calibrated.read(run, plan, folder)
     weights, n_tiles = found.weights, len(plan.tiles)
@@ -183,21 +182,25 @@ def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release
             f"are worth {n_sim} alike, and {n_bins} bins need {n_bins + 3}; calibrate with more "
             "--patches, or take fewer bins"
         )
-    of_d, of_power = found.measured()
-    release = assemble.assembled(
-        run,
-        made,
-        test,
-        of_d,
-        weights.combine(data.auto),
-        {"maps": ", ".join(Path(p).name for p in plan.sources.maps)},
-        (of_power, power),
-        weights.label[found.test_tiles],
-    )
-    debias = release.data_debias
-    if debias is not None:
-        own = (weights.modes[:, None] * data.power).sum(0)
-        debias = replace(debias, power=own)
+    changes, power_changes = found.changes()
+    auto = weights.combine(data.auto)
+    fitted = None
+    if run.config.data_debias:
+        # A second order over the prior needs skies of many cosmologies: here it is along ω_c.
+        fitted = debias.fit(
+            changes,
+            power_changes,
+            made.debias(test.auto),
+            power,
+            curvature.shifted_changes(run),
+            None,
+            len(auto),
+            weights.label[found.test_tiles],
+        )
+    origin = {"maps": ", ".join(Path(p).name for p in plan.sources.maps)}
+    release = assemble.assembled(run, made, test, changes, fitted, auto, origin)
+    if fitted is not None:
+        release = replace(release, power=(weights.modes[:, None] * data.power).sum(0))
     depths = [tile.depth for tile in plan.tiles]
     patch = run.config.patch
     correlation, error = neighbour_correlation(
@@ -216,7 +219,6 @@ def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release
         response=weights.mean_response,
         response_error=_response_error(found),
         n_sim=n_sim,
-        data_debias=debias,
         instrument=release.instrument | {"noise": _mean_level(plan)},
         provenance=release.provenance
         | {

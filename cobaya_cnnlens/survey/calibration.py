@@ -22,7 +22,7 @@ from ..calibrate import derivatives
 from ..calibrate.bandpowers import bandpowers_of, measurement_recipe
 from ..calibrate.derivatives import Bench
 from ..errors import ConfigError
-from ..likelihood.document import NUISANCES
+from ..likelihood.fields import NUISANCES
 from ..pipeline import skies
 from ..pipeline.run import Run
 from ..simulate.instrument import Systematics

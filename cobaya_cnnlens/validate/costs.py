@@ -36,7 +36,7 @@ from ..calibrate import (
     power,
 )
 from ..errors import ConfigError
-from ..likelihood.document import NUISANCES
+from ..likelihood.fields import NUISANCES
 from ..pipeline import features, mean_field, networks, skies
 from ..pipeline.config import WHOLE, Config
 from ..pipeline.run import Run

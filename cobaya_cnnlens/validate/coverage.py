@@ -22,7 +22,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ from ..calibrate.bandpowers import measurement_recipe
 from ..calibrate.derivatives import Bench
 from ..errors import CNNLensError
 from ..likelihood.bandpowers import BandpowerLikelihood
-from ..likelihood.release import Release
+from ..likelihood.release import Release, with_fixed_debias
 from ..pipeline import skies
 from ..pipeline.run import Run
 from ..simulate.skies import seed_sequence
@@ -361,7 +361,7 @@ def coverage_tables(
     run: Run,
     release: Release,
     patches_each: int | None = None,
-    noise_debias: str = "best",
+    noise_debias: str = "data",
     statistics: str = "hamimeche-lewis",
     primary: bool = False,
     others: Sequence[Run] = (),
@@ -390,8 +390,8 @@ def coverage_tables(
             "release that this network made"
         )
     skies_of = read_all([run, *others])
-    if any(sky.power is None for sky in skies_of):
-        release = replace(release, data_debias=None)
+    if noise_debias == "fixed":  # which asks for no power of the patches
+        release = with_fixed_debias(release)
     surveys, truth, origin = [], [], []
     for number, sky in enumerate(skies_of):
         n = len(sky.auto) // patches_each

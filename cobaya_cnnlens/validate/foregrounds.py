@@ -16,8 +16,8 @@ With a limit l_max, Q and U are low-passed sharply before they are masked. The e
 made for such maps, so that R is measured again on the same patches without a foreground, and
 the errors of the bandpowers are the release's times the ratio of the patches' scatter with the
 limit to that without; correlations, and how the bandpowers move with ω_c, are the release's. The
-coefficients G belong to the maps with all l: with a limit the bias is given for the noise debias
-from the theory alone.
+coefficients G belong to the maps with all l: with a limit the bias is given for the fixed noise
+bias alone.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from ..calibrate.assemble import make_release
 from ..calibrate.response import standard_error
 from ..errors import ConfigError
 from ..likelihood.bandpowers import BandpowerLikelihood
+from ..likelihood.fields import Group
 from ..likelihood.statistics import inverse_covariance
 from ..pipeline.observation import observe_sky
 from ..pipeline.run import Run
@@ -50,8 +51,8 @@ from .omch2 import Omch2Likelihood, shift_gain
 KIND = "foregrounds"
 SET = "test"
 ALGORITHM = 1
-# Names of the noise debiases here, and what the likelihood calls them.
-DEBIASES = {"data": "data", "theory": "quadratic"}
+# The noise debiases, as the likelihood names them.
+DEBIASES = ("data", "fixed")
 
 
 @dataclass(frozen=True)
@@ -230,8 +231,8 @@ class Bias:
 class ForegroundTable:
     """Biases of a survey of ``n_survey`` patches, from ``n_patches`` paired ones.
 
-    ``L`` of the bins; ``sigma`` of ω_c by debias, and ``sigma_lmax``, by l_max, that of the debias
-    from the theory; ``missing`` what of the configuration has not been measured
+    ``L`` of the bins; ``sigma`` of ω_c by debias, and ``sigma_lmax``, by l_max, that of the fixed
+    noise bias; ``missing`` what of the configuration has not been measured
     """
 
     L: np.ndarray
@@ -344,12 +345,12 @@ def foregrounds_table(run: Run, indices: Iterable[int] | None = None) -> Foregro
     clean = {lmax: measured for (f, lmax), measured in found.items() if f == CLEAN}
     made = make_release(run, run.config.first_survey)
     judges = {
-        name: _judge(run, BandpowerLikelihood(made, way))
-        for name, way in DEBIASES.items()
-        if name == "theory" or made.data_debias is not None
+        way: _judge(run, BandpowerLikelihood(made, way))
+        for way in DEBIASES
+        if way == "fixed" or made.has(Group.DEBIAS)
     }
     limited = {
-        lmax: _Limited(judges["theory"], clean[None], measured)
+        lmax: _Limited(judges["fixed"], clean[None], measured)
         for lmax, measured in clean.items()
         if lmax is not None
     }
@@ -359,12 +360,12 @@ def foregrounds_table(run: Run, indices: Iterable[int] | None = None) -> Foregro
             continue
         shift = more["auto"] - clean[lmax]["auto"]
         if lmax is not None:
-            biases.append(Bias(f, lmax, "theory", *limited[lmax].bias(shift)))
+            biases.append(Bias(f, lmax, "fixed", *limited[lmax].bias(shift)))
             continue
         shift = shift / made.response**2
-        biases.append(Bias(f, lmax, "theory", *judges["theory"].bias(shift)))
-        if made.data_debias is not None:
-            own = (more["power"] - clean[lmax]["power"]) @ made.data_debias.coefficients.T
+        biases.append(Bias(f, lmax, "fixed", *judges["fixed"].bias(shift)))
+        if made.has(Group.DEBIAS):
+            own = (more["power"] - clean[lmax]["power"]) @ made.coefficients.T
             biases.append(Bias(f, lmax, "data", *judges["data"].bias(shift - own)))
     return ForegroundTable(
         run.bandpowers.bins.centres,

@@ -14,7 +14,8 @@ from ..calibrate.assemble import calibration_of
 from ..calibrate.response import standard_error
 from ..errors import CNNLensError
 from ..likelihood.bandpowers import BandpowerLikelihood
-from ..likelihood.release import Release
+from ..likelihood.fields import Group, Release
+from ..likelihood.release import with_fixed_debias
 from ..likelihood.statistics import chi2_pte, inverse_covariance, pte_to_sigma
 from ..pipeline.run import Run
 from ..table import plus_minus, text_table
@@ -67,8 +68,7 @@ def shift_gain(slope: np.ndarray, covariance: np.ndarray) -> np.ndarray:
 def at_the_tangent(likelihood: BandpowerLikelihood, release: Release) -> np.ndarray:
     """Q û² of a likelihood with the debias from the data, (n_bins,): the second order at the
     amplitude about which its model is linear, which it has added to the release's bandpowers."""
-    debiased = release.bandpowers - release.data_debias.correction(release.n_patches)
-    return likelihood.release.bandpowers - debiased
+    return likelihood.release.bandpowers - (release.bandpowers - release.correction)
 
 
 class Omch2Likelihood:
@@ -134,7 +134,7 @@ def recovered_omch2(
     release: Release,
     survey: str,
     patches_each: int = 1,
-    noise_debias: str = "best",
+    noise_debias: str = "data",
 ) -> Recovered:
     """Maximum-likelihood ω_c of every disjoint group of patches of a survey's skies."""
     calibration, _ = calibration_of(run)
@@ -158,7 +158,7 @@ def recovered_omch2(
             in_groups(power.read(run, f"survey-{survey}", skies)["power"]),
             strict=True,
         ):
-            d -= replace(release.data_debias, power=own).correction(patches_each)
+            d -= replace(release, power=own, n_patches=patches_each).correction
         groups += at_the_tangent(likelihood, release)
     table, used = Omch2Likelihood(run, likelihood), likelihood.release
     shared = used.noise_covariance + used.derivative_covariance
@@ -174,12 +174,12 @@ def null_significance(run: Run, release: Release, survey: str) -> tuple[np.ndarr
 
     Returns
     -------
-    χ² and σ, each (n_patches,); the covariance is that of one patch
+    χ² and σ, each (n_patches,); the covariance is that of one patch with the fixed noise bias
     """
     calibration, test = calibration_of(run)
     data = calibration.debias(bandpowers.read(run, f"survey-{survey}").auto)
     residual = data - calibration.debias(test.auto).mean(0)
-    inverse = inverse_covariance(release.patch_covariance)
+    inverse = inverse_covariance(with_fixed_debias(release).patch_covariance)
     chi2 = np.einsum("nb,bc,nc->n", residual, inverse, residual)
     return chi2, pte_to_sigma(chi2_pte(chi2, release.n_bins))
 
@@ -230,8 +230,7 @@ class Recovery:
 
 def ways_of(release: Release) -> tuple[str, ...]:
     """The noise debiases that a release allows."""
-    ways = ("quadratic", "linear", "fixed")
-    return ways if release.data_debias is None else ("data", *ways)
+    return ("data", "fixed") if release.has(Group.DEBIAS) else ("fixed",)
 
 
 def recovery(run: Run, releases: dict[str, Release], patches_each: int) -> Recovery:

@@ -6,12 +6,13 @@ the model says, whose derivatives were measured on skies that share nothing with
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..calibrate import bandpowers, cosmologies, curvature, debias, derivatives, nuisances
-from ..calibrate.assemble import make_release, with_data
+from ..calibrate import bandpowers, cosmologies, curvature
+from ..calibrate.assemble import bandpower_changes, fit_debias, make_release, with_data
 from ..calibrate.cosmologies import Patches, Point
 from ..calibrate.covariance import mean_covariance
 from ..calibrate.response import Calibration
@@ -20,7 +21,7 @@ from ..likelihood.release import Release
 from ..likelihood.statistics import hotelling_pte, inverse_covariance
 from ..pipeline.run import Run
 from ..table import plus_minus, text_table
-from ..theory.camb import Spectra
+from ..theory.camb import Cosmology, Spectra
 from .omch2 import Omch2Likelihood, at_the_tangent, shift_gain
 
 # Parameters that a survey's lensing tells together, and relative steps of their derivatives.
@@ -58,87 +59,57 @@ def _covariance(*sets: np.ndarray) -> np.ndarray:
     return np.sum([mean_covariance(by_patch) for by_patch in sets], axis=0)
 
 
-def check_points(
-    run: Run, release: Release, group: str, noise_debias: str = "best"
-) -> list[PointCheck]:
-    """Changes of the noise debias at a group's points beside what a release predicts.
-
-    Parameters
-    ----------
-    noise_debias : "quadratic", "data" or "best"
+def check_points(run: Run, release: Release, group: str) -> list[PointCheck]:
+    """Changes of the noise bias at a group's points beside what a release predicts.
 
     Raises
     ------
     products.ProductError
         if a point has not been measured, or was with another network or configuration
     """
-    by_data = BandpowerLikelihood(release, noise_debias).noise_debias == "data"
-    way = "data" if by_data else "quadratic"
-    model_at = _model(run, release, by_data)
+    model_at = _model(run, release)
     by_change: dict[tuple, list[Point]] = {}
     for point in cosmologies.checked(run, group):
         by_change.setdefault(tuple(sorted(point.change.items())), []).append(point)
-    flat = replace(release, curvature=0.0 * release.curvature)
-    if by_data:
-        flat = replace(flat, data_debias=_first_order(release.data_debias))
+    names = ("curvature", "second", "cross")
+    flat = replace(release, **{name: np.zeros_like(getattr(release, name)) for name in names})
     checks = []
     for change, points in by_change.items():
         cosmology = run.config.cosmology.vary(**dict(change))
         moved, still = cosmologies.read(run, points), cosmologies.still(run, points)
         found = cosmologies.change_of_noise(moved, still, release.response)
-        if by_data:
-            found = found - (moved.power - still.power) @ release.data_debias.coefficients.T
+        found = found - (moved.power - still.power) @ release.coefficients.T
         predicted, linear = (
-            _noise(made, moved, run.spectra(cosmology), way)
-            - _noise(made, still, run.spectra(), way)
+            _noise(made, moved, run.spectra(cosmology)) - _noise(made, still, run.spectra())
             for made in (release, flat)
         )
         checks.append(PointCheck(dict(change), found, predicted, linear, model_at(cosmology)))
     return checks
 
 
-def _noise(release: Release, seen: Patches, theory: Spectra, noise_debias: str) -> np.ndarray:
-    """What the model has beside the signal, and what of the debias from these patches' power is of
-    second order, (n_bins,)."""
-    survey = with_data(release, seen.auto, seen.power)
+def _noise(release: Release, patches: Patches, theory: Spectra) -> np.ndarray:
+    """What the model has beside the signal, and the second order of the debias from the power of
+    these patches, (n_bins,)."""
+    survey = with_data(release, patches.auto, patches.power)
     signal = release.windows @ theory.kk[: release.windows.shape[1]]
-    likelihood = BandpowerLikelihood(survey, noise_debias)
+    likelihood = BandpowerLikelihood(survey)
     noise = likelihood.model(theory.kk, theory.ee) - signal
-    if noise_debias == "data":
-        own = survey.data_debias
-        noise = noise + own.correction(survey.n_patches) - own.correction_of(own.power)
-        noise = noise - at_the_tangent(likelihood, survey)
-    return noise
+    second = survey.correction - survey.correction_of(survey.power)
+    return noise + second - at_the_tangent(likelihood, survey)
 
 
-def _first_order(of: debias.DataDebias) -> debias.DataDebias:
-    names = ("curvature", "second", "cross")
-    return replace(of, **{name: np.zeros_like(getattr(of, name)) for name in names})
-
-
-def _model(run: Run, release: Release, by_data: bool):
+def _model(run: Run, release: Release) -> Callable[[Cosmology], tuple[np.ndarray, ...]]:
     """The model's change by patch, as a function of the cosmology; see :class:`PointCheck`."""
-    first = derivatives.read(run, release.response)
-    shifted = curvature.shifted_noise(run, release.response)
-    if by_data:
-        calibration = Calibration(
-            release.response, release.response_error, release.noise, release.noise_error
-        )
-        measured = debias.Measured(first, shifted, nuisances.read(run, release.response))
-        test = bandpowers.read(run, cosmologies.SET)
-        fitted = debias.fit(run, calibration, test, measured, release.n_patches)
-        return lambda cosmology: tuple(
-            by_patch[:, : release.n_bins] for by_patch in fitted.changes_at(run, cosmology)
-        )
-    curved = curvature.curvature_of(run, first, shifted)
-    along = np.concatenate([curved.kk_direction, curved.ee_direction])
-    bands = np.concatenate([first.kk.patches, first.ee.patches], axis=2)
-
-    def of_theory(cosmology):
-        changes = curvature.all_band_changes(run, first, cosmology)
-        return (bands @ changes + curved.patches * (changes @ along) ** 2,)
-
-    return of_theory
+    calibration = Calibration(
+        release.response, release.response_error, release.noise, release.noise_error
+    )
+    test = bandpowers.read(run, cosmologies.SET)
+    changes = bandpower_changes(run, calibration)
+    fitted = fit_debias(run, calibration, test, changes, release.n_patches)
+    return lambda cosmology: tuple(
+        by_patch[:, : release.n_bins]
+        for by_patch in fitted.changes_at(curvature.changes_at(run, cosmology))
+    )
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,7 @@ def read_joint(
     kk = lensing.truth if true_kappa else calibration_of(run)[0].debias(lensing.auto)
     if run.config.data_debias and not true_kappa:
         own = power.read(run, set_name, indices)["power"]
-        kk = kk - make_release(run, run.config.first_survey).data_debias.correction_of(own)
+        kk = kk - make_release(run, run.config.first_survey).correction_of(own)
     edges = run.bandpowers.bins.edges
     return joint_covariance(edges, kk=kk, **read(run, set_name, indices))
 

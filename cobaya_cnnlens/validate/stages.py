@@ -13,7 +13,7 @@ from ..calibrate.assemble import calibration_of
 from ..calibrate.bandpowers import signal_bandpowers
 from ..calibrate.response import standard_error
 from ..calibrate.windows import expected_e_and_b
-from ..likelihood.document import NUISANCES
+from ..likelihood.fields import NUISANCES
 from ..pipeline.observation import ObservedPatches
 from ..pipeline.run import Run
 from ..simulate.bandpowers import e_and_b

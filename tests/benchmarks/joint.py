@@ -5,8 +5,7 @@
 A toy run in ω_c and ln A_s, all else fixed, of surveys of 160 test patches at the fiducial
 cosmology: lensing bandpowers alone, E power of the same patches alone (bins of 63.5, as the debias
 from the data takes it), and both, with the covariance between them and without. For each the error
-that the Gaussian posterior claims, and the scatter of its mean over the surveys. With the debias
-from the theory, E moves the lensing bandpowers' model as well; with that from the data it does not.
+that the Gaussian posterior claims, and the scatter of its mean over the surveys.
 
 Then, of `primary: true`: the largest correlation of a lensing bandpower with the power of the same
 patches, and how far the linear model of that power is off at the configuration's held-out
@@ -17,7 +16,7 @@ import sys
 
 import numpy as np
 
-from cobaya_cnnlens.calibrate import bandpowers, cosmologies, curvature, debias, power
+from cobaya_cnnlens.calibrate import bandpowers, cosmologies, curvature, power
 from cobaya_cnnlens.calibrate.assemble import calibration_of
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.release import read_release
@@ -28,7 +27,7 @@ PATCHES = 160
 STEPS = {"omch2": 0.002, "As": 4e-11}
 
 
-def slopes(run, likelihood, answers):
+def slopes(run, likelihood, release):
     """Of the model of the bandpowers and of the E power, (2, n_bins + n_e); ln A_s is second."""
     fiducial, rows = run.config.cosmology, []
     for name, step in STEPS.items():
@@ -36,9 +35,8 @@ def slopes(run, likelihood, answers):
         for sign in (1, -1):
             cosmology = fiducial.vary(**{name: getattr(fiducial, name) + sign * step})
             theory = run.spectra(cosmology)
-            change = curvature.all_band_changes(run, answers.first, cosmology)
-            kk, ee = np.split(change, [len(answers.first.kk.edges) - 1])
-            e = (answers.first.kk.values @ kk + answers.first.ee.values @ ee)[:-1]
+            kk, ee = np.split(curvature.changes_at(run, cosmology), [len(release.kk_edges) - 1])
+            e = (release.power_kk_derivatives @ kk + release.power_ee_derivatives @ ee)[:-1]
             both.append(np.concatenate([likelihood.model(theory.kk, theory.ee), e]))
         scale = fiducial.As if name == "As" else 1.0
         rows.append(scale * (both[0] - both[1]) / (2 * step))
@@ -70,43 +68,37 @@ def main(config="training/config/refined.yaml", name="refined_fiducial"):
     run, release = Run(load_config(config)), read_release(name)
     calibration, _ = calibration_of(run)
     own = power.read(run, "test", range(run.config.skies.test))["power"]
-    answers = debias.power_answers(run)
     print(f"{release.name}: {len(own) // PATCHES} surveys of {PATCHES} patches at the fiducial")
-    print(
-        "debias     data                       claimed: omch2    ln As     scatter: omch2    ln As"
-    )
-    for way in ("data", "quadratic"):
-        likelihood = BandpowerLikelihood(release, way)
-        d = calibration.debias(bandpowers.read(run, "test").auto)
-        if way == "data":
-            d = d - release.data_debias.correction_of(own)
-        samples = np.hstack([d, own[:, :-1]])
-        n_bins = d.shape[1]
-        whole = np.cov(samples, rowvar=False) / PATCHES
-        cut = whole.copy()
-        cut[:n_bins, n_bins:] = cut[n_bins:, :n_bins] = 0.0
-        model = slopes(run, likelihood, answers)
-        groups = samples[: len(samples) // PATCHES * PATCHES]
-        groups = groups.reshape(-1, PATCHES, samples.shape[1]).mean(1) - samples.mean(0)
-        lensing, e = np.arange(n_bins), np.arange(n_bins, samples.shape[1])
-        everything = np.concatenate([lensing, e])
-        for label, used, covariance in (
-            ("lensing alone", lensing, whole),
-            ("E alone", e, whole),
-            ("both, covariance", everything, whole),
-            ("both, no covariance", everything, cut),
-        ):
-            inverse = np.linalg.inv(covariance[np.ix_(used, used)])
-            s = model[:, used]
-            fisher = s @ inverse @ s.T
-            claimed = np.sqrt(np.diag(np.linalg.inv(fisher)))
-            found = groups[:, used] @ inverse @ s.T @ np.linalg.inv(fisher)
-            scatter = found.std(0, ddof=1)
-            error = scatter / np.sqrt(2 * (len(groups) - 1))
-            print(
-                f"{way:10s} {label:22s} {claimed[0]:16.5f} {claimed[1]:8.4f}  "
-                f"{scatter[0]:12.5f} +- {error[0]:.5f} {scatter[1]:8.4f} +- {error[1]:.4f}"
-            )
+    print("data                       claimed: omch2    ln As     scatter: omch2    ln As")
+    likelihood = BandpowerLikelihood(release)
+    d = calibration.debias(bandpowers.read(run, "test").auto) - release.correction_of(own)
+    samples = np.hstack([d, own[:, :-1]])
+    n_bins = d.shape[1]
+    with_cross = np.cov(samples, rowvar=False) / PATCHES
+    without_cross = with_cross.copy()
+    without_cross[:n_bins, n_bins:] = without_cross[n_bins:, :n_bins] = 0.0
+    model = slopes(run, likelihood, release)
+    groups = samples[: len(samples) // PATCHES * PATCHES]
+    groups = groups.reshape(-1, PATCHES, samples.shape[1]).mean(1) - samples.mean(0)
+    lensing, e = np.arange(n_bins), np.arange(n_bins, samples.shape[1])
+    everything = np.concatenate([lensing, e])
+    for label, used, covariance in (
+        ("lensing alone", lensing, with_cross),
+        ("E alone", e, with_cross),
+        ("both, covariance", everything, with_cross),
+        ("both, no covariance", everything, without_cross),
+    ):
+        inverse = np.linalg.inv(covariance[np.ix_(used, used)])
+        s = model[:, used]
+        fisher = s @ inverse @ s.T
+        claimed = np.sqrt(np.diag(np.linalg.inv(fisher)))
+        means = groups[:, used] @ inverse @ s.T @ np.linalg.inv(fisher)
+        scatter = means.std(0, ddof=1)
+        error = scatter / np.sqrt(2 * (len(groups) - 1))
+        print(
+            f"{label:22s} {claimed[0]:16.5f} {claimed[1]:8.4f}  "
+            f"{scatter[0]:12.5f} +- {error[0]:.5f} {scatter[1]:8.4f} +- {error[1]:.4f}"
+        )
     power_as_data(run, release)
 
 

@@ -11,8 +11,9 @@ from jsonschema import Draft202012Validator
 
 import cobaya_cnnlens
 from cobaya_cnnlens.calibrate import bandpowers, nuisances
-from cobaya_cnnlens.likelihood.document import NUISANCES
+from cobaya_cnnlens.likelihood.fields import NUISANCES
 from cobaya_cnnlens.likelihood.release import read_release, write_release
+from cobaya_cnnlens.likelihood.schema import json_schema
 from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import observe_sky
@@ -54,8 +55,7 @@ np.testing.assert_allclose(second[..., column], power, rtol=0.02, atol=2e-3 * po
 # A release holds it, as the schema says.
 release = synthetic_release()
 write_release(release, work / "release.json")
-schema = json.loads((repository / "docs" / "release.schema.json").read_text())
-Draft202012Validator(schema).validate(json.loads((work / "release.json").read_text()))
+Draft202012Validator(json_schema()).validate(json.loads((work / "release.json").read_text()))
 release = read_release(work / "release.json")
 assert release.nuisance_first.shape[1] == len(NUISANCES)
 
