@@ -21,6 +21,7 @@ from cobaya_cnnlens.plots.drawing import save, subplots
 from cobaya_cnnlens.plots.figures import PATCH
 from cobaya_cnnlens.plots.posteriors import predictive_figure
 from cobaya_cnnlens.validate import coverage, primary
+from cobaya_cnnlens.validate.noise import NoiseTable
 
 from .conftest import REPOSITORY
 from .written import Written, small
@@ -118,6 +119,23 @@ def test_an_estimator_without_e_is_shown_without(made):
 
     axes = figures.reconstruction_figure(Run(made, estimator=Alone())).axes
     assert sum(len(axis.get_images()) for axis in axes) == 3
+
+
+@pytest.mark.parametrize(
+    ("baseline", "name"),
+    [
+        (None, "network"),
+        ({"kind": "wiener"}, "Wiener QE of E and B"),
+        ({"kind": "quadratic", "combination": "ee"}, "EE QE, naive"),
+    ],
+)
+def test_the_noise_is_called_by_the_estimators_name(made, monkeypatch, baseline, name):
+    """Not all estimators are ResUNets."""
+    content = {**made.model_dump(mode="json"), "baseline": baseline}
+    table = NoiseTable(L, *[np.full(3, 1e-8)] * 9)
+    monkeypatch.setattr(figures, "noise_table", lambda _: table)
+    left, *_ = figures.noise_figure(Run(Config.model_validate(content))).axes
+    assert f"{name}, $N_L$" in left.get_legend_handles_labels()[1]
 
 
 def test_training_of_q_and_u(made, tmp_path):

@@ -1,4 +1,4 @@
-"""Tables of measured numbers, from bandpowers whose answers are known."""
+"""What is measured of releases and estimators, from bandpowers whose answers are known."""
 
 from dataclasses import replace
 

@@ -1,10 +1,12 @@
 """Results as text: every number that a result holds is printed, in columns under their heads."""
 
+import doctest
 from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
 import pytest
 
+from cobaya_cnnlens import table
 from cobaya_cnnlens.calibrate.nuisances import NuisanceCheck
 from cobaya_cnnlens.likelihood.summary import release_table
 from cobaya_cnnlens.pipeline.emulation import Errors
@@ -184,6 +186,10 @@ def test_columns_stand_under_their_heads(form, values, expected):
     columns = {"head": (form, values), "x": ("d", [1, 2])}
     assert text_table(columns).splitlines() == expected
     assert text_table(columns, "a title that is longer\nthan the rest").splitlines()[2:] == expected
+
+
+def test_the_example_is_what_is_printed():
+    assert doctest.testmod(table) == (0, 1)
 
 
 def test_columns_have_as_many_rows():

@@ -1,6 +1,6 @@
 """Null tests: inputs in which there is no lensing to be found, or none of the κ it is sought in.
 
-Every null gives κ̂ of some maps and the κ that it must not correlate with, patch by patch:
+Every null gives κ̂ of some maps and the κ that it must not correlate with, patch by patch::
 
     training   unlensed Q, U of training skies; the κ that the network was trained to find in the
                lensed ones (Caldeira et al. 2018, eq. 14)
