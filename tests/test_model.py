@@ -403,6 +403,19 @@ def test_power_beyond_the_calibration_is_told(factor):
         likelihood.chi2(factor * data.fiducial_kk, data.fiducial_ee)
 
 
+def test_the_calibration_ends_at_one_along_its_direction():
+    """A change that leaves no band apart from it, up to 1.3 times the fit's farthest."""
+    likelihood = BandpowerLikelihood(read_release("refined_fiducial"))
+    release = likelihood.release
+    along = release.kk_direction / (release.kk_direction @ release.kk_direction)
+    for t, told in ((-0.5, False), (0.9, False), (1.1, True), (1.3, True)):
+        kk = release.fiducial_kk.copy()
+        for low, high, change in zip(release.kk_edges, release.kk_edges[1:], along, strict=False):
+            kk[low:high] *= 1.0 + t * change
+        said = likelihood.doubt(kk) or ""
+        assert ("beyond what its calibration covers" in said) is told, (t, said)
+
+
 def test_power_that_the_calibration_covers_is_not_told():
     """Cosmologies of the fit, whose power is 0.6 to 1.6 of the fiducial's; no lensing at all."""
     likelihood = BandpowerLikelihood(read_release("refined_fiducial"))

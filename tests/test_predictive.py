@@ -85,7 +85,7 @@ def short_chain(root, samples, **options):
 
     info = yaml_load_file(str(REPOSITORY / "yaml" / "omegac_fast.yaml"))
     info["likelihood"][NAME] |= {"check_theory": False, **options}
-    del info["likelihood"][NAME]["params"]
+    del info["likelihood"][NAME]["instrument"]
     suffix = options.get("suffix", "")
     for name in ("gain", "beam", "angle"):
         info["params"][f"cnnlens_{name}{suffix}"] = 0

@@ -36,13 +36,15 @@ def network():
 FOREIGN = """
 import sys
 import numpy as np
+from cobaya_cnnlens.reconstruct.features import FEATURES
 from cobaya_cnnlens.reconstruct.refined import RefiningUNet
 from cobaya_cnnlens.reconstruct.resunet import load_network
+features = np.ones((1, 16, 16, len(FEATURES)), "f4")
+assert RefiningUNet(2, 2, 1)(features)["kappa"].shape == (1, 16, 16, 1)
 network = load_network(sys.argv[1])
 maps = np.load(sys.argv[2])
 np.savez(sys.argv[3], **network.predict(maps, verbose=0))
 assert {str(w.dtype) for w in network.weights} == {"float32"}
-RefiningUNet(2, 2, 1)
 """
 
 

@@ -101,7 +101,7 @@ def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> 
     for name, block in theories.items():
         settings = block.get("extra_args") or {}
         neutrinos: dict[str, float] = {}
-        if "classy" in f"{name} {block.get('class', '')}":
+        if _is_class(name, block):
             cosmology, neutrinos = class_cosmology(cosmology)
             settings = {k: v for k, v in settings.items() if k not in CLASS_NEUTRINOS}
         if settings or neutrinos:
@@ -174,6 +174,10 @@ def _silent() -> Iterator[None]:
         logging.disable(before)
 
 
+def _is_class(name: str, block: Mapping[str, Any]) -> bool:
+    return "classy" in f"{name} {block.get('class', '')}"
+
+
 def _plain(block: Mapping[str, Any] | None) -> dict[str, Any]:
     block = dict(block or {})
     if "NodeCAMB" in str(block.get("class", "")):
@@ -190,7 +194,7 @@ def different_settings(theories: dict[str, Any], made_with: dict[str, Any]) -> I
     with, as "name: theirs (release: ours)"."""
     for name, block in theories.items():
         settings = block.get("extra_args") or {}
-        if "classy" in name:
+        if _is_class(name, block):
             given = {key.replace("non linear", "non_linear"): x for key, x in settings.items()}
             settings = CLASS_DEFAULTS | given
             wanted = CLASS_SETTINGS if made_with.get("halofit_version") == "mead2020" else {}
