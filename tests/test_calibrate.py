@@ -41,6 +41,7 @@ from cobaya_cnnlens.likelihood.fields import NUISANCES
 from cobaya_cnnlens.likelihood.release import from_document, read_release, write_release
 from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.config import Config
+from cobaya_cnnlens.pipeline.estimators import name_of
 from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.simulate.instrument import Systematics
@@ -243,6 +244,7 @@ def test_a_release_is_assembled_from_products(tiny, tmp_path):
         "known": np.ones(len(patch_centres(2, 4)), bool),
         "frame": np.bytes_(b"C"),
         "source": np.bytes_(b"m.fits"),
+        "warnings": products.texts(()),
     }
     products.write_product(
         tmp_path / "b.h5", own_maps.KIND, own_maps.recipe(Run(tiny, HASH)), arrays
@@ -471,7 +473,9 @@ def test_every_field_of_a_release(written):
     assert provenance["derivative_step"] == 0.1
     assert provenance["derivative_excursion_omch2"] == 0.01
     assert provenance["skies"]["survey-high"] == "sky 1"
-    assert "10 patches of 10 x 10 deg at 1 uK arcmin" in release.description
+    of = f"10 patches of 10 x 10 deg at 1 uK arcmin: convergence bandpowers ({name_of(config)})"
+    assert of in release.description
+    assert provenance["estimator"] == name_of(config)
     assert release.theory["cosmology"]["omch2"] == config.cosmology.omch2
     # The covariance of a survey adds what its calibration does not know.
     np.testing.assert_allclose(

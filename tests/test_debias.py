@@ -396,6 +396,7 @@ def test_own_maps_are_debiased_by_their_power(run, made, tmp_path):
         "known": np.ones(2, bool),
         "frame": np.bytes_(b"C"),
         "source": np.bytes_(b"m.fits"),
+        "warnings": products.texts(()),
     }
     path = tmp_path / "b.h5"
     products.write_product(path, own_maps.KIND, own_maps.recipe(run), arrays)

@@ -7,10 +7,11 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 import yaml
+from cobaya_cnnlens.calibrate.assemble import bandpowers_of
 from cobaya_cnnlens.errors import CNNLensError, ConfigError
 from cobaya_cnnlens.pipeline import mean_field, skies
 from cobaya_cnnlens.pipeline.config import Config
-from cobaya_cnnlens.pipeline.estimators import ESTIMATORS, GROUP, label_of, registered
+from cobaya_cnnlens.pipeline.estimators import ESTIMATORS, GROUP, label_of, name_of, registered
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.run import Run
@@ -18,6 +19,8 @@ from cobaya_cnnlens.products import ProductError
 from cobaya_cnnlens.reconstruct.iterative import WienerEstimator
 from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
 from cobaya_cnnlens.simulate.shards import FIELDS, write_shard
+
+from .conftest import REPOSITORY
 
 
 def with_baseline(config, **baseline):
@@ -190,3 +193,20 @@ def test_another_package_adds_one(small_config, tmp_path, monkeypatch):
     maps = np.ones((1, 4, 4))
     assert (builder(Run(config)).reconstruct(maps, maps) == 0).all()
     assert label_of(config.baseline) == label == "nothing"
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "name"),
+    [
+        ("laptop.yaml", {}, "ResUNet"),
+        ("refined.yaml", {}, "refining network"),
+        ("laptop.yaml", {"baseline": {"kind": "quadratic"}}, "EB QE, naive"),
+        ("laptop.yaml", {"baseline": {"kind": "iterated"}}, "iterated, maps"),
+    ],
+)
+def test_a_release_is_described_by_what_made_it(file, changes, name):
+    content = load_config(REPOSITORY / "training" / "config" / file).model_dump()
+    config = Config.model_validate(content | changes)
+    assert name_of(config) == name
+    assert bandpowers_of(name) == f"convergence bandpowers ({name}), debiased"
+    assert bandpowers_of(None) == "convergence bandpowers, debiased"
