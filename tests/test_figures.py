@@ -224,12 +224,14 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from getdist import MCSamples
+
 from cobaya_cnnlens.plots.posteriors import posteriors_figure
+from cobaya_cnnlens.validate.chains import Chain
 own = plt.figure()
 samples = np.random.default_rng(0).standard_normal((2000, 2))
 chain = MCSamples(samples=samples, names=["a", "b"], settings={"ignore_rows": 0})
 for params in (["a"], ["a", "b"]):
-    posteriors_figure({"chains/none": chain}, params).savefig(io.BytesIO())
+    posteriors_figure([Chain("chains/none", chain, {}, 0.0)], params).savefig(io.BytesIO())
 assert matplotlib.get_backend() == sys.argv[1]
 assert type(plt.figure().canvas) is type(own.canvas)
 assert plt.get_fignums() == [1, 2]

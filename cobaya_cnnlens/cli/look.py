@@ -38,22 +38,29 @@ def figure(
 
 @command()
 def plot(
-    chains: Annotated[list[str], typer.Argument(help="Chain roots, e.g. chains/omegac.")],
+    chains: Annotated[
+        list[str], typer.Argument(help="Roots of chains, e.g. chains/omegac, or their files.")
+    ],
     params: Annotated[
         list[str] | None, typer.Option("--param", help="Parameter; repeatable.")
     ] = None,
+    burn_in: Annotated[
+        float,
+        typer.Option(min=0.0, max=0.99, help="Part of each file to leave out from its start."),
+    ] = 0.2,
     out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
 ) -> None:
-    """Draw posteriors with getdist, several chains overlaid, the truth of a mock marked; print
-    means, errors, effective samples and pulls from the truth."""
+    """Draw posteriors with getdist, several chains overlaid, the truth of a mock marked; print the
+    best fit's chi2 and PTE, R-1, means, errors, effective samples and pulls from the truth."""
     from ..plots.drawing import save
     from ..plots.posteriors import posteriors_figure
-    from ..validate.chains import format_marginals, load_chain, marginals
+    from ..validate.chains import chain_root, describe_chains, load_chain
 
-    samples = {root: load_chain(root) for root in chains}
-    figure = posteriors_figure(samples, params)
-    typer.echo(save(figure, out or Path(f"{chains[0]}.png"), dpi="figure"))
-    typer.echo(format_marginals(marginals(samples, params)))
+    roots = dict.fromkeys(map(chain_root, chains))  # a shell may give every file of a chain
+    loaded = [load_chain(root, burn_in) for root in roots]
+    figure = posteriors_figure(loaded, params)
+    typer.echo(save(figure, out or Path(f"{loaded[0].root}.png"), dpi="figure"))
+    typer.echo(describe_chains(loaded, params))
 
 
 @command()

@@ -2,70 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
-from getdist import MCSamples
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..validate.chains import check_params, true_parameters
+from ..validate.chains import Chain, check_chain, quiet
 from ..validate.predictive import Predictive
 from .drawing import panel
 
 
-def posteriors_figure(chains: Mapping[str, MCSamples], params: list[str] | None = None) -> Figure:
-    """The posteriors of one or more chains over each other; truths of mocks are marked.
+def posteriors_figure(chains: Sequence[Chain], params: Sequence[str] | None = None) -> Figure:
+    """The posteriors of one or more chains over each other, with the truths of mocks.
+
+    Below a curve it says if the prior makes the posterior of that parameter.
 
     Parameters
     ----------
-    chains : samples by chain root, as in ``output`` of the Cobaya input
-    params : parameters to draw; the sampled ones that all chains share by default
+    chains : as :func:`~cobaya_cnnlens.validate.chains.load_chain` reads them
+    params : parameters to draw; by default the sampled ones and σ8 Ω_m^0.25, of those that all
+        chains share
 
     Raises
     ------
     CNNLensError
-        if a parameter is not in a chain
+        If a parameter is not in a chain.
     """
-    samples = list(chains.values())
-    if params is None:
-        params = [p.name for p in samples[0].paramNames.names if not p.isDerived]
-        params = [p for p in params if all(s.paramNames.hasParam(p) for s in samples)]
-    for root, chain in chains.items():
-        check_params(root, chain, params)
-    truths = [true_parameters(root) for root in chains]
-    plotter = _plotter(width_inch=6 if len(params) == 1 else 8)
-    labels = [_label(*named) for named in zip(chains, truths, samples, strict=True)]
-    colours = [f"C{i}" for i in range(len(chains))]
-    if len(params) == 1:
-        plotter.plot_1d(samples, params[0], colors=colours)
-        _finish_one(plotter.subplots[0, 0], params[0], truths, labels, colours)
-    else:
-        plotter.triangle_plot(
-            samples,
-            params,
-            filled=True,
-            legend_labels=labels,
-            contour_colors=colours,
-            markers={k: v for k, v in truths[0].items() if k in params},
-        )
+    chosen = list(params or _shared_parameters(chains))
+    for chain in chains:
+        check_chain(chain, chosen)
+    samples = [chain.samples for chain in chains]
+    colours, labels = [f"C{i}" for i in range(len(chains))], [_label(chain) for chain in chains]
+    plotter = _plotter(width_inch=6 if len(chosen) == 1 else 8)
+    # What follows from one sampled parameter is drawn beside it, not against it.
+    beside = len(chosen) == 1 or (params is None and len(_sampled(chains[0])) == 1)
+    with quiet():
+        if beside:
+            plotter.plots_1d(samples, chosen, nx=len(chosen), colors=colours, legend_labels=[])
+            for i, name in enumerate(chosen):
+                _mark_truths(plotter.subplots[0, i], name, chains, colours)
+            _add_legend(plotter.subplots[0, 0], labels, colours)
+        else:
+            plotter.triangle_plot(
+                samples,
+                chosen,
+                filled=True,
+                legend_labels=labels,
+                contour_colors=colours,
+                markers={k: v for k, v in chains[0].truth.items() if k in chosen},
+            )
+    for i, name in enumerate(chosen):
+        _mark_priors(plotter.subplots[0 if beside else i, i], name, chains, colours)
     _forget(plotter.fig)
     return plotter.fig
 
 
-def _finish_one(
-    axis: Axes, param: str, truths: list[dict[str, float]], labels: list[str], colours: list[str]
-) -> None:
-    """The truths of a single parameter, and whose posterior is whose, above the curves."""
-    for truth, colour in zip(truths, colours, strict=True):
-        if param in truth:
-            axis.axvline(truth[param], color=colour, ls="--", lw=1)
+def _sampled(chain: Chain) -> list[str]:
+    return [p.name for p in chain.samples.paramNames.names if not p.isDerived]
+
+
+def _shared_parameters(chains: Sequence[Chain]) -> list[str]:
+    """The sampled parameters, and σ8 Ω_m^0.25, that all chains have."""
+    names = [*_sampled(chains[0]), "s8omegamp25"]
+    return [name for name in names if all(chain.has(name) for chain in chains)]
+
+
+def _mark_truths(axis: Axes, name: str, chains: Sequence[Chain], colours: list[str]) -> None:
+    """A line at the truth of each chain's mock."""
+    for chain, colour in zip(chains, colours, strict=True):
+        if name in chain.truth:
+            axis.axvline(chain.truth[name], color=colour, ls="--", lw=1)
+
+
+def _add_legend(axis: Axes, labels: list[str], colours: list[str]) -> None:
+    """Whose posterior is whose, above the curves of a panel."""
     handles = [Line2D([], [], color=colour) for colour in colours]
     axis.set_ylim(top=1.15 + 0.08 * len(labels))
     axis.legend(handles, labels, loc="upper center", fontsize=9, frameon=False)
+
+
+def _mark_priors(axis: Axes, name: str, chains: Sequence[Chain], colours: list[str]) -> None:
+    """Below the curves of a parameter: whose posterior is as wide as its prior, or cut by it."""
+    height = 0.03
+    for chain, colour in zip(chains, colours, strict=True):
+        if mark := chain.prior_mark(name):
+            text = {"x": 0.5, "y": height, "s": mark, "ha": "center", "size": 7, "color": colour}
+            axis.text(**text, transform=axis.transAxes)
+            height += 0.09
 
 
 def _plotter(**options):
@@ -88,14 +114,14 @@ def _forget(figure: Figure) -> None:
     pyplot.close(figure)
 
 
-def _label(root: str, truth: dict[str, float], chain) -> str:
-    """A chain's name, and what is true of its sky."""
-    name = Path(root).name.replace("_", " ")
-    if "omch2" not in truth:
+def _label(chain: Chain) -> str:
+    """A chain's name, and the true ω_c of its sky."""
+    name = chain.name.replace("_", " ")
+    if "omch2" not in chain.truth:
         return name
-    has = chain.paramNames.hasParam("omch2")
-    label = chain.paramNames.parWithName("omch2").label if has else r"\Omega_\mathrm{c} h^2"
-    return f"{name} (true ${label}$ = {truth['omch2']:g})"
+    parameter = chain.samples.paramNames.parWithName("omch2")
+    label = parameter.label if parameter else r"\Omega_\mathrm{c} h^2"
+    return f"{name} (true ${label}$ = {chain.truth['omch2']:g})"
 
 
 def predictive_figure(check: Predictive, axis: Axes | None = None) -> Figure:

@@ -2,54 +2,243 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import getdist.chains
 import numpy as np
-from getdist import MCSamples, loadMCSamples
+from cobaya.tools import get_scipy_1d_pdf
+from getdist import MCSamples
+from getdist.chains import WeightedSamples
 
 import yaml
 
 from ..errors import CNNLensError
-from ..likelihood.release import read_release
+from .tables import aligned
+from .truths import LIKELIHOOD, blocks_of, true_parameters
 
-LIKELIHOOD = "cobaya_cnnlens.CNNLens"
 # What is in a chain beside parameters.
 NO_PARAMETERS = ("chi2", "minuslogprior", "cnnlens_chi2", "cnnlens_pte")
+BURN_IN = 0.2
+# What may follow a chain's root: the ends of its files, whole or as far as a shell completes them.
+FILE_ENDS = re.compile(
+    r"\.(|\d+|\d+\.|(\d+\.)?txt|(input|updated)\.yaml(\.locked)?|updated\.dill_pickle"
+    r"|checkpoint|progress|covmat|png)$"
+)
+# Samples that getdist's densities need at least.
+FEWEST = 20
+# Into how many parts a single chain is cut, to compare their means.
+PARTS = 4
+# A posterior is as wide as its prior where a Gaussian prior would hold more information than the
+# data. It is cut where its density at a side of the prior is above this part of the highest.
+AS_WIDE, CUT = math.sqrt(0.5), 0.1
+DENSITY_LABEL = r"\sigma_8 \Omega_\mathrm{m}^{0.25}"
 
 
-def load_chain(root: str) -> MCSamples:
-    """The getdist samples of a chain without its first fifth.
+@dataclass(frozen=True)
+class Chain:
+    """A chain as :func:`load_chain` reads it.
 
-    Read from the chain itself: getdist's cache goes by the files' dates, which a copy keeps.
+    Attributes
+    ----------
+    root : as in ``output`` of the Cobaya input
+    samples : what is left after the burn-in, of all its files together
+    info : the input that it was made with, with its defaults
+    burn_in : part of every file that was left out from its start
+    """
+
+    root: str
+    samples: MCSamples
+    info: dict[str, Any]
+    burn_in: float
+
+    @property
+    def name(self) -> str:
+        """The last part of the root."""
+        return Path(self.root).name
+
+    @property
+    def names(self) -> list[str]:
+        """Parameters of the chain, sampled and derived, and what else it has columns of."""
+        return self.samples.paramNames.list()
+
+    def has(self, *names: str) -> bool:
+        """Whether the chain has all of these parameters."""
+        return set(names) <= set(self.names)
+
+    @cached_property
+    def _truth(self) -> tuple[dict[str, float], str]:
+        try:
+            return true_parameters(self.info, self.names), ""
+        except CNNLensError as error:
+            return {}, f"no truth of a mock is shown: {error}"
+
+    @property
+    def truth(self) -> dict[str, float]:
+        """True parameters of the mock that the chain used; empty for data, or if not known."""
+        return self._truth[0]
+
+    @property
+    def remark(self) -> str:
+        """Why the truth is not known, if it is not for data; else empty."""
+        return self._truth[1]
+
+    @cached_property
+    def convergence(self) -> float:
+        """R − 1 of the means (Brooks & Gelman 1998) of the files, or of the quarters of one file;
+        NaN where it cannot be computed."""
+        parts = self.samples.getSeparateChains()
+        if len(parts) == 1:
+            samples, weights = (
+                np.array_split(x, PARTS) for x in (self.samples.samples, self.samples.weights)
+            )
+            parts = [
+                WeightedSamples(samples=s, weights=w)
+                for s, w in zip(samples, weights, strict=True)
+                if len(s) > 1
+            ]
+        try:
+            with quiet(), np.errstate(all="ignore"):
+                return float(self.samples.getGelmanRubin(chainlist=parts))
+        except (ArithmeticError, TypeError, ValueError, np.linalg.LinAlgError):
+            return math.nan
+
+    def fit(self) -> str:
+        """χ² and PTE of each likelihood at the sample of the highest posterior, and R − 1."""
+        best = self.samples.samples[np.argmin(self.samples.loglikes)]
+        texts = []
+        blocks = blocks_of(self.info.get("likelihood"), LIKELIHOOD)
+        for block in blocks.values():
+            suffix = block.get("suffix") or ""
+            names = f"cnnlens_chi2{suffix}", f"cnnlens_pte{suffix}"
+            if self.has(*names):
+                chi2, pte = (best[self.samples.paramNames.numberOfName(name)] for name in names)
+                of = f" ({suffix.strip('_')})" if suffix else ""
+                texts.append(f"best fit{of}: chi2 = {chi2:.1f}, PTE = {pte:.2g}")
+        texts.append(f"R-1 = {self.convergence:.2g}")
+        texts.append(f"burn-in: first {100 * self.burn_in:.3g}% left out")
+        return f"{self.root}: {'; '.join(texts)}"
+
+    def prior_mark(self, name: str) -> str:
+        """Whether the prior of a sampled parameter makes its posterior: ``as wide as its prior``,
+        ``cut by its prior``, or empty."""
+        entry = (self.info.get("params") or {}).get(name)
+        try:
+            prior = get_scipy_1d_pdf(entry["prior"])
+            width, sides = float(prior.std()), prior.support()
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return ""  # no prior of its own: fixed, derived, or a function of several
+        if self.samples.std(name) > AS_WIDE * width:
+            return "as wide as its prior"
+        with quiet():
+            density = self.samples.get1DDensity(name)
+        if any(density.Prob(side) > CUT * density.P.max() for side in sides if np.isfinite(side)):
+            return "cut by its prior"
+        return ""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what getdist says while it reads and computes from the terminal."""
+    details, disabled = getdist.chains.print_load_details, logging.root.manager.disable
+    getdist.chains.print_load_details = False
+    logging.disable(max(disabled, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        getdist.chains.print_load_details = details
+
+
+def chain_files(root: str) -> list[str]:
+    """The files of a chain in the order of their numbers: ``root.N.txt``, or ``root.txt``."""
+    path = Path(root).absolute()
+    pattern = re.compile(re.escape(path.name) + r"\.(\d+)\.txt")
+    folder = path.parent.iterdir() if path.parent.is_dir() else ()
+    numbered = {int(m[1]): file for file in folder if (m := pattern.fullmatch(file.name))}
+    if numbered or re.search(r"\.\d+$", path.name):  # of root.N, root.N.txt is a file of `root`
+        return [str(numbered[i]) for i in sorted(numbered)]
+    single = path.with_name(f"{path.name}.txt")
+    return [str(single)] if single.is_file() else []
+
+
+def chain_root(given: str | Path) -> str:
+    """The root of a chain, from itself or from the name of one of its files.
 
     Raises
     ------
     CNNLensError
-        if there is none, or too little of one
+        If there is no such chain.
     """
-    if not Path(f"{root}.1.txt").exists():
-        raise CNNLensError(f"{root}.1.txt: no such chain; run cobaya-run first")
+    root = str(given)
+    for candidate in (root, FILE_ENDS.sub("", root)):
+        if chain_files(candidate):
+            return candidate
+    path = Path(root)
+    folder = path if path.is_dir() else path.parent
+    there = {
+        m[1] for file in folder.glob("*.txt") if (m := re.match(r"(.+)\.\d+\.txt$", file.name))
+    }
+    there = ", ".join(str(folder / name) for name in sorted(there)[:10])
+    raise CNNLensError(
+        f"{root}: no such chain ({root}.1.txt, {root}.2.txt, …); "
+        + (f"the chains there are {there}" if there else "run cobaya-run first")
+    )
+
+
+def load_chain(given: str | Path, burn_in: float = BURN_IN) -> Chain:
+    """Read a chain without its burn-in.
+
+    The files themselves are read, not getdist's cache, which goes by the files' dates.
+
+    Parameters
+    ----------
+    given : root of the chain, as in ``output`` of the Cobaya input, or one of its files
+    burn_in : part of every file to leave out from its start, from 0 to less than 1
+
+    Raises
+    ------
+    CNNLensError
+        If there is none, or too little of one, or the input beside it is missing.
+    """
+    root = chain_root(given)
+    info = chain_input(root)
     try:
-        # getdist does not look into the current folder for a root without one.
-        at = str(Path(root).absolute())
-        return loadMCSamples(at, no_cache=True, settings={"ignore_rows": 0.2})
+        with quiet():
+            # getdist does not look into the current folder for a root without one.
+            settings = {"ignore_rows": burn_in}
+            samples = MCSamples(str(Path(root).absolute()), settings=settings)
+            samples.readChains(chain_files(root))
     except Exception as error:  # whatever getdist raises for files that are empty or damaged
         said = " ".join(str(error).split()) or type(error).__name__
         raise CNNLensError(
             f"{root}: the chain cannot be read ({said:.200}); it has hardly begun, or is damaged"
         ) from None
+    chain = Chain(root, samples, info, burn_in)
+    density = "omegam" if chain.has("omegam") else "Omega_m"
+    if chain.has("sigma8", density) and not chain.has("s8omegamp25"):
+        at = samples.getParams()
+        values = at.sigma8 * getattr(at, density) ** 0.25
+        with quiet():
+            samples.addDerived(values, name="s8omegamp25", label=DENSITY_LABEL)
+            samples.updateBaseStatistics()
+    return chain
 
 
-def chain_input(root: str) -> dict:
+def chain_input(root: str) -> dict[str, Any]:
     """The input that a chain's posterior is of, defaults included, as Cobaya wrote it.
 
     Raises
     ------
     CNNLensError
-        if it is missing, or cannot be read
+        If it is missing, or cannot be read.
     """
     path = Path(f"{root}.updated.yaml")
     try:
@@ -66,47 +255,35 @@ def chain_input(root: str) -> dict:
     return info
 
 
-def likelihood_blocks(info: dict) -> dict[str, dict]:
-    """Our likelihoods in a chain's input, by the name that they have there."""
-    blocks = (info.get("likelihood") or {}).items()
-    return {
-        name: block
-        for name, block in blocks
-        if isinstance(block, dict) and (block.get("class") or name) == LIKELIHOOD
-    }
+def check_chain(chain: Chain, params: Sequence[str]) -> None:
+    """Refuse a chain that is too short for densities, and names of parameters that it lacks.
 
-
-def true_parameters(root: str) -> dict[str, float]:
-    """True parameters of the mock that the chain used, empty for data."""
-    if not Path(f"{root}.updated.yaml").exists():
-        return {}
-    blocks = likelihood_blocks(chain_input(root))
-    truths = [read_release(block["release"]).truth or {} for block in blocks.values()]
-    if not truths or any(truth != truths[0] for truth in truths):
-        return {}
-    # Chains sample ln 10¹⁰A_s.
-    amplitude = truths[0].get("As")
-    return {**truths[0], **({"logA": float(np.log(1e10 * amplitude))} if amplitude else {})}
-
-
-def check_params(root: str, chain: MCSamples, params: list[str]) -> None:
+    Raises
+    ------
+    CNNLensError
+    """
+    if (n := len(chain.samples.samples)) < FEWEST:
+        raise CNNLensError(
+            f"{chain.root}: the chain has {n} samples after its burn-in, and a posterior needs "
+            f"{FEWEST}; let it run on, or give a smaller --burn-in"
+        )
     for name in params:
-        if not chain.paramNames.hasParam(name):
-            known = ", ".join(chain.paramNames.list())
-            raise CNNLensError(f"{root}: no parameter '{name}'; the chain has {known}")
+        if not chain.has(name):
+            known = ", ".join(chain.names)
+            raise CNNLensError(f"{chain.root}: no parameter '{name}'; the chain has {known}")
 
 
 @dataclass(frozen=True)
 class Marginal:
     """Posterior of one parameter: ``mean`` and ``sigma``, the ``effective`` number of independent
-    samples behind them, and the ``truth`` of a mock or None."""
+    samples behind them, the ``truth`` of a mock or None, and what its ``prior`` does to it."""
 
-    chain: str
     parameter: str
     mean: float
     sigma: float
     effective: float
     truth: float | None
+    prior: str = ""
 
     @property
     def pull(self) -> float | None:
@@ -116,49 +293,49 @@ class Marginal:
         return (self.mean - self.truth) / self.sigma
 
 
-def marginals(chains: Mapping[str, MCSamples], params: list[str] | None = None) -> list[Marginal]:
-    """Means, errors and pulls of one or more chains.
+def marginals(chain: Chain, params: Sequence[str] | None = None) -> list[Marginal]:
+    """Means, errors and pulls of a chain.
 
     Parameters
     ----------
-    chains : samples by chain root, as in ``output`` of the Cobaya input (:func:`load_chain`)
-    params : parameters; all of each chain by default, sampled and derived
+    chain : as :func:`load_chain` reads it
+    params : parameters; all of the chain by default, sampled and derived
 
     Raises
     ------
     CNNLensError
-        if a parameter is not in a chain
+        If a parameter is not in the chain.
     """
-    found = []
-    for root, samples in chains.items():
-        truth = true_parameters(root)
-        if params is not None:
-            check_params(root, samples, params)
-        for name in params or samples.paramNames.list():
-            if params is None and name.startswith(NO_PARAMETERS):
-                continue
+    check_chain(chain, params or ())
+    samples, found = chain.samples, []
+    for name in params or chain.names:
+        if not params and name.startswith(NO_PARAMETERS):
+            continue
+        with quiet():
             index = samples.paramNames.numberOfName(name)
             values = samples.mean(name), samples.std(name), samples.getEffectiveSamples(index)
-            found.append(Marginal(Path(root).name, name, *map(float, values), truth.get(name)))
+        truth, mark = chain.truth.get(name), chain.prior_mark(name)
+        found.append(Marginal(name, *map(float, values), truth, mark))
     return found
 
 
-def format_marginals(found: list[Marginal]) -> str:
-    """The table that `cnnlens plot` prints, two digits of every error."""
-    rows = [("chain", "parameter", "mean", "+-", "effective samples", "truth", "(mean-truth)/+-")]
+def format_marginals(found: Sequence[Marginal]) -> str:
+    """The table of a chain that ``cnnlens plot`` prints, two digits of every error."""
+    rows = [("parameter", "mean +- error", "effective samples", "truth", "pull", "prior")]
     for m in found:
         digits = max(0, 1 - math.floor(math.log10(m.sigma))) if m.sigma > 0 else 0
         form = f".{digits}f" if digits < 8 else ".3e"
         truth = "" if m.truth is None else f"{m.truth:.6g}"
         pull = "" if m.pull is None else f"{m.pull:+.2f}"
-        numbers = f"{m.mean:{form}}", f"{m.sigma:{form}}", f"{m.effective:.0f}"
-        rows.append((m.chain, m.parameter, *numbers, truth, pull))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            text.ljust(w) if i < 2 else text.rjust(w)
-            for i, (text, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+        value = f"{m.mean:{form}} +- {m.sigma:{form}}"
+        rows.append((m.parameter, value, f"{m.effective:.0f}", truth, pull, m.prior))
+    return aligned(rows)
+
+
+def describe_chains(chains: Sequence[Chain], params: Sequence[str] | None = None) -> str:
+    """What ``cnnlens plot`` prints of chains: of each its fit, its table, and a remark if any."""
+    texts = []
+    for chain in chains:
+        lines = [chain.fit(), format_marginals(marginals(chain, params))]
+        texts.append("\n".join([*lines, chain.remark] if chain.remark else lines))
+    return "\n\n".join(texts)

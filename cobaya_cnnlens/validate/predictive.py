@@ -10,13 +10,14 @@ The same data made the posterior, so p lies nearer to 1/2 than a PTE at the trut
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..errors import CNNLensError
 from ..likelihood.bandpowers import BandpowerLikelihood
 from ..table import text_table
-from .chains import chain_input, load_chain
+from .chains import chain_input, chain_root, load_chain
 
 # Replicated data per sample of the posterior, for the band of the figure.
 REPLICAS = 50
@@ -85,7 +86,7 @@ def predictive(root: str, samples: int = 200, seed: int = 0) -> Predictive:
 
     Parameters
     ----------
-    root : chain root, as in ``output`` of the Cobaya input; its ``.updated.yaml`` must be there
+    root : of the chain, as in ``output`` of the Cobaya input, or one of its files
     samples : of the posterior; the theory runs once for each
     seed : of the replicated data that the band is made of
 
@@ -94,8 +95,9 @@ def predictive(root: str, samples: int = 200, seed: int = 0) -> Predictive:
     CNNLensError
         if the chain or its input is missing, or the input has not exactly one CNNLens likelihood
     """
-    model, name = _model(root)
-    chain = load_chain(root)
+    root = chain_root(root)
+    model, name = _model(f"{root}.updated.yaml", chain_input(root))
+    chain = load_chain(root).samples
     sampled = list(model.parameterization.sampled_params())
     columns = [chain.paramNames.numberOfName(p) for p in sampled]
     # The chain at equal steps of its cumulative weight, and after them the highest posterior.
@@ -138,14 +140,13 @@ def predictive(root: str, samples: int = 200, seed: int = 0) -> Predictive:
     )
 
 
-def _model(root: str):
-    """Cobaya's model of a chain, and the name of its CNNLens likelihood."""
+def _model(path: str, info: dict[str, Any]):
+    """Cobaya's model of a chain's input, and the name of its CNNLens likelihood."""
     from cobaya.log import LoggedError
     from cobaya.model import get_model
 
     from ..likelihood.cnnlens import CNNLens
 
-    path, info = f"{root}.updated.yaml", chain_input(root)
     for block in (info.get("likelihood") or {}).values():
         if isinstance(block, dict) and "check_theory" in block:
             block["check_theory"] = False  # that is for the start of a run
