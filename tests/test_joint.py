@@ -121,7 +121,6 @@ def test_without_it_the_theorys_e_is_not_asked_for(release):
     assert not likelihood.needs_ee
     kk, ee = spectra(release)
     np.testing.assert_array_equal(likelihood.model(kk, None), likelihood.model(kk, ee))
-    assert likelihood.lmax_ee == 0
     assert BandpowerLikelihood(release, primary=True).needs_ee
 
 

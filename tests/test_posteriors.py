@@ -141,7 +141,7 @@ def test_the_command_ends_with_the_numbers(chain, tmp_path):
     assert head.split() == [
         "parameter",
         "mean",
-        "+-",
+        "±",
         "error",
         *("effective", "samples", "truth", "pull", "prior"),
     ]
@@ -165,7 +165,7 @@ def test_the_command_ends_with_the_numbers(chain, tmp_path):
 )
 def test_two_digits_of_an_error(mean, sigma, expected):
     line = format_marginals([Marginal("p", mean, sigma, 100.0, None)]).splitlines()[-1]
-    assert line.split() == ["p", expected[0], "+-", expected[1], "100"]
+    assert line.split() == ["p", expected[0], "±", expected[1], "100"]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from getdist.chains import WeightedSamples
 import yaml
 
 from ..errors import CNNLensError
-from .tables import aligned
+from ..table import plus_minus, text_table
 from .truths import LIKELIHOOD, blocks_of, true_parameters
 
 # What is in a chain beside parameters.
@@ -321,15 +321,21 @@ def marginals(chain: Chain, params: Sequence[str] | None = None) -> list[Margina
 
 def format_marginals(found: Sequence[Marginal]) -> str:
     """The table of a chain that ``cnnlens plot`` prints, two digits of every error."""
-    rows = [("parameter", "mean +- error", "effective samples", "truth", "pull", "prior")]
+    values = []
     for m in found:
         digits = max(0, 1 - math.floor(math.log10(m.sigma))) if m.sigma > 0 else 0
         form = f".{digits}f" if digits < 8 else ".3e"
-        truth = "" if m.truth is None else f"{m.truth:.6g}"
-        pull = "" if m.pull is None else f"{m.pull:+.2f}"
-        value = f"{m.mean:{form}} +- {m.sigma:{form}}"
-        rows.append((m.parameter, value, f"{m.effective:.0f}", truth, pull, m.prior))
-    return aligned(rows)
+        values += plus_minus([m.mean], [m.sigma], form)
+    return text_table(
+        {
+            "parameter": ("", [m.parameter for m in found]),
+            "mean ± error": (">", values),
+            "effective samples": (".0f", [m.effective for m in found]),
+            "truth": (">", ["" if m.truth is None else f"{m.truth:.6g}" for m in found]),
+            "pull": (">", ["" if m.pull is None else f"{m.pull:+.2f}" for m in found]),
+            "prior": ("", [m.prior for m in found]),
+        }
+    )
 
 
 def describe_chains(chains: Sequence[Chain], params: Sequence[str] | None = None) -> str:
