@@ -179,7 +179,7 @@ class Release:
         Group.DEBIAS,
         Sign.POSITIVE,
     )
-    coefficients: np.ndarray = numbers(
+    debias_coefficients: np.ndarray = numbers(
         "debias.coefficients",
         "n_bins n_power",
         "1/µK²",
@@ -200,14 +200,14 @@ class Release:
         "⟨δv_i δv_j⟩ of one patch.",
         Group.SECOND_ORDER,
     )
-    second: np.ndarray = numbers(
+    debias_second: np.ndarray = numbers(
         "debias.second",
         "n_bins n_products",
         KAPPA,
         "S_ij for the n_v(n_v+1)/2 products i ≤ j, in the order 11, 12, …, 22, …",
         Group.SECOND_ORDER,
     )
-    cross: np.ndarray = numbers(
+    debias_cross: np.ndarray = numbers(
         "debias.cross",
         "n_bins n_v",
         KAPPA,
@@ -395,7 +395,7 @@ class Release:
         if not self.n_v:
             return linear
         v, scatter = self.amplitudes, self.amplitude_covariance / self.n_patches
-        return linear + self.second @ (np.outer(v, v) - scatter)[np.triu_indices(self.n_v)]
+        return linear + self.debias_second @ (np.outer(v, v) - scatter)[np.triu_indices(self.n_v)]
 
     def correction_of(self, power: np.ndarray) -> np.ndarray:
         """First order of :attr:`correction` (docs/noise-bias, eq. 6) for any power.
@@ -408,7 +408,7 @@ class Release:
         -------
         what is subtracted from the bandpowers, (..., n_bins)
         """
-        return (power - self.fiducial_power) @ self.coefficients.T
+        return (power - self.fiducial_power) @ self.debias_coefficients.T
 
     @cached_property
     def covariance(self) -> np.ndarray:
