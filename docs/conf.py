@@ -76,7 +76,7 @@ def release_fields() -> str:
     lines = ["## Head and foot", "", *_definitions(single)]
     for name, section in sections.items():
         lines += [f"## `{name}`", "", section["description"], ""]
-        lines += _definitions(section["properties"], set(section["required"]), f"{name}.")
+        lines += _definitions(section["properties"], set(section.get("required", ())), f"{name}.")
     return "\n".join(lines)
 
 

@@ -19,6 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from cobaya_cnnlens.likelihood.fields import ARRAYS, NUISANCES, Group, Release, fields_of
+from cobaya_cnnlens.likelihood.release import with_fixed_debias
 from cobaya_cnnlens.theory.camb import (
     CambSettings,
     Cosmology,
@@ -170,11 +171,11 @@ def synthetic_release(n_bins: int = 5, **changes) -> Release:
         "e_edges": np.array([36.0, 536.0, 1036.0]),
         "b_edges": np.array([1100.0, 1200.0]),
         "fiducial_power": power,
-        "coefficients": 0.3 * of_bins(3) / power,
+        "debias_coefficients": 0.3 * of_bins(3) / power,
         "ee_directions": np.array([[0.8, -0.1], [0.3, 0.7], [0.0, 0.0]]) / power[:, None],
         "amplitude_covariance": np.array([[4e-3, 1e-3], [1e-3, 2e-3]]),
-        "second": 0.2 * of_bins(3),
-        "cross": 0.2 * of_bins(2),
+        "debias_second": 0.2 * of_bins(3),
+        "debias_cross": 0.2 * of_bins(2),
         "nuisance_steps": of_nuisances(0.01, 0.05, 0.05, 0.5, others=0.1),
         "nuisance_first": signal[:, None] * of_nuisances(2.0, 0.3, 0.2),
         "nuisance_first_errors": 0.01 * signal[:, None] * of_nuisances(others=1.0),
@@ -210,6 +211,11 @@ def at_fiducial_power(release: Release) -> Release:
     debiased bandpowers are its bandpowers."""
     scatter = np.zeros_like(release.amplitude_covariance)
     return replace(release, power=release.fiducial_power, amplitude_covariance=scatter)
+
+
+def fixed_release(n_bins: int = 5, **changes) -> Release:
+    """The synthetic release with the fixed noise bias alone."""
+    return with_fixed_debias(synthetic_release(n_bins, **changes))
 
 
 def with_made_up_debias(release: Release) -> Release:

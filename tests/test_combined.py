@@ -75,7 +75,7 @@ def test_what_shares_no_calibration_is_refused():
     other = replace(second, noise=1.0001 * second.noise)
     with pytest.raises(ReleaseError, match=r"'part1' has the calibration .* with a suffix"):
         combine([first, other])
-    for name in ("cross", "fiducial_ee", "fixed_noise_covariance"):
+    for name in ("debias_cross", "fiducial_ee", "fixed_noise_covariance"):
         other = replace(second, **{name: 2 * getattr(second, name)})
         with pytest.raises(ReleaseError, match="has the calibration"):
             combine([first, other])

@@ -234,7 +234,7 @@ def test_a_release_of_few_patches_has_the_scatter_of_others(run, made):
     _, test = calibration_of(run)
     of_test = power.read(run, "test", [0])["power"]
     off = of_test - of_test.mean(0)
-    d = test.auto / few.response**2 - off @ few.coefficients.T
+    d = test.auto / few.response**2 - off @ few.debias_coefficients.T
     own = np.diag(np.cov(d, rowvar=False))
     said = np.diag(few.patch_covariance)
     assert (said > own).all()
@@ -276,7 +276,7 @@ def test_the_theorys_e_is_hardly_needed(run, made):
     changes = 0.1 * np.array([np.ones(5), [1, -1, 1, -1, 1]]).T
     derivatives_ee = derivatives.read(run, release.response).ee.values
     before = np.abs(derivatives_ee @ changes / sigma[:, None])
-    left = derivatives_ee - release.coefficients @ release.power_ee_derivatives
+    left = derivatives_ee - release.debias_coefficients @ release.power_ee_derivatives
     after = np.abs(left @ changes / sigma[:, None])
     assert before[:, 0].max() > 1.0
     assert (after < 0.25 * before.max(0)).all()
@@ -318,7 +318,7 @@ def test_the_survey_is_debiased_by_its_own_power(run, made):
     auto = bandpowers.read(run, "survey-high", [0]).auto
 
     def debiased(auto, powers):
-        shift = (powers - of_test.mean(0)) @ release.coefficients.T
+        shift = (powers - of_test.mean(0)) @ release.debias_coefficients.T
         return auto / calibration.response**2 - calibration.noise - shift
 
     used = debiased_by_data(replace(release, curvature=0 * release.curvature))
@@ -337,7 +337,7 @@ def test_power_as_data(run, made):
     release = made["high"]
     calibration, test = calibration_of(run)
     of_test = power.read(run, "test", [0])["power"]
-    d = calibration.debias(test.auto) - (of_test - of_test.mean(0)) @ release.coefficients.T
+    d = calibration.debias(test.auto) - (of_test - of_test.mean(0)) @ release.debias_coefficients.T
     whole = np.cov(np.hstack([d, of_test]), rowvar=False)
     np.testing.assert_allclose(release.power_covariance, whole[4:, 4:], rtol=1e-9)
     np.testing.assert_allclose(release.power_cross_covariance, whole[:4, 4:], rtol=1e-9)
@@ -349,7 +349,7 @@ def test_power_as_data(run, made):
         "j,jpi->pi", ee, found["ee"]
     )
     bandpower_response = first.kk.patches @ kk + first.ee.patches @ ee
-    bandpower_response = bandpower_response - power_response @ release.coefficients.T
+    bandpower_response = bandpower_response - power_response @ release.debias_coefficients.T
     error = np.cov(power_response, rowvar=False) / len(power_response)
     np.testing.assert_allclose(
         release.power_error_covariance, noise[4:, 4:] + error, rtol=1e-6, atol=0
@@ -426,7 +426,9 @@ def test_second_order_is_of_the_debiased(run, made):
     auto = curvature.shifted_noise(run, response)
     first = derivatives.read(run, response)
     found = power.read(run, "derivatives", [0])
-    change = auto - first.centre - (found["shifted"] - found["power"]) @ release.coefficients.T
+    change = (
+        auto - first.centre - (found["shifted"] - found["power"]) @ release.debias_coefficients.T
+    )
     flat = replace(release, curvature=0 * release.curvature)
     likelihood = BandpowerLikelihood(flat)
     fiducial = release.fiducial_kk, release.fiducial_ee
@@ -536,10 +538,10 @@ def test_the_survey_with_its_second_order(release):
     scatter = release.amplitude_covariance / 9
     expected = (
         release.bandpowers
-        - release.coefficients @ change
-        - release.second[:, 0] * (v[0] ** 2 - scatter[0, 0])
-        - release.second[:, 1] * (v[0] * v[1] - scatter[0, 1])
-        - release.second[:, 2] * (v[1] ** 2 - scatter[1, 1])
+        - release.debias_coefficients @ change
+        - release.debias_second[:, 0] * (v[0] ** 2 - scatter[0, 0])
+        - release.debias_second[:, 1] * (v[0] * v[1] - scatter[0, 1])
+        - release.debias_second[:, 2] * (v[1] ** 2 - scatter[1, 1])
     )
     likelihood = BandpowerLikelihood(whole)
     kk = release.fiducial_kk.copy()
@@ -548,7 +550,7 @@ def test_the_survey_with_its_second_order(release):
     model = (
         release.windows @ kk[: release.windows.shape[1]]
         + 0.2 * release.kk_derivatives[:, 0]
-        + (release.cross @ v) * u
+        + (release.debias_cross @ v) * u
     )
     # u² about the amplitude that the bandpowers have: where they have that of the model, it is u².
     found = likelihood.bandpowers - likelihood.model(kk, release.fiducial_ee)

@@ -530,7 +530,7 @@ def test_plan_with_a_typo(tmp_path):
 
 def emulated(**params):
     return {
-        "likelihood": {"cobaya_cnnlens.CNNLens": {"release": "refined_fiducial"}},
+        "likelihood": {"cobaya_cnnlens.CNNLens": {"release": "refined_fiducial", "primary": True}},
         "theory": {"cobaya_cnnlens.EmulatedCAMB": {"emulator": "lcdm"}},
         "params": {**FIDUCIAL, "As": 2.21e-9, **INSTRUMENT, **params},
     }

@@ -322,7 +322,7 @@ def test_biases_are_those_of_the_patches(measured):
     shift = (with_dust - clean) / response**2
     found = {b.debias: b for b in table.biases if (b.foreground, b.lmax) == (dust, None)}
     own = [foregrounds.read(run, f, None, [0])["power"] for f in (dust, CLEAN)]
-    corrected = shift - (own[0] - own[1]) @ release.coefficients.T
+    corrected = shift - (own[0] - own[1]) @ release.debias_coefficients.T
     for name, each in (("fixed", shift), ("data", corrected)):
         likelihood = BandpowerLikelihood(release, name)
         width, bias = np.sqrt(np.diag(likelihood.covariance)), found[name]

@@ -267,7 +267,7 @@ def test_the_release_is_the_weighted_sum(written, tmp_path):
     seen = calibration.derivative_patches(run, plan).tiles
     u = shares(seen, weights.weight)
     kk = (u * (arrays["kk_auto"][1] / r2[seen] - arrays["kk_truth"][1])).mean(0)
-    debiased = kk - release.coefficients @ release.power_kk_derivatives[:, 1]
+    debiased = kk - release.debias_coefficients @ release.power_kk_derivatives[:, 1]
     np.testing.assert_allclose(release.kk_derivatives[:, 1], debiased, rtol=1e-9)
     gain = NUISANCES.index("gain")
     rows = calibration.nuisance_patches(run, plan, 60)

@@ -215,7 +215,7 @@ def release_fields(
     return {
         "power": fiducial,
         "fiducial_power": fiducial,
-        "coefficients": coefficients,
+        "debias_coefficients": coefficients,
         "kk_direction": debias.second.kk_direction,
         "patch_covariance": scatter[d_d],
         "noise_covariance": noise_error[d_d],
@@ -253,8 +253,8 @@ def _second_order_fields(
         "curvature": second.product(n_v, n_v),
         "ee_directions": directions,
         "amplitude_covariance": directions.T @ sample_covariance(debias.test_power) @ directions,
-        "second": np.transpose(squares),
-        "cross": np.transpose([second.product(i, n_v).mean(0) for i in range(n_v)]),
+        "debias_second": np.transpose(squares),
+        "debias_cross": np.transpose([second.product(i, n_v).mean(0) for i in range(n_v)]),
     }
     return coefficients, replace(debias.derivatives, kk=kk), fields
 

@@ -5,16 +5,14 @@ The model is::
     µ_b(θ, x) = Σ_L W_bL C_L^κκ + Σ_j N'_bj δ_j + Σ_i (A_bi x_i + B_bi x_i²)
 
 W are the bandpower windows of the masked patch. The sum over the bands j of C^κκ moves the noise
-bias from the fiducial cosmology to θ: δ_j is the relative change of the band's power,
-Σ (2L+1) C_L / Σ (2L+1) C_L^fid − 1. x are the instrument's nuisances (gain, beam, noise and angle),
-zero for that of the simulations. ``noise_debias``:
+bias from the fiducial cosmology to θ (docs/noise-bias, eqs 9 and 13): δ_j is the relative change of
+the band's power. x are the nuisances of the instrument, zero for that of the simulations.
+``noise_debias``:
 
-- ``"data"``: the data are debiased with the survey's own E and B power (:class:`~.fields.Release`),
-so
-  that the model has no part of C^EE;
+- ``"data"``: the data are debiased with the survey's own E and B power, so that the model has no
+  part of C^EE;
 - ``"fixed"``: the noise bias stays at the fiducial cosmology, as in Caldeira et al. 2018. N' is
-zero
-  and parameters are biased.
+  zero and parameters are biased.
 
 With ``primary`` the data vector goes on with p̂, the power of lensed E (and of B where it is noise)
 of the same patches, whose model is p^fid + Σ_j ∂p/∂ ln C_j δ_j in the bands of both spectra; T = p

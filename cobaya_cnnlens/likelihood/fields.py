@@ -2,7 +2,8 @@
 
 The reader, the writer, the checks and the JSON schema (:mod:`.schema`) follow from the
 declarations: key in the file, shape, unit, allowed sign, and the group of fields that are present
-together. :mod:`.bandpowers` is the model that uses these numbers; docs/noise-bias derives it.
+together. The model that uses these numbers is :mod:`cobaya_cnnlens.likelihood.bandpowers`; docs/noise-bias
+derives it.
 """
 
 from __future__ import annotations
@@ -179,7 +180,7 @@ class Release:
         Group.DEBIAS,
         Sign.POSITIVE,
     )
-    coefficients: np.ndarray = numbers(
+    debias_coefficients: np.ndarray = numbers(
         "debias.coefficients",
         "n_bins n_power",
         "1/µK²",
@@ -200,14 +201,14 @@ class Release:
         "⟨δv_i δv_j⟩ of one patch.",
         Group.SECOND_ORDER,
     )
-    second: np.ndarray = numbers(
+    debias_second: np.ndarray = numbers(
         "debias.second",
         "n_bins n_products",
         KAPPA,
         "S_ij for the n_v(n_v+1)/2 products i ≤ j, in the order 11, 12, …, 22, …",
         Group.SECOND_ORDER,
     )
-    cross: np.ndarray = numbers(
+    debias_cross: np.ndarray = numbers(
         "debias.cross",
         "n_bins n_v",
         KAPPA,
@@ -400,7 +401,7 @@ class Release:
         if not self.n_v:
             return linear
         v, scatter = self.amplitudes, self.amplitude_covariance / self.n_patches
-        return linear + self.second @ (np.outer(v, v) - scatter)[np.triu_indices(self.n_v)]
+        return linear + self.debias_second @ (np.outer(v, v) - scatter)[np.triu_indices(self.n_v)]
 
     def correction_of(self, power: np.ndarray) -> np.ndarray:
         """First order of :attr:`correction` (docs/noise-bias, eq. 6) for any power.
@@ -413,7 +414,7 @@ class Release:
         -------
         what is subtracted from the bandpowers, (..., n_bins)
         """
-        return (power - self.fiducial_power) @ self.coefficients.T
+        return (power - self.fiducial_power) @ self.debias_coefficients.T
 
     @cached_property
     def covariance(self) -> np.ndarray:

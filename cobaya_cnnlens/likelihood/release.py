@@ -76,7 +76,7 @@ def debiased_by_data(release: Release) -> Release:
     bandpowers = release.bandpowers - release.correction
     derivatives, along = release.kk_derivatives, release.kk_direction
     if release.n_v:
-        derivatives = derivatives + np.outer(release.cross @ release.amplitudes, along)
+        derivatives = derivatives + np.outer(release.debias_cross @ release.amplitudes, along)
     u = _amplitude(release, bandpowers, derivatives)
     return replace(
         without(release, Group.DEBIAS, Group.SECOND_ORDER, Group.PRIMARY, Group.FIXED),

@@ -42,6 +42,7 @@ from ..simulate.skies import seed_sequence
 from ..simulate.tiling import evenly
 from ..table import plus_minus, text_table
 from ..theory.camb import Cosmology
+from .omch2 import ways_of
 from .posterior_grid import (
     INTERVALS,
     Marginal,
@@ -361,7 +362,7 @@ def coverage_tables(
     run: Run,
     release: Release,
     patches_each: int | None = None,
-    noise_debias: str = "data",
+    noise_debias: str | None = None,
     statistics: str = "hamimeche-lewis",
     primary: bool = False,
     others: Sequence[Run] = (),
@@ -373,6 +374,7 @@ def coverage_tables(
     ----------
     release : whose calibration, model and covariance are tested; its data play no part
     patches_each : patches of one survey; the configuration's by default
+    noise_debias : "data" or "fixed"; by default "data" where the release holds it
     others : runs with more skies, drawn from the same prior
 
     Raises
@@ -390,6 +392,7 @@ def coverage_tables(
             "release that this network made"
         )
     skies_of = read_all([run, *others])
+    noise_debias = noise_debias or ways_of(release)[0]
     if noise_debias == "fixed":  # which asks for no power of the patches
         release = with_fixed_debias(release)
     surveys, truth, origin = [], [], []

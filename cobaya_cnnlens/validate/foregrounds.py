@@ -365,7 +365,7 @@ def foregrounds_table(run: Run, indices: Iterable[int] | None = None) -> Foregro
         shift = shift / made.response**2
         biases.append(Bias(f, lmax, "fixed", *judges["fixed"].bias(shift)))
         if made.has(Group.DEBIAS):
-            own = (more["power"] - clean[lmax]["power"]) @ made.coefficients.T
+            own = (more["power"] - clean[lmax]["power"]) @ made.debias_coefficients.T
             biases.append(Bias(f, lmax, "data", *judges["data"].bias(shift - own)))
     return ForegroundTable(
         run.bandpowers.bins.centres,

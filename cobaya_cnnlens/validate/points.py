@@ -71,14 +71,14 @@ def check_points(run: Run, release: Release, group: str) -> list[PointCheck]:
     by_change: dict[tuple, list[Point]] = {}
     for point in cosmologies.checked(run, group):
         by_change.setdefault(tuple(sorted(point.change.items())), []).append(point)
-    names = ("curvature", "second", "cross")
+    names = ("curvature", "debias_second", "debias_cross")
     flat = replace(release, **{name: np.zeros_like(getattr(release, name)) for name in names})
     checks = []
     for change, points in by_change.items():
         cosmology = run.config.cosmology.vary(**dict(change))
         moved, still = cosmologies.read(run, points), cosmologies.still(run, points)
         found = cosmologies.change_of_noise(moved, still, release.response)
-        found = found - (moved.power - still.power) @ release.coefficients.T
+        found = found - (moved.power - still.power) @ release.debias_coefficients.T
         predicted, linear = (
             _noise(made, moved, run.spectra(cosmology)) - _noise(made, still, run.spectra())
             for made in (release, flat)
