@@ -32,7 +32,7 @@ from cobaya_cnnlens.validate.points import points_table
 from cobaya_cnnlens.validate.posterior_grid import PosteriorGrid
 
 from . import written as written_by_hand
-from .conftest import synthetic_release, with_made_up_debias
+from .conftest import fixed_release, synthetic_release, with_made_up_debias
 from .written import (
     N_BINS,
     PER_SKY,
@@ -300,7 +300,7 @@ def test_recovered_omch2_knows_the_second_order_of_the_data(written, monkeypatch
     recovered_omch2(run, release, "high")
     a, used = release.kk_direction, BandpowerLikelihood(release).release
     v = release.amplitudes
-    first = release.kk_derivatives + np.outer(release.cross @ v, a)
+    first = release.kk_derivatives + np.outer(release.debias_cross @ v, a)
     # 2 û Q a is what the derivatives have beside those.
     u = (used.kk_derivatives - first)[:, 0] / (2.0 * release.curvature * a[0])
     np.testing.assert_allclose(u, u[0], rtol=1e-9)
@@ -482,14 +482,9 @@ def test_ranks_under_a_shared_calibration_error():
     """p of right surveys is uniform where all share an error of the calibration, a tenth of a
     survey's variance; taken for independent, the same ranks would be refused too often."""
     generator = np.random.default_rng(3)
-    release = synthetic_release(2, n_sim=10**6, n_patches=16)
+    release = fixed_release(2, n_sim=10**6, n_patches=16)
     own = release.patch_covariance / 400
-    release = replace(
-        release,
-        patch_covariance=16 * own,
-        noise_covariance=own / 20,
-        derivative_covariance=own / 20,
-    )
+    release = replace(release, patch_covariance=16 * own, noise_covariance=own / 10)
     likelihood = BandpowerLikelihood(release, "fixed", "gaussian")
     ends = (0.9, 1.1)
     grid = proportional(release, [ends], (121,))
@@ -519,18 +514,13 @@ def test_simulated_sets_without_a_shared_error_are_uniform(statistics):
     """Truths even over the prior: intervals hold 68 and 95%, tenths a tenth each; with a shared
     error every set is off in its own way, but not all together."""
     generator = np.random.default_rng(4)
-    release = synthetic_release(2, n_sim=10**6, n_patches=16)
+    release = fixed_release(2, n_sim=10**6, n_patches=16)
     own = release.patch_covariance / 1600
     ends = (0.8, 1.2)
     truth = np.linspace(*ends, 2001)[1::2]
     spread = {}
     for part in (1e-9, 0.3):
-        made = replace(
-            release,
-            patch_covariance=16 * own,
-            noise_covariance=part * own,
-            derivative_covariance=1e-9 * own,
-        )
+        made = replace(release, patch_covariance=16 * own, noise_covariance=part * own)
         likelihood = BandpowerLikelihood(made, "fixed", statistics)
         grid = proportional(release, [ends], (1201,))
         [found] = simulate_ranks(grid, likelihood, truth[:, None], generator, 60)
@@ -553,14 +543,12 @@ def cut(small_config, monkeypatch):
     content = small_config.model_dump(mode="json")
     content["coverage"] = {"skies": 12, "patches_each": 8}
     config = Config.model_validate(content)
-    release = synthetic_release(
+    release = fixed_release(
         4, n_patches=8, n_sim=10**6, provenance={"network_sha256": HASH}, response=OF_BINS
     )
     own = release.patch_covariance / 400
-    release = replace(
-        release, patch_covariance=own, noise_covariance=own / 16, derivative_covariance=own / 16
-    )
-    table = Omch2Likelihood(Run(config), BandpowerLikelihood(release))
+    release = replace(release, patch_covariance=own, noise_covariance=own / 8)
+    table = Omch2Likelihood(Run(config), BandpowerLikelihood(release, "fixed"))
     generator = np.random.default_rng(5)
     calibration = generator.multivariate_normal(np.zeros(4), own / 8)
     data = []
@@ -583,9 +571,9 @@ def test_a_table_from_products(cut):
     assert found.sky.tolist() == [i // 2 for i in range(24)]
     truth = np.repeat([coverage.cosmology_of(Run(config), i).omch2 for i in range(12)], 2)
     np.testing.assert_array_equal(found.truth, truth)
-    covariance = own / 8 + own / 16 + own / 16
+    covariance = own / 8 + own / 8
     grid = np.linspace(*PRIOR, 40_001)
-    likelihood = BandpowerLikelihood(release)
+    likelihood = BandpowerLikelihood(release, "fixed")
     inverse = np.linalg.inv(covariance) * likelihood.hartlap
     nodes = np.linspace(*PRIOR, 7)
     theory = [Run(config).spectra(config.cosmology.vary(omch2=float(x))) for x in nodes]
@@ -643,7 +631,6 @@ def test_a_release_that_is_too_sure_is_found_out(cut):
         release,
         patch_covariance=release.patch_covariance / 9,
         noise_covariance=release.noise_covariance / 9,
-        derivative_covariance=release.derivative_covariance / 9,
     )
     (found,) = coverage_tables(Run(config, HASH), sure, statistics="hartlap")
     assert found.covered(0.68)[0] < 0.5

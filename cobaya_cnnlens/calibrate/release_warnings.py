@@ -3,9 +3,9 @@
 Warnings of its maps come with the bandpowers (:mod:`.map_checks`). One more is due where nothing
 near the fiducial cosmology fits the bandpowers: their best χ² over
 
-    C_L^κκ = A C_L^fid (1 + t a_j/|a|²),  L in band j,
+    C_L^κκ = A C_L^fid (1 + u a_j/|a|²),  L in band j,
 
-with the amplitude A and the change t along omch2 free, and C_l^EE likewise where the model has it.
+with the amplitude A and the change u along the direction of the release free.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..likelihood.bandpowers import BandpowerLikelihood
 from ..likelihood.release import Release
 from ..likelihood.statistics import POOR_FIT
 
-# Of ln A and of t, whose unit is the step in omch2 at which derivatives were measured.
+# Of ln A and of u, which is at most 1 in the simulations.
 BOUNDS = ((-1.5, 1.5), (-3.0, 3.0))
 
 
@@ -51,24 +51,16 @@ def poor_fit(release: Release) -> str | None:
 def best_fit(release: Release) -> tuple[float, float]:
     """χ² at the best amplitude and omch2, and its probability to exceed."""
     try:
-        likelihood = BandpowerLikelihood(release)
+        likelihood = BandpowerLikelihood(release, release.noise_debiases[0])
     except CNNLensError:  # of data whose power is not positive
-        likelihood = BandpowerLikelihood(release, statistics="hartlap")
+        likelihood = BandpowerLikelihood(release, release.noise_debiases[0], "hartlap")
     used = likelihood.release
     kk = np.pad(used.fiducial_kk, (0, max(likelihood.lmax_kk + 1 - len(used.fiducial_kk), 0)))
-    ee = np.pad(used.fiducial_ee, (0, max(likelihood.lmax_ee + 1 - len(used.fiducial_ee), 0)))
-    slopes = [
-        _along(len(cl), edges, direction)
-        for cl, edges, direction in (
-            (kk, used.kk_edges, used.kk_direction),
-            (ee, used.ee_edges, used.ee_direction),
-        )
-    ]
+    slope = _along(len(kk), used.kk_edges, used.kk_direction)
 
     def chi2(x: np.ndarray) -> float:
-        spectra = kk * np.exp(x[0]) * (1.0 + x[1] * slopes[0]), ee * (1.0 + x[1] * slopes[1])
         try:
-            return likelihood.chi2(*spectra)
+            return likelihood.chi2(kk * np.exp(x[0]) * (1.0 + x[1] * slope))
         except SpectrumError:
             return 1e30
 
@@ -81,7 +73,7 @@ def best_fit(release: Release) -> tuple[float, float]:
 
 
 def _along(size: int, edges: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """Relative change of a spectrum for t = 1, (size,)."""
+    """Relative change of a spectrum for u = 1, (size,)."""
     change = np.zeros(size)
     if direction.any():
         change[edges[0] : edges[-1]] = np.repeat(

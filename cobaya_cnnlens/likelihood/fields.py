@@ -2,8 +2,8 @@
 
 The reader, the writer, the checks and the JSON schema (:mod:`.schema`) follow from the
 declarations: key in the file, shape, unit, allowed sign, and the group of fields that are present
-together. The model that uses these numbers is :mod:`cobaya_cnnlens.likelihood.bandpowers`; docs/noise-bias
-derives it.
+together. The model that uses these numbers is :mod:`cobaya_cnnlens.likelihood.bandpowers`;
+docs/noise-bias derives it.
 """
 
 from __future__ import annotations
@@ -380,6 +380,11 @@ class Release:
         whether it is
         """
         return all(getattr(self, name).size for name in fields_of(group))
+
+    @property
+    def noise_debiases(self) -> tuple[str, ...]:
+        """The values of ``noise_debias`` that the release allows, the better one first."""
+        return ("data", "fixed") if self.has(Group.DEBIAS) else ("fixed",)
 
     @property
     def n_v(self) -> int:

@@ -42,7 +42,6 @@ from ..simulate.skies import seed_sequence
 from ..simulate.tiling import evenly
 from ..table import plus_minus, text_table
 from ..theory.camb import Cosmology
-from .omch2 import ways_of
 from .posterior_grid import (
     INTERVALS,
     Marginal,
@@ -392,7 +391,7 @@ def coverage_tables(
             "release that this network made"
         )
     skies_of = read_all([run, *others])
-    noise_debias = noise_debias or ways_of(release)[0]
+    noise_debias = noise_debias or release.noise_debiases[0]
     if noise_debias == "fixed":  # which asks for no power of the patches
         release = with_fixed_debias(release)
     surveys, truth, origin = [], [], []

@@ -14,7 +14,7 @@ from ..calibrate.assemble import calibration_of
 from ..calibrate.response import standard_error
 from ..errors import CNNLensError
 from ..likelihood.bandpowers import BandpowerLikelihood
-from ..likelihood.fields import Group, Release
+from ..likelihood.fields import Release
 from ..likelihood.release import with_fixed_debias
 from ..likelihood.statistics import chi2_pte, inverse_covariance, pte_to_sigma
 from ..pipeline.run import Run
@@ -228,18 +228,13 @@ class Recovery:
         return f"{recovered}\n\n{nulls}"
 
 
-def ways_of(release: Release) -> tuple[str, ...]:
-    """The noise debiases that a release allows."""
-    return ("data", "fixed") if release.has(Group.DEBIAS) else ("fixed",)
-
-
 def recovery(run: Run, releases: dict[str, Release], patches_each: int) -> Recovery:
     """ω_c of every survey with each debias, and how far its patches reject the fiducial one."""
     return Recovery(
         {
             name: {
                 way: recovered_omch2(run, release, name, patches_each, way)
-                for way in ways_of(release)
+                for way in release.noise_debiases
             }
             for name, release in releases.items()
         },

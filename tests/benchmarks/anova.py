@@ -21,7 +21,7 @@ from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.release import read_release
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.run import Run
-from cobaya_cnnlens.validate.omch2 import Omch2Likelihood, ways_of
+from cobaya_cnnlens.validate.omch2 import Omch2Likelihood
 
 ROOT = Path(__file__).parents[2]
 LAGS = (1, 2, 3, 5, 10, 20, 40)
@@ -31,7 +31,7 @@ run = Run(load_config(arguments[0] if arguments else ROOT / "training" / "config
 first = run.config.first_survey
 release = read_release(arguments[1]) if len(arguments) > 1 else make_release(run, first)
 calibration, _ = calibration_of(run)
-for debias in ways_of(release):
+for debias in release.noise_debiases:
     likelihood = BandpowerLikelihood(release, debias)
     slope = Omch2Likelihood(run, likelihood).slope(run.config.cosmology.omch2)
     weights = np.linalg.solve(likelihood.release.patch_covariance, slope)

@@ -15,7 +15,6 @@ from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.fields import NUISANCES
 from cobaya_cnnlens.likelihood.release import read_release, shipped_releases
 from cobaya_cnnlens.theory.camb import CambSettings, Cosmology, compute_spectra
-from cobaya_cnnlens.validate.omch2 import ways_of
 
 STEPS = {"omch2": 0.002, "lnAs": 0.02, "H0": 1.0}
 
@@ -63,7 +62,7 @@ def main(names):
             for sign in (1, -1):
                 at[parameter, sign] = spectra_at(release, settings, **{parameter: sign * step})
         print(f"{release.name}, {release.n_patches} patches: sigma of {', '.join(STEPS)}; alone")
-        for way in ways_of(release):
+        for way in release.noise_debiases:
             likelihood = BandpowerLikelihood(release, way)
             print(f"  {way:8s}", *(f"{v:9.5f}" for part in errors(likelihood, at) for v in part))
             shifted = ", ".join(f"{v:+.3f}" for v in shifts(likelihood, at))
