@@ -671,7 +671,7 @@ def test_a_table_from_products(cut):
         assert found.mean[k] == pytest.approx(posterior @ grid, rel=1e-5)
         sigma = np.sqrt(posterior @ (grid - posterior @ grid) ** 2)
         assert found.sigma[k] == pytest.approx(sigma, rel=2e-3)
-        assert found.rank[k] == pytest.approx(posterior[grid < truth[k]].sum(), abs=2e-3)
+        assert found.rank[k] == pytest.approx(posterior[grid < truth[k]].sum(), abs=6e-3)
     # Half of the variance is the calibration's, which all surveys share.
     assert found.simulated.covered[:, 0].std() > 1.7 * np.sqrt(0.68 * 0.32 / 24)
     assert found.uniformity > 0.01

@@ -2,8 +2,8 @@
 
 The reader, the writer, the checks and the JSON schema (:mod:`.schema`) follow from the
 declarations: key in the file, shape, unit, allowed sign, and the group of fields that are present
-together. The model that uses these numbers is :mod:`cobaya_cnnlens.likelihood.bandpowers`; docs/noise-bias
-derives it.
+together. The model that uses these numbers is :mod:`cobaya_cnnlens.likelihood.bandpowers`;
+docs/noise-bias derives it.
 """
 
 from __future__ import annotations
