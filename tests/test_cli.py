@@ -17,7 +17,7 @@ from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import ConfigError
 from cobaya_cnnlens.likelihood.release import write_release
 
-from .conftest import REPOSITORY
+from .conftest import REPOSITORY, at_fiducial_power
 
 COMMANDS = [
     *("spectra", "skies", "train", "reconstruct", "derivatives", "evaluate", "recover"),
@@ -179,7 +179,7 @@ def test_the_figure_of_a_release(release):
 
     backend = matplotlib.rcParams["backend"]
     low = np.array([-3.0, -1.0, 0.0, 1.0, 3.0]) * np.sqrt(np.diag(release.covariance))
-    release = replace(release, bandpowers=release.bandpowers + low)
+    release = at_fiducial_power(replace(release, bandpowers=release.bandpowers + low))
     top, bottom = release_figure(release).axes
     assert matplotlib.rcParams["backend"] == backend
     signal = release.windows @ release.fiducial_kk[: release.windows.shape[1]]

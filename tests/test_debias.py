@@ -328,6 +328,17 @@ def test_the_survey_is_debiased_by_its_own_power(run, made):
     error = np.cov(of_patches - test.truth, rowvar=False) / len(of_patches)
     np.testing.assert_allclose(used.noise_covariance, error, rtol=1e-9)
     assert not used.power.size
+    # That of plain d holds the error of its change at the excursion too.
+    plain = calibration.debias(test.auto)
+    error = np.cov(plain - test.truth, rowvar=False) / len(plain)
+    response = calibration.response
+    change = curvature.change_above(
+        derivatives.read(run, response),
+        curvature.shifted_noise(run, response),
+        curvature.shifted_changes(run),
+    )
+    error = error + np.cov(change, rowvar=False) / len(change)
+    np.testing.assert_allclose(release.fixed_noise_covariance, error, rtol=1e-9)
     np.testing.assert_array_equal(used.response, release.response)
 
 

@@ -347,6 +347,11 @@ def test_single_patches_against_the_fiducial(written):
     expected = [o @ np.linalg.solve(written.cosmic + written.own, o) for o in off]
     np.testing.assert_allclose(chi2, expected, rtol=1e-6)
     assert (np.diff(sigma[np.argsort(chi2)]) >= 0).all()
+    # Of plain d, whatever the debias from the data says of d'.
+    debiased = with_made_up_debias(release)
+    chi2, _ = null_significance(Run(config, HASH), debiased, "high")
+    expected = [o @ np.linalg.solve(debiased.fixed_patch_covariance, o) for o in off]
+    np.testing.assert_allclose(chi2, expected, rtol=1e-6)
 
 
 # Coverage: errors where surveys share skies, ranks where all share a calibration.
