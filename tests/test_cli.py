@@ -37,7 +37,6 @@ COMMANDS = [
         "power",
         "exhibit",
         "report",
-        "cost",
     ),
     *("emulator make", "emulator check"),
     *("survey plan", "survey reconstruct", "survey calibrate", "survey release", "survey nulls"),
@@ -77,7 +76,6 @@ LIGHT = [
 NEEDS_PIPELINE = [
     *([c, str(CONFIG)] for c in ("spectra", "train", "evaluate", "recover", "mean-field")),
     *([c, str(CONFIG)] for c in ("derivatives", "coverage", "nulltest", "primary", "compare")),
-    ["cost", str(CONFIG)],
     ["skies", str(CONFIG), "--set", "test"],
     ["features", str(CONFIG), "--set", "train"],
     ["reconstruct", str(CONFIG), "--set", "test"],
@@ -209,7 +207,7 @@ STAGES = {
         *("evaluate", "compare", "n0", "n1", "recover", "forecast", "points", "coverage"),
         *("nulltest", "foregrounds", "primary", "predictive"),
     ],
-    "Look": ["figure", "exhibit", "report", "plot", "cost"],
+    "Look": ["figure", "exhibit", "report", "plot"],
 }
 
 

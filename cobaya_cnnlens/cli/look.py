@@ -85,34 +85,3 @@ def plot(
     figure = posteriors_figure(samples, params)
     typer.echo(save(figure, out or Path(f"{chains[0]}.png"), dpi="figure"))
     typer.echo(format_marginals(marginals(samples, params)))
-
-
-@command()
-def cost(
-    config: ConfigFile,
-    cores: Annotated[int, typer.Option(min=1, help="Cores that share the work.")] = 2,
-    everything: Annotated[
-        bool, typer.Option("--everything", help="As if no product were there yet.")
-    ] = False,
-    releases: Annotated[
-        bool, typer.Option("--releases", help="Of a study: to the releases of its members.")
-    ] = False,
-    area: Annotated[
-        float | None,
-        typer.Option(
-            help="Square degrees of a survey: its tiles, and the test skies they ask for."
-        ),
-    ] = None,
-) -> None:
-    """Print the jobs that the workflow has left, and their hours by measured unit costs."""
-    runs.need_pipeline()
-    from ..pipeline.loading import load_study
-    from ..report.text import format_costs
-    from ..validate import costs
-
-    members = load_study(config)
-    survey = None
-    if area is not None:
-        members, survey = costs.of_survey(members, str(config), area)
-    left = costs.stages_of(members, str(config), everything, releases)
-    typer.echo(format_costs(left, cores, survey))

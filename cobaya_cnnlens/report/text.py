@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ..calibrate.nuisances import NuisanceCheck
     from ..pipeline.emulation import Errors
     from ..pipeline.run import Run
-    from ..validate.costs import Stage, Survey
     from ..validate.coverage import CoverageTable
     from ..validate.forecast import Forecast
     from ..validate.foregrounds import Bias, ForegroundTable
@@ -496,21 +495,4 @@ def format_emulator(found: Errors) -> str:
     for name, values in rows:
         median, high, worst = np.percentile(values, (50, 95, 100))
         lines.append(f"{name:36s} {median:8.4f} {high:8.4f} {worst:8.4f}")
-    return "\n".join(lines)
-
-
-def format_costs(stages: list[Stage], cores: int, survey: Survey | None = None) -> str:
-    """Jobs of every stage, those that are left, and their CPU-hours."""
-    rows = [(s.rule, s.jobs, s.left, s.cpu_s / 3600) for s in stages]
-    if survey is not None:
-        rows.append((f"{survey.tiles} tiles", 1, 1, survey.cpu_s / 3600))
-    columns = list(zip(*rows, strict=True))
-    total = sum(columns[3])
-    lines = ["job             all    left   CPU-hours"]
-    lines += [f"{rule:14s}{n:5d}{left:8d}{hours:12.2f}" for rule, n, left, hours in rows]
-    lines.append(f"{'together':14s}{sum(columns[1]):5d}{sum(columns[2]):8d}{total:12.2f}")
-    lines.append(f"{total / cores:.1f} hours on {cores} cores that are never idle")
-    if survey is not None:
-        side = f"{survey.area_deg2:g} deg2 in {survey.tiles} tiles"
-        lines.append(f"{side}; of the test skies as many as their noise debias needs")
     return "\n".join(lines)

@@ -62,8 +62,6 @@ rule nulls:
         path=path_of,
         index=lambda w: int(w.index),
     threads: 2
-    resources:
-        runtime=within(lambda c, w: c.nulls()),
     shell:
         "cnnlens nulltest {params.path:q} --index {params.index}"
 
@@ -78,9 +76,6 @@ rule coverage_sky:
         path=path_of,
         index=lambda w: int(w.index),
     threads: 2
-    resources:
-        mem_mb=8000,
-        runtime=within(lambda c, w: c.coverage()),
     shell:
         "cnnlens coverage {params.path:q} --index {params.index} --threads {threads}"
 
