@@ -41,7 +41,6 @@ SHIPPED = "shipped"
 COMMANDS = {
     "spectra": "spectra CONFIG",
     "sky": "skies CONFIG --set {set} --index {index}",
-    "temperature": "nuisances CONFIG --check {index} --leakage 0.001",
     "features": "features CONFIG --set {set} --index {index}",
     "mean field": "mean-field CONFIG",
     "bandpowers": "reconstruct CONFIG --set {set} --index {index}",

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import cobaya_cnnlens
+from cobaya_cnnlens.calibrate.release_networks import NETWORKS
 from cobaya_cnnlens.cli import main as cli
 from cobaya_cnnlens.cli import runs
 from cobaya_cnnlens.cli.main import app
@@ -30,7 +31,6 @@ COMMANDS = [
         "ship",
         "release plot",
         "release combine",
-        "n1",
         "points",
         "coverage",
         "nuisances",
@@ -44,7 +44,7 @@ COMMANDS = [
 pipeline = pytest.mark.skipif(
     importlib.util.find_spec("ducc0") is None, reason="a light installation has no pipeline"
 )
-NETWORK = REPOSITORY / "training" / "networks" / "laptop_1uk.keras"
+NETWORK = NETWORKS / "refined.keras"
 CONFIG = REPOSITORY / "training" / "config" / "test.yaml"
 # What a light installation has no copy of: importing it fails.
 PIPELINE = ("ducc0", "healpy", "keras", "tensorflow", "jax", "snakemake")
@@ -67,10 +67,10 @@ json.dump(done, sys.stdout)
 """
 LIGHT = [
     (("--version",), cobaya_cnnlens.__version__),
-    (("release", "list"), "laptop_fiducial"),
-    (("release", "show", "laptop_low"), "bandpowers in units of 1e-9"),
-    (("release", "check", "laptop_fiducial", "--network", str(NETWORK)), "was made with"),
-    (("release", "plot", "laptop_fiducial", "--out", "OUT/release.png"), "release.png"),
+    (("release", "list"), "refined_fiducial"),
+    (("release", "show", "refined_low"), "bandpowers in units of 1e-9"),
+    (("release", "check", "refined_fiducial", "--network", str(NETWORK)), "was made with"),
+    (("release", "plot", "refined_fiducial", "--out", "OUT/release.png"), "release.png"),
     (("n0", "--multipole", "100", "--lmax", "2000", "--out", "OUT/n0.csv"), "C_L^kk"),
 ]
 NEEDS_PIPELINE = [
@@ -88,7 +88,6 @@ NEEDS_PIPELINE = [
     ["survey", "nulls", "plan.yaml", "--release", "refined_fiducial"],
     ["survey", "calibrate", "plan.yaml", "--config", str(CONFIG)],
     ["survey", "release", "plan.yaml", "--config", str(CONFIG)],
-    ["n1"],
 ]
 
 
@@ -204,7 +203,7 @@ STAGES = {
     "Estimate": ["features", "train", "mean-field", "reconstruct"],
     "Calibrate": ["derivatives", "nuisances", "power", "ship", "release", "survey"],
     "Validate": [
-        *("evaluate", "compare", "n0", "n1", "recover", "forecast", "points", "coverage"),
+        *("evaluate", "compare", "n0", "recover", "forecast", "points", "coverage"),
         *("nulltest", "foregrounds", "primary", "predictive"),
     ],
     "Look": ["figure", "exhibit", "report", "plot"],

@@ -18,7 +18,7 @@ def test_every_public_name_is_there(name):
 
 def test_public_names_load_only_what_is_asked_for():
     code = (
-        "import sys, cobaya_cnnlens; cobaya_cnnlens.read_release('laptop_fiducial'); "
+        "import sys, cobaya_cnnlens; cobaya_cnnlens.read_release('refined_fiducial'); "
         "sys.exit(bool({'cobaya', 'camb', 'keras', 'healpy', 'matplotlib'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

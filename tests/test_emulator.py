@@ -430,7 +430,7 @@ def test_plan_with_a_typo(tmp_path):
 
 def emulated(**params):
     return {
-        "likelihood": {"cobaya_cnnlens.CNNLens": {"release": "laptop_fiducial"}},
+        "likelihood": {"cobaya_cnnlens.CNNLens": {"release": "refined_fiducial"}},
         "theory": {"cobaya_cnnlens.EmulatedCAMB": {"emulator": "lcdm"}},
         "params": {**FIDUCIAL, "As": 2.21e-9, **INSTRUMENT, **params},
     }
@@ -514,7 +514,9 @@ def test_what_made_a_shipped_emulator_is_what_the_releases_were_made_with(name, 
         [read_emulator(name).tables.low, read_emulator(name).tables.high], plan.sides()
     )
     release = json.loads(
-        (REPOSITORY / "cobaya_cnnlens" / "likelihood" / "data" / "laptop_fiducial.json").read_text()
+        (
+            REPOSITORY / "cobaya_cnnlens" / "likelihood" / "data" / "refined_fiducial.json"
+        ).read_text()
     )
     assert made["settings"]["lens_potential_accuracy"] == plan.camb.lens_potential_accuracy
     theirs = release["theory"]["settings"]

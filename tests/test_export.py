@@ -30,7 +30,7 @@ UNIT = 4 / (2 * np.pi)
 
 @pytest.fixture(scope="module")
 def shipped():
-    return read_release("laptop_high")
+    return read_release("refined_high")
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def test_shipped_release_run_inside_cobaya(tmp_path, format, noise_debias):
     """Δχ² at three omch2 as through our own likelihood, each alone in a run of its own."""
     if format == "candl":
         pytest.importorskip("candl")
-    release, points = read_release("laptop_fiducial"), (0.1165, 0.119, 0.1215)
+    release, points = read_release("refined_fiducial"), (0.1165, 0.119, 0.1215)
     settings = {"accuracy": 8, "halofit_version": "mead2020"}
     got, _ = run(block(release, format, noise_debias, tmp_path), points, **settings)
     own = {"noise_debias": noise_debias, "statistics": "hartlap", "check_theory": False}
@@ -292,8 +292,8 @@ def test_sacc_holds_data_windows_and_covariance(shipped, cosmologies, tmp_path):
     np.testing.assert_allclose(cov, shipped.covariance)
     np.testing.assert_array_equal(windows.values, np.arange(4401))
     said = data.metadata
-    assert said["name"] == "laptop_high"
-    assert (said["n_sim"], said["n_patches"], said["lmax"]) == (1920, 160, 4400)
+    assert said["name"] == "refined_high"
+    assert (said["n_sim"], said["n_patches"], said["lmax"]) == (7715, 160, 4400)
     # SOLikeT multiplies the windows with C_L[:lmax].
     assert "lmax: 4401" in said["soliket"]
     assert "fixed" in said["noise_debias"]
@@ -313,7 +313,7 @@ def test_a_description_is_a_comment(shipped, tmp_path):
     """A description of several lines sets nothing in the exported files."""
     lines = "one\nuse_max = 1\r\nuse_max = 1\u2028use_max = 1\n- x: [\n"
     told = replace(shipped, description=lines)
-    for format, file in (("cmblikes", "laptop_high.dataset"), ("candl", "laptop_high.yaml")):
+    for format, file in (("cmblikes", "refined_high.dataset"), ("candl", "refined_high.yaml")):
         texts = []
         for i, release in enumerate((shipped, told)):
             folder = tmp_path / f"{format}{i}"
@@ -321,7 +321,7 @@ def test_a_description_is_a_comment(shipped, tmp_path):
             texts.append((folder / file).read_text().splitlines())
         assert texts[0][1:] == texts[1][1:]
         assert all(text[0].startswith("# ") for text in texts)
-    assert yaml.safe_load((tmp_path / "candl1" / "laptop_high.yaml").read_text())["name"]
+    assert yaml.safe_load((tmp_path / "candl1" / "refined_high.yaml").read_text())["name"]
 
 
 def test_what_cannot_be_exported(release, tmp_path):
@@ -344,7 +344,9 @@ def test_what_cannot_be_exported(release, tmp_path):
 
 def test_command_line_exports_what_is_right_when_run(tmp_path):
     """Without an option: no EE anywhere."""
-    arguments = ["release", "export", "laptop_low", "--format", "cmblikes", "--out"]
+    arguments = ["release", "export", "refined_low", "--format", "cmblikes", "--out"]
     result = CliRunner().invoke(app, [*arguments, str(tmp_path / "out")])
-    assert result.output.strip() == str(tmp_path / "out" / "laptop_low.dataset")
-    assert "linear_correction" not in (tmp_path / "out" / "laptop_low.dataset").read_text()
+    assert result.output.strip() == str(tmp_path / "out" / "refined_low.dataset")
+    settings = (tmp_path / "out" / "refined_low.dataset").read_text().split("\n", 1)[1]
+    assert "linear_correction" in settings
+    assert "EE" not in settings

@@ -15,7 +15,7 @@ from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.pipeline.training import save_atomically
 from cobaya_cnnlens.reconstruct.features import FEATURES, KAPPA_UNIT, PASSES, REFINED, features_of
 from cobaya_cnnlens.reconstruct.files import networks_hash
-from cobaya_cnnlens.reconstruct.probable import ProbableLensing
+from cobaya_cnnlens.reconstruct.map_lensing import MAPLensing
 from cobaya_cnnlens.reconstruct.refined import RefiningUNet, load_refining
 from cobaya_cnnlens.reconstruct.resunet import ResUNet, load_network
 from cobaya_cnnlens.simulate.instrument import convolve_beam, cosine_mask
@@ -96,7 +96,7 @@ def test_features_are_of_the_sky_seen_through_the_drawn_instrument(made):
         mask * (convolve_beam(m, config.instrument, config.patch) + n)
         for m, n in zip((q, u), noise, strict=True)
     )
-    ascent = ProbableLensing(config.patch, config.instrument, mask, made.spectra(), PASSES, 1)
+    ascent = MAPLensing(config.patch, config.instrument, mask, made.spectra(), PASSES, 1)
     (expected,) = features_of(ascent, q, u, rms, threads=1)
     np.testing.assert_allclose(found.features[2], expected, atol=2e-3, rtol=2e-3)
     np.testing.assert_allclose(found.kappa[2], mask * config.patch.crop(kappa)[0], atol=1e-6)
@@ -108,7 +108,7 @@ def test_validation_is_seen_by_the_instrument_itself(made):
     found = features.read(made, "validation", features.parts(made, "validation"))
     assert set(found.level) == {made.config.instrument.noise_uk_arcmin}
     seen = observe_sky(made, "validation", 0)
-    ascent = ProbableLensing(
+    ascent = MAPLensing(
         made.config.patch, made.config.instrument, made.mask, made.spectra(), PASSES, 1
     )
     expected = np.stack(list(features_of(ascent, seen.q, seen.u, threads=1)))
@@ -198,7 +198,7 @@ def test_the_estimator_refines_what_the_ascent_finds(made, tmp_path):
     run = Run(made.config.model_copy(update={"network": network}))
     q, u = np.random.default_rng(3).standard_normal((2, 2, 64, 64)) * run.mask
     config = run.config
-    ascent = ProbableLensing(config.patch, config.instrument, run.mask, run.spectra(), PASSES, 1)
+    ascent = MAPLensing(config.patch, config.instrument, run.mask, run.spectra(), PASSES, 1)
     expected = np.stack(list(features_of(ascent, q, u, threads=1)))[..., FEATURES.index(REFINED)]
     expected = KAPPA_UNIT * expected.astype(np.float16)
     # Half precision: 6e-8 of a feature, whatever its size.

@@ -411,20 +411,20 @@ def emulated(likelihoods, **params):
     return {"likelihood": likelihoods, "theory": FAST, "params": sampled | fixed | params}
 
 
-def survey(release="laptop_fiducial", **options):
+def survey(release="refined_fiducial", **options):
     return {"class": NAME, "release": release, "check_theory": False, **options}
 
 
 def test_two_surveys_in_one_run():
     """Each has its own χ² and nuisances; what they share is tied in the input."""
-    both = {"low": survey("laptop_low"), "north": survey("laptop_high", suffix="_north")}
+    both = {"low": survey("refined_low"), "north": survey("refined_high", suffix="_north")}
     tied = {f"{name}_north": f"lambda {name}: {name}" for name in INSTRUMENT}
     model = get_model(emulated(both, **INSTRUMENT | tied))
     found = model.logposterior({"omch2": 0.12})
     derived = dict(zip(model.parameterization.derived_params(), found.derived, strict=True))
     assert derived["cnnlens_chi2"] == pytest.approx(-2 * found.loglikes[0])
     assert derived["cnnlens_chi2_north"] == pytest.approx(-2 * found.loglikes[1])
-    for i, release in enumerate(("laptop_low", "laptop_high")):
+    for i, release in enumerate(("refined_low", "refined_high")):
         alone = get_model(emulated({"one": survey(release)}, **INSTRUMENT))
         assert alone.loglike({"omch2": 0.12})[0] == pytest.approx(found.loglikes[i])
     apart = get_model(emulated(both, **INSTRUMENT))
@@ -445,7 +445,7 @@ def test_a_chain_is_not_resumed_with_other_data(tmp_path):
     """Another bandpower under the same name is refused; the same data under other words is not."""
     from dataclasses import replace
 
-    data = read_release("laptop_fiducial")
+    data = read_release("refined_fiducial")
     write_release(data, tmp_path / "r.json")
     content = emulated({NAME: survey(str(tmp_path / "r.json"))}, **INSTRUMENT)
     chain_of(content, tmp_path / "c")
@@ -506,7 +506,7 @@ def test_the_worst_bin_is_one_of_the_release(L_min):
     whichever bins are in use."""
     from dataclasses import replace
 
-    data = read_release("laptop_fiducial")
+    data = read_release("refined_fiducial")
     fiducial = data.fiducial_kk.copy()
     bin_ = int(np.searchsorted(data.edges, 1300)) - 1
     fiducial[data.edges[bin_] : data.edges[bin_ + 1]] *= 1.1
@@ -526,7 +526,7 @@ def test_the_worst_bin_is_one_of_the_release(L_min):
 def test_the_worst_bin_is_told_by_its_multipoles(tmp_path, caplog):
     from dataclasses import replace
 
-    data = read_release("laptop_fiducial")
+    data = read_release("refined_fiducial")
     fiducial = data.fiducial_kk.copy()
     bin_ = int(np.searchsorted(data.edges, 1300)) - 1
     low, high = data.edges[bin_ : bin_ + 2]

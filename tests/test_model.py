@@ -95,7 +95,7 @@ def test_second_order_is_the_square_of_the_amplitude(release):
 @pytest.mark.parametrize("L_min", [None, 600])
 def test_model_is_the_sum_of_its_terms(noise_debias, L_min):
     """µ of a shipped release, its terms one by one as the module's docstring writes them."""
-    shipped = read_release("laptop_high")
+    shipped = read_release("refined_high")
     likelihood = BandpowerLikelihood(shipped, noise_debias, L_min=L_min)
     l = np.arange(len(shipped.fiducial_kk))
 
@@ -218,7 +218,7 @@ def test_unknown_options(release):
 @pytest.fixture(scope="module")
 def cut():
     """A shipped release without bins and bands beyond L = 1500, for CAMB that takes a second."""
-    whole = read_release("laptop_fiducial")
+    whole = read_release("refined_fiducial")
     n, n_kk, n_ee = 11, 6, 7
     changes = {name: getattr(whole, name)[:n] for name in BY_BIN}
     changes |= {
@@ -357,7 +357,7 @@ def test_cosmologies_are_not_refused(cut, corners):
 @pytest.mark.slow
 def test_cosmologies_at_every_corner():
     """The shipped release whole, at the accuracy of a chain."""
-    likelihood = BandpowerLikelihood(read_release("laptop_fiducial"))
+    likelihood = BandpowerLikelihood(read_release("refined_fiducial"))
     sides = ((0.08, 0.16), (2.5, 3.7), (50, 90), (0.5, 2.0), (0.0, 1.0))
     for corner in itertools.product(*sides):
         kk, ee, _ = spectra_at(corner, 4450, boost=1)
@@ -436,8 +436,8 @@ def test_nuisances_of_the_wrong_shape(release, likelihood):
 
 def test_releases_made_by_hand(release):
     """What the reader would refuse is one clear error here too."""
-    with pytest.raises(CNNLensError, match="release is 'laptop_high'; give what read_release"):
-        BandpowerLikelihood("laptop_high")
+    with pytest.raises(CNNLensError, match="release is 'refined_high'; give what read_release"):
+        BandpowerLikelihood("refined_high")
     empty = release.fiducial_ee.copy()
     empty[300:700] = 0.0
     for change, words in (
@@ -458,7 +458,7 @@ def test_releases_made_by_hand(release):
 
 
 def test_callers_floating_point_settings_do_not_matter(release):
-    shipped = read_release("laptop_fiducial")
+    shipped = read_release("refined_fiducial")
     tiny = shipped.fiducial_kk.copy(), shipped.fiducial_ee.copy()
     tiny[1][4000:] = 1e-320
     x = of_nuisances(1e-200)
@@ -467,7 +467,7 @@ def test_callers_floating_point_settings_do_not_matter(release):
     infinite[2500] = np.inf
     small = replace(release, patch_covariance=1e-300 * release.patch_covariance)
     with np.errstate(all="raise"):
-        likelihood = BandpowerLikelihood(read_release("laptop_fiducial"))
+        likelihood = BandpowerLikelihood(read_release("refined_fiducial"))
         assert likelihood.chi2(*tiny, x) == want
         likelihood.excursion(*tiny)
         for bad in (infinite, np.full(5000, 1e300)):

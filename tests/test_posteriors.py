@@ -29,7 +29,7 @@ def chain(tmp_path_factory):
     header = "weight minuslogpost omch2 double minuslogprior minuslogprior__0 chi2 chi2__" + NAME
     np.savetxt(f"{root}.1.txt", np.transpose(columns), header=header)
     info = {
-        "likelihood": {NAME: {"release": "laptop_fiducial"}},
+        "likelihood": {NAME: {"release": "refined_fiducial"}},
         "params": {
             "omch2": {"prior": {"min": 0.1, "max": 0.14}},
             "double": {"derived": "lambda omch2: 2*omch2"},

@@ -128,7 +128,7 @@ def test_a_post_processed_chain_is_reproduced(chain):
     is another: what predictive computes is the chain's own χ² still."""
     from cobaya.post import post
 
-    other = {"release": "laptop_fiducial", "check_theory": False, "L_min": 400}
+    other = {"release": "refined_fiducial", "check_theory": False, "L_min": 400}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         post(

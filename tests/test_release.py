@@ -314,7 +314,7 @@ def test_names_that_are_no_file_names(release, name):
 
 
 def test_names_that_are(release):
-    for name in ("laptop_fiducial", "1uK 2026-01.v2+b", "Ωm", "a" * 100):
+    for name in ("refined_fiducial", "1uK 2026-01.v2+b", "Ωm", "a" * 100):
         assert accepted(to_document(replace(release, name=name))).name == name
 
 
@@ -415,7 +415,7 @@ def test_digest_is_that_of_the_content(document):
 
 
 def test_release_show_keeps_names_from_values():
-    text = describe_release(read_release("laptop_fiducial"))
+    text = describe_release(read_release("refined_fiducial"))
     assert "derivative_excursion_omch2  0.01\n" in text
     release = replace(synthetic_release(), provenance={"a" * 60: 1, "b": {"c" * 40: 2}})
     rows = [line.split() for line in describe_release(release).splitlines()]
@@ -439,7 +439,7 @@ def test_what_is_not_a_path(path):
 
 def test_shipped_names_do_not_shadow_paths(tmp_path, release, monkeypatch):
     """Only a bare name means a shipped release; a path that ends in one is that path."""
-    name = "laptop_fiducial"
+    name = "refined_fiducial"
     with pytest.raises(ReleaseError, match="no such release"):
         read_release(tmp_path / name)
     monkeypatch.chdir(tmp_path)
@@ -513,5 +513,5 @@ def test_a_bad_release_is_not_written(release, tmp_path):
 
 
 def test_a_release_is_told_in_a_line():
-    told = repr(read_release("laptop_fiducial"))
-    assert told == "<Release 'laptop_fiducial': 24 bins in L = 36-3084, 160 patches>"
+    told = repr(read_release("refined_fiducial"))
+    assert told == "<Release 'refined_fiducial': 24 bins in L = 36-3084, 160 patches>"

@@ -5,7 +5,8 @@ import pytest
 from scipy.interpolate import CubicSpline
 
 from cobaya_cnnlens.calibrate import bandpowers
-from cobaya_cnnlens.calibrate.release_networks import check_network
+from cobaya_cnnlens.calibrate.assemble import make_release
+from cobaya_cnnlens.calibrate.release_networks import NETWORKS, check_network
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.release import read_release, shipped_releases
 from cobaya_cnnlens.likelihood.statistics import chi2_pte, inverse_covariance
@@ -17,12 +18,11 @@ from cobaya_cnnlens.theory.camb import CambSettings, Cosmology
 
 from .conftest import REPOSITORY
 
-NETWORK = REPOSITORY / "training" / "networks" / "laptop_1uk.keras"
-LAPTOP = ["laptop_fiducial", "laptop_high", "laptop_low"]
 REFINED = ["refined_fiducial", "refined_high", "refined_low"]
 SURVEY = "survey_mock"
-NAMES = [*LAPTOP, *REFINED, SURVEY]
-REFINING = REPOSITORY / "training" / "networks" / "refined.keras"
+NAMES = [*REFINED, SURVEY]
+RESUNET = NETWORKS / "resunet_1uk.keras"
+NETWORK = NETWORKS / "refined.keras"
 
 
 def test_what_is_shipped():
@@ -31,7 +31,7 @@ def test_what_is_shipped():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_release_was_made_with_the_shipped_network(name):
-    check_network(read_release(name), [NETWORK if name in LAPTOP else REFINING])
+    check_network(read_release(name), [NETWORK])
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_the_theorys_e_moves_nothing(name, theories):
     assert moved["quadratic"] > 1.0
 
 
-@pytest.mark.parametrize("name", ["laptop_high", "laptop_low"])
+@pytest.mark.parametrize("name", ["refined_high", "refined_low"])
 def test_fixed_debias_is_biased_towards_the_fiducial(name, theories):
     """The paper's bias: without derivatives the estimate falls short of the truth, by many σ."""
     truth, fiducial = read_release(name).truth["omch2"], 0.1185
@@ -91,16 +91,16 @@ def test_fixed_debias_is_biased_towards_the_fiducial(name, theories):
 
 @pytest.mark.slow
 def test_a_fresh_sky_fits_the_shipped_calibration(tmp_path):
-    """160 new patches from another seed, through the shipped network: their debiased bandpowers
+    """160 new patches from another seed, through the shipped ResUNet: their debiased bandpowers
     are the fiducial theory's, within the survey's covariance."""
     from cobaya_cnnlens.reconstruct.resunet import NetworkEstimator, load_network
 
-    release = read_release("laptop_fiducial")
-    config = load_config(REPOSITORY / "training" / "config" / "laptop.yaml")
+    config = load_config(REPOSITORY / "training" / "config" / "resunet_1uk.yaml")
+    release = make_release(Run(config), "fiducial", packages=False)
     config = config.model_copy(update={"products": tmp_path, "seed": 99})
     skies.measure(Run(config), "test", [0])
-    digest = network_hash(NETWORK)
-    bandpowers.measure(Run(config, digest, NetworkEstimator(load_network(NETWORK))), "test", [0])
+    digest = network_hash(RESUNET)
+    bandpowers.measure(Run(config, digest, NetworkEstimator(load_network(RESUNET))), "test", [0])
     found = bandpowers.read(Run(config, digest), "test", [0])
     data = (found.auto / release.response**2 - release.noise).mean(0)
     likelihood = BandpowerLikelihood(release)

@@ -194,13 +194,13 @@ def readme_command(configuration):
 SHIPPED = REPOSITORY / "training" / "config"
 
 
-@pytest.mark.parametrize("base", ["test.yaml", "laptop.yaml", "gpu.yaml", "dedicated.yaml#2uk"])
+@pytest.mark.parametrize("base", ["test.yaml", "resunet_1uk.yaml", "refined_levels.yaml#2uk"])
 def test_a_baseline_never_trains(tmp_path, base):
     """Whatever network its base describes, by any target, with the documented command."""
     from cobaya_cnnlens.pipeline.loading import load_config
 
     content = load_config(SHIPPED / base).model_dump(mode="json", exclude_none=True)
-    content |= {"name": "my", "products": "p", "baseline": {"kind": "iterated"}}
+    content |= {"name": "my", "products": "p", "baseline": {"kind": "map"}}
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(content))
     (tmp_path / "training").symlink_to(REPOSITORY / "training")
     command = readme_command("my.yaml")
@@ -242,7 +242,7 @@ def test_a_refining_network_learns_from_features(tmp_path, content):
 
 
 # One of each kind; the others are tried with the slow tests, a Snakemake takes seconds to start.
-OFTEN = ("test", "refined", "refined_coverage", "study", "paper")
+OFTEN = ("test", "refined", "refined_coverage", "paper")
 FILES = [
     pytest.param(file, id=file.stem, marks=() if file.stem in OFTEN else pytest.mark.slow)
     for file in sorted(SHIPPED.rglob("*.yaml"))

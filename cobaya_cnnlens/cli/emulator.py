@@ -42,7 +42,7 @@ def emulator_make(
 def emulator_check(
     plan: EmulatorPlan,
     emulator: Annotated[str, typer.Option(help="A shipped emulator, or the path of one.")] = "lcdm",
-    release: Annotated[str, typer.Option(help="Release for Δχ².")] = "laptop_fiducial",
+    release: Annotated[str, typer.Option(help="Release for Δχ².")] = "refined_fiducial",
     jobs: Annotated[int, typer.Option(help="CAMB runs at a time.", min=1)] = 1,
 ) -> None:
     """An emulator's errors at the plan's points that did not make it, against CAMB run there."""

@@ -50,9 +50,7 @@ def compare(
 
 @command()
 def n0(
-    estimator: Annotated[
-        str, typer.Option(help="eb, ee, mv (both), eb-iterative, tt, te or tb.")
-    ] = "eb",
+    estimator: Annotated[str, typer.Option(help="eb, ee, mv (both) or eb-iterative.")] = "eb",
     noise: Annotated[float, typer.Option(help="White noise of Q and of U, µK-arcmin.")] = 1.0,
     beam: Annotated[float, typer.Option(help="FWHM of the beam, arcmin.")] = 1.0,
     lmin: Annotated[int, typer.Option(help="Lowest multipole of E and B.")] = 72,
@@ -71,25 +69,6 @@ def n0(
     typer.echo(table.text())
     if out:
         table.write(out)
-
-
-@command()
-def n1(
-    noise: Annotated[float, typer.Option(help="White noise of Q and of U, µK-arcmin.")] = 1.0,
-    beam: Annotated[float, typer.Option(help="FWHM of the beam, arcmin.")] = 1.0,
-    lmin: Annotated[int, typer.Option(help="Lowest multipole of E and B.")] = 72,
-    lmax: Annotated[int, typer.Option(help="Highest multipole of E and B.")] = 4600,
-    pairs: Annotated[int, typer.Option(help="Pairs of maps that share φ.")] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of the Monte Carlo.")] = 0,
-) -> None:
-    """N1 of the EB estimator by Monte Carlo: pairs of maps that share φ, with its error."""
-    runs.need_pipeline()
-    from ..reconstruct.n0 import Filter
-    from ..simulate.instrument import Instrument
-    from ..validate.analytic import format_n1, monte_carlo_n1
-
-    found = monte_carlo_n1(Instrument(noise, beam), Filter(lmin, lmax), pairs, seed)
-    typer.echo(format_n1(found))
 
 
 @command()

@@ -40,7 +40,7 @@ class Section(BaseModel):
 
 
 # Kinds of baseline that leave out what was not seen.
-FILTERS = ("wiener", "iterated", "probable")
+FILTERS = ("wiener", "map")
 # Sets of skies that have all patches, whatever `centres.spread` says.
 WHOLE = ("train", "validation", "test")
 
@@ -160,8 +160,8 @@ class Baseline(Section):
 
     ``kind`` "quadratic" convolves filtered E and B, ``combination`` of them, with the mask's E→B
     ``leakage`` left in ("naive", as in the paper) or taken out ("pure"); "wiener" is the quadratic
-    estimator of Wiener-filtered maps; "iterated" delenses and estimates again, ``passes`` in all;
-    "probable" climbs to the most probable φ by quasi-Newton steps, of which 6 are best.
+    estimator of Wiener-filtered maps; "map" climbs to the φ of maximum posterior probability by
+    ``passes`` quasi-Newton steps, of which 6 are best.
     The mean field comes from the first ``mean_field_skies`` training skies. Filters divide by the
     noise: they take ``noise_floor`` (µK′) for less. E beyond the band is below .3 µK′; with .1 it
     counts as signal, and a Wiener filter without noise has three times the N_L at L < 1000.
@@ -174,7 +174,7 @@ class Baseline(Section):
     kind: str = Field(max_length=50)
     combination: Literal["eb", "ee", "mv"] = "eb"
     leakage: Literal["naive", "pure"] = "naive"
-    passes: int = Field(9, ge=2, le=1000)
+    passes: int = Field(6, ge=2, le=1000)
     mean_field_skies: int = Field(1, gt=0, le=100_000)
     noise_floor: float = Field(0.3, gt=0, le=1000)
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .. import products
 from ..reconstruct.features import PASSES, RefiningPatches, features_of
 from ..reconstruct.files import FEATURES_ALGORITHM
-from ..reconstruct.probable import ProbableLensing
+from ..reconstruct.map_lensing import MAPLensing
 from ..simulate.instrument import convolve_beam, cosine_mask
 from ..simulate.skies import seed_sequence
 from . import skies
@@ -97,7 +97,7 @@ def measure(
             path(run, set_name, index, part), KIND, recipe(run, set_name, index, part)
         )
     ]
-    made: dict[float, ProbableLensing] = {}
+    made: dict[float, MAPLensing] = {}
     maps: dict[int, ObservedPatches] = {}
     bar = tqdm(missing, desc=f"features/{set_name}", unit="file", disable=not missing)
     for index, part in bar:
@@ -154,7 +154,7 @@ def _features(run, taper, level, rms, seen, made, threads) -> RefiningPatches:
     config = run.config
     if taper not in made:
         mask = cosine_mask(config.patch, taper)
-        made[taper] = ProbableLensing(
+        made[taper] = MAPLensing(
             config.patch, config.instrument, mask, run.spectra(), PASSES, threads
         )
     found = np.stack(list(features_of(made[taper], seen.q, seen.u, rms, threads)))

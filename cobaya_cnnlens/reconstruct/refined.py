@@ -17,7 +17,7 @@ from keras import layers
 from ..errors import NetworkError
 from .features import FEATURES, KAPPA_UNIT, POLARISATION_UNIT, REFINED, features_of
 from .files import read_network
-from .probable import ProbableLensing
+from .map_lensing import MAPLensing
 from .resunet import read_keras
 
 # Size of a correction of one from the last layer, in the units of the features.
@@ -145,7 +145,7 @@ class RefinedEstimator:
     batch : patches at a time through both
     """
 
-    def __init__(self, estimator: ProbableLensing, networks: list[RefiningUNet], batch: int = 16):
+    def __init__(self, estimator: MAPLensing, networks: list[RefiningUNet], batch: int = 16):
         self._estimator, self._networks, self._batch = estimator, networks, batch
 
     def reconstruct(

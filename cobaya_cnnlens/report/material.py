@@ -34,7 +34,7 @@ class ReportPlan:
     cutout: Path | None = None
     trained: list[Path] = field(default_factory=list)
     coverage: Path | None = None
-    release: str = "laptop_fiducial"
+    release: str = "refined_fiducial"
 
 
 def load_plan(path: str | Path) -> ReportPlan:

@@ -20,7 +20,7 @@ from cobaya_cnnlens.likelihood.statistics import hamimeche_lewis
 from cobaya_cnnlens.theory.camb import CambSettings, Cosmology, compute_spectra
 
 TRUTHS = (0.1085, 0.1185, 0.1285)
-release = read_release(sys.argv[1] if len(sys.argv) > 1 else "laptop_fiducial")
+release = read_release(sys.argv[1] if len(sys.argv) > 1 else "refined_fiducial")
 draws = int(sys.argv[2]) if len(sys.argv) > 2 else 20_000
 likelihood = BandpowerLikelihood(release, statistics="gaussian")
 nodes = np.arange(0.1010, 0.1361, 0.005)

@@ -22,7 +22,7 @@ from cobaya_cnnlens.theory.camb import CambSettings, Cosmology, compute_spectra
 
 ROUNDS, SECONDS = 60, 0.02  # SECONDS: about what a call is repeated for in one round
 
-release = read_release("laptop_fiducial")
+release = read_release("refined_fiducial")
 likelihood = BandpowerLikelihood(release)
 clkk, clee = release.fiducial_kk.copy(), release.fiducial_ee.copy()
 
@@ -113,7 +113,7 @@ def best(function, number, repeat):
     return min(timeit.repeat(function, number=number, repeat=repeat)) / number
 
 
-load = best(lambda: BandpowerLikelihood(read_release("laptop_fiducial")), 3, 7)
+load = best(lambda: BandpowerLikelihood(read_release("refined_fiducial")), 3, 7)
 settings = CambSettings(lmax=likelihood.lmax_ee, lens_potential_accuracy=4.0)
 camb = best(lambda: compute_spectra(Cosmology(), settings), 1, 3)
 print(f"reading a release {1e3 * load:9.1f} ms")
