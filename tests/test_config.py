@@ -131,7 +131,6 @@ def test_inconsistent_values(content, tmp_path, change, message):
 
 
 EVERYTHING = {
-    "train_cosmologies": [{"omch2": 0.12}],
     "baseline": {"kind": "wiener"},
     "instrument": {"one_over_f": {"knee": 200, "slope": 3, "anisotropy": 2, "scan_deg": 10}},
     "points": {"at": {"lcdm": [{"ns": 0.97, "H0": 68.0}]}},
@@ -152,8 +151,6 @@ def test_no_number_can_be_senseless(content, monkeypatch):
     beyond all measure; the message names the file and the section."""
     content |= {**EVERYTHING, "instrument": content["instrument"] | EVERYTHING["instrument"]}
     content["instrument"]["depth_ratio"] = 2.0
-    content["network"]["noise_map"] = True
-    content["training"]["noise_max_uk_arcmin"] = 5.0
     monkeypatch.setattr(loading, "_read_yaml", lambda path, named: deepcopy(content))
     content = json.loads(load_config("c.yaml").model_dump_json(exclude_none=True))
     fields = list(numbers_of(content))
@@ -395,19 +392,6 @@ def test_a_plain_configuration_is_a_study_of_itself(tmp_path, content):
         load_config(f"{path}#one")
 
 
-def test_training_cosmologies_move_the_training_skies_only(tmp_path, content):
-    plain = load_config(write(tmp_path, content))
-    content["train_cosmologies"] = [{"omch2": 0.1}, {"omch2": 0.13}]
-    varied = load_config(write(tmp_path, content))
-    seen = [varied.set_cosmology("train", i).omch2 for i in range(3)]
-    assert seen == [0.1, 0.13, 0.1]
-    assert skies.recipe(Run(varied), "test", 0) == skies.recipe(Run(plain), "test", 0)
-    assert skies.recipe(Run(varied), "train", 0) != skies.recipe(Run(plain), "train", 0)
-    content["train_cosmologies"] = [{"omega_c": 0.1}]
-    with pytest.raises(ConfigError, match=r"train_cosmologies\.0: no cosmological parameter omega"):
-        load_config(write(tmp_path, content))
-
-
 def test_a_release_needs_a_survey(content, tmp_path):
     content["surveys"] = {}
     config = load_config(write(tmp_path, content))
@@ -504,8 +488,6 @@ STALE = {
     # Those of a product's own are put in the fiducial's place.
     "cosmology.omch2": FROM_SPECTRA - {"coverage", "survey sky", "survey"},
     "cosmology.H0": FROM_SPECTRA - {"points"},
-    "cosmology.ns": FROM_SPECTRA - TRAINING_SKY,
-    "train_cosmologies": TRAINING_SKY,
     "camb": FROM_SPECTRA,
     "sky": FROM_SKIES,
     "patch": FROM_SKIES | {"maps"},
@@ -575,7 +557,6 @@ def full(tmp_path):
     )
     return config.model_copy(
         update={
-            "train_cosmologies": [{"ns": 0.95}],
             "instrument": instrument,
             "network": config.network.model_copy(update={"initial": start}),
             "baseline": schema.Baseline(kind="map"),
@@ -604,14 +585,12 @@ def sections(config):
 
 # Other values of keys that have no number, text or truth to change.
 OTHER = {
-    "train_cosmologies": [{"ns": 0.99}],
     "skies_from": "elsewhere",
     "features_from": "elsewhere",
     "shipped": "elsewhere.h5",
     "network.pretrained": "elsewhere.keras",
     "network.kind": "refined",
     "training.phases": [schema.Phase(steps=77, learning_rate=1e-3)],
-    "training.noise_max_uk_arcmin": 7.0,
     "points.at": {"other": [{"ns": 0.9}]},
     "points.fit": schema.Fit(at=[{"ns": 0.9}] * 20),
     "coverage.logA": (2.9, 3.2),
@@ -725,22 +704,6 @@ def test_a_changed_algorithm_makes_its_products_stale(full, monkeypatch, stage):
     monkeypatch.setattr(stage, "ALGORITHM", 99)
     after = identities(full)
     assert {name for name in after if after[name] != before[name]} == ALGORITHMS[stage]()
-
-
-def test_a_training_is_of_all_its_cosmologies(full):
-    """Those of its other skies, and their order: the first sky alone does not tell."""
-    others = ([{"ns": 0.95}, {"ns": 0.9}], [{"ns": 0.95}, {"ns": 0.9}, {"ns": 0.8}])
-    recipes = [networks.recipe(Run(full))]
-    recipes += [networks.recipe(Run(changed(full, ("train_cosmologies",), o))) for o in others]
-    assert len({identity_of(recipe) for recipe in recipes}) == 3
-
-
-def test_the_noise_floor_counts_where_it_is_used(full):
-    """Above it the filters do not see it."""
-    louder = changed(full, ("instrument", "noise_uk_arcmin"), 1.0)
-    recipe = identity_of(mean_field.baseline_recipe(Run(louder)))
-    other = changed(louder, ("baseline", "noise_floor"), 0.5)
-    assert identity_of(mean_field.baseline_recipe(Run(other))) == recipe
 
 
 def test_identities_of_what_was_made_do_not_change():

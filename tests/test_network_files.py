@@ -63,7 +63,6 @@ def test_what_the_hash_depends_on(tmp_path):
         {"input_std": [1.0, 2.0]},
         {"output_std": [1.0, 0.07]},
         {"noise_map": True},
-        {"polarisation": "qu"},
         {"levels": 4},
     ]
     hashes = [network_hash(write_network(tmp_path / "n.keras", **c)) for c in changes]
@@ -89,6 +88,12 @@ def test_the_shipped_networks_hash(tmp_path):
 def test_the_networks_readme_names_their_hashes():
     text = (REPOSITORY / "training" / "networks" / "README.md").read_text()
     assert all(network_hash(path) in text for path in NETWORKS.glob("*.keras"))
+
+
+def test_a_network_of_another_output_is_refused(tmp_path):
+    path = write_network(tmp_path / "n.keras", polarisation="qu")
+    with pytest.raises(NetworkError, match="'polarisation' is 'qu'; this version knows"):
+        read_network(path)
 
 
 def bomb(path, member):
@@ -206,7 +211,7 @@ def test_a_network_of_another_training_is_refused(trained):
     assert Run(as_it_is).estimator_id == network_hash(networks.path(Run(trained)))
     compiled = trained.training.model_copy(update={"jit_compile": False})
     networks.check_trained(Run(trained.model_copy(update={"training": compiled})))
-    for key, value in (("clip_norm", None), ("seed", 7), ("loss", "spectral")):
+    for key, value in (("clip_norm", None), ("seed", 7), ("augment", False)):
         changed = trained.training.model_copy(update={key: value})
         with pytest.raises(NetworkError, match=rf"training\.{key} "):
             networks.check_trained(Run(trained.model_copy(update={"training": changed})))
@@ -219,13 +224,18 @@ def test_a_network_that_does_not_say_how_it_was_trained(trained):
 
 
 def test_recipes_of_older_networks(trained):
-    """What they leave out had the default's value; of the network to start from they name the
-    file's hash."""
+    """What they leave out had the default's value; options that are no more had one that changed
+    nothing; of the network to start from they name the file's hash."""
     recipe = json.loads(json.dumps(networks.recipe(Run(trained))))
-    del recipe["training"]["loss"], recipe["network"]["noise_map"]
-    recipe["training"] |= {"ema": None, "jit_compile": False}
+    del recipe["training"]["augment"]
+    recipe["training"] |= {"ema": None, "jit_compile": False, "loss": "pixel"}
+    recipe["network"]["noise_map"] = False
     write_network(networks.path(Run(trained)), metadata={"recipe": recipe})
     networks.check_trained(Run(trained))
+    spectral = recipe | {"training": recipe["training"] | {"loss": "spectral"}}
+    write_network(networks.path(Run(trained)), metadata={"recipe": spectral})
+    with pytest.raises(NetworkError, match=r"training\.loss \(spectral ≠ None\)"):
+        networks.check_trained(Run(trained))
     initial = write_network(trained.products / "initial.keras", input_std=[2.0, 2.0])
     network = trained.network.model_copy(update={"initial": initial})
     started = trained.model_copy(update={"network": network})

@@ -18,8 +18,7 @@ def spectra(config: ConfigFile) -> None:
     """Run CAMB for the fiducial cosmology and every survey."""
     run = runs.load(config)
     for name in run.config.set_names():
-        for index in range(run.config.set_size(name)):
-            run.spectra(run.config.set_cosmology(name, index))
+        run.spectra(run.config.set_cosmology(name))
     typer.echo(f"spectra in {run.config.sky_directory / 'spectra'}")
 
 

@@ -72,9 +72,11 @@ def network_estimator(run: Run) -> Estimator:
 
 
 def filtered_for(run: Run) -> Instrument:
-    """The instrument as filters have it, whose noise is the baseline's floor at least."""
-    instrument, floor = run.config.instrument, run.config.baseline.noise_floor
-    return replace(instrument, noise_uk_arcmin=max(instrument.noise_uk_arcmin, floor))
+    """The instrument as filters have it, whose noise is :data:`LOWEST_LEVEL` at least."""
+    from ..reconstruct.map_lensing import LOWEST_LEVEL
+
+    instrument = run.config.instrument
+    return replace(instrument, noise_uk_arcmin=max(instrument.noise_uk_arcmin, LOWEST_LEVEL))
 
 
 def _quadratic(run: Run) -> Estimator:

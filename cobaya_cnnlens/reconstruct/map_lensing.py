@@ -39,8 +39,10 @@ TOLERANCES = (2e-3, 1e-3, 5e-4, 3e-4, 2e-4, 1e-4)
 # Of the second step, before there is a curvature learnt.
 FIRST_STEP = 0.45
 MEMORY = 6
-# Noise levels (µK') at which filters are made, a tenth apart; each patch takes the nearest one's
-# spectra of what delensing leaves.
+# Noise levels (µK-arcmin) at which filters are made, a tenth apart; each patch takes the nearest
+# one's spectra of what delensing leaves. A filter divides by the noise, and takes the lowest level
+# for less. E beyond the band is below 0.3: with 0.1 it counts as signal, and N_L is three times as
+# high at L < 1000.
 LEVEL_RATIO = 1.1
 LOWEST_LEVEL = 0.3
 

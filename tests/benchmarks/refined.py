@@ -20,12 +20,11 @@ from paired import Paired
 
 from cobaya_cnnlens.calibrate.release_networks import NETWORKS
 from cobaya_cnnlens.pipeline import features, skies
-from cobaya_cnnlens.pipeline.config import Baseline
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.reconstruct.features import FEATURES, KAPPA_UNIT, PASSES, features_of
-from cobaya_cnnlens.reconstruct.map_lensing import TOLERANCES, MAPLensing
+from cobaya_cnnlens.reconstruct.map_lensing import LOWEST_LEVEL, TOLERANCES, MAPLensing
 from cobaya_cnnlens.reconstruct.n0 import Filter, band_of, n0_iterated
 from cobaya_cnnlens.reconstruct.refined import RefinedEstimator, load_refining
 from cobaya_cnnlens.reconstruct.resunet import networks_estimator
@@ -46,7 +45,7 @@ paired = Paired(run, seen.kappa[chosen])
 noise, ones = paired.noise, paired.ones
 instrument, level = config.instrument, config.instrument.noise_uk_arcmin
 # As `baseline` has it: filters divide by the noise.
-filtered = replace(instrument, noise_uk_arcmin=max(level, Baseline(kind="map").noise_floor))
+filtered = replace(instrument, noise_uk_arcmin=max(level, LOWEST_LEVEL))
 print(f"{config.name}: {level:g} µK-arcmin, {wanted} patches of test sky 0")
 
 
