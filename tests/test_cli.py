@@ -21,9 +21,9 @@ from cobaya_cnnlens.likelihood.release import write_release
 from .conftest import REPOSITORY
 
 COMMANDS = [
-    *("spectra", "skies", "train", "reconstruct", "derivatives", "evaluate", "recover"),
+    *("skies", "train", "reconstruct", "derivatives", "evaluate", "recover"),
     *("plot", "figure", "release make", "release show", "release list", "release check"),
-    *("compare", "forecast", "release export", "n0", "features", "mean-field", "primary"),
+    *("forecast", "release export", "n0", "features", "primary"),
     "predictive",
     *(
         "nulltest",
@@ -74,8 +74,8 @@ LIGHT = [
     (("n0", "--multipole", "100", "--lmax", "2000", "--out", "OUT/n0.csv"), "C_L^kk"),
 ]
 NEEDS_PIPELINE = [
-    *([c, str(CONFIG)] for c in ("spectra", "train", "evaluate", "recover", "mean-field")),
-    *([c, str(CONFIG)] for c in ("derivatives", "coverage", "nulltest", "primary", "compare")),
+    *([c, str(CONFIG)] for c in ("train", "evaluate", "recover")),
+    *([c, str(CONFIG)] for c in ("derivatives", "coverage", "nulltest", "primary")),
     ["skies", str(CONFIG), "--set", "test"],
     ["features", str(CONFIG), "--set", "train"],
     ["reconstruct", str(CONFIG), "--set", "test"],
@@ -199,11 +199,11 @@ def test_every_command_has_help(command):
 
 # The order of the pipeline; within a stage, that in which commands are used.
 STAGES = {
-    "Simulate": ["spectra", "skies", "emulator"],
-    "Estimate": ["features", "train", "mean-field", "reconstruct"],
+    "Simulate": ["skies", "emulator"],
+    "Estimate": ["features", "train", "reconstruct"],
     "Calibrate": ["derivatives", "nuisances", "power", "ship", "release", "survey"],
     "Validate": [
-        *("evaluate", "compare", "n0", "recover", "forecast", "points", "coverage"),
+        *("evaluate", "n0", "recover", "forecast", "points", "coverage"),
         *("nulltest", "foregrounds", "primary", "predictive"),
     ],
     "Look": ["figure", "exhibit", "report", "plot"],

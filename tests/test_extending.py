@@ -88,13 +88,13 @@ def test_the_estimator_is_measured(members):
 
     found = {}
     for name, path in members.items():
-        invoke("mean-field", path)
+        invoke("train", path)
         for set_name in ("validation", "test"):
             invoke("reconstruct", path, "--set", set_name)
         found[name], _ = calibration_of(Run(load_config(path)))
     np.testing.assert_allclose(found["scaled"].response, 0.9 * found["wiener"].response, rtol=1e-9)
     np.testing.assert_allclose(found["scaled"].noise, found["wiener"].noise, rtol=1e-9)
-    table = invoke("compare", HERE / "estimator" / "scaled.yaml")
+    table = invoke("evaluate", HERE / "estimator" / "scaled.yaml")
     assert "1.000 +- 0.000   1.000 +- 0.000" in table
 
 
@@ -159,7 +159,7 @@ def test_the_stages_rule_is_part_of_the_workflow(members):
     assert done.returncode == 0, done.stdout + done.stderr
     commands = re.findall(r"^Shell command: (.*)$", done.stdout + done.stderr, re.MULTILINE)
     assert sum("moments.py" in command for command in commands) == 2
-    assert [c.split()[1] for c in commands if "mean-field" in c] == ["mean-field"] * 2
+    assert [c.split()[1] for c in commands if "train" in c.split()[:2]] == ["train"] * 2
 
 
 def patched_files() -> list[str]:

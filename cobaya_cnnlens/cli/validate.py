@@ -18,34 +18,27 @@ command = partial(app.command, rich_help_panel="Validate")
 
 @command()
 def evaluate(
-    config: ConfigFile,
+    configs: Annotated[list[Path], typer.Argument(help="Pipeline configurations or studies.")],
     merge: Annotated[int, typer.Option(min=1, help="Neighbouring bins to take together.")] = 1,
     on: Annotated[
         str | None, typer.Option(help="Instead: debiased minus true bandpowers on another set.")
     ] = None,
 ) -> None:
-    """Print the network's reconstruction noise beside the analytic curves."""
-    run = runs.load(config)
-    from ..report.text import format_noise, format_residual
-    from ..validate.noise import noise_table, residual_table
+    """Print the reconstruction noise beside the analytic curves.
 
-    if on:
-        typer.echo(format_residual(residual_table(run, on, merge)))
-    else:
-        typer.echo(format_noise(noise_table(run, merge)))
-
-
-@command()
-def compare(
-    configs: Annotated[list[Path], typer.Argument(help="Pipeline configurations or studies.")],
-    merge: Annotated[int, typer.Option(min=1, help="Neighbouring bins to take together.")] = 1,
-) -> None:
-    """Print the reconstruction noise of several configurations, or of a study's, side by side."""
+    Several configurations, or the members of a study, stand side by side.
+    """
     members = [run for config in configs for run in runs.load_study(config)]
-    from ..report.text import format_comparison
+    from ..report import text
     from ..validate import noise
 
-    typer.echo(format_comparison(noise.compare(members, merge)))
+    if on:
+        for run in members:
+            typer.echo(text.format_residual(noise.residual_table(run, on, merge)))
+    elif len(members) == 1:
+        typer.echo(text.format_noise(noise.noise_table(members[0], merge)))
+    else:
+        typer.echo(text.format_comparison(noise.compare(members, merge)))
 
 
 @command()

@@ -49,4 +49,4 @@ rule mean_field:
         path=path_of,
     threads: 2
     shell:
-        "cnnlens mean-field {params.path:q}"
+        "cnnlens train {params.path:q}"

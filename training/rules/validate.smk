@@ -4,7 +4,7 @@ rule table:
     output:
         TABLE,
     shell:
-        "cnnlens compare {FILE:q} > {output:q}"
+        "cnnlens evaluate {FILE:q} > {output:q}"
 
 
 rule forecast:
