@@ -75,9 +75,9 @@ class PatchCentres(Section):
 
 class Network(Section):
     """The network: of ``kind`` "resunet", the paper's on the maps, whose ``width`` is 64 there and
-    ``dropout`` its rate; or "refined", a residual U-net on what the ascent to the most probable
-    lensing knows (:mod:`cobaya_cnnlens.reconstruct.refined`), of ``width`` channels at half the
-    patch's resolution, for any noise.
+    ``dropout`` its rate; or "refined", a residual U-net on what the MAP steps know
+    (:mod:`cobaya_cnnlens.reconstruct.refined`), of ``width`` channels at half the patch's
+    resolution, for any noise.
 
     ``initial`` names a trained network of the same width that training starts from.
     ``pretrained`` names one to use as it is, instead of training, or several whose mean κ̂ is used.

@@ -1,4 +1,4 @@
-"""Feature maps: what a Wiener filter and the ascent to the most probable φ know of a patch.
+"""Feature maps: what a Wiener filter and the MAP steps know of a patch.
 
 A network that refines κ̂ need not learn what they know. Each feature is a map of the patch in
 units of order one, float16 on disk; scalars, and the components of spin-2 fields, vectors and

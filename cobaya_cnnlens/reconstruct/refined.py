@@ -3,7 +3,7 @@
 A residual U-net in Keras 3 over :mod:`.features`. Its work is done at half the patches' resolution
 and below, where lensing can be known at 1 µK′ (L ≲ 2000), at a quarter of the cost. Both outputs
 are what the features hold already, κ̂ of the last pass and the filtered E, plus a correction whose
-last layer starts at zero: an untrained network is the most probable lensing.
+last layer starts at zero: an untrained network gives the MAP estimate.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def load_refining(path: str | Path) -> RefiningUNet:
 
 
 class RefinedEstimator:
-    """Most probable lensing refined by a network, as an
+    """The MAP estimate refined by a network, as an
     :class:`~cobaya_cnnlens.reconstruct.Estimator`.
 
     Parameters

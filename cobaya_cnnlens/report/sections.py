@@ -172,7 +172,7 @@ def correlation(material: Material, section: Section) -> None:
     tables: dict = {}
     left: dict = {}
     for level, runs in material.levels.items():
-        chosen = [c for c in runs if material.label(c) in ("network", "iterated, maps")]
+        chosen = [c for c in runs if material.label(c) in ("network", "MAP")]
         for run, table in gather(material, section, chosen, lambda c: material.noise(c, 1)):
             label = material.label(run)
             tables.setdefault(label, {})[level] = table
