@@ -39,11 +39,10 @@ CHUNK_BYTES = 1 << 16
 SHIPPED = "shipped"
 # What makes each kind of product; set and index are those of its sky.
 COMMANDS = {
-    "spectra": "spectra CONFIG",
+    "spectra": "skies CONFIG --set train",
     "sky": "skies CONFIG --set {set} --index {index}",
-    "temperature": "nuisances CONFIG --check {index} --leakage 0.001",
     "features": "features CONFIG --set {set} --index {index}",
-    "mean field": "mean-field CONFIG",
+    "mean field": "train CONFIG",
     "bandpowers": "reconstruct CONFIG --set {set} --index {index}",
     "map bandpowers": "reconstruct CONFIG --maps FILE",
     "derivatives": "derivatives CONFIG --index {index}",

@@ -29,8 +29,6 @@ pytestmark = pytest.mark.usefixtures("eager")
 ARCHITECTURES = {
     "paper": {},
     "noise_map": {"noise_map": True},
-    "qu": {"polarisation": "qu"},
-    "noise_map_qu": {"noise_map": True, "polarisation": "qu"},
 }
 
 
@@ -63,9 +61,9 @@ def maps_for(network, shape, seed=0):
 @pytest.mark.parametrize("shape", [(32, 32), (48, 64)])
 def test_any_map_size(network, shape):
     out = network.predict(maps_for(network, shape), verbose=0)
-    assert set(out) == {network.polarisation, "kappa"}
-    assert out["kappa"].shape == (2, *shape, 1)
-    assert out[network.polarisation].shape == (2, *shape, len(network.polarisation))
+    assert {head: values.shape for head, values in out.items()} == dict.fromkeys(
+        ("e", "kappa"), (2, *shape, 1)
+    )
 
 
 def test_saved_and_loaded_bit_equal(network, tmp_path):
@@ -79,17 +77,17 @@ def test_saved_and_loaded_bit_equal(network, tmp_path):
 
 
 def test_average_over_symmetries_is_equivariant(network):
-    """κ̂ is a scalar and Q̂, Û a spin-2 pair under all eight symmetries; one orientation alone is
-    off by more than rounding."""
+    """κ̂ and Ê are scalars under all eight symmetries; one orientation alone is off by more than
+    rounding."""
     maps = maps_for(network, (16, 16))[:1]
     # All orientations in one batch.
     moved = np.concatenate([apply_symmetry(maps, t, f, spin2=True) for t, f in SYMMETRIES])
 
     for symmetries in (8, 1):
         estimator = NetworkEstimator(network, symmetries=symmetries, noise_rms=0.4)
-        for head, found in estimator.reconstruct_both(moved[..., 0], moved[..., 1]).items():
-            found = found if head == "qu" else found[..., None]
-            want = [apply_symmetry(found[0], t, f, spin2=head == "qu") for t, f in SYMMETRIES]
+        for found in estimator.reconstruct_both(moved[..., 0], moved[..., 1]).values():
+            found = found[..., None]
+            want = [apply_symmetry(found[0], t, f, spin2=False) for t, f in SYMMETRIES]
             off = np.abs(found - want).max() / np.abs(found).max()
             assert off < 1e-5 if symmetries == 8 else off > 1e-3
 
@@ -119,18 +117,16 @@ def training_config(tmp_path):
     """Two steps of training on patches of noise, from a network of known weights."""
     content = yaml.safe_load((REPOSITORY / "training" / "config" / "test.yaml").read_text())
     content["products"] = str(tmp_path / "products")
-    content["network"] = {"width": 2, "noise_map": True, "initial": str(tmp_path / "n.keras")}
+    content["network"] = {"width": 2, "initial": str(tmp_path / "n.keras")}
     content["training"] = {
         "phases": [{"steps": 2, "batch": 2, "learning_rate": 1e-3}],
         "steps_per_epoch": 2,
         "validation_patches": 2,
-        "loss": "spectral",
-        "noise_max_uk_arcmin": 5.0,
     }
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(content))
     keras.utils.set_random_seed(1)
-    ResUNet(2, noise_map=True).save(tmp_path / "n.keras")
+    ResUNet(2).save(tmp_path / "n.keras")
     config = load_config(path)
     generator = np.random.default_rng(5)
     n = config.patch.n_padded
@@ -151,7 +147,7 @@ def test_backends_agree(tmp_path, training_config):
     pytest.importorskip("jax")
     assert keras.backend.backend() == "tensorflow"
     wanted = {}
-    for name in ("paper", "noise_map_qu"):
+    for name in ("paper", "noise_map"):
         network = build(name)
         maps = maps_for(network, (32, 32))
         wanted[name] = network.predict(maps, verbose=0)

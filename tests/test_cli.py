@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import cobaya_cnnlens
+from cobaya_cnnlens.calibrate.release_networks import NETWORKS
 from cobaya_cnnlens.cli import main as cli
 from cobaya_cnnlens.cli import runs
 from cobaya_cnnlens.cli.main import app
@@ -20,9 +21,9 @@ from cobaya_cnnlens.likelihood.release import write_release
 from .conftest import REPOSITORY, at_fiducial_power
 
 COMMANDS = [
-    *("spectra", "skies", "train", "reconstruct", "derivatives", "evaluate", "recover"),
+    *("skies", "train", "reconstruct", "derivatives", "evaluate", "recover"),
     *("plot", "figure", "release make", "release show", "release list", "release check"),
-    *("compare", "forecast", "release export", "n0", "features", "mean-field", "primary"),
+    *("forecast", "release export", "n0", "features", "primary"),
     "predictive",
     *(
         "nulltest",
@@ -30,12 +31,10 @@ COMMANDS = [
         "ship",
         "release plot",
         "release combine",
-        "n1",
         "points",
         "coverage",
         "nuisances",
         "power",
-        "cost",
     ),
     *("emulator make", "emulator check"),
     *("survey plan", "survey reconstruct", "survey calibrate", "survey release", "survey nulls"),
@@ -43,7 +42,7 @@ COMMANDS = [
 pipeline = pytest.mark.skipif(
     importlib.util.find_spec("ducc0") is None, reason="a light installation has no pipeline"
 )
-NETWORK = REPOSITORY / "training" / "networks" / "refined.keras"
+NETWORK = NETWORKS / "refined.keras"
 CONFIG = REPOSITORY / "training" / "config" / "test.yaml"
 # What a light installation has no copy of: importing it fails.
 PIPELINE = ("ducc0", "healpy", "keras", "tensorflow", "jax", "snakemake")
@@ -73,9 +72,8 @@ LIGHT = [
     (("n0", "--multipole", "100", "--lmax", "2000", "--out", "OUT/n0.csv"), "C_L^kk"),
 ]
 NEEDS_PIPELINE = [
-    *([c, str(CONFIG)] for c in ("spectra", "train", "evaluate", "recover", "mean-field")),
-    *([c, str(CONFIG)] for c in ("derivatives", "coverage", "nulltest", "primary", "compare")),
-    ["cost", str(CONFIG)],
+    *([c, str(CONFIG)] for c in ("train", "evaluate", "recover")),
+    *([c, str(CONFIG)] for c in ("derivatives", "coverage", "nulltest", "primary")),
     ["skies", str(CONFIG), "--set", "test"],
     ["features", str(CONFIG), "--set", "train"],
     ["reconstruct", str(CONFIG), "--set", "test"],
@@ -87,7 +85,6 @@ NEEDS_PIPELINE = [
     ["survey", "nulls", "plan.yaml", "--release", "refined_fiducial"],
     ["survey", "calibrate", "plan.yaml", "--config", str(CONFIG)],
     ["survey", "release", "plan.yaml", "--config", str(CONFIG)],
-    ["n1"],
 ]
 
 
@@ -203,14 +200,14 @@ def test_every_command_has_help(command):
 
 # The order of the pipeline; within a stage, that in which commands are used.
 STAGES = {
-    "Simulate": ["spectra", "skies", "emulator"],
-    "Estimate": ["features", "train", "mean-field", "reconstruct"],
+    "Simulate": ["skies", "emulator"],
+    "Estimate": ["features", "train", "reconstruct"],
     "Calibrate": ["derivatives", "nuisances", "power", "ship", "release", "survey"],
     "Validate": [
-        *("evaluate", "compare", "n0", "n1", "recover", "forecast", "points", "coverage"),
+        *("evaluate", "n0", "recover", "forecast", "points", "coverage"),
         *("nulltest", "foregrounds", "primary", "predictive"),
     ],
-    "Look": ["figure", "plot", "cost"],
+    "Look": ["figure", "plot"],
 }
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import yaml
+
 from .conftest import REPOSITORY
 
 HERE = Path(__file__).parent / "extending"
@@ -86,13 +88,13 @@ def test_the_estimator_is_measured(members):
 
     found = {}
     for name, path in members.items():
-        invoke("mean-field", path)
+        invoke("train", path)
         for set_name in ("validation", "test"):
             invoke("reconstruct", path, "--set", set_name)
         found[name], _ = calibration_of(Run(load_config(path)))
     np.testing.assert_allclose(found["scaled"].response, 0.9 * found["wiener"].response, rtol=1e-9)
     np.testing.assert_allclose(found["scaled"].noise, found["wiener"].noise, rtol=1e-9)
-    table = invoke("compare", HERE / "estimator" / "scaled.yaml")
+    table = invoke("evaluate", HERE / "estimator" / "scaled.yaml")
     assert any(line.count("1.000 ± 0.000") == 2 for line in table.splitlines())
 
 
@@ -157,7 +159,7 @@ def test_the_stages_rule_is_part_of_the_workflow(members):
     assert done.returncode == 0, done.stdout + done.stderr
     commands = re.findall(r"^Shell command: (.*)$", done.stdout + done.stderr, re.MULTILINE)
     assert sum("moments.py" in command for command in commands) == 2
-    assert [c.split()[1] for c in commands if "mean-field" in c] == ["mean-field"] * 2
+    assert [c.split()[1] for c in commands if "train" in c.split()[:2]] == ["train"] * 2
 
 
 def patched_files() -> list[str]:
@@ -182,11 +184,11 @@ def test_the_nuisance_is_measured_and_sampled(tmp_path):
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
     before, after = (
-        (f / "tests" / "fixtures" / "identities.json").read_text().splitlines()
+        yaml.safe_load((f / "tests" / "fixtures" / "identities.yaml").read_text())
         for f in (REPOSITORY, copy)
     )
-    changed = {a.split(":")[0] for a, b in zip(before, after, strict=True) if a != b}
-    assert changed == {'"nuisances"'}
+    changed = {k for name in before for k, v in before[name].items() if after[name][k] != v}
+    assert changed == {"nuisances"}
 
 
 def test_the_page_shows_what_is_tested_and_counts_it():

@@ -15,7 +15,7 @@ from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.pipeline.training import save_atomically
 from cobaya_cnnlens.reconstruct.features import FEATURES, KAPPA_UNIT, PASSES, REFINED, features_of
 from cobaya_cnnlens.reconstruct.files import networks_hash
-from cobaya_cnnlens.reconstruct.probable import ProbableLensing
+from cobaya_cnnlens.reconstruct.map_lensing import MAPLensing
 from cobaya_cnnlens.reconstruct.refined import RefiningUNet, load_refining
 from cobaya_cnnlens.reconstruct.resunet import ResUNet, load_network
 from cobaya_cnnlens.simulate.instrument import convolve_beam, cosine_mask
@@ -30,6 +30,13 @@ from .conftest import REPOSITORY
 PATCHES = 3
 # One noise level: a filter is made for each.
 VARIATION = Variation(as_it_is=1.0, noiseless=0.0, taper_share=0.5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_level():
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(features, "VARIATION", VARIATION)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +54,7 @@ def refined(tmp_path_factory):
         update={
             "network": config.network.model_copy(update={"kind": "refined", "width": 4}),
             "training": config.training.model_copy(update=training),
-            "refining": Refining(batch=2, variation=VARIATION),
+            "refining": Refining(batch=2),
             "centres": config.centres.model_copy(update={"nside": 1, "poles": 4}),
             "skies": config.skies.model_copy(update={"train": 1}),
             "products": tmp_path_factory.mktemp("refined"),
@@ -86,17 +93,17 @@ def test_features_are_of_the_sky_seen_through_the_drawn_instrument(made):
     assert found.features.shape == (PATCHES, 64, 64, len(FEATURES))
     fields = skies.read(made, "train", 0, ("lensed_q", "lensed_u", "kappa"))
     q, u, kappa = (maps[2:3] for maps in fields)
-    taper = config.refining.variation.taper(1, config.instrument)
+    taper = VARIATION.taper(1, config.instrument)
     assert taper != config.instrument.taper_deg
     mask = cosine_mask(config.patch, taper)
     generator = np.random.default_rng(seed_sequence(config.seed, "features/train", 0, 2))
-    level, rms = config.refining.variation.draw(config.patch, config.instrument, generator)
+    level, rms = VARIATION.draw(config.patch, config.instrument, generator)
     noise = generator.standard_normal((2, 64, 64)) * np.where(np.isfinite(rms), rms, 0.0)
     q, u = (
         mask * (convolve_beam(m, config.instrument, config.patch) + n)
         for m, n in zip((q, u), noise, strict=True)
     )
-    ascent = ProbableLensing(config.patch, config.instrument, mask, made.spectra(), PASSES, 1)
+    ascent = MAPLensing(config.patch, config.instrument, mask, made.spectra(), PASSES, 1)
     (expected,) = features_of(ascent, q, u, rms, threads=1)
     np.testing.assert_allclose(found.features[2], expected, atol=2e-3, rtol=2e-3)
     np.testing.assert_allclose(found.kappa[2], mask * config.patch.crop(kappa)[0], atol=1e-6)
@@ -108,7 +115,7 @@ def test_validation_is_seen_by_the_instrument_itself(made):
     found = features.read(made, "validation", features.parts(made, "validation"))
     assert set(found.level) == {made.config.instrument.noise_uk_arcmin}
     seen = observe_sky(made, "validation", 0)
-    ascent = ProbableLensing(
+    ascent = MAPLensing(
         made.config.patch, made.config.instrument, made.mask, made.spectra(), PASSES, 1
     )
     expected = np.stack(list(features_of(ascent, seen.q, seen.u, threads=1)))
@@ -145,13 +152,16 @@ def test_what_is_there_is_not_made_again(made):
     assert first.exists()
 
 
-def test_another_variation_is_another_product(made):
-    other = Refining(batch=2, variation=Variation(hole_share=0.1))
-    changed = Run(made.config.model_copy(update={"refining": other}))
-    assert features.recipe(made, "validation", 0, 0) == features.recipe(changed, "validation", 0, 0)
+def test_another_variation_is_another_product(made, monkeypatch):
+    def recipes():
+        return features.recipe(made, "validation", 0, 0), networks.recipe(made)
+
+    validation, training = recipes()
+    monkeypatch.setattr(features, "VARIATION", Variation(hole_share=0.1))
     with pytest.raises(products.ProductError, match=r"variation\.hole_share"):
-        features.read(changed, "train", [(0, 0)])
-    assert networks.recipe(made) != networks.recipe(changed)
+        features.read(made, "train", [(0, 0)])
+    assert recipes()[0] == validation
+    assert recipes()[1] != training
 
 
 def test_a_stopped_training_ends_where_it_would_have(made, tmp_path, eager):
@@ -198,7 +208,7 @@ def test_the_estimator_refines_what_the_ascent_finds(made, tmp_path):
     run = Run(made.config.model_copy(update={"network": network}))
     q, u = np.random.default_rng(3).standard_normal((2, 2, 64, 64)) * run.mask
     config = run.config
-    ascent = ProbableLensing(config.patch, config.instrument, run.mask, run.spectra(), PASSES, 1)
+    ascent = MAPLensing(config.patch, config.instrument, run.mask, run.spectra(), PASSES, 1)
     expected = np.stack(list(features_of(ascent, q, u, threads=1)))[..., FEATURES.index(REFINED)]
     expected = KAPPA_UNIT * expected.astype(np.float16)
     # Half precision: 6e-8 of a feature, whatever its size.
@@ -236,14 +246,12 @@ def write(tmp_path, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"network": {"noise_map": True}}, r"network\.noise_map is of kind 'resunet'"),
+        ({"network": {"dropout": 0.3}}, r"network\.dropout is of kind 'resunet'"),
         ({"patch": {"n_pixels": 72}}, "multiples of 16"),
         (
             {"training": {"phases": [{"steps": 2, "learning_rate": 1e-3, "crop": 32}]}},
             "learns whole patches",
         ),
-        ({"refining": {"variation": {"as_it_is": 2.0}}}, "a share lies in 0 to 1"),
-        ({"refining": {"variation": {"holes_share": 0.2}}}, "unknown key"),
     ],
 )
 def test_impossible_configurations(tmp_path, changes, message):

@@ -6,7 +6,7 @@ import scipy.fft
 import scipy.ndimage
 
 from cobaya_cnnlens.reconstruct.features import FEATURES, PASSES, features_of, turned
-from cobaya_cnnlens.reconstruct.probable import ProbableLensing
+from cobaya_cnnlens.reconstruct.map_lensing import MAPLensing
 from cobaya_cnnlens.reconstruct.resunet import apply_symmetry
 from cobaya_cnnlens.simulate.instrument import Instrument, cosine_mask
 from cobaya_cnnlens.simulate.patches import PatchGeometry
@@ -26,7 +26,7 @@ def patch(fiducial):
     seen = seen + rms * skies.noise(generator) / INSTRUMENT.noise_rms(GEOMETRY)
     rms[20:24, 40:44] = np.inf
     mask = cosine_mask(GEOMETRY, INSTRUMENT.taper_deg)
-    estimator = ProbableLensing(GEOMETRY, INSTRUMENT, mask, fiducial, PASSES, threads=1)
+    estimator = MAPLensing(GEOMETRY, INSTRUMENT, mask, fiducial, PASSES, threads=1)
     return estimator, (mask * seen.real), (mask * seen.imag), rms
 
 

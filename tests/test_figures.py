@@ -138,22 +138,6 @@ def test_the_noise_is_called_by_the_estimators_name(made, monkeypatch, baseline,
     assert f"{name}, $N_L$" in left.get_legend_handles_labels()[1]
 
 
-def test_training_of_q_and_u(made, tmp_path):
-    """The other head's loss is drawn under its own name."""
-    from cobaya_cnnlens.pipeline.training import TrainingRun
-
-    network = made.network.model_copy(update={"polarisation": "qu"})
-    config = made.model_copy(update={"network": network, "products": tmp_path})
-    run = TrainingRun(networks.training_directory(Run(config)), networks.recipe(Run(config)))
-    run.directory.mkdir(parents=True)
-    losses = {f"{v}{name}_loss": 1.0 for name in ("qu", "kappa") for v in ("", "val_")}
-    run.finish_epoch(Saved(), {"epoch": 1, "val_loss": 2.0, **losses})
-    (axis,) = figures.training_figure(Run(config)).axes
-    assert {line.get_label() for line in axis.lines} == {
-        f"{name}, {of}" for name in ("kappa", "qu") for of in ("training", "validation")
-    }
-
-
 def test_unknown_stages_and_missing_products_are_told(made, tmp_path):
     with pytest.raises(CNNLensError, match="no figure for stage 'skies'; choose one of spectra"):
         figures.draw(Run(made), "skies")

@@ -27,7 +27,7 @@ from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.reconstruct.features import PASSES
 from cobaya_cnnlens.reconstruct.files import estimator_hash, kind_of, networks_hash
 from cobaya_cnnlens.reconstruct.learned import learned_estimator
-from cobaya_cnnlens.reconstruct.probable import ProbableLensing
+from cobaya_cnnlens.reconstruct.map_lensing import MAPLensing
 from cobaya_cnnlens.reconstruct.refined import RefinedEstimator, RefiningUNet, load_refining
 from cobaya_cnnlens.reconstruct.resunet import NetworkEstimator, ResUNet
 from cobaya_cnnlens.simulate.instrument import Instrument, draw_noise
@@ -150,7 +150,7 @@ def test_the_release_reconstructs_as_its_run_does(
 def test_the_estimator_knows_the_instruments_noise(run, release, observed, files):
     """Of every pixel, and its beam, mask and theory: built here by hand."""
     patch = run.config.patch
-    ascent = ProbableLensing(patch, INSTRUMENT, run.mask, run.spectra(), PASSES)
+    ascent = MAPLensing(patch, INSTRUMENT, run.mask, run.spectra(), PASSES)
     by_hand = RefinedEstimator(ascent, [load_refining(files["mine"])])
     maps = [m[:1] * run.mask for m in observed]
     expected = by_hand.reconstruct(*maps, rms=INSTRUMENT.noise_rms(patch))

@@ -196,7 +196,7 @@ SKY = {"set": "train", "index": 7, "sky": {"lmax": 100}}
         ("sky", SKY, "skies CONFIG --set train --index 7"),
         ("bandpowers", {"sky": SKY}, "reconstruct CONFIG --set train --index 7"),
         ("curvature", {"sky": SKY}, "derivatives CONFIG --index 7"),
-        ("spectra", {"camb": {}}, "spectra CONFIG"),
+        ("spectra", {"camb": {}}, "skies CONFIG --set train"),
     ],
 )
 def test_what_is_missing_names_its_command(tmp_path, kind, recipe, command):

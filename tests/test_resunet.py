@@ -225,7 +225,7 @@ def test_noise_map_network(tmp_path, eager):
 class Shown:
     """In a network's place: keeps the maps it is shown, and answers with one of them."""
 
-    noise_map, polarisation = True, "e"
+    noise_map = True
 
     def __init__(self, channel):
         self.channel, self.maps = channel, []

@@ -5,7 +5,7 @@ import pytest
 from scipy.interpolate import CubicSpline
 
 from cobaya_cnnlens.calibrate.assemble import make_releases
-from cobaya_cnnlens.calibrate.release_networks import check_network
+from cobaya_cnnlens.calibrate.release_networks import NETWORKS, check_network
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.fields import ARRAYS
 from cobaya_cnnlens.likelihood.release import read_release, shipped_releases
@@ -19,7 +19,8 @@ from .conftest import REPOSITORY
 REFINED = ["refined_fiducial", "refined_high", "refined_low"]
 SURVEY = "survey_mock"
 NAMES = [*REFINED, SURVEY]
-NETWORK = REPOSITORY / "training" / "networks" / "refined.keras"
+RESUNET = NETWORKS / "resunet_1uk.keras"
+NETWORK = NETWORKS / "refined.keras"
 
 
 def test_what_is_shipped():

@@ -113,7 +113,7 @@ def test_commands_work_from_what_is_shipped_alone(made, tmp_path):
     content = yaml.safe_load((tmp_path / "c.yaml").read_text())
     content["products"] = str(tmp_path / "clone")
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
-    for command in ("evaluate", "compare", "forecast", "primary"):
+    for command in ("evaluate", "forecast", "primary"):
         result = CliRunner().invoke(app, [command, str(tmp_path / "c.yaml")])
         assert result.exit_code == 0, (command, result.exception)
         assert len(result.output.splitlines()) > 1

@@ -121,9 +121,27 @@ rule train:
 rule fails_once:
     input: "trained"
     output: "seen"
-    resources: runtime=lambda wildcards, attempt: 20 * attempt
     shell: "scontrol show job $SLURM_JOB_ID > {output}; test -e failed || (touch failed; exit 1)"
 """
+
+
+@plugin
+def test_the_workflow_asks_slurm_for_what_its_jobs_need(tmp_path):
+    """Memory and time for every job, more time for training, and a GPU for training alone."""
+    command = [sys.executable, "-m", "snakemake", "-s", REPOSITORY / "training" / "Snakefile"]
+    command += ["--profile", PROFILE, "--dry-run"]
+    command += ["--config", f"pipeline={REPOSITORY}/training/config/test.yaml"]
+    dry = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert dry.returncode == 0, dry.stderr
+    jobs = re.findall(
+        r"^rule (\w+):$.*?^    resources: (.*?)$", dry.stdout + dry.stderr, re.M | re.S
+    )
+    asked = {rule: dict(re.findall(r"(\w+)=(\d+)", resources)) for rule, resources in jobs}
+    minutes = {rule: int(resources["runtime"]) for rule, resources in asked.items()}
+    assert minutes["derivatives"] > minutes["sky"] == minutes["bandpowers"] == 60
+    assert minutes["train"] > minutes["derivatives"]
+    assert all(int(resources["mem_mb"]) >= 10000 for resources in asked.values())
+    assert [rule for rule, resources in asked.items() if "gpu" in resources] == ["train"]
 
 
 @plugin
@@ -142,7 +160,7 @@ def test_the_profile_on_a_slurm(cluster, tmp_path):
     assert re.search(
         r"TimeLimit=01:17:00\b.*MinMemoryNode=5000M\b.*TresPerJob=gres:gpu:1\b", trained, re.S
     ), trained
-    assert re.search(r"TimeLimit=00:40:00\b.*MinMemoryNode=4000M\b", seen, re.S), seen
+    assert re.search(r"TimeLimit=02:00:00\b.*MinMemoryNode=10000M\b", seen, re.S), seen
     assert "gpu" not in seen
 
 

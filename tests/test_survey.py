@@ -547,7 +547,7 @@ def test_from_maps_to_kappa_by_commands(files, run, tmp_path, monkeypatch):
     """`survey plan` and `survey reconstruct` with a refining network that changes nothing: the most
     probable lensing under each tile's noise."""
     from cobaya_cnnlens.reconstruct.features import PASSES
-    from cobaya_cnnlens.reconstruct.probable import ProbableLensing
+    from cobaya_cnnlens.reconstruct.map_lensing import MAPLensing
 
     path = tmp_path / "plan.yaml"
     result = CliRunner().invoke(
@@ -571,7 +571,7 @@ def test_from_maps_to_kappa_by_commands(files, run, tmp_path, monkeypatch):
     assert result.exception is None, result.exception
     assert f"warning: {path}: turned" in result.output
     plan, made = read_plan(path), run[1]
-    ascent = ProbableLensing(
+    ascent = MAPLensing(
         made.config.patch, made.config.instrument, made.mask, made.spectra(), PASSES
     )
     setup = MapSetup.of_run(made)
@@ -593,7 +593,8 @@ def test_maps_that_no_instrument_gives_are_refused(plan, run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config", "training/config/laptop.yaml"], "'network.kind' is not 'refined'"),
+        (["--release", "refined_fiducial"], "made with a ResUNet on maps; tiles with depths"),
+        (["--config", "training/config/resunet_1uk.yaml"], "'network.kind' is not 'refined'"),
         (["--release", "refined_fiducial"], "planned with --patch-deg 20, .*with 5; plan again"),
         ([], "give either --release NAME or --config FILE"),
         (["--release", "refined_fiducial", "--nside", "100"], "give a power of two"),

@@ -5,6 +5,7 @@ from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
 import pytest
+from cobaya_cnnlens.validate.n1 import MonteCarloN1
 
 from cobaya_cnnlens import table
 from cobaya_cnnlens.calibrate.nuisances import NuisanceCheck
@@ -15,7 +16,6 @@ from cobaya_cnnlens.validate.analytic import AnalyticNoise
 from cobaya_cnnlens.validate.coverage import CoverageTable
 from cobaya_cnnlens.validate.forecast import Forecast, forecasts_table
 from cobaya_cnnlens.validate.foregrounds import Bias, Foreground, ForegroundTable
-from cobaya_cnnlens.validate.n1 import MonteCarloN1
 from cobaya_cnnlens.validate.noise import Comparison, NoiseTable, ResidualTable
 from cobaya_cnnlens.validate.null_tests import NullTable, NullTest, PowerRatio
 from cobaya_cnnlens.validate.omch2 import Recovered, Recovery
@@ -111,7 +111,7 @@ NOT_PRINTED = {
 
 def text_of(result) -> str:
     if isinstance(result, Forecast):
-        return forecasts_table({"laptop": result})
+        return forecasts_table({"resunet_1uk": result})
     if isinstance(result, JointCovariance):
         return joint_table(result, joint(1), largest=2)
     if isinstance(result, NuisanceCheck):

@@ -100,15 +100,6 @@ def test_normalisation_is_that_of_the_masked_noisy_maps(tiny):
     np.testing.assert_allclose(outputs, np.sqrt(np.mean(masked**2, (0, 1, 2))), rtol=1e-5)
 
 
-def test_normalisation_of_q_and_u():
-    """Of a head that gives Q and U both are in the rms of the two together."""
-    maps = np.random.default_rng(0).standard_normal((2, 8, 8, 3)) * [1.0, 2.0, 3.0]
-    targets = training.TrainingPatches(maps[..., :2], maps)
-    _, (qu, kappa) = training.normalisation(targets, np.ones((8, 8)), 0.0)
-    assert qu == pytest.approx(np.sqrt(np.mean(maps[..., :2] ** 2)))
-    assert kappa == pytest.approx(np.sqrt(np.mean(maps[..., 2] ** 2)))
-
-
 def test_batches_depend_on_epoch_and_step_only(tiny):
     patches = training.load_training_patches(Run(tiny))
 
@@ -264,58 +255,6 @@ def test_loss_is_in_units_of_the_targets_std():
     assert float(loss(np.zeros((2, 3, 3, 1)), np.ones((2, 3, 3, 1)))) == pytest.approx(4.0)
 
 
-def test_spectral_loss_of_one_wave():
-    """A plane wave of amplitude A has |error_l|² = A²/4 at ±l; the loss is its weighted sum."""
-    n, pixel, amplitude, k = 32, 1e-3, 0.3, 5
-    l, kk = [0.0, 1e4], [2e-7, 4e-7]
-    wave = amplitude * np.cos(2.0 * np.pi * k * np.arange(n) / n)[None, :] * np.ones((n, 1))
-    loss = training.SpectralMSE(pixel, l, kk)
-    zero = np.zeros((1, n, n, 1), "f4")
-    got = float(loss(zero, wave[None, ..., None].astype("f4")))
-    grid = 2.0 * np.pi * np.fft.fftfreq(n, pixel)
-    ell = np.hypot(grid[:, None], grid[None, :])
-    weights = 1.0 / np.maximum(ell, training.SPECTRAL_FLOOR)
-    wave_l = 2.0 * np.pi * k / (n * pixel)
-    power = (amplitude / 2.0) ** 2 * (n * pixel) ** 2  # |f_l|² per area, at each of ±l
-    want = 2.0 * power / (wave_l * np.interp(wave_l, l, kk)) / weights.sum()
-    assert got == pytest.approx(want, rel=1e-4)
-
-
-def test_spectral_loss_of_the_signal_itself_is_one():
-    n, pixel = 64, 6.8e-4
-    l = np.arange(0.0, 9000.0, 50.0)
-    kk = 1e-7 / (1.0 + (l / 300.0) ** 2)
-    grid = 2.0 * np.pi * np.fft.fftfreq(n, pixel)
-    power = np.interp(np.hypot(grid[:, None], grid[None, :]), l, kk)
-    white = np.random.default_rng(0).standard_normal((200, n, n))
-    maps = np.fft.ifft2(np.fft.fft2(white) * np.sqrt(power) / pixel).real[..., None]
-    loss = training.SpectralMSE(pixel, l.tolist(), kk.tolist())
-    got = float(loss(np.zeros_like(maps, "f4"), maps.astype("f4")))
-    assert got == pytest.approx(1.0, abs=0.03)
-
-
-def test_spectral_loss_of_a_configuration(tiny):
-    """Its C_L^κκ is the fiducial's, and at L = 0 and 1, where there is none, that of L = 50: a
-    κ̂ that is off by a constant has a finite loss."""
-    phases = [phase.model_copy(update={"crop": 0}) for phase in tiny.training.phases]
-    changes = {"loss": "spectral", "phases": phases}
-    config = tiny.model_copy(update={"training": tiny.training.model_copy(update=changes)})
-    network = training.new_network(Run(config), training.load_training_patches(Run(config)))
-    loss = network.loss["kappa"]
-    content = loss.get_config()
-    l, kk = np.array(content["l"]), np.array(content["kk"])
-    expected = Run(config).spectra().kk[l]
-    np.testing.assert_allclose(kk[1:], expected[1:], rtol=1e-12)
-    assert kk[0] == kk[1]
-    assert content["pixel"] == config.patch.pixel
-    n = config.patch.n_pixels
-    zero = np.zeros((1, n, n, 1), "f4")
-    found = float(loss(zero, zero + np.float32(1e-3)))
-    assert 0 < found < np.inf
-    assert type(network.loss["e"]) is training.ScaledMSE
-    assert network.loss["e"].get_config()["std"] == network.output_std["e"]
-
-
 def test_the_papers_noise_is_one_realisation_per_patch(tiny):
     """Without ``fresh_noise`` a patch carries the same noise in every epoch; with it, another."""
     n = tiny.patch.n_pixels
@@ -339,91 +278,18 @@ def test_the_papers_noise_is_one_realisation_per_patch(tiny):
     assert np.std(one[..., mask > 0.99, :]) == pytest.approx(rms, rel=0.05)
 
 
-@pytest.fixture
-def conditional(tiny):
-    """The tiny configuration with the noise map as input."""
-    return tiny.model_copy(
-        update={
-            "network": tiny.network.model_copy(update={"noise_map": True}),
-            "training": tiny.training.model_copy(
-                update={"noise_max_uk_arcmin": 10.0, "depth_variation": 0.7}
-            ),
-        }
-    )
-
-
-def test_noise_channel_tells_the_noise(conditional):
-    """On blank skies the scatter of Q in a batch is what the third channel says."""
-    n = conditional.patch.n_pixels
-    blank = training.TrainingPatches(*np.zeros((2, 1, n, n, 2), "f4"))
-    phase = Phase(steps=1, batch=400, learning_rate=1.0)
-    inputs, _ = training.EpochBatches(blank, Run(conditional), phase, 0, 1)[0]
-    mask = Run(conditional).mask
-    inside = mask > 0.5
-    scaled = (inputs[..., 0] / mask / inputs[..., 2])[:, inside]
-    assert scaled.std() == pytest.approx(1.0, abs=0.02)
-    varying = np.flatnonzero(np.ptp(inputs[..., 2], axis=(1, 2)) > 0)
-    assert 0.2 < len(varying) / len(inputs) < 0.47
-    level = np.sqrt((inputs[..., 2] ** 2).mean((1, 2))) * conditional.patch.pixel / 2.9089e-4
-    assert 0.3 < np.mean(level < 1.0) < 0.5
-    assert level.max() < 10.0 * np.exp(0.7)
-
-
-def test_start_from_a_network_without_noise_channel(tiny, conditional, tmp_path, eager):
-    """The new channel changes nothing until it has been trained."""
+def test_training_starts_from_a_network_of_the_same_width(tiny, tmp_path, eager):
+    """It does what the initial network does until it is trained."""
     patches = training.load_training_patches(Run(tiny))
     plain = training.new_network(Run(tiny), patches)
     plain.save(tmp_path / "plain.keras")
-    config = conditional.model_copy(
-        update={
-            "network": conditional.network.model_copy(
-                update={"initial": tmp_path / "plain.keras", "seed": 9}
-            )
-        }
-    )
+    start = {"initial": tmp_path / "plain.keras", "seed": 9}
+    config = tiny.model_copy(update={"network": tiny.network.model_copy(update=start)})
     started = training.new_network(Run(config), patches)
     maps = np.random.default_rng(1).standard_normal((2, 16, 16, 2)).astype("f4")
-    rms = np.random.default_rng(2).random((2, 16, 16, 1)).astype("f4")
-    want = plain.predict(maps, verbose=0)["kappa"]
-    got = started.predict(np.concatenate([maps, rms], -1), verbose=0)["kappa"]
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6 * np.abs(want).max())
-    assert networks.recipe(Run(config)) != networks.recipe(Run(conditional))
+    expected = plain.predict(maps, verbose=0)["kappa"]
+    np.testing.assert_array_equal(started.predict(maps, verbose=0)["kappa"], expected)
+    assert networks.recipe(Run(config)) != networks.recipe(Run(tiny))
     wider = config.model_copy(update={"network": config.network.model_copy(update={"width": 4})})
     with pytest.raises(NetworkError, match="another width"):
         training.new_network(Run(wider), patches)
-
-
-@pytest.mark.slow
-def test_frozen_batch_norm_stays_as_it_was(tiny, tmp_path, eager):
-    """Training on moves the kernels, over a stop too, and not one number of the batch norm; a live
-    one moves its own."""
-    patches = training.load_training_patches(Run(tiny))
-    training.new_network(Run(tiny), patches).save(tmp_path / "plain.keras")
-    ends = {}
-    for frozen in (True, False):
-        network = {"initial": tmp_path / "plain.keras", "frozen_norm": frozen}
-        config = tiny.model_copy(update={"network": tiny.network.model_copy(update=network)})
-        run = training.train(Run(config), tmp_path / str(frozen))
-        next(run)
-        run.close()
-        if frozen:
-            assert next(training.train(Run(config), tmp_path / str(frozen)))["epoch"] == 2
-        last = json.loads((tmp_path / str(frozen) / "state.json").read_text())["checkpoint"]
-        ends[frozen] = resunet.load_network(tmp_path / str(frozen) / last)
-    start = resunet.load_network(tmp_path / "plain.keras")
-    for frozen, end in ends.items():
-        moved = {
-            layer.name: any(
-                np.abs(a - b).max() > 0
-                for a, b in zip(
-                    layer.get_weights(), end.get_layer(layer.name).get_weights(), strict=True
-                )
-            )
-            for layer in start.layers
-            if layer.weights and layer.name != "normalise"
-        }
-        for name, has_moved in moved.items():
-            assert has_moved is not (frozen and name.endswith("_bn")), name
-    maps = np.random.default_rng(1).standard_normal((2, 16, 16, 2)).astype("f4")
-    as_used, in_training = (ends[True](maps, training=t)["kappa"] for t in (False, True))
-    np.testing.assert_array_equal(as_used, in_training)

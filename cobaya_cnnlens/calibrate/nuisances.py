@@ -34,8 +34,6 @@ from .response import standard_error
 KIND = "nuisances"
 SET = "test"
 ALGORITHM = 1
-# Systematics of several numbers, of which one is changed.
-_AS_SEEN = {"leakage": lambda x: (x, 0.0), "beam_modes": lambda x: (x,)}
 
 
 def path(run: Run, index: int) -> Path:
@@ -72,8 +70,7 @@ def measure(run: Run, index: int) -> None:
 
 def _seen_with(run: Run, index: int, name: str, x: float) -> np.ndarray:
     """⟨κ̂κ̂*⟩ of a test sky under one systematic, (n_patches, n_bins)."""
-    change = {name: _AS_SEEN.get(name, float)(x)}
-    sky = observe_sky(run, SET, index, systematics=Systematics(**change))
+    sky = observe_sky(run, SET, index, systematics=Systematics(**{name: x}))
     q, u = (some(maps, run.config.nuisances.patches) for maps in (sky.q, sky.u))
     return run.bandpowers.auto(run.estimator.reconstruct(q, u))
 
@@ -120,8 +117,7 @@ def check_nuisances(
 
     Parameters
     ----------
-    changes : by name; beside the nuisances "leakage", of temperature into Q, and "beam_modes", of
-        the first error mode of a beam from a file, of which no release knows: zero is predicted
+    changes : by name of the nuisance
 
     Raises
     ------
@@ -138,11 +134,8 @@ def check_nuisances(
     checks = []
     for name, x in tqdm(changes.items(), desc=f"nuisances/{index}", unit="sky"):
         shift = (_seen_with(run, index, name, x) - centre) / response**2
-        if name in NUISANCES:
-            column = NUISANCES.index(name)
-            by_patch = first[..., column] * x + second[..., column] * x**2
-        else:
-            by_patch = np.zeros((2, len(response)))
+        column = NUISANCES.index(name)
+        by_patch = first[..., column] * x + second[..., column] * x**2
         error = np.hypot(standard_error(shift), standard_error(by_patch))
         checks.append(NuisanceCheck(name, x, shift.mean(0), by_patch.mean(0), error))
     return checks

@@ -41,18 +41,10 @@ def nuisances(
     index: Indices = None,
     check: Annotated[
         int | None,
-        typer.Option(help="Instead: compare what they predict with this other test sky."),
+        typer.Option(
+            help="Instead: compare their prediction at twice the steps with this test sky."
+        ),
     ] = None,
-    gain: Annotated[float, typer.Option(help="Change of gain to check.")] = 0.01,
-    beam: Annotated[float, typer.Option(help="Relative change of beam width to check.")] = 0.05,
-    noise: Annotated[float, typer.Option(help="Relative change of noise to check.")] = 0.1,
-    angle: Annotated[float, typer.Option(help="Rotation in degrees to check.")] = 1.0,
-    leakage: Annotated[
-        float, typer.Option(help="Part of temperature in Q to check, as 0.001; no release has it.")
-    ] = 0.0,
-    beam_mode: Annotated[
-        float, typer.Option(help="Sigmas of the beam file's first error mode to check.")
-    ] = 0.0,
 ) -> None:
     """Measure what systematics of the instrument do to the bandpowers, on test skies."""
     run = runs.load(config)
@@ -62,9 +54,8 @@ def nuisances(
     runs.ready(run)
     if check is not None:
         calibration, _ = calibration_of(run)
-        changes = {"gain": gain, "beam": beam, "noise": noise, "angle": angle}
-        more = {"leakage": leakage, "beam_modes": beam_mode}
-        changes |= {name: x for name, x in more.items() if x}
+        steps = run.config.nuisances
+        changes = {name: 2.0 * getattr(steps, name) for name in nuisances.NUISANCES}
         found = nuisances.check_nuisances(run, calibration.response, check, changes)
         L = run.bandpowers.bins.centres
         typer.echo("\n".join(check.table(L) for check in found))

@@ -43,8 +43,17 @@ def features(
 
 @command()
 def train(config: ConfigFile) -> None:
-    """Train the network; a run that was stopped goes on from its last epoch."""
+    """Train the network, or measure the mean field of an estimator without one (`baseline`).
+
+    A training that was stopped goes on from its last epoch.
+    """
     run = runs.load(config)
+    if run.config.baseline is not None:
+        from ..pipeline import mean_field
+
+        _ = runs.ready(run).estimator
+        typer.echo(f"mean field in {mean_field.path(run)}")
+        return
     if run.config.network.pretrained is not None:
         raise ConfigError(
             f"{config}: key 'network.pretrained' names {run.config.network.pretrained}, so there "
@@ -67,18 +76,6 @@ def train(config: ConfigFile) -> None:
         state = training.TrainingRun(directory, networks.recipe(run))
         training.save_atomically(state.best(), networks.path(run))
     typer.echo(f"network in {networks.path(run)}")
-
-
-@command("mean-field")
-def mean_field(config: ConfigFile) -> None:
-    """Measure the mean field of an estimator without a network (``baseline``)."""
-    run = runs.load(config)
-    if run.config.baseline is None:
-        raise ConfigError(f"{config}: key 'baseline' names no estimator; a network needs no field")
-    from ..pipeline import mean_field
-
-    _ = runs.ready(run).estimator
-    typer.echo(mean_field.path(run))
 
 
 @command()

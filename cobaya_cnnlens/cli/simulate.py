@@ -1,4 +1,4 @@
-"""Commands that make spectra and skies."""
+"""The command that makes skies."""
 
 from __future__ import annotations
 
@@ -11,16 +11,6 @@ from .arguments import ConfigFile, Indices, SetName, Threads
 
 app = typer.Typer()
 command = partial(app.command, rich_help_panel="Simulate")
-
-
-@command()
-def spectra(config: ConfigFile) -> None:
-    """Run CAMB for the fiducial cosmology and every survey."""
-    run = runs.load(config)
-    for name in run.config.set_names():
-        for index in range(run.config.set_size(name)):
-            run.spectra(run.config.set_cosmology(name, index))
-    typer.echo(f"spectra in {run.config.sky_directory / 'spectra'}")
 
 
 @command()

@@ -18,39 +18,31 @@ command = partial(app.command, rich_help_panel="Validate")
 
 @command()
 def evaluate(
-    config: ConfigFile,
+    configs: Annotated[list[Path], typer.Argument(help="Pipeline configurations or studies.")],
     merge: Annotated[int, typer.Option(min=1, help="Neighbouring bins to take together.")] = 1,
     on: Annotated[
         str | None, typer.Option(help="Instead: debiased minus true bandpowers on another set.")
     ] = None,
 ) -> None:
-    """Print the network's reconstruction noise beside the analytic curves."""
-    run = runs.load(config)
-    from ..validate.noise import noise_table, residual_table
+    """Print the reconstruction noise beside the analytic curves.
 
-    if on:
-        typer.echo(residual_table(run, on, merge).table())
-    else:
-        typer.echo(noise_table(run, merge).table())
-
-
-@command()
-def compare(
-    configs: Annotated[list[Path], typer.Argument(help="Pipeline configurations or studies.")],
-    merge: Annotated[int, typer.Option(min=1, help="Neighbouring bins to take together.")] = 1,
-) -> None:
-    """Print the reconstruction noise of several configurations, or of a study's, side by side."""
+    Several configurations, or the members of a study, stand side by side.
+    """
     members = [run for config in configs for run in runs.load_study(config)]
     from ..validate import noise
 
-    typer.echo(noise.compare(members, merge).table())
+    if on:
+        for run in members:
+            typer.echo(noise.residual_table(run, on, merge).table())
+    elif len(members) == 1:
+        typer.echo(noise.noise_table(members[0], merge).table())
+    else:
+        typer.echo(noise.compare(members, merge).table())
 
 
 @command()
 def n0(
-    estimator: Annotated[
-        str, typer.Option(help="eb, ee, mv (both), eb-iterative, tt, te or tb.")
-    ] = "eb",
+    estimator: Annotated[str, typer.Option(help="eb, ee, mv (both) or eb-iterative.")] = "eb",
     noise: Annotated[float, typer.Option(help="White noise of Q and of U, µK-arcmin.")] = 1.0,
     beam: Annotated[float, typer.Option(help="FWHM of the beam, arcmin.")] = 1.0,
     lmin: Annotated[int, typer.Option(help="Lowest multipole of E and B.")] = 72,
@@ -69,25 +61,6 @@ def n0(
     typer.echo(table.table())
     if out:
         table.write(out)
-
-
-@command()
-def n1(
-    noise: Annotated[float, typer.Option(help="White noise of Q and of U, µK-arcmin.")] = 1.0,
-    beam: Annotated[float, typer.Option(help="FWHM of the beam, arcmin.")] = 1.0,
-    lmin: Annotated[int, typer.Option(help="Lowest multipole of E and B.")] = 72,
-    lmax: Annotated[int, typer.Option(help="Highest multipole of E and B.")] = 4600,
-    pairs: Annotated[int, typer.Option(help="Pairs of maps that share φ.")] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of the Monte Carlo.")] = 0,
-) -> None:
-    """N1 of the EB estimator by Monte Carlo: pairs of maps that share φ, with its error."""
-    runs.need_pipeline()
-    from ..reconstruct.n0 import Filter
-    from ..simulate.instrument import Instrument
-    from ..validate.analytic import monte_carlo_n1
-
-    found = monte_carlo_n1(Instrument(noise, beam), Filter(lmin, lmax), pairs, seed)
-    typer.echo(found.table())
 
 
 @command()

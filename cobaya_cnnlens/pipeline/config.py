@@ -18,7 +18,6 @@ from ..simulate.foregrounds import SourceCounts
 from ..simulate.instrument import FILES, Instrument
 from ..simulate.patches import PatchGeometry, closest_centres
 from ..simulate.shards import SkySettings
-from ..simulate.varied import Variation
 from ..theory.camb import CambSettings, Cosmology
 from .estimators import own_options, registered
 from .ranges import HALOFIT_VERSIONS, RANGES, check_ranges
@@ -40,7 +39,7 @@ class Section(BaseModel):
 
 
 # Kinds of baseline that leave out what was not seen.
-FILTERS = ("wiener", "iterated", "probable")
+FILTERS = ("wiener", "map")
 # Sets of skies that have all patches, whatever `centres.spread` says.
 WHOLE = ("train", "validation", "test")
 
@@ -76,13 +75,11 @@ class PatchCentres(Section):
 
 class Network(Section):
     """The network: of ``kind`` "resunet", the paper's on the maps, whose ``width`` is 64 there and
-    ``dropout`` its rate; or "refined", a residual U-net on what the ascent to the most probable
-    lensing knows (:mod:`cobaya_cnnlens.reconstruct.refined`), of ``width`` channels at half the
-    patch's resolution, for any noise.
+    ``dropout`` its rate; or "refined", a residual U-net on what the MAP steps know
+    (:mod:`cobaya_cnnlens.reconstruct.refined`), of ``width`` channels at half the patch's
+    resolution, for any noise.
 
-    ``noise_map`` adds the noise rms of every pixel to the inputs; ``polarisation`` "qu" makes the
-    first head unlensed Q and U instead of E. ``initial`` names a trained network of the same width
-    that training starts from, and ``frozen_norm`` then keeps its batch norm as it is.
+    ``initial`` names a trained network of the same width that training starts from.
     ``pretrained`` names one to use as it is, instead of training, or several whose mean κ̂ is used.
     """
 
@@ -91,9 +88,6 @@ class Network(Section):
     kind: Literal["resunet", "refined"] = "resunet"
     width: int = Field(64, gt=0, le=1024)
     dropout: float = Field(0.0, ge=0, lt=1)
-    noise_map: bool = False
-    polarisation: Literal["e", "qu"] = "e"
-    frozen_norm: bool = False
     seed: int = Field(1, ge=0, lt=2**32)
 
 
@@ -117,10 +111,7 @@ class Phase(Section):
 class Training(Section):
     """How the network is trained; see ``training/README.md`` for what each choice bought.
 
-    ``loss`` "pixel" is the mean squared error of E and κ in units of their variance; "spectral"
-    weighs the modes of κ's error so that every L counts by its relative error.
-    ``noise_max_uk_arcmin`` draws the noise of each patch between 0 and this instead of using the
-    instrument's; ``depth_variation`` lets ln(rms) vary by this much across every third patch.
+    The loss is the mean squared error of E and κ in units of their variance.
     ``jit_compile`` compiles with XLA, for which a minute goes before the first step.
     """
 
@@ -128,21 +119,15 @@ class Training(Section):
     clip_norm: float | None = Field(1.0, gt=0, le=1e6)
     augment: bool = True
     fresh_noise: bool = True
-    loss: str = Field("pixel", pattern="^(pixel|spectral)$")
-    noise_max_uk_arcmin: float | None = Field(None, gt=0, le=1000)
-    depth_variation: float = Field(0.0, ge=0, le=5)
     steps_per_epoch: int = Field(200, gt=0, le=10**9)
     validation_patches: int = Field(160, gt=0, le=10**7)
-    precision: str = Field("float32", pattern="^(float32|mixed_bfloat16)$")
     jit_compile: bool = True
     seed: int = Field(1, ge=0, lt=2**32)
 
 
 class Refining(Section):
-    """What a refining network learns from, beside the instrument itself: ``variation`` of noise,
-    depth, holes and tapers; features of ``batch`` patches lie in a file."""
+    """Features of ``batch`` patches, which a refining network learns from, lie in a file."""
 
-    variation: Variation = Variation()
     batch: int = Field(96, gt=0, le=10_000)
 
 
@@ -160,11 +145,9 @@ class Baseline(Section):
 
     ``kind`` "quadratic" convolves filtered E and B, ``combination`` of them, with the mask's E→B
     ``leakage`` left in ("naive", as in the paper) or taken out ("pure"); "wiener" is the quadratic
-    estimator of Wiener-filtered maps; "iterated" delenses and estimates again, ``passes`` in all;
-    "probable" climbs to the most probable φ by quasi-Newton steps, of which 6 are best.
-    The mean field comes from the first ``mean_field_skies`` training skies. Filters divide by the
-    noise: they take ``noise_floor`` (µK′) for less. E beyond the band is below .3 µK′; with .1 it
-    counts as signal, and a Wiener filter without noise has three times the N_L at L < 1000.
+    estimator of Wiener-filtered maps; "map" climbs to the φ of maximum posterior probability by
+    ``passes`` quasi-Newton steps, of which 6 are best.
+    The mean field comes from the first training sky.
 
     A kind that another package registers (:mod:`.estimators`) may have options of its own.
     """
@@ -174,9 +157,7 @@ class Baseline(Section):
     kind: str = Field(max_length=50)
     combination: Literal["eb", "ee", "mv"] = "eb"
     leakage: Literal["naive", "pure"] = "naive"
-    passes: int = Field(9, ge=2, le=1000)
-    mean_field_skies: int = Field(1, gt=0, le=100_000)
-    noise_floor: float = Field(0.3, gt=0, le=1000)
+    passes: int = Field(6, ge=2, le=1000)
 
     @field_validator("kind")
     @classmethod
@@ -363,8 +344,7 @@ class Survey(Section):
 class Config(Section):
     """The whole pipeline, from one file.
 
-    ``train_cosmologies`` are changes of the fiducial cosmology, e.g. ``{omch2: 0.1285}``, that the
-    training skies take in turn; the other sets keep the fiducial one. ``skies_from`` and
+    ``skies_from`` and
     ``features_from`` are folders in the place of ``products``' own, for configurations that share
     skies, or what refining networks learn from them. ``shipped`` is a file of bandpowers that
     commands read where ``products`` has none (`cnnlens ship` writes it). With ``data_debias``
@@ -378,7 +358,6 @@ class Config(Section):
     features_from: FilePath | None = None
     shipped: FilePath | None = None
     cosmology: Cosmology = Cosmology()
-    train_cosmologies: list[dict[str, float]] = []
     camb: CambSettings = CambSettings()
     sky: SkySettings = SkySettings()
     patch: PatchGeometry = PatchGeometry()
@@ -442,11 +421,6 @@ class Config(Section):
                     f"{self.patch.nyquist:.0f}; remove it"
                 )
         self._check_training()
-        if self.baseline and self.baseline.mean_field_skies > self.skies.train:
-            raise ValueError(
-                f"baseline.mean_field_skies is {self.baseline.mean_field_skies}, but there are "
-                f"{self.skies.train} training skies"
-            )
         for name in ("nuisances", "points", "nulls", "foregrounds"):
             if (skies := getattr(self, name).skies) > self.skies.test:
                 raise ValueError(
@@ -493,16 +467,6 @@ class Config(Section):
                     f"{key} is {size}; the network needs multiples of 4, at most the patch's "
                     f"{self.patch.n_pixels} pixels"
                 )
-        varied = self.training.noise_max_uk_arcmin is not None or self.training.depth_variation
-        if varied and not self.network.noise_map:
-            raise ValueError(
-                "training.noise_max_uk_arcmin and training.depth_variation need "
-                "network.noise_map: true, or the network cannot know the noise it sees"
-            )
-        if self.network.frozen_norm and self.network.initial is None:
-            raise ValueError("network.frozen_norm needs network.initial, whose batch norm it keeps")
-        if self.training.loss == "spectral" and any(p.crop for p in self.training.phases):
-            raise ValueError("training.loss 'spectral' weighs the modes of whole patches: crop 0")
         self._check_refined()
 
     def _measure_instrument(self) -> None:
@@ -536,10 +500,8 @@ class Config(Section):
         """What a refining network takes, and what it does not."""
         if self.network.kind != "refined":
             return
-        network, plain = self.network, Network()
-        for key in ("dropout", "noise_map", "polarisation", "frozen_norm"):
-            if getattr(network, key) != getattr(plain, key):
-                raise ValueError(f"network.{key} is of kind 'resunet'; remove it")
+        if self.network.dropout:
+            raise ValueError("network.dropout is of kind 'resunet'; remove it")
         if self.patch.n_pixels % 16:
             raise ValueError(
                 f"patch.n_pixels is {self.patch.n_pixels}; a refining network needs multiples of 16"
@@ -552,7 +514,7 @@ class Config(Section):
 
     def _check_cosmologies(self) -> None:
         """Every cosmology that some stage will ask CAMB for."""
-        changes = {f"train_cosmologies.{i}": c for i, c in enumerate(self.train_cosmologies)}
+        changes: dict[str, dict[str, float]] = {}
         for group, points in self.points.at.items():
             changes |= {f"points.at.{group}.{i}": c for i, c in enumerate(points)}
         if self.points.fit is not None:
@@ -610,13 +572,9 @@ class Config(Section):
             return self.surveys[name.removeprefix("survey-")].skies
         return getattr(self.skies, name)
 
-    def set_cosmology(self, name: str, index: int = 0) -> Cosmology:
-        """True cosmology of a sky of a set; only training skies may differ from one another."""
+    def set_cosmology(self, name: str) -> Cosmology:
+        """True cosmology of the skies of a set."""
         self._check_set(name)
-        if name == "train" and self.train_cosmologies:
-            return self.cosmology.vary(
-                **self.train_cosmologies[index % len(self.train_cosmologies)]
-            )
         if name.startswith("survey-"):
             return self.cosmology.vary(omch2=self.surveys[name.removeprefix("survey-")].omch2)
         return self.cosmology

@@ -72,9 +72,11 @@ def network_estimator(run: Run) -> Estimator:
 
 
 def filtered_for(run: Run) -> Instrument:
-    """The instrument as filters have it, whose noise is the baseline's floor at least."""
-    instrument, floor = run.config.instrument, run.config.baseline.noise_floor
-    return replace(instrument, noise_uk_arcmin=max(instrument.noise_uk_arcmin, floor))
+    """The instrument as filters have it, whose noise is :data:`LOWEST_LEVEL` at least."""
+    from ..reconstruct.map_lensing import LOWEST_LEVEL
+
+    instrument = run.config.instrument
+    return replace(instrument, noise_uk_arcmin=max(instrument.noise_uk_arcmin, LOWEST_LEVEL))
 
 
 def _quadratic(run: Run) -> Estimator:
@@ -92,23 +94,19 @@ def _quadratic(run: Run) -> Estimator:
 
 
 def _wiener(run: Run) -> Estimator:
-    from ..reconstruct.iterative import WienerEstimator
+    from ..reconstruct.map_lensing import TOLERANCES, MAPLensing
 
-    return WienerEstimator(run.config.patch, filtered_for(run), run.mask, run.spectra(), 1)
-
-
-def _iterated(run: Run) -> Estimator:
-    from ..reconstruct.iterative import WienerEstimator
-
-    passes = run.config.baseline.passes
-    return WienerEstimator(run.config.patch, filtered_for(run), run.mask, run.spectra(), passes)
+    # The only pass: its filter converges as that of the last of many does.
+    last = TOLERANCES[-1:]
+    patches = (run.config.patch, filtered_for(run), run.mask, run.spectra())
+    return MAPLensing(*patches, passes=1, tolerances=last)
 
 
-def _probable(run: Run) -> Estimator:
-    from ..reconstruct.probable import ProbableLensing
+def _map(run: Run) -> Estimator:
+    from ..reconstruct.map_lensing import MAPLensing
 
     passes = run.config.baseline.passes
-    return ProbableLensing(run.config.patch, filtered_for(run), run.mask, run.spectra(), passes)
+    return MAPLensing(run.config.patch, filtered_for(run), run.mask, run.spectra(), passes)
 
 
 def _quadratic_label(baseline: Baseline) -> str:
@@ -121,8 +119,7 @@ def _quadratic_label(baseline: Baseline) -> str:
 ESTIMATORS: dict[str, tuple] = {
     "quadratic": (_quadratic, _quadratic_label),
     "wiener": (_wiener, "Wiener QE of E and B"),
-    "iterated": (_iterated, "iterated, maps"),
-    "probable": (_probable, "most probable lensing"),
+    "map": (_map, "MAP"),
 }
 
 

@@ -19,9 +19,10 @@ from tqdm import tqdm
 from .. import products
 from ..reconstruct.features import PASSES, RefiningPatches, features_of
 from ..reconstruct.files import FEATURES_ALGORITHM
-from ..reconstruct.probable import ProbableLensing
+from ..reconstruct.map_lensing import MAPLensing
 from ..simulate.instrument import convolve_beam, cosine_mask
 from ..simulate.skies import seed_sequence
+from ..simulate.varied import Variation
 from . import skies
 from .config import WHOLE
 from .observation import ObservedPatches, observe_sky
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 KIND = "features"
 ALGORITHM = FEATURES_ALGORITHM
 ARRAYS = tuple(RefiningPatches.__annotations__)
+# Of the instruments that see training patches.
+VARIATION = Variation()
 
 
 def parts(run: Run, set_name: str) -> list[tuple[int, int]]:
@@ -60,7 +63,7 @@ def recipe(run: Run, set_name: str, index: int, part: int) -> dict:
     return {
         "sky": skies.recipe(run, set_name, index),
         "instrument": run.config.instrument.recipe(),
-        **({"variation": asdict(run.config.refining.variation)} if set_name == "train" else {}),
+        **({"variation": asdict(VARIATION)} if set_name == "train" else {}),
         "part": part,
         "batch": run.config.refining.batch,
         "passes": PASSES,
@@ -97,7 +100,7 @@ def measure(
             path(run, set_name, index, part), KIND, recipe(run, set_name, index, part)
         )
     ]
-    made: dict[float, ProbableLensing] = {}
+    made: dict[float, MAPLensing] = {}
     maps: dict[int, ObservedPatches] = {}
     bar = tqdm(missing, desc=f"features/{set_name}", unit="file", disable=not missing)
     for index, part in bar:
@@ -134,13 +137,12 @@ def _as_configured(run, index, part, rows, sky):
 def _drawn(run, index, part, rows, sky):
     """As :func:`_as_configured`, each patch seen by an instrument of its own."""
     config, n = run.config, run.config.patch.n_pixels
-    variation = config.refining.variation
     generators = [
         np.random.default_rng(seed_sequence(config.seed, "features/train", index, patch))
         for patch in rows
     ]
-    taper = variation.taper(part, config.instrument)
-    drawn = [variation.draw(config.patch, config.instrument, g) for g in generators]
+    taper = VARIATION.taper(part, config.instrument)
+    drawn = [VARIATION.draw(config.patch, config.instrument, g) for g in generators]
     level, rms = np.array([d[0] for d in drawn]), np.array([d[1] for d in drawn])
     noise = np.stack([g.standard_normal((2, n, n)) for g in generators], axis=1)
     noise = noise * np.where(np.isfinite(rms), rms, 0.0)
@@ -154,7 +156,7 @@ def _features(run, taper, level, rms, seen, made, threads) -> RefiningPatches:
     config = run.config
     if taper not in made:
         mask = cosine_mask(config.patch, taper)
-        made[taper] = ProbableLensing(
+        made[taper] = MAPLensing(
             config.patch, config.instrument, mask, run.spectra(), PASSES, threads
         )
     found = np.stack(list(features_of(made[taper], seen.q, seen.u, rms, threads)))

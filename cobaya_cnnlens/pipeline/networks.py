@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 # What the files of a configuration's `network.kind` hold.
 KINDS = {"resunet": "ResUNet", "refined": "RefiningUNet"}
 # Keys of the configuration's `network` that enter a recipe in another form, or only when set.
-NOT_IN_RECIPE = {"pretrained", "initial", "kind", "polarisation", "frozen_norm"}
+NOT_IN_RECIPE = {"pretrained", "initial", "kind"}
+# Options that there were once, with the value that changed nothing.
+FORMER = {
+    "network": {"noise_map": False},
+    "training": {"loss": "pixel", "depth_variation": 0.0, "precision": "float32"},
+}
 
 
 def path(run: Run) -> Path:
@@ -55,12 +60,9 @@ def recipe(run: Run) -> dict:
         return _refining_recipe(run, sky)
     return {
         **sky,
-        **({"train_cosmologies": config.train_cosmologies} if config.train_cosmologies else {}),
         "train_skies": config.skies.train,
         "instrument": config.instrument.recipe(),
         "network": config.network.model_dump(exclude=NOT_IN_RECIPE)
-        | ({"polarisation": head} if (head := config.network.polarisation) != "e" else {})
-        | ({"frozen_norm": True} if config.network.frozen_norm else {})
         | ({"initial": network_hash(initial)} if (initial := config.network.initial) else {}),
         # XLA changes how fast a run is and how it rounds, not what it is.
         "training": config.training.model_dump(exclude={"jit_compile"}),
@@ -74,7 +76,7 @@ REFINING = {"network": {"width", "seed"}, "training": {"phases", "clip_norm", "s
 def _refining_recipe(run: Run, sky: dict) -> dict:
     """What determines a training run on features."""
     from ..reconstruct.features import PASSES
-    from .features import ALGORITHM
+    from .features import ALGORITHM, VARIATION
 
     config = run.config
     initial = config.network.initial
@@ -86,7 +88,7 @@ def _refining_recipe(run: Run, sky: dict) -> dict:
             "algorithm": ALGORITHM,
             "passes": PASSES,
             "batch": config.refining.batch,
-            "variation": asdict(config.refining.variation),
+            "variation": asdict(VARIATION),
         },
         "network": {"kind": "refined", **config.network.model_dump(include=REFINING["network"])}
         | ({"initial": network_hash(initial)} if initial else {}),
@@ -156,7 +158,12 @@ def _completed(found: Mapping) -> dict:
     for section, values in defaults.items():
         values = {**values, **found.get(section, {})}
         values.pop("jit_compile", None)
-        found[section] = {k: v for k, v in values.items() if v is not None}
+        former = FORMER.get(section, {})
+        found[section] = {
+            k: v
+            for k, v in values.items()
+            if v is not None and not (k in former and v == former[k])
+        }
     return found
 
 

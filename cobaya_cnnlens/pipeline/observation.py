@@ -9,7 +9,7 @@ import numpy as np
 
 from ..simulate.instrument import Instrument, Systematics, convolve_beam, draw_noise
 from ..simulate.skies import seed_sequence
-from . import skies, temperature
+from . import skies
 
 if TYPE_CHECKING:
     from .run import Run
@@ -59,8 +59,6 @@ def observe_sky(
     instrument = systematics.of(config.instrument)
     noise = sky_noise(run, set_name, index, len(q), instrument)
     q, u = systematics.distort(q, u)
-    if any(systematics.leakage):
-        q, u = systematics.leak(q, u, temperature.read(run, set_name, index))
     q, u = (
         (convolve_beam(maps, instrument, config.patch).astype(np.float32) + n) * data_mask
         for maps, n in zip((q, u), noise, strict=True)

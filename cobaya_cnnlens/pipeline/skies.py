@@ -47,7 +47,7 @@ def recipe(run: Run, set_name: str, index: int) -> dict:
     """What determines one shard."""
     config = run.config
     return {
-        **spectra_recipe(run, config.set_cosmology(set_name, index)),
+        **spectra_recipe(run, config.set_cosmology(set_name)),
         "algorithm": ALGORITHM,
         "seed": config.seed,
         "set": set_name,
@@ -84,7 +84,7 @@ def measure(
         if not products.exists(file, KIND, recipe(run, set_name, i))
     ]
     for index, file in tqdm(missing, desc=f"skies/{set_name}", unit="sky", disable=not missing):
-        theory = run.spectra(config.set_cosmology(set_name, index))
+        theory = run.spectra(config.set_cosmology(set_name))
         sky = shards.draw_sky(theory, config.sky.lmax, config.seed, set_name, index)
         pointing = run.pointing_of(set_name)
         fields = shards.sample_patches(sky, config.sky, config.patch, pointing, nthreads)

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,22 +22,18 @@ from ..reconstruct.backend import keras
 from ..reconstruct.files import read_network
 from ..reconstruct.resunet import ResUNet, apply_symmetry, load_network
 from ..simulate.instrument import convolve_beam
-from ..simulate.modes import plane_vectors
 from ..simulate.skies import seed_sequence
 from . import networks, skies
 from .config import Config, Phase
 from .observation import observe_sky
 from .run import Run
 
-SPECTRAL_FLOOR = 200.0
-
 
 @dataclass(frozen=True)
 class TrainingPatches:
     """Noiseless, unmasked training maps in memory.
 
-    ``lensed`` : beamed Q̃, Ũ in µK, (n, ny, nx, 2); ``targets`` : E (µK) and κ, (n, ny, nx, 2), or
-    Q, U and κ, (n, ny, nx, 3)
+    ``lensed`` : beamed Q̃, Ũ in µK, (n, ny, nx, 2); ``targets`` : E (µK) and κ, (n, ny, nx, 2)
     """
 
     lensed: np.ndarray
@@ -49,7 +44,7 @@ def load_training_patches(run: Run) -> TrainingPatches:
     """Read the whole training set; 2 GB for 48 skies of the paper's patches."""
     config = run.config
     n_skies, n = config.skies.train, config.patch.n_pixels
-    wanted = (*config.network.polarisation, "kappa")
+    wanted = ("e", "kappa")
     lensed = targets = None
     for i in tqdm(range(n_skies), desc="training set", unit="sky"):
         q, u, *truth = skies.read(run, "train", i, ("lensed_q", "lensed_u", *wanted))
@@ -68,12 +63,10 @@ def load_training_patches(run: Run) -> TrainingPatches:
 def normalisation(
     patches: TrainingPatches, mask: np.ndarray, noise_rms: float | np.ndarray
 ) -> tuple[list[float], list[float]]:
-    """Standard deviations of the masked (Q̃, Ũ) with noise, and of the masked E (or Q and U
-    together) and κ."""
+    """Standard deviations of the masked (Q̃, Ũ) with noise, and of the masked E and κ."""
     weight = mask**2 / mask.size
     inputs = np.einsum("nyxc,yx->c", patches.lensed**2, weight) / len(patches.lensed)
     outputs = np.einsum("nyxc,yx->c", patches.targets**2, weight) / len(patches.targets)
-    outputs = np.array([outputs[:-1].mean(), outputs[-1]])
     return (
         np.sqrt(inputs + (noise_rms**2 * weight).sum()).tolist(),
         np.sqrt(outputs).tolist(),
@@ -100,52 +93,26 @@ class EpochBatches(keras.utils.PyDataset):
         n = config.patch.n_pixels
         size = self._phase.crop or n
         shape = (self._phase.batch, size, size)
-        inputs = np.empty((*shape, 3 if config.network.noise_map else 2), np.float32)
-        outputs = np.empty((*shape, self._patches.targets.shape[-1]), np.float32)
-        head = config.network.polarisation
+        inputs, outputs = np.empty((2, *shape, 2), np.float32)
+        rms = np.asarray(config.instrument.noise_rms(config.patch), np.float32)[..., None]
         for b in range(self._phase.batch):
             i = generator.integers(len(self._patches.lensed))
             y, x = generator.integers(n - size + 1, size=2)
             window = (slice(y, y + size), slice(x, x + size))
-            rms = noise_map(config, generator) * np.ones((n, n), np.float32)
             if training.fresh_noise:
                 draw = generator
             else:  # the paper's: one noise realisation per patch
                 draw = np.random.default_rng(seed_sequence(training.seed, "fixed noise", int(i)))
-            noise = rms[..., None] * draw.standard_normal((n, n, 2), dtype=np.float32)
+            noise = rms * draw.standard_normal((n, n, 2), dtype=np.float32)
             mask = self._mask[window][..., None]
             qu = (self._patches.lensed[i][window] + noise[window]) * mask
             target = self._patches.targets[i][window] * mask
-            rms = rms[window][..., None]
             if training.augment:
                 turns, flip = int(generator.integers(4)), bool(generator.integers(2))
                 qu = apply_symmetry(qu, turns, flip, spin2=True)
-                target = apply_symmetry(target, turns, flip, spin2=head == "qu")
-                rms = apply_symmetry(rms, turns, flip, spin2=False)
-            inputs[b, ..., :2], outputs[b] = qu, target
-            if config.network.noise_map:
-                inputs[b, ..., 2:] = rms
-        return inputs, {head: outputs[..., :-1], "kappa": outputs[..., -1:]}
-
-
-def noise_map(config: Config, generator: np.random.Generator) -> np.ndarray:
-    """Noise rms per pixel (µK) of one training patch: a scalar array, or (n, n) where depth varies.
-
-    With ``training.noise_max_uk_arcmin`` N the level is N u^2.5, u uniform, so that 40% of the
-    patches lie below N/10, where most of the information is. ``training.depth_variation`` V makes
-    the depth of every third patch vary as exp(V s), s a plane wave longer than the patch.
-    """
-    training, n = config.training, config.patch.n_pixels
-    level = config.instrument.noise_uk_arcmin
-    if training.noise_max_uk_arcmin is not None:
-        level = training.noise_max_uk_arcmin * generator.random() ** 2.5
-    rms = np.array(replace(config.instrument, noise_uk_arcmin=level).noise_rms(config.patch))
-    if training.depth_variation and generator.random() < 1.0 / 3.0:
-        angle, phase, waves = generator.random(3) * (2.0 * np.pi, 2.0 * np.pi, 1.0)
-        x = np.arange(n) / n
-        wave = np.cos(angle) * x[:, None] + np.sin(angle) * x[None, :]
-        rms = rms * np.exp(training.depth_variation * np.sin(2.0 * np.pi * waves * wave + phase))
-    return rms.astype(np.float32)
+                target = apply_symmetry(target, turns, flip, spin2=False)
+            inputs[b], outputs[b] = qu, target
+        return inputs, {"e": outputs[..., :1], "kappa": outputs[..., 1:]}
 
 
 @keras.saving.register_keras_serializable(package="cobaya_cnnlens")
@@ -161,37 +128,6 @@ class ScaledMSE(keras.losses.Loss):
 
     def get_config(self):
         return {**super().get_config(), "std": self._std}
-
-
-@keras.saving.register_keras_serializable(package="cobaya_cnnlens")
-class SpectralMSE(keras.losses.Loss):
-    """Mean of |κ̂_L − κ_L|² / (L C_L^κκ) over the modes, in units of the signal's.
-
-    Every interval of L then counts by its relative error, while in :class:`ScaledMSE` the many
-    noise-dominated modes of high L outweigh the rest.
-
-    Parameters
-    ----------
-    pixel : pixel side in radians
-    l, kk : multipoles and C_L^κκ there; below :data:`SPECTRAL_FLOOR` the weight rises no more
-    """
-
-    def __init__(self, pixel: float = 1.0, l=(), kk=(), **kwargs):
-        super().__init__(**kwargs)
-        self._arguments = {"pixel": float(pixel), "l": list(l), "kk": list(kk)}
-
-    def call(self, y_true, y_pred):
-        a = self._arguments
-        error = (y_pred - y_true)[..., 0]
-        n = error.shape[-1]
-        ell = np.hypot(*plane_vectors(n, a["pixel"]))
-        weight = 1.0 / np.maximum(ell, SPECTRAL_FLOOR)
-        scale = weight / np.interp(ell, a["l"], a["kk"]) * a["pixel"] ** 2 / (n**2 * weight.sum())
-        real, imaginary = keras.ops.fft2((error, keras.ops.zeros_like(error)))
-        return keras.ops.sum((real**2 + imaginary**2) * scale.astype("float32"), axis=(1, 2))
-
-    def get_config(self):
-        return {**super().get_config(), **self._arguments}
 
 
 @dataclass(frozen=True)
@@ -367,9 +303,6 @@ def new_network(run: Run, patches: TrainingPatches) -> ResUNet:
     network = ResUNet(
         width=config.network.width,
         dropout=config.network.dropout,
-        noise_map=config.network.noise_map,
-        polarisation=config.network.polarisation,
-        frozen_norm=config.network.frozen_norm,
         input_std=input_std,
         output_std=output_std,
         metadata=metadata,
@@ -377,11 +310,6 @@ def new_network(run: Run, patches: TrainingPatches) -> ResUNet:
     if config.network.initial:
         network = _with_weights_of(config.network.initial, network)
     losses = {name: ScaledMSE(std) for name, std in network.output_std.items()}
-    if config.training.loss == "spectral":
-        kk = run.spectra().kk
-        l = np.arange(0, len(kk), 50)
-        kk = np.where(l < 50, kk[50], kk[l])  # no power at L = 0, 1
-        losses["kappa"] = SpectralMSE(config.patch.pixel, l.tolist(), kk.tolist())
     network.compile(
         optimizer=keras.optimizers.Adam(1e-3, global_clipnorm=config.training.clip_norm),
         loss=losses,
@@ -391,18 +319,13 @@ def new_network(run: Run, patches: TrainingPatches) -> ResUNet:
 
 
 def _with_weights_of(path: Path, network: ResUNet) -> ResUNet:
-    """``network`` with the trained weights in a file and the normalisation that they expect.
-
-    A network with a noise channel may start from one without: the channel's weights are zero.
-    """
+    """``network`` with the trained weights in a file and the normalisation that they expect."""
     source = load_network(path)
     expected = {name: source.get_config()[name] for name in ("input_std", "output_std")}
     started = ResUNet.from_config({**network.get_config(), **expected})
     weights = []
     for old, new in zip(source.weights, started.weights, strict=True):
         values = keras.ops.convert_to_numpy(old)
-        if values.ndim == 4 and new.shape[2] == values.shape[2] + 1 and started.noise_map:
-            values = np.concatenate([values, np.zeros_like(values[:, :, :1])], axis=2)
         if values.shape != tuple(new.shape):
             raise NetworkError(
                 f"{path}: 'network.initial' holds another width than 'network' asks for "
@@ -417,28 +340,16 @@ def validation_batch(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The first ``validation_patches`` patches of the validation skies, with fixed noise."""
     config = run.config
     wanted = config.training.validation_patches
-    head = config.network.polarisation
-    inputs, targets, kappa = [], [], []
+    inputs, e, kappa = [], [], []
     for index in range(config.skies.validation):
         seen = observe_sky(run, "validation", index)
         inputs.append(np.stack([seen.q, seen.u], axis=-1))
-        targets.append(seen.e[..., None] if head == "e" else _unlensed(run, index))
+        e.append(seen.e[..., None])
         kappa.append(seen.kappa[..., None])
         if sum(map(len, inputs)) >= wanted:
             break
-    cut = {head: np.concatenate(targets)[:wanted], "kappa": np.concatenate(kappa)[:wanted]}
-    maps = np.concatenate(inputs)[:wanted]
-    if config.network.noise_map:
-        rms = np.broadcast_to(config.instrument.noise_rms(config.patch), maps.shape[:-1])
-        maps = np.concatenate([maps, rms[..., None].astype(np.float32)], axis=-1)
-    return maps, cut
-
-
-def _unlensed(run: Run, index: int) -> np.ndarray:
-    """Masked, unlensed Q and U of a validation sky in µK, (n, ny, nx, 2)."""
-    fields = skies.read(run, "validation", index, ("q", "u"))
-    mask = run.mask.astype(np.float32)
-    return np.stack([run.config.patch.crop(maps) * mask for maps in fields], axis=-1)
+    targets = {"e": np.concatenate(e)[:wanted], "kappa": np.concatenate(kappa)[:wanted]}
+    return np.concatenate(inputs)[:wanted], targets
 
 
 def train(run: Run, directory: Path) -> Iterator[dict]:
@@ -460,8 +371,7 @@ def train(run: Run, directory: Path) -> Iterator[dict]:
         return
     patches = load_training_patches(run)
     x_val, y_val = validation_batch(run)
-    with _dtype_policy(config.training.precision):
-        network = state.load_checkpoint() or new_network(run, patches)
+    network = state.load_checkpoint() or new_network(run, patches)
     total = sum(p.steps for p in plan)
     done = sum(p.steps for p in plan[: len(state.history)])
     with tqdm(total=total, initial=done, desc="training", unit="step", mininterval=5) as bar:
@@ -489,17 +399,6 @@ def train(run: Run, directory: Path) -> Iterator[dict]:
             state.finish_epoch(network, record)
             bar.set_postfix(val_kappa=f"{record['val_kappa_loss']:.4f}")
             yield record
-
-
-@contextmanager
-def _dtype_policy(name: str) -> Iterator[None]:
-    """Layers keep the policy that they are made under; the process gets back its own."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def _phase_losses(state: TrainingRun, plan: list[EpochPlan], phase: Phase) -> list[float]:

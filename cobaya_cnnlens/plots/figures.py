@@ -98,7 +98,7 @@ def training_figure(run: Run, axis: Axes | None = None) -> Figure:
         )
     epochs = [h["epoch"] for h in history]
     axis = panel(axis, (7, 4.5))
-    for name, colour in (("kappa", "C0"), (run.config.network.polarisation, "C1")):
+    for name, colour in (("kappa", "C0"), ("e", "C1")):
         axis.plot(
             epochs,
             [h[f"val_{name}_loss"] for h in history],

@@ -1,4 +1,4 @@
-"""Feature maps: what a Wiener filter and the ascent to the most probable φ know of a patch.
+"""Feature maps: what a Wiener filter and the MAP steps know of a patch.
 
 A network that refines κ̂ need not learn what they know. Each feature is a map of the patch in
 units of order one, float16 on disk; scalars, and the components of spin-2 fields, vectors and
@@ -31,7 +31,7 @@ import numpy as np
 import scipy.fft
 
 from ..simulate.periodic import Box
-from .probable import Pass, ProbableLensing
+from .map_lensing import MAPLensing, Pass
 
 # Passes after which κ̂ is kept; the filter of the last gives all else.
 KEPT_PASSES = (1, 4, 6, 7)
@@ -68,7 +68,7 @@ class RefiningPatches:
 
 
 def features_of(
-    estimator: ProbableLensing,
+    estimator: MAPLensing,
     q: np.ndarray,
     u: np.ndarray,
     rms: np.ndarray | None = None,
@@ -89,7 +89,7 @@ def features_of(
         yield from pool.map(lambda *maps: _one(estimator, *maps), q, u, rms)
 
 
-def _one(estimator: ProbableLensing, q: np.ndarray, u: np.ndarray, rms: np.ndarray) -> np.ndarray:
+def _one(estimator: MAPLensing, q: np.ndarray, u: np.ndarray, rms: np.ndarray) -> np.ndarray:
     box, mask = estimator.box, estimator.mask
     kept: dict[str, np.ndarray] = {}
     for number, found in enumerate(estimator.passes(q, u, rms), start=1):

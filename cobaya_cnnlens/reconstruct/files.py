@@ -77,6 +77,11 @@ def read_network(path: str | Path) -> NetworkFile:
                 f"{path}: holds a {config['class_name']}, neither a ResUNet nor a RefiningUNet"
             )
         arguments, weights = config["config"], _read_weights(path, content)
+        if (head := arguments.get("polarisation", "e")) != "e":
+            raise NetworkError(
+                f"{path}: 'polarisation' is {head!r:.20}; this version knows networks whose first "
+                "output is unlensed E"
+            )
         _check_weights(path, kind, arguments, weights)
     except OSError as error:
         raise NetworkError(

@@ -51,11 +51,9 @@ def learned_estimator(
             f"'symmetries' is {symmetries}, make it 1"
         )
     from .features import PASSES
-    from .probable import ProbableLensing
+    from .map_lensing import MAPLensing
     from .refined import RefinedEstimator, load_refining
 
     # Refuses a file before the filters are made, which takes seconds.
     networks = [load_refining(path) for path in paths]
-    return RefinedEstimator(
-        ProbableLensing(geometry, instrument, mask, spectra(), PASSES), networks
-    )
+    return RefinedEstimator(MAPLensing(geometry, instrument, mask, spectra(), PASSES), networks)

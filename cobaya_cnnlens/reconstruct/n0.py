@@ -10,7 +10,7 @@ the minimum-variance noise N0^φ = [∫ d²l1/(2π)² f² / (C^EE,tot_l1 C^BB,to
 N0^κ = L⁴ N0^φ / 4. For EE f = [C^EE_l1 (L·l1) + C^EE_l2 (L·l2)] cos 2φ12, over 2 C^EE,tot_l1
 C^EE,tot_l2; parity keeps the noise of EE and EB apart, so that their combination has 1/N = Σ 1/N.
 (In Caldeira et al. 2018 eq. 6 reads l·(L−l) for L·l, and eq. 8 lacks
-a power of 2π and gives R, not 1/R.) Estimators with temperature are in :mod:`.n0_temperature`.
+a power of 2π and gives R, not 1/R.)
 """
 
 from __future__ import annotations
@@ -70,29 +70,6 @@ def n0_eb(
     plane = Plane(band)
     phi_noise = np.array([plane.eb_noise(x, ee, bb, ee + noise, bb + noise) for x in L])
     return phi_to_convergence(L, phi_noise)
-
-
-def response_eb(
-    L: np.ndarray,
-    spectra: Spectra,
-    gradient: tuple[np.ndarray, np.ndarray],
-    instrument: Instrument,
-    band: Filter = Filter(),
-) -> np.ndarray:
-    """⟨κκ̂*⟩/⟨κκ*⟩ of the EB estimator that :func:`n0_eb` normalises, beyond first order in φ; same
-    shape as ``L``.
-
-    Parameters
-    ----------
-    gradient : C_l^{E∇E} and C_l^{B∇B}, which hold the response in the lensed spectra's place
-        (Lewis, Hanson & Challinor 2011, arXiv:1101.2234)
-    """
-    ee, bb, noise = _inputs(spectra, instrument, band)
-    plane = Plane(band)
-    weights = ee, bb, ee + noise, bb + noise
-    true = [cl[: band.lmax + 1] for cl in gradient]
-    information = np.array([plane.eb_information(x, *weights, *true) for x in L])
-    return information * np.array([plane.eb_noise(x, *weights) for x in L])
 
 
 def n0_ee(
@@ -223,27 +200,11 @@ class Plane:
         ee_total: np.ndarray,
         bb_total: np.ndarray,
     ) -> float:
-        """N0^φ of EB: the inverse of the information of its own spectra."""
-        return 1.0 / self.eb_information(L, ee, bb, ee_total, bb_total, ee, bb)
-
-    def eb_information(
-        self,
-        L: float,
-        ee: np.ndarray,
-        bb: np.ndarray,
-        ee_total: np.ndarray,
-        bb_total: np.ndarray,
-        true_ee: np.ndarray,
-        true_bb: np.ndarray,
-    ) -> float:
-        """∫ f f' / (C^EE,tot C^BB,tot), with f of the weights' spectra and f' of the true ones."""
+        """N0^φ of EB."""
         l2, dot1, _, sin = self.triangle(L)
-        dot2 = L * L - dot1
-        f = self.at(self.l1, ee) * dot1 + self.at(l2, bb) * dot2
-        true = self.at(self.l1, true_ee) * dot1 + self.at(l2, true_bb) * dot2
-        return self.integral(
-            l2, f * true * sin**2 / (self.at(self.l1, ee_total) * self.at(l2, bb_total))
-        )
+        f = self.at(self.l1, ee) * dot1 + self.at(l2, bb) * (L * L - dot1)
+        total = self.at(self.l1, ee_total) * self.at(l2, bb_total)
+        return 1.0 / self.integral(l2, (f * sin) ** 2 / total)
 
     def ee_noise(self, L: float, ee: np.ndarray, ee_total: np.ndarray) -> float:
         """N0^φ of EE."""

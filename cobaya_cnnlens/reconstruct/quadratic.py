@@ -80,7 +80,7 @@ class QuadraticEstimator:
         return np.array([self.combine(self.modes(*maps)) for maps in zip(q, u, strict=True)])
 
     def combine(self, modes: dict[str, np.ndarray]) -> np.ndarray:
-        """κ̂ (n, n) of the modes of E and iB, which may be those of two maps (:mod:`.n1`)."""
+        """κ̂ (n, n) of the modes of E and iB."""
         box = self._box
         total = 0.0
         for inverse, wiener in self._pairs:

@@ -3,7 +3,7 @@
 A residual U-net in Keras 3 over :mod:`.features`. Its work is done at half the patches' resolution
 and below, where lensing can be known at 1 µK′ (L ≲ 2000), at a quarter of the cost. Both outputs
 are what the features hold already, κ̂ of the last pass and the filtered E, plus a correction whose
-last layer starts at zero: an untrained network is the most probable lensing.
+last layer starts at zero: an untrained network gives the MAP estimate.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..errors import NetworkError
 from .backend import channels_last, keras, layers
 from .features import FEATURES, KAPPA_UNIT, POLARISATION_UNIT, REFINED, features_of
 from .files import read_network
-from .probable import ProbableLensing
+from .map_lensing import MAPLensing
 from .resunet import read_keras
 
 # Size of a correction of one from the last layer, in the units of the features.
@@ -135,7 +135,7 @@ def load_refining(path: str | Path) -> RefiningUNet:
 
 
 class RefinedEstimator:
-    """Most probable lensing refined by a network, as an
+    """The MAP estimate refined by a network, as an
     :class:`~cobaya_cnnlens.reconstruct.Estimator`.
 
     Parameters
@@ -145,7 +145,7 @@ class RefinedEstimator:
     batch : patches at a time through both
     """
 
-    def __init__(self, estimator: ProbableLensing, networks: list[RefiningUNet], batch: int = 16):
+    def __init__(self, estimator: MAPLensing, networks: list[RefiningUNet], batch: int = 16):
         self._estimator, self._networks, self._batch = estimator, networks, batch
 
     def reconstruct(

@@ -17,14 +17,17 @@ from .files import read_network
 
 # The noise rms (µK per pixel) where its logarithmic input turns linear; 1 µK′ is 0.43.
 NOISE_UNIT = 0.2
+HEADS = ("e", "kappa")
+# Options of older files that change nothing of what a network of these heads does.
+FORMER = {"polarisation", "frozen_norm"}
 
 
 @keras.saving.register_keras_serializable(package="cobaya_cnnlens")
 class ResUNet(keras.Model):
-    """Residual U-net (Q̃, Ũ) → {"e", "kappa"}, or {"qu", "kappa"}.
+    """Residual U-net (Q̃, Ũ) → {"e", "kappa"}.
 
     Input (n, ny, nx, 2), or 3 with ``noise_map``, ny and nx multiples of 4; each output
-    (n, ny, nx, 1), "qu" (n, ny, nx, 2). The normalisation is part of the model: both ends are in
+    (n, ny, nx, 1). The normalisation is part of the model: both ends are in
     physical units.
 
     Parameters
@@ -32,12 +35,8 @@ class ResUNet(keras.Model):
     width : channels of the full-resolution layers; 64 in the paper
     dropout : rate before every 5×5 convolution; .3 in the paper
     input_std : standard deviations of Q̃ and Ũ over the training set, in µK
-    output_std : standard deviations of the first head's target (µK) and of κ over the training set
-    polarisation : the first head, unlensed E ("e", the paper's) or unlensed Q and U ("qu")
+    output_std : standard deviations of unlensed E (µK) and of κ over the training set
     noise_map : a third input, the noise rms of every pixel in µK
-    frozen_norm : batch norm as a fixed affine map, in training as in use: what a network that is
-        trained on needs, since the statistics of a batch of few patches or of one noise level are
-        not those it was trained with
     metadata : JSON-able description of what the network was trained for
     """
 
@@ -48,8 +47,6 @@ class ResUNet(keras.Model):
         input_std: tuple[float, float] = (1.0, 1.0),
         output_std: tuple[float, float] = (1.0, 1.0),
         noise_map: bool = False,
-        polarisation: str = "e",
-        frozen_norm: bool = False,
         metadata: dict | None = None,
         **kwargs,
     ):
@@ -59,8 +56,6 @@ class ResUNet(keras.Model):
             "input_std": [float(s) for s in input_std],
             "output_std": [float(s) for s in output_std],
             "noise_map": noise_map,
-            "polarisation": polarisation,
-            "frozen_norm": frozen_norm,
             "metadata": metadata or {},
         }
         channels_last()
@@ -71,11 +66,10 @@ class ResUNet(keras.Model):
         if noise_map:
             depth = keras.ops.log1p(maps[..., 2:] / NOISE_UNIT)
             normalised = layers.Concatenate(name="with_noise")([normalised, depth])
-        heads = {polarisation: len(polarisation), "kappa": 1}
         outputs = {
             name: layers.Rescaling(std, name=name, dtype="float32")(output)
             for (name, output), std in zip(
-                _body(normalised, width, dropout, heads, frozen_norm).items(),
+                _body(normalised, width, dropout).items(),
                 output_std,
                 strict=True,
             )
@@ -93,15 +87,9 @@ class ResUNet(keras.Model):
         return self._arguments["noise_map"]
 
     @property
-    def polarisation(self) -> str:
-        """The first head, "e" or "qu"."""
-        return self._arguments["polarisation"]
-
-    @property
     def output_std(self) -> dict[str, float]:
         """Standard deviation of each head's target over the training set."""
-        heads = (self.polarisation, "kappa")
-        return dict(zip(heads, self._arguments["output_std"], strict=True))
+        return dict(zip(HEADS, self._arguments["output_std"], strict=True))
 
     def get_config(self) -> dict:
         """What :meth:`from_config` makes it of."""
@@ -109,16 +97,16 @@ class ResUNet(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        """The network of a configuration that Keras has read."""
-        return cls(**config)
+        """The network of a configuration that Keras has read; older ones hold two options more."""
+        return cls(**{k: v for k, v in config.items() if k not in FORMER})
 
 
-def _body(x, width: int, dropout: float, heads: dict[str, int], frozen_norm: bool) -> dict:
+def _body(x, width: int, dropout: float) -> dict:
     """c1–c16 of Fig. 4 with the residual shortcuts of Fig. 3 over the pairs (1,2) … (13,14)."""
     w = width
 
     def norm(x, name):
-        return layers.BatchNormalization(name=f"{name}_bn", trainable=not frozen_norm)(x)
+        return layers.BatchNormalization(name=f"{name}_bn")(x)
 
     def conv(x, filters, name, stride=1, activation="selu"):
         if dropout:
@@ -151,7 +139,7 @@ def _body(x, width: int, dropout: float, heads: dict[str, int], frozen_norm: boo
     c11 = layers.UpSampling2D(name="c11_up")(conv(r10, w, "c11"))
 
     outputs = {}
-    for head, channels in heads.items():
+    for head in HEADS:
         y = layers.Concatenate(name=f"{head}_join_11_3")([c11, c3])
         r12 = add(
             conv(y, w, f"{head}_c12"),
@@ -161,7 +149,7 @@ def _body(x, width: int, dropout: float, heads: dict[str, int], frozen_norm: boo
         c14 = conv(conv(r12, w, f"{head}_c13"), w, f"{head}_c14")
         r14 = add(c14, shortcut(r12, f"{head}_s14"), f"{head}_r14")
         c15 = conv(r14, w, f"{head}_c15")
-        outputs[head] = conv(c15, channels, f"{head}_c16", activation=None)
+        outputs[head] = conv(c15, 1, f"{head}_c16", activation=None)
     return outputs
 
 
@@ -238,8 +226,7 @@ class NetworkEstimator:
         return self.reconstruct_both(q, u)["kappa"]
 
     def reconstruct_both(self, q: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
-        """As :meth:`reconstruct`, with the unlensed Ê in µK as ``"e"`` beside ``"kappa"``, or Q̂ and
-        Û as ``"qu"``, (n, ny, nx, 2)."""
+        """As :meth:`reconstruct`, with the unlensed Ê in µK as ``"e"`` beside ``"kappa"``."""
         maps = [q, u]
         if self._network.noise_map:
             maps.append(np.broadcast_to(self._noise_rms, np.shape(q)))
@@ -248,11 +235,9 @@ class NetworkEstimator:
         for turns, flip in self._symmetries:
             turned = apply_symmetry(maps, turns, flip, spin2=True)
             for name, values in self._predict(turned).items():
-                values = undo_symmetry(values, turns, flip, spin2=name == "qu") / len(
-                    self._symmetries
-                )
-                total[name] = total.get(name, 0.0) + values
-        return {name: v if name == "qu" else v[..., 0] for name, v in total.items()}
+                values = undo_symmetry(values, turns, flip) / len(self._symmetries)
+                total[name] = total.get(name, 0.0) + values[..., 0]
+        return total
 
     def _predict(self, maps: np.ndarray) -> dict[str, np.ndarray]:
         return self._network.predict(maps, batch_size=self._batch, verbose=0)
@@ -313,9 +298,8 @@ def apply_symmetry(maps: np.ndarray, turns: int, flip: bool, spin2: bool) -> np.
     return maps * signs
 
 
-def undo_symmetry(maps: np.ndarray, turns: int, flip: bool, spin2: bool = False) -> np.ndarray:
-    """The inverse of :func:`apply_symmetry`."""
-    signs = apply_symmetry(np.ones((1, 1, maps.shape[-1]), np.float32), turns, flip, spin2)[0, 0]
+def undo_symmetry(maps: np.ndarray, turns: int, flip: bool) -> np.ndarray:
+    """The inverse of :func:`apply_symmetry` on scalars."""
     if flip:
         maps = maps[..., ::-1, :]
-    return np.rot90(maps, -turns, axes=(-3, -2)) * signs
+    return np.rot90(maps, -turns, axes=(-3, -2))

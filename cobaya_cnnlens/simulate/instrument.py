@@ -210,8 +210,6 @@ class Systematics:
     """How an instrument differs from what it is taken for.
 
     ``gain``: relative change of the sky's polarisation in the maps, whose noise stays;
-    ``leakage``: parts of temperature that are in Q and in U, seen through the same beam;
-    ``beam_modes``: amplitudes of a measured beam's error modes, in standard deviations;
     ``beam``: of the beam's FWHM; ``noise``: of the noise rms; ``angle``: rotation of the
     polarisation by so many degrees, Q + iU → e^{2iα}(Q + iU)
     """
@@ -219,8 +217,6 @@ class Systematics:
     gain: float = 0.0
     beam: float = 0.0
     noise: float = 0.0
-    leakage: tuple[float, float] = (0.0, 0.0)
-    beam_modes: tuple[float, ...] = ()
     angle: float = 0.0
 
     def of(self, instrument: Instrument) -> Instrument:
@@ -229,7 +225,6 @@ class Systematics:
             instrument,
             noise_uk_arcmin=instrument.noise_uk_arcmin * (1.0 + self.noise),
             beam_fwhm_arcmin=instrument.beam_fwhm_arcmin * (1.0 + self.beam),
-            beam_modes=self.beam_modes or instrument.beam_modes,
         )
 
     def distort(self, q: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -238,13 +233,6 @@ class Systematics:
             return q, u
         cos, sin = ((1.0 + self.gain) * f(2.0 * np.radians(self.angle)) for f in (np.cos, np.sin))
         return cos * q - sin * u, sin * q + cos * u
-
-    def leak(
-        self, q: np.ndarray, u: np.ndarray, temperature: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Noiseless Q and U with what leaks of the temperature, in their unit; same shapes."""
-        to_q, to_u = self.leakage
-        return q + to_q * temperature, u + to_u * temperature
 
 
 def cosine_mask(geometry: PatchGeometry, taper_deg: float) -> np.ndarray:

@@ -203,39 +203,6 @@ def compute_spectra(
     )
 
 
-@dataclass(frozen=True)
-class TemperatureSpectra:
-    """C_l^TT and C_l^TE in µK² from l = 0, (lmax + 1,), lensed or not."""
-
-    tt: np.ndarray
-    te: np.ndarray
-
-
-def temperature_spectra(
-    cosmology: Cosmology, settings: CambSettings, lensed: bool = True
-) -> TemperatureSpectra:
-    """Run CAMB for the spectra of temperature, which no estimator of the pipeline needs."""
-    import camb
-
-    with camb_refusals(cosmology):
-        results = camb.get_results(camb_parameters(cosmology, settings))
-        of = results.get_lensed_scalar_cls if lensed else results.get_unlensed_scalar_cls
-        found = of(settings.lmax, CMB_unit="muK", raw_cl=True)
-    return TemperatureSpectra(*(np.ascontiguousarray(found[:, i]) for i in (0, 3)))
-
-
-def gradient_spectra(cosmology: Cosmology, settings: CambSettings) -> tuple[np.ndarray, np.ndarray]:
-    """C_l^{E∇E} and C_l^{B∇B} in µK² from l = 0, (lmax + 1,) each: in their place of the lensed
-    spectra the response of a quadratic estimator holds beyond first order (Lewis, Hanson &
-    Challinor 2011, arXiv:1101.2234)."""
-    import camb
-
-    with camb_refusals(cosmology):
-        results = camb.get_results(camb_parameters(cosmology, settings))
-        found = results.get_lensed_gradient_cls(settings.lmax, CMB_unit="muK", raw_cl=True)
-    return np.ascontiguousarray(found[:, 1]), np.ascontiguousarray(found[:, 2])
-
-
 def sigma8(parameters: Any) -> float:
     """Linear σ_8 today of a ``camb.CAMBparams``, from a run of its own: transfer functions that are
     asked for along with the spectra change C_L^κκ by 0.1%."""

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
+from cobaya_cnnlens.calibrate.release_networks import NETWORKS
 from cobaya_cnnlens.likelihood.statistics import hotelling_pte
 from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.reconstruct.features import PASSES
-from cobaya_cnnlens.reconstruct.probable import ProbableLensing
+from cobaya_cnnlens.reconstruct.map_lensing import MAPLensing
 from cobaya_cnnlens.reconstruct.refined import RefinedEstimator, load_refining
 from cobaya_cnnlens.simulate.instrument import ARCMIN
 
@@ -32,7 +33,7 @@ MERGED = 2
 n = int(sys.argv[1]) if len(sys.argv) > 1 else 120
 config = load_config(ROOT / "training" / "config" / "refined.yaml")
 skies.measure(Run(config), "test", [0])
-network = load_refining(ROOT / "training" / "networks" / "refined.keras")
+network = load_refining(NETWORKS / "refined.keras")
 generator = np.random.default_rng(1)
 y, x = np.mgrid[: config.patch.n_pixels, : config.patch.n_pixels] + 0.5
 
@@ -50,7 +51,7 @@ def measured(instrument, hidden=None):
     seen = observe_sky(run, "test", 0)
     chosen = np.arange(n) * len(seen.q) // n
     q, u, kappa = (m[chosen] for m in (seen.q, seen.u, seen.kappa))
-    ascent = ProbableLensing(config.patch, instrument, run.mask, run.spectra(), PASSES)
+    ascent = MAPLensing(config.patch, instrument, run.mask, run.spectra(), PASSES)
     rms = np.broadcast_to(ascent.noise_rms(), q.shape)
     if hidden is not None:
         rms = np.where(hidden, np.inf, rms)

@@ -1,6 +1,6 @@
 """κ̂ of the shipped network from a user's files beside κ̂ of the same sky taken at the pixels.
 
-One sky with the lensed spectra, beam and white noise of the laptop configuration is written as FITS
+One sky with the lensed spectra, beam and white noise of resunet_1uk.yaml is written as FITS
 images and as a HEALPix map, read back and reconstructed. What differs is single precision and, for
 HEALPix, its quadrature and its band limit, of which the last rows show each alone.
 """
@@ -25,11 +25,7 @@ NSIDE, LMAX = 2048, 6000
 CENTRES = np.radians([[90.0 - latitude, 40.0 * i] for i, latitude in enumerate((0, 20, 40, 60))])
 
 TRAINING = Path(__file__).parents[2] / "training"
-config = load_config(TRAINING / "config" / "laptop.yaml")
-shipped = config.network.model_copy(
-    update={"pretrained": TRAINING / "networks" / "laptop_1uk.keras"}
-)
-config = config.model_copy(update={"network": shipped})
+config = load_config(TRAINING / "config" / "resunet_1uk.yaml")
 estimator = network_estimator(Run(config))
 mask = Run(config).mask
 flat = PatchGeometry(config.patch.size_deg, config.patch.n_pixels, pad=0)

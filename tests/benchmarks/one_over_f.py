@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
+from cobaya_cnnlens.calibrate.release_networks import NETWORKS
 from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.reconstruct.features import PASSES
-from cobaya_cnnlens.reconstruct.probable import ProbableLensing
+from cobaya_cnnlens.reconstruct.map_lensing import MAPLensing
 from cobaya_cnnlens.reconstruct.refined import RefinedEstimator, load_refining
 from cobaya_cnnlens.simulate.instrument import convolve_beam, draw_noise
 from cobaya_cnnlens.simulate.one_over_f import OneOverF
@@ -31,7 +32,7 @@ n = int(sys.argv[1]) if len(sys.argv) > 1 else 40
 config = load_config(ROOT / "training" / "config" / "refined.yaml")
 run = Run(config)
 skies.measure(run, "test", [0])
-network = load_refining(ROOT / "training" / "networks" / "refined.keras")
+network = load_refining(NETWORKS / "refined.keras")
 q, u, kappa = skies.read(run, "test", 0, ("lensed_q", "lensed_u", "kappa"))
 chosen = np.linspace(0, len(q) - 1, n).astype(int)
 q, u, kappa = q[chosen], u[chosen], config.patch.crop(kappa[chosen]) * run.mask
@@ -47,7 +48,7 @@ def measured(drawn, known):
         for m, part in zip((q, u), noise, strict=True)
     ]
     instrument = replace(config.instrument, one_over_f=known)
-    ascent = ProbableLensing(config.patch, instrument, run.mask, run.spectra(), PASSES)
+    ascent = MAPLensing(config.patch, instrument, run.mask, run.spectra(), PASSES)
     found = RefinedEstimator(ascent, [network]).reconstruct(*maps)
     a, b = run.bandpowers.transform(found), run.bandpowers.transform(kappa)
     return [run.bandpowers.cross(*pair) for pair in ((a, a), (a, b), (b, b))]

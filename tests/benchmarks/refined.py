@@ -6,7 +6,7 @@ dense test sky, with paired errors by bootstrap over the patches; and what each 
 CONFIG is training/config/refined.yaml or a member of training/config/refined_levels.yaml, at whose
 noise level all is measured; NETWORK other refining networks to measure too, their mean last. Makes
 test sky 0 if it is not there, in a minute and a half; some 3 s a patch. Beside the refining network
-stand six passes of its own ascent, nine of the damped iteration, one Wiener-filtered quadratic
+stand six passes of its own MAP steps, one Wiener-filtered quadratic
 estimate, the ResUNet on maps for this noise, and the analytic iterated EB noise.
 """
 
@@ -18,20 +18,19 @@ from time import process_time
 import numpy as np
 from paired import Paired
 
+from cobaya_cnnlens.calibrate.release_networks import NETWORKS
 from cobaya_cnnlens.pipeline import features, skies
-from cobaya_cnnlens.pipeline.config import Baseline
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.reconstruct.features import FEATURES, KAPPA_UNIT, PASSES, features_of
-from cobaya_cnnlens.reconstruct.iterative import WienerEstimator
+from cobaya_cnnlens.reconstruct.map_lensing import LOWEST_LEVEL, TOLERANCES, MAPLensing
 from cobaya_cnnlens.reconstruct.n0 import Filter, band_of, n0_iterated
-from cobaya_cnnlens.reconstruct.probable import ProbableLensing
 from cobaya_cnnlens.reconstruct.refined import RefinedEstimator, load_refining
 from cobaya_cnnlens.reconstruct.resunet import networks_estimator
 
 ROOT = Path(__file__).parents[2]
-RESUNETS = {0.0: "dedicated_0uk", 1.0: "laptop_1uk", 2.0: "dedicated_2uk", 5.0: "dedicated_5uk"}
+RESUNETS = {0.0: NETWORKS / "resunet_0uk.keras", 1.0: NETWORKS / "resunet_1uk.keras"}
 
 arguments = sys.argv[1:]
 config = load_config(arguments[0] if arguments else ROOT / "training" / "config" / "refined.yaml")
@@ -46,7 +45,7 @@ paired = Paired(run, seen.kappa[chosen])
 noise, ones = paired.noise, paired.ones
 instrument, level = config.instrument, config.instrument.noise_uk_arcmin
 # As `baseline` has it: filters divide by the noise.
-filtered = replace(instrument, noise_uk_arcmin=max(level, Baseline(kind="iterated").noise_floor))
+filtered = replace(instrument, noise_uk_arcmin=max(level, LOWEST_LEVEL))
 print(f"{config.name}: {level:g} µK-arcmin, {wanted} patches of test sky 0")
 
 
@@ -59,15 +58,17 @@ def timed(name, make):
 
 
 def known_features():
-    ascent = ProbableLensing(config.patch, instrument, mask, theory, PASSES)
+    ascent = MAPLensing(config.patch, instrument, mask, theory, PASSES)
     return np.stack(list(features_of(ascent, q, u)))
 
 
-def iterated(passes):
-    return mask * WienerEstimator(config.patch, filtered, mask, theory, passes).reconstruct(q, u)
+def wiener():
+    last = TOLERANCES[-1:]
+    estimator = MAPLensing(config.patch, filtered, mask, theory, passes=1, tolerances=last)
+    return mask * estimator.reconstruct(q, u)
 
 
-files = [ROOT / "training" / "networks" / "refined.keras", *map(Path, arguments[2:])]
+files = [NETWORKS / "refined.keras", *map(Path, arguments[2:])]
 if features.exist(run, "test", 0):
     every = features.read(run, "test", [p for p in features.parts(run, "test") if p[0] == 0])
     known = every.features[chosen]
@@ -80,15 +81,11 @@ for file in files:
     found[file.stem] = timed(file.stem, lambda one=one: one.refine(known)["kappa"])
 if len(files) > 1:
     found["their mean"] = np.mean(list(found.values()), axis=0)
-found["ascent, 6 passes"] = KAPPA_UNIT * known[..., FEATURES.index("kappa_6")].astype(float)
+found["MAP, 6 passes"] = KAPPA_UNIT * known[..., FEATURES.index("kappa_6")].astype(float)
 if instrument.depth_ratio is None:
-    found["iterated, 9 passes"] = timed("iterated", lambda: iterated(9))
-    found["Wiener QE"] = timed("Wiener QE", lambda: iterated(1))
-    resunet = networks_estimator(
-        [ROOT / "training" / "networks" / f"{RESUNETS[level]}.keras"],
-        1,
-        instrument.noise_rms(config.patch),
-    )
+    found["Wiener QE"] = timed("Wiener QE", wiener)
+if level in RESUNETS:
+    resunet = networks_estimator([RESUNETS[level]], 1, instrument.noise_rms(config.patch))
     found["ResUNet on maps"] = timed("ResUNet", lambda: resunet.reconstruct(q, u))
 bandpowers = {name: paired.measured(maps) for name, maps in found.items()}
 L = paired.spectra.bins.centres

@@ -18,6 +18,7 @@ import numpy as np
 import scipy.fft
 from paired import Paired
 
+from cobaya_cnnlens.calibrate.release_networks import NETWORKS
 from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import observe_sky
@@ -31,7 +32,7 @@ from cobaya_cnnlens.reconstruct.features import (
     turned,
 )
 from cobaya_cnnlens.reconstruct.features import _fields as fields_of
-from cobaya_cnnlens.reconstruct.probable import TOLERANCES, ProbableLensing
+from cobaya_cnnlens.reconstruct.map_lensing import TOLERANCES, MAPLensing
 from cobaya_cnnlens.reconstruct.refined import RefinedEstimator, load_refining
 from cobaya_cnnlens.reconstruct.resunet import SYMMETRIES
 
@@ -45,8 +46,8 @@ chosen = np.arange(wanted) * len(seen.q) // wanted
 q, u = seen.q[chosen], seen.u[chosen]
 paired = Paired(run, seen.kappa[chosen])
 spectra = paired.spectra
-ascent = ProbableLensing(config.patch, config.instrument, mask, run.spectra(), PASSES)
-network = RefinedEstimator(None, [load_refining(ROOT / "training" / "networks" / "refined.keras")])
+ascent = MAPLensing(config.patch, config.instrument, mask, run.spectra(), PASSES)
+network = RefinedEstimator(None, [load_refining(NETWORKS / "refined.keras")])
 box, rms = ascent.box, ascent.noise_rms()
 features = np.stack(list(features_of(ascent, q, u)))
 refined = network.refine(features)["kappa"]

@@ -24,6 +24,7 @@ from astropy.io import fits
 from pixell import curvedsky, enmap
 
 import yaml
+from cobaya_cnnlens.calibrate.release_networks import NETWORKS
 from cobaya_cnnlens.likelihood.release import read_release, write_release
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.simulate import patches
@@ -78,7 +79,7 @@ def write_configuration(folder, skies):
         "skies_from": str(skies or folder / "products" / "skies"),
     }
     content["instrument"] = content["instrument"] | {"beam_file": str(folder / "beam.txt")}
-    pretrained = REPOSITORY / "training" / "networks" / "refined.keras"
+    pretrained = NETWORKS / "refined.keras"
     content["network"] = {"pretrained": str(pretrained)}
     (folder / "mock.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     return folder / "mock.yaml"

@@ -20,12 +20,12 @@ from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.run import Run
-from cobaya_cnnlens.reconstruct import probable, wiener
+from cobaya_cnnlens.reconstruct import map_lensing, wiener
 from cobaya_cnnlens.reconstruct.features import PASSES
 from cobaya_cnnlens.simulate import periodic
 
 ROOT = Path(__file__).parents[2]
-TODAY = (probable.TOLERANCES, periodic.EPSILON["single"], 28)
+TODAY = (map_lensing.TOLERANCES, periodic.EPSILON["single"], 28)
 VARIANTS = {
     "today": TODAY,
     "2.5e-4 from pass 5": ((2e-3, 1e-3, 5e-4, 3e-4, 2.5e-4), *TODAY[1:]),
@@ -64,9 +64,9 @@ def counted(apply, *others):
 
 def measured(tolerances, epsilon, border):
     """κ̂ after the last two passes, (2, n, ny, nx), and CPU-s a patch."""
-    probable.TOLERANCES, periodic.EPSILON["single"] = tolerances, epsilon
-    probable.Box = lambda *a, **k: periodic.Box(*a, border=border, **k)
-    ascent = probable.ProbableLensing(
+    map_lensing.TOLERANCES, periodic.EPSILON["single"] = tolerances, epsilon
+    map_lensing.Box = lambda *a, **k: periodic.Box(*a, border=border, **k)
+    ascent = map_lensing.MAPLensing(
         config.patch, config.instrument, run.mask, run.spectra(), PASSES, 1
     )
     rms = ascent.noise_rms()

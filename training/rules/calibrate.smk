@@ -8,9 +8,6 @@ rule bandpowers:
         path=path_of,
         index=lambda w: int(w.index),
     threads: 2
-    resources:
-        mem_mb=lambda w: COSTS[w.products].memory_mb(w.set_name),
-        runtime=within(lambda c, w: c.bandpowers(w.set_name)),
     shell:
         "cnnlens reconstruct {params.path:q} --set {wildcards.set_name:q} --index {params.index}"
 
@@ -25,9 +22,6 @@ rule curvature:
         path=path_of,
         index=lambda w: int(w.index),
     threads: 2
-    resources:
-        mem_mb=10000,
-        runtime=within(lambda c, w: c.curvature()),
     shell:
         "cnnlens derivatives {params.path:q} --index {params.index} --shifted-only"
         " --threads {threads}"
@@ -46,8 +40,7 @@ rule derivatives:
         index=lambda w: int(w.index),
     threads: 2
     resources:
-        mem_mb=10000,
-        runtime=within(lambda c, w: c.derivatives()),
+        runtime=minutes(240),
     shell:
         "cnnlens derivatives {params.path:q} --index {params.index} --threads {threads}"
 
@@ -63,9 +56,6 @@ rule nuisances:
         path=path_of,
         index=lambda w: int(w.index),
     threads: 2
-    resources:
-        mem_mb=lambda w: COSTS[w.products].memory_mb("test"),
-        runtime=within(lambda c, w: c.nuisances()),
     shell:
         "cnnlens nuisances {params.path:q} --index {params.index}"
 
@@ -89,9 +79,6 @@ rule power:
         path=path_of,
         index=lambda w: int(w.index),
     threads: 2
-    resources:
-        mem_mb=10000,
-        runtime=within(lambda c, w: c.power(w.what)),
     shell:
         "cnnlens power {params.path:q} --what {wildcards.what:q} --index {params.index}"
         " --threads {threads}"
@@ -107,8 +94,7 @@ rule fit:
         path=path_of,
     threads: 2
     resources:
-        mem_mb=10000,
-        runtime=within(lambda c, w: c.fit()),
+        runtime=minutes(240),
     shell:
         "cnnlens points {params.path:q} --fit --threads {threads}"
 
@@ -125,7 +111,5 @@ rule release:
     params:
         path=path_of,
         survey=survey_of,
-    resources:
-        runtime=within(lambda c, w: c.table()),
     shell:
         "cnnlens release make {params.path:q} --survey {params.survey:q}"

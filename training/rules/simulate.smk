@@ -9,9 +9,6 @@ rule sky:
         path=sky_owner,
         index=lambda w: int(w.index),
     threads: 2
-    resources:
-        mem_mb=lambda w: costs_of(sky_owner(w)).memory_mb(w.set_name),
-        runtime=within(lambda c, w: c.sky(w.set_name), sky_owner),
     shell:
         "cnnlens skies {params.path:q} --set {wildcards.set_name:q} --index {params.index}"
         " --threads {threads}"

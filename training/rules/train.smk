@@ -12,7 +12,7 @@ rule train:
     threads: 16
     resources:
         mem_mb=12000,
-        runtime=within(lambda c, w: c.train()),
+        runtime=minutes(720),
     shell:
         "cnnlens train {params.path:q}"
 
@@ -33,9 +33,6 @@ rule features:
         path=features_owner,
         index=lambda w: int(w.index),
         part=lambda w: int(w.part),
-    resources:
-        mem_mb=lambda w: costs_of(features_owner(w)).memory_mb(w.set_name),
-        runtime=within(lambda c, w: c.features(w.set_name), features_owner),
     shell:
         "cnnlens features {params.path:q} --set {wildcards.set_name:q} --index {params.index}"
         " --part {params.part} --threads {threads}"
@@ -51,8 +48,5 @@ rule mean_field:
     params:
         path=path_of,
     threads: 2
-    resources:
-        mem_mb=lambda w: COSTS[w.products].memory_mb("train"),
-        runtime=within(lambda c, w: c.mean_field()),
     shell:
-        "cnnlens mean-field {params.path:q}"
+        "cnnlens train {params.path:q}"

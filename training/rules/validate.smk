@@ -4,7 +4,7 @@ rule table:
     output:
         TABLE,
     shell:
-        "cnnlens compare {FILE:q} > {output:q}"
+        "cnnlens evaluate {FILE:q} > {output:q}"
 
 
 rule forecast:
@@ -49,9 +49,6 @@ rule coverage_sky:
         path=path_of,
         index=lambda w: int(w.index),
     threads: 2
-    resources:
-        mem_mb=8000,
-        runtime=within(lambda c, w: c.coverage()),
     shell:
         "cnnlens coverage {params.path:q} --index {params.index} --threads {threads}"
 

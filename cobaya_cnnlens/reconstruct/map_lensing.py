@@ -1,11 +1,11 @@
-"""The most probable lensing potential of masked patches, by a quasi-Newton ascent.
+"""The lensing potential of maximum posterior probability (MAP) of masked patches.
 
-The slope of ln p(d | φ) at the φ so far is that of Wiener-filtered fields (:mod:`.wiener`). With
-the prior the slope of the posterior is g = slope − φ/C, and an analytic curvature 1/C + 1/N says
-how far to go. The curvature of a given patch differs from it by up to two: limited-memory BFGS
-learns the difference from the steps it has made (Nocedal & Wright 2006, algorithm 7.4; for lensing
-Carron & Lewis 2017, arXiv:1704.08230), and five passes go where twenty damped ones do. The filter's
-tolerance falls from pass to pass, since early steps need no exact slope.
+Quasi-Newton steps climb to it. The slope of ln p(d | φ) at the φ so far is that of Wiener-filtered
+fields (:mod:`.wiener`). With the prior the slope of the posterior is g = slope − φ/C, and an
+analytic curvature 1/C + 1/N says how far to go. The curvature of a given patch differs from it by
+up to two: limited-memory BFGS learns the difference from the steps it has made (Nocedal & Wright
+2006, algorithm 7.4; for lensing Carron & Lewis 2017, arXiv:1704.08230). The filter's tolerance
+falls from pass to pass, since early steps need no exact slope.
 
 Noise, depth and holes enter through the noise rms of every pixel, patch by patch; what the patch
 does not see has infinite rms. The mean field is left out: it is for a subtraction from simulations,
@@ -39,8 +39,10 @@ TOLERANCES = (2e-3, 1e-3, 5e-4, 3e-4, 2e-4, 1e-4)
 # Of the second step, before there is a curvature learnt.
 FIRST_STEP = 0.45
 MEMORY = 6
-# Noise levels (µK') at which filters are made, a tenth apart; each patch takes the nearest one's
-# spectra of what delensing leaves.
+# Noise levels (µK-arcmin) at which filters are made, a tenth apart; each patch takes the nearest
+# one's spectra of what delensing leaves. A filter divides by the noise, and takes the lowest level
+# for less. E beyond the band is below 0.3: with 0.1 it counts as signal, and N_L is three times as
+# high at L < 1000.
 LEVEL_RATIO = 1.1
 LOWEST_LEVEL = 0.3
 
@@ -67,8 +69,11 @@ class Pass:
     filter: WienerFilter
 
 
-class ProbableLensing:
-    """κ̂ of masked patches at, or on the way to, the most probable φ.
+class MAPLensing:
+    """κ̂ of masked patches at, or on the way to, the φ of maximum posterior probability.
+
+    With one pass and a filter that converges this is the quadratic estimator of Wiener-filtered E
+    and B together.
 
     Parameters
     ----------
@@ -78,6 +83,8 @@ class ProbableLensing:
     spectra : fiducial
     passes : how many
     threads : patches at a time; 0 for one per core, which changes no result
+    tolerances : of the Wiener filter in each pass, the last one's in all that follow;
+        :data:`TOLERANCES` by default
 
     Raises
     ------
@@ -93,6 +100,7 @@ class ProbableLensing:
         spectra: Spectra,
         passes: int = 5,
         threads: int = 0,
+        tolerances: tuple[float, ...] | None = None,
     ):
         if passes < 1:
             raise CNNLensError(f"passes is {passes}; at least one is needed")
@@ -102,6 +110,7 @@ class ProbableLensing:
         self.box = Box(geometry, instrument, self._band.lmax, precision="single")
         self._inverse_mask = np.divide(1.0, mask, out=np.zeros_like(mask), where=mask > 0)
         self._n_passes, self._threads = passes, threads or os.cpu_count()
+        self._tolerances = tolerances or TOLERANCES
         power = self.box.spectrum(spectra.pp)
         self._inside = power > 0
         self._inverse_prior = np.divide(1.0, power, out=np.zeros_like(power), where=self._inside)
@@ -152,8 +161,8 @@ class ProbableLensing:
         ascent = Ascent(MEMORY)
         level = self._level(rms)
         for number, (prepared, noise) in enumerate(self._filters_for(level)):
-            tolerance = TOLERANCES[min(number, len(TOLERANCES) - 1)] * min(level, 1.0) ** 2
-            wiener = prepared.with_noise(rms, tolerance)
+            tolerance = self._tolerances[min(number, len(self._tolerances) - 1)]
+            wiener = prepared.with_noise(rms, tolerance * min(level, 1.0) ** 2)
             positions = box.positions(phi) if number else None
             modes = wiener.filter(data, positions, modes)
             slope = wiener.slope(data, modes, positions) / box.pixel**2
