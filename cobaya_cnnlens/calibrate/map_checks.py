@@ -384,14 +384,14 @@ def _measure(patches: Patches, setup: MapSetup) -> _Measured:
         e, b = _pure_modes(q, u, window, patch.pixel, used)
         rms2 = 0.5 * ((q**2 + u**2) * window.mask**2).sum() * patch.pixel**2 / window.area
         row = [np.sqrt(rms2 / (variance + window.noise / patch.pixel**2)), 0.02]
-        for power, which, root in (
-            ((np.abs(e) ** 2 + np.abs(b) ** 2) / (ee + bb), high, 0.5),
-            (np.abs(b) ** 2 / bb, low, 1.0),
-            (np.abs(e) ** 2 / ee, low, 1.0),
+        for power, which, root, wider in (
+            ((np.abs(e) ** 2 + np.abs(b) ** 2) / (ee + bb), high, 0.5, 1.0),
+            (np.abs(b) ** 2 / bb, low, 1.0, NON_GAUSSIAN),
+            (np.abs(e) ** 2 / ee, low, 1.0, NON_GAUSSIAN),
         ):
             count = weight[which].sum()
-            error = NON_GAUSSIAN * np.sqrt(2.0 / (count * window.independent))
-            row += [((weight * power)[which].sum() / count) ** root, root * error]
+            error = root * wider * np.sqrt(2.0 / (count * window.independent))
+            row += [((weight * power)[which].sum() / count) ** root, error]
         contrast = (window.independent * weight * (ee - bb) / (ee * bb))[low]
         mirrored = _pure_modes(q, -u, window, patch.pixel, used)
         for x, y in ((e, b), mirrored):

@@ -249,8 +249,6 @@ def _check_metadata(values: dict[str, Any], source: str) -> None:
     warned = provenance.get("warnings", [])
     if not isinstance(warned, list) or not all(isinstance(text, str) for text in warned):
         raise ReleaseError(f"{source}: field 'provenance.warnings' must be a list of texts")
-    if not isinstance(provenance.get("estimator", ""), str):
-        raise ReleaseError(f"{source}: field 'provenance.estimator' must be a text")
     for key in ("cosmology", "settings"):
         if not isinstance(theory.get(key, {}), dict):
             raise ReleaseError(f"{source}: field 'theory.{key}' must be a mapping")

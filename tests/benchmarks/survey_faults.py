@@ -55,17 +55,14 @@ def skies(setup):
     rings = {key: values[chosen] for key, values in rings.items()}
     first = int(rings["ringstart"][0])
     rings["ringstart"] = rings["ringstart"] - rings["ringstart"][0]
-    found = []
-    for spectra in (lensed, [np.full(LMAX + 1, ARCMIN**2)] * 2):
-        alm = np.array(
-            [scale_alm(unit_alm(LMAX, generator), np.sqrt(cl * (l > 1))) for cl in spectra]
-        )
-        q, u = ducc0.sht.synthesis(alm=alm, spin=2, lmax=LMAX, **rings)
-        found.append(q + 1j * u)
-    theta, phi = healpy.pix2ang(NSIDE, first + np.arange(len(found[0])))
+    alm = np.array([scale_alm(unit_alm(LMAX, generator), np.sqrt(cl * (l > 1))) for cl in lensed])
+    q, u = ducc0.sht.synthesis(alm=alm, spin=2, lmax=LMAX, **rings)
+    rms = ARCMIN / np.sqrt(healpy.nside2pixarea(NSIDE))
+    noise = rms * generator.standard_normal((2, len(q)))
+    theta, phi = healpy.pix2ang(NSIDE, first + np.arange(len(q)))
     inside = (phi > np.radians(LONGITUDES[0])) & (phi < np.radians(LONGITUDES[1]))
     inside &= (theta > low + 0.1 * np.pi / 180) & (theta < high - 0.1 * np.pi / 180)
-    return *found, first, inside
+    return q + 1j * u, noise[0] + 1j * noise[1], first, inside
 
 
 def write(path, values, pixels, names):
