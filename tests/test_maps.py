@@ -804,7 +804,7 @@ def write_bandpowers(path, calibration, auto, centres, frame="C", **changed):
         recipe = recipe | {section: {**recipe[section], name: value} if name else value}
     arrays = {
         "auto": auto,
-        "power": np.ones((len(auto), 5)),
+        "power": np.ones((len(auto), len(calibration.power))),
         "centres": np.nan_to_num(centres),
         "known": np.isfinite(centres).all(1),
         "frame": np.bytes_(frame.encode()),
@@ -891,12 +891,11 @@ def test_a_release_calibrates_own_maps(calibration, tmp_path):
     # What is written is read, the theory model is the calibration's, and it calibrates in turn.
     write_release(made, tmp_path / "mine.json")
     read = read_release(tmp_path / "mine.json")
-    clkk, clee = calibration.fiducial_kk, calibration.fiducial_ee
-    np.testing.assert_allclose(
-        BandpowerLikelihood(read).model(clkk, clee),
-        BandpowerLikelihood(calibration).model(clkk, clee),
-        rtol=1e-8,
+    one_model, other_model = (
+        BandpowerLikelihood(release, "fixed").model(1.1 * calibration.fiducial_kk, None)
+        for release in (read, calibration)
     )
+    np.testing.assert_allclose(one_model, other_model, rtol=1e-8)
     again = make_calibrated_release(one, read, "again")
     np.testing.assert_allclose(
         again.bandpowers, auto[0] / calibration.response**2 - calibration.noise, rtol=1e-8
@@ -1028,7 +1027,9 @@ def test_own_maps_to_a_posterior(theory, tmp_path):
         assert result.exception is None, result.exception
     release = read_release(tmp_path / "fits" / "release.json")
     other = read_release(tmp_path / "npz" / "release.json")
-    np.testing.assert_allclose(release.bandpowers, other.bandpowers, rtol=1e-3)
+    # As near as the iterations of κ̂ converge.
+    sigma = np.sqrt(np.diag(release.covariance))
+    np.testing.assert_allclose(release.bandpowers / sigma, other.bandpowers / sigma, atol=0.05)
     assert release.n_patches == 2
     # κ̂ knows the sky it was made of: data within their errors of the fiducial theory.
     likelihood = BandpowerLikelihood(release)
