@@ -1,6 +1,7 @@
 """Maps that other people's tools write: in whatever spelling, order, unit and part of a file they
 come, they are read as what they are, or refused with one line that says what to do."""
 
+import bz2
 import gzip
 import importlib.util
 
@@ -128,6 +129,10 @@ def test_nested_maps_are_put_in_ring_order(write, word):
         ({"ORDERING": "NUNIQ"}, "ORDERING is 'NUNIQ'; write"),
         ({"NSIDE": 32}, "NSIDE is 32, and there are 3072 pixels, not 12288"),
         ({"BAD_DATA": "none"}, "BAD_DATA is 'none'; it must be a number"),
+        ({"NSIDE": "nan"}, "NSIDE is 'nan'; it must be a number"),
+        ({"NSIDE": "inf"}, "NSIDE is 'inf'; it must be a number"),
+        ({"NSIDE": 12, "ORDERING": "NEST"}, "NSIDE is 12; write that of the map, a power of two"),
+        ({"PIXTYPE": "", "drop": ["NSIDE"]}, "no HEALPix table .* write those keywords into its"),
     ],
 )
 def test_what_a_header_does_not_say_is_refused(write, change, message):
@@ -152,14 +157,37 @@ def test_columns_that_are_not_there_or_may_both_be_it(write):
         q_of(write(table({**QU, "Q_STOKES": RAMP})))
 
 
-@pytest.mark.parametrize("name", ["PIXEL", "PIX", "pixel", "IPIX", "NUMBER"])
+def test_a_part_of_the_sky_needs_its_nside(write):
+    part = table({"PIXEL": np.arange(4), "Q": RAMP[:4], "U": RAMP[:4]}, drop=["NSIDE"])
+    with pytest.raises(MapError, match="NSIDE is missing, and 4 pixels are not known to be"):
+        read_sky(write(part), "QU")
+
+
+@pytest.mark.parametrize(
+    ("form", "values"),
+    [
+        ("4A", np.full(PIXELS, "many")),
+        ("M", RAMP * 1j),
+        ("PD()", np.array([np.ones(2), np.ones(3)], dtype=object)),
+    ],
+)
+def test_columns_of_no_numbers_are_refused_by_name(write, form, values):
+    part = fits.BinTableHDU.from_columns(
+        [fits.Column(name=k, format=form, array=values, unit="uK") for k in "QU"]
+    )
+    part.header.update(table(QU, drop=["TFORM1", "TFORM2"]).header.copy(strip=True))
+    with pytest.raises(MapError, match=r"column Q is of TFORM1 '.*'; it must hold real numbers"):
+        read_sky(write(part), "QU")
+
+
+@pytest.mark.parametrize("name", ["PIXEL", "PIX", "pixel", "INDEX", "Pixel ID", "NUMBER"])
 @pytest.mark.parametrize("nested", [False, True])
 def test_pixel_numbers_of_a_part_of_the_sky(write, name, nested):
     numbers = np.arange(200, 100, -1)
     rings = healpy.nest2ring(NSIDE, numbers) if nested else numbers
     part = table(
         {name: numbers, "Q": RAMP[rings], "U": RAMP[rings]},
-        INDXSCHM="EXPLICIT",
+        **({"INDXSCHM": "EXPLICIT"} if name == "NUMBER" else {}),
         ORDERING="NESTED" if nested else "RING",
     )
     found = read_sky(write(part), "QU").planes[0]
@@ -195,7 +223,7 @@ def test_planes_in_several_extensions(write):
             TEMPERATURE,
             {1: "uK,µK,muK,MUK,uk,uK_CMB,uK_{CMB},uKcmb,\\mu K,$\\mu$K_{\\rm CMB}"},
         ),
-        (TEMPERATURE, {1e3: "mK,mK_CMB,mKcmb", 1e6: "K,K_CMB,K (CMB),Kelvin,10^6 uK"}),
+        (TEMPERATURE, {1e3: "mK,mK_CMB,mKcmb,mk", 1e6: "K,K_CMB,K (CMB),K[CMB],Kelvin,10^6 uK"}),
         (INVERSE_VARIANCE, {1: "1/uK^2,uK^-2,uK^{-2},uK^(-2),uK**-2,uK-2,1/(uK)^2,(uK_CMB)^-2"}),
         (INVERSE_VARIANCE, {1: "uK_{CMB}^{-2},µK⁻²,1/uK2", 1e-12: "K^-2,1/K_CMB^2", 1e-6: "mK^-2"}),
         (LEVEL, {1: "uK arcmin,uK-arcmin,uK.arcmin,uK*arcmin,µK',uK_CMB-arcmin,uKarcmin"}),
@@ -211,7 +239,7 @@ def test_spellings_of_units(wanted, spellings):
 @pytest.mark.parametrize(
     ("wanted", "texts"),
     [
-        (TEMPERATURE, "uK^2,uK arcmin,1/uK^2,K_RJ,MJy/sr,counts,1,Jy"),
+        (TEMPERATURE, "uK^2,uK arcmin,1/uK^2,K_RJ,MJy/sr,counts,1,Jy,-1 uK,dex(K)"),
         (INVERSE_VARIANCE, "uK^2,uK,1/uK,uK^-1,uK arcmin,hits,uK^-2 sr^-1"),
         (LEVEL, "uK,uK/arcmin,uK^2,uK^-2,arcmin,uK^2 arcmin^2"),
     ],
@@ -235,6 +263,8 @@ def test_units_of_another_dimension_are_refused(wanted, texts):
         (3e20, {}),
         (np.nan, {}),
         (-999.0, {"BAD_DATA": -999.0}),
+        (-7e-15, {}),  # a mask's rounding
+        (1e-30, {}),
     ],
 )
 def test_holes_are_unseen_in_a_survey_and_refused_in_a_patch(write, value, cards):
@@ -245,11 +275,36 @@ def test_holes_are_unseen_in_a_survey_and_refused_in_a_patch(write, value, cards
     longitude, latitude = healpy.pix2ang(NSIDE, 105, lonlat=True)
     with pytest.raises(MapError, match="1 unseen or non-finite pixels, or zero in Q and U, within"):
         read_maps(path, PatchGeometry(n_pixels=16), parse_centres([f"{longitude},{latitude}"]))
-    if value != 0:  # alone, a zero is a number
+    if not abs(value) < 1e-9:  # alone, a zero is a number
         found = read_sky(write(table({"Q": q, "U": RAMP}, **cards)), "QU").planes
         assert np.isnan(found[:, 105]).all()
     else:
         assert np.isfinite(read_sky(write(table({"Q": q, "U": RAMP})), "QU").planes).all()
+
+
+@pytest.mark.parametrize("column", ["Q", "U"])
+@pytest.mark.parametrize(("blank", "zero"), [(-99, 0), (32767, 0), (0, 32768)])
+def test_holes_of_a_table_of_integers(write, column, blank, zero):
+    values = {name: RAMP.astype(int) + zero for name in "QU"}
+    values[column][105] = blank + zero
+    part = fits.BinTableHDU.from_columns(
+        [
+            fits.Column(name=k, format="J", array=v, unit="uK", null=blank, bzero=zero or None)
+            for k, v in values.items()
+        ]
+    )
+    part.header.update(PIXTYPE="HEALPIX", ORDERING="RING", NSIDE=NSIDE)
+    found = read_sky(write(part), "QU").planes
+    np.testing.assert_array_equal(np.isnan(found), np.broadcast_to(RAMP == 106, found.shape))
+
+
+def test_arrays_have_the_holes_of_maps(tmp_path):
+    q = np.ones((1, 16, 16))
+    for value in (np.nan, 1e25, -1e15, 1e-6 * healpy.UNSEEN):
+        np.savez(tmp_path / "m.NPZ.npz", q=np.where(np.eye(16) > 0, value, q), u=q)
+        (tmp_path / "m.NPZ.npz").rename(tmp_path / "m.NPZ")
+        with pytest.raises(MapError, match="16 pixels of Q or U were not seen"):
+            read_maps(tmp_path / "m.NPZ", PatchGeometry(n_pixels=16))
 
 
 def test_a_map_that_is_zero_beyond_its_footprint_is_planned_there(write):
@@ -296,6 +351,9 @@ def test_inverse_variance_in_its_unit(write, unit, scale):
     assert level_of(path, maps) == pytest.approx(13.7, rel=1e-5)
 
 
+OTHER_NOISE = ("N_OBS", "STDDEV", "COVARIANCE", "HITCOUNT", "noise", "Q_ERRORS", "TIME", "DEPTH")
+
+
 @pytest.mark.parametrize(
     ("name", "unit", "message"),
     [
@@ -304,7 +362,7 @@ def test_inverse_variance_in_its_unit(write, unit, scale):
         ("N", "uK arcmin", "'uK arcmin', a noise level; .* as --level"),
         ("HITS", "counts", "TUNIT1 of HITS is 'counts'; an inverse variance is in"),
         ("QQ_COV", "", "'QQ_COV' without TUNIT1 is no inverse variance"),
-        ("N_OBS", "", "'N_OBS' without TUNIT1 is no inverse variance"),
+        *((name, "", f"'{name}' without TUNIT1 is no inverse variance") for name in OTHER_NOISE),
     ],
 )
 def test_a_map_of_other_noise_is_no_inverse_variance(write, name, unit, message):
@@ -366,6 +424,9 @@ def test_a_mask_may_be_rounded(write, least, most, fine):
         ("m.g3", b"\x01\x02\x03", "is frames of spt3g; we read FITS.*maps.fitsio"),
         ("m.g3.gz", gzip.compress(b"\x01"), "is frames of spt3g"),
         ("m.fits", b"# l  Q  U\n1 2 3\n", "is no FITS file: it begins with b'# l"),
+        ("m.fits.gz", gzip.compress(b"\x93NUMPY\x01"), r"is a NumPy array \(.npy\); we read FITS"),
+        ("m.tar.bz2", bz2.compress(b"maps/q.fits"), "is no FITS file: it begins with b'maps/"),
+        ("m.fits.gz", gzip.compress(b"SIMPLE  =      T")[:9], "it is damaged or cut off"),
         ("", None, "is a folder; name a file in it"),
         ("m.fits", b"SIMPLE  =                    T", "it is damaged or cut off .*; restore it"),
     ],
@@ -436,6 +497,8 @@ def test_planes_are_taken_by_their_stokes_number(write, n, cards, expected):
         {"LONPOLE": 0.0, "LATPOLE": 90.0},
         {"CRVAL1": -30.0, "CRPIX1": 340.5},
         {"CTYPE1": "GLON-CAR", "CTYPE2": "GLAT-CAR"},
+        {"CTYPE1": "GLON-CAR", "CTYPE2": "GLAT-CAR", "COORDSYS": "galactic"},
+        {"CUNIT1": "arcmin", "CDELT1": -60 * STEP, "CRVAL1": 7200.0},
         {"CRPIX1": 360.5, "NAXIS1": 720, "CRPIX2": 181.0, "NAXIS2": 361},
     ],
 )
@@ -471,12 +534,35 @@ def test_pixels_of_a_separable_map_lie_where_its_header_says(write, cards):
         ({"CTYPE1": "RA---CEA"}, "CTYPE1"),
         ({"RADESYS": "FK4"}, "RADESYS"),
         ({"EQUINOX": 1950.0}, "EQUINOX"),
+        ({"COORDSYS": "G"}, "CTYPE1 is 'RA---CAR' and COORDSYS 'G'"),
+        ({"CTYPE1": "GLON-CAR", "CTYPE2": "GLAT-CAR", "COORDSYS": "C"}, "COORDSYS"),
+        ({"CRPIX1": "nan"}, "CRPIX1 is 'nan'"),
+        ({"CDELT1": -5.0}, "more than once around"),
+        ({"CDELT2": 4.0}, "beyond a pole"),
+        ({"CRPIX2": 220.0}, "beyond a pole"),
+        ({"CUNIT1": "furlong"}, "CUNIT1"),
     ],
 )
 def test_a_map_that_is_not_separable_is_refused_by_its_keyword(write, cards, named):
     header = {k: v for k, v in (PLAIN | cards).items() if v is not None}
     with pytest.raises(MapError, match=rf"m\.fits: .*{named}"):
         read_sky(write(image=planes(2), primary=header), "QU")
+
+
+@car
+@pytest.mark.parametrize(
+    "cards",
+    [
+        {"CDELT1": str(-STEP), "CDELT2": f" {STEP}"},
+        {"CRVAL1": "120", "CRPIX1": "40.5"},
+        {"CTYPE1": "ra---car", "CTYPE2": "Dec--Car"},
+        {"CUNIT1": "degrees", "CUNIT2": "DEG"},
+    ],
+)
+def test_headers_that_astropy_reads_otherwise_or_not(write, cards):
+    """Of a number in quotes astropy makes its default, 1 degree."""
+    plain = read_sky(write(image=planes(2), primary=PLAIN), "QU").grid
+    assert read_sky(write(image=planes(2), primary=PLAIN | cards), "QU").grid == plain
 
 
 @car

@@ -112,7 +112,13 @@ def test_the_mend_of_a_normalisation_works(tmp_path, factor):
     )
 
 
-@pytest.mark.parametrize("head", ["l B_l e_1 e_2", "ell, B, e1, e2", "l  B_T  e_1(l) e_2(l)"])
+@pytest.mark.parametrize(
+    "head",
+    [
+        *("l B_l e_1 e_2", "ell, B, e1, e2", "l  B_T  e_1(l) e_2(l)"),
+        *("l B_l dB_1/B dB_2/B", "l B_l deltaB/B_l dlnB_l", "l B dlnB_1 dlnB_2"),
+    ],
+)
 def test_relative_error_modes_by_name(tmp_path, head):
     modes = 0.02 * ELL / 5000, 0.01 * np.cos(ELL / 900)
     read = read_beam(table(tmp_path / "b.txt", ELL, GAUSSIAN.beam(ELL), *modes, head=head))
@@ -137,6 +143,11 @@ def test_absolute_error_modes_by_name(tmp_path, head):
         ("l B_l", (0.01,), "name error modes in a comment line"),
         ("of 2024", (0.01,), "name error modes in a comment line"),
         ("l B_l sigma", (0.01,), "nothing says that column sigma is an error mode"),
+        ("l B_l dB_rms/B^2", (0.01,), "nothing says that column dB_rms/B"),
+        ("l B_l dBl_percent", (0.01,), "nothing says that column dBl_percent"),
+        ("l W_l", (), "column W_l is a window, the square of a beam; give its root, B_l"),
+        ("ell, B_l^2", (), r"column B_l\^2 is a window"),
+        ("l Bl**2 dB_1", (0.01,), r"column Bl\*\*2 is a window"),
         ("l B_l e_1", (1.0,), "column e_1 reaches 1 of B_l; an error mode is one standard dev"),
         ("l B_l e_1 e_2", (0.01, 0.6), r"column e_2 reaches 0\.6 of B_l"),
         ("l B_l dB_1", (0.7,), r"column dB_1 reaches .* of B_l"),

@@ -532,7 +532,13 @@ def test_separation_of_patches():
     check_separate(patch_centres(4, 16), 5.0, "x")
     check_separate(ring_centres(5.0), 5.0, "x")
     unknown = np.full(2, np.nan)
-    for pair in (["0,0", "5.02,0"], ["359,-6", "4.1,-6"], ["0,80", "45,80"], ["0,0", "5.1,5.1"]):
+    for pair in (
+        ["0,0", "5,0"],
+        ["0,0", "5.02,0"],
+        ["359,-6", "4.1,-6"],
+        ["0,80", "45,80"],
+        ["0,0", "5.1,5.1"],
+    ):
         a, b = parse_centres(pair)
         check_separate(np.array([unknown, a, unknown, b]), 5.0, "x")
         with pytest.raises(MapError, match=r"x: tiles 0 .* and 2 .* overlap, 6 degrees wide"):

@@ -712,7 +712,12 @@ def test_splits_of_different_coverage(files, tmp_path):
     lacking = (north & SEEN).sum() / SEEN.sum()
     assert lacking > 0.01
     refused(given, rf"part\.fits: this split lacks {100 * lacking:.3g}% .*--mask of what all")
-    refused(replace(sources(files), maps=(files["map0"],) * 2), "a map is given twice")
+    copy = shutil.copy(files["map0"], tmp_path / "copy.fits")
+    link = tmp_path / "link.fits"
+    link.symlink_to(files["map0"])
+    for again in (files["map0"], str(copy), str(link)):
+        given = replace(sources(files), maps=(files["map0"], again))
+        refused(given, "a map is given twice")
 
 
 def test_a_footprint_too_small_for_a_tile(files, tmp_path):

@@ -7,7 +7,9 @@ Files of other kinds are refused with how to convert them.
 
 from __future__ import annotations
 
+import bz2
 import contextlib
+import gzip
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ OTHER_FILES = {
     ".pkl": "a pickle",
     ".txt": "a text file",
 }
+UNPACK = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}
 CONVERT = (
     "we read FITS: HEALPix tables and images; convert it with healpy.write_map('map.fits', [q, u], "
     "column_names=['Q', 'U']), pixell's enmap.write_fits, or spt3g's maps.fitsio"
@@ -68,10 +71,10 @@ class FitsMap:
 
     def with_holes(self) -> FitsMap:
         """Q and U that are NaN where either was not seen: where a number stands for a hole (see
-        :meth:`.MapHeader.holes`), or both are exactly zero, which no sky is."""
+        :meth:`.MapHeader.holes`), or both are zero (see :func:`.unseen_in`)."""
         unseen = np.any([self.header.holes(plane) for plane in self.planes], axis=0)
-        unseen |= ~np.any(self.planes, axis=0)
         self.planes[:, unseen] = np.nan
+        self.planes[:, map_headers.unseen_in(*self.planes)] = np.nan
         return self
 
 
@@ -112,12 +115,13 @@ def check_file(path: Path, needed: str = CONVERT) -> None:
         raise MapError(f"{path}: no such file")
     with reading(path), path.open("rb") as file:
         start = file.read(9)
+        if unpack := UNPACK.get(start[:2]):
+            with unpack(path) as packed:
+                start = packed.read(9)
     known = [of for mark, of in OTHER_FILES.items() if isinstance(mark, bytes) and mark in start]
-    if not known and not start.startswith((b"SIMPLE", b"\x1f\x8b", b"BZ")) and start:
+    if not known and not start.startswith(b"SIMPLE") and start:
         suffixes = [suffix for suffix in path.suffixes if suffix in OTHER_FILES]
         known = [OTHER_FILES[s] for s in suffixes] or [f"no FITS file: it begins with {start!r}"]
-    elif ".g3" in path.suffixes:
-        known = [OTHER_FILES[".g3"]]
     if known:
         raise MapError(f"{path}: is {known[0]}; {needed}")
 
@@ -186,11 +190,26 @@ def _read_table(path: Path, tables: list, stokes: str, dtype: type) -> FitsMap:
     if not matches:
         raise MapError(_wrong_columns(path, tables, stokes))
     part, header, index, columns = _only(path, matches, "such a HEALPix map")
-    planes = np.stack([np.asarray(part.data.field(i - 1), dtype).ravel() for i in columns])
-    numbers = np.asarray(part.data.field(index[0] - 1)).ravel() if index else None
+    planes = np.stack([_values(path, part, i).astype(dtype) for i in columns])
+    numbers = _values(path, part, index[0]) if index else None
     nside, planes = _in_rings(header, planes, numbers, stokes)
     names = [str(part.header.get(f"TTYPE{i}", "")) for i in columns]
     return FitsMap(header, planes, nside, [(f"TUNIT{i}", "BUNIT") for i in columns], names)
+
+
+def _values(path: Path, part: fits.BinTableHDU, column: int) -> np.ndarray:
+    """A column's numbers in one row, NaN where a table of integers says that there is none."""
+    values, header = np.asarray(part.data.field(column - 1)).ravel(), part.header
+    if values.dtype.kind not in "iufb":
+        raise MapError(
+            f"{path}: column {header.get(f'TTYPE{column}', column)} is of TFORM{column} "
+            f"'{header[f'TFORM{column}']}'; it must hold real numbers, one a pixel: write it as E"
+        )
+    blank = header.get(f"TNULL{column}")
+    if blank is not None:
+        blank = blank * header.get(f"TSCAL{column}", 1.0) + header.get(f"TZERO{column}", 0.0)
+        values = np.where(values == blank, np.nan, values)
+    return values
 
 
 def _columns(path: Path, names: dict[int, str], stokes: str) -> list[int]:
@@ -230,10 +249,15 @@ def _in_rings(
     path, nested = header.path, header.nested()
     nside = header.find(("NSIDE",), header.parse_number)
     size = planes.shape[1]
-    if nside is None and numbers is None:
+    if nside is None and numbers is None and healpy.isnpixok(size):
         nside = np.sqrt(size / 12)
-    if nside is None or not healpy.isnsideok(nside, nest=nested):
-        raise MapError(f"{path}: NSIDE is {nside}; write that of the map, a power of two")
+    if nside is None:
+        raise MapError(
+            f"{path}: NSIDE is missing, and {size} pixels are not known to be the whole sky; write "
+            "NSIDE of the map"
+        )
+    if not healpy.isnsideok(nside, nest=nested):
+        raise MapError(f"{path}: NSIDE is {nside:g}; write that of the map, a power of two")
     nside, n_sky = int(nside), 12 * int(nside) ** 2
     if numbers is None:
         if size != n_sky:
@@ -266,6 +290,8 @@ def _read_image(path: Path, images: list, stokes: str, dtype: type) -> FitsMap:
         flat = [_text(part.header, "EXTNAME") for part, _ in images]
         needed = "no image with planes (Q, U) or (I, Q, U)" if stokes else "no image"
         apart = f"images {flat} of one plane each: {STACK}" if len(flat) > 1 else "write one"
+        if not flat:
+            apart = "it holds no image: write those keywords into its table; or is it cut off?"
         raise MapError(
             f"{path}: {needed}, and no HEALPix table (PIXTYPE HEALPIX, with NSIDE and ORDERING); "
             f"{apart}"

@@ -33,7 +33,15 @@ from ..errors import MapError
 from ..files import atomic_write
 from ..simulate.patches import EPSILON, PatchGeometry, Pointing, point_patch, point_patches
 from .fits_maps import CONVERT, FitsMap, check_file, read_fits, reading
-from .map_headers import AXES, LARGEST, MapHeader, odd_keywords, say_frame, unit_option, wcs_of
+from .map_headers import (
+    AXES,
+    MapHeader,
+    odd_keywords,
+    say_frame,
+    unit_option,
+    unseen_in,
+    wcs_of,
+)
 from .separation import check_separate
 
 PIXEL_TOLERANCE = 1e-3
@@ -114,7 +122,7 @@ def read_maps(
         unit_option(unit)
     if given:
         check_separate(centres, geometry.size_deg, "--centre")
-    if path.suffix == ".npz" and path.is_file():
+    if path.suffix.lower() == ".npz" and path.is_file():
         _refuse(path, pixel_window, "--pixel-window", "arrays have no pixel window of HEALPix")
         maps = _read_arrays(path, geometry, centres if given else None, unit)
     else:
@@ -199,7 +207,7 @@ def _read_arrays(
     with reading(path), np.load(path, allow_pickle=False) as file:
         arrays = {name: np.asarray(file[name], dtype=float) for name in shapes}
     q, u = (arrays[name] * unit_option(unit or "uK") for name in ("q", "u"))
-    holes = ~(np.hypot(q, u) < LARGEST) | ((q == 0) & (u == 0))
+    holes = unseen_in(q, u)
     q[holes] = u[holes] = np.nan
     if centres is None:
         longitude, latitude = arrays.get("centres", np.full((n_patches, 2), np.nan)).T

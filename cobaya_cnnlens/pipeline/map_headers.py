@@ -11,6 +11,7 @@ refused with what to write, unless a standard says what its absence means.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -36,11 +37,16 @@ AXES = {"C": ("RA---", "DEC--"), "G": ("GLON-", "GLAT-"), "E": ("ELON-", "ELAT-"
 # What HEALPix tables call the columns of a Stokes parameter, and of the numbers of pixels.
 COLUMNS = "{0} {0}_STOKES STOKES_{0} {0}_POLARISATION {0}_POLARIZATION {0}POLARISATION "
 COLUMNS += "{0}POLARIZATION {0}_POL {0}POL POL_{0} {0}_MAP MAP_{0} {0}_SIGNAL SIGNAL_{0}"
-PIXEL_COLUMNS = "PIX PIXEL PIXELS PIXEL_INDEX PIXNUM PIXEL_NUMBER IPIX HPIX HPX"
+PIXEL_COLUMNS = (
+    "PIX PIXEL PIXELS PIXNUM IPIX HPIX HPX HPXPIX PIXNO INDEX IDX PIXEL_INDEX PIX_INDEX "
+)
+PIXEL_COLUMNS += "PIXELINDEX PIXINDEX PIXEL_NUMBER PIXEL_ID PIX_ID HEALPIX HEALPIX_INDEX"
 # Values of the Stokes axis, FITS standard 4.0, table 29.
 STOKES = {1: "I", 2: "Q", 3: "U", 4: "V"}
 # Beyond these a value stands for nothing seen: UNSEEN is −1.6375e30, in any unit of K.
 LARGEST, MOST_NEGATIVE = 1e20, -1e12
+# Of the largest of Q and U, what is zero but for rounding.
+ZERO = 1e-10
 # Of a pixel, how far a header may turn or shift it.
 PLACE_TOLERANCE = 0.01
 
@@ -130,11 +136,11 @@ class MapHeader:
         return value
 
     def parse_number(self, key: str, text: str) -> float:
-        """The number of a keyword's text."""
-        try:
-            return float(text)
-        except ValueError:
-            raise MapError(f"{self.path}: {key} is '{text:.40}'; it must be a number") from None
+        """The number of a keyword's text, finite but for ``BAD_DATA``."""
+        with contextlib.suppress(ValueError):
+            if np.isfinite(float(text)) or key == "BAD_DATA":
+                return float(text)
+        raise MapError(f"{self.path}: {key} is '{text:.40}'; it must be a number")
 
     def frame(self) -> str | None:
         """The frame that ``COORDSYS`` names, a key of :data:`.separation.FRAMES`; None without."""
@@ -160,7 +166,8 @@ class MapHeader:
         Raises
         ------
         MapError
-            if the image is in another projection or frame, or of another equinox than 2000
+            if the image is in another projection or frame, of another equinox than 2000, or
+            ``COORDSYS`` says another frame
         """
         image = self.alone
         kinds = [image.text(f"CTYPE{axis}") for axis in (1, 2)]
@@ -178,6 +185,11 @@ class MapHeader:
             raise MapError(
                 f"{self.path}: RADESYS is '{system}' and EQUINOX {year:g}; coordinates must be "
                 "ICRS, or FK5 of 2000: reproject the map"
+            )
+        if image.frame() not in (None, frames[0]):
+            raise MapError(
+                f"{self.path}: CTYPE1 is '{kinds[0]}' and COORDSYS '{image.text('COORDSYS')}'; "
+                "correct the wrong one"
             )
         return frames[0]
 
@@ -267,7 +279,9 @@ class MapHeader:
         factors = {self.factor(plane, "", TEMPERATURE) for plane in keys}
         names = " and ".join(dict.fromkeys(plane[0] for plane in keys))
         if len(factors) > 1:
-            raise MapError(f"{self.path}: {names} differ; write Q and U in one unit")
+            raise MapError(
+                f"{self.path}: {names} differ, or one is missing; write Q and U in one unit"
+            )
         [factor] = factors
         option = None if given is None else unit_option(given)
         if factor is None and option is None:
@@ -282,12 +296,25 @@ class MapHeader:
         return option if factor is None else factor
 
     def holes(self, values: np.ndarray) -> np.ndarray:
-        """Where a number stands for nothing seen, same shape: ``BAD_DATA``, and numbers that no
-        map holds, as UNSEEN in any unit. Values that are not finite count too."""
+        """Where a number stands for nothing seen, same shape: ``BAD_DATA``, and what
+        :func:`no_number` finds."""
         with np.errstate(invalid="ignore"):
-            bad = ~(np.abs(values) < LARGEST) | (values < MOST_NEGATIVE)
             marker = self.number("BAD_DATA", np.nan)
-            return bad | (np.abs(values - marker) <= 1e-6 * abs(marker))
+            return no_number(values) | (np.abs(values - marker) <= 1e-6 * abs(marker))
+
+
+def no_number(values: np.ndarray) -> np.ndarray:
+    """Where values, of any shape, are not finite, or such as no map holds: UNSEEN in any unit."""
+    with np.errstate(invalid="ignore"):
+        return ~(np.abs(values) < LARGEST) | (values < MOST_NEGATIVE)
+
+
+def unseen_in(q: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Where Q and U, of one shape and finite where seen, were not seen: either is no number, or
+    both are zero, exactly or but for a mask's rounding, which no sky is."""
+    unseen = no_number(q) | no_number(u)
+    largest = np.maximum(np.abs(q), np.abs(u))
+    return unseen | (largest <= ZERO * np.max(largest, initial=0.0, where=~unseen))
 
 
 def unit_option(text: str) -> float:
@@ -318,6 +345,8 @@ def factor_of(text: str, target: str) -> float:
         unit = units.Unit(_plain(text))
     except (ValueError, TypeError):
         raise ValueError("") from None
+    if not isinstance(unit, units.UnitBase) or not unit.decompose().scale > 0:
+        raise ValueError("")
     if unit.is_equivalent(target):
         return float(f"{unit.to(target):.12g}")
     quantities = [what for of, what in QUANTITIES.items() if unit.is_equivalent(of)]
@@ -326,13 +355,13 @@ def factor_of(text: str, target: str) -> float:
 
 def _plain(text: str) -> str:
     """A unit as astropy spells it, without TeX, and without the CMB in temperatures."""
-    text = re.sub(r"\\(mathrm|rm|text|,)|\$", "", text.strip("[] "))
+    text = re.sub(r"\\(mathrm|rm|text|,)|\$", "", re.sub(r"^ *\[(.*)\] *$", r"\1", text))
     text = re.sub(r"\\mu *|µ|μ|micro|mu(?=k)", "u", text, flags=re.IGNORECASE)
     text = re.sub(r"milli(?=k)", "m", text, flags=re.IGNORECASE)
     text = text.replace("{", "(").replace("}", ")")
     text = re.sub(r"[ *.·-]*(arcminutes?|arcmin|'|′)", " arcmin", text, flags=re.IGNORECASE)
     kind = r"(cmb|thermo(dynamic)?)"
-    kelvin = rf"(?<![a-z])([um]?)k(elvins?)?([ _]*({kind}|\( *{kind} *\)))?(?![a-z])"
+    kelvin = rf"(?<![a-z])((?-i:[uUm]?))k(elvins?)?([ _,]*({kind}|[([] *{kind} *[])]))?(?![a-z])"
     text = re.sub(kelvin, lambda m: f"{m[1].lower()}K", text, flags=re.IGNORECASE)
     text = re.sub(r"\( *([um]?K) *\)", r"\1", text)
     return re.sub("(?<=K)-(?=[a-z])", " ", text)
@@ -371,13 +400,13 @@ def wcs_of(header: MapHeader) -> tuple[WCS, np.ndarray]:
     if distorted:
         raise MapError(f"{own.path}: {distorted[0]} distorts the image; project it without")
     try:
-        wcs = WCS(own.own, naxis=2)
+        wcs = WCS(_tidy(own), naxis=2)
         wcs.wcs.bounds_check(False, False)
         matrix = wcs.pixel_scale_matrix
     except Exception as error:
         raise MapError(
             f"{own.path}: its header gives no positions ({' '.join(str(error).split())[:200]}); "
-            "correct its CTYPE, CRVAL, CRPIX and CDELT"
+            "correct its CTYPE, CUNIT, CRVAL, CRPIX and CDELT"
         ) from None
     steps = np.diag(matrix)
     # Over all pixels of a side, what a turn may move.
@@ -388,6 +417,20 @@ def wcs_of(header: MapHeader) -> tuple[WCS, np.ndarray]:
             "north along y"
         )
     return wcs, steps
+
+
+def _tidy(header: MapHeader) -> fits.Header:
+    """A header whose numbers are no texts, of which astropy makes its defaults; its words and
+    units of axes as the standard spells them."""
+    tidy = header.own.copy()
+    for key in header.own:
+        if re.fullmatch(r"(CRVAL|CRPIX|CDELT|CROTA)\d|(PC|CD|PV)\d_\d+|(LON|LAT)POLE", key):
+            tidy[key] = header.number(key)
+        elif re.fullmatch(r"CTYPE\d", key):
+            tidy[key] = header.text(key)
+        elif re.fullmatch(r"CUNIT\d", key):
+            tidy[key] = re.sub("^deg(rees?)?$", "deg", header.text(key).lower())
+    return tidy
 
 
 def odd_keywords(header: fits.Header) -> str:

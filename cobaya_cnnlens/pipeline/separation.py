@@ -8,8 +8,9 @@ from scipy.spatial import cKDTree
 from ..errors import MapError
 from ..simulate.tiling import largest_overlap, unit_vectors
 
-# Degrees that edges may reach into each other: of rounding.
-TOUCH_DEG = 1e-3
+# Degrees that edges may reach into each other: half a pixel. Patches one side apart on the equator
+# do by an eighth of that at their corners.
+TOUCH_DEG = 0.02
 
 # Frames of a map's coordinates, as HEALPix spells them: equatorial, galactic, ecliptic.
 FRAMES = {"C": "equatorial", "G": "galactic", "E": "ecliptic"}

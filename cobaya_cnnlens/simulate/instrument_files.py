@@ -31,7 +31,13 @@ NORMALISED = 2e-3
 LEAST, MOST = 1e-6, 10.0
 # Names of a relative and of an absolute error mode, and the largest |δB/B| of one: more is no error
 # of a measured beam, but a column of something else.
-RELATIVE, ABSOLUTE = re.compile(r"e_?\d*(\(l\))?"), re.compile(r"(d|delta|δ|Δ)_?B.*", re.IGNORECASE)
+_OF_B, _DELTA = r"B_?(l|ell|T|E|P|pol)?_?\d*(\(l\))?", r"(d|delta|δ|Δ)_?"
+RELATIVE = re.compile(
+    rf"(?-i:e)_?\d*(\(l\))?|{_DELTA}{_OF_B}/{_OF_B}|{_DELTA}ln_?{_OF_B}", re.IGNORECASE
+)
+ABSOLUTE = re.compile(_DELTA + _OF_B, re.IGNORECASE)
+# Names of a window, the square of a beam.
+SQUARE = re.compile(r"W_?(l|ell)?|\|?B_?(l|ell)?(\(l\))?\|?(\^2|\*\*2|²|2)", re.IGNORECASE)
 LARGEST_ERROR = 0.5
 # A table may begin so high: between there and l = 0 it is taken as flat.
 FIRST = 2
@@ -229,6 +235,11 @@ def _beam(path: str, _mtime: int, _size: int, normalise: bool) -> Beam:
             f"{path}: column l begins at {ell[0]:g}; a beam begins at l = 0, 1 or {FIRST}, or its "
             "normalisation is not known"
         )
+    squares = [name for name in _names(path, len(table))[1:2] if SQUARE.fullmatch(name)]
+    if squares:
+        raise InstrumentError(
+            f"{path}: column {squares[0]} is a window, the square of a beam; give its root, B_l"
+        )
     errors = _error_modes(path, table[2:], values)
     if normalise and values[0] > 0:
         values = values / values[0]
@@ -285,7 +296,7 @@ def _names(path: str, count: int) -> list[str]:
     """Names of so many columns, from the last comment line above a table that has as many words;
     empty if there is none."""
     found: list[str] = []
-    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in Path(path).read_text(encoding="utf-8-sig", errors="replace").splitlines():
         if line.strip() and not line.lstrip().startswith("#"):
             break
         words = re.split(r"[\s,;]+", line.strip(" #,;\t"))
@@ -341,11 +352,11 @@ def _columns(path: str, names: str) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of an empty file
-            table = np.loadtxt(path, ndmin=2).T
+            table = np.loadtxt(path, ndmin=2, encoding="utf-8-sig").T
     except (OSError, ValueError) as error:
         raise InstrumentError(
-            f"{path}: is no table of columns {names} ({str(error).splitlines()[0]:.120}); comments "
-            "begin with #"
+            f"{path}: is no table of columns {names} ({str(error).splitlines()[0]:.120}); write "
+            "them as text with spaces between, and comments after #"
         ) from None
     if len(table) < 2 or table.shape[1] < 2:
         raise InstrumentError(f"{path}: has no rows of columns {names}")

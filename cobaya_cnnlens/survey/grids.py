@@ -270,6 +270,13 @@ def _car_grid(header: MapHeader, shape: tuple[int, int]) -> CarGrid:
             f"equator has them, CRVAL2 0 and no turn{odd_keywords(header.own)}; CRVAL2 is "
             f"{header.alone.number('CRVAL2', 0.0):g}: reproject the map, or give it as HEALPix"
         )
+    reach = np.abs(steps) * [columns, rows - 1]
+    if reach[0] > 360.0 + PLACE_TOLERANCE or reach[1] / 2 + abs(centre[1]) > 90.0 + PLACE_TOLERANCE:
+        raise MapError(
+            f"{header.path}: {columns} x {rows} pixels of CDELT1 {steps[0]:g} and CDELT2 "
+            f"{steps[1]:g} degrees reach more than once around the sky, or beyond a pole; cut the "
+            "map there"
+        )
     # Rounded, so that what differs by rounding is the same grid.
     step_x, step_y = (round(float(step), 13) for step in steps)
     equator = round(float(middle[1] + 1.0 - centre[1] / steps[1]), 6)

@@ -30,8 +30,10 @@ COVERAGE = 0.01
 LEVELS = (0.01, 1e4)
 # By how much rounding may move the values of a mask and of an inverse variance, relative.
 ROUNDING = 1e-5
-# Words in the name of a column, or of an extension, that holds no inverse variance.
-OTHER_NOISE = "COV VAR VARIANCE RMS STD SIGMA ERR ERROR HIT HITS NHITS NOBS OBS COUNTS"
+# Parts of the name of a column, or of an extension, that holds no inverse variance; and of one that
+# does.
+OTHER_NOISE = re.compile(r"COV|VAR|RMS|STD|SIGMA|STANDARD|ERR|NOISE|DEPTH|HIT|OBS|COUNT|TIME|EXPOS")
+INVERSE = re.compile(r"INV|IVAR")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Sources:
             map_headers.unit_option(self.unit)
         for name in self.files():
             check_file(Path(name))
-        if len(set(self.maps)) < len(self.maps):
+        if len({Path(name).resolve() for name in self.maps}) < len(self.maps):
             raise MapError("a map is given twice; splits are maps of independent noise")
 
     def files(self) -> list[str]:
@@ -90,8 +92,16 @@ class Sources:
         return [*self.maps, *([self.mask] if self.mask else []), *self.ivar, *level]
 
     def recipe(self) -> dict:
-        """What they are, by content."""
+        """What they are, by content.
+
+        Raises
+        ------
+        MapError
+            if two splits are the same
+        """
         digests = {name: digest_of(name) for name in self.files()}
+        if len({digests[name] for name in self.maps}) < len(self.maps):
+            raise MapError("a map is given twice; splits are maps of independent noise")
         return {
             "maps": [digests[name] for name in self.maps],
             "mask": digests.get(self.mask or ""),
@@ -288,9 +298,8 @@ def _ivar_factor(file: SkyFile, unit: str | None, map_factor: float | None) -> f
     if said is not None:
         return said
     name = name or header.alone.text("EXTNAME")
-    words = set(re.split("[^A-Z]+", name.upper()))
     mend = map_headers.MENDS[map_headers.INVERSE_VARIANCE]
-    if words & set(OTHER_NOISE.split()) and not words & {"INV", "IVAR", "INVERSE"}:
+    if OTHER_NOISE.search(name.upper()) and not INVERSE.search(name.upper()):
         raise MapError(f"{file.path}: '{name}' without {keys[0]} is no inverse variance; {mend}")
     if unit is None and map_factor is None:
         raise MapError(
