@@ -36,7 +36,16 @@ class PatchBandpowers:
 
     @classmethod
     def join(cls, parts: Iterable[PatchBandpowers]) -> PatchBandpowers:
-        """The patches of several skies, one after another."""
+        """The patches of several skies, one after another.
+
+        Parameters
+        ----------
+        parts : bandpowers of each sky
+
+        Returns
+        -------
+        bandpowers of all patches
+        """
         parts = list(parts)
         return cls(*(np.concatenate([getattr(p, k) for p in parts]) for k in FIELDS))
 
@@ -45,17 +54,44 @@ FIELDS = tuple(PatchBandpowers.__annotations__)
 
 
 def path(run: Run, set_name: str, index: int) -> Path:
-    """Where the bandpowers of one reconstructed sky lie."""
+    """Where the bandpowers of one reconstructed sky lie.
+
+    Parameters
+    ----------
+    run, set_name, index : the configuration, the set of skies and the number of one
+
+    Returns
+    -------
+    the file, under ``products``
+    """
     return run.config.products / "bandpowers" / set_name / f"sky_{index:04d}.h5"
 
 
 def recipe(run: Run, set_name: str, index: int) -> dict:
-    """What determines the bandpowers of one reconstructed sky."""
+    """What determines the bandpowers of one reconstructed sky.
+
+    Parameters
+    ----------
+    run, set_name, index : the configuration, the set of skies and the number of one
+
+    Returns
+    -------
+    mapping for JSON
+    """
     return {"sky": skies.recipe(run, set_name, index), **measurement_recipe(run)}
 
 
 def measurement_recipe(run: Run) -> dict:
-    """What turns a sky into bandpowers: instrument, estimator and bins."""
+    """What turns a sky into bandpowers: instrument, estimator and bins.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    mapping for JSON
+    """
     config = run.config
     return {
         "algorithm": ALGORITHM,
@@ -67,7 +103,17 @@ def measurement_recipe(run: Run) -> dict:
 
 
 def signal_bandpowers(run: Run, kk: np.ndarray) -> np.ndarray:
-    """⟨κκ*⟩_b of masked patches for C_L^κκ from L = 0, (n_bins,)."""
+    """Expected ⟨κκ*⟩_b of masked patches.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    kk : C_L^κκ from L = 0, to the band limit of the skies or beyond
+
+    Returns
+    -------
+    (n_bins,)
+    """
     limit = run.config.sky.band_limit
     return bandpower_windows(run.bandpowers, limit) @ kk[: limit + 1]
 
@@ -79,8 +125,14 @@ def measure_patches(
 
     Parameters
     ----------
+    spectra : of the masked patches
+    estimator : from masked Q and U to κ̂
     q, u : observed, masked maps in µK, (n_patches, n, n)
     kappa : true masked convergence, same shape
+
+    Returns
+    -------
+    bandpowers by patch
 
     Raises
     ------
@@ -91,7 +143,16 @@ def measure_patches(
 
 
 def bandpowers_of(spectra: FlatSpectra, estimate: np.ndarray, kappa: np.ndarray) -> PatchBandpowers:
-    """Bandpowers of masked κ̂ and κ, (n_patches, n, n) each.
+    """Bandpowers of masked κ̂ and κ.
+
+    Parameters
+    ----------
+    spectra : of the masked patches
+    estimate, kappa : κ̂ and the true κ, (n_patches, n, n) each
+
+    Returns
+    -------
+    bandpowers by patch
 
     Raises
     ------
@@ -109,7 +170,13 @@ def bandpowers_of(spectra: FlatSpectra, estimate: np.ndarray, kappa: np.ndarray)
 
 
 def measure(run: Run, set_name: str, indices: Iterable[int] | None = None) -> None:
-    """Reconstruct the skies of a set that have no bandpowers yet."""
+    """Reconstruct the skies of a set that have no bandpowers yet.
+
+    Parameters
+    ----------
+    run, set_name : the configuration, and the set of skies
+    indices : numbers of the skies; all by default
+    """
     indices = range(run.config.set_size(set_name)) if indices is None else list(indices)
     todo = []
     for index in indices:
@@ -147,7 +214,14 @@ def read(
 
     Parameters
     ----------
+    run : the configuration and what follows from it
+    set_name : name of the set of skies
+    indices : numbers of the skies; all by default
     patches : of each sky, spread evenly over it; all by default
+
+    Returns
+    -------
+    bandpowers of all patches
 
     Raises
     ------

@@ -41,7 +41,17 @@ class Point:
 
 
 def checked(run: Run, group: str | None = None) -> list[Point]:
-    """Points at which the model is tested, of one group or of all."""
+    """Points at which the model is tested, of one group or of all.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    group : key of ``points.at``; all groups by default
+
+    Returns
+    -------
+    the points, sky by sky
+    """
     settings = run.config.points
     groups = settings.at if group is None else {group: settings.at[group]}
     return [
@@ -53,24 +63,62 @@ def checked(run: Run, group: str | None = None) -> list[Point]:
 
 
 def fitted(run: Run) -> list[Point]:
-    """Points to which the second order of the debias from the data is fitted."""
+    """Points to which the second order of the debias from the data is fitted.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    the points; empty without ``points.fit``
+    """
     fit = run.config.points.fit
     return [] if fit is None else [Point(change, fit.sky, fit.patches) for change in fit.at]
 
 
 def path(run: Run, point: Point) -> Path:
-    """Where the bandpowers of a test sky made again at another cosmology lie."""
+    """Where the bandpowers of a test sky made again at another cosmology lie.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    point : cosmology and sky
+
+    Returns
+    -------
+    the file, under ``products``
+    """
     name = "_".join(f"{key}={value:g}" for key, value in sorted(point.change.items()))
     return run.config.products / "points" / f"sky_{point.index:04d}" / f"{name}.h5"
 
 
 def fit_path(run: Run) -> Path:
-    """What the workflow puts down when all points of the fit are there."""
+    """What the workflow puts down when all points of the fit are there.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    the file, under ``products``
+    """
     return run.config.products / "points" / "fit.done"
 
 
 def recipe(run: Run, point: Point) -> dict:
-    """What determines the bandpowers of a test sky made again at another cosmology."""
+    """What determines the bandpowers of a test sky made again at another cosmology.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    point : cosmology and sky
+
+    Returns
+    -------
+    mapping for JSON
+    """
     cosmology = run.config.cosmology.vary(**point.change)
     return {
         "sky": {**skies.recipe(run, SET, point.index), **skies.spectra_recipe(run, cosmology)},
@@ -82,7 +130,14 @@ def recipe(run: Run, point: Point) -> dict:
 
 def measure(run: Run, points: Iterable[Point], nthreads: int = 0) -> None:
     """Make test skies again at every point that has not been measured, and keep their
-    bandpowers and the power of the patches themselves."""
+    bandpowers and the power of the patches themselves.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    points : what to measure
+    nthreads : threads of the transforms; 0 for all cores
+    """
     todo = [p for p in points if not products.exists(path(run, p), KIND, recipe(run, p))]
     for point in tqdm(todo, desc=KIND, unit="sky", disable=not todo):
         rows = evenly(run.n_patches, point.patches)
@@ -107,6 +162,15 @@ class Patches:
 def read(run: Run, points: Iterable[Point]) -> Patches:
     """The patches of one change of the cosmology, on all of its skies.
 
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    points : of one cosmology
+
+    Returns
+    -------
+    the patches
+
     Raises
     ------
     products.ProductError
@@ -123,7 +187,17 @@ def read(run: Run, points: Iterable[Point]) -> Patches:
 
 
 def still(run: Run, points: Iterable[Point]) -> Patches:
-    """The same patches at the fiducial cosmology, as the test set holds them."""
+    """The patches of some points at the fiducial cosmology, as the test set holds them.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    points : of one cosmology
+
+    Returns
+    -------
+    the patches
+    """
     parts = []
     for point in points:
         found = bandpowers.read(run, SET, [point.index], point.patches)
@@ -137,12 +211,31 @@ def still(run: Run, points: Iterable[Point]) -> Patches:
 
 
 def change_of_noise(moved: Patches, fiducial: Patches, response: np.ndarray) -> np.ndarray:
-    """Change of the noise debias, of d − signal by patch, (n_patches, n_bins)."""
+    """Change of the noise bias, that is of d − signal.
+
+    Parameters
+    ----------
+    moved, fiducial : the same patches at both cosmologies
+    response : R_b, (n_bins,)
+
+    Returns
+    -------
+    by patch, (n_patches, n_bins)
+    """
     return (moved.auto - fiducial.auto) / response**2 - (moved.truth - fiducial.truth)
 
 
 def fit_points(run: Run, response: np.ndarray) -> FitPoints | None:
     """The changes at the cosmologies of ``points.fit``; None if the configuration has none.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    response : R_b, (n_bins,)
+
+    Returns
+    -------
+    the changes, and the number of directions that get a second order
 
     Raises
     ------

@@ -41,12 +41,30 @@ class Curvature:
 
 
 def path(run: Run, index: int) -> Path:
-    """Where the bandpowers of a derivatives sky at shifted ω_c lie."""
+    """Where the bandpowers of a derivatives sky at shifted ω_c lie.
+
+    Parameters
+    ----------
+    run, index : the configuration, and the number of the sky
+
+    Returns
+    -------
+    the file, under ``products``
+    """
     return run.config.products / "curvature" / f"sky_{index:04d}.h5"
 
 
 def recipe(run: Run, index: int) -> dict:
-    """What determines the bandpowers of a derivatives sky at shifted ω_c."""
+    """What determines the bandpowers of a derivatives sky at shifted ω_c.
+
+    Parameters
+    ----------
+    run, index : the configuration, and the number of the sky
+
+    Returns
+    -------
+    mapping for JSON
+    """
     return {
         "sky": skies.recipe(run, SET, index),
         **measurement_recipe(run),

@@ -71,12 +71,30 @@ class NoiseDerivatives:
 
 
 def path(run: Run, index: int) -> Path:
-    """Where the derivatives measured on one sky lie."""
+    """Where the derivatives measured on one sky lie.
+
+    Parameters
+    ----------
+    run, index : the configuration, and the number of the sky
+
+    Returns
+    -------
+    the file, under ``products``
+    """
     return run.config.products / "derivatives" / f"sky_{index:04d}.h5"
 
 
 def recipe(run: Run, index: int) -> dict:
-    """What determines the derivatives measured on one sky."""
+    """What determines the derivatives measured on one sky.
+
+    Parameters
+    ----------
+    run, index : the configuration, and the number of the sky
+
+    Returns
+    -------
+    mapping for JSON
+    """
     return {
         "sky": skies.recipe(run, SET, index),
         **measurement_recipe(run),
@@ -86,7 +104,22 @@ def recipe(run: Run, index: int) -> dict:
 
 
 def read(run: Run, response: np.ndarray) -> NoiseDerivatives:
-    """Noise-debias derivatives from all skies of the ``derivatives`` set."""
+    """Noise-debias derivatives from all skies of the ``derivatives`` set.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    response : R_b, (n_bins,)
+
+    Returns
+    -------
+    derivatives of d − signal by patch
+
+    Raises
+    ------
+    products.ProductError
+        if a sky has not been measured, or was with another network or configuration
+    """
     kk, ee, centre = [], [], []
     for index in range(run.config.skies.derivatives):
         where, wanted = path(run, index), recipe(run, index)
@@ -108,6 +141,11 @@ def measure(run: Run, index: int, nthreads: int = 0) -> None:
     The product holds, per patch, ``kk`` and ``ee``: derivatives of auto-bandpowers of κ̂,
     (n_bands, n_patches, n_bins); ``kk_truth``: those of the true κ; ``auto`` and ``truth`` of
     the fiducial sky, (n_patches, n_bins). Each band is kept on disk as soon as it is done.
+
+    Parameters
+    ----------
+    run, index : the configuration, and the number of the sky
+    nthreads : threads of the transforms; 0 for all cores
     """
     run.config.check_index(SET, index)
     where, wanted = path(run, index), recipe(run, index)
@@ -192,6 +230,17 @@ class Bench:
         return [(kind, band) for kind, count in counts.items() for band in range(count)]
 
     def measure(self, kind: str, band: int) -> dict[str, np.ndarray]:
+        """Derivatives in one band, or the bandpowers of the sky as it is.
+
+        Parameters
+        ----------
+        kind : "kk", "ee" or "fiducial"
+        band : number of the band
+
+        Returns
+        -------
+        ``auto`` of κ̂ and, but for "ee", ``truth`` of κ, (n_patches, n_bins) each
+        """
         if kind == "fiducial":
             return self.unperturbed()
         return (self._kk if kind == "kk" else self._ee)(band)

@@ -73,7 +73,16 @@ class Patches:
     numbers: np.ndarray
 
     def named(self, which: np.ndarray) -> str:
-        """The patches for which ``which``, (n_patches,), is true, as a message names them."""
+        """Some of the patches, as a message names them.
+
+        Parameters
+        ----------
+        which : true for each that is meant, (n_patches,)
+
+        Returns
+        -------
+        text, e.g. "patch 0, 3"
+        """
         numbers = self.numbers[which].tolist()
         if len(numbers) == len(which):
             return f"all {PLURALS[self.noun]}" if len(which) > 1 else f"the {self.noun}"
@@ -207,7 +216,17 @@ def check_patches(patches: Patches, setup: MapSetup) -> list[str]:
 
 
 def band_warnings(lmax: int | None, nyquist: float) -> list[str]:
-    """What to say of maps that end at a multipole, if that is below the Nyquist one of patches."""
+    """Warn of maps that end below the Nyquist multipole of the patches.
+
+    Parameters
+    ----------
+    lmax : multipole at which the maps end, None if it is not known
+    nyquist : of the patches
+
+    Returns
+    -------
+    one warning, or none
+    """
     if lmax is None or lmax >= round(nyquist):
         return []
     nside = 2 ** int(np.ceil(np.log2(round(nyquist) / 2.0)))

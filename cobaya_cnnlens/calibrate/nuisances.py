@@ -37,12 +37,30 @@ ALGORITHM = 1
 
 
 def path(run: Run, index: int) -> Path:
-    """Where the bandpowers of a test sky seen with systematics lie."""
+    """Where the bandpowers of a test sky seen with systematics lie.
+
+    Parameters
+    ----------
+    run, index : the configuration, and the number of the sky
+
+    Returns
+    -------
+    the file, under ``products``
+    """
     return run.config.products / "nuisances" / f"sky_{index:04d}.h5"
 
 
 def recipe(run: Run, index: int) -> dict:
-    """What determines the bandpowers of a test sky seen with systematics."""
+    """What determines the bandpowers of a test sky seen with systematics.
+
+    Parameters
+    ----------
+    run, index : the configuration, and the number of the sky
+
+    Returns
+    -------
+    mapping for JSON
+    """
     return {
         **bandpowers.recipe(run, SET, index),
         "nuisance_algorithm": ALGORITHM,
@@ -55,6 +73,10 @@ def measure(run: Run, index: int) -> None:
 
     The product holds, by name of the systematic, ``auto`` at −step and +step,
     (2, n_patches, n_bins).
+
+    Parameters
+    ----------
+    run, index : the configuration, and the number of the sky
     """
     run.config.check_index(SET, index)
     where, wanted = path(run, index), recipe(run, index)
@@ -93,7 +115,16 @@ class NuisanceCheck:
     error: np.ndarray
 
     def table(self, L: np.ndarray) -> str:
-        """As text, a line for each bin of centre ``L``."""
+        """The check as text, a line for each bin.
+
+        Parameters
+        ----------
+        L : centres of the bins, (n_bins,)
+
+        Returns
+        -------
+        the lines
+        """
         difference = self.found - self.predicted
         pulls = difference / self.error
         rows = text_table(
@@ -117,7 +148,14 @@ def check_nuisances(
 
     Parameters
     ----------
+    run : the configuration and what follows from it
+    response : R_b, (n_bins,)
+    index : of a test sky
     changes : by name of the nuisance
+
+    Returns
+    -------
+    a check for each change
 
     Raises
     ------
@@ -142,8 +180,22 @@ def check_nuisances(
 
 
 def read(run: Run, response: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A and B of every patch, (n_patches, n_bins, n_nuisances) each, in the order of
-    ``NUISANCES`` and per unit of each."""
+    """A and B of every patch, per unit of each nuisance in the order of ``NUISANCES``.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    response : R_b, (n_bins,)
+
+    Returns
+    -------
+    A and B, (n_patches, n_bins, n_nuisances) each
+
+    Raises
+    ------
+    products.ProductError
+        if a sky has not been measured, or was with another network or configuration
+    """
     indices = range(run.config.nuisances.skies)
     centre = _centre(run, indices) / response**2
     both = []
@@ -159,8 +211,13 @@ def orders(run: Run, centre: np.ndarray, both: np.ndarray) -> tuple[np.ndarray, 
 
     Parameters
     ----------
+    run : the configuration and what follows from it
     centre : without a systematic, (n_patches, n)
     both : at −step and +step of each, (2, n_patches, n, n_nuisances)
+
+    Returns
+    -------
+    A and B, (n_patches, n, n_nuisances) each
     """
     below, above = both
     step = np.array([getattr(run.config.nuisances, name) for name in NUISANCES])

@@ -40,7 +40,16 @@ KIND = "map bandpowers"
 
 
 def recipe(run: Run) -> dict:
-    """What turns a user's maps, which have the beam already, into bandpowers."""
+    """What turns a user's maps, which have the beam already, into bandpowers.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    mapping for JSON
+    """
     patch = run.config.patch
     size = {"size_deg": patch.size_deg, "n_pixels": patch.n_pixels}
     return {"patch": size, **bandpowers.measurement_recipe(run)}
@@ -72,6 +81,16 @@ class MapSetup:
 
     @classmethod
     def of_run(cls, run: Run) -> MapSetup:
+        """What a configuration says of the maps that its calibration fits.
+
+        Parameters
+        ----------
+        run : the configuration and what follows from it
+
+        Returns
+        -------
+        the setup
+        """
         config = run.config
         return cls(
             config.name,
@@ -87,6 +106,14 @@ class MapSetup:
     @classmethod
     def of_release(cls, release: Release) -> MapSetup:
         """What a release says of the maps that its calibration fits.
+
+        Parameters
+        ----------
+        release : of the survey
+
+        Returns
+        -------
+        the setup
 
         Raises
         ------
@@ -229,6 +256,10 @@ def reconstruct_maps(
 def check_folder(folder: str | Path) -> None:
     """Make a folder for what will be written, and refuse it now if it cannot be.
 
+    Parameters
+    ----------
+    folder : is made if it is not there
+
     Raises
     ------
     MapError
@@ -274,8 +305,14 @@ def read_map_bandpowers(
 
     Parameters
     ----------
+    paths : one file, or several that make one survey
+    size_deg : side of a patch in degrees
     recipe : of the calibration, which that of the bandpowers must equal
     calibration : what it is, for errors
+
+    Returns
+    -------
+    bandpowers, power and warnings of all patches
 
     Raises
     ------

@@ -73,17 +73,48 @@ class EBPower:
 
 
 def power_of(run: Run) -> EBPower:
-    """What measures the patches of a configuration."""
+    """What measures the patches of a configuration.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    from Q and U to their power
+    """
     return EBPower(run.config.patch, run.bandpowers.bins, run.mask)
 
 
 def path(run: Run, what: str, index: int) -> Path:
-    """Where the power of one sky lies; ``what`` is a set, or "nuisances"."""
+    """Where the power of one sky lies; ``what`` is a set, or "nuisances".
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    what : a set of skies, or "nuisances"
+    index : number of the sky in its set
+
+    Returns
+    -------
+    the file, under ``products``
+    """
     return run.config.products / KIND / what / f"sky_{index:04d}.h5"
 
 
 def recipe(run: Run, what: str, index: int) -> dict:
-    """What determines the power of one sky."""
+    """What determines the power of one sky.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    what : a set of skies, or "nuisances"
+    index : number of the sky in its set
+
+    Returns
+    -------
+    mapping for JSON
+    """
     config = run.config
     set_name = nuisances.SET if what == "nuisances" else what
     own = {
@@ -104,7 +135,16 @@ def recipe(run: Run, what: str, index: int) -> dict:
 
 
 def entries(run: Run) -> list[tuple[str, int]]:
-    """All that a configuration's releases need: what, and which sky."""
+    """The power that a configuration's releases need.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    set of skies or "nuisances", and number of the sky
+    """
     config = run.config
     counts = {
         "test": config.skies.test,
@@ -122,6 +162,12 @@ def measure(run: Run, wanted: Iterable[tuple[str, int]] | None = None, nthreads:
     its patches; ``kk`` and ``ee``, derivatives with respect to ln C of each band,
     (n_bands, n_patches, n_power); and ``shifted``, at ω_c − step and ω_c + step. That of the
     nuisances holds, by name, the power at −step and +step, (2, n_patches, n_power).
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    wanted : set of skies or "nuisances", and number of the sky; all of :func:`entries` by default
+    nthreads : threads of the transforms; 0 for all cores
     """
     todo = [
         entry
@@ -178,7 +224,14 @@ def read(
 
     Parameters
     ----------
+    run : the configuration and what follows from it
+    what : a set of skies, or "nuisances"
+    indices : numbers of the skies
     patches : of each sky, spread evenly over it; all by default
+
+    Returns
+    -------
+    arrays by name, patches the last axis but one
 
     Raises
     ------
@@ -196,6 +249,14 @@ def read(
 
 def changes(run: Run) -> SimulatedChanges:
     """How p̂ changes with the spectra and the instrument, from the products of a configuration.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    changes of p̂ in µK²
 
     Raises
     ------

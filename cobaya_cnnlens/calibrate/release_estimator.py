@@ -33,6 +33,10 @@ def release_estimator(setup: MapSetup, paths: Iterable[str | Path]) -> Callable[
     setup : of the release
     paths : of the networks that made it (:mod:`.release_networks`)
 
+    Returns
+    -------
+    a function without arguments that loads the estimator
+
     Raises
     ------
     NetworkError
@@ -57,6 +61,14 @@ def release_estimator(setup: MapSetup, paths: Iterable[str | Path]) -> Callable[
 
 def fiducial_spectra(release: Release) -> Spectra:
     """The spectra that a release was made with, by CAMB from its record of them.
+
+    Parameters
+    ----------
+    release : whose record is read
+
+    Returns
+    -------
+    the spectra
 
     Raises
     ------
@@ -84,6 +96,14 @@ def fiducial_spectra(release: Release) -> Spectra:
 
 def recorded_theory(release: Release) -> tuple[Cosmology, CambSettings]:
     """The cosmology and CAMB's settings that a release records, whole.
+
+    Parameters
+    ----------
+    release : whose record is read
+
+    Returns
+    -------
+    cosmology, and settings of CAMB
 
     Raises
     ------

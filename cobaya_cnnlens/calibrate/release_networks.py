@@ -13,12 +13,30 @@ NETWORKS = DATA_DIRECTORY / "networks"
 
 
 def is_release(name: str | Path) -> bool:
-    """Whether a command's argument is a release, by its name, rather than a configuration."""
+    """Whether a command's argument is a release, by its name, rather than a configuration.
+
+    Parameters
+    ----------
+    name : the argument
+
+    Returns
+    -------
+    True for the name of a shipped release, and of a file that ends in ``.json``
+    """
     return Path(name).suffix == ".json" or is_shipped(name)
 
 
 def find_networks(release: Release, named: Sequence[str | Path] = ()) -> list[Path]:
     """The network or networks that made a release: those named, or a shipped one.
+
+    Parameters
+    ----------
+    release : made with the networks
+    named : files that a user names; none for a shipped network
+
+    Returns
+    -------
+    the files
 
     Raises
     ------
@@ -41,6 +59,11 @@ def find_networks(release: Release, named: Sequence[str | Path] = ()) -> list[Pa
 
 def check_network(release: Release, paths: Iterable[str | Path]) -> None:
     """Refuse networks that did not make the release.
+
+    Parameters
+    ----------
+    release : made with the networks
+    paths : files of the networks
 
     Raises
     ------

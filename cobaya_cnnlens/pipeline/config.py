@@ -67,7 +67,16 @@ class PatchCentres(Section):
     spread: int | None = Field(None, gt=0)
 
     def recipe(self, set_name: str) -> dict:
-        """What determines where the patches of a set's skies lie."""
+        """What determines where the patches of a set's skies lie.
+
+        Parameters
+        ----------
+        set_name : name of the set of skies
+
+        Returns
+        -------
+        mapping for JSON
+        """
         where = {"rings": True} if self.rings else self.model_dump(include={"nside", "poles"})
         few = self.spread is not None and set_name not in WHOLE
         return where | ({"spread": self.spread} if few else {})
@@ -566,14 +575,42 @@ class Config(Section):
         return [*SkyCounts.model_fields, *(f"survey-{name}" for name in self.surveys)]
 
     def set_size(self, name: str) -> int:
-        """Number of skies in a set."""
+        """Number of skies in a set.
+
+        Parameters
+        ----------
+        name : of the set
+
+        Returns
+        -------
+        number of skies
+
+        Raises
+        ------
+        ConfigError
+            if there is no such set
+        """
         self._check_set(name)
         if name.startswith("survey-"):
             return self.surveys[name.removeprefix("survey-")].skies
         return getattr(self.skies, name)
 
     def set_cosmology(self, name: str) -> Cosmology:
-        """True cosmology of the skies of a set."""
+        """True cosmology of the skies of a set.
+
+        Parameters
+        ----------
+        name : of the set
+
+        Returns
+        -------
+        cosmology
+
+        Raises
+        ------
+        ConfigError
+            if there is no such set
+        """
         self._check_set(name)
         if name.startswith("survey-"):
             return self.cosmology.vary(omch2=self.surveys[name.removeprefix("survey-")].omch2)
@@ -593,6 +630,12 @@ class Config(Section):
 
     def check_index(self, name: str, index: int, size: int | None = None) -> None:
         """Refuse a sky that a set does not have, or that is not among ``size``.
+
+        Parameters
+        ----------
+        name : of the set
+        index : number of the sky
+        size : number of skies; that of the set by default
 
         Raises
         ------

@@ -127,19 +127,57 @@ class Plan:
         return design[len(design) - self.checks :]
 
     def cosmology(self, point: Iterable[float]) -> Cosmology:
+        """The cosmology of a point of the box.
+
+        Parameters
+        ----------
+        point : parameters in the order of ``box``
+
+        Returns
+        -------
+        cosmology
+        """
         values = {**dict(zip(self.box, map(float, point), strict=True)), **self.fixed}
         values["As"] = 1e-10 * float(np.exp(values.pop(AMPLITUDE)))
         return Cosmology(**values)
 
     def recipe(self, point: Iterable[float]) -> dict:
+        """What determines the spectra at a point.
+
+        Parameters
+        ----------
+        point : parameters in the order of ``box``
+
+        Returns
+        -------
+        mapping for JSON
+        """
         return {**settings_record(self.cosmology(point), self.camb), "algorithm": ALGORITHM}
 
     def path(self, recipe: dict) -> Path:
+        """Where the spectra of a recipe lie.
+
+        Parameters
+        ----------
+        recipe : of :meth:`recipe`
+
+        Returns
+        -------
+        the file, under ``products``
+        """
         return self.products / f"{products.identity_of(recipe)}.h5"
 
 
 def load_plan(path: str | Path) -> Plan:
     """Read a plan.
+
+    Parameters
+    ----------
+    path : of the YAML file
+
+    Returns
+    -------
+    the plan
 
     Raises
     ------
@@ -150,7 +188,14 @@ def load_plan(path: str | Path) -> Plan:
 
 
 def run_camb(plan: Plan, points: np.ndarray, jobs: int = 1) -> None:
-    """Run CAMB at every one of a design's points that has not been, in ``jobs`` processes."""
+    """Run CAMB at every one of a design's points that has not been, in ``jobs`` processes.
+
+    Parameters
+    ----------
+    plan : of the emulator
+    points : (n, n_parameters)
+    jobs : number of processes
+    """
     missing = [p for p in points if not products.exists(*_product(plan, p))]
     threads = max((os.cpu_count() or 1) // jobs, 1)
     with ProcessPoolExecutor(jobs, get_context("spawn"), _set_threads, (threads,)) as pool:
@@ -210,7 +255,16 @@ class Points:
 
 
 def read_points(plan: Plan, at: np.ndarray) -> Points:
-    """CAMB at points of the design, (n, n_parameters).
+    """CAMB's spectra at points of the design.
+
+    Parameters
+    ----------
+    plan : of the emulator
+    at : the points, (n, n_parameters)
+
+    Returns
+    -------
+    the points with their spectra
 
     Raises
     ------
@@ -228,6 +282,15 @@ def read_points(plan: Plan, at: np.ndarray) -> Points:
 
 def fit(plan: Plan, points: Points) -> Emulator:
     """The emulator of a design.
+
+    Parameters
+    ----------
+    plan : of the emulator
+    points : with CAMB's spectra, those of the checks left out
+
+    Returns
+    -------
+    the emulator
 
     Raises
     ------
@@ -415,7 +478,18 @@ class Errors:
 
 
 def errors(emulator: Emulator, points: Points, release: Release) -> Errors:
-    """Errors of an emulator at points that did not make it, against CAMB's own spectra."""
+    """Errors of an emulator at points that did not make it, against CAMB's own spectra.
+
+    Parameters
+    ----------
+    emulator : the fitted one
+    points : that did not make it
+    release : whose bandpowers measure the error
+
+    Returns
+    -------
+    errors by point
+    """
     rows, likelihood = [], BandpowerLikelihood(release)
     n = emulator.lmax + 1
     edges = release.ee_edges if release.has(Group.PRIMARY) else release.kk_edges

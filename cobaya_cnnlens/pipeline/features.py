@@ -38,7 +38,16 @@ VARIATION = Variation()
 
 
 def parts(run: Run, set_name: str) -> list[tuple[int, int]]:
-    """Sky and number of every file of a set."""
+    """Sky and number of every file of a set.
+
+    Parameters
+    ----------
+    run, set_name : the configuration, and the set of skies
+
+    Returns
+    -------
+    number of the sky, and of the file within it
+    """
     n_patches = run.n_patches if set_name in WHOLE else len(run.spread)
     each = -(-n_patches // run.config.refining.batch)
     return [(i, part) for i in range(run.config.set_size(set_name)) for part in range(each)]
@@ -46,7 +55,16 @@ def parts(run: Run, set_name: str) -> list[tuple[int, int]]:
 
 def learned_from(run: Run, set_name: str) -> list[tuple[int, int]]:
     """Sky and number of the files that training reads: all of "train", and "validation" as far as
-    ``training.validation_patches`` goes."""
+    ``training.validation_patches`` goes.
+
+    Parameters
+    ----------
+    run, set_name : the configuration, and the set of skies
+
+    Returns
+    -------
+    number of the sky, and of the file within it
+    """
     found, config = parts(run, set_name), run.config
     if set_name == "validation":
         return found[: -(-config.training.validation_patches // config.refining.batch)]
@@ -54,12 +72,32 @@ def learned_from(run: Run, set_name: str) -> list[tuple[int, int]]:
 
 
 def path(run: Run, set_name: str, index: int, part: int) -> Path:
-    """Where the features of some patches of a sky lie."""
+    """Where the features of some patches of a sky lie.
+
+    Parameters
+    ----------
+    run, set_name, index : the configuration, the set of skies and the number of one
+    part : number of the file within the sky
+
+    Returns
+    -------
+    the file, under the features' directory
+    """
     return run.config.feature_directory / set_name / f"sky_{index:04d}_{part:02d}.h5"
 
 
 def recipe(run: Run, set_name: str, index: int, part: int) -> dict:
-    """What determines the features of some patches of a sky."""
+    """What determines the features of some patches of a sky.
+
+    Parameters
+    ----------
+    run, set_name, index : the configuration, the set of skies and the number of one
+    part : number of the file within the sky
+
+    Returns
+    -------
+    mapping for JSON
+    """
     return {
         "sky": skies.recipe(run, set_name, index),
         "instrument": run.config.instrument.recipe(),
@@ -165,7 +203,16 @@ def _features(run, taper, level, rms, seen, made, threads) -> RefiningPatches:
 
 
 def exist(run: Run, set_name: str, index: int) -> bool:
-    """Whether all features of a sky are there."""
+    """Whether all features of a sky are there.
+
+    Parameters
+    ----------
+    run, set_name, index : the configuration, the set of skies and the number of one
+
+    Returns
+    -------
+    True if none is missing
+    """
     return all(
         products.exists(path(run, set_name, *part), KIND, recipe(run, set_name, *part))
         for part in parts(run, set_name)
@@ -178,7 +225,13 @@ def read(run: Run, set_name: str, wanted: Iterable[tuple[int, int]]) -> Refining
 
     Parameters
     ----------
+    run : the configuration and what follows from it
+    set_name : name of the set of skies
     wanted : sky and number of each file
+
+    Returns
+    -------
+    features and true maps of all patches
 
     Raises
     ------

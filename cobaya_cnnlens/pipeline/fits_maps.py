@@ -78,7 +78,16 @@ class FitsMap:
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Whatever a foreign reader makes of a damaged file becomes one error, and so does its warning
-    that a file was cut off; its other warnings are of headers that it mends."""
+    that a file was cut off; its other warnings are of headers that it mends.
+
+    Parameters
+    ----------
+    path : of the file, for errors
+
+    Yields
+    ------
+    nothing
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -127,8 +136,13 @@ def read_fits(path: Path, stokes: str = "", dtype: type = np.float64) -> FitsMap
 
     Parameters
     ----------
+    path : of the file
     stokes : "QU" for the planes Q and U; else the file must hold one plane
     dtype : of the planes
+
+    Returns
+    -------
+    the map
 
     Raises
     ------

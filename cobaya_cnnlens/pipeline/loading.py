@@ -28,6 +28,14 @@ def load_config(path: str | Path) -> Config:
     ``members``, changes by name, and ``FILE#MEMBER`` is the configuration of one of them; its
     products lie in a folder of the study's.
 
+    Parameters
+    ----------
+    path : of the file, or FILE#MEMBER
+
+    Returns
+    -------
+    the configuration
+
     Raises
     ------
     ConfigError
@@ -57,6 +65,15 @@ def load_config(path: str | Path) -> Config:
 def load_as(kind: type, path: str | Path):
     """A file that holds something else than a :class:`Config`: an instance of the dataclass
     ``kind``, its keys and values checked in the same way.
+
+    Parameters
+    ----------
+    kind : the dataclass
+    path : of the file
+
+    Returns
+    -------
+    an instance of ``kind``
 
     Raises
     ------
@@ -112,6 +129,14 @@ def _split(path: str | Path) -> tuple[str, str]:
 def load_study(path: str | Path) -> dict[str, Config]:
     """Every configuration of a file by the path that names it: a study's members, in order, or
     the one that the file is.
+
+    Parameters
+    ----------
+    path : of the file, or FILE#MEMBER
+
+    Returns
+    -------
+    configurations by path
 
     Raises
     ------

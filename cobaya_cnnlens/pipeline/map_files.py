@@ -68,6 +68,16 @@ class PatchMaps:
     def join(cls, parts: Sequence[PatchMaps], size_deg: float, source: str) -> PatchMaps:
         """Several files' patches as one survey.
 
+        Parameters
+        ----------
+        parts : patches of each file
+        size_deg : side of a patch in degrees
+        source : for errors
+
+        Returns
+        -------
+        all patches
+
         Raises
         ------
         MapError
@@ -97,11 +107,16 @@ def read_maps(
 
     Parameters
     ----------
+    path : of the file
     geometry : of the patches that the network was trained on
     centres : colatitude and longitude of the patches to cut from a HEALPix map, or of those of an
         ``.npz``, (n, 2)
     pixel_window : whether to divide a HEALPix map's pixel window out
     unit : of Q and U where a FITS header does not say, or of an ``.npz`` that is not in µK
+
+    Returns
+    -------
+    the patches
 
     Raises
     ------
@@ -148,9 +163,22 @@ def _refuse(path: Path, given: bool, option: str, why: str) -> None:
 def parse_centres(texts: Sequence[str]) -> np.ndarray:
     """``"LON,LAT"`` in degrees → colatitude and longitude in radians, (n, 2).
 
+    Parameters
+    ----------
+    texts : ``"LON,LAT"`` in degrees
+
+    Returns
+    -------
+    colatitude and longitude in radians, (n, 2)
+
     Raises
     ------
     MapError
+
+    Examples
+    --------
+    >>> parse_centres(["90,0"]).round(4).tolist()
+    [[1.5708, 1.5708]]
     """
     centres = []
     for text in texts:
@@ -321,7 +349,18 @@ def _cut_healpix(found, geometry, centres, pixel_window, nthreads, unit) -> Patc
 
 
 def pixel_window_of(path: Path, nside: int, lmax: int) -> np.ndarray:
-    """Window of polarisation of a HEALPix map's pixels, (lmax + 1,)."""
+    """Window of polarisation of a HEALPix map's pixels, (lmax + 1,).
+
+    Parameters
+    ----------
+    path : of the map, for errors
+    nside : of the map
+    lmax : highest multipole
+
+    Returns
+    -------
+    (lmax + 1,)
+    """
     try:
         return healpy.pixwin(nside, pol=True, lmax=lmax)[1]
     except (OSError, ValueError) as error:
@@ -345,6 +384,17 @@ def write_images(
     whose ``centre`` is not known (NaN) with the size of its pixels alone.
 
     Polarisation planes must refer to the local meridian, see :func:`to_meridian`.
+
+    Parameters
+    ----------
+    path : destination
+    planes : the map, (ny, nx) or (n_planes, ny, nx)
+    centre : colatitude and longitude in radians, (2,), NaN where unknown
+    geometry : of the patches
+    unit : for ``BUNIT``
+    frame : of the coordinates, a key of :data:`~.separation.FRAMES`
+    comments : for the header
+    **cards : further keywords of the header
     """
     n, step = geometry.n_pixels, np.degrees(geometry.pixel)
     # Astronomical images have longitude growing to the left.
@@ -379,14 +429,35 @@ def write_kappa(
     **cards: str | float,
 ) -> None:
     """Write κ̂ of a patch, (ny, nx) in the patch's frame, as :func:`write_images` does, and say in
-    the header what it is."""
+    the header what it is.
+
+    Parameters
+    ----------
+    path : destination
+    kappa : κ̂ in the patch's frame, (ny, nx)
+    centre : colatitude and longitude in radians, (2,), NaN where unknown
+    geometry : of the patches
+    frame : of the coordinates, a key of :data:`~.separation.FRAMES`
+    **cards : further keywords of the header
+    """
     write_images(path, kappa, centre, geometry, "", frame, KAPPA_COMMENTS, **cards)
 
 
 def to_meridian(
     q: np.ndarray, u: np.ndarray, centre: np.ndarray, geometry: PatchGeometry
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Q, U (n, n) in the patch's frame → those that refer to the local meridian, COSMO sign."""
+    """Turn Q and U from the patch's frame to the local meridian, with the sign of COSMO.
+
+    Parameters
+    ----------
+    q, u : in the patch's frame, (n, n) each
+    centre : colatitude and longitude in radians, (2,)
+    geometry : of the patches
+
+    Returns
+    -------
+    Q and U, (n, n) each
+    """
     flat = PatchGeometry(geometry.size_deg, geometry.n_pixels, pad=0)
     frame = point_patch(centre, flat).frame.reshape(q.shape)
     p = (q + 1j * u) * np.exp(2j * frame)

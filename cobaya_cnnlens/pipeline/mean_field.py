@@ -24,7 +24,16 @@ CHUNK = 16
 
 
 def baseline_recipe(run: Run) -> dict:
-    """What determines an estimator without a network; its hash stands in a network's place."""
+    """What determines an estimator without a network; its hash stands in a network's place.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    mapping for JSON
+    """
     return {
         "algorithm": ALGORITHM,
         "baseline": run.config.baseline.model_dump(),
@@ -34,17 +43,41 @@ def baseline_recipe(run: Run) -> dict:
 
 
 def path(run: Run) -> Path:
-    """Where the mean field lies."""
+    """Where the mean field lies.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    the file, under ``products``
+    """
     return run.config.products / "mean_field.h5"
 
 
 def recipe(run: Run) -> dict:
-    """What determines the mean field."""
+    """What determines the mean field.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    mapping for JSON
+    """
     return {"mean_field": baseline_recipe(run)}
 
 
 def measure(run: Run, estimator: Estimator) -> None:
-    """Mean κ̂ of a bare estimator over the first training sky, unless that is done."""
+    """Mean κ̂ of a bare estimator over the first training sky, unless that is done.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    estimator : of κ on the whole patch
+    """
     if products.exists(path(run), KIND, recipe(run)):
         return
     seen = observe_sky(run, "train", 0)
@@ -56,7 +89,15 @@ def measure(run: Run, estimator: Estimator) -> None:
 
 
 def read(run: Run) -> np.ndarray:
-    """What mask and noise alone put into κ̂, (n, n).
+    """What mask and noise alone put into κ̂.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    (n, n)
 
     Raises
     ------

@@ -34,12 +34,30 @@ FORMER = {
 
 
 def path(run: Run) -> Path:
-    """Where training leaves its network."""
+    """Where training leaves its network.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    the file, under ``products``
+    """
     return run.config.products / "network.keras"
 
 
 def paths(run: Run) -> tuple[Path, ...]:
-    """The networks in use: the trained one, or those that ``network.pretrained`` names."""
+    """The networks in use: the trained one, or those that ``network.pretrained`` names.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    the files
+    """
     named = run.config.network.pretrained
     if named is None:
         return (path(run),)
@@ -47,12 +65,30 @@ def paths(run: Run) -> tuple[Path, ...]:
 
 
 def training_directory(run: Run) -> Path:
-    """Where training keeps its state."""
+    """Where training keeps its state.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    the folder, under ``products``
+    """
     return run.config.products / "training"
 
 
 def recipe(run: Run) -> dict:
-    """What determines a training run."""
+    """What determines a training run.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    mapping for JSON
+    """
     config = run.config
     sky = skies.recipe(run, "train", 0)
     del sky["index"], sky["set"]
@@ -102,6 +138,14 @@ def estimator_id(run: Run) -> str:
     baseline's recipe. Where a network is yet to be trained, that of the one which made the shipped
     bandpowers stands for it, if that was trained as the configuration says.
 
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    the hash
+
     Raises
     ------
     NetworkError
@@ -120,9 +164,14 @@ def estimator_id(run: Run) -> str:
 def check_kind(run: Run) -> None:
     """Refuse networks of another kind than the configuration's.
 
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
     Raises
     ------
     NetworkError
+        if the files hold another kind
     """
     found, wanted = kind_of(paths(run)), KINDS[run.config.network.kind]
     if found != wanted:
@@ -144,7 +193,16 @@ def _shipped_hash(run: Run) -> str | None:
 
 
 def training_differences(found: Mapping, wanted: Mapping) -> list[str]:
-    """Keys in which two training recipes differ; what an older one leaves out is the default."""
+    """Keys in which two training recipes differ; what an older one leaves out is the default.
+
+    Parameters
+    ----------
+    found, wanted : recipe of the file, and that of the configuration
+
+    Returns
+    -------
+    dotted keys with both values
+    """
     return differences(_completed(found), _completed(wanted))
 
 
@@ -170,9 +228,14 @@ def _completed(found: Mapping) -> dict:
 def check_trained(run: Run) -> None:
     """Refuse a network in the products' folder that was not trained as the configuration says.
 
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
     Raises
     ------
     NetworkError
+        if it was trained otherwise, or does not say how
     """
     file = path(run)
     found = read_network(file).metadata.get("recipe")

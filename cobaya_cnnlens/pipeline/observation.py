@@ -46,9 +46,14 @@ def observe_sky(
 
     Parameters
     ----------
+    run, set_name, index : the configuration, the set of skies and the number of one
     lensed : False gives the unlensed Q, U with the same noise (null tests)
     masked : False leaves the mask out (pure B puts its own on)
     systematics : how the instrument differs from the configuration's
+
+    Returns
+    -------
+    the maps of all patches
     """
     names = (*(("lensed_q", "lensed_u") if lensed else ("q", "u")), "e", "kappa")
     config = run.config
@@ -74,8 +79,18 @@ def sky_noise(
     n_patches: int,
     instrument: Instrument | None = None,
 ) -> np.ndarray:
-    """Noise of Q and U of one sky, (2, n_patches, n_pixels, n_pixels) float32 in µK; that of the
-    configuration's instrument unless another is given."""
+    """Noise of Q and U of one sky.
+
+    Parameters
+    ----------
+    run, set_name, index : the configuration, the set of skies and the number of one
+    n_patches : of the sky
+    instrument : whose noise it is; the configuration's by default
+
+    Returns
+    -------
+    (2, n_patches, n_pixels, n_pixels) float32 in µK
+    """
     config = run.config
     generator = np.random.default_rng(seed_sequence(config.seed, f"noise/{set_name}", index))
     n = config.patch.n_pixels

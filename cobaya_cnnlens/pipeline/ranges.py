@@ -33,9 +33,16 @@ HALOFIT_VERSIONS = (
 def check_ranges(name: str, section, ranges: dict[str, tuple[float, float]]) -> None:
     """Refuse a section with a number beyond its ends.
 
+    Parameters
+    ----------
+    name : of the section, for errors
+    section : object with the keys as attributes
+    ranges : lowest and highest value by key
+
     Raises
     ------
     ValueError
+        if one lies outside
     """
     for key, (low, high) in ranges.items():
         value = getattr(section, key)

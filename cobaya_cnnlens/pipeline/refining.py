@@ -83,7 +83,12 @@ def train(run: Run, directory: Path) -> Iterator[dict]:
 
     Parameters
     ----------
+    run : the configuration and what follows from it
     directory : where the state is kept
+
+    Yields
+    ------
+    number of the epoch and of its last step, losses of training and validation
 
     Raises
     ------
@@ -144,6 +149,14 @@ def _losses() -> dict:
 def new_learner(run: Run) -> RefiningLearner:
     """The network before training, compiled to learn; with the weights of ``network.initial`` if
     that names a file.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    the network with its optimiser and losses
 
     Raises
     ------

@@ -23,12 +23,32 @@ ALGORITHM = 1
 
 
 def spectra_recipe(run: Run, cosmology: Cosmology) -> dict:
-    """What determines a product of spectra."""
+    """What determines a product of spectra.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    cosmology : of the spectra
+
+    Returns
+    -------
+    mapping for JSON
+    """
     return {"cosmology": asdict(cosmology), "camb": asdict(run.config.camb)}
 
 
 def spectra(run: Run, cosmology: Cosmology) -> Spectra:
-    """The spectra of a cosmology, from its product, which is made when missing."""
+    """The spectra of a cosmology, from its product, which is made when missing.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    cosmology : of the spectra
+
+    Returns
+    -------
+    unlensed and lensed spectra
+    """
     wanted = spectra_recipe(run, cosmology)
     file = run.config.sky_directory / "spectra" / f"{products.identity_of(wanted)}.h5"
     if not products.exists(file, SPECTRA, wanted):
@@ -39,12 +59,30 @@ def spectra(run: Run, cosmology: Cosmology) -> Spectra:
 
 
 def path(run: Run, set_name: str, index: int) -> Path:
-    """Where a shard lies."""
+    """Where a shard lies.
+
+    Parameters
+    ----------
+    run, set_name, index : the configuration, the set of skies and the number of one
+
+    Returns
+    -------
+    the file, under the directory of skies
+    """
     return run.config.sky_directory / set_name / f"sky_{index:04d}.h5"
 
 
 def recipe(run: Run, set_name: str, index: int) -> dict:
-    """What determines one shard."""
+    """What determines one shard.
+
+    Parameters
+    ----------
+    run, set_name, index : the configuration, the set of skies and the number of one
+
+    Returns
+    -------
+    mapping for JSON
+    """
     config = run.config
     return {
         **spectra_recipe(run, config.set_cosmology(set_name)),
@@ -94,6 +132,15 @@ def measure(
 
 def read(run: Run, set_name: str, index: int, names: tuple[str, ...]):
     """Chosen fields of a shard, each (n_patches, n_padded, n_padded) float32.
+
+    Parameters
+    ----------
+    run, set_name, index : the configuration, the set of skies and the number of one
+    names : of the fields
+
+    Returns
+    -------
+    an array for each name
 
     Raises
     ------

@@ -41,7 +41,16 @@ class TrainingPatches:
 
 
 def load_training_patches(run: Run) -> TrainingPatches:
-    """Read the whole training set; 2 GB for 48 skies of the paper's patches."""
+    """Read the whole training set; 2 GB for 48 skies of the paper's patches.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    maps of all training skies
+    """
     config = run.config
     n_skies, n = config.skies.train, config.patch.n_pixels
     wanted = ("e", "kappa")
@@ -63,7 +72,18 @@ def load_training_patches(run: Run) -> TrainingPatches:
 def normalisation(
     patches: TrainingPatches, mask: np.ndarray, noise_rms: float | np.ndarray
 ) -> tuple[list[float], list[float]]:
-    """Standard deviations of the masked (Q̃, Ũ) with noise, and of the masked E and κ."""
+    """Standard deviations of the masked (Q̃, Ũ) with noise, and of the masked E and κ.
+
+    Parameters
+    ----------
+    patches : the training set
+    mask : (n, n)
+    noise_rms : of Q and of U per pixel in µK, a number or (n, n)
+
+    Returns
+    -------
+    of Q̃ and Ũ in µK, and of E in µK and κ
+    """
     weight = mask**2 / mask.size
     inputs = np.einsum("nyxc,yx->c", patches.lensed**2, weight) / len(patches.lensed)
     outputs = np.einsum("nyxc,yx->c", patches.targets**2, weight) / len(patches.targets)
@@ -124,6 +144,16 @@ class ScaledMSE(keras.losses.Loss):
         self._std = float(std)
 
     def call(self, y_true, y_pred):
+        """Mean over the channels.
+
+        Parameters
+        ----------
+        y_true, y_pred : (n, ny, nx, 1) each
+
+        Returns
+        -------
+        (n, ny, nx)
+        """
         return keras.ops.mean(keras.ops.square((y_true - y_pred) / self._std), axis=-1)
 
     def get_config(self):
@@ -140,7 +170,16 @@ class EpochPlan:
 
 
 def plan_epochs(config: Config) -> list[EpochPlan]:
-    """The epochs of all phases in order."""
+    """The epochs of all phases in order.
+
+    Parameters
+    ----------
+    config : the pipeline's configuration
+
+    Returns
+    -------
+    a plan for each epoch
+    """
     plan = []
     for phase in config.training.phases:
         for first in range(0, phase.steps, config.training.steps_per_epoch):
@@ -150,7 +189,17 @@ def plan_epochs(config: Config) -> list[EpochPlan]:
 
 
 def cosine_rate(phase: Phase, step: int) -> float:
-    """Linear warm-up, then half a cosine from ``learning_rate`` to ``final_rate``."""
+    """Linear warm-up, then half a cosine from ``learning_rate`` to ``final_rate``.
+
+    Parameters
+    ----------
+    phase : with the rates and steps
+    step : number of the step in the phase
+
+    Returns
+    -------
+    the learning rate
+    """
     if step < phase.warmup:
         return phase.learning_rate * (step + 1) / phase.warmup
     fraction = (step - phase.warmup) / max(1, phase.steps - phase.warmup)
@@ -163,6 +212,15 @@ def plateau(losses: list[float], patience: int = 3, stop: int = 10) -> tuple[int
 
     The paper's rule: halve after ``patience`` consecutive epochs without a new best, stop
     after ``stop``.
+
+    Parameters
+    ----------
+    losses : of validation, by epoch
+    patience, stop : number of epochs
+
+    Returns
+    -------
+    number of halvings, and whether to stop
     """
     best, stale, halvings = np.inf, 0, 0
     for loss in losses:
@@ -185,6 +243,13 @@ class StepCallback(keras.callbacks.Callback):
         self._plan, self._halvings, self._bar = plan, halvings, bar
 
     def on_train_batch_begin(self, batch, logs=None):
+        """Set the learning rate.
+
+        Parameters
+        ----------
+        batch : number of the step in the epoch
+        logs : not used
+        """
         phase = self._plan.phase
         if phase.schedule == "cosine":
             rate = cosine_rate(phase, self._plan.first_step + batch)
@@ -193,6 +258,12 @@ class StepCallback(keras.callbacks.Callback):
         self.model.optimizer.learning_rate = rate
 
     def on_train_batch_end(self, batch, logs=None):
+        """Move the progress bar.
+
+        Parameters
+        ----------
+        batch, logs : not used
+        """
         self._bar.update()
 
 
@@ -281,7 +352,13 @@ class TrainingRun:
 
 
 def save_atomically(network: keras.Model, path: Path) -> None:
-    """Save under a temporary ``.keras`` name, then rename."""
+    """Save under a temporary ``.keras`` name, then rename.
+
+    Parameters
+    ----------
+    network : the Keras model
+    path : destination
+    """
     with atomic_write(path) as partial:
         network.save(partial)
 
@@ -289,6 +366,15 @@ def save_atomically(network: keras.Model, path: Path) -> None:
 def new_network(run: Run, patches: TrainingPatches) -> ResUNet:
     """The network before training, compiled: of the training set's normalisation, with the weights
     of ``network.initial`` if that names a file.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    patches : the training set
+
+    Returns
+    -------
+    the network with its optimiser and losses
 
     Raises
     ------
@@ -337,7 +423,16 @@ def _with_weights_of(path: Path, network: ResUNet) -> ResUNet:
 
 
 def validation_batch(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The first ``validation_patches`` patches of the validation skies, with fixed noise."""
+    """The first ``validation_patches`` patches of the validation skies, with fixed noise.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    inputs, (n, ny, nx, 2), and targets ``e`` and ``kappa``, (n, ny, nx, 1) each
+    """
     config = run.config
     wanted = config.training.validation_patches
     inputs, e, kappa = [], [], []
@@ -357,7 +452,12 @@ def train(run: Run, directory: Path) -> Iterator[dict]:
 
     Parameters
     ----------
+    run : the configuration and what follows from it
     directory : where training keeps its state
+
+    Yields
+    ------
+    number of the epoch and of its last step, learning rate, losses of training and validation
 
     Raises
     ------
