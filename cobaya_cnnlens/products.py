@@ -67,7 +67,16 @@ COMMANDS = {
 
 
 def identity_of(recipe: Mapping[str, Any]) -> str:
-    """Hash of a recipe: SHA-256 of its canonical JSON, 16 hex digits; a null is an absent key."""
+    """Hash of a recipe: SHA-256 of its canonical JSON, 16 hex digits; a null is an absent key.
+
+    Parameters
+    ----------
+    recipe : mapping for JSON
+
+    Returns
+    -------
+    16 hex digits
+    """
     text = json.dumps(
         _without_nulls(recipe), sort_keys=True, separators=(",", ":"), allow_nan=False
     )
@@ -151,7 +160,16 @@ def _header(digest: str) -> bytes:
 
 
 def texts(lines: Iterable[str]) -> np.bytes_:
-    """Lines of text as a product's array, which :meth:`Product.texts` reads."""
+    """Lines of text as a product's array, which :meth:`Product.texts` reads.
+
+    Parameters
+    ----------
+    lines : of text
+
+    Returns
+    -------
+    array for :func:`write_product`
+    """
     return np.bytes_(json.dumps(list(lines)).encode())
 
 
@@ -184,12 +202,36 @@ class Product:
         return [name for name in self._group if name != "recipe"]
 
     def texts(self, name: str) -> list[str]:
-        """Lines of text that :func:`texts` made an array."""
+        """Lines of text that :func:`texts` made an array.
+
+        Parameters
+        ----------
+        name : of the array
+
+        Returns
+        -------
+        the lines
+        """
         lines: list[str] = json.loads(bytes(self.array(name)).decode())
         return lines
 
     def array(self, name: str, selection: Any = ()) -> np.ndarray:
-        """One array, or the part of it that ``selection`` picks."""
+        """One array, or the part of it that ``selection`` picks.
+
+        Parameters
+        ----------
+        name : of the array
+        selection : index of the part; all by default
+
+        Returns
+        -------
+        the array
+
+        Raises
+        ------
+        ProductError
+            if there is no such array, or it is damaged
+        """
         if name not in self._group:
             raise ProductError(
                 f"{self.path}: no field '{name}' (it has {', '.join(self.names())}); "
@@ -229,6 +271,10 @@ def open_product(
     kind : what it must be
     recipe : what must have determined it
     shipped : a file of shipped products, to be looked into if there is nothing at ``path``
+
+    Returns
+    -------
+    the open product
 
     Raises
     ------
@@ -342,8 +388,24 @@ def _what_is_wrong(header: bytes) -> str:
 def exists(
     path: str | Path, kind: str, recipe: Mapping[str, Any], shipped: str | Path | None = None
 ) -> bool:
-    """Whether the finished product of this recipe is there, or shipped; another one raises
-    ProductError."""
+    """Whether the finished product of this recipe is there, or shipped.
+
+    Parameters
+    ----------
+    path : of the product
+    kind : of the product
+    recipe : what must have determined it
+    shipped : a file of shipped products, to be looked into too
+
+    Returns
+    -------
+    True if it is
+
+    Raises
+    ------
+    ProductError
+        if another product is there
+    """
     if not Path(path).exists():
         found = open_shipped(shipped, kind, recipe) if shipped else None
         if found:
@@ -379,6 +441,16 @@ def ship(
 def open_shipped(path: str | Path, kind: str, recipe: Mapping[str, Any] | None) -> Product | None:
     """A product among the shipped ones of a file, or None if it is not there.
 
+    Parameters
+    ----------
+    path : of the file of shipped products
+    kind : of the product
+    recipe : what must have determined it
+
+    Returns
+    -------
+    the open product, or None
+
     Raises
     ------
     ProductError
@@ -402,7 +474,22 @@ def open_shipped(path: str | Path, kind: str, recipe: Mapping[str, Any] | None) 
 
 
 def differences(recipe: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys in which two recipes differ, for error messages."""
+    """Dotted keys in which two recipes differ, for error messages.
+
+    Parameters
+    ----------
+    recipe, other : mappings for JSON
+    prefix : of the keys
+
+    Returns
+    -------
+    "key (value ≠ other value)" for each
+
+    Examples
+    --------
+    >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
+    ['a.b (1 ≠ 3)']
+    """
     keys: list[str] = []
     for key in sorted(set(recipe) | set(other)):
         a, b = recipe.get(key), other.get(key)

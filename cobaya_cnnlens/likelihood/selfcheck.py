@@ -69,6 +69,14 @@ def requirements(likelihood: BandpowerLikelihood) -> dict[str, dict[str, int]]:
 
     C_l^TT to l = 1, which is zero, is not used. Cobaya has CLASS compute lensed spectra for
     C_L^φφ, which CLASS refuses unless there is one of the CMB to be lensed.
+
+    Parameters
+    ----------
+    likelihood : of the release
+
+    Returns
+    -------
+    requirements by quantity
     """
     lensing = {"Cl": {"pp": likelihood.lmax_kk, "tt": LOWEST_MULTIPOLE - 1}}
     if not likelihood.needs_ee:
@@ -83,6 +91,10 @@ def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> 
     ----------
     theories : the ``theory`` block of the input
     likelihood : of the release
+
+    Returns
+    -------
+    the offset
 
     Raises
     ------
@@ -158,6 +170,10 @@ def class_cosmology(cosmology: Mapping[str, float]) -> tuple[dict[str, float], d
     Parameters
     ----------
     cosmology : of the release, under CAMB's names, with Σm_ν in eV
+
+    Returns
+    -------
+    cosmology, and settings
     """
     found = {CLASS_NAMES.get(name, name): value for name, value in cosmology.items()}
     mass = found.pop("mnu", 0.0)
@@ -191,7 +207,17 @@ def _plain(block: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def different_settings(theories: dict[str, Any], made_with: dict[str, Any]) -> Iterator[str]:
     """Settings of a ``theory`` block that differ from those that a release's spectra were made
-    with, as "name: theirs (release: ours)"."""
+    with, as "name: theirs (release: ours)".
+
+    Parameters
+    ----------
+    theories : the ``theory`` block of the input
+    made_with : settings of the release
+
+    Yields
+    ------
+    text for each
+    """
     for name, block in theories.items():
         settings = block.get("extra_args") or {}
         if _is_class(name, block):
