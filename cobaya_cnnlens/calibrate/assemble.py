@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -251,7 +252,7 @@ def make_calibrated_release(
     return with_warnings(release, measured.warnings)
 
 
-def _assemble(run: Run, auto: np.ndarray, origin: dict) -> Release:
+def _assemble(run: Run, auto: np.ndarray, origin: dict[str, Any]) -> Release:
     """The release of measured ⟨κ̂κ̂*⟩, (n_patches, n_bins), that came from ``origin``."""
     calibration, test = calibration_of(run)
     changes = bandpower_changes(run, calibration)
@@ -330,7 +331,7 @@ def assembled(
     changes: SimulatedChanges,
     fitted: DataDebias | None,
     auto: np.ndarray,
-    origin: dict,
+    origin: dict[str, Any],
 ) -> Release:
     """The release of patches by what was measured of simulated ones.
 
@@ -400,7 +401,7 @@ def _error_fields(
     test: PatchBandpowers,
     changes: SimulatedChanges,
     fitted: DataDebias | None,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """Covariances, derivatives and nuisances of the bandpowers, as debiased and as they are."""
     debiased = calibration.debias(test.auto)
     of_nuisances = debias.nuisance_fields(changes.nuisances)
@@ -477,10 +478,10 @@ def _own_power(calibration: Release, power: np.ndarray | None) -> np.ndarray:
     return power.mean(0)
 
 
-def _description(n_patches: int, of: Config | MapSetup, estimator: str | None) -> str:
+def _description(n_patches: int, setup: Config | MapSetup, estimator: str | None) -> str:
     return (
-        f"{n_patches} patches of {of.patch.size_deg:g} x {of.patch.size_deg:g} deg at "
-        f"{of.instrument.noise_uk_arcmin:g} uK arcmin: {bandpowers_of(estimator)}"
+        f"{n_patches} patches of {setup.patch.size_deg:g} x {setup.patch.size_deg:g} deg at "
+        f"{setup.instrument.noise_uk_arcmin:g} uK arcmin: {bandpowers_of(estimator)}"
     )
 
 

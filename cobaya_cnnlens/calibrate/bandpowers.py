@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -19,15 +20,20 @@ from ..simulate.bandpowers import FlatSpectra
 from ..simulate.tiling import some
 from .windows import bandpower_windows
 
+if TYPE_CHECKING:
+    from ..reconstruct.refined import RefinedEstimator
+
 KIND = "bandpowers"
 ALGORITHM = 1
 
 
 @dataclass(frozen=True)
 class PatchBandpowers:
-    """Per-patch bandpowers, each (n_patches, n_bins), before any calibration.
+    """Bandpowers by patch before any calibration, of masked maps over ⟨M²⟩.
 
-    ``auto`` ⟨κ̂κ̂*⟩, ``cross`` ⟨κκ̂*⟩, ``truth`` ⟨κκ*⟩, all of masked maps over ⟨M²⟩
+    Attributes
+    ----------
+    auto, cross, truth : ⟨κ̂κ̂*⟩, ⟨κκ̂*⟩ and ⟨κκ*⟩, (n_patches, n_bins) each
     """
 
     auto: np.ndarray
@@ -67,7 +73,7 @@ def path(run: Run, set_name: str, index: int) -> Path:
     return run.config.products / "bandpowers" / set_name / f"sky_{index:04d}.h5"
 
 
-def recipe(run: Run, set_name: str, index: int) -> dict:
+def recipe(run: Run, set_name: str, index: int) -> dict[str, Any]:
     """What determines the bandpowers of one reconstructed sky.
 
     Parameters
@@ -81,7 +87,7 @@ def recipe(run: Run, set_name: str, index: int) -> dict:
     return {"sky": skies.recipe(run, set_name, index), **measurement_recipe(run)}
 
 
-def measurement_recipe(run: Run) -> dict:
+def measurement_recipe(run: Run) -> dict[str, Any]:
     """What turns a sky into bandpowers: instrument, estimator and bins.
 
     Parameters
@@ -163,9 +169,11 @@ def bandpowers_of(spectra: FlatSpectra, estimate: np.ndarray, kappa: np.ndarray)
         raise CNNLensError(
             "the reconstructed convergence is not finite; check the input maps for NaN"
         )
-    found, true = spectra.transform(estimate), spectra.transform(kappa)
+    estimated, true = spectra.transform(estimate), spectra.transform(kappa)
     return PatchBandpowers(
-        spectra.cross(found, found), spectra.cross(true, found), spectra.cross(true, true)
+        spectra.cross(estimated, estimated),
+        spectra.cross(true, estimated),
+        spectra.cross(true, true),
     )
 
 
@@ -184,9 +192,9 @@ def measure(run: Run, set_name: str, indices: Iterable[int] | None = None) -> No
         if not products.exists(path(run, set_name, index), KIND, recipe(run, set_name, index)):
             todo.append(index)
     for index in tqdm(todo, desc=f"bandpowers/{set_name}", unit="sky", disable=not todo):
-        found = _measure_sky(run, set_name, index)
-        where, wanted = path(run, set_name, index), recipe(run, set_name, index)
-        products.write_product(where, KIND, wanted, vars(found))
+        measured = _measure_sky(run, set_name, index)
+        file, made_of = path(run, set_name, index), recipe(run, set_name, index)
+        products.write_product(file, KIND, made_of, vars(measured))
 
 
 def _measure_sky(run: Run, set_name: str, index: int) -> PatchBandpowers:
@@ -195,12 +203,13 @@ def _measure_sky(run: Run, set_name: str, index: int) -> PatchBandpowers:
 
     refined = run.config.baseline is None and run.config.network.kind == "refined"
     if refined and features.exist(run, set_name, index):
-        wanted = [part for part in features.parts(run, set_name) if part[0] == index]
-        known = features.read(run, set_name, wanted)
-        estimate = run.estimator.refine(known.features)["kappa"]
+        files = [part for part in features.parts(run, set_name) if part[0] == index]
+        known = features.read(run, set_name, files)
+        estimator = cast("RefinedEstimator", run.estimator)
+        estimate = estimator.refine(known.features)["kappa"]
         return bandpowers_of(run.bandpowers, estimate, known.kappa)
-    seen = observe_sky(run, set_name, index)
-    return measure_patches(run.bandpowers, run.estimator, seen.q, seen.u, seen.kappa)
+    sky = observe_sky(run, set_name, index)
+    return measure_patches(run.bandpowers, run.estimator, sky.q, sky.u, sky.kappa)
 
 
 def read(
@@ -230,7 +239,7 @@ def read(
     """
     parts = []
     for index in range(run.config.set_size(set_name)) if indices is None else indices:
-        where, wanted = path(run, set_name, index), recipe(run, set_name, index)
-        with products.open_product(where, KIND, wanted, run.config.shipped) as product:
+        file, made_of = path(run, set_name, index), recipe(run, set_name, index)
+        with products.open_product(file, KIND, made_of, run.config.shipped) as product:
             parts.append(PatchBandpowers(*(some(product.array(name), patches) for name in FIELDS)))
     return PatchBandpowers.join(parts)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -22,7 +23,7 @@ from ..pipeline.run import Run
 from ..simulate.tiling import evenly
 from . import bandpowers, curvature, power
 from .bandpowers import measurement_recipe
-from .derivatives import Bench
+from .derivatives import PerturbedSky
 from .second_order import FitPoints
 
 KIND = "points"
@@ -32,8 +33,14 @@ ALGORITHM = 2
 
 @dataclass(frozen=True)
 class Point:
-    """A change of the fiducial cosmology, the test sky that is made again and on how many of its
-    patches."""
+    """A cosmology at which a test sky is made again.
+
+    Attributes
+    ----------
+    change : values of the parameters that differ from the fiducial ones
+    index : number of the test sky
+    patches : how many of its patches, spread evenly; None for all
+    """
 
     change: dict[str, float]
     index: int
@@ -107,7 +114,7 @@ def fit_path(run: Run) -> Path:
     return run.config.products / "points" / "fit.done"
 
 
-def recipe(run: Run, point: Point) -> dict:
+def recipe(run: Run, point: Point) -> dict[str, Any]:
     """What determines the bandpowers of a test sky made again at another cosmology.
 
     Parameters
@@ -142,17 +149,20 @@ def measure(run: Run, points: Iterable[Point], nthreads: int = 0) -> None:
     for point in tqdm(todo, desc=KIND, unit="sky", disable=not todo):
         rows = evenly(run.n_patches, point.patches)
         cosmology = run.config.cosmology.vary(**point.change)
-        bench = Bench(run, point.index, nthreads, cosmology, SET, rows=rows)
-        own = power.power_of(run)(*bench.observed())
-        arrays = bench.unperturbed() | {"power": own}
+        sky = PerturbedSky(run, point.index, nthreads, cosmology, SET, rows=rows)
+        arrays = sky.unperturbed() | {"power": power.power_of(run)(*sky.observed())}
         products.write_product(path(run, point), KIND, recipe(run, point), arrays)
 
 
 @dataclass(frozen=True)
 class Patches:
-    """Of the patches of some skies: ``auto`` ⟨κ̂κ̂*⟩ and ``truth`` ⟨κκ*⟩, (n_patches, n_bins), and
-    ``power`` of the patches themselves, (n_patches, n_power), None without a debias from the
-    data."""
+    """What was measured of the patches of some skies.
+
+    Attributes
+    ----------
+    auto, truth : ⟨κ̂κ̂*⟩ and ⟨κκ*⟩, (n_patches, n_bins) each
+    power : of E and B in µK², (n_patches, n_power); None without a debias from the data
+    """
 
     auto: np.ndarray
     truth: np.ndarray
@@ -179,14 +189,14 @@ def read(run: Run, points: Iterable[Point]) -> Patches:
     names = ["auto", "truth", *(["power"] if run.config.data_debias else [])]
     parts = []
     for point in points:
-        wanted = recipe(run, point)
-        with products.open_product(path(run, point), KIND, wanted, run.config.shipped) as product:
+        made_of = recipe(run, point)
+        with products.open_product(path(run, point), KIND, made_of, run.config.shipped) as product:
             parts.append([product.array(name) for name in names])
     arrays = dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
     return Patches(arrays["auto"], arrays["truth"], arrays.get("power"))
 
 
-def still(run: Run, points: Iterable[Point]) -> Patches:
+def at_fiducial(run: Run, points: Iterable[Point]) -> Patches:
     """The patches of some points at the fiducial cosmology, as the test set holds them.
 
     Parameters
@@ -200,14 +210,14 @@ def still(run: Run, points: Iterable[Point]) -> Patches:
     """
     parts = []
     for point in points:
-        found = bandpowers.read(run, SET, [point.index], point.patches)
-        own = None
+        measured = bandpowers.read(run, SET, [point.index], point.patches)
+        ee_bb = None
         if run.config.data_debias:
-            own = power.read(run, SET, [point.index], point.patches)["power"]
-        parts.append((found.auto, found.truth, own))
-    auto, truth, own = zip(*parts, strict=True)
-    together = None if own[0] is None else np.concatenate(own)
-    return Patches(np.concatenate(auto), np.concatenate(truth), together)
+            ee_bb = power.read(run, SET, [point.index], point.patches)["power"]
+        parts.append((measured.auto, measured.truth, ee_bb))
+    auto, truth, powers = zip(*parts, strict=True)
+    joined = None if powers[0] is None else np.concatenate(powers)
+    return Patches(np.concatenate(auto), np.concatenate(truth), joined)
 
 
 def change_of_noise(moved: Patches, fiducial: Patches, response: np.ndarray) -> np.ndarray:
@@ -245,11 +255,14 @@ def fit_points(run: Run, response: np.ndarray) -> FitPoints | None:
     if (fit := run.config.points.fit) is None:
         return None
     points = fitted(run)
-    unmoved = still(run, points[:1])
+    fiducial = at_fiducial(run, points[:1])
     noise, powers, bands = [], [], []
     for point in points:
         moved = read(run, [point])
-        noise.append(change_of_noise(moved, unmoved, response))
-        powers.append(moved.power - unmoved.power)
+        # The configuration has points of a fit only with a debias from the data.
+        assert moved.power is not None
+        assert fiducial.power is not None
+        noise.append(change_of_noise(moved, fiducial, response))
+        powers.append(moved.power - fiducial.power)
         bands.append(curvature.changes_at(run, run.config.cosmology.vary(**point.change)))
     return FitPoints(np.array(noise), np.array(powers), np.array(bands), fit.directions)

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from ..pipeline import skies
 from ..pipeline.run import Run
 from ..theory.camb import Cosmology
 from .bandpowers import measurement_recipe
-from .derivatives import SET, Bench, NoiseDerivatives
+from .derivatives import SET, NoiseDerivatives, PerturbedSky
 
 KIND = "curvature"
 ALGORITHM = 1
@@ -54,7 +55,7 @@ def path(run: Run, index: int) -> Path:
     return run.config.products / "curvature" / f"sky_{index:04d}.h5"
 
 
-def recipe(run: Run, index: int) -> dict:
+def recipe(run: Run, index: int) -> dict[str, Any]:
     """What determines the bandpowers of a derivatives sky at shifted ω_c.
 
     Parameters
@@ -86,15 +87,15 @@ def measure(run: Run, index: int, nthreads: int = 0) -> None:
     nthreads : of transforms; 0 for all
     """
     run.config.check_index(SET, index)
-    where, made_of = path(run, index), recipe(run, index)
-    if products.exists(where, KIND, made_of):
+    file, made_of = path(run, index), recipe(run, index)
+    if products.exists(file, KIND, made_of):
         return
-    both_signs = []
+    skies_at = []
     for omch2 in run.config.shifted_omch2():
         cosmology = run.config.cosmology.vary(omch2=omch2)
-        both_signs.append(Bench(run, index, nthreads, cosmology).unperturbed())
-    arrays = {name: np.stack([sky[name] for sky in both_signs]) for name in ("auto", "truth")}
-    products.write_product(where, KIND, made_of, arrays)
+        skies_at.append(PerturbedSky(run, index, nthreads, cosmology).unperturbed())
+    arrays = {name: np.stack([sky[name] for sky in skies_at]) for name in ("auto", "truth")}
+    products.write_product(file, KIND, made_of, arrays)
 
 
 def curvature_of(
@@ -162,8 +163,8 @@ def shifted_noise(run: Run, response: np.ndarray) -> np.ndarray:
     """
     shifted = []
     for index in range(run.config.skies.derivatives):
-        where, made_of = path(run, index), recipe(run, index)
-        with products.open_product(where, KIND, made_of, run.config.shipped) as product:
+        file, made_of = path(run, index), recipe(run, index)
+        with products.open_product(file, KIND, made_of, run.config.shipped) as product:
             shifted.append(product.array("auto") / response**2 - product.array("truth"))
     return np.concatenate(shifted, axis=1)
 

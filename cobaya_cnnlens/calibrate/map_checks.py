@@ -274,7 +274,9 @@ def _limits(name: str, patches: Patches) -> _Limits:
     return _Limits(told, of_one, limits.possible)
 
 
-def _outside(ratio, error, bounds: tuple[float, float], refused: bool):
+def _outside(
+    ratio: np.ndarray, error: np.ndarray, bounds: tuple[float, float], refused: bool
+) -> np.ndarray:
     """Whether ratios lie outside of bounds, with what their errors allow."""
     margin, least = SIGMA_TOLD * error, SIGMA_REFUSED * error if refused else 0.0
     low = np.minimum(bounds[0] - margin, 1.0 - least)
@@ -429,7 +431,9 @@ def _measure(patches: Patches, setup: MapSetup) -> _Measured:
     return _Measured(ratios, errors, level, table[8:10].T, unturned, information)
 
 
-def _pure_modes(q, u, window: _Window, pixel: float, used: np.ndarray):
+def _pure_modes(
+    q: np.ndarray, u: np.ndarray, window: _Window, pixel: float, used: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """E and B of the modes ``used`` whose |·|² is power, each (n_used,) complex."""
     norm = 1.0 / np.sqrt(window.area)
     # Pure E is pure B of the maps turned by 45°.

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -50,7 +51,7 @@ def path(run: Run, index: int) -> Path:
     return run.config.products / "nuisances" / f"sky_{index:04d}.h5"
 
 
-def recipe(run: Run, index: int) -> dict:
+def recipe(run: Run, index: int) -> dict[str, Any]:
     """What determines the bandpowers of a test sky seen with systematics.
 
     Parameters
@@ -79,18 +80,19 @@ def measure(run: Run, index: int) -> None:
     run, index : the configuration, and the number of the sky
     """
     run.config.check_index(SET, index)
-    where, wanted = path(run, index), recipe(run, index)
-    if products.exists(where, KIND, wanted):
+    file, made_of = path(run, index), recipe(run, index)
+    if products.exists(file, KIND, made_of):
         return
     jobs = [(name, sign) for name in NUISANCES for sign in (-1, 1)]
-    seen: dict[str, list[np.ndarray]] = {name: [] for name in NUISANCES}
+    shifted: dict[str, list[np.ndarray]] = {name: [] for name in NUISANCES}
     for name, sign in tqdm(jobs, desc=f"nuisances/{index}", unit="sky"):
-        seen[name].append(_seen_with(run, index, name, sign * getattr(run.config.nuisances, name)))
-    arrays = {name: np.stack(values) for name, values in seen.items()}
-    products.write_product(where, KIND, wanted, arrays)
+        x = sign * getattr(run.config.nuisances, name)
+        shifted[name].append(_shifted_auto(run, index, name, x))
+    arrays = {name: np.stack(values) for name, values in shifted.items()}
+    products.write_product(file, KIND, made_of, arrays)
 
 
-def _seen_with(run: Run, index: int, name: str, x: float) -> np.ndarray:
+def _shifted_auto(run: Run, index: int, name: str, x: float) -> np.ndarray:
     """⟨κ̂κ̂*⟩ of a test sky under one systematic, (n_patches, n_bins)."""
     sky = observe_sky(run, SET, index, systematics=Systematics(**{name: x}))
     q, u = (some(maps, run.config.nuisances.patches) for maps in (sky.q, sky.u))
@@ -104,13 +106,18 @@ def _centre(run: Run, indices: Iterable[int]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class NuisanceCheck:
-    """What one change of the instrument does to the bandpowers of a sky, beside what A and B from
-    other skies predict: mean shifts of d_b, (n_bins,) each, and the standard error of their
-    difference."""
+    """A change of the instrument, simulated on a sky and predicted by A and B of other skies.
+
+    Attributes
+    ----------
+    change, size : name of the nuisance, and x
+    simulated, predicted : mean shift of d_b, (n_bins,) each
+    error : standard error of their difference, (n_bins,)
+    """
 
     change: str
     size: float
-    found: np.ndarray
+    simulated: np.ndarray
     predicted: np.ndarray
     error: np.ndarray
 
@@ -125,12 +132,12 @@ class NuisanceCheck:
         -------
         the lines
         """
-        difference = self.found - self.predicted
+        difference = self.simulated - self.predicted
         pulls = difference / self.error
         rows = text_table(
             {
                 "L": (".1f", L),
-                "found": (".4f", 1e9 * self.found),
+                "found": (".4f", 1e9 * self.simulated),
                 "predicted": (".4f", 1e9 * self.predicted),
                 "difference": (">", plus_minus(1e9 * difference, 1e9 * self.error, "+.4f")),
                 "in errors": ("+.2f", pulls),
@@ -171,7 +178,7 @@ def check_nuisances(
     centre = _centre(run, [index])
     checks = []
     for name, x in tqdm(changes.items(), desc=f"nuisances/{index}", unit="sky"):
-        shift = (_seen_with(run, index, name, x) - centre) / response**2
+        shift = (_shifted_auto(run, index, name, x) - centre) / response**2
         column = NUISANCES.index(name)
         by_patch = first[..., column] * x + second[..., column] * x**2
         error = np.hypot(standard_error(shift), standard_error(by_patch))
@@ -198,28 +205,28 @@ def read(run: Run, response: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     indices = range(run.config.nuisances.skies)
     centre = _centre(run, indices) / response**2
-    both = []
+    shifted = []
     for index in indices:
-        where, wanted = path(run, index), recipe(run, index)
-        with products.open_product(where, KIND, wanted, run.config.shipped) as product:
-            both.append(np.stack([product.array(name) for name in NUISANCES], axis=-1))
-    return orders(run, centre, np.concatenate(both, axis=1) / response[:, None] ** 2)
+        file, made_of = path(run, index), recipe(run, index)
+        with products.open_product(file, KIND, made_of, run.config.shipped) as product:
+            shifted.append(np.stack([product.array(name) for name in NUISANCES], axis=-1))
+    return orders(run, centre, np.concatenate(shifted, axis=1) / response[:, None] ** 2)
 
 
-def orders(run: Run, centre: np.ndarray, both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def orders(run: Run, centre: np.ndarray, below_above: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First and second order in each nuisance of what was measured of patches.
 
     Parameters
     ----------
     run : the configuration and what follows from it
     centre : without a systematic, (n_patches, n)
-    both : at −step and +step of each, (2, n_patches, n, n_nuisances)
+    below_above : at −step and +step of each, (2, n_patches, n, n_nuisances)
 
     Returns
     -------
     A and B, (n_patches, n, n_nuisances) each
     """
-    below, above = both
+    below, above = below_above
     step = np.array([getattr(run.config.nuisances, name) for name in NUISANCES])
     first = (above - below) / (2.0 * step)
     second = (above + below - 2.0 * centre[..., None]) / (2.0 * step**2)

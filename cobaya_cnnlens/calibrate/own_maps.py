@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 KIND = "map bandpowers"
 
 
-def recipe(run: Run) -> dict:
+def recipe(run: Run) -> dict[str, Any]:
     """What turns a user's maps, which have the beam already, into bandpowers.
 
     Parameters
@@ -75,7 +75,7 @@ class MapSetup:
     instrument: Instrument
     bins: Bins
     network_hash: str
-    recipe: dict
+    recipe: dict[str, Any]
     symmetries: int
     fiducial: Run | Release
 
@@ -121,7 +121,7 @@ class MapSetup:
             if the release does not say what its patches, instrument, network or theory were
         """
         try:
-            seen = {
+            given = {
                 key: float(release.instrument[key])
                 for key in ("noise", "beam_fwhm", "mask_taper_deg", "patch_deg", "patch_pixels")
             }
@@ -136,7 +136,7 @@ class MapSetup:
                 f"tell what its network measures ({error}); give the configuration that made "
                 "it instead"
             ) from None
-        patch = PatchGeometry(seen["patch_deg"], int(seen["patch_pixels"]))
+        patch = PatchGeometry(given["patch_deg"], int(given["patch_pixels"]))
         if "survey" in release.provenance:
             raise ReleaseError(
                 f"release '{release.name}': field 'provenance.survey': it is of a survey, whose "
@@ -150,7 +150,9 @@ class MapSetup:
                 "configuration that made it instead"
             )
         instrument = Instrument(
-            *(seen[key] for key in ("noise", "beam_fwhm", "mask_taper_deg")),
+            given["noise"],
+            given["beam_fwhm"],
+            given["mask_taper_deg"],
             depth_ratio=depth,
             one_over_f=excess,
         )
@@ -161,7 +163,7 @@ class MapSetup:
                 "the configuration that made it instead"
             )
         bins = Bins(int(release.edges[0]), int(widths[0]), release.n_bins)
-        wanted = {
+        made_of = {
             "patch": {"size_deg": patch.size_deg, "n_pixels": patch.n_pixels},
             "algorithm": bandpowers.ALGORITHM,
             "instrument": instrument.recipe(),
@@ -169,7 +171,7 @@ class MapSetup:
             **({"symmetries": symmetries} if symmetries != 1 else {}),
             "bandpowers": vars(bins),
         }
-        return cls(release.name, patch, instrument, bins, digest, wanted, symmetries, release)
+        return cls(release.name, patch, instrument, bins, digest, made_of, symmetries, release)
 
     @cached_property
     def mask(self) -> np.ndarray:
@@ -287,9 +289,15 @@ def _writing(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class MapBandpowers:
-    """Of a survey's patches, before any calibration: ``auto`` ⟨κ̂κ̂*⟩, (n_patches, n_bins); ``power``
-    of E and B, (n_patches, n_power) in µK²; the names of the maps they came from, and what is
-    suspicious of these."""
+    """What was measured of a survey's patches, before any calibration.
+
+    Attributes
+    ----------
+    auto : ⟨κ̂κ̂*⟩, (n_patches, n_bins)
+    power : of E and B, (n_patches, n_power) in µK²
+    source : names of the maps they came from
+    warnings : of what is suspicious of the maps
+    """
 
     auto: np.ndarray
     power: np.ndarray
@@ -298,7 +306,10 @@ class MapBandpowers:
 
 
 def read_map_bandpowers(
-    paths: str | Path | Iterable[str | Path], recipe: dict, size_deg: float, calibration: str
+    paths: str | Path | Iterable[str | Path],
+    recipe: dict[str, Any],
+    size_deg: float,
+    calibration: str,
 ) -> MapBandpowers:
     """The bandpowers that :func:`reconstruct_maps` wrote, of one file or of
     several that make one survey.
@@ -306,8 +317,8 @@ def read_map_bandpowers(
     Parameters
     ----------
     paths : one file, or several that make one survey
-    size_deg : side of a patch in degrees
     recipe : of the calibration, which that of the bandpowers must equal
+    size_deg : side of a patch in degrees
     calibration : what it is, for errors
 
     Returns
@@ -322,21 +333,21 @@ def read_map_bandpowers(
         if patches overlap or are there twice
     """
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    wanted = json.loads(json.dumps(recipe))
-    auto, power, centres, frames, sources, warnings = [], [], [], [], [], []
+    calibrated = json.loads(json.dumps(recipe))
+    autos, powers, places, frames, sources, warnings = [], [], [], [], [], []
     for path in paths:
         with products.open_product(path, KIND) as product:
-            wrong = products.differences(product.recipe, wanted)
-        if wrong:
+            different = products.differences(product.recipe, calibrated)
+        if different:
             raise ProductError(
                 f"{path}: measured otherwise than {calibration} was calibrated: "
-                f"{'; '.join(wrong)}; reconstruct the maps again with what made the calibration"
+                f"{'; '.join(different)}; reconstruct the maps again with what made the calibration"
             )
         with products.open_product(path, KIND, recipe) as product:
-            auto.append(product.array("auto"))
-            power.append(product.array("power"))
+            autos.append(product.array("auto"))
+            powers.append(product.array("power"))
             known = product.array("known")[:, None]
-            centres.append(np.where(known, product.array("centres"), np.nan))
+            places.append(np.where(known, product.array("centres"), np.nan))
             frames.append(bytes(product.array("frame")).decode())
             sources.append(bytes(product.array("source")).decode())
             where = "" if len(paths) == 1 else f"{sources[-1]}: "
@@ -347,8 +358,8 @@ def read_map_bandpowers(
             f"{named}: their coordinates are {', '.join(FRAMES[f] for f in sorted(set(frames)))}, "
             "so it cannot be seen whether patches overlap; give all maps in one frame"
         )
-    auto, centres = np.concatenate(auto), np.concatenate(centres)
-    check_separate(centres, size_deg, named)
+    auto = np.concatenate(autos)
+    check_separate(np.concatenate(places), size_deg, named)
     for i, row in enumerate(auto[:-1]):
         same = np.isclose(auto[i + 1 :], row, rtol=1e-6, atol=0.0).all(1)
         if same.any():
@@ -357,4 +368,4 @@ def read_map_bandpowers(
                 "bandpowers: the same map is there twice; leave one out"
             )
     source = ", ".join(dict.fromkeys(sources))
-    return MapBandpowers(auto, np.concatenate(power), source, tuple(dict.fromkeys(warnings)))
+    return MapBandpowers(auto, np.concatenate(powers), source, tuple(dict.fromkeys(warnings)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -25,7 +26,7 @@ from ..simulate.patches import PatchGeometry
 from ..simulate.tiling import some
 from . import derivatives, nuisances
 from .debias import SimulatedChanges
-from .derivatives import BandDerivatives, Bench, NoiseDerivatives
+from .derivatives import BandDerivatives, NoiseDerivatives, PerturbedSky
 
 KIND = "power"
 ALGORITHM = 1
@@ -63,13 +64,21 @@ class EBPower:
         self.e_edges, self.b_edges = self._e.bins.edges.astype(float), self._b.bins.edges
 
     def __call__(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """Masked Q̃, Ũ in µK, (n, ny, nx) → ⟨EE*⟩ of every bin and ⟨BB*⟩, (n, n_e + 1) in µK², with
-        noise and beam as they are."""
-        found = []
+        """Measure masked patches, with their noise and beam.
+
+        Parameters
+        ----------
+        q, u : masked Q̃ and Ũ in µK, (n, ny, nx) each
+
+        Returns
+        -------
+        ⟨EE*⟩ of every bin and ⟨BB*⟩ in µK², (n, n_e + 1)
+        """
+        chunks = []
         for start in range(0, len(q), CHUNK):
             e, b = e_and_b(self._e, q[start : start + CHUNK], u[start : start + CHUNK])
-            found.append(np.hstack([self._e.cross(e, e), self._b.cross(b, b)]))
-        return np.concatenate(found)
+            chunks.append(np.hstack([self._e.cross(e, e), self._b.cross(b, b)]))
+        return np.concatenate(chunks)
 
 
 def power_of(run: Run) -> EBPower:
@@ -86,29 +95,29 @@ def power_of(run: Run) -> EBPower:
     return EBPower(run.config.patch, run.bandpowers.bins, run.mask)
 
 
-def path(run: Run, what: str, index: int) -> Path:
+def path(run: Run, name: str, index: int) -> Path:
     """Where the power of one sky lies; ``what`` is a set, or "nuisances".
 
     Parameters
     ----------
     run : the configuration and what follows from it
-    what : a set of skies, or "nuisances"
+    name : of a set of skies, or "nuisances"
     index : number of the sky in its set
 
     Returns
     -------
     the file, under ``products``
     """
-    return run.config.products / KIND / what / f"sky_{index:04d}.h5"
+    return run.config.products / KIND / name / f"sky_{index:04d}.h5"
 
 
-def recipe(run: Run, what: str, index: int) -> dict:
+def recipe(run: Run, name: str, index: int) -> dict[str, Any]:
     """What determines the power of one sky.
 
     Parameters
     ----------
     run : the configuration and what follows from it
-    what : a set of skies, or "nuisances"
+    name : of a set of skies, or "nuisances"
     index : number of the sky in its set
 
     Returns
@@ -116,8 +125,8 @@ def recipe(run: Run, what: str, index: int) -> dict:
     mapping for JSON
     """
     config = run.config
-    set_name = nuisances.SET if what == "nuisances" else what
-    own = {
+    set_name = nuisances.SET if name == "nuisances" else name
+    settings: dict[str, dict[str, Any]] = {
         derivatives.SET: {
             "derivatives": config.derivatives.recipe(),
             "omch2_step": config.derivatives.omch2_step,
@@ -127,10 +136,10 @@ def recipe(run: Run, what: str, index: int) -> dict:
     return {
         "sky": skies.recipe(run, set_name, index),
         "power_algorithm": ALGORITHM,
-        "what": what,
+        "what": name,
         "instrument": config.instrument.recipe(),
         "bandpowers": config.bandpowers.model_dump(),
-        **own.get(what, {}),
+        **settings.get(name, {}),
     }
 
 
@@ -152,11 +161,11 @@ def entries(run: Run) -> list[tuple[str, int]]:
         derivatives.SET: config.skies.derivatives,
         "nuisances": config.nuisances.skies,
     }
-    return [(what, index) for what, count in counts.items() for index in range(count)]
+    return [(name, index) for name, count in counts.items() for index in range(count)]
 
 
-def measure(run: Run, wanted: Iterable[tuple[str, int]] | None = None, nthreads: int = 0) -> None:
-    """Measure what of :func:`entries`, or of ``wanted``, is not there yet.
+def measure(run: Run, asked: Iterable[tuple[str, int]] | None = None, nthreads: int = 0) -> None:
+    """Measure the power that is not there yet.
 
     A set's product holds ``power`` (n_patches, n_power). That of the derivatives holds ``power`` of
     its patches; ``kk`` and ``ee``, derivatives with respect to ln C of each band,
@@ -166,39 +175,41 @@ def measure(run: Run, wanted: Iterable[tuple[str, int]] | None = None, nthreads:
     Parameters
     ----------
     run : the configuration and what follows from it
-    wanted : set of skies or "nuisances", and number of the sky; all of :func:`entries` by default
+    asked : set of skies or "nuisances", and number of the sky; all of :func:`entries` by default
     nthreads : threads of the transforms; 0 for all cores
     """
     todo = [
         entry
-        for entry in (entries(run) if wanted is None else wanted)
+        for entry in (entries(run) if asked is None else asked)
         if not products.exists(path(run, *entry), KIND, recipe(run, *entry))
     ]
-    for what, index in tqdm(todo, desc=KIND, unit="sky", disable=not todo):
-        if what == derivatives.SET:
+    for name, index in tqdm(todo, desc=KIND, unit="sky", disable=not todo):
+        if name == derivatives.SET:
             arrays = _derivatives(run, index, nthreads)
-        elif what == "nuisances":
+        elif name == "nuisances":
             arrays = _nuisances(run, index)
         else:
-            seen = observe_sky(run, what, index)
-            arrays = {"power": power_of(run)(seen.q, seen.u)}
-        products.write_product(path(run, what, index), KIND, recipe(run, what, index), arrays)
+            sky = observe_sky(run, name, index)
+            arrays = {"power": power_of(run)(sky.q, sky.u)}
+        products.write_product(path(run, name, index), KIND, recipe(run, name, index), arrays)
 
 
 def _derivatives(run: Run, index: int, nthreads: int) -> dict[str, np.ndarray]:
     measured = power_of(run)
-    bench = Bench(run, index, nthreads, measured=measured)
-    found: dict[str, list[np.ndarray]] = {"kk": [], "ee": []}
-    for kind, band in tqdm(bench.bands(), desc=f"{KIND}, derivatives/{index}", unit="band"):
-        found[kind].append(bench.measure(kind, band)["auto"])
+    sky = PerturbedSky(run, index, nthreads, measured=measured)
+    by_band: dict[str, list[np.ndarray]] = {"kk": [], "ee": []}
+    for kind, band in tqdm(sky.bands(), desc=f"{KIND}, derivatives/{index}", unit="band"):
+        by_band[kind].append(sky.measure(kind, band)["auto"])
     shifted = [
-        Bench(run, index, nthreads, run.config.cosmology.vary(omch2=omch2), measured=measured)
+        PerturbedSky(
+            run, index, nthreads, run.config.cosmology.vary(omch2=omch2), measured=measured
+        )
         for omch2 in run.config.shifted_omch2()
     ]
     return {
-        "power": bench.unperturbed()["auto"],
-        "shifted": np.stack([b.unperturbed()["auto"] for b in shifted]),
-        **{name: np.stack(values) for name, values in found.items()},
+        "power": sky.unperturbed()["auto"],
+        "shifted": np.stack([moved.unperturbed()["auto"] for moved in shifted]),
+        **{name: np.stack(values) for name, values in by_band.items()},
     }
 
 
@@ -207,25 +218,25 @@ def _nuisances(run: Run, index: int) -> dict[str, np.ndarray]:
     patches = run.config.nuisances.patches
     for name in NUISANCES:
         step = getattr(run.config.nuisances, name)
-        seen = [
+        observed = [
             observe_sky(run, nuisances.SET, index, systematics=Systematics(**{name: x}))
             for x in (-step, step)
         ]
         arrays[name] = np.stack(
-            [measured(*(some(maps, patches) for maps in (sky.q, sky.u))) for sky in seen]
+            [measured(*(some(maps, patches) for maps in (sky.q, sky.u))) for sky in observed]
         )
     return arrays
 
 
 def read(
-    run: Run, what: str, indices: Iterable[int], patches: int | None = None
+    run: Run, name: str, indices: Iterable[int], patches: int | None = None
 ) -> dict[str, np.ndarray]:
     """What :func:`measure` kept of some skies; patches are the last axis but one.
 
     Parameters
     ----------
     run : the configuration and what follows from it
-    what : a set of skies, or "nuisances"
+    name : of a set of skies, or "nuisances"
     indices : numbers of the skies
     patches : of each sky, spread evenly over it; all by default
 
@@ -240,11 +251,11 @@ def read(
     """
     parts: list[dict[str, np.ndarray]] = []
     for index in indices:
-        where, wanted = path(run, what, index), recipe(run, what, index)
-        with products.open_product(where, KIND, wanted, run.config.shipped) as product:
-            arrays = {name: product.array(name) for name in product.names()}
-            parts.append({name: some(array, patches, -2) for name, array in arrays.items()})
-    return {name: np.concatenate([p[name] for p in parts], axis=-2) for name in parts[0]}
+        file, made_of = path(run, name, index), recipe(run, name, index)
+        with products.open_product(file, KIND, made_of, run.config.shipped) as product:
+            arrays = {key: product.array(key) for key in product.names()}
+            parts.append({key: some(array, patches, -2) for key, array in arrays.items()})
+    return {key: np.concatenate([part[key] for part in parts], axis=-2) for key in parts[0]}
 
 
 def changes(run: Run) -> SimulatedChanges:
@@ -264,18 +275,18 @@ def changes(run: Run) -> SimulatedChanges:
         if it has not been measured, or was for another configuration
     """
     config = run.config
-    found = read(run, derivatives.SET, range(config.skies.derivatives))
+    perturbed = read(run, derivatives.SET, range(config.skies.derivatives))
     indices = range(config.nuisances.skies)
     centre = read(run, nuisances.SET, indices, config.nuisances.patches)["power"]
     by_name = read(run, "nuisances", indices)
-    both = np.stack([by_name[name] for name in NUISANCES], axis=-1)
+    below_above = np.stack([by_name[name] for name in NUISANCES], axis=-1)
     settings = config.derivatives
     kk, ee = (
-        BandDerivatives(np.array(edges), found[name].transpose(1, 2, 0))
+        BandDerivatives(np.array(edges), perturbed[name].transpose(1, 2, 0))
         for name, edges in (("kk", settings.kk_edges), ("ee", settings.ee_edges))
     )
     return SimulatedChanges(
-        NoiseDerivatives(kk, ee, found["power"]),
-        found["shifted"],
-        nuisances.orders(run, centre, both),
+        NoiseDerivatives(kk, ee, perturbed["power"]),
+        perturbed["shifted"],
+        nuisances.orders(run, centre, below_above),
     )

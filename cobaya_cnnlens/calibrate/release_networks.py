@@ -71,11 +71,11 @@ def check_network(release: Release, paths: Iterable[str | Path]) -> None:
         if the hashes differ, or the networks are of different kinds
     """
     paths = list(paths)
-    made_with, found = release.provenance.get("network_sha256"), estimator_hash(paths)
-    if made_with != found:
-        what = "weights" if kind_of(paths) == "ResUNet" else "weights and features"
+    made_with, given = release.provenance.get("network_sha256"), estimator_hash(paths)
+    if made_with != given:
+        hashed = "weights" if kind_of(paths) == "ResUNet" else "weights and features"
         raise NetworkError(
-            f"{', '.join(map(str, paths))}: the hash of its {what} is {found[:16]}…, but release "
+            f"{', '.join(map(str, paths))}: the hash of its {hashed} is {given[:16]}…, but release "
             f"'{release.name}' names {str(made_with)[:16]}… in field 'provenance.network_sha256'; "
             "use the network that made the release, or make the release again"
         )

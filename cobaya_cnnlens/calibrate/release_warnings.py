@@ -94,10 +94,10 @@ def best_fit(release: Release) -> tuple[float, float]:
 
     start = np.array([[0.0, 0.0], [0.05, 0.0], [0.0, 0.2]])
     options = {"initial_simplex": start, "xatol": 1e-3, "fatol": 0.01}
-    found = scipy.optimize.minimize(
+    best = scipy.optimize.minimize(
         chi2, start[0], method="Nelder-Mead", bounds=BOUNDS, options=options
     )
-    return float(found.fun), float(likelihood.pte(found.fun))
+    return float(best.fun), float(likelihood.pte(best.fun))
 
 
 def _along(size: int, edges: np.ndarray, direction: np.ndarray) -> np.ndarray:

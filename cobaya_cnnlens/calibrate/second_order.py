@@ -70,18 +70,19 @@ class SecondOrder:
         """l_bi, (n_bins, n_v + 1), u last."""
         return self.values[:, : self.n_v + 1]
 
-    def product(self, *pair: int) -> np.ndarray:
+    def product(self, i: int, j: int) -> np.ndarray:
         """One product's coefficients.
 
         Parameters
         ----------
-        pair : i ≤ j, where n_v is the number of u
+        i, j : of two amplitudes, i ≤ j, where n_v is the number of u
 
         Returns
         -------
         s_bij by patch, (n_patches, n_bins)
         """
-        return self.patches[..., self.n_v + 1 + pairs(self.n_v + 1).index(pair)]
+        number: int = pairs(self.n_v + 1).index((i, j))
+        return self.patches[..., self.n_v + 1 + number]
 
     def change_at(self, power: np.ndarray, kk: np.ndarray) -> np.ndarray:
         """½ l w + s w w at a change of p̂ and of the bands of C^κκ.

@@ -9,7 +9,7 @@ import itertools
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -61,12 +61,12 @@ class PatchCentres(Section):
     reconstructed many times or is one survey's: of all sets but train, validation and test.
     """
 
-    nside: int = Field(4, gt=0, le=64)
-    poles: int = Field(16, ge=0, le=24_576)
+    nside: int = Field(default=4, gt=0, le=64)
+    poles: int = Field(default=16, ge=0, le=24_576)
     rings: bool = False
-    spread: int | None = Field(None, gt=0)
+    spread: int | None = Field(default=None, gt=0)
 
-    def recipe(self, set_name: str) -> dict:
+    def recipe(self, set_name: str) -> dict[str, Any]:
         """What determines where the patches of a set's skies lie.
 
         Parameters
@@ -95,9 +95,9 @@ class Network(Section):
     pretrained: FilePath | Annotated[list[FilePath], Field(min_length=1)] | None = None
     initial: FilePath | None = None
     kind: Literal["resunet", "refined"] = "resunet"
-    width: int = Field(64, gt=0, le=1024)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    seed: int = Field(1, ge=0, lt=2**32)
+    width: int = Field(default=64, gt=0, le=1024)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    seed: int = Field(default=1, ge=0, lt=2**32)
 
 
 class Phase(Section):
@@ -109,12 +109,12 @@ class Phase(Section):
     """
 
     steps: int = Field(gt=0, le=10**9)
-    batch: int = Field(32, gt=0, le=100_000)
-    crop: int = Field(0, ge=0)
+    batch: int = Field(default=32, gt=0, le=100_000)
+    crop: int = Field(default=0, ge=0)
     learning_rate: float = Field(gt=0, le=10)
-    final_rate: float = Field(0.0, ge=0, le=10)
-    warmup: int = Field(0, ge=0)
-    schedule: str = Field("cosine", pattern="^(cosine|plateau)$")
+    final_rate: float = Field(default=0.0, ge=0, le=10)
+    warmup: int = Field(default=0, ge=0)
+    schedule: str = Field(default="cosine", pattern="^(cosine|plateau)$")
 
 
 class Training(Section):
@@ -125,19 +125,19 @@ class Training(Section):
     """
 
     phases: list[Phase] = Field(min_length=1)
-    clip_norm: float | None = Field(1.0, gt=0, le=1e6)
+    clip_norm: float | None = Field(default=1.0, gt=0, le=1e6)
     augment: bool = True
     fresh_noise: bool = True
-    steps_per_epoch: int = Field(200, gt=0, le=10**9)
-    validation_patches: int = Field(160, gt=0, le=10**7)
+    steps_per_epoch: int = Field(default=200, gt=0, le=10**9)
+    validation_patches: int = Field(default=160, gt=0, le=10**7)
     jit_compile: bool = True
-    seed: int = Field(1, ge=0, lt=2**32)
+    seed: int = Field(default=1, ge=0, lt=2**32)
 
 
 class Refining(Section):
     """Features of ``batch`` patches, which a refining network learns from, lie in a file."""
 
-    batch: int = Field(96, gt=0, le=10_000)
+    batch: int = Field(default=96, gt=0, le=10_000)
 
 
 class Reconstruction(Section):
@@ -166,26 +166,28 @@ class Baseline(Section):
     kind: str = Field(max_length=50)
     combination: Literal["eb", "ee", "mv"] = "eb"
     leakage: Literal["naive", "pure"] = "naive"
-    passes: int = Field(6, ge=2, le=1000)
+    passes: int = Field(default=6, ge=2, le=1000)
 
     @field_validator("kind")
     @classmethod
-    def _registered(cls, kind):
+    def _registered(cls, kind: str) -> str:
         registered(kind)
         return kind
 
     @model_validator(mode="after")
-    def _own_options(self):
-        self.model_extra.update(own_options(self.kind, dict(self.model_extra)))
+    def _own_options(self) -> Baseline:
+        extra = self.model_extra
+        assert extra is not None  # by extra="allow"
+        extra.update(own_options(self.kind, dict(extra)))
         return self
 
 
 class Bandpowers(Section):
     """Bins of equal ``width`` in L from ``lmin``, as in the paper (127)."""
 
-    lmin: int = Field(36, gt=0)
-    width: int = Field(127, gt=0)
-    n_bins: int = Field(24, gt=0)
+    lmin: int = Field(default=36, gt=0)
+    width: int = Field(default=127, gt=0)
+    n_bins: int = Field(default=24, gt=0)
 
 
 class Derivatives(Section):
@@ -195,16 +197,16 @@ class Derivatives(Section):
 
     kk_edges: list[int] = Field(min_length=2)
     ee_edges: list[int] = Field(min_length=2)
-    step: float = Field(0.1, gt=0, lt=1)
-    omch2_step: float = Field(0.01, gt=0, lt=0.05)
-    patches: int | None = Field(None, gt=0)
+    step: float = Field(default=0.1, gt=0, lt=1)
+    omch2_step: float = Field(default=0.01, gt=0, lt=0.05)
+    patches: int | None = Field(default=None, gt=0)
 
-    def recipe(self) -> dict:
+    def recipe(self) -> dict[str, Any]:
         """What determines derivatives by bands."""
         return self.model_dump(exclude={"omch2_step", *(() if self.patches else ("patches",))})
 
     @model_validator(mode="after")
-    def _ascending(self):
+    def _ascending(self) -> Derivatives:
         for name in ("kk_edges", "ee_edges"):
             edges = getattr(self, name)
             if any(b <= a for a, b in itertools.pairwise(edges)):
@@ -217,14 +219,14 @@ class Nuisances(Section):
     skies are measured again: relative ones of gain, beam width and noise rms, and degrees; on
     ``patches`` of each sky, spread evenly, all by default."""
 
-    skies: int = Field(1, gt=0)
-    gain: float = Field(0.01, gt=0, lt=0.5)
-    beam: float = Field(0.05, gt=0, lt=0.5)
-    noise: float = Field(0.05, gt=0, lt=0.5)
-    angle: float = Field(0.5, gt=0, lt=20)
-    patches: int | None = Field(None, gt=0)
+    skies: int = Field(default=1, gt=0)
+    gain: float = Field(default=0.01, gt=0, lt=0.5)
+    beam: float = Field(default=0.05, gt=0, lt=0.5)
+    noise: float = Field(default=0.05, gt=0, lt=0.5)
+    angle: float = Field(default=0.5, gt=0, lt=20)
+    patches: int | None = Field(default=None, gt=0)
 
-    def recipe(self) -> dict:
+    def recipe(self) -> dict[str, Any]:
         """What determines a sky's nuisances."""
         return self.model_dump(exclude={"skies", *(() if self.patches else ("patches",))})
 
@@ -235,15 +237,15 @@ class Coverage(Section):
     evenly, all by default. With ``logA``, the ends of a prior of ln(10¹⁰ A_s), that is drawn too
     and inferred with it. ``stratified`` truths are those of a low-discrepancy sequence."""
 
-    skies: int = Field(100, gt=0, le=100_000)
+    skies: int = Field(default=100, gt=0, le=100_000)
     omch2: tuple[float, float] = (0.1085, 0.1285)
     logA: tuple[float, float] | None = None
     stratified: bool = False
-    patches: int | None = Field(None, gt=0)
-    patches_each: int = Field(16, gt=0, le=100_000)
+    patches: int | None = Field(default=None, gt=0)
+    patches_each: int = Field(default=16, gt=0, le=100_000)
 
     @model_validator(mode="after")
-    def _ascending(self):
+    def _ascending(self) -> Coverage:
         for name in ("omch2", "logA"):
             ends = getattr(self, name)
             if ends is not None and not 0 < ends[0] < ends[1]:
@@ -263,13 +265,13 @@ class Fit(Section):
     ``patches`` of it, spread evenly, all by default; and how many directions of C^EE's changes
     have one."""
 
-    sky: int = Field(0, ge=0)
-    patches: int | None = Field(None, gt=0)
-    directions: int = Field(2, gt=0, le=4)
+    sky: int = Field(default=0, ge=0)
+    patches: int | None = Field(default=None, gt=0)
+    directions: int = Field(default=2, gt=0, le=4)
     at: list[dict[str, float]]
 
     @model_validator(mode="after")
-    def _enough(self):
+    def _enough(self) -> Fit:
         n = self.directions
         # First and second order in the directions of C^EE and the one of C^κκ.
         terms = (n + 1) + (n + 1) * (n + 2) // 2
@@ -286,9 +288,9 @@ class Points(Section):
     name; on ``patches`` of each, spread evenly, all by default. ``fit``: those to which a part of
     the model is fitted."""
 
-    first: int = Field(0, ge=0)
-    skies: int = Field(1, gt=0)
-    patches: int | None = Field(None, gt=0)
+    first: int = Field(default=0, ge=0)
+    skies: int = Field(default=1, gt=0)
+    patches: int | None = Field(default=None, gt=0)
     at: dict[str, list[dict[str, float]]] = {}
     fit: Fit | None = None
 
@@ -302,8 +304,8 @@ class Nulls(Section):
     """On how many test and training skies, the first of each set, null tests are made; on
     ``patches`` of each, spread evenly, all by default."""
 
-    skies: int = Field(1, gt=0)
-    patches: int | None = Field(None, gt=1)
+    skies: int = Field(default=1, gt=0)
+    patches: int | None = Field(default=None, gt=1)
 
 
 # What a foreground's level is called, in tables and names of files.
@@ -320,9 +322,9 @@ class Foregrounds(Section):
     ``lmax`` alone.
     """
 
-    skies: int = Field(1, gt=0)
-    patches: int | None = Field(None, gt=0)
-    frequency_ghz: float = Field(150.0, ge=20, le=400)
+    skies: int = Field(default=1, gt=0)
+    patches: int | None = Field(default=None, gt=0)
+    frequency_ghz: float = Field(default=150.0, ge=20, le=400)
     sources: list[Annotated[float, Field(gt=0, le=10_000)]] = [3.0, 10.0, 30.0, 100.0]
     dust: dict[LevelName, Annotated[float, Field(gt=0, le=1e5)]] = {
         "cleaned": 0.088,
@@ -333,7 +335,7 @@ class Foregrounds(Section):
     lmax: list[Annotated[int, Field(gt=0, le=20_000)]] = []
 
     @model_validator(mode="after")
-    def _counted(self):
+    def _counted(self) -> Foregrounds:
         for cut in self.sources:
             SourceCounts(cut, self.frequency_ghz)
         for name in ("sources", "lmax"):
@@ -347,7 +349,7 @@ class Survey(Section):
     """A mock survey: its true ω_c and how many skies of 160 patches it has for tests."""
 
     omch2: float
-    skies: int = Field(1, gt=0, le=100_000)
+    skies: int = Field(default=1, gt=0, le=100_000)
 
 
 class Config(Section):
@@ -389,7 +391,7 @@ class Config(Section):
     surveys: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=50)], Survey]
 
     @model_validator(mode="after")
-    def _consistent(self):
+    def _consistent(self) -> Config:
         for section, ranges in RANGES.items():
             check_ranges(section, getattr(self, section), ranges)
         self._check_cosmologies()

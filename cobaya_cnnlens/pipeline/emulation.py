@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.interpolate import CubicSpline
@@ -71,7 +71,7 @@ class Plan:
     ``at_low_side`` how many of the first points are taken once more at a parameter's low side.
     """
 
-    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     name: str
     products: Path
@@ -108,12 +108,12 @@ class Plan:
     def design(self) -> np.ndarray:
         """All points, those of the checks last, (points + checks, n_parameters)."""
         low, high = self.sides()
-        wanted = self.points + self.checks
+        n_points = self.points + self.checks
         sobol = qmc.Sobol(len(low), scramble=True, seed=self.seed)
-        drawn = qmc.scale(sobol.random_base2(int(np.ceil(np.log2(4 * wanted)))), low, high)
+        drawn = qmc.scale(sobol.random_base2(int(np.ceil(np.log2(4 * n_points)))), low, high)
         flat = [self.cosmology(point) for point in drawn]
         allowed = [matter_density(asdict(c)) < LARGEST_DENSITY for c in flat]
-        points = drawn[allowed][:wanted]
+        points = drawn[allowed][:n_points]
         sides = []
         for name, count in self.at_low_side.items():
             side = points[:count].copy()
@@ -141,7 +141,7 @@ class Plan:
         values["As"] = 1e-10 * float(np.exp(values.pop(AMPLITUDE)))
         return Cosmology(**values)
 
-    def recipe(self, point: Iterable[float]) -> dict:
+    def recipe(self, point: Iterable[float]) -> dict[str, Any]:
         """What determines the spectra at a point.
 
         Parameters
@@ -154,7 +154,7 @@ class Plan:
         """
         return {**settings_record(self.cosmology(point), self.camb), "algorithm": ALGORITHM}
 
-    def path(self, recipe: dict) -> Path:
+    def path(self, recipe: dict[str, Any]) -> Path:
         """Where the spectra of a recipe lie.
 
         Parameters
@@ -210,7 +210,7 @@ def run_camb(plan: Plan, points: np.ndarray, jobs: int = 1) -> None:
             pass
 
 
-def _product(plan: Plan, point: np.ndarray) -> tuple[Path, str, dict]:
+def _product(plan: Plan, point: np.ndarray) -> tuple[Path, str, dict[str, Any]]:
     recipe = plan.recipe(point)
     return plan.path(recipe), KIND, recipe
 
@@ -250,7 +250,7 @@ class Points:
     ee: np.ndarray
     scalars: np.ndarray
 
-    def __getitem__(self, which) -> Points:
+    def __getitem__(self, which: slice | np.ndarray) -> Points:
         return Points(self.at[which], self.kk[which], self.ee[which], self.scalars[which])
 
 
@@ -314,7 +314,7 @@ def fit(plan: Plan, points: Points) -> Emulator:
         known_at = _where_the_base_is(plan, base, at)
         at, n = np.vstack([at, known_at]), len(known_at)
         kk, ee, scalars = (
-            np.vstack([rest, np.zeros((n, rest.shape[1]))]) for rest in (kk, ee, scalars)
+            np.vstack([values, np.zeros((n, values.shape[1]))]) for values in (kk, ee, scalars)
         )
     kk_mean, kk_basis, kk_parts = _components(kk, plan.components)
     low, high = (
@@ -423,7 +423,7 @@ def _where_the_base_is(plan: Plan, base: Emulator, at: np.ndarray) -> np.ndarray
     return np.unique(known_at, axis=0)
 
 
-def _record(plan: Plan, points: Points, base: Emulator | None) -> dict:
+def _record(plan: Plan, points: Points, base: Emulator | None) -> dict[str, Any]:
     """What an emulator says of itself."""
     return {
         "name": plan.name,
@@ -495,20 +495,22 @@ def errors(emulator: Emulator, points: Points, release: Release) -> Errors:
     edges = release.ee_edges if release.has(Group.PRIMARY) else release.kk_edges
     weight = 2.0 * np.arange(edges[0], edges[-1]) + 1.0
 
-    def bands(cl):
+    def bands(cl: np.ndarray) -> np.ndarray:
         return np.add.reduceat(weight * cl[edges[0] : edges[-1]], edges[:-1] - edges[0])
 
     for at, kk, ee, scalars in zip(points.at, points.kk, points.ee, points.scalars, strict=True):
         kk, ee = kk[:n], ee[:n]
-        found_kk, found_ee, found = emulator(dict(zip(emulator.parameters, at, strict=True)))
-        moved = likelihood.model(found_kk, found_ee) - likelihood.model(kk, ee)
+        emulated_kk, emulated_ee, derived = emulator(
+            dict(zip(emulator.parameters, at, strict=True))
+        )
+        moved = likelihood.model(emulated_kk, emulated_ee) - likelihood.model(kk, ee)
         rows.append(
             (
-                np.abs(found_kk[2:] / kk[2:] - 1.0).max(),
-                np.abs(found_ee[2:] / ee[2:] - 1.0).max(),
-                np.abs(bands(found_ee) / bands(ee) - 1.0).max(),
+                np.abs(emulated_kk[2:] / kk[2:] - 1.0).max(),
+                np.abs(emulated_ee[2:] / ee[2:] - 1.0).max(),
+                np.abs(bands(emulated_ee) / bands(ee) - 1.0).max(),
                 moved @ likelihood.inverse @ moved,
-                np.abs(np.array([found[name] for name in SCALARS]) / scalars - 1.0).max(),
+                np.abs(np.array([derived[name] for name in SCALARS]) / scalars - 1.0).max(),
             )
         )
     return Errors(points.at, *np.array(rows).T)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -119,6 +119,7 @@ def _quadratic(run: Run) -> Estimator:
     from ..reconstruct.quadratic import QuadraticEstimator
 
     baseline = run.config.baseline
+    assert baseline is not None  # this is the builder of its kind
     return QuadraticEstimator(
         run.config.patch,
         filtered_for(run),
@@ -141,8 +142,9 @@ def _wiener(run: Run) -> Estimator:
 def _map(run: Run) -> Estimator:
     from ..reconstruct.map_lensing import MAPLensing
 
-    passes = run.config.baseline.passes
-    return MAPLensing(run.config.patch, filtered_for(run), run.mask, run.spectra(), passes)
+    baseline, patch = run.config.baseline, run.config.patch
+    assert baseline is not None  # this is the builder of its kind
+    return MAPLensing(patch, filtered_for(run), run.mask, run.spectra(), baseline.passes)
 
 
 def _quadratic_label(baseline: Baseline) -> str:
@@ -152,14 +154,14 @@ def _quadratic_label(baseline: Baseline) -> str:
 # What builds a kind of estimator from a run: beamed, noisy, masked Q̃, Ũ → κ̂ on the whole patch;
 # how figures name it, by its configuration or always the same; and, of one that has options of its
 # own in `baseline`, the pydantic model that they are checked by.
-ESTIMATORS: dict[str, tuple] = {
+ESTIMATORS: dict[str, tuple[Any, ...]] = {
     "quadratic": (_quadratic, _quadratic_label),
     "wiener": (_wiener, "Wiener QE of E and B"),
     "map": (_map, "MAP"),
 }
 
 
-def registered(kind: str) -> tuple:
+def registered(kind: str) -> tuple[Any, ...]:
     """The entry of a kind of estimator, this package's or another's.
 
     Parameters
@@ -220,7 +222,7 @@ def name_of(config: Config) -> str:
     return {"resunet": "ResUNet", "refined": "refining network"}[config.network.kind]
 
 
-def own_options(kind: str, given: dict) -> dict:
+def own_options(kind: str, given: dict[str, Any]) -> dict[str, Any]:
     """A baseline's options beyond those that all kinds share, checked and completed.
 
     Parameters

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import healpy
 import numpy as np
@@ -41,6 +42,10 @@ STACK = (
     "put them into one map: healpy.write_map('map.fits', [q, u], column_names=['Q', 'U']), or "
     "astropy's fits.writeto('map.fits', numpy.stack([q, u]), header)"
 )
+
+# An extension of a file as astropy gives it, and its headers.
+_Extension = tuple[Any, MapHeader]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -176,7 +181,7 @@ def _is_healpix(header: fits.Header) -> bool:
     return kind == "HEALPIX" or (not kind and "NSIDE" in header)
 
 
-def _only(path: Path, matches: Sequence, kind: str):
+def _only(path: Path, matches: Sequence[_T], kind: str) -> _T:
     """The one part of a file that holds a map."""
     if len(matches) > 1:
         raise MapError(
@@ -186,8 +191,8 @@ def _only(path: Path, matches: Sequence, kind: str):
     return matches[0]
 
 
-def _read_table(path: Path, tables: list, stokes: str, dtype: type) -> FitsMap:
-    matches = []
+def _read_table(path: Path, tables: list[_Extension], stokes: str, dtype: type) -> FitsMap:
+    matches: list[tuple[Any, MapHeader, list[int], list[int]]] = []
     for part, header in tables:
         names = map_headers.columns_of(part.header)
         index = [i for i, name in names.items() if name in map_headers.PIXEL_COLUMNS.split()]
@@ -200,11 +205,13 @@ def _read_table(path: Path, tables: list, stokes: str, dtype: type) -> FitsMap:
     if not matches:
         raise MapError(_wrong_columns(path, tables, stokes))
     part, header, index, columns = _only(path, matches, "such a HEALPix map")
-    planes = np.stack([np.asarray(part.data.field(i - 1), dtype).ravel() for i in columns])
+    columns_data: np.ndarray = np.stack(
+        [np.asarray(part.data.field(i - 1), dtype).ravel() for i in columns]
+    )
     numbers = np.asarray(part.data.field(index[0] - 1)).ravel() if index else None
-    nside, planes = _in_rings(header, planes, numbers, stokes)
-    names = [str(part.header.get(f"TTYPE{i}", "")) for i in columns]
-    return FitsMap(header, planes, nside, [(f"TUNIT{i}", "BUNIT") for i in columns], names)
+    nside, planes = _in_rings(header, columns_data, numbers, stokes)
+    titles = [str(part.header.get(f"TTYPE{i}", "")) for i in columns]
+    return FitsMap(header, planes, nside, [(f"TUNIT{i}", "BUNIT") for i in columns], titles)
 
 
 def _columns(path: Path, names: dict[int, str], stokes: str) -> list[int]:
@@ -222,7 +229,7 @@ def _columns(path: Path, names: dict[int, str], stokes: str) -> list[int]:
     return columns
 
 
-def _wrong_columns(path: Path, tables: list, stokes: str) -> str:
+def _wrong_columns(path: Path, tables: list[_Extension], stokes: str) -> str:
     columns = [list(map_headers.columns_of(part.header).values()) for part, _ in tables]
     held = " and ".join(map(str, columns))
     if not stokes:
@@ -230,8 +237,8 @@ def _wrong_columns(path: Path, tables: list, stokes: str) -> str:
             f"{path}: holds columns {held}; it must hold one plane: write that of Q and U with "
             "healpy.write_map('plane.fits', healpy.read_map(FILE, field=NUMBER))"
         )
-    both = {name for names in columns for name in names}
-    apart = all(both & set(map_headers.COLUMNS.format(s).split()) for s in stokes)
+    held_names = {name for names in columns for name in names}
+    apart = all(held_names & set(map_headers.COLUMNS.format(s).split()) for s in stokes)
     mend = STACK if apart else "name them Q_POLARISATION, U_POLARISATION"
     return f"{path}: columns {held} hold no Q and U{' in one table' if apart else ''}; {mend}"
 
@@ -268,7 +275,7 @@ def _in_rings(
     return nside, whole
 
 
-def _read_image(path: Path, images: list, stokes: str, dtype: type) -> FitsMap:
+def _read_image(path: Path, images: list[_Extension], stokes: str, dtype: type) -> FitsMap:
     # A picture beside the map has no coordinates, and fewer planes.
     placed = [(part, header) for part, header in images if header.alone.text("CTYPE1")]
     matches = [
@@ -301,7 +308,7 @@ def _read_image(path: Path, images: list, stokes: str, dtype: type) -> FitsMap:
             f"{path}: holds {len(planes)} planes{_listed(names)}, without Q and U; it must hold "
             f"(Q, U) or (I, Q, U): {STACK}"
         )
-    kept = np.array(planes[taken], dtype=dtype)
+    kept: np.ndarray = np.array(planes[taken], dtype=dtype)
     return FitsMap(header, kept, None, [("BUNIT",)] * len(kept), [names[i] for i in taken])
 
 

@@ -28,6 +28,7 @@ import ducc0
 import healpy
 import numpy as np
 from astropy.io import fits
+from astropy.wcs import WCS
 
 from ..errors import MapError
 from ..files import atomic_write
@@ -124,25 +125,26 @@ def read_maps(
         naming the file, the field and the mend
     """
     path = Path(path)
-    given = centres is not None and len(centres) > 0
+    if centres is not None and not len(centres):
+        centres = None
     if unit is not None:
         unit_option(unit)
-    if given:
+    if centres is not None:
         check_separate(centres, geometry.size_deg, "--centre")
     if path.suffix == ".npz" and path.is_file():
         _refuse(path, pixel_window, "--pixel-window", "arrays have no pixel window of HEALPix")
-        maps = _read_arrays(path, geometry, centres if given else None, unit)
+        maps = _read_arrays(path, geometry, centres, unit)
     else:
         check_file(path, f"{CONVERT}; or arrays of patches with numpy.savez('maps.npz', q=q, u=u)")
-        found = read_fits(path, "QU").with_holes()
-        if found.nside is not None:
-            if not given:
+        sky = read_fits(path, "QU").with_holes()
+        if sky.nside is not None:
+            if centres is None:
                 raise MapError(f"{path}: a HEALPix map; say where to cut patches with --centre")
-            maps = _cut_healpix(found, geometry, centres, pixel_window, nthreads, unit)
+            maps = _cut_healpix(sky, sky.nside, geometry, centres, pixel_window, nthreads, unit)
         else:
-            _refuse(path, given, "--centre", "an image says itself where it lies")
+            _refuse(path, centres is not None, "--centre", "an image says itself where it lies")
             _refuse(path, pixel_window, "--pixel-window", "an image has no pixel window of HEALPix")
-            maps = _read_image(found, geometry, unit)
+            maps = _read_image(sky, geometry, unit)
     bad = ~np.isfinite(maps.q) | ~np.isfinite(maps.u)
     if bad.any():
         patch, y, x = np.argwhere(bad)[0]
@@ -254,9 +256,9 @@ def _header(file: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype
     return shape, dtype
 
 
-def _read_image(found: FitsMap, geometry: PatchGeometry, unit: str | None) -> PatchMaps:
-    path, header, n = found.path, found.header.alone, geometry.n_pixels
-    q, u = found.planes * found.header.factor_to_uk(found.unit_keys, unit)
+def _read_image(image: FitsMap, geometry: PatchGeometry, unit: str | None) -> PatchMaps:
+    path, header, n = image.path, image.header.alone, geometry.n_pixels
+    q, u = image.planes * image.header.factor_to_uk(image.unit_keys, unit)
     frame = header.frame_of_axes("ZEA")
     for key in ("CUNIT1", "CUNIT2"):
         if header.text(key) not in ("", "DEG", "DEGREE", "DEGREES"):
@@ -286,13 +288,18 @@ def _read_image(found: FitsMap, geometry: PatchGeometry, unit: str | None) -> Pa
     # The patch's pixels in the image's order.
     rows, columns = (np.arange(n) if step > 0 else np.arange(n)[::-1] for step in steps[::-1])
     _check_places(header, wcs, rows, columns, pointing, geometry)
-    p = q + 1j * found.header.sign_of_u("IAU") * u
+    p = q + 1j * image.header.sign_of_u("IAU") * u
     p = p[rows[:, None], columns] * np.exp(-2j * pointing.frame.reshape(n, n))
     return PatchMaps(p.real[None], p.imag[None], centre[None], frame=frame)
 
 
 def _check_places(
-    header: MapHeader, wcs, rows, columns, pointing: Pointing, geometry: PatchGeometry
+    header: MapHeader,
+    wcs: WCS,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    pointing: Pointing,
+    geometry: PatchGeometry,
 ) -> None:
     """Refuse an image whose header, taken whole, puts pixels elsewhere than the patch has them."""
     y, x = (c.ravel() for c in np.meshgrid(rows, columns, indexing="ij"))
@@ -310,10 +317,17 @@ def _check_places(
         )
 
 
-def _cut_healpix(found, geometry, centres, pixel_window, nthreads, unit) -> PatchMaps:
-    path, header, nside = found.path, found.header, found.nside
-    frame = header.frame()
-    q, u = found.planes * header.factor_to_uk(found.unit_keys, unit)
+def _cut_healpix(
+    sky: FitsMap,
+    nside: int,
+    geometry: PatchGeometry,
+    centres: np.ndarray,
+    pixel_window: bool,
+    nthreads: int,
+    unit: str | None,
+) -> PatchMaps:
+    path, header, frame = sky.path, sky.header, sky.header.frame()
+    q, u = sky.planes * header.factor_to_uk(sky.unit_keys, unit)
     unseen = np.isnan(q)
     half_diagonal = np.radians(geometry.size_deg) / np.sqrt(2.0)
     for theta, phi in centres:

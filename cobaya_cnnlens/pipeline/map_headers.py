@@ -325,16 +325,18 @@ class MapHeader:
             raise MapError(f"{self.path}: {names} differ; write Q and U in one unit")
         [factor] = factors
         option = None if given is None else unit_option(given)
-        if factor is None and option is None:
-            raise MapError(
-                f"{self.path}: no unit in {names}; {MENDS[TEMPERATURE]}, or give it as --unit"
-            )
-        if factor is not None and option not in (None, factor):
+        if factor is None:
+            if option is None:
+                raise MapError(
+                    f"{self.path}: no unit in {names}; {MENDS[TEMPERATURE]}, or give it as --unit"
+                )
+            return option
+        if option not in (None, factor):
             raise MapError(
                 f"{self.path}: {names} say a unit of {factor:g} uK, --unit {given}; leave "
                 "--unit out"
             )
-        return option if factor is None else factor
+        return factor
 
     def holes(self, values: np.ndarray) -> np.ndarray:
         """Where a number stands for nothing seen: ``BAD_DATA``, a number that no map holds, as

@@ -58,7 +58,8 @@ def observe_sky(
     names = (*(("lensed_q", "lensed_u") if lensed else ("q", "u")), "e", "kappa")
     config = run.config
     q, u, e, kappa = skies.read(run, set_name, index, names)
-    mask = data_mask = np.float32(1.0)
+    mask: np.ndarray | np.float32 = np.float32(1.0)
+    data_mask = mask
     if masked:
         mask, data_mask = (m.astype(np.float32) for m in (run.mask, run.data_mask))
     instrument = systematics.of(config.instrument)

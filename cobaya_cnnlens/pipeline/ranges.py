@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # What the values of the sections without a class of their own here may be, ends included: wide
 # enough for any experiment, and CAMB runs throughout.
-RANGES = {
+RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "cosmology": {
         "ombh2": (0.005, 0.1),
         "omch2": (0.01, 0.5),
@@ -30,7 +30,7 @@ HALOFIT_VERSIONS = (
 )
 
 
-def check_ranges(name: str, section, ranges: dict[str, tuple[float, float]]) -> None:
+def check_ranges(name: str, section: object, ranges: dict[str, tuple[float, float]]) -> None:
     """Refuse a section with a number beyond its ends.
 
     Parameters

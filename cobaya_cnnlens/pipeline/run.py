@@ -41,7 +41,7 @@ class Run:
         given = {"estimator_id": estimator_id, "estimator": estimator}
         vars(self).update({name: value for name, value in given.items() if value is not None})
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[Run], tuple[Config, str | None]]:
         # Another process makes anew what it needs: Keras's networks are not sent.
         return Run, (self.config, vars(self).get("estimator_id"))
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm import tqdm
 
 from .. import products
@@ -22,7 +23,7 @@ SPECTRA = "spectra"
 ALGORITHM = 1
 
 
-def spectra_recipe(run: Run, cosmology: Cosmology) -> dict:
+def spectra_recipe(run: Run, cosmology: Cosmology) -> dict[str, Any]:
     """What determines a product of spectra.
 
     Parameters
@@ -49,12 +50,12 @@ def spectra(run: Run, cosmology: Cosmology) -> Spectra:
     -------
     unlensed and lensed spectra
     """
-    wanted = spectra_recipe(run, cosmology)
-    file = run.config.sky_directory / "spectra" / f"{products.identity_of(wanted)}.h5"
-    if not products.exists(file, SPECTRA, wanted):
-        found = compute_spectra(cosmology, run.config.camb)
-        products.write_product(file, SPECTRA, wanted, vars(found))
-    with products.open_product(file, SPECTRA, wanted) as product:
+    made_of = spectra_recipe(run, cosmology)
+    file = run.config.sky_directory / "spectra" / f"{products.identity_of(made_of)}.h5"
+    if not products.exists(file, SPECTRA, made_of):
+        computed = compute_spectra(cosmology, run.config.camb)
+        products.write_product(file, SPECTRA, made_of, vars(computed))
+    with products.open_product(file, SPECTRA, made_of) as product:
         return Spectra(**{name: product.array(name) for name in Spectra.__annotations__})
 
 
@@ -72,7 +73,7 @@ def path(run: Run, set_name: str, index: int) -> Path:
     return run.config.sky_directory / set_name / f"sky_{index:04d}.h5"
 
 
-def recipe(run: Run, set_name: str, index: int) -> dict:
+def recipe(run: Run, set_name: str, index: int) -> dict[str, Any]:
     """What determines one shard.
 
     Parameters
@@ -130,7 +131,7 @@ def measure(
     return paths
 
 
-def read(run: Run, set_name: str, index: int, names: tuple[str, ...]):
+def read(run: Run, set_name: str, index: int, names: tuple[str, ...]) -> tuple[np.ndarray, ...]:
     """Chosen fields of a shard, each (n_patches, n_padded, n_padded) float32.
 
     Parameters

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -53,14 +54,15 @@ def load_training_patches(run: Run) -> TrainingPatches:
     """
     config = run.config
     n_skies, n = config.skies.train, config.patch.n_pixels
-    wanted = ("e", "kappa")
-    lensed = targets = None
+    target_names = ("e", "kappa")
+    lensed: np.ndarray = np.empty(0)
+    targets: np.ndarray = np.empty(0)
     for i in tqdm(range(n_skies), desc="training set", unit="sky"):
-        q, u, *truth = skies.read(run, "train", i, ("lensed_q", "lensed_u", *wanted))
-        if lensed is None:
+        q, u, *truth = skies.read(run, "train", i, ("lensed_q", "lensed_u", *target_names))
+        if i == 0:
             shape = (n_skies * len(q), n, n)
             lensed = np.empty((*shape, 2), np.float32)
-            targets = np.empty((*shape, len(wanted)), np.float32)
+            targets = np.empty((*shape, len(target_names)), np.float32)
         rows = slice(i * len(q), (i + 1) * len(q))
         for c, maps in enumerate((q, u)):
             lensed[rows, ..., c] = convolve_beam(maps, config.instrument, config.patch)
@@ -105,7 +107,7 @@ class EpochBatches(keras.utils.PyDataset):
     def __len__(self) -> int:
         return self._steps
 
-    def __getitem__(self, step: int):
+    def __getitem__(self, step: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         training, config = self._config.training, self._config
         generator = np.random.default_rng(
             seed_sequence(training.seed, "training", self._epoch, step)
@@ -139,11 +141,11 @@ class EpochBatches(keras.utils.PyDataset):
 class ScaledMSE(keras.losses.Loss):
     """Mean squared error in units of ``std``², so that E and κ weigh the same (paper §5.1)."""
 
-    def __init__(self, std: float = 1.0, **kwargs):
+    def __init__(self, std: float = 1.0, **kwargs: Any):
         super().__init__(**kwargs)
         self._std = float(std)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Any, y_pred: Any) -> Any:
         """Mean over the channels.
 
         Parameters
@@ -156,7 +158,7 @@ class ScaledMSE(keras.losses.Loss):
         """
         return keras.ops.mean(keras.ops.square((y_true - y_pred) / self._std), axis=-1)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "std": self._std}
 
 
@@ -242,7 +244,7 @@ class StepCallback(keras.callbacks.Callback):
         super().__init__()
         self._plan, self._halvings, self._bar = plan, halvings, bar
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
         """Set the learning rate.
 
         Parameters
@@ -257,7 +259,7 @@ class StepCallback(keras.callbacks.Callback):
             rate = phase.learning_rate * 0.5**self._halvings
         self.model.optimizer.learning_rate = rate
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         """Move the progress bar.
 
         Parameters
@@ -276,22 +278,24 @@ class TrainingRun:
     recipe : what determines the run; a directory of another recipe is refused
     """
 
-    def __init__(self, directory: Path, recipe: dict):
+    def __init__(self, directory: Path, recipe: dict[str, Any]):
         self.directory, self._recipe = directory, json.loads(json.dumps(recipe))
         self._state_path = directory / "state.json"
-        self.history: list[dict] = []
-        self._checkpoint = self._best = self._mean = None
+        self.history: list[dict[str, Any]] = []
+        self._checkpoint: str | None = None
+        self._mean: str | None = None
+        self._best = ""  # until the first epoch is done
         if self._state_path.exists():
             try:
                 state = json.loads(self._state_path.read_text())
-                found, self.history = state["recipe"], state["history"]
+                recorded, self.history = state["recipe"], state["history"]
                 self._checkpoint, self._best = state["checkpoint"], state["best"]
                 self._mean = state.get("mean")
             except (ValueError, KeyError, TypeError, OSError) as error:
                 raise NetworkError(
                     f"{self._state_path}: damaged ({error!r}); delete the folder and train again"
                 ) from None
-            if different := networks.training_differences(found, self._recipe):
+            if different := networks.training_differences(recorded, self._recipe):
                 raise NetworkError(
                     f"{self._state_path}: another training run, which differs in "
                     f"{'; '.join(different)}; delete the folder or use another products directory"
@@ -304,7 +308,7 @@ class TrainingRun:
         return self._load(self._checkpoint)
 
     def finish_epoch(
-        self, network: keras.Model, record: dict, mean: keras.Model | None = None
+        self, network: keras.Model, record: dict[str, Any], mean: keras.Model | None = None
     ) -> None:
         """Keep the network and its numbers; older checkpoints go once the state is on disk.
 
@@ -339,7 +343,7 @@ class TrainingRun:
         """The network of the epoch with the lowest validation loss."""
         return self._load(self._best, compile=False)
 
-    def _load(self, name: str, **options) -> keras.Model:
+    def _load(self, name: str, **options: Any) -> keras.Model:
         path = self.directory / name
         try:
             read_network(path)
@@ -389,8 +393,8 @@ def new_network(run: Run, patches: TrainingPatches) -> ResUNet:
     network = ResUNet(
         width=config.network.width,
         dropout=config.network.dropout,
-        input_std=input_std,
-        output_std=output_std,
+        input_std=(input_std[0], input_std[1]),
+        output_std=(output_std[0], output_std[1]),
         metadata=metadata,
     )
     if config.network.initial:
@@ -434,20 +438,20 @@ def validation_batch(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     inputs, (n, ny, nx, 2), and targets ``e`` and ``kappa``, (n, ny, nx, 1) each
     """
     config = run.config
-    wanted = config.training.validation_patches
+    n_patches = config.training.validation_patches
     inputs, e, kappa = [], [], []
     for index in range(config.skies.validation):
-        seen = observe_sky(run, "validation", index)
-        inputs.append(np.stack([seen.q, seen.u], axis=-1))
-        e.append(seen.e[..., None])
-        kappa.append(seen.kappa[..., None])
-        if sum(map(len, inputs)) >= wanted:
+        sky = observe_sky(run, "validation", index)
+        inputs.append(np.stack([sky.q, sky.u], axis=-1))
+        e.append(sky.e[..., None])
+        kappa.append(sky.kappa[..., None])
+        if sum(map(len, inputs)) >= n_patches:
             break
-    targets = {"e": np.concatenate(e)[:wanted], "kappa": np.concatenate(kappa)[:wanted]}
-    return np.concatenate(inputs)[:wanted], targets
+    targets = {"e": np.concatenate(e)[:n_patches], "kappa": np.concatenate(kappa)[:n_patches]}
+    return np.concatenate(inputs)[:n_patches], targets
 
 
-def train(run: Run, directory: Path) -> Iterator[dict]:
+def train(run: Run, directory: Path) -> Iterator[dict[str, Any]]:
     """Train, or go on training, yielding the record of each finished epoch.
 
     Parameters
@@ -487,7 +491,7 @@ def train(run: Run, directory: Path) -> Iterator[dict]:
                 callbacks=[StepCallback(step, halvings, bar)],
             )
             validated = network.evaluate(x_val, y_val, batch_size=16, verbose=0, return_dict=True)
-            record = {"epoch": epoch + 1, "steps": step.first_step + step.steps}
+            record: dict[str, float] = {"epoch": epoch + 1, "steps": step.first_step + step.steps}
             record["learning_rate"] = float(network.optimizer.learning_rate)
             record |= {k: v[-1] for k, v in fitted.history.items()}
             record |= {f"val_{k}": v for k, v in validated.items()}
