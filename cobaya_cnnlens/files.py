@@ -113,11 +113,11 @@ def remove_abandoned(path: Path) -> None:
     path : destination of the writers
     """
     prefix = f".{path.name}.{socket.gethostname()}."
-    for found in path.parent.iterdir():
-        if found.name.startswith(prefix) and found.name.endswith(".partial"):
-            with contextlib.suppress(OSError), found.open("r+b") as opened:
+    for partial in path.parent.iterdir():
+        if partial.name.startswith(prefix) and partial.name.endswith(".partial"):
+            with contextlib.suppress(OSError), partial.open("r+b") as opened:
                 if _locked(opened, wait=False):
-                    found.unlink(missing_ok=True)
+                    partial.unlink(missing_ok=True)
 
 
 def _locked(file: BinaryIO, wait: bool) -> bool:

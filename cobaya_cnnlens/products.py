@@ -283,9 +283,8 @@ def open_product(
     """
     path = Path(path)
     if not path.exists():
-        found = shipped and open_shipped(shipped, kind, recipe)
-        if found:
-            return found
+        if shipped and (product := open_shipped(shipped, kind, recipe)):
+            return product
         nor = f" and {shipped} has none of this configuration" if shipped else ""
         raise ProductError(f"{path}: no such file{nor}; run {_command(kind, recipe)}")
     _verify(path)
@@ -297,9 +296,9 @@ def open_product(
             f"{path}: cannot be read as HDF5 ({error}); delete it and run the stage again"
         ) from None
     try:
-        found = file.attrs.get("kind")
-        if found != kind:
-            raise ProductError(f"{path}: field 'kind' is {found!r} where {kind!r} is needed")
+        stored_kind = file.attrs.get("kind")
+        if stored_kind != kind:
+            raise ProductError(f"{path}: field 'kind' is {stored_kind!r} where {kind!r} is needed")
         product = Product(file, path)
         if product.identity != file.attrs.get("identity"):
             raise ProductError(
@@ -307,10 +306,10 @@ def open_product(
                 f"is {product.identity}: the file was edited; delete it and run the stage again"
             )
         if recipe is not None and product.identity != identity_of(recipe):
-            wanted = json.loads(json.dumps(recipe))
+            needed = json.loads(json.dumps(recipe))
             raise ProductError(
                 f"{path}: field 'identity': made from another configuration, which differs in "
-                f"{'; '.join(differences(product.recipe, wanted)) or 'nothing named'}; delete the "
+                f"{'; '.join(differences(product.recipe, needed)) or 'nothing named'}; delete the "
                 "file and run the stage again, or use another products directory"
             )
     except (KeyError, ValueError, TypeError) as error:
@@ -407,10 +406,10 @@ def exists(
         if another product is there
     """
     if not Path(path).exists():
-        found = open_shipped(shipped, kind, recipe) if shipped else None
-        if found:
-            found.close()
-        return found is not None
+        product = open_shipped(shipped, kind, recipe) if shipped else None
+        if product:
+            product.close()
+        return product is not None
     open_product(path, kind, recipe).close()
     return True
 
@@ -429,9 +428,9 @@ def ship(
     contents : kind, recipe and arrays of each product
     """
     arrays: dict[str, np.ndarray] = {}
-    for kind, own, values in contents:
-        group = f"{kind}/{identity_of(own)}"
-        text = json.dumps(own, sort_keys=True).encode()
+    for kind, product_recipe, values in contents:
+        group = f"{kind}/{identity_of(product_recipe)}"
+        text = json.dumps(product_recipe, sort_keys=True).encode()
         arrays[f"{group}/recipe"] = np.frombuffer(text, np.uint8)
         for name, array in values.items():
             arrays[f"{group}/{name}"] = np.asarray(array, np.float32)
@@ -463,14 +462,14 @@ def open_shipped(path: str | Path, kind: str, recipe: Mapping[str, Any] | None) 
     if group is None:
         file.close()
         return None
-    found = json.loads(bytes(group["recipe"][()]))
-    if identity_of(found) != identity_of(recipe):
+    stored = json.loads(bytes(group["recipe"][()]))
+    if identity_of(stored) != identity_of(recipe):
         file.close()
         raise ProductError(
             f"{path}: group '{group.name}' holds another recipe, which differs in "
-            f"{'; '.join(differences(found, recipe))}: the file was edited; restore it"
+            f"{'; '.join(differences(stored, recipe))}: the file was edited; restore it"
         )
-    return Product(file, Path(path), group, found)
+    return Product(file, Path(path), group, stored)
 
 
 def differences(recipe: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -182,10 +182,10 @@ class BandpowerLikelihood:
             self._fiducial_total = fiducial[self.bins] + self._noise[: len(self.bins)]
             if power is not None:
                 self._fiducial_total = np.append(self._fiducial_total, power.fiducial_power)
-            for what, total in (("bandpowers", self._total), ("model", self._fiducial_total)):
+            for name, total in (("bandpowers", self._total), ("model", self._fiducial_total)):
                 if not (total > 0).all():
                     raise CNNLensError(
-                        f"statistics 'hamimeche-lewis': the {what} of bins "
+                        f"statistics 'hamimeche-lewis': the {name} of bins "
                         f"{self.bins[~(total > 0)].tolist()} with the noise on top are not "
                         "positive; take statistics: hartlap, or leave those bins out"
                     )
@@ -193,20 +193,23 @@ class BandpowerLikelihood:
     def _set_data(self, release: Release, power: Release | None, calibration_errors: bool) -> None:
         """The data vector, its noise, and its covariance."""
         bins = np.ix_(self.bins, self.bins)
-        own, whole = release.patch_covariance[bins] / release.n_patches, release.covariance[bins]
+        of_data = release.patch_covariance[bins] / release.n_patches
+        with_model = release.covariance[bins]
         data, noise = release.bandpowers[self.bins], release.noise[self.bins]
         if power is not None:
             of_power = power.power_cross_covariance[self.bins], power.power_covariance
             errors = power.power_error_cross[self.bins], power.power_error_covariance
-            whole = joined(
-                whole, *(a / release.n_patches + b for a, b in zip(of_power, errors, strict=True))
+            with_errors = (
+                block / release.n_patches + error
+                for block, error in zip(of_power, errors, strict=True)
             )
-            own = joined(own, *(block / release.n_patches for block in of_power))
+            with_model = joined(with_model, *with_errors)
+            of_data = joined(of_data, *(block / release.n_patches for block in of_power))
             data = np.concatenate([data, power.power])
             noise = np.concatenate([noise, np.zeros(len(power.power))])
         self.bandpowers, self._noise = read_only(data), noise
-        self.own_covariance = read_only(own)
-        self.covariance = read_only(whole) if calibration_errors else self.own_covariance
+        self.own_covariance = read_only(of_data)
+        self.covariance = read_only(with_model) if calibration_errors else self.own_covariance
 
     def model(
         self,
@@ -354,10 +357,10 @@ class BandpowerLikelihood:
         """
         if factor := self.factor(clkk, clee, nuisances):
             return factor
-        u, rest = self.excursion(clkk)
+        u, beyond = self.excursion(clkk)
         sigma = _BEYOND * self._amplitude_error
         along = abs(self._direction.sum())
-        if abs(u) < 1.0 + sigma * along and rest < self.release.derivative_step + sigma:
+        if abs(u) < 1.0 + sigma * along and beyond < self.release.derivative_step + sigma:
             return None
         return (
             f"{_said(self._kk_bands.power(np.asarray(clkk)))}, beyond what its calibration covers; "

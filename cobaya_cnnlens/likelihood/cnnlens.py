@@ -314,14 +314,14 @@ class CNNLens(Likelihood):
     def _count(self, clkk: np.ndarray) -> None:
         """Count a point that carries the posterior; warn of a poor fit, and of a noise debias
         beyond its range."""
-        u, rest, step = 0.0, 0.0, self.release_data.derivative_step
+        u, band_change, step = 0.0, 0.0, self.release_data.derivative_step
         if self.noise_debias != "fixed" and not self._watch.over:
-            u, rest = self._likelihood.excursion(clkk)
-        beyond = self._watch.count(abs(u) > EXCURSION or rest > EXCURSION * step)
-        if beyond is None:
+            u, band_change = self._likelihood.excursion(clkk)
+        fraction = self._watch.count(abs(u) > EXCURSION or band_change > EXCURSION * step)
+        if fraction is None:
             return
         self._warn_of_fit(self._watch.lowest)
-        if beyond <= TOLERATED:
+        if fraction <= TOLERATED:
             return
         self._watch.over = True
         self.log.warning(
@@ -332,10 +332,10 @@ class CNNLens(Likelihood):
             "extrapolation. If that matters, add data or priors that hold the cosmology nearer to "
             "the release's, or calibrate a release at the best fit ('cosmology' in its "
             "configuration). This is said once.",
-            100 * beyond,
+            100 * fraction,
             NEAR,
             u,
-            100 * rest,
+            100 * band_change,
             100 * step,
         )
 

@@ -120,12 +120,12 @@ def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> 
             # What the block fixes takes the release's value: else it were another cosmology.
             kept = {k: v for k, v in settings.items() if k not in cosmology}
             block["extra_args"] = kept | neutrinos
-    seen: dict[str, np.ndarray] = {}
+    spectra: dict[str, np.ndarray] = {}
 
     def keep(_self: Any) -> float:
-        seen["pp"] = _self.provider.get_Cl(ell_factor=False, units="muK2")["pp"]
+        spectra["pp"] = _self.provider.get_Cl(ell_factor=False, units="muK2")["pp"]
         if likelihood.needs_ee:
-            seen["ee"] = _self.provider.get_unlensed_Cl(ell_factor=False, units="muK2")["ee"]
+            spectra["ee"] = _self.provider.get_unlensed_Cl(ell_factor=False, units="muK2")["ee"]
         return 0.0
 
     needs = requirements(likelihood)
@@ -140,18 +140,18 @@ def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> 
         )
         model.loglike({})
         model.close()
-    if "pp" not in seen:
+    if "pp" not in spectra:
         listed = ", ".join(f"{name} = {value}" for name, value in cosmology.items())
         raise TheoryError(f"no spectra at {listed}")
-    clkk = convergence_from_potential(seen["pp"])
+    clkk = convergence_from_potential(spectra["pp"])
     ours = likelihood.model(release.fiducial_kk, release.fiducial_ee)
-    change = likelihood.model(clkk, seen.get("ee")) - ours
+    change = likelihood.model(clkk, spectra.get("ee")) - ours
     worst = int(np.argmax(np.abs(change / ours)[: len(likelihood.bins)]))
     return TheoryOffset(
         float(np.sqrt(change @ likelihood.inverse @ change)),
         int(likelihood.bins[worst]),
         float(change[worst] / ours[worst]),
-        likelihood.factor(clkk, seen.get("ee")),
+        likelihood.factor(clkk, spectra.get("ee")),
         tuple(different_settings(theories, release.theory.get("settings", {}))),
     )
 
@@ -175,9 +175,9 @@ def class_cosmology(cosmology: Mapping[str, float]) -> tuple[dict[str, float], d
     -------
     cosmology, and settings
     """
-    found = {CLASS_NAMES.get(name, name): value for name, value in cosmology.items()}
-    mass = found.pop("mnu", 0.0)
-    return found, {"N_ncdm": 1, "m_ncdm": mass, "N_ur": 2.0308} if mass else {"N_ur": 3.044}
+    renamed = {CLASS_NAMES.get(name, name): value for name, value in cosmology.items()}
+    mass = renamed.pop("mnu", 0.0)
+    return renamed, {"N_ncdm": 1, "m_ncdm": mass, "N_ur": 2.0308} if mass else {"N_ur": 3.044}
 
 
 @contextmanager
@@ -223,12 +223,12 @@ def different_settings(theories: dict[str, Any], made_with: dict[str, Any]) -> I
         if _is_class(name, block):
             given = {key.replace("non linear", "non_linear"): x for key, x in settings.items()}
             settings = CLASS_DEFAULTS | given
-            wanted = CLASS_SETTINGS if made_with.get("halofit_version") == "mead2020" else {}
+            expected = CLASS_SETTINGS if made_with.get("halofit_version") == "mead2020" else {}
         else:
             keys = ("lens_potential_accuracy", "halofit_version")
-            wanted = {key: made_with[key] for key in keys if key in made_with}
+            expected = {key: made_with[key] for key in keys if key in made_with}
             if "num_massive_neutrinos" in settings:
-                wanted["num_massive_neutrinos"] = 1
-        for key, value in wanted.items():
+                expected["num_massive_neutrinos"] = 1
+        for key, value in expected.items():
             if settings.get(key) != value and str(settings.get(key)) != str(value):
                 yield f"{key}: {settings.get(key, 'default')} (release: {value})"

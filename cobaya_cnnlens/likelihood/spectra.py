@@ -221,9 +221,9 @@ def diagnosis(
     said = (
         f"{quantity.name} has {np.median(powers):.1e} times the power of the release's fiducial one"
     )
-    miss, what, mend = min(candidates(quantity, given, bands), key=lambda found: found[0])
+    miss, form, mend = min(candidates(quantity, given, bands), key=lambda candidate: candidate[0])
     if miss < math.log(_RECOGNISED):
-        return f"{said}: it looks like {what}; {mend}"
+        return f"{said}: it looks like {form}; {mend}"
     return (
         f"{said}, which no cosmology gives; give the raw C_{quantity.letter}"
         f"{' in µK²' if quantity is UNLENSED_E else ''}, from {quantity.letter} = 0"
@@ -253,8 +253,8 @@ def candidates(
         return float(np.abs(np.log(power)).max()) if (power > 0).all() else math.inf
 
     l = np.arange(len(given[quantity])).clip(1.0)
-    for what, mend, factor in FORMS[quantity]:
-        yield miss(bands[quantity], given[quantity] * factor(l * (l + 1.0))), what, mend
+    for form, mend, factor in FORMS[quantity]:
+        yield miss(bands[quantity], given[quantity] * factor(l * (l + 1.0))), form, mend
     swapped = max(miss(bands[KAPPA], given[UNLENSED_E]), miss(bands[UNLENSED_E], given[KAPPA]))
     other = UNLENSED_E if quantity is KAPPA else KAPPA
     yield swapped, other.name, f"are the arguments swapped? {KAPPA.name} comes first"

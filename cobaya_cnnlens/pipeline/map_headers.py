@@ -403,7 +403,7 @@ def factor_of(text: str, target: str) -> float:
         raise ValueError("") from None
     if unit.is_equivalent(target):
         return float(f"{unit.to(target):.12g}")
-    quantities = [what for of, what in QUANTITIES.items() if unit.is_equivalent(of)]
+    quantities = [name for known, name in QUANTITIES.items() if unit.is_equivalent(known)]
     raise ValueError(f", {quantities[0]}" if quantities else "")
 
 
