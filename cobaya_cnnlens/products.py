@@ -76,6 +76,11 @@ def identity_of(recipe: Mapping[str, Any]) -> str:
     Returns
     -------
     16 hex digits
+
+    Examples
+    --------
+    >>> identity_of({"seed": 1, "shipped": None}) == identity_of({"seed": 1})
+    True
     """
     text = json.dumps(
         _without_nulls(recipe), sort_keys=True, separators=(",", ":"), allow_nan=False

@@ -212,6 +212,11 @@ def band_changes(edges: Sequence[int], cl: np.ndarray, fiducial: np.ndarray) -> 
     Returns
     -------
     (n_bands,)
+
+    Examples
+    --------
+    >>> band_changes([2, 4, 6], np.full(6, 1.1), np.ones(6)).round(3).tolist()
+    [0.1, 0.1]
     """
     weight = 2.0 * np.arange(len(fiducial)) + 1.0
     bands = [slice(a, b) for a, b in itertools.pairwise(edges)]
@@ -229,6 +234,11 @@ def direction(below: np.ndarray, above: np.ndarray) -> np.ndarray:
     Returns
     -------
     (n_bands,)
+
+    Examples
+    --------
+    >>> direction(np.array([-0.1, -0.2]), np.array([0.1, 0.2])).round(2).tolist()
+    [2.0, 4.0]
     """
     along = 0.5 * (above - below)
     return along / (along @ along)

@@ -112,6 +112,11 @@ def pairs(n: int) -> list[tuple[int, int]]:
     Returns
     -------
     i ≤ j, in the order of the products
+
+    Examples
+    --------
+    >>> pairs(2)
+    [(0, 0), (0, 1), (1, 1)]
     """
     return list(itertools.combinations_with_replacement(range(n), 2))
 
@@ -126,6 +131,11 @@ def terms(w: np.ndarray) -> np.ndarray:
     Returns
     -------
     (n, n_w + n_w (n_w + 1)/2)
+
+    Examples
+    --------
+    >>> terms(np.array([[2.0, 3.0]])).tolist()
+    [[2.0, 3.0, 4.0, 6.0, 9.0]]
     """
     products = [w[:, i] * w[:, j] for i, j in pairs(w.shape[1])]
     return np.column_stack([w, *products])

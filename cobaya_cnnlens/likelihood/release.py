@@ -201,6 +201,12 @@ def read_release(path: str | os.PathLike[str]) -> Release:
     ------
     ReleaseError
         if the file is missing, cut off, altered, or any field is wrong
+
+    Examples
+    --------
+    >>> release = read_release(shipped_releases()[0])
+    >>> release.bandpowers.shape == (release.n_bins,)
+    True
     """
     names = f"give the path of a file, or one of the shipped {', '.join(shipped_releases())}"
     if not isinstance(path, str | os.PathLike) or not str(path):
@@ -241,6 +247,11 @@ def is_shipped(name: str | os.PathLike[str]) -> bool:
     Returns
     -------
     True for a shipped one
+
+    Examples
+    --------
+    >>> is_shipped(shipped_releases()[0])
+    True
     """
     return str(name) in shipped_releases() and not Path(name).is_file()
 
@@ -361,6 +372,11 @@ def joined(first: np.ndarray, cross: np.ndarray, second: np.ndarray) -> np.ndarr
     Returns
     -------
     (n + m, n + m)
+
+    Examples
+    --------
+    >>> joined(np.eye(1), np.array([[0.5]]), np.eye(1)).tolist()
+    [[1.0, 0.5], [0.5, 1.0]]
     """
     return np.block([[first, cross], [cross.T, second]])
 

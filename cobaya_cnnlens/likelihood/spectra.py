@@ -39,6 +39,11 @@ def band_powers(edges: np.ndarray, fiducial: np.ndarray) -> np.ndarray:
     Returns
     -------
     (n_bands,)
+
+    Examples
+    --------
+    >>> band_powers(np.array([0, 2, 3]), np.ones(3)).tolist()
+    [4.0, 5.0]
     """
     l = np.arange(edges[0], edges[-1])
     return np.add.reduceat((2.0 * l + 1.0) * fiducial[edges[0] : edges[-1]], edges[:-1] - edges[0])
@@ -166,6 +171,11 @@ def factor_of(powers: np.ndarray) -> str | None:
     Returns
     -------
     words of :data:`FACTORS`, or None
+
+    Examples
+    --------
+    >>> factor_of(np.array([4.0, 4.0]))
+    'it looks like [L(L+1)]² C_L^φφ: divide that by 4'
     """
     for factor, words in FACTORS.items():
         if (np.abs(powers / factor - 1.0) < _AS_A_FACTOR).all():

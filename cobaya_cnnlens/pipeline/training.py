@@ -223,6 +223,11 @@ def plateau(losses: list[float], patience: int = 3, stop: int = 10) -> tuple[int
     Returns
     -------
     number of halvings, and whether to stop
+
+    Examples
+    --------
+    >>> plateau([1.0, 0.9, 0.95, 0.92, 0.91])
+    (1, False)
     """
     best, stale, halvings = np.inf, 0, 0
     for loss in losses:
