@@ -49,12 +49,14 @@ NODE_OPTIONS = ("class", "nodes", "cache")
 
 @dataclass(frozen=True)
 class TheoryOffset:
-    """What the theory code gives at the fiducial, against the release.
+    """What the theory code gives at the fiducial cosmology, against the release.
 
-    ``sigmas`` : √(ΔµᵀC⁻¹Δµ), the largest bias in σ that any one parameter can have from it
-    ``worst_bin``, ``worst_change`` : bin of the largest |Δµ|/µ, and that change
-    ``factor`` : what is said of a C_L^κκ that is off by a known factor, or None
-    ``settings`` : settings in which the two differ, as "name: theirs (release: ours)"
+    Attributes
+    ----------
+    sigmas : √(ΔµᵀC⁻¹Δµ), the largest bias in σ that any one parameter can have from it
+    worst_bin, worst_change : bin of the largest |Δµ|/µ, and that change
+    factor : words for a C_L^κκ that is off by a known factor, or None
+    settings : settings in which the two differ, as "name: theirs (release: ours)"
     """
 
     sigmas: float

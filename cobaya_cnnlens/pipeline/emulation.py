@@ -62,13 +62,20 @@ LOG_SPACING, STRETCHED_SPACING = 0.03, 6.0
 class Plan:
     """What to emulate, read from a YAML file.
 
-    ``box`` parameter → its two sides (``logA`` is ln 10¹⁰A_s); ``fixed`` the other parameters of
-    :class:`~cobaya_cnnlens.theory.Cosmology`; ``camb`` settings, whose ``lmax`` must exceed the
-    emulator's by as much as θ* varies over the box; ``points`` in the design, and ``checks`` after
-    them that only measure errors; ``kernel``, ``degree``, ``smoothing`` and ``scales`` as
-    in the emulator; ``components`` of either spectrum; ``upon`` a shipped emulator, or the path of
-    one, from which this one goes on: then only what the other parameters do is left to learn;
-    ``at_low_side`` how many of the first points are taken once more at a parameter's low side.
+    Attributes
+    ----------
+    name, products : of the emulator, and the folder of CAMB's spectra
+    box : the two sides of each parameter; ``logA`` is ln 10¹⁰A_s
+    fixed : the other parameters of :class:`~cobaya_cnnlens.theory.Cosmology`
+    lmax : highest multipole of the emulator
+    camb : settings, whose ``lmax`` exceeds the emulator's by as much as θ* varies over the box
+    points, checks : number of points of the design, and of those after them that only measure
+        errors
+    seed : of the Sobol sequence
+    kernel, degree, smoothing, scales : of :class:`~cobaya_cnnlens.theory.emulator.Emulator`
+    components : principal components of either spectrum
+    upon : a shipped emulator, or the path of one, to which this one adds parameters; empty for none
+    at_low_side : how many of the first points are taken once more at a parameter's low side
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -99,9 +106,11 @@ class Plan:
 
     @property
     def parameters(self) -> tuple[str, ...]:
+        """Names of the box's parameters, in order."""
         return tuple(self.box)
 
     def sides(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper sides of the box, (n_parameters,) each."""
         low, high = np.array(list(self.box.values()), dtype=float).T
         return low, high
 
@@ -242,8 +251,14 @@ def _run_point(plan: Plan, point: np.ndarray) -> None:
 
 @dataclass(frozen=True)
 class Points:
-    """CAMB at points of the design: ``at`` (n, p), ``kk`` and ``ee`` (n, camb.lmax + 1), and
-    ``scalars`` (n, 4)."""
+    """CAMB's spectra at points of the design.
+
+    Attributes
+    ----------
+    at : the points, (n, n_parameters)
+    kk, ee : C_L^κκ, and unlensed C_l^EE in µK², (n, camb.lmax + 1) each
+    scalars : derived parameters, (n, 4)
+    """
 
     at: np.ndarray
     kk: np.ndarray
@@ -442,10 +457,14 @@ def _record(plan: Plan, points: Points, base: Emulator | None) -> dict[str, Any]
 class Errors:
     """An emulator's errors at each of n points.
 
-    ``kk`` and ``ee`` largest relative error of C^κκ and of unlensed C^EE at any multipole of the
-    emulator; ``ee_bands`` of the power of C^EE in the bands of the release, those of
-    C^κκ if it has none; ``delta_chi2``
-    ΔµᵀC⁻¹Δµ of a survey's bandpowers; ``scalars`` the largest of the derived parameters; (n,) each
+    Attributes
+    ----------
+    at : the points, (n, n_parameters)
+    kk, ee : largest relative error of C^κκ and of unlensed C^EE at any multipole, (n,) each
+    ee_bands : largest relative error of the power of C^EE in a band of the release, or of C^κκ if
+        it has none, (n,)
+    delta_chi2 : ΔµᵀC⁻¹Δµ of a survey's bandpowers, (n,)
+    scalars : largest relative error of the derived parameters, (n,)
     """
 
     at: np.ndarray

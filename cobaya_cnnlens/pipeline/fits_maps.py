@@ -69,6 +69,7 @@ class FitsMap:
 
     @property
     def path(self) -> Path:
+        """Of the file."""
         return self.header.path
 
     def with_holes(self) -> FitsMap:

@@ -51,11 +51,17 @@ KAPPA_COMMENTS = (
 
 @dataclass(frozen=True)
 class PatchMaps:
-    """Unmasked Q and U in µK in the patches' frame, (n_patches, n, n) each; the centres,
-    colatitude and longitude in radians, (n_patches, 2), NaN where unknown; the multipole where the
-    maps end, if that is known; the frame of the coordinates, a key of
-    :data:`~cobaya_cnnlens.pipeline.separation.FRAMES`; whether they came as arrays; and warnings of
-    what was assumed."""
+    """Unmasked polarisation maps of patches, in the patches' frame.
+
+    Attributes
+    ----------
+    q, u : in µK, (n_patches, n, n) each
+    centres : colatitude and longitude in radians, (n_patches, 2); NaN where unknown
+    lmax : multipole at which the maps end; None if it is not known
+    frame : of the coordinates, a key of :data:`~cobaya_cnnlens.pipeline.separation.FRAMES`
+    arrays : whether the maps came as arrays
+    warnings : of what was assumed
+    """
 
     q: np.ndarray
     u: np.ndarray

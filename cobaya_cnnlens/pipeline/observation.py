@@ -19,9 +19,13 @@ AS_CONFIGURED = Systematics()
 
 @dataclass(frozen=True)
 class ObservedPatches:
-    """Maps of one sky, masked unless asked otherwise, each (n_patches, n_pixels, n_pixels) float32.
+    """Maps of one sky, masked unless asked otherwise, (n_patches, n_pixels, n_pixels) float32 each.
 
-    ``q``, ``u`` : beamed, noisy Q̃, Ũ in µK; ``e`` : unlensed E in µK; ``kappa``
+    Attributes
+    ----------
+    q, u : beamed, noisy Q̃ and Ũ in µK
+    e : unlensed E in µK
+    kappa : convergence
     """
 
     q: np.ndarray

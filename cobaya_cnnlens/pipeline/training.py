@@ -34,7 +34,10 @@ from .run import Run
 class TrainingPatches:
     """Noiseless, unmasked training maps in memory.
 
-    ``lensed`` : beamed Q̃, Ũ in µK, (n, ny, nx, 2); ``targets`` : E (µK) and κ, (n, ny, nx, 2)
+    Attributes
+    ----------
+    lensed : beamed Q̃ and Ũ in µK, (n, ny, nx, 2)
+    targets : E in µK and κ, (n, ny, nx, 2)
     """
 
     lensed: np.ndarray
@@ -96,7 +99,16 @@ def normalisation(
 
 
 class EpochBatches(keras.utils.PyDataset):
-    """The batches of one epoch, each drawn from its own seed."""
+    """The batches of one epoch, each drawn from its own seed.
+
+    Parameters
+    ----------
+    patches : the training set
+    run : the configuration and what follows from it
+    phase : of training
+    epoch : number of the epoch
+    steps : number of batches
+    """
 
     def __init__(self, patches: TrainingPatches, run: Run, phase: Phase, epoch: int, steps: int):
         super().__init__(workers=1, use_multiprocessing=False)
@@ -139,7 +151,13 @@ class EpochBatches(keras.utils.PyDataset):
 
 @keras.saving.register_keras_serializable(package="cobaya_cnnlens")
 class ScaledMSE(keras.losses.Loss):
-    """Mean squared error in units of ``std``², so that E and κ weigh the same (paper §5.1)."""
+    """Mean squared error in units of ``std``², so that E and κ weigh the same (paper §5.1).
+
+    Parameters
+    ----------
+    std : standard deviation of the map, in its unit
+    **kwargs : of :class:`keras.losses.Loss`
+    """
 
     def __init__(self, std: float = 1.0, **kwargs: Any):
         super().__init__(**kwargs)
@@ -159,12 +177,20 @@ class ScaledMSE(keras.losses.Loss):
         return keras.ops.mean(keras.ops.square((y_true - y_pred) / self._std), axis=-1)
 
     def get_config(self) -> dict[str, Any]:
+        """What it is made of."""
         return {**super().get_config(), "std": self._std}
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """One epoch: its phase, its place in the phase, its batches."""
+    """One epoch of training.
+
+    Attributes
+    ----------
+    phase : to which it belongs
+    first_step : number of its first step in the phase
+    steps : number of its batches
+    """
 
     phase: Phase
     first_step: int
@@ -243,7 +269,14 @@ def plateau(losses: list[float], patience: int = 3, stop: int = 10) -> tuple[int
 
 
 class StepCallback(keras.callbacks.Callback):
-    """Sets the learning rate of each step and moves the progress bar."""
+    """Sets the learning rate of each step and moves the progress bar.
+
+    Parameters
+    ----------
+    plan : of the epoch
+    halvings : of the rate so far, in a phase of schedule "plateau"
+    bar : of steps
+    """
 
     def __init__(self, plan: EpochPlan, halvings: int, bar: tqdm):
         super().__init__()
