@@ -277,7 +277,7 @@ def test_release_show(release, tmp_path):
         pytest.param(
             ("skies", "none.yaml", "--set", "train"), "none.yaml: cannot be read", marks=pipeline
         ),
-        (("plot", "chains/none"), "chains/none.1.txt: no such chain"),
+        (("plot", "chains/none"), "chains/none: no such chain (chains/none.1.txt,"),
         (("release", "show", "refind"), "one of the shipped refined_fiducial, refined_high,"),
         pytest.param(
             ("reconstruct", "refined_fidu", "--maps", "m.npz"),

@@ -72,7 +72,7 @@ def test_the_readme_leads_on():
     """Every link and picture is a file of the repository."""
     text = (REPOSITORY / "README.md").read_text()
     links = re.findall(r"\]\((?!https:)([^)#]+)\)", text)
-    assert "chains/surveys.png" in links
+    assert "docs/_static/opening.png" in links
     assert [link for link in links if not (REPOSITORY / link).is_file()] == []
     pages = {f"docs/{page.name}" for page in (REPOSITORY / "docs").glob("*.md")}
     by_others = {
