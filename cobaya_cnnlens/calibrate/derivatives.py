@@ -1,13 +1,13 @@
 """Banded derivatives of the debiased bandpowers, by simulation with common random numbers.
 
-One sky of fixed phases is seen again and again with one band of C_L^κκ or of the unlensed C_l^EE
-scaled by 1 ± ε, with the same noise, and the bandpowers are differenced:
+One sky of fixed phases and noise is observed with one band of C_L^κκ, or of the unlensed C_l^EE,
+scaled by 1 + ε and by 1 − ε. The difference of the bandpowers gives
 
     N'_bj = ∂[⟨κ̂κ̂*⟩_b/R_b² − ⟨κκ*⟩_b] / ∂ ln C_j .
 
-Subtracting the truth's own change leaves the *noise-debias derivative*: what the response, the
-N1-like part and the noise do when theory moves, while the windows carry the signal exactly. This
-is the correction the paper's §6.3 leaves to future work; compare Planck 2015 XV, App. C.
+Subtracting the change of the truth leaves the derivative of the *noise bias*: the change of the
+response, of the N1-like part and of the noise with theory. The windows carry the signal exactly.
+The paper's §6.3 leaves this correction to future work; compare Planck 2015 XV, App. C.
 
 Scaling C_j by 1 ± ε multiplies the band's a_lm by √(1 ± ε). The lensed map is linear in the
 unlensed E, and the deflection linear in φ, so one extra transform per band serves both signs.

@@ -1,14 +1,14 @@
-"""What the instrument's systematics do to the debiased bandpowers, by simulation.
+"""Effect of the instrument's systematics on the debiased bandpowers, by simulation.
 
-Skies of the test set are observed again, with the same noise realisation, by an instrument that is
-off in one way at a time: polarisation gain, beam width, noise level, polarisation angle. The
-differences give first and second order of each,
+Skies of the test set are observed again with the same noise realisation and one error of the
+instrument at a time: in polarisation gain, beam width, noise level or polarisation angle. The
+differences give the first and second order of each,
 
     d_b(x) = d_b(0) + A_b x + B_b x² ,   A = [d(x) − d(−x)]/2x ,  B = [d(x) + d(−x) − 2 d(0)]/2x² .
 
-A beam that is measured (``instrument.beam_file``) is off in width too, B_l → B_{l(1 + x)}.
-The angle needs the second order: by parity its first vanishes for an estimator that is equivariant
-under reflections, and is small for a network that has learned to be nearly so.
+A measured beam (``instrument.beam_file``) changes in width too, B_l → B_{l(1 + x)}. The angle needs
+the second order. By parity its first order vanishes for an estimator that is equivariant under
+reflections, and is small for a network that has nearly learned to be so.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""A user's own maps on the way to a release: what they must fit, their bandpowers, the release.
+"""Bandpowers of a user's own maps, on their way to a release.
 
-A configuration and a release both know the patch, the instrument, the bins and the network that a
-calibration holds for; :class:`MapSetup` is that knowledge, from either. A release therefore
-calibrates maps that come after it: d_b = ⟨|κ̂|²⟩_b/R_b² − N_b with its response and noise. Files
-are read by :mod:`cobaya_cnnlens.pipeline.map_files`.
+A calibration holds for one patch, instrument, binning and network. Both a configuration and a
+release say which (:class:`MapSetup`). A release can therefore calibrate maps that come after it,
+d_b = ⟨|κ̂|²⟩_b/R_b² − N_b with its response and noise. :mod:`cobaya_cnnlens.pipeline.map_files`
+reads the files.
 """
 
 from __future__ import annotations
@@ -185,8 +185,11 @@ class MapSetup:
 
     @cached_property
     def theory(self) -> Spectra:
-        """Fiducial spectra to l = 5000 or beyond; those of a release are lensed as band-limited
-        skies are from the unlensed C^EE and the C^κκ that it holds."""
+        """Fiducial spectra to l = 5000 or beyond.
+
+        A release holds unlensed C^EE and C^κκ alone. Its lensed spectra follow from these, as for
+        band-limited skies.
+        """
         if isinstance(self.fiducial, Run):
             return self.fiducial.spectra()
         ee, kk = self.fiducial.fiducial_ee, self.fiducial.fiducial_kk

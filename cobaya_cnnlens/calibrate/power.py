@@ -1,9 +1,9 @@
-"""Power of E and B of the patches themselves, from which a survey tells the noise of its own κ̂.
+"""Power p̂ of E and B of the patches themselves, from which :mod:`.debias` corrects the noise bias.
 
-N depends on the power of E that a patch shows, on the gain, and on the noise. Of all three the maps
-speak: E in bins half as wide as those of κ̂, to where it is noise (κ̂'s noise feels E far beyond κ̂'s
-last bin), and B there. As the derivatives, the answer of these powers to the spectra is measured on
-skies of fixed phases and noise, the same that gave the answer of κ̂; no network is run.
+The noise bias depends on the E power of a patch, on the gain, and on the noise. The maps measure
+all three: E in bins half as wide as those of κ̂, up to multipoles where noise dominates, and B there
+in one bin. The change of p̂ with the spectra is measured on the same skies of fixed phases and noise
+as that of the bandpowers. No network runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .derivatives import BandDerivatives, NoiseDerivatives, PerturbedSky
 
 KIND = "power"
 ALGORITHM = 1
-# Bins of E are whole parts of those of κ̂, and of none less than this many modes' width.
+# A bin of κ̂ holds a whole number of bins of E, each at least this many fundamental modes wide.
 LEAST_WIDTH = 0.8
 # B is taken between these fractions of the Nyquist multipole, E up to the second.
 NOISE_BAND = (0.7, 0.98)

@@ -1,4 +1,4 @@
-"""The estimator that made a release, again: from its network files and what the release says."""
+"""The estimator that made a release, from its network files and what the release says."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ TOLERANCE = 1e-4
 
 
 def release_estimator(setup: MapSetup, paths: Iterable[str | Path]) -> Callable[[], Estimator]:
-    """What loads the estimator of a release's networks.
+    """A function that loads the estimator of a release's networks.
 
-    A refining network needs the fiducial theory to its end, of which the release holds a part: its
-    record is read now, CAMB runs when the estimator is loaded.
+    A refining network needs fiducial spectra up to higher multipoles than the release holds. The
+    release's record of its theory is read now. CAMB runs when the estimator is loaded.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""What is suspicious of a release, which it keeps in ``provenance.warnings``.
+"""Warnings that a release keeps in ``provenance.warnings``.
 
-Warnings of its maps come with the bandpowers (:mod:`.map_checks`). One more is due where nothing
-near the fiducial cosmology fits the bandpowers: their best χ² over
+Warnings of the maps come with the bandpowers (:mod:`.map_checks`). A further one says that no
+cosmology near the fiducial fits the bandpowers. It rests on their best χ² over
 
     C_L^κκ = A C_L^fid (1 + u a_j/|a|²),  L in band j,
 

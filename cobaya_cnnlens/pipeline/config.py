@@ -1,6 +1,6 @@
 """The pipeline's configuration, checked by pydantic: one section per stage.
 
-Files are read by :mod:`.loading`; what a stage makes of its section is the stage's own affair.
+:mod:`.loading` reads the files.
 """
 
 from __future__ import annotations
@@ -265,9 +265,15 @@ class Derivatives(Section):
 
 
 class Nuisances(Section):
-    """Steps of the instrument's systematics at which the bandpowers of the first ``skies`` test
-    skies are measured again: relative ones of gain, beam width and noise rms, and degrees; on
-    ``patches`` of each sky, spread evenly, all by default."""
+    """Steps of the instrument's systematics, at which test skies are observed again.
+
+    Attributes
+    ----------
+    skies : number of test skies, from the first on
+    gain, beam, noise : relative steps of the gain, of the beam's width and of the noise rms
+    angle : step in degrees
+    patches : of each sky, spread evenly; all by default
+    """
 
     skies: int = Field(default=1, gt=0)
     gain: float = Field(default=0.01, gt=0, lt=0.5)

@@ -99,7 +99,7 @@ def network_estimator(run: Run) -> Estimator:
 
 
 def filtered_for(run: Run) -> Instrument:
-    """The instrument as filters have it, whose noise is :data:`LOWEST_LEVEL` at least.
+    """The instrument as filters take it, with a noise of at least :data:`LOWEST_LEVEL`.
 
     Parameters
     ----------

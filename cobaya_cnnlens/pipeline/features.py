@@ -1,9 +1,9 @@
-"""What a refining network reads: features of observed patches, some in a file.
+"""Features of observed patches, which a refining network reads; a file holds those of a batch.
 
-Training patches are seen by instruments drawn at random (:class:`.Variation`), each with noise of
-its own; those of any other set by the configuration's, with the noise that all stages give that
-sky. Features of test skies are no must: where they lie on disk, several networks reconstruct the
-same skies at the cost of one filter.
+Each training patch is observed by an instrument drawn at random (:class:`.Variation`), with noise
+of its own. Patches of other sets are observed by the configuration's instrument, with the noise
+that all stages give that sky. Features of test skies are optional: with them on disk, several
+networks reconstruct the same skies at the cost of one filter.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ VARIATION = Variation()
 
 
 def parts(run: Run, set_name: str) -> list[tuple[int, int]]:
-    """Sky and number of every file of a set.
+    """The files of a set.
 
     Parameters
     ----------

@@ -83,8 +83,10 @@ class FitsMap:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Whatever a foreign reader makes of a damaged file becomes one error, and so does its warning
-    that a file was cut off; its other warnings are of headers that it mends.
+    """Turn the errors of other people's readers into one of ours.
+
+    Their warning that a file was cut off becomes an error too. Their other warnings are about
+    headers that they repair, and are not shown.
 
     Parameters
     ----------

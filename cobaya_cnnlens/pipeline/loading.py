@@ -1,6 +1,4 @@
-"""Configurations from files: YAML with bases and the members of studies, and one clear error for
-what cannot be read.
-"""
+"""Configurations from YAML files, with their bases and the members of studies."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What the headers of FITS maps say, in the spellings that other people's tools write.
+"""Headers of FITS maps, in the spellings that other people's tools write.
 
 A keyword of a map stands in its extension or in the primary header; two values that differ are
 refused. Words are compared whole and in any case, with tables of what is accepted. Units are
-parsed by astropy, so that only one of the right dimension passes. What is missing or unknown is
-refused with what to write, unless a standard says what its absence means.
+parsed by astropy, so that only one of the right dimension passes. A missing or unknown keyword is
+an error that says what to write, unless a standard says what its absence means.
 
 :mod:`.fits_maps` finds the map of a file and calls this module; so do the readers of patches
 (:mod:`.map_files`) and of surveys.

@@ -1,4 +1,4 @@
-"""Between which ends the numbers of a configuration lie."""
+"""Lowest and highest values of the numbers of a configuration."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """What every stage needs of a configuration, computed when it is first asked for.
+    """A configuration, with what its stages share; each is computed when first used.
 
     Parameters
     ----------
