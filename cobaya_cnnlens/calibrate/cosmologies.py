@@ -1,8 +1,8 @@
 """Test skies made again at other cosmologies, with the phases and the noise of the fiducial ones.
 
 Such a sky differs from the test sky by its cosmology alone, so the scatter of the patches cancels
-in the difference. The change of its own ⟨κκ*⟩ is subtracted too, which leaves the change of the noise
-bias. The second order of the debias from the data is fitted to some of these
+in the difference. The change of its own ⟨κκ*⟩ is subtracted too, which leaves the change of the
+noise bias. The second order of the debias from the data is fitted to some of these
 (:mod:`.second_order`). The others, on another sky, test the model
 (:mod:`cobaya_cnnlens.validate.points`).
 """
