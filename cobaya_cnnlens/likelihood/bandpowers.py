@@ -109,6 +109,15 @@ class BandpowerLikelihood:
         not fit together or whose fiducial spectra have no power in a band; for
         "hamimeche-lewis", data whose power is not positive before the debias; for ``primary``, a
         release without what that needs, or another debias than "data"
+
+    Examples
+    --------
+    >>> from cobaya_cnnlens import read_release
+    >>> release = read_release("refined_fiducial")
+    >>> likelihood = BandpowerLikelihood(release)
+    >>> chi2 = likelihood.chi2(release.fiducial_kk)
+    >>> print(f"{chi2:.1f} for {len(likelihood.bandpowers)} bins")
+    21.0 for 24 bins
     """
 
     @np.errstate(all="ignore")
