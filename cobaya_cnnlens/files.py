@@ -19,7 +19,16 @@ except ModuleNotFoundError:  # no POSIX system: nothing is known to be abandoned
 
 
 def given_path(path: str | os.PathLike[str]) -> Path:
-    """A path as a user gives it: ``~`` stands for the home folder."""
+    """A path as a user gives it: ``~`` stands for the home folder.
+
+    Parameters
+    ----------
+    path : as the user gives it
+
+    Returns
+    -------
+    the path
+    """
     with contextlib.suppress(RuntimeError):  # ~name of nobody here is a file's own name
         return Path(path).expanduser()
     return Path(path)
@@ -31,6 +40,14 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     when the context ends, and is gone if that fails. Parent folders are made.
 
     The name ends as ``path`` does, for writers that go by it.
+
+    Parameters
+    ----------
+    path : destination
+
+    Yields
+    ------
+    the name to write to
     """
     path = Path(path)
     try:
@@ -52,7 +69,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def locked_write(path: Path) -> Iterator[BinaryIO]:
     """As :func:`atomic_write`, a file open for writing; what killed writers of ``path`` left is
-    removed first, which the lock of a living one tells from its own."""
+    removed first, which the lock of a living one tells from its own.
+
+    Parameters
+    ----------
+    path : destination
+
+    Yields
+    ------
+    the open file
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path)
     with _new_partial(path) as (file, partial):
@@ -63,7 +89,16 @@ def locked_write(path: Path) -> Iterator[BinaryIO]:
 
 def temporary_name(path: Path) -> Path:
     """A name under which ``path`` may be written; another one at every call, since processes of
-    different containers may share a host's name and a number."""
+    different containers may share a host's name and a number.
+
+    Parameters
+    ----------
+    path : destination
+
+    Returns
+    -------
+    a path in the same folder
+    """
     return path.with_name(f".{path.name}.{socket.gethostname()}.{secrets.token_hex(8)}.partial")
 
 
@@ -72,13 +107,17 @@ def remove_abandoned(path: Path) -> None:
 
     A writer holds a lock on its file, which ends with its process. Another machine's, on a shared
     disk, may not be seen from here: those stay, and so does all where there are no locks.
+
+    Parameters
+    ----------
+    path : destination of the writers
     """
     prefix = f".{path.name}.{socket.gethostname()}."
-    for found in path.parent.iterdir():
-        if found.name.startswith(prefix) and found.name.endswith(".partial"):
-            with contextlib.suppress(OSError), found.open("r+b") as opened:
+    for partial in path.parent.iterdir():
+        if partial.name.startswith(prefix) and partial.name.endswith(".partial"):
+            with contextlib.suppress(OSError), partial.open("r+b") as opened:
                 if _locked(opened, wait=False):
-                    found.unlink(missing_ok=True)
+                    partial.unlink(missing_ok=True)
 
 
 def _locked(file: BinaryIO, wait: bool) -> bool:

@@ -67,7 +67,21 @@ COMMANDS = {
 
 
 def identity_of(recipe: Mapping[str, Any]) -> str:
-    """Hash of a recipe: SHA-256 of its canonical JSON, 16 hex digits; a null is an absent key."""
+    """Hash of a recipe: SHA-256 of its canonical JSON, 16 hex digits; a null is an absent key.
+
+    Parameters
+    ----------
+    recipe : mapping for JSON
+
+    Returns
+    -------
+    16 hex digits
+
+    Examples
+    --------
+    >>> identity_of({"seed": 1, "shipped": None}) == identity_of({"seed": 1})
+    True
+    """
     text = json.dumps(
         _without_nulls(recipe), sort_keys=True, separators=(",", ":"), allow_nan=False
     )
@@ -151,7 +165,16 @@ def _header(digest: str) -> bytes:
 
 
 def texts(lines: Iterable[str]) -> np.bytes_:
-    """Lines of text as a product's array, which :meth:`Product.texts` reads."""
+    """Lines of text as a product's array, which :meth:`Product.texts` reads.
+
+    Parameters
+    ----------
+    lines : of text
+
+    Returns
+    -------
+    array for :func:`write_product`
+    """
     return np.bytes_(json.dumps(list(lines)).encode())
 
 
@@ -184,12 +207,36 @@ class Product:
         return [name for name in self._group if name != "recipe"]
 
     def texts(self, name: str) -> list[str]:
-        """Lines of text that :func:`texts` made an array."""
+        """Lines of text that :func:`texts` made an array.
+
+        Parameters
+        ----------
+        name : of the array
+
+        Returns
+        -------
+        the lines
+        """
         lines: list[str] = json.loads(bytes(self.array(name)).decode())
         return lines
 
     def array(self, name: str, selection: Any = ()) -> np.ndarray:
-        """One array, or the part of it that ``selection`` picks."""
+        """One array, or the part of it that ``selection`` picks.
+
+        Parameters
+        ----------
+        name : of the array
+        selection : index of the part; all by default
+
+        Returns
+        -------
+        the array
+
+        Raises
+        ------
+        ProductError
+            if there is no such array, or it is damaged
+        """
         if name not in self._group:
             raise ProductError(
                 f"{self.path}: no field '{name}' (it has {', '.join(self.names())}); "
@@ -230,6 +277,10 @@ def open_product(
     recipe : what must have determined it
     shipped : a file of shipped products, to be looked into if there is nothing at ``path``
 
+    Returns
+    -------
+    the open product
+
     Raises
     ------
     ProductError
@@ -237,9 +288,8 @@ def open_product(
     """
     path = Path(path)
     if not path.exists():
-        found = shipped and open_shipped(shipped, kind, recipe)
-        if found:
-            return found
+        if shipped and (product := open_shipped(shipped, kind, recipe)):
+            return product
         nor = f" and {shipped} has none of this configuration" if shipped else ""
         raise ProductError(f"{path}: no such file{nor}; run {_command(kind, recipe)}")
     _verify(path)
@@ -251,9 +301,9 @@ def open_product(
             f"{path}: cannot be read as HDF5 ({error}); delete it and run the stage again"
         ) from None
     try:
-        found = file.attrs.get("kind")
-        if found != kind:
-            raise ProductError(f"{path}: field 'kind' is {found!r} where {kind!r} is needed")
+        stored_kind = file.attrs.get("kind")
+        if stored_kind != kind:
+            raise ProductError(f"{path}: field 'kind' is {stored_kind!r} where {kind!r} is needed")
         product = Product(file, path)
         if product.identity != file.attrs.get("identity"):
             raise ProductError(
@@ -261,10 +311,10 @@ def open_product(
                 f"is {product.identity}: the file was edited; delete it and run the stage again"
             )
         if recipe is not None and product.identity != identity_of(recipe):
-            wanted = json.loads(json.dumps(recipe))
+            needed = json.loads(json.dumps(recipe))
             raise ProductError(
                 f"{path}: field 'identity': made from another configuration, which differs in "
-                f"{'; '.join(differences(product.recipe, wanted)) or 'nothing named'}; delete the "
+                f"{'; '.join(differences(product.recipe, needed)) or 'nothing named'}; delete the "
                 "file and run the stage again, or use another products directory"
             )
     except (KeyError, ValueError, TypeError) as error:
@@ -342,13 +392,29 @@ def _what_is_wrong(header: bytes) -> str:
 def exists(
     path: str | Path, kind: str, recipe: Mapping[str, Any], shipped: str | Path | None = None
 ) -> bool:
-    """Whether the finished product of this recipe is there, or shipped; another one raises
-    ProductError."""
+    """Whether the finished product of this recipe is there, or shipped.
+
+    Parameters
+    ----------
+    path : of the product
+    kind : of the product
+    recipe : what must have determined it
+    shipped : a file of shipped products, to be looked into too
+
+    Returns
+    -------
+    True if it is
+
+    Raises
+    ------
+    ProductError
+        if another product is there
+    """
     if not Path(path).exists():
-        found = open_shipped(shipped, kind, recipe) if shipped else None
-        if found:
-            found.close()
-        return found is not None
+        product = open_shipped(shipped, kind, recipe) if shipped else None
+        if product:
+            product.close()
+        return product is not None
     open_product(path, kind, recipe).close()
     return True
 
@@ -367,9 +433,9 @@ def ship(
     contents : kind, recipe and arrays of each product
     """
     arrays: dict[str, np.ndarray] = {}
-    for kind, own, values in contents:
-        group = f"{kind}/{identity_of(own)}"
-        text = json.dumps(own, sort_keys=True).encode()
+    for kind, product_recipe, values in contents:
+        group = f"{kind}/{identity_of(product_recipe)}"
+        text = json.dumps(product_recipe, sort_keys=True).encode()
         arrays[f"{group}/recipe"] = np.frombuffer(text, np.uint8)
         for name, array in values.items():
             arrays[f"{group}/{name}"] = np.asarray(array, np.float32)
@@ -378,6 +444,16 @@ def ship(
 
 def open_shipped(path: str | Path, kind: str, recipe: Mapping[str, Any] | None) -> Product | None:
     """A product among the shipped ones of a file, or None if it is not there.
+
+    Parameters
+    ----------
+    path : of the file of shipped products
+    kind : of the product
+    recipe : what must have determined it
+
+    Returns
+    -------
+    the open product, or None
 
     Raises
     ------
@@ -391,18 +467,33 @@ def open_shipped(path: str | Path, kind: str, recipe: Mapping[str, Any] | None) 
     if group is None:
         file.close()
         return None
-    found = json.loads(bytes(group["recipe"][()]))
-    if identity_of(found) != identity_of(recipe):
+    stored = json.loads(bytes(group["recipe"][()]))
+    if identity_of(stored) != identity_of(recipe):
         file.close()
         raise ProductError(
             f"{path}: group '{group.name}' holds another recipe, which differs in "
-            f"{'; '.join(differences(found, recipe))}: the file was edited; restore it"
+            f"{'; '.join(differences(stored, recipe))}: the file was edited; restore it"
         )
-    return Product(file, Path(path), group, found)
+    return Product(file, Path(path), group, stored)
 
 
 def differences(recipe: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys in which two recipes differ, for error messages."""
+    """Dotted keys in which two recipes differ, for error messages.
+
+    Parameters
+    ----------
+    recipe, other : mappings for JSON
+    prefix : of the keys
+
+    Returns
+    -------
+    "key (value ≠ other value)" for each
+
+    Examples
+    --------
+    >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
+    ['a.b (1 ≠ 3)']
+    """
     keys: list[str] = []
     for key in sorted(set(recipe) | set(other)):
         a, b = recipe.get(key), other.get(key)

@@ -11,8 +11,8 @@ def text_table(columns: Mapping[str, tuple[str, Iterable[Any]]], title: str = ""
 
     Parameters
     ----------
-    columns : format specification and values of each column, by its head; all have as many values.
-        A column of the format "" is text and is aligned to the left, every other one to the right.
+    columns : format specification and values of each column by its head, all of one length; a
+        column of the format "" is text and is aligned to the left, every other one to the right
     title : one or several lines
 
     Returns

@@ -32,7 +32,7 @@ from cobaya_cnnlens.calibrate.curvature import (
     direction,
     second_order,
 )
-from cobaya_cnnlens.calibrate.derivatives import Bench
+from cobaya_cnnlens.calibrate.derivatives import PerturbedSky
 from cobaya_cnnlens.calibrate.response import calibrate
 from cobaya_cnnlens.errors import CNNLensError, ProductError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
@@ -161,7 +161,7 @@ def test_derivatives_resume_band_by_band(tiny, monkeypatch):
     whole = path.read_bytes()
     path.unlink()
     done = []
-    measured = derivatives.Bench.measure
+    measured = derivatives.PerturbedSky.measure
 
     def stop_at_the_fourth(self, kind, band):
         if len(done) == 3:
@@ -169,11 +169,13 @@ def test_derivatives_resume_band_by_band(tiny, monkeypatch):
         done.append((kind, band))
         return measured(self, kind, band)
 
-    monkeypatch.setattr(derivatives.Bench, "measure", stop_at_the_fourth)
+    monkeypatch.setattr(derivatives.PerturbedSky, "measure", stop_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         derivatives.measure(Run(tiny, HASH, Linear()), 0)
     monkeypatch.setattr(
-        derivatives.Bench, "measure", lambda s, k, b: (done.append((k, b)), measured(s, k, b))[1]
+        derivatives.PerturbedSky,
+        "measure",
+        lambda s, k, b: (done.append((k, b)), measured(s, k, b))[1],
     )
     derivatives.measure(Run(tiny, HASH, Linear()), 0)
     assert len(done) == len(set(done)) == 5
@@ -195,7 +197,7 @@ def test_a_scaled_band_is_a_sky_of_the_scaled_spectrum(tiny, monkeypatch, kind, 
             return q
 
     run = Run(config, HASH, Recording())
-    found = derivatives.Bench(run, 0, 1).measure(kind, band)
+    found = derivatives.PerturbedSky(run, 0, 1).measure(kind, band)
     low, high = getattr(settings, f"{kind}_edges")[band : band + 2]
     power = []
     for maps, factor in zip(list(shown), (1.6, 0.4), strict=True):
@@ -203,7 +205,7 @@ def test_a_scaled_band_is_a_sky_of_the_scaled_spectrum(tiny, monkeypatch, kind, 
         cl[low:high] *= factor
         scaled = replace(fiducial, **{kind: cl})
         monkeypatch.setattr(run, "spectra", lambda *_, scaled=scaled: scaled)
-        power.append(derivatives.Bench(run, 0, 1).unperturbed())
+        power.append(derivatives.PerturbedSky(run, 0, 1).unperturbed())
         for one, other in zip(maps, shown[-1], strict=True):
             np.testing.assert_allclose(one, other, atol=1e-4 * other.std())
     for name, values in found.items():
@@ -348,7 +350,7 @@ def test_coverage_of_some_patches_with_their_power(tiny):
     np.testing.assert_allclose(found.auto, want.auto[rows], rtol=1e-6)
     np.testing.assert_allclose(found.truth, want.truth[rows], rtol=1e-6)
     assert want.power is None
-    bench = Bench(part, 0, 1, coverage.cosmology_of(part, 0), coverage.KIND, rows=rows)
+    bench = PerturbedSky(part, 0, 1, coverage.cosmology_of(part, 0), coverage.KIND, rows=rows)
     np.testing.assert_allclose(found.power, power.power_of(part)(*bench.observed()), rtol=1e-9)
 
 
@@ -560,7 +562,7 @@ def test_check_of_nuisances(written):
     (check,) = nuisances.check_nuisances(Run(config, HASH, Scaled(scale)), RESPONSE, index, changes)
     by_patch = 0.2 * written.first[..., 0] + 0.04 * written.second[..., 0]
     shift = (auto[0.2] - auto[0.0]) / RESPONSE**2
-    np.testing.assert_allclose(check.found, shift.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(check.simulated, shift.mean(0), rtol=1e-5)
     np.testing.assert_allclose(check.predicted, by_patch.mean(0), rtol=1e-9)
     expected = np.sqrt(error_of_mean(shift) ** 2 + error_of_mean(by_patch) ** 2)
     np.testing.assert_allclose(check.error, expected, rtol=1e-4)

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate.derivatives import Bench
+from cobaya_cnnlens.calibrate.derivatives import PerturbedSky
 from cobaya_cnnlens.calibrate.own_maps import MapSetup
 from cobaya_cnnlens.calibrate.power import power_of
 from cobaya_cnnlens.cli.main import app
@@ -169,7 +169,9 @@ def test_derivatives_are_of_the_tiles_maps(run, measured):
     seen = calibration.derivative_patches(run, plan)
     still = np.zeros((6, 40, 40))
     noise = seen.measure(*seen.observe(still, still))
-    bench = Bench(run, 0, 0, measured=seen.measure, seen=(0 * seen.noise(), seen.mask))
+    bench = PerturbedSky(
+        run, 0, 0, measured=seen.measure, observation=(0 * seen.noise(), seen.mask)
+    )
     clean = bench.unperturbed()["auto"]
     whole = np.hstack([arrays["fiducial_auto"][0], arrays["fiducial_power"][0]])
     found = np.hstack([arrays["ee_auto"].sum(0), arrays["ee_power"].sum(0)])

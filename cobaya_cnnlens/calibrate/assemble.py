@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,17 +34,45 @@ PACKAGES = ("cobaya_cnnlens", "camb", "ducc0", "healpy", "keras", "numpy", "scip
 
 
 def release_name(run: Run, survey: str, sky: int = 0) -> str:
-    """Name of the release of one sky of a survey."""
+    """Name of the release of one sky of a survey.
+
+    Parameters
+    ----------
+    run, survey, sky : the configuration, its survey and which of that one's skies
+
+    Returns
+    -------
+    configuration and survey, e.g. ``main_fiducial``, with the sky unless that is the first
+    """
     return f"{run.config.name}_{survey}" + (f"_sky{sky}" if sky else "")
 
 
 def path(run: Run, survey: str, sky: int = 0) -> Path:
-    """Where the release of one sky of a survey lies."""
+    """Where the release of one sky of a survey lies.
+
+    Parameters
+    ----------
+    run, survey, sky : the configuration, its survey and which of that one's skies
+
+    Returns
+    -------
+    the file, under ``products``
+    """
     return run.config.products / "releases" / f"{release_name(run, survey, sky)}.json"
 
 
 def trim_windows(windows: np.ndarray, clkk: np.ndarray) -> np.ndarray:
-    """Windows without their far wings, ``WINDOW_TOLERANCE`` of the bandpower on each side."""
+    """Windows without their far wings, ``WINDOW_TOLERANCE`` of the bandpower on each side.
+
+    Parameters
+    ----------
+    windows : W_bL, (n_bins, lmax + 1)
+    clkk : fiducial C_L^κκ from L = 0
+
+    Returns
+    -------
+    (n_bins, lmax + 1), zero beyond
+    """
     trimmed = np.zeros_like(windows)
     for b, row in enumerate(windows):
         power = np.abs(row * clkk[: len(row)])
@@ -55,7 +84,16 @@ def trim_windows(windows: np.ndarray, clkk: np.ndarray) -> np.ndarray:
 
 
 def calibration_of(run: Run) -> tuple[Calibration, PatchBandpowers]:
-    """R and N of a configuration, and the test set they rest on."""
+    """R and N of a configuration, and the test set they rest on.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    calibration, and the bandpowers of the test set
+    """
     validation = bandpowers.read(run, "validation")
     test = bandpowers.read(run, "test")
     return calibrate(validation, test), test
@@ -66,8 +104,13 @@ def make_release(run: Run, survey: str, sky: int = 0, packages: bool = True) -> 
 
     Parameters
     ----------
+    run : the configuration and what follows from it
     survey : name of the survey in the configuration
     sky : which of its skies is the data
+
+    Returns
+    -------
+    the release
 
     Raises
     ------
@@ -88,7 +131,12 @@ def make_releases(
 
     Parameters
     ----------
+    run : the configuration and what follows from it
     surveys : name of each survey, and which of its skies is the data
+
+    Returns
+    -------
+    releases by the name of the survey
     """
     data, powers = {}, {}
     for survey, sky in surveys.items():
@@ -118,6 +166,16 @@ def make_data_release(run: Run, files: str | Path | Iterable[str | Path], name: 
     """The release of a user's own maps, from the bandpowers that :mod:`.own_maps` wrote, in one
     file or in several that make one survey.
 
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    files : what :func:`.own_maps.reconstruct_maps` wrote, one or several
+    name : of the release
+
+    Returns
+    -------
+    the release
+
     Raises
     ------
     products.ProductError
@@ -146,6 +204,16 @@ def make_calibrated_release(
 
     The bandpowers ⟨|κ̂|²⟩_b/R_b² − N_b and the number of patches are the maps'; R, N, derivatives,
     windows, one patch's covariance and its n_sim are the calibration's.
+
+    Parameters
+    ----------
+    files : what :func:`.own_maps.reconstruct_maps` wrote, one or several
+    calibration : the release whose calibration holds for the maps
+    name : of the new release
+
+    Returns
+    -------
+    the release
 
     Raises
     ------
@@ -184,7 +252,7 @@ def make_calibrated_release(
     return with_warnings(release, measured.warnings)
 
 
-def _assemble(run: Run, auto: np.ndarray, origin: dict) -> Release:
+def _assemble(run: Run, auto: np.ndarray, origin: dict[str, Any]) -> Release:
     """The release of measured ⟨κ̂κ̂*⟩, (n_patches, n_bins), that came from ``origin``."""
     calibration, test = calibration_of(run)
     changes = bandpower_changes(run, calibration)
@@ -196,6 +264,15 @@ def _assemble(run: Run, auto: np.ndarray, origin: dict) -> Release:
 
 def bandpower_changes(run: Run, calibration: Calibration) -> SimulatedChanges:
     """How d − signal changes, from the products of a configuration.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    calibration : response and noise bias
+
+    Returns
+    -------
+    changes of d − signal, divided by R²
 
     Raises
     ------
@@ -218,6 +295,18 @@ def fit_debias(
     n_patches: int,
 ) -> DataDebias:
     """The debias of surveys of ``n_patches``, from the products of a configuration.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    calibration : response and noise bias
+    test : bandpowers of the test set
+    changes : of d − signal, divided by R²
+    n_patches : of the survey
+
+    Returns
+    -------
+    coefficients, and the derivatives of the debiased bandpowers
 
     Raises
     ------
@@ -242,18 +331,23 @@ def assembled(
     changes: SimulatedChanges,
     fitted: DataDebias | None,
     auto: np.ndarray,
-    origin: dict,
+    origin: dict[str, Any],
 ) -> Release:
     """The release of patches by what was measured of simulated ones.
 
     Parameters
     ----------
+    run : the configuration and what follows from it
     calibration : R and N
     test : the patches that N and the covariance rest on
     changes : of d − signal, divided by R²
     fitted : the debias from the data; None for one that stays at the fiducial cosmology
     auto : ⟨κ̂κ̂*⟩ of the survey, (n_patches, n_bins)
     origin : where that came from
+
+    Returns
+    -------
+    the release
     """
     config, settings = run.config, run.config.derivatives
     fiducial = run.spectra()
@@ -307,7 +401,7 @@ def _error_fields(
     test: PatchBandpowers,
     changes: SimulatedChanges,
     fitted: DataDebias | None,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """Covariances, derivatives and nuisances of the bandpowers, as debiased and as they are."""
     debiased = calibration.debias(test.auto)
     of_nuisances = debias.nuisance_fields(changes.nuisances)
@@ -351,8 +445,13 @@ def with_data(calibration: Release, auto: np.ndarray, power: np.ndarray | None) 
 
     Parameters
     ----------
+    calibration : the release of the same calibration
     auto : ⟨κ̂κ̂*⟩, (n_patches, n_bins)
     power : of E and B of the same patches, (n_patches, n_power), for the debias from the data
+
+    Returns
+    -------
+    the release
     """
     return replace(
         calibration,
@@ -379,15 +478,24 @@ def _own_power(calibration: Release, power: np.ndarray | None) -> np.ndarray:
     return power.mean(0)
 
 
-def _description(n_patches: int, of: Config | MapSetup, estimator: str | None) -> str:
+def _description(n_patches: int, setup: Config | MapSetup, estimator: str | None) -> str:
     return (
-        f"{n_patches} patches of {of.patch.size_deg:g} x {of.patch.size_deg:g} deg at "
-        f"{of.instrument.noise_uk_arcmin:g} uK arcmin: {bandpowers_of(estimator)}"
+        f"{n_patches} patches of {setup.patch.size_deg:g} x {setup.patch.size_deg:g} deg at "
+        f"{setup.instrument.noise_uk_arcmin:g} uK arcmin: {bandpowers_of(estimator)}"
     )
 
 
 def bandpowers_of(estimator: str | None) -> str:
-    """What a release of an estimator holds; None where its name is not recorded."""
+    """What a release of an estimator holds, in words.
+
+    Parameters
+    ----------
+    estimator : its name; None where it is not recorded
+
+    Returns
+    -------
+    the end of the release's description
+    """
     made_by = "" if estimator is None else f" ({estimator})"
     return f"convergence bandpowers{made_by}, debiased"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -19,15 +20,20 @@ from ..simulate.bandpowers import FlatSpectra
 from ..simulate.tiling import some
 from .windows import bandpower_windows
 
+if TYPE_CHECKING:
+    from ..reconstruct.refined import RefinedEstimator
+
 KIND = "bandpowers"
 ALGORITHM = 1
 
 
 @dataclass(frozen=True)
 class PatchBandpowers:
-    """Per-patch bandpowers, each (n_patches, n_bins), before any calibration.
+    """Bandpowers by patch before any calibration, of masked maps over ⟨M²⟩.
 
-    ``auto`` ⟨κ̂κ̂*⟩, ``cross`` ⟨κκ̂*⟩, ``truth`` ⟨κκ*⟩, all of masked maps over ⟨M²⟩
+    Attributes
+    ----------
+    auto, cross, truth : ⟨κ̂κ̂*⟩, ⟨κκ̂*⟩ and ⟨κκ*⟩, (n_patches, n_bins) each
     """
 
     auto: np.ndarray
@@ -36,7 +42,16 @@ class PatchBandpowers:
 
     @classmethod
     def join(cls, parts: Iterable[PatchBandpowers]) -> PatchBandpowers:
-        """The patches of several skies, one after another."""
+        """The patches of several skies, one after another.
+
+        Parameters
+        ----------
+        parts : bandpowers of each sky
+
+        Returns
+        -------
+        bandpowers of all patches
+        """
         parts = list(parts)
         return cls(*(np.concatenate([getattr(p, k) for p in parts]) for k in FIELDS))
 
@@ -45,17 +60,44 @@ FIELDS = tuple(PatchBandpowers.__annotations__)
 
 
 def path(run: Run, set_name: str, index: int) -> Path:
-    """Where the bandpowers of one reconstructed sky lie."""
+    """Where the bandpowers of one reconstructed sky lie.
+
+    Parameters
+    ----------
+    run, set_name, index : the configuration, the set of skies and the number of one
+
+    Returns
+    -------
+    the file, under ``products``
+    """
     return run.config.products / "bandpowers" / set_name / f"sky_{index:04d}.h5"
 
 
-def recipe(run: Run, set_name: str, index: int) -> dict:
-    """What determines the bandpowers of one reconstructed sky."""
+def recipe(run: Run, set_name: str, index: int) -> dict[str, Any]:
+    """What determines the bandpowers of one reconstructed sky.
+
+    Parameters
+    ----------
+    run, set_name, index : the configuration, the set of skies and the number of one
+
+    Returns
+    -------
+    mapping for JSON
+    """
     return {"sky": skies.recipe(run, set_name, index), **measurement_recipe(run)}
 
 
-def measurement_recipe(run: Run) -> dict:
-    """What turns a sky into bandpowers: instrument, estimator and bins."""
+def measurement_recipe(run: Run) -> dict[str, Any]:
+    """What turns a sky into bandpowers: instrument, estimator and bins.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    mapping for JSON
+    """
     config = run.config
     return {
         "algorithm": ALGORITHM,
@@ -67,7 +109,17 @@ def measurement_recipe(run: Run) -> dict:
 
 
 def signal_bandpowers(run: Run, kk: np.ndarray) -> np.ndarray:
-    """⟨κκ*⟩_b of masked patches for C_L^κκ from L = 0, (n_bins,)."""
+    """Expected ⟨κκ*⟩_b of masked patches.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    kk : C_L^κκ from L = 0, to the band limit of the skies or beyond
+
+    Returns
+    -------
+    (n_bins,)
+    """
     limit = run.config.sky.band_limit
     return bandpower_windows(run.bandpowers, limit) @ kk[: limit + 1]
 
@@ -79,8 +131,14 @@ def measure_patches(
 
     Parameters
     ----------
+    spectra : of the masked patches
+    estimator : from masked Q and U to κ̂
     q, u : observed, masked maps in µK, (n_patches, n, n)
     kappa : true masked convergence, same shape
+
+    Returns
+    -------
+    bandpowers by patch
 
     Raises
     ------
@@ -91,7 +149,16 @@ def measure_patches(
 
 
 def bandpowers_of(spectra: FlatSpectra, estimate: np.ndarray, kappa: np.ndarray) -> PatchBandpowers:
-    """Bandpowers of masked κ̂ and κ, (n_patches, n, n) each.
+    """Bandpowers of masked κ̂ and κ.
+
+    Parameters
+    ----------
+    spectra : of the masked patches
+    estimate, kappa : κ̂ and the true κ, (n_patches, n, n) each
+
+    Returns
+    -------
+    bandpowers by patch
 
     Raises
     ------
@@ -102,14 +169,22 @@ def bandpowers_of(spectra: FlatSpectra, estimate: np.ndarray, kappa: np.ndarray)
         raise CNNLensError(
             "the reconstructed convergence is not finite; check the input maps for NaN"
         )
-    found, true = spectra.transform(estimate), spectra.transform(kappa)
+    estimated, true = spectra.transform(estimate), spectra.transform(kappa)
     return PatchBandpowers(
-        spectra.cross(found, found), spectra.cross(true, found), spectra.cross(true, true)
+        spectra.cross(estimated, estimated),
+        spectra.cross(true, estimated),
+        spectra.cross(true, true),
     )
 
 
 def measure(run: Run, set_name: str, indices: Iterable[int] | None = None) -> None:
-    """Reconstruct the skies of a set that have no bandpowers yet."""
+    """Reconstruct the skies of a set that have no bandpowers yet.
+
+    Parameters
+    ----------
+    run, set_name : the configuration, and the set of skies
+    indices : numbers of the skies; all by default
+    """
     indices = range(run.config.set_size(set_name)) if indices is None else list(indices)
     todo = []
     for index in indices:
@@ -117,9 +192,9 @@ def measure(run: Run, set_name: str, indices: Iterable[int] | None = None) -> No
         if not products.exists(path(run, set_name, index), KIND, recipe(run, set_name, index)):
             todo.append(index)
     for index in tqdm(todo, desc=f"bandpowers/{set_name}", unit="sky", disable=not todo):
-        found = _measure_sky(run, set_name, index)
-        where, wanted = path(run, set_name, index), recipe(run, set_name, index)
-        products.write_product(where, KIND, wanted, vars(found))
+        measured = _measure_sky(run, set_name, index)
+        file, made_of = path(run, set_name, index), recipe(run, set_name, index)
+        products.write_product(file, KIND, made_of, vars(measured))
 
 
 def _measure_sky(run: Run, set_name: str, index: int) -> PatchBandpowers:
@@ -128,12 +203,13 @@ def _measure_sky(run: Run, set_name: str, index: int) -> PatchBandpowers:
 
     refined = run.config.baseline is None and run.config.network.kind == "refined"
     if refined and features.exist(run, set_name, index):
-        wanted = [part for part in features.parts(run, set_name) if part[0] == index]
-        known = features.read(run, set_name, wanted)
-        estimate = run.estimator.refine(known.features)["kappa"]
+        files = [part for part in features.parts(run, set_name) if part[0] == index]
+        known = features.read(run, set_name, files)
+        estimator = cast("RefinedEstimator", run.estimator)
+        estimate = estimator.refine(known.features)["kappa"]
         return bandpowers_of(run.bandpowers, estimate, known.kappa)
-    seen = observe_sky(run, set_name, index)
-    return measure_patches(run.bandpowers, run.estimator, seen.q, seen.u, seen.kappa)
+    sky = observe_sky(run, set_name, index)
+    return measure_patches(run.bandpowers, run.estimator, sky.q, sky.u, sky.kappa)
 
 
 def read(
@@ -147,7 +223,14 @@ def read(
 
     Parameters
     ----------
+    run : the configuration and what follows from it
+    set_name : name of the set of skies
+    indices : numbers of the skies; all by default
     patches : of each sky, spread evenly over it; all by default
+
+    Returns
+    -------
+    bandpowers of all patches
 
     Raises
     ------
@@ -156,7 +239,7 @@ def read(
     """
     parts = []
     for index in range(run.config.set_size(set_name)) if indices is None else indices:
-        where, wanted = path(run, set_name, index), recipe(run, set_name, index)
-        with products.open_product(where, KIND, wanted, run.config.shipped) as product:
+        file, made_of = path(run, set_name, index), recipe(run, set_name, index)
+        with products.open_product(file, KIND, made_of, run.config.shipped) as product:
             parts.append(PatchBandpowers(*(some(product.array(name), patches) for name in FIELDS)))
     return PatchBandpowers.join(parts)

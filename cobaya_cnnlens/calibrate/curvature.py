@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from ..pipeline import skies
 from ..pipeline.run import Run
 from ..theory.camb import Cosmology
 from .bandpowers import measurement_recipe
-from .derivatives import SET, Bench, NoiseDerivatives
+from .derivatives import SET, NoiseDerivatives, PerturbedSky
 
 KIND = "curvature"
 ALGORITHM = 1
@@ -41,12 +42,30 @@ class Curvature:
 
 
 def path(run: Run, index: int) -> Path:
-    """Where the bandpowers of a derivatives sky at shifted ω_c lie."""
+    """Where the bandpowers of a derivatives sky at shifted ω_c lie.
+
+    Parameters
+    ----------
+    run, index : the configuration, and the number of the sky
+
+    Returns
+    -------
+    the file, under ``products``
+    """
     return run.config.products / "curvature" / f"sky_{index:04d}.h5"
 
 
-def recipe(run: Run, index: int) -> dict:
-    """What determines the bandpowers of a derivatives sky at shifted ω_c."""
+def recipe(run: Run, index: int) -> dict[str, Any]:
+    """What determines the bandpowers of a derivatives sky at shifted ω_c.
+
+    Parameters
+    ----------
+    run, index : the configuration, and the number of the sky
+
+    Returns
+    -------
+    mapping for JSON
+    """
     return {
         "sky": skies.recipe(run, SET, index),
         **measurement_recipe(run),
@@ -68,15 +87,15 @@ def measure(run: Run, index: int, nthreads: int = 0) -> None:
     nthreads : of transforms; 0 for all
     """
     run.config.check_index(SET, index)
-    where, made_of = path(run, index), recipe(run, index)
-    if products.exists(where, KIND, made_of):
+    file, made_of = path(run, index), recipe(run, index)
+    if products.exists(file, KIND, made_of):
         return
-    both_signs = []
+    skies_at = []
     for omch2 in run.config.shifted_omch2():
         cosmology = run.config.cosmology.vary(omch2=omch2)
-        both_signs.append(Bench(run, index, nthreads, cosmology).unperturbed())
-    arrays = {name: np.stack([sky[name] for sky in both_signs]) for name in ("auto", "truth")}
-    products.write_product(where, KIND, made_of, arrays)
+        skies_at.append(PerturbedSky(run, index, nthreads, cosmology).unperturbed())
+    arrays = {name: np.stack([sky[name] for sky in skies_at]) for name in ("auto", "truth")}
+    products.write_product(file, KIND, made_of, arrays)
 
 
 def curvature_of(
@@ -144,8 +163,8 @@ def shifted_noise(run: Run, response: np.ndarray) -> np.ndarray:
     """
     shifted = []
     for index in range(run.config.skies.derivatives):
-        where, made_of = path(run, index), recipe(run, index)
-        with products.open_product(where, KIND, made_of, run.config.shipped) as product:
+        file, made_of = path(run, index), recipe(run, index)
+        with products.open_product(file, KIND, made_of, run.config.shipped) as product:
             shifted.append(product.array("auto") / response**2 - product.array("truth"))
     return np.concatenate(shifted, axis=1)
 
@@ -193,6 +212,11 @@ def band_changes(edges: Sequence[int], cl: np.ndarray, fiducial: np.ndarray) -> 
     Returns
     -------
     (n_bands,)
+
+    Examples
+    --------
+    >>> band_changes([2, 4, 6], np.full(6, 1.1), np.ones(6)).round(3).tolist()
+    [0.1, 0.1]
     """
     weight = 2.0 * np.arange(len(fiducial)) + 1.0
     bands = [slice(a, b) for a, b in itertools.pairwise(edges)]
@@ -210,6 +234,11 @@ def direction(below: np.ndarray, above: np.ndarray) -> np.ndarray:
     Returns
     -------
     (n_bands,)
+
+    Examples
+    --------
+    >>> direction(np.array([-0.1, -0.2]), np.array([0.1, 0.2])).round(2).tolist()
+    [2.0, 4.0]
     """
     along = 0.5 * (above - below)
     return along / (along @ along)

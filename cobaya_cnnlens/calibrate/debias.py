@@ -196,7 +196,8 @@ def release_fields(
     arrays by the attributes of a release
     """
     fiducial = debias.test_power.mean(0)
-    coefficients, derivatives, fields = debias.coefficients, debias.derivatives, {}
+    fields: dict[str, Any] = {}
+    coefficients, derivatives = debias.coefficients, debias.derivatives
     if isinstance(debias.second, SecondOrder):
         coefficients, derivatives, fields = _second_order_fields(debias, debias.second)
     scattered = test_bandpowers - (debias.test_power - fiducial) @ coefficients.T

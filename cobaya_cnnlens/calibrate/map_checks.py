@@ -73,7 +73,16 @@ class Patches:
     numbers: np.ndarray
 
     def named(self, which: np.ndarray) -> str:
-        """The patches for which ``which``, (n_patches,), is true, as a message names them."""
+        """Some of the patches, as a message names them.
+
+        Parameters
+        ----------
+        which : true for each that is meant, (n_patches,)
+
+        Returns
+        -------
+        text, e.g. "patch 0, 3"
+        """
         numbers = self.numbers[which].tolist()
         if len(numbers) == len(which):
             return f"all {PLURALS[self.noun]}" if len(which) > 1 else f"the {self.noun}"
@@ -194,20 +203,30 @@ def check_patches(patches: Patches, setup: MapSetup) -> list[str]:
         or the power of E or B is what no instrument gives, or if two patches hold the same sky
     """
     warned = band_warnings(patches.lmax, setup.patch.nyquist)
-    found = _measure(patches, setup)
-    unseen = found.information == 0.0
+    measured = _measure(patches, setup)
+    unseen = measured.information == 0.0
     if unseen.any():
         warned.append(f"too little was seen of {patches.named(unseen)} to check its Q and U")
-    warned += _judge(patches, found, "rms")
+    warned += _judge(patches, measured, "rms")
     _check_repeated(patches, setup)
-    warned += _check_axes(patches, found)
+    warned += _check_axes(patches, measured)
     for name in ("noise", "e", "b"):
-        warned += _judge(patches, found, name)
+        warned += _judge(patches, measured, name)
     return warned
 
 
 def band_warnings(lmax: int | None, nyquist: float) -> list[str]:
-    """What to say of maps that end at a multipole, if that is below the Nyquist one of patches."""
+    """Warn of maps that end below the Nyquist multipole of the patches.
+
+    Parameters
+    ----------
+    lmax : multipole at which the maps end, None if it is not known
+    nyquist : of the patches
+
+    Returns
+    -------
+    one warning, or none
+    """
     if lmax is None or lmax >= round(nyquist):
         return []
     nside = 2 ** int(np.ceil(np.log2(round(nyquist) / 2.0)))
@@ -217,29 +236,31 @@ def band_warnings(lmax: int | None, nyquist: float) -> list[str]:
     ]
 
 
-def _judge(patches: Patches, found: _Measured, name: str) -> list[str]:
+def _judge(patches: Patches, measured: _Measured, name: str) -> list[str]:
     """Refuse or warn of one quantity: of the patches that are off, or of all by their mean."""
-    limits, ratio, error = _limits(name, patches), found.ratios[name], found.errors[name]
-    (text, mend), seen = TEXTS[name], found.information > 0.0
+    limits, ratio, error = _limits(name, patches), measured.ratios[name], measured.errors[name]
+    (text, remedy), checkable = TEXTS[name], measured.information > 0.0
     for refused, of_all, of_one in (
         (True, limits.possible, limits.possible),
         (False, limits.told, limits.told if len(ratio) == 1 else limits.told_of_one),
     ):
         which = _outside(ratio, error, of_one, refused)
-        rest = seen & ~which
-        mean_error = np.sqrt(np.sum(error[rest] ** 2)) / max(rest.sum(), 1)
-        if rest.any() and _outside(ratio[rest].mean(), mean_error, of_all, refused):
-            which = seen
+        others = checkable & ~which
+        mean_error = np.sqrt(np.sum(error[others] ** 2)) / max(others.sum(), 1)
+        if others.any() and _outside(ratio[others].mean(), mean_error, of_all, refused):
+            which = checkable
         if not which.any():
             continue
-        level = np.sqrt(np.mean(found.level[which] ** 2))
-        said = f"in {patches.named(which)} {text.format(ratio=ratio[which].mean(), level=level)}"
+        level = np.sqrt(np.mean(measured.level[which] ** 2))
+        statement = (
+            f"in {patches.named(which)} {text.format(ratio=ratio[which].mean(), level=level)}"
+        )
         if refused:
             leave = "" if which.all() else f", or leave the {patches.noun} out"
             raise MapError(
-                f"{patches.source}: {said}, more than any instrument is off; {mend}{leave}"
+                f"{patches.source}: {statement}, more than any instrument is off; {remedy}{leave}"
             )
-        return [f"{said}; {mend}"]
+        return [f"{statement}; {remedy}"]
     return []
 
 
@@ -255,41 +276,43 @@ def _limits(name: str, patches: Patches) -> _Limits:
     return _Limits(told, of_one, limits.possible)
 
 
-def _outside(ratio, error, bounds: tuple[float, float], refused: bool):
+def _outside(
+    ratio: np.ndarray, error: np.ndarray, bounds: tuple[float, float], refused: bool
+) -> np.ndarray:
     """Whether ratios lie outside of bounds, with what their errors allow."""
     margin, least = SIGMA_TOLD * error, SIGMA_REFUSED * error if refused else 0.0
     low = np.minimum(bounds[0] - margin, 1.0 - least)
     return (ratio < low) | (ratio > np.maximum(bounds[1] + margin, 1.0 + least))
 
 
-def _check_axes(patches: Patches, found: _Measured) -> list[str]:
+def _check_axes(patches: Patches, measured: _Measured) -> list[str]:
     """Refuse Q and U that are mirrored, swapped or turned, in some patches or by the sum of all;
     warn of a small turn of all."""
-    whole = found.information > 0.0
+    whole = measured.information > 0.0
     if not whole.any():
         return []
-    wrong = np.array([_axes(found, one)[1] for one in np.eye(len(whole), dtype=bool)])
+    wrong = np.array([_axes(measured, one)[1] for one in np.eye(len(whole), dtype=bool)])
     which = wrong if 0 < wrong.sum() <= 0.5 * whole.sum() else whole
-    told, refused = _axes(found, which)
+    told, refused = _axes(measured, which)
     if refused:
         raise MapError(f"{patches.source}: in {patches.named(which)} {told}")
     return [told] if told else []
 
 
-def _axes(found: _Measured, which: np.ndarray) -> tuple[str, bool]:
+def _axes(measured: _Measured, which: np.ndarray) -> tuple[str, bool]:
     """What is wrong with the axes of patches, "" for nothing, and whether it is refused."""
-    if not found.information[which].any():
+    if not measured.information[which].any():
         return "", False
-    straight, mirrored = found.axes[which].sum(0)
+    straight, mirrored = measured.axes[which].sum(0)
     turn, other = (0.25 * np.degrees(np.angle(x)) for x in (straight, mirrored))
     # B beyond what is expected scatters more too.
-    loud = max(found.unturned_b[which].mean(), 1.0)
-    error = 0.5 * np.degrees((loud / found.information[which].sum()) ** 0.5)
+    loud = max(measured.unturned_b[which].mean(), 1.0)
+    error = 0.5 * np.degrees((loud / measured.information[which].sum()) ** 0.5)
     if 0.25 * (abs(mirrored) - abs(straight)) > ODDS * loud:
         mirror, mend = "the sign of U is the other one", "is POLCCONV right, or an axis reversed?"
         if abs(other) > 22.5:
             mirror, mend = "Q and U are swapped", "exchange them"
-        ratio = found.ratios["b"][which].mean()
+        ratio = measured.ratios["b"][which].mean()
         return (
             f"{mirror}, by which B has {ratio:.3g} times the power that lensing and noise give; "
             f"{mend}",
@@ -317,12 +340,12 @@ def _check_repeated(patches: Patches, setup: MapSetup) -> None:
     modes /= np.sqrt((np.abs(modes) ** 2).sum((1, 2), keepdims=True))
     for i in range(len(modes) - 1):
         pairs = modes[i].conj() * modes[i + 1 :]
-        found = np.abs(np.fft.ifft2(pairs)).max((1, 2)) * modes[0].size
-        if found.max() > CORRELATION:
-            pair = patches.numbers[i], patches.numbers[i + 1 + int(np.argmax(found))]
+        correlation = np.abs(np.fft.ifft2(pairs)).max((1, 2)) * modes[0].size
+        if correlation.max() > CORRELATION:
+            pair = patches.numbers[i], patches.numbers[i + 1 + int(np.argmax(correlation))]
             raise MapError(
                 f"{patches.source}: {PLURALS[patches.noun]} {pair[0]} and {pair[1]} hold the same "
-                f"sky (their maps are correlated by {found.max():.2f}), and would count as "
+                f"sky (their maps are correlated by {correlation.max():.2f}), and would count as "
                 "independent; leave one out"
             )
 
@@ -339,17 +362,17 @@ class _Window:
     """
 
     def __init__(self, edges: np.ndarray, rms: np.ndarray, pixel: float):
-        seen = np.isfinite(rms)
+        observed = np.isfinite(rms)
         self.mask = edges
-        if not seen.all():
-            away = scipy.ndimage.distance_transform_edt(seen) > WIDENED
+        if not observed.all():
+            away = scipy.ndimage.distance_transform_edt(observed) > WIDENED
             self.mask = edges * scipy.ndimage.gaussian_filter(
                 away.astype(float), SMOOTHED, mode="nearest", truncate=WIDENED / SMOOTHED
             )
         square = self.mask**2
         total = max(square.sum(), 1e-9)
         self.area = total * pixel**2
-        self.noise = float((np.where(seen, rms, 0.0) ** 2 * square).sum() / total * pixel**2)
+        self.noise = float((np.where(observed, rms, 0.0) ** 2 * square).sum() / total * pixel**2)
         self.independent = float(total**2 / max((square**2).sum(), 1e-9) / square.size)
 
 
@@ -410,7 +433,9 @@ def _measure(patches: Patches, setup: MapSetup) -> _Measured:
     return _Measured(ratios, errors, level, table[8:10].T, unturned, information)
 
 
-def _pure_modes(q, u, window: _Window, pixel: float, used: np.ndarray):
+def _pure_modes(
+    q: np.ndarray, u: np.ndarray, window: _Window, pixel: float, used: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """E and B of the modes ``used`` whose |·|² is power, each (n_used,) complex."""
     norm = 1.0 / np.sqrt(window.area)
     # Pure E is pure B of the maps turned by 45°.

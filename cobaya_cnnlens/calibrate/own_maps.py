@@ -1,9 +1,9 @@
-"""A user's own maps on the way to a release: what they must fit, their bandpowers, the release.
+"""Bandpowers of a user's own maps, on their way to a release.
 
-A configuration and a release both know the patch, the instrument, the bins and the network that a
-calibration holds for; :class:`MapSetup` is that knowledge, from either. A release therefore
-calibrates maps that come after it: d_b = ⟨|κ̂|²⟩_b/R_b² − N_b with its response and noise. Files
-are read by :mod:`cobaya_cnnlens.pipeline.map_files`.
+A calibration holds for one patch, instrument, binning and network. Both a configuration and a
+release say which (:class:`MapSetup`). A release can therefore calibrate maps that come after it,
+d_b = ⟨|κ̂|²⟩_b/R_b² − N_b with its response and noise. :mod:`cobaya_cnnlens.pipeline.map_files`
+reads the files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,8 +39,17 @@ if TYPE_CHECKING:
 KIND = "map bandpowers"
 
 
-def recipe(run: Run) -> dict:
-    """What turns a user's maps, which have the beam already, into bandpowers."""
+def recipe(run: Run) -> dict[str, Any]:
+    """What turns a user's maps, which have the beam already, into bandpowers.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    mapping for JSON
+    """
     patch = run.config.patch
     size = {"size_deg": patch.size_deg, "n_pixels": patch.n_pixels}
     return {"patch": size, **bandpowers.measurement_recipe(run)}
@@ -66,12 +75,22 @@ class MapSetup:
     instrument: Instrument
     bins: Bins
     network_hash: str
-    recipe: dict
+    recipe: dict[str, Any]
     symmetries: int
     fiducial: Run | Release
 
     @classmethod
     def of_run(cls, run: Run) -> MapSetup:
+        """What a configuration says of the maps that its calibration fits.
+
+        Parameters
+        ----------
+        run : the configuration and what follows from it
+
+        Returns
+        -------
+        the setup
+        """
         config = run.config
         return cls(
             config.name,
@@ -88,13 +107,21 @@ class MapSetup:
     def of_release(cls, release: Release) -> MapSetup:
         """What a release says of the maps that its calibration fits.
 
+        Parameters
+        ----------
+        release : of the survey
+
+        Returns
+        -------
+        the setup
+
         Raises
         ------
         ReleaseError
             if the release does not say what its patches, instrument, network or theory were
         """
         try:
-            seen = {
+            given = {
                 key: float(release.instrument[key])
                 for key in ("noise", "beam_fwhm", "mask_taper_deg", "patch_deg", "patch_pixels")
             }
@@ -109,7 +136,7 @@ class MapSetup:
                 f"tell what its network measures ({error}); give the configuration that made "
                 "it instead"
             ) from None
-        patch = PatchGeometry(seen["patch_deg"], int(seen["patch_pixels"]))
+        patch = PatchGeometry(given["patch_deg"], int(given["patch_pixels"]))
         if "survey" in release.provenance:
             raise ReleaseError(
                 f"release '{release.name}': field 'provenance.survey': it is of a survey, whose "
@@ -123,7 +150,9 @@ class MapSetup:
                 "configuration that made it instead"
             )
         instrument = Instrument(
-            *(seen[key] for key in ("noise", "beam_fwhm", "mask_taper_deg")),
+            given["noise"],
+            given["beam_fwhm"],
+            given["mask_taper_deg"],
             depth_ratio=depth,
             one_over_f=excess,
         )
@@ -134,7 +163,7 @@ class MapSetup:
                 "the configuration that made it instead"
             )
         bins = Bins(int(release.edges[0]), int(widths[0]), release.n_bins)
-        wanted = {
+        made_of = {
             "patch": {"size_deg": patch.size_deg, "n_pixels": patch.n_pixels},
             "algorithm": bandpowers.ALGORITHM,
             "instrument": instrument.recipe(),
@@ -142,7 +171,7 @@ class MapSetup:
             **({"symmetries": symmetries} if symmetries != 1 else {}),
             "bandpowers": vars(bins),
         }
-        return cls(release.name, patch, instrument, bins, digest, wanted, symmetries, release)
+        return cls(release.name, patch, instrument, bins, digest, made_of, symmetries, release)
 
     @cached_property
     def mask(self) -> np.ndarray:
@@ -156,8 +185,11 @@ class MapSetup:
 
     @cached_property
     def theory(self) -> Spectra:
-        """Fiducial spectra to l = 5000 or beyond; those of a release are lensed as band-limited
-        skies are from the unlensed C^EE and the C^κκ that it holds."""
+        """Fiducial spectra to l = 5000 or beyond.
+
+        A release holds unlensed C^EE and C^κκ alone. Its lensed spectra follow from these, as for
+        band-limited skies.
+        """
         if isinstance(self.fiducial, Run):
             return self.fiducial.spectra()
         ee, kk = self.fiducial.fiducial_ee, self.fiducial.fiducial_kk
@@ -229,6 +261,10 @@ def reconstruct_maps(
 def check_folder(folder: str | Path) -> None:
     """Make a folder for what will be written, and refuse it now if it cannot be.
 
+    Parameters
+    ----------
+    folder : is made if it is not there
+
     Raises
     ------
     MapError
@@ -256,9 +292,15 @@ def _writing(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class MapBandpowers:
-    """Of a survey's patches, before any calibration: ``auto`` ⟨κ̂κ̂*⟩, (n_patches, n_bins); ``power``
-    of E and B, (n_patches, n_power) in µK²; the names of the maps they came from, and what is
-    suspicious of these."""
+    """What was measured of a survey's patches, before any calibration.
+
+    Attributes
+    ----------
+    auto : ⟨κ̂κ̂*⟩, (n_patches, n_bins)
+    power : of E and B, (n_patches, n_power) in µK²
+    source : names of the maps they came from
+    warnings : of what is suspicious of the maps
+    """
 
     auto: np.ndarray
     power: np.ndarray
@@ -267,15 +309,24 @@ class MapBandpowers:
 
 
 def read_map_bandpowers(
-    paths: str | Path | Iterable[str | Path], recipe: dict, size_deg: float, calibration: str
+    paths: str | Path | Iterable[str | Path],
+    recipe: dict[str, Any],
+    size_deg: float,
+    calibration: str,
 ) -> MapBandpowers:
     """The bandpowers that :func:`reconstruct_maps` wrote, of one file or of
     several that make one survey.
 
     Parameters
     ----------
+    paths : one file, or several that make one survey
     recipe : of the calibration, which that of the bandpowers must equal
+    size_deg : side of a patch in degrees
     calibration : what it is, for errors
+
+    Returns
+    -------
+    bandpowers, power and warnings of all patches
 
     Raises
     ------
@@ -285,21 +336,21 @@ def read_map_bandpowers(
         if patches overlap or are there twice
     """
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    wanted = json.loads(json.dumps(recipe))
-    auto, power, centres, frames, sources, warnings = [], [], [], [], [], []
+    calibrated = json.loads(json.dumps(recipe))
+    autos, powers, places, frames, sources, warnings = [], [], [], [], [], []
     for path in paths:
         with products.open_product(path, KIND) as product:
-            wrong = products.differences(product.recipe, wanted)
-        if wrong:
+            different = products.differences(product.recipe, calibrated)
+        if different:
             raise ProductError(
                 f"{path}: measured otherwise than {calibration} was calibrated: "
-                f"{'; '.join(wrong)}; reconstruct the maps again with what made the calibration"
+                f"{'; '.join(different)}; reconstruct the maps again with what made the calibration"
             )
         with products.open_product(path, KIND, recipe) as product:
-            auto.append(product.array("auto"))
-            power.append(product.array("power"))
+            autos.append(product.array("auto"))
+            powers.append(product.array("power"))
             known = product.array("known")[:, None]
-            centres.append(np.where(known, product.array("centres"), np.nan))
+            places.append(np.where(known, product.array("centres"), np.nan))
             frames.append(bytes(product.array("frame")).decode())
             sources.append(bytes(product.array("source")).decode())
             where = "" if len(paths) == 1 else f"{sources[-1]}: "
@@ -310,8 +361,8 @@ def read_map_bandpowers(
             f"{named}: their coordinates are {', '.join(FRAMES[f] for f in sorted(set(frames)))}, "
             "so it cannot be seen whether patches overlap; give all maps in one frame"
         )
-    auto, centres = np.concatenate(auto), np.concatenate(centres)
-    check_separate(centres, size_deg, named)
+    auto = np.concatenate(autos)
+    check_separate(np.concatenate(places), size_deg, named)
     for i, row in enumerate(auto[:-1]):
         same = np.isclose(auto[i + 1 :], row, rtol=1e-6, atol=0.0).all(1)
         if same.any():
@@ -320,4 +371,4 @@ def read_map_bandpowers(
                 "bandpowers: the same map is there twice; leave one out"
             )
     source = ", ".join(dict.fromkeys(sources))
-    return MapBandpowers(auto, np.concatenate(power), source, tuple(dict.fromkeys(warnings)))
+    return MapBandpowers(auto, np.concatenate(powers), source, tuple(dict.fromkeys(warnings)))

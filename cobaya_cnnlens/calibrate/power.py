@@ -1,15 +1,16 @@
-"""Power of E and B of the patches themselves, from which a survey tells the noise of its own κ̂.
+"""Power p̂ of E and B of the patches themselves, from which :mod:`.debias` corrects the noise bias.
 
-N depends on the power of E that a patch shows, on the gain, and on the noise. Of all three the maps
-speak: E in bins half as wide as those of κ̂, to where it is noise (κ̂'s noise feels E far beyond κ̂'s
-last bin), and B there. As the derivatives, the answer of these powers to the spectra is measured on
-skies of fixed phases and noise, the same that gave the answer of κ̂; no network is run.
+The noise bias depends on the E power of a patch, on the gain, and on the noise. The maps measure
+all three: E in bins half as wide as those of κ̂, up to multipoles where noise dominates, and B there
+in one bin. The change of p̂ with the spectra is measured on the same skies of fixed phases and noise
+as that of the bandpowers. No network runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -25,11 +26,11 @@ from ..simulate.patches import PatchGeometry
 from ..simulate.tiling import some
 from . import derivatives, nuisances
 from .debias import SimulatedChanges
-from .derivatives import BandDerivatives, Bench, NoiseDerivatives
+from .derivatives import BandDerivatives, NoiseDerivatives, PerturbedSky
 
 KIND = "power"
 ALGORITHM = 1
-# Bins of E are whole parts of those of κ̂, and of none less than this many modes' width.
+# A bin of κ̂ holds a whole number of bins of E, each at least this many fundamental modes wide.
 LEAST_WIDTH = 0.8
 # B is taken between these fractions of the Nyquist multipole, E up to the second.
 NOISE_BAND = (0.7, 0.98)
@@ -63,30 +64,69 @@ class EBPower:
         self.e_edges, self.b_edges = self._e.bins.edges.astype(float), self._b.bins.edges
 
     def __call__(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """Masked Q̃, Ũ in µK, (n, ny, nx) → ⟨EE*⟩ of every bin and ⟨BB*⟩, (n, n_e + 1) in µK², with
-        noise and beam as they are."""
-        found = []
+        """Measure masked patches, with their noise and beam.
+
+        Parameters
+        ----------
+        q, u : masked Q̃ and Ũ in µK, (n, ny, nx) each
+
+        Returns
+        -------
+        ⟨EE*⟩ of every bin and ⟨BB*⟩ in µK², (n, n_e + 1)
+        """
+        chunks = []
         for start in range(0, len(q), CHUNK):
             e, b = e_and_b(self._e, q[start : start + CHUNK], u[start : start + CHUNK])
-            found.append(np.hstack([self._e.cross(e, e), self._b.cross(b, b)]))
-        return np.concatenate(found)
+            chunks.append(np.hstack([self._e.cross(e, e), self._b.cross(b, b)]))
+        return np.concatenate(chunks)
 
 
 def power_of(run: Run) -> EBPower:
-    """What measures the patches of a configuration."""
+    """What measures the patches of a configuration.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    from Q and U to their power
+    """
     return EBPower(run.config.patch, run.bandpowers.bins, run.mask)
 
 
-def path(run: Run, what: str, index: int) -> Path:
-    """Where the power of one sky lies; ``what`` is a set, or "nuisances"."""
-    return run.config.products / KIND / what / f"sky_{index:04d}.h5"
+def path(run: Run, name: str, index: int) -> Path:
+    """Where the power of one sky lies; ``what`` is a set, or "nuisances".
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    name : of a set of skies, or "nuisances"
+    index : number of the sky in its set
+
+    Returns
+    -------
+    the file, under ``products``
+    """
+    return run.config.products / KIND / name / f"sky_{index:04d}.h5"
 
 
-def recipe(run: Run, what: str, index: int) -> dict:
-    """What determines the power of one sky."""
+def recipe(run: Run, name: str, index: int) -> dict[str, Any]:
+    """What determines the power of one sky.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    name : of a set of skies, or "nuisances"
+    index : number of the sky in its set
+
+    Returns
+    -------
+    mapping for JSON
+    """
     config = run.config
-    set_name = nuisances.SET if what == "nuisances" else what
-    own = {
+    set_name = nuisances.SET if name == "nuisances" else name
+    settings: dict[str, dict[str, Any]] = {
         derivatives.SET: {
             "derivatives": config.derivatives.recipe(),
             "omch2_step": config.derivatives.omch2_step,
@@ -96,15 +136,24 @@ def recipe(run: Run, what: str, index: int) -> dict:
     return {
         "sky": skies.recipe(run, set_name, index),
         "power_algorithm": ALGORITHM,
-        "what": what,
+        "what": name,
         "instrument": config.instrument.recipe(),
         "bandpowers": config.bandpowers.model_dump(),
-        **own.get(what, {}),
+        **settings.get(name, {}),
     }
 
 
 def entries(run: Run) -> list[tuple[str, int]]:
-    """All that a configuration's releases need: what, and which sky."""
+    """The power that a configuration's releases need.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    set of skies or "nuisances", and number of the sky
+    """
     config = run.config
     counts = {
         "test": config.skies.test,
@@ -112,47 +161,55 @@ def entries(run: Run) -> list[tuple[str, int]]:
         derivatives.SET: config.skies.derivatives,
         "nuisances": config.nuisances.skies,
     }
-    return [(what, index) for what, count in counts.items() for index in range(count)]
+    return [(name, index) for name, count in counts.items() for index in range(count)]
 
 
-def measure(run: Run, wanted: Iterable[tuple[str, int]] | None = None, nthreads: int = 0) -> None:
-    """Measure what of :func:`entries`, or of ``wanted``, is not there yet.
+def measure(run: Run, asked: Iterable[tuple[str, int]] | None = None, nthreads: int = 0) -> None:
+    """Measure the power that is not there yet.
 
     A set's product holds ``power`` (n_patches, n_power). That of the derivatives holds ``power`` of
     its patches; ``kk`` and ``ee``, derivatives with respect to ln C of each band,
     (n_bands, n_patches, n_power); and ``shifted``, at ω_c − step and ω_c + step. That of the
     nuisances holds, by name, the power at −step and +step, (2, n_patches, n_power).
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    asked : set of skies or "nuisances", and number of the sky; all of :func:`entries` by default
+    nthreads : threads of the transforms; 0 for all cores
     """
     todo = [
         entry
-        for entry in (entries(run) if wanted is None else wanted)
+        for entry in (entries(run) if asked is None else asked)
         if not products.exists(path(run, *entry), KIND, recipe(run, *entry))
     ]
-    for what, index in tqdm(todo, desc=KIND, unit="sky", disable=not todo):
-        if what == derivatives.SET:
+    for name, index in tqdm(todo, desc=KIND, unit="sky", disable=not todo):
+        if name == derivatives.SET:
             arrays = _derivatives(run, index, nthreads)
-        elif what == "nuisances":
+        elif name == "nuisances":
             arrays = _nuisances(run, index)
         else:
-            seen = observe_sky(run, what, index)
-            arrays = {"power": power_of(run)(seen.q, seen.u)}
-        products.write_product(path(run, what, index), KIND, recipe(run, what, index), arrays)
+            sky = observe_sky(run, name, index)
+            arrays = {"power": power_of(run)(sky.q, sky.u)}
+        products.write_product(path(run, name, index), KIND, recipe(run, name, index), arrays)
 
 
 def _derivatives(run: Run, index: int, nthreads: int) -> dict[str, np.ndarray]:
     measured = power_of(run)
-    bench = Bench(run, index, nthreads, measured=measured)
-    found: dict[str, list[np.ndarray]] = {"kk": [], "ee": []}
-    for kind, band in tqdm(bench.bands(), desc=f"{KIND}, derivatives/{index}", unit="band"):
-        found[kind].append(bench.measure(kind, band)["auto"])
+    sky = PerturbedSky(run, index, nthreads, measured=measured)
+    by_band: dict[str, list[np.ndarray]] = {"kk": [], "ee": []}
+    for kind, band in tqdm(sky.bands(), desc=f"{KIND}, derivatives/{index}", unit="band"):
+        by_band[kind].append(sky.measure(kind, band)["auto"])
     shifted = [
-        Bench(run, index, nthreads, run.config.cosmology.vary(omch2=omch2), measured=measured)
+        PerturbedSky(
+            run, index, nthreads, run.config.cosmology.vary(omch2=omch2), measured=measured
+        )
         for omch2 in run.config.shifted_omch2()
     ]
     return {
-        "power": bench.unperturbed()["auto"],
-        "shifted": np.stack([b.unperturbed()["auto"] for b in shifted]),
-        **{name: np.stack(values) for name, values in found.items()},
+        "power": sky.unperturbed()["auto"],
+        "shifted": np.stack([moved.unperturbed()["auto"] for moved in shifted]),
+        **{name: np.stack(values) for name, values in by_band.items()},
     }
 
 
@@ -161,24 +218,31 @@ def _nuisances(run: Run, index: int) -> dict[str, np.ndarray]:
     patches = run.config.nuisances.patches
     for name in NUISANCES:
         step = getattr(run.config.nuisances, name)
-        seen = [
+        observed = [
             observe_sky(run, nuisances.SET, index, systematics=Systematics(**{name: x}))
             for x in (-step, step)
         ]
         arrays[name] = np.stack(
-            [measured(*(some(maps, patches) for maps in (sky.q, sky.u))) for sky in seen]
+            [measured(*(some(maps, patches) for maps in (sky.q, sky.u))) for sky in observed]
         )
     return arrays
 
 
 def read(
-    run: Run, what: str, indices: Iterable[int], patches: int | None = None
+    run: Run, name: str, indices: Iterable[int], patches: int | None = None
 ) -> dict[str, np.ndarray]:
     """What :func:`measure` kept of some skies; patches are the last axis but one.
 
     Parameters
     ----------
+    run : the configuration and what follows from it
+    name : of a set of skies, or "nuisances"
+    indices : numbers of the skies
     patches : of each sky, spread evenly over it; all by default
+
+    Returns
+    -------
+    arrays by name, patches the last axis but one
 
     Raises
     ------
@@ -187,15 +251,23 @@ def read(
     """
     parts: list[dict[str, np.ndarray]] = []
     for index in indices:
-        where, wanted = path(run, what, index), recipe(run, what, index)
-        with products.open_product(where, KIND, wanted, run.config.shipped) as product:
-            arrays = {name: product.array(name) for name in product.names()}
-            parts.append({name: some(array, patches, -2) for name, array in arrays.items()})
-    return {name: np.concatenate([p[name] for p in parts], axis=-2) for name in parts[0]}
+        file, made_of = path(run, name, index), recipe(run, name, index)
+        with products.open_product(file, KIND, made_of, run.config.shipped) as product:
+            arrays = {key: product.array(key) for key in product.names()}
+            parts.append({key: some(array, patches, -2) for key, array in arrays.items()})
+    return {key: np.concatenate([part[key] for part in parts], axis=-2) for key in parts[0]}
 
 
 def changes(run: Run) -> SimulatedChanges:
     """How p̂ changes with the spectra and the instrument, from the products of a configuration.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    changes of p̂ in µK²
 
     Raises
     ------
@@ -203,18 +275,18 @@ def changes(run: Run) -> SimulatedChanges:
         if it has not been measured, or was for another configuration
     """
     config = run.config
-    found = read(run, derivatives.SET, range(config.skies.derivatives))
+    perturbed = read(run, derivatives.SET, range(config.skies.derivatives))
     indices = range(config.nuisances.skies)
     centre = read(run, nuisances.SET, indices, config.nuisances.patches)["power"]
     by_name = read(run, "nuisances", indices)
-    both = np.stack([by_name[name] for name in NUISANCES], axis=-1)
+    below_above = np.stack([by_name[name] for name in NUISANCES], axis=-1)
     settings = config.derivatives
     kk, ee = (
-        BandDerivatives(np.array(edges), found[name].transpose(1, 2, 0))
+        BandDerivatives(np.array(edges), perturbed[name].transpose(1, 2, 0))
         for name, edges in (("kk", settings.kk_edges), ("ee", settings.ee_edges))
     )
     return SimulatedChanges(
-        NoiseDerivatives(kk, ee, found["power"]),
-        found["shifted"],
-        nuisances.orders(run, centre, both),
+        NoiseDerivatives(kk, ee, perturbed["power"]),
+        perturbed["shifted"],
+        nuisances.orders(run, centre, below_above),
     )

@@ -1,4 +1,4 @@
-"""The estimator that made a release, again: from its network files and what the release says."""
+"""The estimator that made a release, from its network files and what the release says."""
 
 from __future__ import annotations
 
@@ -23,15 +23,19 @@ TOLERANCE = 1e-4
 
 
 def release_estimator(setup: MapSetup, paths: Iterable[str | Path]) -> Callable[[], Estimator]:
-    """What loads the estimator of a release's networks.
+    """A function that loads the estimator of a release's networks.
 
-    A refining network needs the fiducial theory to its end, of which the release holds a part: its
-    record is read now, CAMB runs when the estimator is loaded.
+    A refining network needs fiducial spectra up to higher multipoles than the release holds. The
+    release's record of its theory is read now. CAMB runs when the estimator is loaded.
 
     Parameters
     ----------
     setup : of the release
     paths : of the networks that made it (:mod:`.release_networks`)
+
+    Returns
+    -------
+    a function without arguments that loads the estimator
 
     Raises
     ------
@@ -41,6 +45,7 @@ def release_estimator(setup: MapSetup, paths: Iterable[str | Path]) -> Callable[
         if the network needs the theory and the release's record of it does not suffice
     """
     paths, release = list(paths), setup.fiducial
+    assert isinstance(release, Release)  # a configuration loads its own estimator
     if kind_of(paths) != "ResUNet":
         recorded_theory(release)
 
@@ -58,6 +63,14 @@ def release_estimator(setup: MapSetup, paths: Iterable[str | Path]) -> Callable[
 def fiducial_spectra(release: Release) -> Spectra:
     """The spectra that a release was made with, by CAMB from its record of them.
 
+    Parameters
+    ----------
+    release : whose record is read
+
+    Returns
+    -------
+    the spectra
+
     Raises
     ------
     ReleaseError
@@ -69,14 +82,14 @@ def fiducial_spectra(release: Release) -> Spectra:
     except CNNLensError as error:
         raise _refusal(release, "cosmology", f"cannot be computed: {error}") from None
     for key in ("kk", "ee"):
-        kept, found = getattr(release, f"fiducial_{key}"), getattr(spectra, key)
-        if len(kept) > len(found):
-            problem = f"is {settings.lmax}, where field 'fiducial.{key}' ends at {len(kept) - 1}"
+        stored, computed = getattr(release, f"fiducial_{key}"), getattr(spectra, key)
+        if len(stored) > len(computed):
+            problem = f"is {settings.lmax}, where field 'fiducial.{key}' ends at {len(stored) - 1}"
             raise _refusal(release, "settings.lmax", problem)
         # No power below l = 2.
-        kept, found = kept[2:], found[2 : len(kept)]
+        stored, computed = stored[2:], computed[2 : len(stored)]
         with np.errstate(divide="ignore", invalid="ignore"):
-            off = np.where(found == kept, 0.0, np.abs(found / kept - 1.0))
+            off = np.where(computed == stored, 0.0, np.abs(computed / stored - 1.0))
         if not (off <= TOLERANCE).all():
             raise _refusal(release, "", _difference(release, key, off.max()))
     return spectra
@@ -84,6 +97,14 @@ def fiducial_spectra(release: Release) -> Spectra:
 
 def recorded_theory(release: Release) -> tuple[Cosmology, CambSettings]:
     """The cosmology and CAMB's settings that a release records, whole.
+
+    Parameters
+    ----------
+    release : whose record is read
+
+    Returns
+    -------
+    cosmology, and settings of CAMB
 
     Raises
     ------
@@ -99,15 +120,17 @@ def recorded_theory(release: Release) -> tuple[Cosmology, CambSettings]:
     return cosmology, settings
 
 
-def _section(release: Release, section: str, kind: type[Any], ranges: dict) -> Any:
+def _section(
+    release: Release, section: str, kind: type[Any], ranges: dict[str, tuple[float, float]]
+) -> Any:
     """A section of the record as the dataclass ``kind``."""
     record, default = release.theory.get(section, {}), asdict(kind())
     for key in sorted(default.keys() ^ record.keys()):
         said = "is missing" if key in default else "is none that is known"
         raise _refusal(release, f"{section}.{key}", said)
     for key, value in record.items():
-        wanted = (int, float) if isinstance(default[key], float) else type(default[key])
-        if not isinstance(value, wanted) or isinstance(value, bool):
+        expected = (int, float) if isinstance(default[key], float) else type(default[key])
+        if not isinstance(value, expected) or isinstance(value, bool):
             raise _refusal(release, f"{section}.{key}", f"is {value!r:.40}")
         low, high = ranges.get(key, (value, value))
         if not low <= value <= high:

@@ -1,7 +1,7 @@
-"""What is suspicious of a release, which it keeps in ``provenance.warnings``.
+"""Warnings that a release keeps in ``provenance.warnings``.
 
-Warnings of its maps come with the bandpowers (:mod:`.map_checks`). One more is due where nothing
-near the fiducial cosmology fits the bandpowers: their best χ² over
+Warnings of the maps come with the bandpowers (:mod:`.map_checks`). A further one says that no
+cosmology near the fiducial fits the bandpowers. It rests on their best χ² over
 
     C_L^κκ = A C_L^fid (1 + u a_j/|a|²),  L in band j,
 
@@ -26,7 +26,17 @@ BOUNDS = ((-1.5, 1.5), (-3.0, 3.0))
 
 
 def with_warnings(release: Release, of_maps: Iterable[str] = ()) -> Release:
-    """The release with the warnings of its maps, and of its fit, in place of any that it had."""
+    """The release with the warnings of its maps, and of its fit, in place of any that it had.
+
+    Parameters
+    ----------
+    release : perhaps with warnings of earlier data
+    of_maps : warnings of :mod:`.map_checks`
+
+    Returns
+    -------
+    the release
+    """
     warnings = list(of_maps)
     if fit := poor_fit(release):
         warnings.append(fit)
@@ -37,7 +47,16 @@ def with_warnings(release: Release, of_maps: Iterable[str] = ()) -> Release:
 
 
 def poor_fit(release: Release) -> str | None:
-    """What to say of bandpowers that nothing near the fiducial cosmology fits; None of others."""
+    """Warn of bandpowers that nothing near the fiducial cosmology fits.
+
+    Parameters
+    ----------
+    release : with its data
+
+    Returns
+    -------
+    the warning, or None
+    """
     chi2, pte = best_fit(release)
     if pte >= POOR_FIT:
         return None
@@ -49,7 +68,16 @@ def poor_fit(release: Release) -> str | None:
 
 
 def best_fit(release: Release) -> tuple[float, float]:
-    """χ² at the best amplitude and omch2, and its probability to exceed."""
+    """χ² at the best amplitude and omch2, and its probability to exceed.
+
+    Parameters
+    ----------
+    release : with its data
+
+    Returns
+    -------
+    χ² and probability to exceed
+    """
     try:
         likelihood = BandpowerLikelihood(release, release.noise_debiases[0])
     except CNNLensError:  # of data whose power is not positive
@@ -66,10 +94,10 @@ def best_fit(release: Release) -> tuple[float, float]:
 
     start = np.array([[0.0, 0.0], [0.05, 0.0], [0.0, 0.2]])
     options = {"initial_simplex": start, "xatol": 1e-3, "fatol": 0.01}
-    found = scipy.optimize.minimize(
+    best = scipy.optimize.minimize(
         chi2, start[0], method="Nelder-Mead", bounds=BOUNDS, options=options
     )
-    return float(found.fun), float(likelihood.pte(found.fun))
+    return float(best.fun), float(likelihood.pte(best.fun))
 
 
 def _along(size: int, edges: np.ndarray, direction: np.ndarray) -> np.ndarray:

@@ -84,5 +84,10 @@ def standard_error(samples: np.ndarray) -> np.ndarray:
     Returns
     -------
     (...)
+
+    Examples
+    --------
+    >>> float(standard_error(np.array([1.0, 3.0])))
+    1.0
     """
     return samples.std(0, ddof=1) / np.sqrt(len(samples))

@@ -70,18 +70,19 @@ class SecondOrder:
         """l_bi, (n_bins, n_v + 1), u last."""
         return self.values[:, : self.n_v + 1]
 
-    def product(self, *pair: int) -> np.ndarray:
+    def product(self, i: int, j: int) -> np.ndarray:
         """One product's coefficients.
 
         Parameters
         ----------
-        pair : i ≤ j, where n_v is the number of u
+        i, j : of two amplitudes, i ≤ j, where n_v is the number of u
 
         Returns
         -------
         s_bij by patch, (n_patches, n_bins)
         """
-        return self.patches[..., self.n_v + 1 + pairs(self.n_v + 1).index(pair)]
+        number: int = pairs(self.n_v + 1).index((i, j))
+        return self.patches[..., self.n_v + 1 + number]
 
     def change_at(self, power: np.ndarray, kk: np.ndarray) -> np.ndarray:
         """½ l w + s w w at a change of p̂ and of the bands of C^κκ.
@@ -111,6 +112,11 @@ def pairs(n: int) -> list[tuple[int, int]]:
     Returns
     -------
     i ≤ j, in the order of the products
+
+    Examples
+    --------
+    >>> pairs(2)
+    [(0, 0), (0, 1), (1, 1)]
     """
     return list(itertools.combinations_with_replacement(range(n), 2))
 
@@ -125,6 +131,11 @@ def terms(w: np.ndarray) -> np.ndarray:
     Returns
     -------
     (n, n_w + n_w (n_w + 1)/2)
+
+    Examples
+    --------
+    >>> terms(np.array([[2.0, 3.0]])).tolist()
+    [[2.0, 3.0, 4.0, 6.0, 9.0]]
     """
     products = [w[:, i] * w[:, j] for i, j in pairs(w.shape[1])]
     return np.column_stack([w, *products])

@@ -117,7 +117,7 @@ def _whole_plane(half: np.ndarray, n: int) -> np.ndarray:
     return 0.5 * (whole + mirror)
 
 
-def _wide_grid(n: int, pixel: float):
+def _wide_grid(n: int, pixel: float) -> tuple[int, float, np.ndarray, np.ndarray]:
     """Modes of a box 16 patches wide at half the pixel: fine enough in l, and beyond lmax."""
     size = 32 * n
     return (size, pixel / 2.0, *mode_vectors(size, pixel / 2.0))
@@ -135,7 +135,9 @@ def _scalar_correlation(cl: np.ndarray, n: int, pixel: float) -> np.ndarray:
     return _separations(np.fft.irfft2(power, s=(size, size)) / fine**2, n)
 
 
-def _spin2_correlations(clee, clbb, n, pixel):
+def _spin2_correlations(
+    clee: np.ndarray, clbb: np.ndarray, n: int, pixel: float
+) -> list[np.ndarray]:
     """⟨QQ⟩, ⟨UU⟩, ⟨QU⟩ at the patch's pixel separations."""
     size, fine, ly, lx = _wide_grid(n, pixel)
     ell = np.hypot(ly, lx)

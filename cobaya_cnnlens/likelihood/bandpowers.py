@@ -109,6 +109,15 @@ class BandpowerLikelihood:
         not fit together or whose fiducial spectra have no power in a band; for
         "hamimeche-lewis", data whose power is not positive before the debias; for ``primary``, a
         release without what that needs, or another debias than "data"
+
+    Examples
+    --------
+    >>> from cobaya_cnnlens import read_release
+    >>> release = read_release("refined_fiducial")
+    >>> likelihood = BandpowerLikelihood(release)
+    >>> chi2 = likelihood.chi2(release.fiducial_kk)
+    >>> print(f"{chi2:.1f} for {len(likelihood.bandpowers)} bins")
+    21.0 for 24 bins
     """
 
     @np.errstate(all="ignore")
@@ -182,10 +191,10 @@ class BandpowerLikelihood:
             self._fiducial_total = fiducial[self.bins] + self._noise[: len(self.bins)]
             if power is not None:
                 self._fiducial_total = np.append(self._fiducial_total, power.fiducial_power)
-            for what, total in (("bandpowers", self._total), ("model", self._fiducial_total)):
+            for name, total in (("bandpowers", self._total), ("model", self._fiducial_total)):
                 if not (total > 0).all():
                     raise CNNLensError(
-                        f"statistics 'hamimeche-lewis': the {what} of bins "
+                        f"statistics 'hamimeche-lewis': the {name} of bins "
                         f"{self.bins[~(total > 0)].tolist()} with the noise on top are not "
                         "positive; take statistics: hartlap, or leave those bins out"
                     )
@@ -193,20 +202,23 @@ class BandpowerLikelihood:
     def _set_data(self, release: Release, power: Release | None, calibration_errors: bool) -> None:
         """The data vector, its noise, and its covariance."""
         bins = np.ix_(self.bins, self.bins)
-        own, whole = release.patch_covariance[bins] / release.n_patches, release.covariance[bins]
+        of_data = release.patch_covariance[bins] / release.n_patches
+        with_model = release.covariance[bins]
         data, noise = release.bandpowers[self.bins], release.noise[self.bins]
         if power is not None:
             of_power = power.power_cross_covariance[self.bins], power.power_covariance
             errors = power.power_error_cross[self.bins], power.power_error_covariance
-            whole = joined(
-                whole, *(a / release.n_patches + b for a, b in zip(of_power, errors, strict=True))
+            with_errors = (
+                block / release.n_patches + error
+                for block, error in zip(of_power, errors, strict=True)
             )
-            own = joined(own, *(block / release.n_patches for block in of_power))
+            with_model = joined(with_model, *with_errors)
+            of_data = joined(of_data, *(block / release.n_patches for block in of_power))
             data = np.concatenate([data, power.power])
             noise = np.concatenate([noise, np.zeros(len(power.power))])
         self.bandpowers, self._noise = read_only(data), noise
-        self.own_covariance = read_only(own)
-        self.covariance = read_only(whole) if calibration_errors else self.own_covariance
+        self.own_covariance = read_only(of_data)
+        self.covariance = read_only(with_model) if calibration_errors else self.own_covariance
 
     def model(
         self,
@@ -222,6 +234,10 @@ class BandpowerLikelihood:
         clee : unlensed C_l^EE in µK² from l = 0 to at least ``lmax_ee``; it may be None unless
             ``needs_ee``, and is checked wherever it is given
         nuisances : x of the instrument in the order of ``NUISANCES``; None for zero
+
+        Returns
+        -------
+        µ_b, (n_bins,); (n_bins + n_power,) with ``primary``
 
         Raises
         ------
@@ -273,9 +289,19 @@ class BandpowerLikelihood:
 
     @np.errstate(all="ignore")
     def excursion(self, clkk: np.ndarray) -> tuple[float, float]:
-        """How far C^κκ is from the fiducial one: the amplitude u along the direction of the fit,
-        and the largest relative change of a band's power beyond it. The noise bias was measured to
-        |u| = 1 and, band by band, to changes of ``release.derivative_step``."""
+        """How far C^κκ is from the fiducial one.
+
+        The noise bias was measured to |u| = 1 and, band by band, to changes of
+        ``release.derivative_step``.
+
+        Parameters
+        ----------
+        clkk : C_L^κκ from L = 0
+
+        Returns
+        -------
+        u along the direction of the fit, and the largest relative change of a band beyond it
+        """
         changes = self._kk_bands.power(checked_spectrum(clkk, self.lmax_kk, KAPPA)) - 1.0
         along = self._direction
         u = float(along @ changes)
@@ -298,6 +324,10 @@ class BandpowerLikelihood:
         Parameters
         ----------
         clkk, clee, nuisances : as of :meth:`model`
+
+        Returns
+        -------
+        what a warning says, or None
         """
         clkk = checked_spectrum(clkk, self.lmax_kk, KAPPA)
         powers = self._kk_bands.power(clkk)
@@ -329,13 +359,17 @@ class BandpowerLikelihood:
         Parameters
         ----------
         clkk, clee, nuisances : as of :meth:`model`
+
+        Returns
+        -------
+        what a warning says, or None
         """
         if factor := self.factor(clkk, clee, nuisances):
             return factor
-        u, rest = self.excursion(clkk)
+        u, beyond = self.excursion(clkk)
         sigma = _BEYOND * self._amplitude_error
         along = abs(self._direction.sum())
-        if abs(u) < 1.0 + sigma * along and rest < self.release.derivative_step + sigma:
+        if abs(u) < 1.0 + sigma * along and beyond < self.release.derivative_step + sigma:
             return None
         return (
             f"{_said(self._kk_bands.power(np.asarray(clkk)))}, beyond what its calibration covers; "
@@ -348,7 +382,16 @@ class BandpowerLikelihood:
         clee: np.ndarray | None = None,
         nuisances: Sequence[float] | None = None,
     ) -> np.ndarray:
-        """d_b − µ_b, (n_bins,)."""
+        """Residuals d_b − µ_b.
+
+        Parameters
+        ----------
+        clkk, clee, nuisances : as of :meth:`model`
+
+        Returns
+        -------
+        (n_bins,)
+        """
         return self.bandpowers - self.model(clkk, clee, nuisances)
 
     def chi2(
@@ -358,6 +401,14 @@ class BandpowerLikelihood:
         nuisances: Sequence[float] | None = None,
     ) -> float:
         """(d − µ)ᵀ C⁻¹ (d − µ); for "hamimeche-lewis" Xᵀ C⁻¹ X.
+
+        Parameters
+        ----------
+        clkk, clee, nuisances : as of :meth:`model`
+
+        Returns
+        -------
+        χ²
 
         Raises
         ------
@@ -395,14 +446,34 @@ class BandpowerLikelihood:
         return chi2
 
     def chi2_of(self, models: np.ndarray, data: np.ndarray | None = None) -> np.ndarray:
-        """χ² of several models (..., n_bins), (...); of other ``data`` than the release's, debiased
-        alike, if they are given, of a shape that goes with that of ``models``."""
+        """χ² of several models.
+
+        Parameters
+        ----------
+        models : µ_b, (..., n_bins)
+        data : d_b debiased as the release's, of a shape that goes with ``models``; the release's if
+            None
+
+        Returns
+        -------
+        (...)
+        """
         deviations = self._deviations(models, data)
         return ((deviations @ self.inverse) * deviations).sum(-1)
 
     def scatter(self, models: np.ndarray) -> np.ndarray:
-        """Standard deviation of data of these models (..., n_bins) over that of ``covariance``:
-        (µ + N)/T_fid for "hamimeche-lewis", else one; (..., n_bins)."""
+        """Standard deviation of data of some models, over that of ``covariance``.
+
+        It is (µ + N)/T_fid for "hamimeche-lewis", else one.
+
+        Parameters
+        ----------
+        models : µ_b, (..., n_bins)
+
+        Returns
+        -------
+        (..., n_bins)
+        """
         if self.statistics == "hamimeche-lewis":
             return (models + self._noise) / self._fiducial_total
         return np.ones_like(models)
@@ -431,18 +502,44 @@ class BandpowerLikelihood:
         """−χ²/2, or the t distribution's logarithm; the constant normalisation is left out.
 
         It warns as :meth:`chi2` does.
+
+        Parameters
+        ----------
+        clkk, clee, nuisances : as of :meth:`model`
+
+        Returns
+        -------
+        ln L
         """
         return self.log_likelihood_of(self.chi2(clkk, clee, nuisances))
 
     def log_likelihood_of(self, chi2: float) -> float:
-        """The log-likelihood of a χ² of this likelihood."""
+        """The log-likelihood of a χ² of this likelihood.
+
+        Parameters
+        ----------
+        chi2 : of :meth:`chi2`
+
+        Returns
+        -------
+        ln L
+        """
         if self.statistics == "sellentin-heavens":
             return sellentin_heavens(chi2, self.release.n_sim)
         return -0.5 * chi2
 
     def pte(self, chi2: float) -> float:
         """Probability that noise alone exceeds this χ²: by Hotelling's T² where the number of
-        simulations counts, by the χ² distribution for "gaussian"."""
+        simulations counts, by the χ² distribution for "gaussian".
+
+        Parameters
+        ----------
+        chi2 : of :meth:`chi2`
+
+        Returns
+        -------
+        probability
+        """
         if self.statistics == "gaussian":
             return chi2_pte(chi2, len(self.bandpowers))
         t2 = chi2 / self.hartlap if self.statistics in _SCALED else chi2
@@ -512,8 +609,20 @@ def _bins_between(edges: np.ndarray, L_min: float | None, L_max: float | None) -
 def band_matrix(
     edges: np.ndarray, fiducial: np.ndarray, derivatives: np.ndarray, size: int
 ) -> np.ndarray:
-    """N'_bj (2l+1) / Σ_j (2l+1) C_l^fid for l in band j: what the derivatives of each bin are as a
-    matrix on C_l, (n_bins, size) from l = 0."""
+    """The derivatives of each bin as a matrix on C_l, N'_bj (2l+1) / Σ_j (2l+1) C_l^fid for l in
+    band j.
+
+    Parameters
+    ----------
+    edges : of the bands, (n_bands + 1,)
+    fiducial : C_l^fid from l = 0
+    derivatives : N'_bj, (n_bins, n_bands)
+    size : number of multipoles
+
+    Returns
+    -------
+    (n_bins, size) from l = 0
+    """
     matrix = np.zeros((len(derivatives), size))
     powers = band_powers(edges, fiducial)
     for j, (low, high) in enumerate(itertools.pairwise(edges)):

@@ -35,12 +35,36 @@ INSTRUMENTS = ("uncertain", "known")
 
 
 def parameter(name: str, suffix: str = "") -> str:
-    """A parameter of the likelihood as inputs and chains name it."""
+    """A parameter of the likelihood as inputs and chains name it.
+
+    Parameters
+    ----------
+    name : of a nuisance, "chi2" or "pte"
+    suffix : option of the likelihood
+
+    Returns
+    -------
+    the name in inputs and chains
+
+    Examples
+    --------
+    >>> parameter("gain", "_north")
+    'cnnlens_gain_north'
+    """
     return f"cnnlens_{name}{suffix}"
 
 
 def data_digest(release: Release) -> str:
-    """Hash of everything in a release that the likelihood depends on, 16 hex digits."""
+    """Hash of everything in a release that the likelihood depends on, 16 hex digits.
+
+    Parameters
+    ----------
+    release : with its data
+
+    Returns
+    -------
+    16 hex digits
+    """
     return digest_of_numbers(release)
 
 
@@ -79,6 +103,15 @@ class CNNLens(Likelihood):
 
         Cobaya puts ``params`` of the block in the place of all of these, the derived χ² included.
         They are completed here, in the block itself.
+
+        Parameters
+        ----------
+        defaults : content of ``CNNLens.yaml``
+        input_options : the likelihood's block of the input
+
+        Returns
+        -------
+        ``defaults`` with other ``params``
         """
         paths_as_text(input_options, "release")
         options = input_options or {}
@@ -167,7 +200,17 @@ class CNNLens(Likelihood):
 
     @classmethod
     def compare_versions(cls, version_a: Any, version_b: Any, equal: bool = True) -> bool:
-        """Digests have no order: another one counts as higher, so that Cobaya refuses it."""
+        """Digests have no order: another one counts as higher, so that Cobaya refuses it.
+
+        Parameters
+        ----------
+        version_a, version_b : digests
+        equal : whether equal ones are asked for
+
+        Returns
+        -------
+        whether ``version_a`` passes as the higher one
+        """
         return (version_a == version_b) is equal
 
     @property
@@ -181,7 +224,12 @@ class CNNLens(Likelihood):
         return self._likelihood.bandpowers
 
     def initialize_with_provider(self, provider: Any) -> None:
-        """Check the theory that Cobaya has found, if that is asked for."""
+        """Check the theory that Cobaya has found, if that is asked for.
+
+        Parameters
+        ----------
+        provider : Cobaya's
+        """
         super().initialize_with_provider(provider)
         if self.check_theory and "cosmology" in self.release_data.theory:
             self._check_theory(provider.model.info().get("theory") or {})
@@ -226,7 +274,17 @@ class CNNLens(Likelihood):
         return requirements(self._likelihood)
 
     def logp(self, _derived: dict[str, float] | None = None, **params: float) -> float:
-        """ln L of the point that Cobaya samples; the derived χ² and PTE."""
+        """ln L of the point that Cobaya samples; the derived χ² and PTE.
+
+        Parameters
+        ----------
+        _derived : is filled with χ² and PTE, unless it is None
+        **params : the nuisances by name
+
+        Returns
+        -------
+        ln L
+        """
         spectra = self.theory_spectra()
         nuisances = [params[name] for name in self.nuisance_parameters]
         try:
@@ -256,14 +314,14 @@ class CNNLens(Likelihood):
     def _count(self, clkk: np.ndarray) -> None:
         """Count a point that carries the posterior; warn of a poor fit, and of a noise debias
         beyond its range."""
-        u, rest, step = 0.0, 0.0, self.release_data.derivative_step
+        u, band_change, step = 0.0, 0.0, self.release_data.derivative_step
         if self.noise_debias != "fixed" and not self._watch.over:
-            u, rest = self._likelihood.excursion(clkk)
-        beyond = self._watch.count(abs(u) > EXCURSION or rest > EXCURSION * step)
-        if beyond is None:
+            u, band_change = self._likelihood.excursion(clkk)
+        fraction = self._watch.count(abs(u) > EXCURSION or band_change > EXCURSION * step)
+        if fraction is None:
             return
         self._warn_of_fit(self._watch.lowest)
-        if beyond <= TOLERATED:
+        if fraction <= TOLERATED:
             return
         self._watch.over = True
         self.log.warning(
@@ -274,10 +332,10 @@ class CNNLens(Likelihood):
             "extrapolation. If that matters, add data or priors that hold the cosmology nearer to "
             "the release's, or calibrate a release at the best fit ('cosmology' in its "
             "configuration). This is said once.",
-            100 * beyond,
+            100 * fraction,
             NEAR,
             u,
-            100 * rest,
+            100 * band_change,
             100 * step,
         )
 
@@ -302,8 +360,16 @@ class CNNLens(Likelihood):
         clee: np.ndarray | None = None,
         nuisances: Sequence[float] | None = None,
     ) -> float:
-        """ln L of C_L^κκ and unlensed C_l^EE (µK²; None where it plays no part), both from l = 0;
-        needs no theory code. It warns of a power that is doubtful."""
+        """ln L of two spectra, without a theory code. It warns of a power that is doubtful.
+
+        Parameters
+        ----------
+        clkk, clee, nuisances : as of :meth:`.BandpowerLikelihood.model`
+
+        Returns
+        -------
+        ln L
+        """
         if not self._doubted and (doubt := self._likelihood.doubt(clkk, clee, nuisances)):
             self._doubted = True
             self.log.warning("%s. This is said once.", doubt)
@@ -335,11 +401,29 @@ class CNNLens(Likelihood):
         return clkk, clee
 
     def model(self, nuisances: Sequence[float] | None = None) -> np.ndarray:
-        """µ_b of the spectra of the point being sampled, (n_bins,), as ``bandpowers``."""
+        """µ_b of the spectra of the point being sampled, (n_bins,), as ``bandpowers``.
+
+        Parameters
+        ----------
+        nuisances : x in the order of ``NUISANCES``; None for zero
+
+        Returns
+        -------
+        (n_bins,)
+        """
         return self._likelihood.model(*self.theory_spectra(), nuisances)
 
     def residuals(self, nuisances: Sequence[float] | None = None) -> np.ndarray:
-        """d_b − µ_b of the spectra of the point being sampled, (n_bins,)."""
+        """d_b − µ_b of the spectra of the point being sampled, (n_bins,).
+
+        Parameters
+        ----------
+        nuisances : x in the order of ``NUISANCES``; None for zero
+
+        Returns
+        -------
+        (n_bins,)
+        """
         return self._likelihood.residuals(*self.theory_spectra(), nuisances)
 
 
@@ -361,13 +445,31 @@ class Watch:
         self._seen = self._beyond = 0
 
     def near(self, chi2: float) -> bool:
-        """Whether a point of this χ² counts."""
+        """Whether a point of this χ² counts.
+
+        Parameters
+        ----------
+        chi2 : of the point
+
+        Returns
+        -------
+        True if it lies near the lowest
+        """
         if chi2 < self.lowest - 1.0:
             self.lowest, self._seen, self._beyond = chi2, 0, 0
         return chi2 < self.lowest + NEAR
 
     def count(self, beyond: bool) -> float | None:
-        """Count a point; the fraction beyond of every ``WATCHED``, and None until then."""
+        """Count a point; the fraction beyond of every ``WATCHED``, and None until then.
+
+        Parameters
+        ----------
+        beyond : whether the point lies beyond the range
+
+        Returns
+        -------
+        fraction beyond, or None
+        """
         self._seen += 1
         self._beyond += beyond
         if self._seen < WATCHED:

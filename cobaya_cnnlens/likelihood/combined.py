@@ -87,8 +87,8 @@ def combine(releases: Sequence[Release], name: str | None = None) -> Release:
         release.name: {"n_patches": release.n_patches, "skies": release.provenance.get("skies")}
         for release in releases
     }
-    own = ("skies", "warnings")
-    provenance = {key: value for key, value in first.provenance.items() if key not in own}
+    of_one_survey = ("skies", "warnings")
+    provenance = {key: value for key, value in first.provenance.items() if key not in of_one_survey}
     warnings = [f"{release.name}: {text}" for release in releases for text in release.warnings]
     if warnings:
         provenance["warnings"] = warnings

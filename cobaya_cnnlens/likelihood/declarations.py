@@ -80,8 +80,9 @@ def numbers(
 
     Parameters
     ----------
+    key : as of :class:`Numbers`
     shape : names of the dimensions, with spaces between
-    key, unit, meaning, group, sign, integers : as of :class:`Numbers`
+    unit, meaning, group, sign, integers : as of :class:`Numbers`
 
     Returns
     -------

@@ -301,9 +301,10 @@ def check_shape(
     Parameters
     ----------
     array : of any shape
-    key, source : name the field and its document in errors
+    key : of the field, for errors
     shape : names of the dimensions, as of :class:`~.fields.Numbers`
     dimensions : lengths of the names that are known; new ones are added
+    source : of the document, for errors
 
     Raises
     ------

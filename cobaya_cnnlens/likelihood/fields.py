@@ -424,8 +424,8 @@ class Release:
     @cached_property
     def covariance(self) -> np.ndarray:
         """Covariance of the survey's d'_b about the model, (n_bins, n_bins)."""
-        own = self.patch_covariance / self.n_patches
-        return read_only(own + self.noise_covariance + self.derivative_covariance)
+        of_data = self.patch_covariance / self.n_patches
+        return read_only(of_data + self.noise_covariance + self.derivative_covariance)
 
 
 # Every array but the windows, by attribute.

@@ -57,6 +57,10 @@ def debiased_by_data(release: Release) -> Release:
     about the amplitude û that the bandpowers themselves have: what that leaves, Q (u − û)², is of
     the order of Q times the variance of û.
 
+    Parameters
+    ----------
+    release : with the power of its patches
+
     Returns
     -------
     a release without the group ``DEBIAS``, whose ``curvature`` is zero
@@ -89,6 +93,10 @@ def debiased_by_data(release: Release) -> Release:
 def with_fixed_debias(release: Release) -> Release:
     """The release with a noise bias that stays at the fiducial cosmology (Caldeira et al. 2018).
 
+    Parameters
+    ----------
+    release : of either noise debias
+
     Returns
     -------
     a release of d, without the group ``DEBIAS`` and with derivatives of zero
@@ -108,7 +116,17 @@ def with_fixed_debias(release: Release) -> Release:
 
 
 def without(release: Release, *groups: Group) -> Release:
-    """The release without the fields of some groups."""
+    """The release without the fields of some groups.
+
+    Parameters
+    ----------
+    release : any
+    *groups : to leave out
+
+    Returns
+    -------
+    the release
+    """
     absent: dict[str, Any] = {
         name: np.zeros((0, 0)) for name, numbers in ARRAYS.items() if numbers.group in groups
     }
@@ -144,6 +162,11 @@ def _amplitude(release: Release, bandpowers: np.ndarray, derivatives: np.ndarray
 def write_release(release: Release, path: str | Path) -> None:
     """Validate and write a release atomically.
 
+    Parameters
+    ----------
+    release : of the survey
+    path : destination
+
     Raises
     ------
     ReleaseError
@@ -170,10 +193,19 @@ def read_release(path: str | os.PathLike[str]) -> Release:
     path : a file, or the name of a shipped release (see :func:`shipped_releases`), before which a
         file of that name comes
 
+    Returns
+    -------
+    the release
+
     Raises
     ------
     ReleaseError
         if the file is missing, cut off, altered, or any field is wrong
+
+    Examples
+    --------
+    >>> read_release("refined_fiducial")
+    <Release 'refined_fiducial': 24 bins in L = 36-3084, 160 patches>
     """
     names = f"give the path of a file, or one of the shipped {', '.join(shipped_releases())}"
     if not isinstance(path, str | os.PathLike) or not str(path):
@@ -205,7 +237,21 @@ def read_release(path: str | os.PathLike[str]) -> Release:
 
 
 def is_shipped(name: str | os.PathLike[str]) -> bool:
-    """Whether this is the name of a shipped release, and of no file here (a folder is none)."""
+    """Whether this is the name of a shipped release, and of no file here (a folder is none).
+
+    Parameters
+    ----------
+    name : perhaps a path
+
+    Returns
+    -------
+    True for a shipped one
+
+    Examples
+    --------
+    >>> is_shipped(shipped_releases()[0])
+    True
+    """
     return str(name) in shipped_releases() and not Path(name).is_file()
 
 
@@ -217,6 +263,15 @@ def shipped_releases() -> list[str]:
 @np.errstate(all="ignore")
 def from_document(document: dict[str, Any], source: str) -> Release:
     """Validate a document in full; ``source`` names it in errors.
+
+    Parameters
+    ----------
+    document : content of the file
+    source : what errors name
+
+    Returns
+    -------
+    the release
 
     Raises
     ------
@@ -307,12 +362,30 @@ def _check_covariances(release: Release, source: str) -> None:
 
 
 def joined(first: np.ndarray, cross: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """One covariance of two vectors, from their blocks (n, n), (n, m) and (m, m)."""
+    """One covariance of two vectors, from their blocks (n, n), (n, m) and (m, m).
+
+    Parameters
+    ----------
+    first, cross, second : (n, n), (n, m) and (m, m)
+
+    Returns
+    -------
+    (n + m, n + m)
+
+    Examples
+    --------
+    >>> joined(np.eye(1), np.array([[0.5]]), np.eye(1)).tolist()
+    [[1.0, 0.5], [0.5, 1.0]]
+    """
     return np.block([[first, cross], [cross.T, second]])
 
 
 def check_arrays(release: Release) -> None:
     """Check that the arrays of a release, perhaps made by hand, fit together.
+
+    Parameters
+    ----------
+    release : to be checked
 
     Raises
     ------

@@ -182,11 +182,11 @@ def _section(name: str, text: str) -> dict[str, Any]:
             ),
         },
     }
-    own = others.get(name, {})
+    fixed = others.get(name, {})
     return OBJECT | {
         "description": text,
-        "properties": own | properties,
-        "required": [*own, *required],
+        "properties": fixed | properties,
+        "required": [*fixed, *required],
         "dependentRequired": {key: second for key in second},
         "additionalProperties": False,
     }

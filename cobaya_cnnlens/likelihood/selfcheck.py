@@ -49,12 +49,14 @@ NODE_OPTIONS = ("class", "nodes", "cache")
 
 @dataclass(frozen=True)
 class TheoryOffset:
-    """What the theory code gives at the fiducial, against the release.
+    """What the theory code gives at the fiducial cosmology, against the release.
 
-    ``sigmas`` : √(ΔµᵀC⁻¹Δµ), the largest bias in σ that any one parameter can have from it
-    ``worst_bin``, ``worst_change`` : bin of the largest |Δµ|/µ, and that change
-    ``factor`` : what is said of a C_L^κκ that is off by a known factor, or None
-    ``settings`` : settings in which the two differ, as "name: theirs (release: ours)"
+    Attributes
+    ----------
+    sigmas : √(ΔµᵀC⁻¹Δµ), the largest bias in σ that any one parameter can have from it
+    worst_bin, worst_change : bin of the largest |Δµ|/µ, and that change
+    factor : words for a C_L^κκ that is off by a known factor, or None
+    settings : settings in which the two differ, as "name: theirs (release: ours)"
     """
 
     sigmas: float
@@ -69,6 +71,14 @@ def requirements(likelihood: BandpowerLikelihood) -> dict[str, dict[str, int]]:
 
     C_l^TT to l = 1, which is zero, is not used. Cobaya has CLASS compute lensed spectra for
     C_L^φφ, which CLASS refuses unless there is one of the CMB to be lensed.
+
+    Parameters
+    ----------
+    likelihood : of the release
+
+    Returns
+    -------
+    requirements by quantity
     """
     lensing = {"Cl": {"pp": likelihood.lmax_kk, "tt": LOWEST_MULTIPOLE - 1}}
     if not likelihood.needs_ee:
@@ -83,6 +93,10 @@ def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> 
     ----------
     theories : the ``theory`` block of the input
     likelihood : of the release
+
+    Returns
+    -------
+    the offset
 
     Raises
     ------
@@ -108,12 +122,12 @@ def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> 
             # What the block fixes takes the release's value: else it were another cosmology.
             kept = {k: v for k, v in settings.items() if k not in cosmology}
             block["extra_args"] = kept | neutrinos
-    seen: dict[str, np.ndarray] = {}
+    spectra: dict[str, np.ndarray] = {}
 
     def keep(_self: Any) -> float:
-        seen["pp"] = _self.provider.get_Cl(ell_factor=False, units="muK2")["pp"]
+        spectra["pp"] = _self.provider.get_Cl(ell_factor=False, units="muK2")["pp"]
         if likelihood.needs_ee:
-            seen["ee"] = _self.provider.get_unlensed_Cl(ell_factor=False, units="muK2")["ee"]
+            spectra["ee"] = _self.provider.get_unlensed_Cl(ell_factor=False, units="muK2")["ee"]
         return 0.0
 
     needs = requirements(likelihood)
@@ -128,18 +142,18 @@ def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> 
         )
         model.loglike({})
         model.close()
-    if "pp" not in seen:
+    if "pp" not in spectra:
         listed = ", ".join(f"{name} = {value}" for name, value in cosmology.items())
         raise TheoryError(f"no spectra at {listed}")
-    clkk = convergence_from_potential(seen["pp"])
+    clkk = convergence_from_potential(spectra["pp"])
     ours = likelihood.model(release.fiducial_kk, release.fiducial_ee)
-    change = likelihood.model(clkk, seen.get("ee")) - ours
+    change = likelihood.model(clkk, spectra.get("ee")) - ours
     worst = int(np.argmax(np.abs(change / ours)[: len(likelihood.bins)]))
     return TheoryOffset(
         float(np.sqrt(change @ likelihood.inverse @ change)),
         int(likelihood.bins[worst]),
         float(change[worst] / ours[worst]),
-        likelihood.factor(clkk, seen.get("ee")),
+        likelihood.factor(clkk, spectra.get("ee")),
         tuple(different_settings(theories, release.theory.get("settings", {}))),
     )
 
@@ -158,10 +172,14 @@ def class_cosmology(cosmology: Mapping[str, float]) -> tuple[dict[str, float], d
     Parameters
     ----------
     cosmology : of the release, under CAMB's names, with Σm_ν in eV
+
+    Returns
+    -------
+    cosmology, and settings
     """
-    found = {CLASS_NAMES.get(name, name): value for name, value in cosmology.items()}
-    mass = found.pop("mnu", 0.0)
-    return found, {"N_ncdm": 1, "m_ncdm": mass, "N_ur": 2.0308} if mass else {"N_ur": 3.044}
+    renamed = {CLASS_NAMES.get(name, name): value for name, value in cosmology.items()}
+    mass = renamed.pop("mnu", 0.0)
+    return renamed, {"N_ncdm": 1, "m_ncdm": mass, "N_ur": 2.0308} if mass else {"N_ur": 3.044}
 
 
 @contextmanager
@@ -191,18 +209,28 @@ def _plain(block: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def different_settings(theories: dict[str, Any], made_with: dict[str, Any]) -> Iterator[str]:
     """Settings of a ``theory`` block that differ from those that a release's spectra were made
-    with, as "name: theirs (release: ours)"."""
+    with, as "name: theirs (release: ours)".
+
+    Parameters
+    ----------
+    theories : the ``theory`` block of the input
+    made_with : settings of the release
+
+    Yields
+    ------
+    text for each
+    """
     for name, block in theories.items():
         settings = block.get("extra_args") or {}
         if _is_class(name, block):
             given = {key.replace("non linear", "non_linear"): x for key, x in settings.items()}
             settings = CLASS_DEFAULTS | given
-            wanted = CLASS_SETTINGS if made_with.get("halofit_version") == "mead2020" else {}
+            expected = CLASS_SETTINGS if made_with.get("halofit_version") == "mead2020" else {}
         else:
             keys = ("lens_potential_accuracy", "halofit_version")
-            wanted = {key: made_with[key] for key in keys if key in made_with}
+            expected = {key: made_with[key] for key in keys if key in made_with}
             if "num_massive_neutrinos" in settings:
-                wanted["num_massive_neutrinos"] = 1
-        for key, value in wanted.items():
+                expected["num_massive_neutrinos"] = 1
+        for key, value in expected.items():
             if settings.get(key) != value and str(settings.get(key)) != str(value):
                 yield f"{key}: {settings.get(key, 'default')} (release: {value})"

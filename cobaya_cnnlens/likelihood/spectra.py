@@ -29,7 +29,22 @@ _T_CMB = 2.7255e6  # µK
 
 
 def band_powers(edges: np.ndarray, fiducial: np.ndarray) -> np.ndarray:
-    """Σ (2l+1) C_l of every band, (n_bands,)."""
+    """Power Σ (2l+1) C_l of every band.
+
+    Parameters
+    ----------
+    edges : of the bands, (n_bands + 1,)
+    fiducial : C_l from l = 0
+
+    Returns
+    -------
+    (n_bands,)
+
+    Examples
+    --------
+    >>> band_powers(np.array([0, 2, 3]), np.ones(3)).tolist()
+    [4.0, 5.0]
+    """
     l = np.arange(edges[0], edges[-1])
     return np.add.reduceat((2.0 * l + 1.0) * fiducial[edges[0] : edges[-1]], edges[:-1] - edges[0])
 
@@ -45,7 +60,16 @@ class Bands:
         self._weight = weight / np.repeat(band_powers(edges, fiducial), np.diff(edges))
 
     def power(self, cl: np.ndarray) -> np.ndarray:
-        """Σ (2l+1) C_l / Σ (2l+1) C_l^fid of every band, (n_bands,)."""
+        """Σ (2l+1) C_l / Σ (2l+1) C_l^fid of every band.
+
+        Parameters
+        ----------
+        cl : from l = 0
+
+        Returns
+        -------
+        (n_bands,)
+        """
         return np.add.reduceat(self._weight * cl[self._multipoles], self._starts)
 
 
@@ -62,7 +86,23 @@ UNLENSED_E = Quantity("unlensed C_l^EE", "l")
 
 
 def checked_spectrum(cl: ArrayLike | None, lmax: int, quantity: Quantity) -> np.ndarray:
-    """``cl`` as an array that begins at l = 0 and reaches ``lmax``, or a SpectrumError."""
+    """A spectrum as an array that begins at l = 0 and reaches ``lmax``.
+
+    Parameters
+    ----------
+    cl : the spectrum
+    lmax : highest multipole that is needed
+    quantity : which of the two it is
+
+    Returns
+    -------
+    (≥ lmax + 1,)
+
+    Raises
+    ------
+    SpectrumError
+        if it is no such array
+    """
     if type(cl) is not np.ndarray or cl.ndim != 1 or cl.dtype.kind != "f":
         cl = _as_array(cl, quantity)
     if len(cl) <= lmax:
@@ -127,6 +167,15 @@ def factor_of(powers: np.ndarray) -> str | None:
     Parameters
     ----------
     powers : of the bands, over the fiducial's
+
+    Returns
+    -------
+    words of :data:`FACTORS`, or None
+
+    Examples
+    --------
+    >>> factor_of(np.array([4.0, 4.0]))
+    'it looks like [L(L+1)]² C_L^φφ: divide that by 4'
     """
     for factor, words in FACTORS.items():
         if (np.abs(powers / factor - 1.0) < _AS_A_FACTOR).all():
@@ -164,16 +213,27 @@ FORMS: dict[Quantity, tuple[_Form, ...]] = {
 def diagnosis(
     quantity: Quantity, given: dict[Quantity, np.ndarray], bands: dict[Quantity, Bands]
 ) -> str:
-    """What is wrong with a spectrum whose power no cosmology has."""
+    """What is wrong with a spectrum whose power no cosmology has.
+
+    Parameters
+    ----------
+    quantity : the spectrum that is wrong
+    given : both spectra from l = 0
+    bands : of both spectra
+
+    Returns
+    -------
+    message of an error
+    """
     powers = bands[quantity].power(given[quantity])
     if not np.isfinite(powers).all():
         return f"{quantity.name} is not finite; check the theory"
     said = (
         f"{quantity.name} has {np.median(powers):.1e} times the power of the release's fiducial one"
     )
-    miss, what, mend = min(candidates(quantity, given, bands), key=lambda found: found[0])
+    miss, form, mend = min(candidates(quantity, given, bands), key=lambda candidate: candidate[0])
     if miss < math.log(_RECOGNISED):
-        return f"{said}: it looks like {what}; {mend}"
+        return f"{said}: it looks like {form}; {mend}"
     return (
         f"{said}, which no cosmology gives; give the raw C_{quantity.letter}"
         f"{' in µK²' if quantity is UNLENSED_E else ''}, from {quantity.letter} = 0"
@@ -183,8 +243,18 @@ def diagnosis(
 def candidates(
     quantity: Quantity, given: dict[Quantity, np.ndarray], bands: dict[Quantity, Bands]
 ) -> Iterator[tuple[float, str, str]]:
-    """Largest |ln(power over the fiducial's)| of any band if the spectrum is put right from each
-    wrong form; its name; the mend."""
+    """Try the wrong forms of a spectrum, and the other spectrum.
+
+    Parameters
+    ----------
+    quantity : the spectrum that is wrong
+    given : both spectra from l = 0
+    bands : of both spectra
+
+    Yields
+    ------
+    largest |ln(power over the fiducial's)| of a band, put right; name of the form; the mend
+    """
 
     def miss(of: Bands, corrected: np.ndarray) -> float:
         if np.ndim(corrected) != 1 or len(corrected) < of.stop:
@@ -193,8 +263,8 @@ def candidates(
         return float(np.abs(np.log(power)).max()) if (power > 0).all() else math.inf
 
     l = np.arange(len(given[quantity])).clip(1.0)
-    for what, mend, factor in FORMS[quantity]:
-        yield miss(bands[quantity], given[quantity] * factor(l * (l + 1.0))), what, mend
+    for form, mend, factor in FORMS[quantity]:
+        yield miss(bands[quantity], given[quantity] * factor(l * (l + 1.0))), form, mend
     swapped = max(miss(bands[KAPPA], given[UNLENSED_E]), miss(bands[UNLENSED_E], given[KAPPA]))
     other = UNLENSED_E if quantity is KAPPA else KAPPA
     yield swapped, other.name, f"are the arguments swapped? {KAPPA.name} comes first"

@@ -29,15 +29,15 @@ def hartlap_factor(n_sim: int, n_bins: int) -> float:
     -------
     the factor, below 1
 
-    Examples
-    --------
-    >>> hartlap_factor(n_sim=101, n_bins=9)
-    0.9
-
     Raises
     ------
     CNNLensError
         if n_sim ≤ n_bins + 2
+
+    Examples
+    --------
+    >>> hartlap_factor(n_sim=101, n_bins=9)
+    0.9
     """
     if n_sim <= n_bins + 2:
         raise CNNLensError(

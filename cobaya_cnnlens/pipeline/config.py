@@ -1,6 +1,6 @@
 """The pipeline's configuration, checked by pydantic: one section per stage.
 
-Files are read by :mod:`.loading`; what a stage makes of its section is the stage's own affair.
+:mod:`.loading` reads the files.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import itertools
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -45,7 +45,7 @@ WHOLE = ("train", "validation", "test")
 
 
 class SkyCounts(Section):
-    """Number of fiducial skies per set; the sets never share phases."""
+    """Number of fiducial skies of each set. The sets never share phases."""
 
     train: int = Field(gt=0, le=100_000)
     validation: int = Field(gt=0, le=100_000)
@@ -54,87 +54,130 @@ class SkyCounts(Section):
 
 
 class PatchCentres(Section):
-    """HEALPix nside of the centres, and how many are left out at each pole; or ``rings``: side by
-    side in rings of equal latitude, as many as go, none over another.
+    """Where the patches of a sky lie.
 
-    ``spread`` is how many of a sky's patches, spread evenly over it, are taken where each is
-    reconstructed many times or is one survey's: of all sets but train, validation and test.
+    Attributes
+    ----------
+    nside : of the HEALPix map whose pixels are the centres
+    poles : how many centres are left out at each pole
+    rings : patches side by side in rings of equal latitude instead, as many as go, none over
+        another
+    spread : how many of a sky's patches, spread evenly over it, the sets other than train,
+        validation and test take; all by default
     """
 
-    nside: int = Field(4, gt=0, le=64)
-    poles: int = Field(16, ge=0, le=24_576)
+    nside: int = Field(default=4, gt=0, le=64)
+    poles: int = Field(default=16, ge=0, le=24_576)
     rings: bool = False
-    spread: int | None = Field(None, gt=0)
+    spread: int | None = Field(default=None, gt=0)
 
-    def recipe(self, set_name: str) -> dict:
-        """What determines where the patches of a set's skies lie."""
+    def recipe(self, set_name: str) -> dict[str, Any]:
+        """What determines where the patches of a set's skies lie.
+
+        Parameters
+        ----------
+        set_name : name of the set of skies
+
+        Returns
+        -------
+        mapping for JSON
+        """
         where = {"rings": True} if self.rings else self.model_dump(include={"nside", "poles"})
         few = self.spread is not None and set_name not in WHOLE
         return where | ({"spread": self.spread} if few else {})
 
 
 class Network(Section):
-    """The network: of ``kind`` "resunet", the paper's on the maps, whose ``width`` is 64 there and
-    ``dropout`` its rate; or "refined", a residual U-net on what the MAP steps know
-    (:mod:`cobaya_cnnlens.reconstruct.refined`), of ``width`` channels at half the patch's
-    resolution, for any noise.
+    """The network and where it comes from.
 
-    ``initial`` names a trained network of the same width that training starts from.
-    ``pretrained`` names one to use as it is, instead of training, or several whose mean κ̂ is used.
+    Attributes
+    ----------
+    pretrained : a network to use as it is, instead of training, or several whose mean κ̂ is used
+    initial : a trained network of the same width that training starts from
+    kind : "resunet", the paper's on the maps, or "refined", a residual U-net on MAP features
+        (:mod:`cobaya_cnnlens.reconstruct.refined`)
+    width : channels: 64 in the paper's; at half the patch's resolution for "refined"
+    dropout : its rate, of "resunet"
+    seed : of the first weights
     """
 
     pretrained: FilePath | Annotated[list[FilePath], Field(min_length=1)] | None = None
     initial: FilePath | None = None
     kind: Literal["resunet", "refined"] = "resunet"
-    width: int = Field(64, gt=0, le=1024)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    seed: int = Field(1, ge=0, lt=2**32)
+    width: int = Field(default=64, gt=0, le=1024)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    seed: int = Field(default=1, ge=0, lt=2**32)
 
 
 class Phase(Section):
-    """One phase of training: ``steps`` batches on ``crop`` × ``crop`` pixels (0: the whole patch).
+    """One phase of training.
 
-    ``schedule`` "cosine" falls from ``learning_rate`` to ``final_rate`` over the phase after
-    ``warmup`` steps; "plateau" (the last phase only) halves after 3 stale epochs and stops after
-    10, as in the paper.
+    Attributes
+    ----------
+    steps, batch : number of batches, and of patches in each
+    crop : pixels along a side that a batch holds; 0 for the whole patch
+    learning_rate, final_rate : at the start, and at the end of schedule "cosine"
+    warmup : steps in which the rate rises to ``learning_rate``
+    schedule : "cosine", or, of the last phase, "plateau": halved after 3 stale epochs, stopped
+        after 10, as in the paper
     """
 
     steps: int = Field(gt=0, le=10**9)
-    batch: int = Field(32, gt=0, le=100_000)
-    crop: int = Field(0, ge=0)
+    batch: int = Field(default=32, gt=0, le=100_000)
+    crop: int = Field(default=0, ge=0)
     learning_rate: float = Field(gt=0, le=10)
-    final_rate: float = Field(0.0, ge=0, le=10)
-    warmup: int = Field(0, ge=0)
-    schedule: str = Field("cosine", pattern="^(cosine|plateau)$")
+    final_rate: float = Field(default=0.0, ge=0, le=10)
+    warmup: int = Field(default=0, ge=0)
+    schedule: str = Field(default="cosine", pattern="^(cosine|plateau)$")
 
 
 class Training(Section):
     """How the network is trained; see ``training/README.md`` for what each choice bought.
 
     The loss is the mean squared error of E and κ in units of their variance.
-    ``jit_compile`` compiles with XLA, for which a minute goes before the first step.
+
+    Attributes
+    ----------
+    phases : one after another
+    clip_norm : largest norm of a gradient; None for no limit
+    augment : whether patches are turned and flipped at random
+    fresh_noise : whether each batch has noise of its own; else each patch has one realisation, as
+        in the paper
+    steps_per_epoch : after which the state is kept
+    validation_patches : on which the loss is measured after each epoch
+    jit_compile : whether XLA compiles the step, which takes a minute
+    seed : of batches and noise
     """
 
     phases: list[Phase] = Field(min_length=1)
-    clip_norm: float | None = Field(1.0, gt=0, le=1e6)
+    clip_norm: float | None = Field(default=1.0, gt=0, le=1e6)
     augment: bool = True
     fresh_noise: bool = True
-    steps_per_epoch: int = Field(200, gt=0, le=10**9)
-    validation_patches: int = Field(160, gt=0, le=10**7)
+    steps_per_epoch: int = Field(default=200, gt=0, le=10**9)
+    validation_patches: int = Field(default=160, gt=0, le=10**7)
     jit_compile: bool = True
-    seed: int = Field(1, ge=0, lt=2**32)
+    seed: int = Field(default=1, ge=0, lt=2**32)
 
 
 class Refining(Section):
-    """Features of ``batch`` patches, which a refining network learns from, lie in a file."""
+    """Files of the features from which a refining network learns.
 
-    batch: int = Field(96, gt=0, le=10_000)
+    Attributes
+    ----------
+    batch : patches in a file
+    """
+
+    batch: int = Field(default=96, gt=0, le=10_000)
 
 
 class Reconstruction(Section):
-    """How the network is applied: ``symmetries`` 8 averages κ̂ over the symmetries of the square,
-    at eight times the cost of 1. ``jit_compile`` compiles with XLA; a network so small that it runs
-    for less time than that takes goes without."""
+    """How the network is applied.
+
+    Attributes
+    ----------
+    symmetries : 8 averages κ̂ over the symmetries of the square, at eight times the cost of 1
+    jit_compile : whether XLA compiles the network, which is not worth it for a small one
+    """
 
     symmetries: Literal[1, 8] = 1
     jit_compile: bool = True
@@ -143,13 +186,16 @@ class Reconstruction(Section):
 class Baseline(Section):
     """An estimator without a network, to be measured in a network's place.
 
-    ``kind`` "quadratic" convolves filtered E and B, ``combination`` of them, with the mask's E→B
-    ``leakage`` left in ("naive", as in the paper) or taken out ("pure"); "wiener" is the quadratic
-    estimator of Wiener-filtered maps; "map" climbs to the φ of maximum posterior probability by
-    ``passes`` quasi-Newton steps, of which 6 are best.
-    The mean field comes from the first training sky.
+    Its mean field comes from the first training sky. A kind that another package registers
+    (:mod:`.estimators`) may have options of its own.
 
-    A kind that another package registers (:mod:`.estimators`) may have options of its own.
+    Attributes
+    ----------
+    kind : "quadratic"; "wiener", the quadratic estimator of Wiener-filtered maps; or "map", the
+        maximum a posteriori (MAP) iteration
+    combination : of filtered E and B in the quadratic estimator
+    leakage : of E into B by the mask: left in ("naive", as in the paper) or taken out ("pure")
+    passes : quasi-Newton steps of the MAP iteration, of which 6 are best
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
@@ -157,45 +203,60 @@ class Baseline(Section):
     kind: str = Field(max_length=50)
     combination: Literal["eb", "ee", "mv"] = "eb"
     leakage: Literal["naive", "pure"] = "naive"
-    passes: int = Field(6, ge=2, le=1000)
+    passes: int = Field(default=6, ge=2, le=1000)
 
     @field_validator("kind")
     @classmethod
-    def _registered(cls, kind):
+    def _registered(cls, kind: str) -> str:
         registered(kind)
         return kind
 
     @model_validator(mode="after")
-    def _own_options(self):
-        self.model_extra.update(own_options(self.kind, dict(self.model_extra)))
+    def _own_options(self) -> Baseline:
+        extra = self.model_extra
+        assert extra is not None  # by extra="allow"
+        extra.update(own_options(self.kind, dict(extra)))
         return self
 
 
 class Bandpowers(Section):
-    """Bins of equal ``width`` in L from ``lmin``, as in the paper (127)."""
+    """Bins of equal width in L.
 
-    lmin: int = Field(36, gt=0)
-    width: int = Field(127, gt=0)
-    n_bins: int = Field(24, gt=0)
+    Attributes
+    ----------
+    lmin : where the first bin begins
+    width : of a bin, as in the paper
+    n_bins : number of bins
+    """
+
+    lmin: int = Field(default=36, gt=0)
+    width: int = Field(default=127, gt=0)
+    n_bins: int = Field(default=24, gt=0)
 
 
 class Derivatives(Section):
-    """Bands [edge_i, edge_i+1) of C^κκ and unlensed C^EE that are scaled by 1 ± ``step``, and the
-    shift of ω_c at which the second order is measured; on ``patches`` of the set's, spread evenly,
-    all by default."""
+    """Derivatives of the noise bias in bands of both spectra, on skies of their own.
+
+    Attributes
+    ----------
+    kk_edges, ee_edges : of the bands [edge_i, edge_i+1) of C^κκ and unlensed C^EE
+    step : ε, by which a band is scaled up and down
+    omch2_step : shift of ω_c at which the second order is measured
+    patches : of each sky, spread evenly; all by default
+    """
 
     kk_edges: list[int] = Field(min_length=2)
     ee_edges: list[int] = Field(min_length=2)
-    step: float = Field(0.1, gt=0, lt=1)
-    omch2_step: float = Field(0.01, gt=0, lt=0.05)
-    patches: int | None = Field(None, gt=0)
+    step: float = Field(default=0.1, gt=0, lt=1)
+    omch2_step: float = Field(default=0.01, gt=0, lt=0.05)
+    patches: int | None = Field(default=None, gt=0)
 
-    def recipe(self) -> dict:
+    def recipe(self) -> dict[str, Any]:
         """What determines derivatives by bands."""
         return self.model_dump(exclude={"omch2_step", *(() if self.patches else ("patches",))})
 
     @model_validator(mode="after")
-    def _ascending(self):
+    def _ascending(self) -> Derivatives:
         for name in ("kk_edges", "ee_edges"):
             edges = getattr(self, name)
             if any(b <= a for a, b in itertools.pairwise(edges)):
@@ -204,37 +265,50 @@ class Derivatives(Section):
 
 
 class Nuisances(Section):
-    """Steps of the instrument's systematics at which the bandpowers of the first ``skies`` test
-    skies are measured again: relative ones of gain, beam width and noise rms, and degrees; on
-    ``patches`` of each sky, spread evenly, all by default."""
+    """Steps of the instrument's systematics, at which test skies are observed again.
 
-    skies: int = Field(1, gt=0)
-    gain: float = Field(0.01, gt=0, lt=0.5)
-    beam: float = Field(0.05, gt=0, lt=0.5)
-    noise: float = Field(0.05, gt=0, lt=0.5)
-    angle: float = Field(0.5, gt=0, lt=20)
-    patches: int | None = Field(None, gt=0)
+    Attributes
+    ----------
+    skies : number of test skies, from the first on
+    gain, beam, noise : relative steps of the gain, of the beam's width and of the noise rms
+    angle : step in degrees
+    patches : of each sky, spread evenly; all by default
+    """
 
-    def recipe(self) -> dict:
+    skies: int = Field(default=1, gt=0)
+    gain: float = Field(default=0.01, gt=0, lt=0.5)
+    beam: float = Field(default=0.05, gt=0, lt=0.5)
+    noise: float = Field(default=0.05, gt=0, lt=0.5)
+    angle: float = Field(default=0.5, gt=0, lt=20)
+    patches: int | None = Field(default=None, gt=0)
+
+    def recipe(self) -> dict[str, Any]:
         """What determines a sky's nuisances."""
         return self.model_dump(exclude={"skies", *(() if self.patches else ("patches",))})
 
 
 class Coverage(Section):
-    """Skies for the coverage test: how many, the two ends of the prior from which the ω_c of each
-    is drawn, and into surveys of how many patches they are cut; ``patches`` of each sky, spread
-    evenly, all by default. With ``logA``, the ends of a prior of ln(10¹⁰ A_s), that is drawn too
-    and inferred with it. ``stratified`` truths are those of a low-discrepancy sequence."""
+    """Surveys of the coverage test, whose true cosmologies are drawn from a prior.
 
-    skies: int = Field(100, gt=0, le=100_000)
+    Attributes
+    ----------
+    skies : number of skies
+    omch2 : the two ends of the prior of ω_c
+    logA : those of ln(10¹⁰ A_s), which is then drawn and inferred too
+    stratified : whether the truths are those of a low-discrepancy sequence
+    patches : of each sky, spread evenly; all by default
+    patches_each : patches of a survey
+    """
+
+    skies: int = Field(default=100, gt=0, le=100_000)
     omch2: tuple[float, float] = (0.1085, 0.1285)
     logA: tuple[float, float] | None = None
     stratified: bool = False
-    patches: int | None = Field(None, gt=0)
-    patches_each: int = Field(16, gt=0, le=100_000)
+    patches: int | None = Field(default=None, gt=0)
+    patches_each: int = Field(default=16, gt=0, le=100_000)
 
     @model_validator(mode="after")
-    def _ascending(self):
+    def _ascending(self) -> Coverage:
         for name in ("omch2", "logA"):
             ends = getattr(self, name)
             if ends is not None and not 0 < ends[0] < ends[1]:
@@ -249,18 +323,23 @@ class Coverage(Section):
 
 
 class Fit(Section):
-    """Cosmologies to which the second order of the noise debias from the data is fitted: one
-    ``sky`` of the test set made again at every change of the fiducial cosmology in ``at``, on
-    ``patches`` of it, spread evenly, all by default; and how many directions of C^EE's changes
-    have one."""
+    """Cosmologies to which the second order of the debias from the data is fitted.
 
-    sky: int = Field(0, ge=0)
-    patches: int | None = Field(None, gt=0)
-    directions: int = Field(2, gt=0, le=4)
+    Attributes
+    ----------
+    sky : number of the test sky that is made again at each
+    patches : of it, spread evenly; all by default
+    directions : number of directions of the changes of C^EE that have a second order
+    at : changes of the fiducial cosmology
+    """
+
+    sky: int = Field(default=0, ge=0)
+    patches: int | None = Field(default=None, gt=0)
+    directions: int = Field(default=2, gt=0, le=4)
     at: list[dict[str, float]]
 
     @model_validator(mode="after")
-    def _enough(self):
+    def _enough(self) -> Fit:
         n = self.directions
         # First and second order in the directions of C^EE and the one of C^κκ.
         terms = (n + 1) + (n + 1) * (n + 2) // 2
@@ -272,14 +351,19 @@ class Fit(Section):
 
 
 class Points(Section):
-    """Cosmologies at which the model of the noise debias is tested: ``skies`` test skies, from
-    number ``first`` on, made again at every change of the fiducial cosmology in ``at``, grouped by
-    name; on ``patches`` of each, spread evenly, all by default. ``fit``: those to which a part of
-    the model is fitted."""
+    """Cosmologies at which the model of the noise bias is tested.
 
-    first: int = Field(0, ge=0)
-    skies: int = Field(1, gt=0)
-    patches: int | None = Field(None, gt=0)
+    Attributes
+    ----------
+    first, skies : number of the first test sky that is made again at each, and how many
+    patches : of each sky, spread evenly; all by default
+    at : changes of the fiducial cosmology, by name of a group
+    fit : those to which a part of the model is fitted
+    """
+
+    first: int = Field(default=0, ge=0)
+    skies: int = Field(default=1, gt=0)
+    patches: int | None = Field(default=None, gt=0)
     at: dict[str, list[dict[str, float]]] = {}
     fit: Fit | None = None
 
@@ -293,8 +377,8 @@ class Nulls(Section):
     """On how many test and training skies, the first of each set, null tests are made; on
     ``patches`` of each, spread evenly, all by default."""
 
-    skies: int = Field(1, gt=0)
-    patches: int | None = Field(None, gt=1)
+    skies: int = Field(default=1, gt=0)
+    patches: int | None = Field(default=None, gt=1)
 
 
 # What a foreground's level is called, in tables and names of files.
@@ -302,18 +386,23 @@ LevelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=50)]
 
 
 class Foregrounds(Section):
-    """Foregrounds that are added to test patches, seen at ``frequency_ghz``
-    (:mod:`cobaya_cnnlens.simulate.foregrounds`), on ``patches`` of each of the first ``skies`` test
-    skies, spread evenly, all by default.
+    """Foregrounds that are added to test patches (:mod:`cobaya_cnnlens.simulate.foregrounds`).
 
-    ``sources``: flux cuts in mJy; ``dust`` and ``synchrotron``: D_l^EE at l = 80 in µK², at 353 and
-    23 GHz, by name. Each is measured with all l of the maps, and again with those up to each of
-    ``lmax`` alone.
+    Each is measured with all l of the maps, and again with those up to each of ``lmax`` alone.
+
+    Attributes
+    ----------
+    skies : number of test skies, from the first on
+    patches : of each, spread evenly; all by default
+    frequency_ghz : of the maps
+    sources : flux cuts in mJy
+    dust, synchrotron : D_l^EE at l = 80 in µK², at 353 and 23 GHz, by name of the level
+    lmax : highest l of the maps
     """
 
-    skies: int = Field(1, gt=0)
-    patches: int | None = Field(None, gt=0)
-    frequency_ghz: float = Field(150.0, ge=20, le=400)
+    skies: int = Field(default=1, gt=0)
+    patches: int | None = Field(default=None, gt=0)
+    frequency_ghz: float = Field(default=150.0, ge=20, le=400)
     sources: list[Annotated[float, Field(gt=0, le=10_000)]] = [3.0, 10.0, 30.0, 100.0]
     dust: dict[LevelName, Annotated[float, Field(gt=0, le=1e5)]] = {
         "cleaned": 0.088,
@@ -324,7 +413,7 @@ class Foregrounds(Section):
     lmax: list[Annotated[int, Field(gt=0, le=20_000)]] = []
 
     @model_validator(mode="after")
-    def _counted(self):
+    def _counted(self) -> Foregrounds:
         for cut in self.sources:
             SourceCounts(cut, self.frequency_ghz)
         for name in ("sources", "lmax"):
@@ -335,20 +424,31 @@ class Foregrounds(Section):
 
 
 class Survey(Section):
-    """A mock survey: its true ω_c and how many skies of 160 patches it has for tests."""
+    """A mock survey.
+
+    Attributes
+    ----------
+    omch2 : its true ω_c
+    skies : how many skies it has for tests
+    """
 
     omch2: float
-    skies: int = Field(1, gt=0, le=100_000)
+    skies: int = Field(default=1, gt=0, le=100_000)
 
 
 class Config(Section):
-    """The whole pipeline, from one file.
+    """The whole pipeline, from one file: a section for each stage, and what they share.
 
-    ``skies_from`` and
-    ``features_from`` are folders in the place of ``products``' own, for configurations that share
-    skies, or what refining networks learn from them. ``shipped`` is a file of bandpowers that
-    commands read where ``products`` has none (`cnnlens ship` writes it). With ``data_debias``
-    releases hold the noise debias from the survey's own E and B power.
+    Attributes
+    ----------
+    name, seed : of the configuration, and of all its random numbers
+    products : folder of what the stages make
+    skies_from, features_from : folders of skies and features that configurations share; those of
+        ``products`` by default
+    shipped : file of bandpowers that commands read where ``products`` has none (`cnnlens ship`
+        writes it)
+    data_debias : whether releases hold the noise debias from the survey's own E and B power
+    surveys : mock surveys by name
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=100)
@@ -380,7 +480,7 @@ class Config(Section):
     surveys: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=50)], Survey]
 
     @model_validator(mode="after")
-    def _consistent(self):
+    def _consistent(self) -> Config:
         for section, ranges in RANGES.items():
             check_ranges(section, getattr(self, section), ranges)
         self._check_cosmologies()
@@ -566,14 +666,42 @@ class Config(Section):
         return [*SkyCounts.model_fields, *(f"survey-{name}" for name in self.surveys)]
 
     def set_size(self, name: str) -> int:
-        """Number of skies in a set."""
+        """Number of skies in a set.
+
+        Parameters
+        ----------
+        name : of the set
+
+        Returns
+        -------
+        number of skies
+
+        Raises
+        ------
+        ConfigError
+            if there is no such set
+        """
         self._check_set(name)
         if name.startswith("survey-"):
             return self.surveys[name.removeprefix("survey-")].skies
         return getattr(self.skies, name)
 
     def set_cosmology(self, name: str) -> Cosmology:
-        """True cosmology of the skies of a set."""
+        """True cosmology of the skies of a set.
+
+        Parameters
+        ----------
+        name : of the set
+
+        Returns
+        -------
+        cosmology
+
+        Raises
+        ------
+        ConfigError
+            if there is no such set
+        """
         self._check_set(name)
         if name.startswith("survey-"):
             return self.cosmology.vary(omch2=self.surveys[name.removeprefix("survey-")].omch2)
@@ -593,6 +721,12 @@ class Config(Section):
 
     def check_index(self, name: str, index: int, size: int | None = None) -> None:
         """Refuse a sky that a set does not have, or that is not among ``size``.
+
+        Parameters
+        ----------
+        name : of the set
+        index : number of the sky
+        size : number of skies; that of the set by default
 
         Raises
         ------
@@ -622,8 +756,10 @@ class Config(Section):
 
     @property
     def sky_directory(self) -> Path:
+        """Folder of the skies."""
         return self.skies_from or self.products / "skies"
 
     @property
     def feature_directory(self) -> Path:
+        """Folder of the features."""
         return self.features_from or self.products / "features"

@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.interpolate import CubicSpline
@@ -62,16 +62,23 @@ LOG_SPACING, STRETCHED_SPACING = 0.03, 6.0
 class Plan:
     """What to emulate, read from a YAML file.
 
-    ``box`` parameter → its two sides (``logA`` is ln 10¹⁰A_s); ``fixed`` the other parameters of
-    :class:`~cobaya_cnnlens.theory.Cosmology`; ``camb`` settings, whose ``lmax`` must exceed the
-    emulator's by as much as θ* varies over the box; ``points`` in the design, and ``checks`` after
-    them that only measure errors; ``kernel``, ``degree``, ``smoothing`` and ``scales`` as
-    in the emulator; ``components`` of either spectrum; ``upon`` a shipped emulator, or the path of
-    one, from which this one goes on: then only what the other parameters do is left to learn;
-    ``at_low_side`` how many of the first points are taken once more at a parameter's low side.
+    Attributes
+    ----------
+    name, products : of the emulator, and the folder of CAMB's spectra
+    box : the two sides of each parameter; ``logA`` is ln 10¹⁰A_s
+    fixed : the other parameters of :class:`~cobaya_cnnlens.theory.Cosmology`
+    lmax : highest multipole of the emulator
+    camb : settings, whose ``lmax`` exceeds the emulator's by as much as θ* varies over the box
+    points, checks : number of points of the design, and of those after them that only measure
+        errors
+    seed : of the Sobol sequence
+    kernel, degree, smoothing, scales : of :class:`~cobaya_cnnlens.theory.emulator.Emulator`
+    components : principal components of either spectrum
+    upon : a shipped emulator, or the path of one, to which this one adds parameters; empty for none
+    at_low_side : how many of the first points are taken once more at a parameter's low side
     """
 
-    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     name: str
     products: Path
@@ -99,21 +106,23 @@ class Plan:
 
     @property
     def parameters(self) -> tuple[str, ...]:
+        """Names of the box's parameters, in order."""
         return tuple(self.box)
 
     def sides(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper sides of the box, (n_parameters,) each."""
         low, high = np.array(list(self.box.values()), dtype=float).T
         return low, high
 
     def design(self) -> np.ndarray:
         """All points, those of the checks last, (points + checks, n_parameters)."""
         low, high = self.sides()
-        wanted = self.points + self.checks
+        n_points = self.points + self.checks
         sobol = qmc.Sobol(len(low), scramble=True, seed=self.seed)
-        drawn = qmc.scale(sobol.random_base2(int(np.ceil(np.log2(4 * wanted)))), low, high)
+        drawn = qmc.scale(sobol.random_base2(int(np.ceil(np.log2(4 * n_points)))), low, high)
         flat = [self.cosmology(point) for point in drawn]
         allowed = [matter_density(asdict(c)) < LARGEST_DENSITY for c in flat]
-        points = drawn[allowed][:wanted]
+        points = drawn[allowed][:n_points]
         sides = []
         for name, count in self.at_low_side.items():
             side = points[:count].copy()
@@ -127,19 +136,57 @@ class Plan:
         return design[len(design) - self.checks :]
 
     def cosmology(self, point: Iterable[float]) -> Cosmology:
+        """The cosmology of a point of the box.
+
+        Parameters
+        ----------
+        point : parameters in the order of ``box``
+
+        Returns
+        -------
+        cosmology
+        """
         values = {**dict(zip(self.box, map(float, point), strict=True)), **self.fixed}
         values["As"] = 1e-10 * float(np.exp(values.pop(AMPLITUDE)))
         return Cosmology(**values)
 
-    def recipe(self, point: Iterable[float]) -> dict:
+    def recipe(self, point: Iterable[float]) -> dict[str, Any]:
+        """What determines the spectra at a point.
+
+        Parameters
+        ----------
+        point : parameters in the order of ``box``
+
+        Returns
+        -------
+        mapping for JSON
+        """
         return {**settings_record(self.cosmology(point), self.camb), "algorithm": ALGORITHM}
 
-    def path(self, recipe: dict) -> Path:
+    def path(self, recipe: dict[str, Any]) -> Path:
+        """Where the spectra of a recipe lie.
+
+        Parameters
+        ----------
+        recipe : of :meth:`recipe`
+
+        Returns
+        -------
+        the file, under ``products``
+        """
         return self.products / f"{products.identity_of(recipe)}.h5"
 
 
 def load_plan(path: str | Path) -> Plan:
     """Read a plan.
+
+    Parameters
+    ----------
+    path : of the YAML file
+
+    Returns
+    -------
+    the plan
 
     Raises
     ------
@@ -150,7 +197,14 @@ def load_plan(path: str | Path) -> Plan:
 
 
 def run_camb(plan: Plan, points: np.ndarray, jobs: int = 1) -> None:
-    """Run CAMB at every one of a design's points that has not been, in ``jobs`` processes."""
+    """Run CAMB at every one of a design's points that has not been, in ``jobs`` processes.
+
+    Parameters
+    ----------
+    plan : of the emulator
+    points : (n, n_parameters)
+    jobs : number of processes
+    """
     missing = [p for p in points if not products.exists(*_product(plan, p))]
     threads = max((os.cpu_count() or 1) // jobs, 1)
     with ProcessPoolExecutor(jobs, get_context("spawn"), _set_threads, (threads,)) as pool:
@@ -165,7 +219,7 @@ def run_camb(plan: Plan, points: np.ndarray, jobs: int = 1) -> None:
             pass
 
 
-def _product(plan: Plan, point: np.ndarray) -> tuple[Path, str, dict]:
+def _product(plan: Plan, point: np.ndarray) -> tuple[Path, str, dict[str, Any]]:
     recipe = plan.recipe(point)
     return plan.path(recipe), KIND, recipe
 
@@ -197,20 +251,35 @@ def _run_point(plan: Plan, point: np.ndarray) -> None:
 
 @dataclass(frozen=True)
 class Points:
-    """CAMB at points of the design: ``at`` (n, p), ``kk`` and ``ee`` (n, camb.lmax + 1), and
-    ``scalars`` (n, 4)."""
+    """CAMB's spectra at points of the design.
+
+    Attributes
+    ----------
+    at : the points, (n, n_parameters)
+    kk, ee : C_L^κκ, and unlensed C_l^EE in µK², (n, camb.lmax + 1) each
+    scalars : derived parameters, (n, 4)
+    """
 
     at: np.ndarray
     kk: np.ndarray
     ee: np.ndarray
     scalars: np.ndarray
 
-    def __getitem__(self, which) -> Points:
+    def __getitem__(self, which: slice | np.ndarray) -> Points:
         return Points(self.at[which], self.kk[which], self.ee[which], self.scalars[which])
 
 
 def read_points(plan: Plan, at: np.ndarray) -> Points:
-    """CAMB at points of the design, (n, n_parameters).
+    """CAMB's spectra at points of the design.
+
+    Parameters
+    ----------
+    plan : of the emulator
+    at : the points, (n, n_parameters)
+
+    Returns
+    -------
+    the points with their spectra
 
     Raises
     ------
@@ -228,6 +297,15 @@ def read_points(plan: Plan, at: np.ndarray) -> Points:
 
 def fit(plan: Plan, points: Points) -> Emulator:
     """The emulator of a design.
+
+    Parameters
+    ----------
+    plan : of the emulator
+    points : with CAMB's spectra, those of the checks left out
+
+    Returns
+    -------
+    the emulator
 
     Raises
     ------
@@ -251,7 +329,7 @@ def fit(plan: Plan, points: Points) -> Emulator:
         known_at = _where_the_base_is(plan, base, at)
         at, n = np.vstack([at, known_at]), len(known_at)
         kk, ee, scalars = (
-            np.vstack([rest, np.zeros((n, rest.shape[1]))]) for rest in (kk, ee, scalars)
+            np.vstack([values, np.zeros((n, values.shape[1]))]) for values in (kk, ee, scalars)
         )
     kk_mean, kk_basis, kk_parts = _components(kk, plan.components)
     low, high = (
@@ -360,7 +438,7 @@ def _where_the_base_is(plan: Plan, base: Emulator, at: np.ndarray) -> np.ndarray
     return np.unique(known_at, axis=0)
 
 
-def _record(plan: Plan, points: Points, base: Emulator | None) -> dict:
+def _record(plan: Plan, points: Points, base: Emulator | None) -> dict[str, Any]:
     """What an emulator says of itself."""
     return {
         "name": plan.name,
@@ -379,10 +457,14 @@ def _record(plan: Plan, points: Points, base: Emulator | None) -> dict:
 class Errors:
     """An emulator's errors at each of n points.
 
-    ``kk`` and ``ee`` largest relative error of C^κκ and of unlensed C^EE at any multipole of the
-    emulator; ``ee_bands`` of the power of C^EE in the bands of the release, those of
-    C^κκ if it has none; ``delta_chi2``
-    ΔµᵀC⁻¹Δµ of a survey's bandpowers; ``scalars`` the largest of the derived parameters; (n,) each
+    Attributes
+    ----------
+    at : the points, (n, n_parameters)
+    kk, ee : largest relative error of C^κκ and of unlensed C^EE at any multipole, (n,) each
+    ee_bands : largest relative error of the power of C^EE in a band of the release, or of C^κκ if
+        it has none, (n,)
+    delta_chi2 : ΔµᵀC⁻¹Δµ of a survey's bandpowers, (n,)
+    scalars : largest relative error of the derived parameters, (n,)
     """
 
     at: np.ndarray
@@ -415,26 +497,39 @@ class Errors:
 
 
 def errors(emulator: Emulator, points: Points, release: Release) -> Errors:
-    """Errors of an emulator at points that did not make it, against CAMB's own spectra."""
+    """Errors of an emulator at points that did not make it, against CAMB's own spectra.
+
+    Parameters
+    ----------
+    emulator : the fitted one
+    points : that did not make it
+    release : whose bandpowers measure the error
+
+    Returns
+    -------
+    errors by point
+    """
     rows, likelihood = [], BandpowerLikelihood(release)
     n = emulator.lmax + 1
     edges = release.ee_edges if release.has(Group.PRIMARY) else release.kk_edges
     weight = 2.0 * np.arange(edges[0], edges[-1]) + 1.0
 
-    def bands(cl):
+    def bands(cl: np.ndarray) -> np.ndarray:
         return np.add.reduceat(weight * cl[edges[0] : edges[-1]], edges[:-1] - edges[0])
 
     for at, kk, ee, scalars in zip(points.at, points.kk, points.ee, points.scalars, strict=True):
         kk, ee = kk[:n], ee[:n]
-        found_kk, found_ee, found = emulator(dict(zip(emulator.parameters, at, strict=True)))
-        moved = likelihood.model(found_kk, found_ee) - likelihood.model(kk, ee)
+        emulated_kk, emulated_ee, derived = emulator(
+            dict(zip(emulator.parameters, at, strict=True))
+        )
+        moved = likelihood.model(emulated_kk, emulated_ee) - likelihood.model(kk, ee)
         rows.append(
             (
-                np.abs(found_kk[2:] / kk[2:] - 1.0).max(),
-                np.abs(found_ee[2:] / ee[2:] - 1.0).max(),
-                np.abs(bands(found_ee) / bands(ee) - 1.0).max(),
+                np.abs(emulated_kk[2:] / kk[2:] - 1.0).max(),
+                np.abs(emulated_ee[2:] / ee[2:] - 1.0).max(),
+                np.abs(bands(emulated_ee) / bands(ee) - 1.0).max(),
                 moved @ likelihood.inverse @ moved,
-                np.abs(np.array([found[name] for name in SCALARS]) / scalars - 1.0).max(),
+                np.abs(np.array([derived[name] for name in SCALARS]) / scalars - 1.0).max(),
             )
         )
     return Errors(points.at, *np.array(rows).T)

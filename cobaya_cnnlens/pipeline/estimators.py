@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,13 +36,31 @@ class MaskedEstimator:
         self._estimator, self._mask, self._mean_field = estimator, mask, mean_field
 
     def reconstruct(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """Masked Q̃, Ũ in µK, each (n, ny, nx) → masked κ̂ (n, ny, nx)."""
+        """Reconstruct masked patches.
+
+        Parameters
+        ----------
+        q, u : masked Q̃ and Ũ in µK, (n, ny, nx) each
+
+        Returns
+        -------
+        masked κ̂, (n, ny, nx)
+        """
         return self._mask * (self._estimator.reconstruct(q, u) - self._mean_field)
 
 
 def build_estimator(run: Run) -> Estimator:
     """The configuration's network or networks, or its baseline with the mean field of training
-    skies, which is measured first if there is none yet."""
+    skies, which is measured first if there is none yet.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    from masked Q and U to masked κ̂
+    """
     from . import mean_field
 
     if run.config.baseline is None:
@@ -54,7 +72,16 @@ def build_estimator(run: Run) -> Estimator:
 
 
 def network_estimator(run: Run) -> Estimator:
-    """The configuration's network, or its networks' mean, applied as the configuration says."""
+    """The configuration's network, or its networks' mean, applied as the configuration says.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    from masked Q and U to masked κ̂
+    """
     from ..reconstruct.learned import learned_estimator
     from . import networks
 
@@ -72,7 +99,16 @@ def network_estimator(run: Run) -> Estimator:
 
 
 def filtered_for(run: Run) -> Instrument:
-    """The instrument as filters have it, whose noise is :data:`LOWEST_LEVEL` at least."""
+    """The instrument as filters take it, with a noise of at least :data:`LOWEST_LEVEL`.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    the instrument
+    """
     from ..reconstruct.map_lensing import LOWEST_LEVEL
 
     instrument = run.config.instrument
@@ -83,6 +119,7 @@ def _quadratic(run: Run) -> Estimator:
     from ..reconstruct.quadratic import QuadraticEstimator
 
     baseline = run.config.baseline
+    assert baseline is not None  # this is the builder of its kind
     return QuadraticEstimator(
         run.config.patch,
         filtered_for(run),
@@ -105,8 +142,9 @@ def _wiener(run: Run) -> Estimator:
 def _map(run: Run) -> Estimator:
     from ..reconstruct.map_lensing import MAPLensing
 
-    passes = run.config.baseline.passes
-    return MAPLensing(run.config.patch, filtered_for(run), run.mask, run.spectra(), passes)
+    baseline, patch = run.config.baseline, run.config.patch
+    assert baseline is not None  # this is the builder of its kind
+    return MAPLensing(patch, filtered_for(run), run.mask, run.spectra(), baseline.passes)
 
 
 def _quadratic_label(baseline: Baseline) -> str:
@@ -116,15 +154,23 @@ def _quadratic_label(baseline: Baseline) -> str:
 # What builds a kind of estimator from a run: beamed, noisy, masked Q̃, Ũ → κ̂ on the whole patch;
 # how figures name it, by its configuration or always the same; and, of one that has options of its
 # own in `baseline`, the pydantic model that they are checked by.
-ESTIMATORS: dict[str, tuple] = {
+ESTIMATORS: dict[str, tuple[Any, ...]] = {
     "quadratic": (_quadratic, _quadratic_label),
     "wiener": (_wiener, "Wiener QE of E and B"),
     "map": (_map, "MAP"),
 }
 
 
-def registered(kind: str) -> tuple:
+def registered(kind: str) -> tuple[Any, ...]:
     """The entry of a kind of estimator, this package's or another's.
+
+    Parameters
+    ----------
+    kind : name of the kind
+
+    Returns
+    -------
+    an entry of :data:`ESTIMATORS`
 
     Raises
     ------
@@ -146,20 +192,47 @@ def _entry_points() -> Iterable[metadata.EntryPoint]:
 
 
 def label_of(baseline: Baseline) -> str:
-    """A short name of a baseline."""
+    """A short name of a baseline.
+
+    Parameters
+    ----------
+    baseline : the configuration's section
+
+    Returns
+    -------
+    e.g. "EB QE, pure"
+    """
     label: str | Callable[[Baseline], str] = registered(baseline.kind)[1]
     return label(baseline) if callable(label) else label
 
 
 def name_of(config: Config) -> str:
-    """A short name of what makes κ̂ in a configuration, as releases record it."""
+    """A short name of what makes κ̂ in a configuration, as releases record it.
+
+    Parameters
+    ----------
+    config : the pipeline's configuration
+
+    Returns
+    -------
+    e.g. "ResUNet"
+    """
     if config.baseline is not None:
         return label_of(config.baseline)
     return {"resunet": "ResUNet", "refined": "refining network"}[config.network.kind]
 
 
-def own_options(kind: str, given: dict) -> dict:
+def own_options(kind: str, given: dict[str, Any]) -> dict[str, Any]:
     """A baseline's options beyond those that all kinds share, checked and completed.
+
+    Parameters
+    ----------
+    kind : of baseline
+    given : options of the configuration
+
+    Returns
+    -------
+    options with defaults filled in
 
     Raises
     ------

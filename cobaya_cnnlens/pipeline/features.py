@@ -1,9 +1,9 @@
-"""What a refining network reads: features of observed patches, some in a file.
+"""Features of observed patches, which a refining network reads; a file holds those of a batch.
 
-Training patches are seen by instruments drawn at random (:class:`.Variation`), each with noise of
-its own; those of any other set by the configuration's, with the noise that all stages give that
-sky. Features of test skies are no must: where they lie on disk, several networks reconstruct the
-same skies at the cost of one filter.
+Each training patch is observed by an instrument drawn at random (:class:`.Variation`), with noise
+of its own. Patches of other sets are observed by the configuration's instrument, with the noise
+that all stages give that sky. Features of test skies are optional: with them on disk, several
+networks reconstruct the same skies at the cost of one filter.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -38,7 +38,16 @@ VARIATION = Variation()
 
 
 def parts(run: Run, set_name: str) -> list[tuple[int, int]]:
-    """Sky and number of every file of a set."""
+    """The files of a set.
+
+    Parameters
+    ----------
+    run, set_name : the configuration, and the set of skies
+
+    Returns
+    -------
+    number of the sky, and of the file within it
+    """
     n_patches = run.n_patches if set_name in WHOLE else len(run.spread)
     each = -(-n_patches // run.config.refining.batch)
     return [(i, part) for i in range(run.config.set_size(set_name)) for part in range(each)]
@@ -46,20 +55,49 @@ def parts(run: Run, set_name: str) -> list[tuple[int, int]]:
 
 def learned_from(run: Run, set_name: str) -> list[tuple[int, int]]:
     """Sky and number of the files that training reads: all of "train", and "validation" as far as
-    ``training.validation_patches`` goes."""
-    found, config = parts(run, set_name), run.config
+    ``training.validation_patches`` goes.
+
+    Parameters
+    ----------
+    run, set_name : the configuration, and the set of skies
+
+    Returns
+    -------
+    number of the sky, and of the file within it
+    """
+    files, config = parts(run, set_name), run.config
     if set_name == "validation":
-        return found[: -(-config.training.validation_patches // config.refining.batch)]
-    return found
+        return files[: -(-config.training.validation_patches // config.refining.batch)]
+    return files
 
 
 def path(run: Run, set_name: str, index: int, part: int) -> Path:
-    """Where the features of some patches of a sky lie."""
+    """Where the features of some patches of a sky lie.
+
+    Parameters
+    ----------
+    run, set_name, index : the configuration, the set of skies and the number of one
+    part : number of the file within the sky
+
+    Returns
+    -------
+    the file, under the features' directory
+    """
     return run.config.feature_directory / set_name / f"sky_{index:04d}_{part:02d}.h5"
 
 
-def recipe(run: Run, set_name: str, index: int, part: int) -> dict:
-    """What determines the features of some patches of a sky."""
+def recipe(run: Run, set_name: str, index: int, part: int) -> dict[str, Any]:
+    """What determines the features of some patches of a sky.
+
+    Parameters
+    ----------
+    run, set_name, index : the configuration, the set of skies and the number of one
+    part : number of the file within the sky
+
+    Returns
+    -------
+    mapping for JSON
+    """
     return {
         "sky": skies.recipe(run, set_name, index),
         "instrument": run.config.instrument.recipe(),
@@ -88,14 +126,14 @@ def measure(
     indices = range(run.config.set_size(set_name)) if indices is None else list(indices)
     for index in indices:
         run.config.check_index(set_name, index)
-    wanted = [
+    asked_for = [
         (index, part)
         for index, part in parts(run, set_name)
         if index in indices and (numbers is None or part in set(numbers))
     ]
     missing = [
         (index, part)
-        for index, part in wanted
+        for index, part in asked_for
         if not products.exists(
             path(run, set_name, index, part), KIND, recipe(run, set_name, index, part)
         )
@@ -108,11 +146,10 @@ def measure(
             maps = {index: _sky(run, set_name, index)}
         batch = run.config.refining.batch
         rows = range(part * batch, min((part + 1) * batch, len(maps[index].q)))
-        seen = _drawn if set_name == "train" else _as_configured
-        found = _features(run, *seen(run, index, part, rows, maps[index]), made, threads)
-        products.write_product(
-            path(run, set_name, index, part), KIND, recipe(run, set_name, index, part), vars(found)
-        )
+        observe = _drawn if set_name == "train" else _as_configured
+        patches = _features(run, *observe(run, index, part, rows, maps[index]), made, threads)
+        file, made_of = path(run, set_name, index, part), recipe(run, set_name, index, part)
+        products.write_product(file, KIND, made_of, vars(patches))
 
 
 def _sky(run: Run, set_name: str, index: int) -> ObservedPatches:
@@ -125,16 +162,20 @@ def _sky(run: Run, set_name: str, index: int) -> ObservedPatches:
     return ObservedPatches(q, u, *(config.patch.crop(maps) for maps in (e, kappa)))
 
 
-def _as_configured(run, index, part, rows, sky):
-    """Taper in degrees, noise levels (n,), rms per pixel in µK (n, ny, nx), and the patches."""
+# Taper in degrees, noise levels (n,) in µK-arcmin, rms per pixel (n, ny, nx) in µK, and patches.
+_Observed = tuple[float, np.ndarray, np.ndarray, ObservedPatches]
+
+
+def _as_configured(run: Run, index: int, part: int, rows: range, sky: ObservedPatches) -> _Observed:
+    """The patches ``rows`` of a sky as the configuration's instrument sees them."""
     config, n = run.config, run.config.patch.n_pixels
     rms = np.broadcast_to(config.instrument.noise_rms(config.patch), (len(rows), n, n))
     level = np.full(len(rows), config.instrument.noise_uk_arcmin)
-    found = ObservedPatches(*(maps[rows.start : rows.stop] for maps in vars(sky).values()))
-    return config.instrument.taper_deg, level, rms, found
+    patches = ObservedPatches(*(maps[rows.start : rows.stop] for maps in vars(sky).values()))
+    return config.instrument.taper_deg, level, rms, patches
 
 
-def _drawn(run, index, part, rows, sky):
+def _drawn(run: Run, index: int, part: int, rows: range, sky: ObservedPatches) -> _Observed:
     """As :func:`_as_configured`, each patch seen by an instrument of its own."""
     config, n = run.config, run.config.patch.n_pixels
     generators = [
@@ -152,20 +193,38 @@ def _drawn(run, index, part, rows, sky):
     return taper, level, rms, ObservedPatches(*maps)
 
 
-def _features(run, taper, level, rms, seen, made, threads) -> RefiningPatches:
+def _features(
+    run: Run,
+    taper: float,
+    level: np.ndarray,
+    rms: np.ndarray,
+    patches: ObservedPatches,
+    made: dict[float, MAPLensing],
+    threads: int,
+) -> RefiningPatches:
+    """Features of observed patches; ``made`` keeps the filters by their taper."""
     config = run.config
     if taper not in made:
         mask = cosine_mask(config.patch, taper)
         made[taper] = MAPLensing(
             config.patch, config.instrument, mask, run.spectra(), PASSES, threads
         )
-    found = np.stack(list(features_of(made[taper], seen.q, seen.u, rms, threads)))
-    kappa, e = (values.astype(np.float32) for values in (seen.kappa, seen.e))
-    return RefiningPatches(found.astype(np.float16), kappa, e, level)
+    values = np.stack(list(features_of(made[taper], patches.q, patches.u, rms, threads)))
+    kappa, e = (maps.astype(np.float32) for maps in (patches.kappa, patches.e))
+    return RefiningPatches(values.astype(np.float16), kappa, e, level)
 
 
 def exist(run: Run, set_name: str, index: int) -> bool:
-    """Whether all features of a sky are there."""
+    """Whether all features of a sky are there.
+
+    Parameters
+    ----------
+    run, set_name, index : the configuration, the set of skies and the number of one
+
+    Returns
+    -------
+    True if none is missing
+    """
     return all(
         products.exists(path(run, set_name, *part), KIND, recipe(run, set_name, *part))
         for part in parts(run, set_name)
@@ -173,21 +232,27 @@ def exist(run: Run, set_name: str, index: int) -> bool:
     )
 
 
-def read(run: Run, set_name: str, wanted: Iterable[tuple[int, int]]) -> RefiningPatches:
+def read(run: Run, set_name: str, files: Iterable[tuple[int, int]]) -> RefiningPatches:
     """Features of a set.
 
     Parameters
     ----------
-    wanted : sky and number of each file
+    run : the configuration and what follows from it
+    set_name : name of the set of skies
+    files : number of the sky, and of the file within it, of each
+
+    Returns
+    -------
+    features and true maps of all patches
 
     Raises
     ------
     products.ProductError
         if a file is missing, damaged, or of another configuration
     """
-    found: list[dict] = []
-    for index, part in tqdm(wanted, desc=f"features of {set_name}", unit="file", leave=False):
+    arrays: list[dict[str, np.ndarray]] = []
+    for index, part in tqdm(files, desc=f"features of {set_name}", unit="file", leave=False):
         file, made_of = path(run, set_name, index, part), recipe(run, set_name, index, part)
         with products.open_product(file, KIND, made_of) as product:
-            found.append({name: product.array(name) for name in ARRAYS})
-    return RefiningPatches(*(np.concatenate([f[name] for f in found]) for name in ARRAYS))
+            arrays.append({name: product.array(name) for name in ARRAYS})
+    return RefiningPatches(*(np.concatenate([a[name] for a in arrays]) for name in ARRAYS))

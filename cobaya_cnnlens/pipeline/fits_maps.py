@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import healpy
 import numpy as np
@@ -45,6 +46,10 @@ STACK = (
     "astropy's fits.writeto('map.fits', numpy.stack([q, u]), header)"
 )
 
+# An extension of a file as astropy gives it, and its headers.
+_Extension = tuple[Any, MapHeader]
+_T = TypeVar("_T")
+
 
 @dataclass(frozen=True)
 class FitsMap:
@@ -67,6 +72,7 @@ class FitsMap:
 
     @property
     def path(self) -> Path:
+        """Of the file."""
         return self.header.path
 
     def with_holes(self) -> FitsMap:
@@ -80,8 +86,19 @@ class FitsMap:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Whatever a foreign reader makes of a damaged file becomes one error, and so does its warning
-    that a file was cut off; its other warnings are of headers that it mends."""
+    """Turn the errors of other people's readers into one of ours.
+
+    Their warning that a file was cut off becomes an error too. Their other warnings are about
+    headers that they repair, and are not shown.
+
+    Parameters
+    ----------
+    path : of the file, for errors
+
+    Yields
+    ------
+    nothing
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -131,8 +148,13 @@ def read_fits(path: Path, stokes: str = "", dtype: type = np.float64) -> FitsMap
 
     Parameters
     ----------
+    path : of the file
     stokes : "QU" for the planes Q and U; else the file must hold one plane
     dtype : of the planes
+
+    Returns
+    -------
+    the map
 
     Raises
     ------
@@ -166,7 +188,7 @@ def _is_healpix(header: fits.Header) -> bool:
     return kind == "HEALPIX" or (not kind and "NSIDE" in header)
 
 
-def _only(path: Path, matches: Sequence, kind: str):
+def _only(path: Path, matches: Sequence[_T], kind: str) -> _T:
     """The one part of a file that holds a map."""
     if len(matches) > 1:
         raise MapError(
@@ -176,8 +198,8 @@ def _only(path: Path, matches: Sequence, kind: str):
     return matches[0]
 
 
-def _read_table(path: Path, tables: list, stokes: str, dtype: type) -> FitsMap:
-    matches = []
+def _read_table(path: Path, tables: list[_Extension], stokes: str, dtype: type) -> FitsMap:
+    matches: list[tuple[Any, MapHeader, list[int], list[int]]] = []
     for part, header in tables:
         names = map_headers.columns_of(part.header)
         index = [i for i, name in names.items() if name in map_headers.PIXEL_COLUMNS.split()]
@@ -227,7 +249,7 @@ def _columns(path: Path, names: dict[int, str], stokes: str) -> list[int]:
     return columns
 
 
-def _wrong_columns(path: Path, tables: list, stokes: str) -> str:
+def _wrong_columns(path: Path, tables: list[_Extension], stokes: str) -> str:
     columns = [list(map_headers.columns_of(part.header).values()) for part, _ in tables]
     held = " and ".join(map(str, columns))
     if not stokes:
@@ -235,8 +257,8 @@ def _wrong_columns(path: Path, tables: list, stokes: str) -> str:
             f"{path}: holds columns {held}; it must hold one plane: write that of Q and U with "
             "healpy.write_map('plane.fits', healpy.read_map(FILE, field=NUMBER))"
         )
-    both = {name for names in columns for name in names}
-    apart = all(both & set(map_headers.COLUMNS.format(s).split()) for s in stokes)
+    held_names = {name for names in columns for name in names}
+    apart = all(held_names & set(map_headers.COLUMNS.format(s).split()) for s in stokes)
     mend = STACK if apart else "name them Q_POLARISATION, U_POLARISATION"
     return f"{path}: columns {held} hold no Q and U{' in one table' if apart else ''}; {mend}"
 
@@ -278,7 +300,7 @@ def _in_rings(
     return nside, whole
 
 
-def _read_image(path: Path, images: list, stokes: str, dtype: type) -> FitsMap:
+def _read_image(path: Path, images: list[_Extension], stokes: str, dtype: type) -> FitsMap:
     # A picture beside the map has no coordinates, and fewer planes.
     placed = [(part, header) for part, header in images if header.alone.text("CTYPE1")]
     matches = [
@@ -313,7 +335,7 @@ def _read_image(path: Path, images: list, stokes: str, dtype: type) -> FitsMap:
             f"{path}: holds {len(planes)} planes{_listed(names)}, without Q and U; it must hold "
             f"(Q, U) or (I, Q, U): {STACK}"
         )
-    kept = np.array(planes[taken], dtype=dtype)
+    kept: np.ndarray = np.array(planes[taken], dtype=dtype)
     return FitsMap(header, kept, None, [("BUNIT",)] * len(kept), [names[i] for i in taken])
 
 

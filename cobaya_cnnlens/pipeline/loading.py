@@ -1,13 +1,13 @@
-"""Configurations from files: YAML with bases and the members of studies, and one clear error for
-what cannot be read.
-"""
+"""Configurations from YAML files, with their bases and the members of studies."""
 
 from __future__ import annotations
 
 import math
 import re
 import reprlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -19,6 +19,10 @@ from .config import Config
 # Of the YAML: more is no configuration but an attack, or a product's name given by mistake.
 MOST_BYTES, MOST_VALUES, MOST_LEVELS = 1_000_000, 20_000, 20
 
+_T = TypeVar("_T")
+# Where a value stands: keys of mappings and numbers of list items, from the outside in.
+_Keys = tuple[Any, ...]
+
 
 def load_config(path: str | Path) -> Config:
     """Read and check a configuration.
@@ -27,6 +31,14 @@ def load_config(path: str | Path) -> Config:
     by key, lists replaced whole, and a null takes the base's value away. A *study* has
     ``members``, changes by name, and ``FILE#MEMBER`` is the configuration of one of them; its
     products lie in a folder of the study's.
+
+    Parameters
+    ----------
+    path : of the file, or FILE#MEMBER
+
+    Returns
+    -------
+    the configuration
 
     Raises
     ------
@@ -54,9 +66,18 @@ def load_config(path: str | Path) -> Config:
     return _validated(Config, content, path)
 
 
-def load_as(kind: type, path: str | Path):
+def load_as(kind: type[_T], path: str | Path) -> _T:
     """A file that holds something else than a :class:`Config`: an instance of the dataclass
     ``kind``, its keys and values checked in the same way.
+
+    Parameters
+    ----------
+    kind : the dataclass
+    path : of the file
+
+    Returns
+    -------
+    an instance of ``kind``
 
     Raises
     ------
@@ -66,21 +87,21 @@ def load_as(kind: type, path: str | Path):
     return _validated(kind, _with_bases(Path(path), ()), path)
 
 
-def _validated(kind: type, content: dict, path: str | Path):
+def _validated(kind: type[_T], content: dict[str, Any], path: str | Path) -> _T:
     for keys, value in _leaves(content):
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{path}: key '{_dotted(keys)}' is {value}; give a finite number")
     try:
-        found = TypeAdapter(kind).validate_python(content)
+        checked: _T = TypeAdapter(kind).validate_python(content)
     except ValidationError as error:
         raise ConfigError(_explain(path, error)) from None
     for keys, value in _leaves(content):
-        if isinstance(value, bool) and not isinstance(_at(found, keys), bool):
+        if isinstance(value, bool) and not isinstance(_at(checked, keys), bool):
             raise ConfigError(f"{path}: key '{_dotted(keys)}' is {value}; give a number")
-    return found
+    return checked
 
 
-def _leaves(content, above: tuple = ()):
+def _leaves(content: Any, above: _Keys = ()) -> Iterator[tuple[_Keys, Any]]:
     """Keys and values of all that is no mapping or list."""
     if isinstance(content, (dict, list)):
         for key, value in content.items() if isinstance(content, dict) else enumerate(content):
@@ -89,15 +110,16 @@ def _leaves(content, above: tuple = ()):
         yield above, content
 
 
-def _dotted(keys: tuple) -> str:
+def _dotted(keys: _Keys) -> str:
     return ".".join(map(str, keys))
 
 
-def _at(found, keys: tuple):
+def _at(section: Any, keys: _Keys) -> Any:
     """What has become of a value of the file in the checked configuration."""
     for key in keys:
-        found = found[key] if isinstance(found, (dict, list, tuple)) else getattr(found, key)
-    return found
+        indexed = isinstance(section, (dict, list, tuple))
+        section = section[key] if indexed else getattr(section, key)
+    return section
 
 
 def _split(path: str | Path) -> tuple[str, str]:
@@ -113,6 +135,14 @@ def load_study(path: str | Path) -> dict[str, Config]:
     """Every configuration of a file by the path that names it: a study's members, in order, or
     the one that the file is.
 
+    Parameters
+    ----------
+    path : of the file, or FILE#MEMBER
+
+    Returns
+    -------
+    configurations by path
+
     Raises
     ------
     ConfigError
@@ -125,7 +155,7 @@ def load_study(path: str | Path) -> dict[str, Config]:
     return {p: load_config(p) for p in paths}
 
 
-def _members(path: str | Path, content: dict) -> dict[str, dict]:
+def _members(path: str | Path, content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Take a study's members out of a file's content."""
     members = content.pop("members", None)
     if members is None:
@@ -143,7 +173,7 @@ def _members(path: str | Path, content: dict) -> dict[str, dict]:
     return {str(name): changes for name, changes in members.items()}
 
 
-def _with_bases(path: Path, above: tuple[Path, ...]) -> dict:
+def _with_bases(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in above:
         raise ConfigError(f"{path}: key 'base' leads back to this file")
     named = f" (named as 'base' by {above[-1]})" if above else ""
@@ -158,7 +188,7 @@ def _with_bases(path: Path, above: tuple[Path, ...]) -> dict:
     return _merged(_with_bases(path.parent / base, (*above, path.resolve())), content)
 
 
-def _read_yaml(path: Path, named: str):
+def _read_yaml(path: Path, named: str) -> Any:
     """What a YAML file holds, each key once and not more than a configuration can be.
 
     Raises
@@ -225,7 +255,7 @@ def _check_node(root: yaml.Node, path: Path) -> None:
         raise ConfigError(f"{path}: holds more than {MOST_VALUES} values; take some out")
 
 
-def _merged(base: dict, changes: dict) -> dict:
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
         if value is None:

@@ -28,6 +28,7 @@ import ducc0
 import healpy
 import numpy as np
 from astropy.io import fits
+from astropy.wcs import WCS
 
 from ..errors import MapError
 from ..files import atomic_write
@@ -58,11 +59,17 @@ KAPPA_COMMENTS = (
 
 @dataclass(frozen=True)
 class PatchMaps:
-    """Unmasked Q and U in µK in the patches' frame, (n_patches, n, n) each; the centres,
-    colatitude and longitude in radians, (n_patches, 2), NaN where unknown; the multipole where the
-    maps end, if that is known; the frame of the coordinates, a key of
-    :data:`~cobaya_cnnlens.pipeline.separation.FRAMES`; whether they came as arrays; and warnings of
-    what was assumed."""
+    """Unmasked polarisation maps of patches, in the patches' frame.
+
+    Attributes
+    ----------
+    q, u : in µK, (n_patches, n, n) each
+    centres : colatitude and longitude in radians, (n_patches, 2); NaN where unknown
+    lmax : multipole at which the maps end; None if it is not known
+    frame : of the coordinates, a key of :data:`~cobaya_cnnlens.pipeline.separation.FRAMES`
+    arrays : whether the maps came as arrays
+    warnings : of what was assumed
+    """
 
     q: np.ndarray
     u: np.ndarray
@@ -75,6 +82,16 @@ class PatchMaps:
     @classmethod
     def join(cls, parts: Sequence[PatchMaps], size_deg: float, source: str) -> PatchMaps:
         """Several files' patches as one survey.
+
+        Parameters
+        ----------
+        parts : patches of each file
+        size_deg : side of a patch in degrees
+        source : for errors
+
+        Returns
+        -------
+        all patches
 
         Raises
         ------
@@ -105,11 +122,16 @@ def read_maps(
 
     Parameters
     ----------
+    path : of the file
     geometry : of the patches that the network was trained on
     centres : colatitude and longitude of the patches to cut from a HEALPix map, or of those of an
         ``.npz``, (n, 2)
     pixel_window : whether to divide a HEALPix map's pixel window out
     unit : of Q and U where a FITS header does not say, or of an ``.npz`` that is not in µK
+
+    Returns
+    -------
+    the patches
 
     Raises
     ------
@@ -117,25 +139,26 @@ def read_maps(
         naming the file, the field and the mend
     """
     path = Path(path)
-    given = centres is not None and len(centres) > 0
+    if centres is not None and not len(centres):
+        centres = None
     if unit is not None:
         unit_option(unit)
-    if given:
+    if centres is not None:
         check_separate(centres, geometry.size_deg, "--centre")
     if path.suffix.lower() == ".npz" and path.is_file():
         _refuse(path, pixel_window, "--pixel-window", "arrays have no pixel window of HEALPix")
-        maps = _read_arrays(path, geometry, centres if given else None, unit)
+        maps = _read_arrays(path, geometry, centres, unit)
     else:
         check_file(path, f"{CONVERT}; or arrays of patches with numpy.savez('maps.npz', q=q, u=u)")
-        found = read_fits(path, "QU").with_holes()
-        if found.nside is not None:
-            if not given:
+        sky = read_fits(path, "QU").with_holes()
+        if sky.nside is not None:
+            if centres is None:
                 raise MapError(f"{path}: a HEALPix map; say where to cut patches with --centre")
-            maps = _cut_healpix(found, geometry, centres, pixel_window, nthreads, unit)
+            maps = _cut_healpix(sky, sky.nside, geometry, centres, pixel_window, nthreads, unit)
         else:
-            _refuse(path, given, "--centre", "an image says itself where it lies")
+            _refuse(path, centres is not None, "--centre", "an image says itself where it lies")
             _refuse(path, pixel_window, "--pixel-window", "an image has no pixel window of HEALPix")
-            maps = _read_image(found, geometry, unit)
+            maps = _read_image(sky, geometry, unit)
     bad = ~np.isfinite(maps.q) | ~np.isfinite(maps.u)
     if bad.any():
         patch, y, x = np.argwhere(bad)[0]
@@ -156,9 +179,22 @@ def _refuse(path: Path, given: bool, option: str, why: str) -> None:
 def parse_centres(texts: Sequence[str]) -> np.ndarray:
     """``"LON,LAT"`` in degrees → colatitude and longitude in radians, (n, 2).
 
+    Parameters
+    ----------
+    texts : ``"LON,LAT"`` in degrees
+
+    Returns
+    -------
+    colatitude and longitude in radians, (n, 2)
+
     Raises
     ------
     MapError
+
+    Examples
+    --------
+    >>> parse_centres(["90,0"]).round(4).tolist()
+    [[1.5708, 1.5708]]
     """
     centres = []
     for text in texts:
@@ -234,9 +270,9 @@ def _header(file: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype
     return shape, dtype
 
 
-def _read_image(found: FitsMap, geometry: PatchGeometry, unit: str | None) -> PatchMaps:
-    path, header, n = found.path, found.header.alone, geometry.n_pixels
-    q, u = found.planes * found.header.factor_to_uk(found.unit_keys, unit)
+def _read_image(image: FitsMap, geometry: PatchGeometry, unit: str | None) -> PatchMaps:
+    path, header, n = image.path, image.header.alone, geometry.n_pixels
+    q, u = image.planes * image.header.factor_to_uk(image.unit_keys, unit)
     frame = header.frame_of_axes("ZEA")
     for key in ("CUNIT1", "CUNIT2"):
         if header.text(key) not in ("", "DEG", "DEGREE", "DEGREES"):
@@ -266,13 +302,18 @@ def _read_image(found: FitsMap, geometry: PatchGeometry, unit: str | None) -> Pa
     # The patch's pixels in the image's order.
     rows, columns = (np.arange(n) if step > 0 else np.arange(n)[::-1] for step in steps[::-1])
     _check_places(header, wcs, rows, columns, pointing, geometry)
-    p = q + 1j * found.header.sign_of_u("IAU") * u
+    p = q + 1j * image.header.sign_of_u("IAU") * u
     p = p[rows[:, None], columns] * np.exp(-2j * pointing.frame.reshape(n, n))
     return PatchMaps(p.real[None], p.imag[None], centre[None], frame=frame)
 
 
 def _check_places(
-    header: MapHeader, wcs, rows, columns, pointing: Pointing, geometry: PatchGeometry
+    header: MapHeader,
+    wcs: WCS,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    pointing: Pointing,
+    geometry: PatchGeometry,
 ) -> None:
     """Refuse an image whose header, taken whole, puts pixels elsewhere than the patch has them."""
     y, x = (c.ravel() for c in np.meshgrid(rows, columns, indexing="ij"))
@@ -290,10 +331,17 @@ def _check_places(
         )
 
 
-def _cut_healpix(found, geometry, centres, pixel_window, nthreads, unit) -> PatchMaps:
-    path, header, nside = found.path, found.header, found.nside
-    frame = header.frame()
-    q, u = found.planes * header.factor_to_uk(found.unit_keys, unit)
+def _cut_healpix(
+    sky: FitsMap,
+    nside: int,
+    geometry: PatchGeometry,
+    centres: np.ndarray,
+    pixel_window: bool,
+    nthreads: int,
+    unit: str | None,
+) -> PatchMaps:
+    path, header, frame = sky.path, sky.header, sky.header.frame()
+    q, u = sky.planes * header.factor_to_uk(sky.unit_keys, unit)
     unseen = np.isnan(q)
     half_diagonal = np.radians(geometry.size_deg) / np.sqrt(2.0)
     for theta, phi in centres:
@@ -329,7 +377,18 @@ def _cut_healpix(found, geometry, centres, pixel_window, nthreads, unit) -> Patc
 
 
 def pixel_window_of(path: Path, nside: int, lmax: int) -> np.ndarray:
-    """Window of polarisation of a HEALPix map's pixels, (lmax + 1,)."""
+    """Window of polarisation of a HEALPix map's pixels, (lmax + 1,).
+
+    Parameters
+    ----------
+    path : of the map, for errors
+    nside : of the map
+    lmax : highest multipole
+
+    Returns
+    -------
+    (lmax + 1,)
+    """
     try:
         return healpy.pixwin(nside, pol=True, lmax=lmax)[1]
     except (OSError, ValueError) as error:
@@ -353,6 +412,17 @@ def write_images(
     whose ``centre`` is not known (NaN) with the size of its pixels alone.
 
     Polarisation planes must refer to the local meridian, see :func:`to_meridian`.
+
+    Parameters
+    ----------
+    path : destination
+    planes : the map, (ny, nx) or (n_planes, ny, nx)
+    centre : colatitude and longitude in radians, (2,), NaN where unknown
+    geometry : of the patches
+    unit : for ``BUNIT``
+    frame : of the coordinates, a key of :data:`~.separation.FRAMES`
+    comments : for the header
+    **cards : further keywords of the header
     """
     n, step = geometry.n_pixels, np.degrees(geometry.pixel)
     # Astronomical images have longitude growing to the left.
@@ -387,14 +457,35 @@ def write_kappa(
     **cards: str | float,
 ) -> None:
     """Write κ̂ of a patch, (ny, nx) in the patch's frame, as :func:`write_images` does, and say in
-    the header what it is."""
+    the header what it is.
+
+    Parameters
+    ----------
+    path : destination
+    kappa : κ̂ in the patch's frame, (ny, nx)
+    centre : colatitude and longitude in radians, (2,), NaN where unknown
+    geometry : of the patches
+    frame : of the coordinates, a key of :data:`~.separation.FRAMES`
+    **cards : further keywords of the header
+    """
     write_images(path, kappa, centre, geometry, "", frame, KAPPA_COMMENTS, **cards)
 
 
 def to_meridian(
     q: np.ndarray, u: np.ndarray, centre: np.ndarray, geometry: PatchGeometry
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Q, U (n, n) in the patch's frame → those that refer to the local meridian, COSMO sign."""
+    """Turn Q and U from the patch's frame to the local meridian, with the sign of COSMO.
+
+    Parameters
+    ----------
+    q, u : in the patch's frame, (n, n) each
+    centre : colatitude and longitude in radians, (2,)
+    geometry : of the patches
+
+    Returns
+    -------
+    Q and U, (n, n) each
+    """
     flat = PatchGeometry(geometry.size_deg, geometry.n_pixels, pad=0)
     frame = point_patch(centre, flat).frame.reshape(q.shape)
     p = (q + 1j * u) * np.exp(2j * frame)

@@ -1,9 +1,9 @@
-"""What the headers of FITS maps say, in the spellings that other people's tools write.
+"""Headers of FITS maps, in the spellings that other people's tools write.
 
 A keyword of a map stands in its extension or in the primary header; two values that differ are
 refused. Words are compared whole and in any case, with tables of what is accepted. Units are
-parsed by astropy, so that only one of the right dimension passes. What is missing or unknown is
-refused with what to write, unless a standard says what its absence means.
+parsed by astropy, so that only one of the right dimension passes. A missing or unknown keyword is
+an error that says what to write, unless a standard says what its absence means.
 
 :mod:`.fits_maps` finds the map of a file and calls this module; so do the readers of patches
 (:mod:`.map_files`) and of surveys.
@@ -118,11 +118,29 @@ class MapHeader:
         return values[0][2] if values else None
 
     def text(self, *keys: str) -> str:
-        """A keyword's text in capitals, empty if it is missing."""
+        """A keyword's text in capitals, empty if it is missing.
+
+        Parameters
+        ----------
+        *keys : names of one thing
+
+        Returns
+        -------
+        text in capitals
+        """
         return self.find(keys, lambda _, text: text.upper()) or ""
 
     def number(self, key: str, default: float | None = None) -> float:
         """A keyword's number.
+
+        Parameters
+        ----------
+        key : the keyword
+        default : where the keyword is missing; None to refuse that
+
+        Returns
+        -------
+        the number
 
         Raises
         ------
@@ -136,7 +154,22 @@ class MapHeader:
         return value
 
     def parse_number(self, key: str, text: str) -> float:
-        """The number of a keyword's text, finite but for ``BAD_DATA``."""
+        """The number of a keyword's text, finite but for ``BAD_DATA``.
+
+        Parameters
+        ----------
+        key : the keyword, for errors
+        text : its text
+
+        Returns
+        -------
+        the number
+
+        Raises
+        ------
+        MapError
+            if it is none
+        """
         with contextlib.suppress(ValueError):
             if np.isfinite(float(text)) or key == "BAD_DATA":
                 return float(text)
@@ -162,6 +195,10 @@ class MapHeader:
         Parameters
         ----------
         projection : the last three letters of ``CTYPE1`` and ``CTYPE2``
+
+        Returns
+        -------
+        a key of :data:`.separation.FRAMES`
 
         Raises
         ------
@@ -223,6 +260,15 @@ class MapHeader:
         Parameters
         ----------
         standard : what holds where the keyword is missing; empty to refuse that
+
+        Returns
+        -------
+        1.0 or −1.0
+
+        Raises
+        ------
+        MapError
+            if the keyword is unknown, or missing without a standard
         """
 
         def parse(key: str, text: str) -> float:
@@ -275,6 +321,15 @@ class MapHeader:
         ----------
         keys : for each of the planes, the keywords that may hold its unit
         given : the user's, see :func:`unit_option`
+
+        Returns
+        -------
+        the factor
+
+        Raises
+        ------
+        MapError
+            if the unit is unknown, not said or said twice
         """
         factors = {self.factor(plane, "", TEMPERATURE) for plane in keys}
         names = " and ".join(dict.fromkeys(plane[0] for plane in keys))
@@ -284,20 +339,31 @@ class MapHeader:
             )
         [factor] = factors
         option = None if given is None else unit_option(given)
-        if factor is None and option is None:
-            raise MapError(
-                f"{self.path}: no unit in {names}; {MENDS[TEMPERATURE]}, or give it as --unit"
-            )
-        if factor is not None and option not in (None, factor):
+        if factor is None:
+            if option is None:
+                raise MapError(
+                    f"{self.path}: no unit in {names}; {MENDS[TEMPERATURE]}, or give it as --unit"
+                )
+            return option
+        if option not in (None, factor):
             raise MapError(
                 f"{self.path}: {names} say a unit of {factor:g} uK, --unit {given}; leave "
                 "--unit out"
             )
-        return option if factor is None else factor
+        return factor
 
     def holes(self, values: np.ndarray) -> np.ndarray:
-        """Where a number stands for nothing seen, same shape: ``BAD_DATA``, and what
-        :func:`no_number` finds."""
+        """Where a number stands for nothing seen: ``BAD_DATA``, a number that no map holds, as
+        UNSEEN in any unit, or one that is not finite.
+
+        Parameters
+        ----------
+        values : numbers of the map
+
+        Returns
+        -------
+        True for holes, of the same shape
+        """
         with np.errstate(invalid="ignore"):
             marker = self.number("BAD_DATA", np.nan)
             return no_number(values) | (np.abs(values - marker) <= 1e-6 * abs(marker))
@@ -320,6 +386,14 @@ def unseen_in(q: np.ndarray, u: np.ndarray) -> np.ndarray:
 def unit_option(text: str) -> float:
     """Factor to µK of the unit that a user gives as ``--unit``.
 
+    Parameters
+    ----------
+    text : uK, mK or K
+
+    Returns
+    -------
+    the factor
+
     Raises
     ------
     MapError
@@ -336,6 +410,15 @@ def factor_of(text: str, target: str) -> float:
     >>> factor_of("uK_{CMB}^{-2}", "uK-2")
     1.0
 
+    Parameters
+    ----------
+    text : the unit as a header spells it
+    target : the unit that is needed
+
+    Returns
+    -------
+    the factor
+
     Raises
     ------
     ValueError
@@ -349,7 +432,7 @@ def factor_of(text: str, target: str) -> float:
         raise ValueError("")
     if unit.is_equivalent(target):
         return float(f"{unit.to(target):.12g}")
-    quantities = [what for of, what in QUANTITIES.items() if unit.is_equivalent(of)]
+    quantities = [name for known, name in QUANTITIES.items() if unit.is_equivalent(known)]
     raise ValueError(f", {quantities[0]}" if quantities else "")
 
 
@@ -368,13 +451,32 @@ def _plain(text: str) -> str:
 
 
 def columns_of(header: fits.Header) -> dict[int, str]:
-    """Names of a table's columns by number from 1, in capitals, with _ for other signs."""
+    """Names of a table's columns in capitals, with _ for other signs.
+
+    Parameters
+    ----------
+    header : of the table
+
+    Returns
+    -------
+    names by number of the column, from 1
+    """
     names = {i: str(header.get(f"TTYPE{i}", "")) for i in range(1, header.get("TFIELDS", 0) + 1)}
     return {i: re.sub(r"[^A-Z0-9]+", "_", name.upper()).strip("_") for i, name in names.items()}
 
 
 def stokes_of(header: MapHeader, axis: int) -> list[str]:
-    """The Stokes parameters of an axis whose ``CTYPE`` is STOKES, a name for each plane."""
+    """The Stokes parameters of an axis whose ``CTYPE`` is STOKES.
+
+    Parameters
+    ----------
+    header : of the image
+    axis : number of the axis, from 1
+
+    Returns
+    -------
+    a name for each plane, "?" for others
+    """
     header, length = header.alone, int(header.own[f"NAXIS{axis}"])
     start, value = (header.number(f"{key}{axis}", 0.0) for key in ("CRPIX", "CRVAL"))
     step = header.number(f"CDELT{axis}", header.number(f"CD{axis}_{axis}", 1.0))
@@ -384,6 +486,14 @@ def stokes_of(header: MapHeader, axis: int) -> list[str]:
 
 def wcs_of(header: MapHeader) -> tuple[WCS, np.ndarray]:
     """The whole WCS of an image's first two axes, and its steps along them in degrees, (2,).
+
+    Parameters
+    ----------
+    header : of the image
+
+    Returns
+    -------
+    the WCS, and its steps in degrees, (2,)
 
     Raises
     ------
@@ -434,7 +544,16 @@ def _tidy(header: MapHeader) -> fits.Header:
 
 
 def odd_keywords(header: fits.Header) -> str:
-    """The keywords of a header that a plain projection has not, in brackets; empty without."""
+    """The keywords of a header that a plain projection has not.
+
+    Parameters
+    ----------
+    header : of the image
+
+    Returns
+    -------
+    text in brackets for a message; empty without any
+    """
     plain = {"PC1_1": 1.0, "PC2_2": 1.0, "LONPOLE": None, "LATPOLE": None}
     pattern = r"(PC|CD)\d_\d|CROTA\d|LONPOLE|LATPOLE|PV[12]_\d+"
     odd = [
@@ -447,5 +566,14 @@ def odd_keywords(header: fits.Header) -> str:
 
 
 def say_frame(frame: str) -> str:
-    """What is assumed of a map without ``COORDSYS``, for a warning."""
+    """What is assumed of a map without ``COORDSYS``, for a warning.
+
+    Parameters
+    ----------
+    frame : a key of :data:`.separation.FRAMES`
+
+    Returns
+    -------
+    the warning
+    """
     return f"no COORDSYS in its header: taken as {FRAMES[frame]} coordinates"

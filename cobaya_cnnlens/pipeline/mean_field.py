@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -23,40 +23,83 @@ ALGORITHM = 4
 CHUNK = 16
 
 
-def baseline_recipe(run: Run) -> dict:
-    """What determines an estimator without a network; its hash stands in a network's place."""
+def baseline_recipe(run: Run) -> dict[str, Any]:
+    """What determines an estimator without a network; its hash stands in a network's place.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    mapping for JSON
+    """
+    baseline = run.config.baseline
+    assert baseline is not None  # a network has no mean field
     return {
         "algorithm": ALGORITHM,
-        "baseline": run.config.baseline.model_dump(),
+        "baseline": baseline.model_dump(),
         "instrument": run.config.instrument.recipe(),
         "sky": skies.recipe(run, "train", 0),
     }
 
 
 def path(run: Run) -> Path:
-    """Where the mean field lies."""
+    """Where the mean field lies.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    the file, under ``products``
+    """
     return run.config.products / "mean_field.h5"
 
 
-def recipe(run: Run) -> dict:
-    """What determines the mean field."""
+def recipe(run: Run) -> dict[str, Any]:
+    """What determines the mean field.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    mapping for JSON
+    """
     return {"mean_field": baseline_recipe(run)}
 
 
 def measure(run: Run, estimator: Estimator) -> None:
-    """Mean κ̂ of a bare estimator over the first training sky, unless that is done."""
+    """Mean κ̂ of a bare estimator over the first training sky, unless that is done.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    estimator : of κ on the whole patch
+    """
     if products.exists(path(run), KIND, recipe(run)):
         return
-    seen = observe_sky(run, "train", 0)
-    total = np.zeros(seen.q.shape[1:])
-    for start in tqdm(range(0, len(seen.q), CHUNK), desc="mean field", unit=f"{CHUNK} patches"):
+    sky = observe_sky(run, "train", 0)
+    total = np.zeros(sky.q.shape[1:])
+    for start in tqdm(range(0, len(sky.q), CHUNK), desc="mean field", unit=f"{CHUNK} patches"):
         rows = slice(start, start + CHUNK)
-        total += estimator.reconstruct(seen.q[rows], seen.u[rows]).sum(0)
-    products.write_product(path(run), KIND, recipe(run), {"kappa": total / len(seen.q)})
+        total += estimator.reconstruct(sky.q[rows], sky.u[rows]).sum(0)
+    products.write_product(path(run), KIND, recipe(run), {"kappa": total / len(sky.q)})
 
 
 def read(run: Run) -> np.ndarray:
-    """What mask and noise alone put into κ̂, (n, n).
+    """What mask and noise alone put into κ̂.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    (n, n)
 
     Raises
     ------

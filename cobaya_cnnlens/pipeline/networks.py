@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import NetworkError
 from ..products import SHIPPED, differences, identity_of, open_product
@@ -27,19 +27,37 @@ KINDS = {"resunet": "ResUNet", "refined": "RefiningUNet"}
 # Keys of the configuration's `network` that enter a recipe in another form, or only when set.
 NOT_IN_RECIPE = {"pretrained", "initial", "kind"}
 # Options that there were once, with the value that changed nothing.
-FORMER = {
+FORMER: dict[str, dict[str, Any]] = {
     "network": {"noise_map": False},
     "training": {"loss": "pixel", "depth_variation": 0.0, "precision": "float32"},
 }
 
 
 def path(run: Run) -> Path:
-    """Where training leaves its network."""
+    """Where training leaves its network.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    the file, under ``products``
+    """
     return run.config.products / "network.keras"
 
 
 def paths(run: Run) -> tuple[Path, ...]:
-    """The networks in use: the trained one, or those that ``network.pretrained`` names."""
+    """The networks in use: the trained one, or those that ``network.pretrained`` names.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    the files
+    """
     named = run.config.network.pretrained
     if named is None:
         return (path(run),)
@@ -47,12 +65,30 @@ def paths(run: Run) -> tuple[Path, ...]:
 
 
 def training_directory(run: Run) -> Path:
-    """Where training keeps its state."""
+    """Where training keeps its state.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    the folder, under ``products``
+    """
     return run.config.products / "training"
 
 
-def recipe(run: Run) -> dict:
-    """What determines a training run."""
+def recipe(run: Run) -> dict[str, Any]:
+    """What determines a training run.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    mapping for JSON
+    """
     config = run.config
     sky = skies.recipe(run, "train", 0)
     del sky["index"], sky["set"]
@@ -73,7 +109,7 @@ def recipe(run: Run) -> dict:
 REFINING = {"network": {"width", "seed"}, "training": {"phases", "clip_norm", "seed"}}
 
 
-def _refining_recipe(run: Run, sky: dict) -> dict:
+def _refining_recipe(run: Run, sky: dict[str, Any]) -> dict[str, Any]:
     """What determines a training run on features."""
     from ..reconstruct.features import PASSES
     from .features import ALGORITHM, VARIATION
@@ -102,6 +138,14 @@ def estimator_id(run: Run) -> str:
     baseline's recipe. Where a network is yet to be trained, that of the one which made the shipped
     bandpowers stands for it, if that was trained as the configuration says.
 
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    the hash
+
     Raises
     ------
     NetworkError
@@ -120,14 +164,19 @@ def estimator_id(run: Run) -> str:
 def check_kind(run: Run) -> None:
     """Refuse networks of another kind than the configuration's.
 
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
     Raises
     ------
     NetworkError
+        if the files hold another kind
     """
-    found, wanted = kind_of(paths(run)), KINDS[run.config.network.kind]
-    if found != wanted:
+    held, configured = kind_of(paths(run)), KINDS[run.config.network.kind]
+    if held != configured:
         raise NetworkError(
-            f"{', '.join(map(str, paths(run)))}: holds a {found}, not a {wanted}; correct "
+            f"{', '.join(map(str, paths(run)))}: holds a {held}, not a {configured}; correct "
             "'network.kind' or 'network.pretrained' in the configuration"
         )
 
@@ -143,51 +192,66 @@ def _shipped_hash(run: Run) -> str | None:
     return made_with["network"]
 
 
-def training_differences(found: Mapping, wanted: Mapping) -> list[str]:
-    """Keys in which two training recipes differ; what an older one leaves out is the default."""
-    return differences(_completed(found), _completed(wanted))
+def training_differences(recorded: Mapping[str, Any], configured: Mapping[str, Any]) -> list[str]:
+    """Keys in which two training recipes differ; what an older one leaves out is the default.
+
+    Parameters
+    ----------
+    recorded, configured : recipe of the file, and that of the configuration
+
+    Returns
+    -------
+    dotted keys with both values
+    """
+    return differences(_completed(recorded), _completed(configured))
 
 
-def _completed(found: Mapping) -> dict:
-    found = json.loads(json.dumps(found))
-    defaults = {
+def _completed(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A training recipe with the defaults of what it leaves out, and without former options."""
+    completed: dict[str, Any] = json.loads(json.dumps(recipe))
+    defaults: dict[str, dict[str, Any]] = {
         "network": Network().model_dump(mode="json", exclude=NOT_IN_RECIPE),
         "training": {k: f.default for k, f in Training.model_fields.items() if not f.is_required()},
         "instrument": asdict(Instrument()),
     }
     for section, values in defaults.items():
-        values = {**values, **found.get(section, {})}
+        values = {**values, **completed.get(section, {})}
         values.pop("jit_compile", None)
         former = FORMER.get(section, {})
-        found[section] = {
+        completed[section] = {
             k: v
             for k, v in values.items()
             if v is not None and not (k in former and v == former[k])
         }
-    return found
+    return completed
 
 
 def check_trained(run: Run) -> None:
     """Refuse a network in the products' folder that was not trained as the configuration says.
 
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
     Raises
     ------
     NetworkError
+        if it was trained otherwise, or does not say how
     """
     file = path(run)
-    found = read_network(file).metadata.get("recipe")
+    recorded = read_network(file).metadata.get("recipe")
     mend = (
         f"delete it with the folder {training_directory(run)} and run `cnnlens train`, or name "
         "it under 'network.pretrained' to use it as it is"
     )
-    if not isinstance(found, dict):
+    if not isinstance(recorded, dict):
         raise NetworkError(f"{file}: does not say how it was trained (no 'recipe'); {mend}")
-    found, initial = json.loads(json.dumps(found)), run.config.network.initial
-    network = found.setdefault("network", {})
+    recorded, initial = json.loads(json.dumps(recorded)), run.config.network.initial
+    network = recorded.setdefault("network", {})
     # Networks of earlier versions name the whole file's hash.
     if initial and network.get("initial") == hashlib.sha256(initial.read_bytes()).hexdigest():
         network["initial"] = network_hash(initial)
-    if different := training_differences(found, recipe(run)):
+    if different := training_differences(recorded, recipe(run)):
         raise NetworkError(
             f"{file}: was trained for another configuration, which differs in "
             f"{'; '.join(different)}; {mend}"

@@ -19,9 +19,13 @@ AS_CONFIGURED = Systematics()
 
 @dataclass(frozen=True)
 class ObservedPatches:
-    """Maps of one sky, masked unless asked otherwise, each (n_patches, n_pixels, n_pixels) float32.
+    """Maps of one sky, masked unless asked otherwise, (n_patches, n_pixels, n_pixels) float32 each.
 
-    ``q``, ``u`` : beamed, noisy Q̃, Ũ in µK; ``e`` : unlensed E in µK; ``kappa``
+    Attributes
+    ----------
+    q, u : beamed, noisy Q̃ and Ũ in µK
+    e : unlensed E in µK
+    kappa : convergence
     """
 
     q: np.ndarray
@@ -46,14 +50,20 @@ def observe_sky(
 
     Parameters
     ----------
+    run, set_name, index : the configuration, the set of skies and the number of one
     lensed : False gives the unlensed Q, U with the same noise (null tests)
     masked : False leaves the mask out (pure B puts its own on)
     systematics : how the instrument differs from the configuration's
+
+    Returns
+    -------
+    the maps of all patches
     """
     names = (*(("lensed_q", "lensed_u") if lensed else ("q", "u")), "e", "kappa")
     config = run.config
     q, u, e, kappa = skies.read(run, set_name, index, names)
-    mask = data_mask = np.float32(1.0)
+    mask: np.ndarray | np.float32 = np.float32(1.0)
+    data_mask = mask
     if masked:
         mask, data_mask = (m.astype(np.float32) for m in (run.mask, run.data_mask))
     instrument = systematics.of(config.instrument)
@@ -74,8 +84,18 @@ def sky_noise(
     n_patches: int,
     instrument: Instrument | None = None,
 ) -> np.ndarray:
-    """Noise of Q and U of one sky, (2, n_patches, n_pixels, n_pixels) float32 in µK; that of the
-    configuration's instrument unless another is given."""
+    """Noise of Q and U of one sky.
+
+    Parameters
+    ----------
+    run, set_name, index : the configuration, the set of skies and the number of one
+    n_patches : of the sky
+    instrument : whose noise it is; the configuration's by default
+
+    Returns
+    -------
+    (2, n_patches, n_pixels, n_pixels) float32 in µK
+    """
     config = run.config
     generator = np.random.default_rng(seed_sequence(config.seed, f"noise/{set_name}", index))
     n = config.patch.n_pixels

@@ -1,10 +1,10 @@
-"""Between which ends the numbers of a configuration lie."""
+"""Lowest and highest values of the numbers of a configuration."""
 
 from __future__ import annotations
 
 # What the values of the sections without a class of their own here may be, ends included: wide
 # enough for any experiment, and CAMB runs throughout.
-RANGES = {
+RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "cosmology": {
         "ombh2": (0.005, 0.1),
         "omch2": (0.01, 0.5),
@@ -30,12 +30,19 @@ HALOFIT_VERSIONS = (
 )
 
 
-def check_ranges(name: str, section, ranges: dict[str, tuple[float, float]]) -> None:
+def check_ranges(name: str, section: object, ranges: dict[str, tuple[float, float]]) -> None:
     """Refuse a section with a number beyond its ends.
+
+    Parameters
+    ----------
+    name : of the section, for errors
+    section : object with the keys as attributes
+    ranges : lowest and highest value by key
 
     Raises
     ------
     ValueError
+        if one lies outside
     """
     for key, (low, high) in ranges.items():
         value = getattr(section, key)

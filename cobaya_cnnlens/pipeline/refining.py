@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -47,10 +47,10 @@ class PhaseRates(keras.optimizers.schedules.LearningRateSchedule):
     phases : ``steps``, ``learning_rate``, ``final_rate`` and ``warmup`` of each
     """
 
-    def __init__(self, phases: list[dict]):
+    def __init__(self, phases: list[dict[str, Any]]):
         self._phases = phases
 
-    def __call__(self, step):
+    def __call__(self, step: Any) -> Any:
         """The rate at a step, a scalar of the backend."""
         ops = keras.ops
         step, first, rate = ops.cast(step, "float32"), 0, 0.0
@@ -64,7 +64,7 @@ class PhaseRates(keras.optimizers.schedules.LearningRateSchedule):
             first += phase["steps"]
         return rate
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """What it is made of."""
         return {"phases": self._phases}
 
@@ -74,16 +74,21 @@ class _Progress(keras.callbacks.Callback):
         super().__init__()
         self._bar = bar
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         self._bar.update()
 
 
-def train(run: Run, directory: Path) -> Iterator[dict]:
+def train(run: Run, directory: Path) -> Iterator[dict[str, Any]]:
     """Train, or go on training, yielding the record of each finished epoch.
 
     Parameters
     ----------
+    run : the configuration and what follows from it
     directory : where the state is kept
+
+    Yields
+    ------
+    number of the epoch and of its last step, losses of training and validation
 
     Raises
     ------
@@ -121,7 +126,7 @@ def train(run: Run, directory: Path) -> Iterator[dict]:
             # All weights are trainable: there is no normalisation by batches.
             mean.set_weights(learner.optimizer.means(learner.network.trainable_variables))
             validated = mean.evaluate(x_val, known, batch_size=8, verbose=0, return_dict=True)
-            record = {"epoch": epoch + 1, "steps": step.first_step + step.steps}
+            record: dict[str, float] = {"epoch": epoch + 1, "steps": step.first_step + step.steps}
             record |= {k: float(v[-1]) for k, v in fitted.history.items()}
             record |= {f"val_{k}": float(v) for k, v in validated.items()}
             if not np.isfinite(record["loss"]) or not np.isfinite(record["val_loss"]):
@@ -134,7 +139,7 @@ def train(run: Run, directory: Path) -> Iterator[dict]:
             yield record
 
 
-def _losses() -> dict:
+def _losses() -> dict[str, Any]:
     return {
         "loss": {"e": ScaledMSE(E_UNIT), "kappa": WeighedModes()},
         "loss_weights": {"e": E_WEIGHT, "kappa": 1.0},
@@ -144,6 +149,14 @@ def _losses() -> dict:
 def new_learner(run: Run) -> RefiningLearner:
     """The network before training, compiled to learn; with the weights of ``network.initial`` if
     that names a file.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    the network with its optimiser and losses
 
     Raises
     ------

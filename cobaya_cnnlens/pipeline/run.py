@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """What every stage needs of a configuration, computed when it is first asked for.
+    """A configuration, with what its stages share; each is computed when first used.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class Run:
         given = {"estimator_id": estimator_id, "estimator": estimator}
         vars(self).update({name: value for name, value in given.items() if value is not None})
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[Run], tuple[Config, str | None]]:
         # Another process makes anew what it needs: Keras's networks are not sent.
         return Run, (self.config, vars(self).get("estimator_id"))
 
@@ -100,7 +100,16 @@ class Run:
         return evenly(self.n_patches, self.config.centres.spread)
 
     def pointing_of(self, set_name: str) -> Pointing:
-        """Where on the sky the pixels of all patches of a set's skies lie."""
+        """Where on the sky the pixels of all patches of a set's skies lie.
+
+        Parameters
+        ----------
+        set_name : name of the set of skies
+
+        Returns
+        -------
+        positions of the pixels, patch after patch
+        """
         from ..simulate import shards
 
         centres = self.config.centres
@@ -114,7 +123,16 @@ class Run:
 
     def spectra(self, cosmology: Cosmology | None = None) -> Spectra:
         """Theory's spectra of a cosmology, the fiducial by default; CAMB runs once for each, and
-        they are kept on disk."""
+        they are kept on disk.
+
+        Parameters
+        ----------
+        cosmology : the fiducial by default
+
+        Returns
+        -------
+        unlensed and lensed spectra
+        """
         cosmology = self.config.cosmology if cosmology is None else cosmology
         if cosmology not in self._spectra:
             self._spectra[cosmology] = skies.spectra(self, cosmology)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm import tqdm
 
 from .. import products
@@ -22,29 +23,67 @@ SPECTRA = "spectra"
 ALGORITHM = 1
 
 
-def spectra_recipe(run: Run, cosmology: Cosmology) -> dict:
-    """What determines a product of spectra."""
+def spectra_recipe(run: Run, cosmology: Cosmology) -> dict[str, Any]:
+    """What determines a product of spectra.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    cosmology : of the spectra
+
+    Returns
+    -------
+    mapping for JSON
+    """
     return {"cosmology": asdict(cosmology), "camb": asdict(run.config.camb)}
 
 
 def spectra(run: Run, cosmology: Cosmology) -> Spectra:
-    """The spectra of a cosmology, from its product, which is made when missing."""
-    wanted = spectra_recipe(run, cosmology)
-    file = run.config.sky_directory / "spectra" / f"{products.identity_of(wanted)}.h5"
-    if not products.exists(file, SPECTRA, wanted):
-        found = compute_spectra(cosmology, run.config.camb)
-        products.write_product(file, SPECTRA, wanted, vars(found))
-    with products.open_product(file, SPECTRA, wanted) as product:
+    """The spectra of a cosmology, from its product, which is made when missing.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    cosmology : of the spectra
+
+    Returns
+    -------
+    unlensed and lensed spectra
+    """
+    made_of = spectra_recipe(run, cosmology)
+    file = run.config.sky_directory / "spectra" / f"{products.identity_of(made_of)}.h5"
+    if not products.exists(file, SPECTRA, made_of):
+        computed = compute_spectra(cosmology, run.config.camb)
+        products.write_product(file, SPECTRA, made_of, vars(computed))
+    with products.open_product(file, SPECTRA, made_of) as product:
         return Spectra(**{name: product.array(name) for name in Spectra.__annotations__})
 
 
 def path(run: Run, set_name: str, index: int) -> Path:
-    """Where a shard lies."""
+    """Where a shard lies.
+
+    Parameters
+    ----------
+    run, set_name, index : the configuration, the set of skies and the number of one
+
+    Returns
+    -------
+    the file, under the directory of skies
+    """
     return run.config.sky_directory / set_name / f"sky_{index:04d}.h5"
 
 
-def recipe(run: Run, set_name: str, index: int) -> dict:
-    """What determines one shard."""
+def recipe(run: Run, set_name: str, index: int) -> dict[str, Any]:
+    """What determines one shard.
+
+    Parameters
+    ----------
+    run, set_name, index : the configuration, the set of skies and the number of one
+
+    Returns
+    -------
+    mapping for JSON
+    """
     config = run.config
     return {
         **spectra_recipe(run, config.set_cosmology(set_name)),
@@ -92,8 +131,17 @@ def measure(
     return paths
 
 
-def read(run: Run, set_name: str, index: int, names: tuple[str, ...]):
+def read(run: Run, set_name: str, index: int, names: tuple[str, ...]) -> tuple[np.ndarray, ...]:
     """Chosen fields of a shard, each (n_patches, n_padded, n_padded) float32.
+
+    Parameters
+    ----------
+    run, set_name, index : the configuration, the set of skies and the number of one
+    names : of the fields
+
+    Returns
+    -------
+    an array for each name
 
     Raises
     ------

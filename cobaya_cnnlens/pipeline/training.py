@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -33,7 +34,10 @@ from .run import Run
 class TrainingPatches:
     """Noiseless, unmasked training maps in memory.
 
-    ``lensed`` : beamed Q̃, Ũ in µK, (n, ny, nx, 2); ``targets`` : E (µK) and κ, (n, ny, nx, 2)
+    Attributes
+    ----------
+    lensed : beamed Q̃ and Ũ in µK, (n, ny, nx, 2)
+    targets : E in µK and κ, (n, ny, nx, 2)
     """
 
     lensed: np.ndarray
@@ -41,17 +45,27 @@ class TrainingPatches:
 
 
 def load_training_patches(run: Run) -> TrainingPatches:
-    """Read the whole training set; 2 GB for 48 skies of the paper's patches."""
+    """Read the whole training set; 2 GB for 48 skies of the paper's patches.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    maps of all training skies
+    """
     config = run.config
     n_skies, n = config.skies.train, config.patch.n_pixels
-    wanted = ("e", "kappa")
-    lensed = targets = None
+    target_names = ("e", "kappa")
+    lensed: np.ndarray = np.empty(0)
+    targets: np.ndarray = np.empty(0)
     for i in tqdm(range(n_skies), desc="training set", unit="sky"):
-        q, u, *truth = skies.read(run, "train", i, ("lensed_q", "lensed_u", *wanted))
-        if lensed is None:
+        q, u, *truth = skies.read(run, "train", i, ("lensed_q", "lensed_u", *target_names))
+        if i == 0:
             shape = (n_skies * len(q), n, n)
             lensed = np.empty((*shape, 2), np.float32)
-            targets = np.empty((*shape, len(wanted)), np.float32)
+            targets = np.empty((*shape, len(target_names)), np.float32)
         rows = slice(i * len(q), (i + 1) * len(q))
         for c, maps in enumerate((q, u)):
             lensed[rows, ..., c] = convolve_beam(maps, config.instrument, config.patch)
@@ -63,7 +77,18 @@ def load_training_patches(run: Run) -> TrainingPatches:
 def normalisation(
     patches: TrainingPatches, mask: np.ndarray, noise_rms: float | np.ndarray
 ) -> tuple[list[float], list[float]]:
-    """Standard deviations of the masked (Q̃, Ũ) with noise, and of the masked E and κ."""
+    """Standard deviations of the masked (Q̃, Ũ) with noise, and of the masked E and κ.
+
+    Parameters
+    ----------
+    patches : the training set
+    mask : (n, n)
+    noise_rms : of Q and of U per pixel in µK, a number or (n, n)
+
+    Returns
+    -------
+    of Q̃ and Ũ in µK, and of E in µK and κ
+    """
     weight = mask**2 / mask.size
     inputs = np.einsum("nyxc,yx->c", patches.lensed**2, weight) / len(patches.lensed)
     outputs = np.einsum("nyxc,yx->c", patches.targets**2, weight) / len(patches.targets)
@@ -74,7 +99,16 @@ def normalisation(
 
 
 class EpochBatches(keras.utils.PyDataset):
-    """The batches of one epoch, each drawn from its own seed."""
+    """The batches of one epoch, each drawn from its own seed.
+
+    Parameters
+    ----------
+    patches : the training set
+    run : the configuration and what follows from it
+    phase : of training
+    epoch : number of the epoch
+    steps : number of batches
+    """
 
     def __init__(self, patches: TrainingPatches, run: Run, phase: Phase, epoch: int, steps: int):
         super().__init__(workers=1, use_multiprocessing=False)
@@ -85,7 +119,7 @@ class EpochBatches(keras.utils.PyDataset):
     def __len__(self) -> int:
         return self._steps
 
-    def __getitem__(self, step: int):
+    def __getitem__(self, step: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         training, config = self._config.training, self._config
         generator = np.random.default_rng(
             seed_sequence(training.seed, "training", self._epoch, step)
@@ -117,22 +151,46 @@ class EpochBatches(keras.utils.PyDataset):
 
 @keras.saving.register_keras_serializable(package="cobaya_cnnlens")
 class ScaledMSE(keras.losses.Loss):
-    """Mean squared error in units of ``std``², so that E and κ weigh the same (paper §5.1)."""
+    """Mean squared error in units of ``std``², so that E and κ weigh the same (paper §5.1).
 
-    def __init__(self, std: float = 1.0, **kwargs):
+    Parameters
+    ----------
+    std : standard deviation of the map, in its unit
+    **kwargs : of :class:`keras.losses.Loss`
+    """
+
+    def __init__(self, std: float = 1.0, **kwargs: Any):
         super().__init__(**kwargs)
         self._std = float(std)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Mean over the channels.
+
+        Parameters
+        ----------
+        y_true, y_pred : (n, ny, nx, 1) each
+
+        Returns
+        -------
+        (n, ny, nx)
+        """
         return keras.ops.mean(keras.ops.square((y_true - y_pred) / self._std), axis=-1)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
+        """What it is made of."""
         return {**super().get_config(), "std": self._std}
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """One epoch: its phase, its place in the phase, its batches."""
+    """One epoch of training.
+
+    Attributes
+    ----------
+    phase : to which it belongs
+    first_step : number of its first step in the phase
+    steps : number of its batches
+    """
 
     phase: Phase
     first_step: int
@@ -140,7 +198,16 @@ class EpochPlan:
 
 
 def plan_epochs(config: Config) -> list[EpochPlan]:
-    """The epochs of all phases in order."""
+    """The epochs of all phases in order.
+
+    Parameters
+    ----------
+    config : the pipeline's configuration
+
+    Returns
+    -------
+    a plan for each epoch
+    """
     plan = []
     for phase in config.training.phases:
         for first in range(0, phase.steps, config.training.steps_per_epoch):
@@ -150,7 +217,17 @@ def plan_epochs(config: Config) -> list[EpochPlan]:
 
 
 def cosine_rate(phase: Phase, step: int) -> float:
-    """Linear warm-up, then half a cosine from ``learning_rate`` to ``final_rate``."""
+    """Linear warm-up, then half a cosine from ``learning_rate`` to ``final_rate``.
+
+    Parameters
+    ----------
+    phase : with the rates and steps
+    step : number of the step in the phase
+
+    Returns
+    -------
+    the learning rate
+    """
     if step < phase.warmup:
         return phase.learning_rate * (step + 1) / phase.warmup
     fraction = (step - phase.warmup) / max(1, phase.steps - phase.warmup)
@@ -163,6 +240,20 @@ def plateau(losses: list[float], patience: int = 3, stop: int = 10) -> tuple[int
 
     The paper's rule: halve after ``patience`` consecutive epochs without a new best, stop
     after ``stop``.
+
+    Parameters
+    ----------
+    losses : of validation, by epoch
+    patience, stop : number of epochs
+
+    Returns
+    -------
+    number of halvings, and whether to stop
+
+    Examples
+    --------
+    >>> plateau([1.0, 0.9, 0.95, 0.92, 0.91])
+    (1, False)
     """
     best, stale, halvings = np.inf, 0, 0
     for loss in losses:
@@ -178,13 +269,27 @@ def plateau(losses: list[float], patience: int = 3, stop: int = 10) -> tuple[int
 
 
 class StepCallback(keras.callbacks.Callback):
-    """Sets the learning rate of each step and moves the progress bar."""
+    """Sets the learning rate of each step and moves the progress bar.
+
+    Parameters
+    ----------
+    plan : of the epoch
+    halvings : of the rate so far, in a phase of schedule "plateau"
+    bar : of steps
+    """
 
     def __init__(self, plan: EpochPlan, halvings: int, bar: tqdm):
         super().__init__()
         self._plan, self._halvings, self._bar = plan, halvings, bar
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Set the learning rate.
+
+        Parameters
+        ----------
+        batch : number of the step in the epoch
+        logs : not used
+        """
         phase = self._plan.phase
         if phase.schedule == "cosine":
             rate = cosine_rate(phase, self._plan.first_step + batch)
@@ -192,7 +297,13 @@ class StepCallback(keras.callbacks.Callback):
             rate = phase.learning_rate * 0.5**self._halvings
         self.model.optimizer.learning_rate = rate
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Move the progress bar.
+
+        Parameters
+        ----------
+        batch, logs : not used
+        """
         self._bar.update()
 
 
@@ -205,22 +316,24 @@ class TrainingRun:
     recipe : what determines the run; a directory of another recipe is refused
     """
 
-    def __init__(self, directory: Path, recipe: dict):
+    def __init__(self, directory: Path, recipe: dict[str, Any]):
         self.directory, self._recipe = directory, json.loads(json.dumps(recipe))
         self._state_path = directory / "state.json"
-        self.history: list[dict] = []
-        self._checkpoint = self._best = self._mean = None
+        self.history: list[dict[str, Any]] = []
+        self._checkpoint: str | None = None
+        self._mean: str | None = None
+        self._best = ""  # until the first epoch is done
         if self._state_path.exists():
             try:
                 state = json.loads(self._state_path.read_text())
-                found, self.history = state["recipe"], state["history"]
+                recorded, self.history = state["recipe"], state["history"]
                 self._checkpoint, self._best = state["checkpoint"], state["best"]
                 self._mean = state.get("mean")
             except (ValueError, KeyError, TypeError, OSError) as error:
                 raise NetworkError(
                     f"{self._state_path}: damaged ({error!r}); delete the folder and train again"
                 ) from None
-            if different := networks.training_differences(found, self._recipe):
+            if different := networks.training_differences(recorded, self._recipe):
                 raise NetworkError(
                     f"{self._state_path}: another training run, which differs in "
                     f"{'; '.join(different)}; delete the folder or use another products directory"
@@ -233,7 +346,7 @@ class TrainingRun:
         return self._load(self._checkpoint)
 
     def finish_epoch(
-        self, network: keras.Model, record: dict, mean: keras.Model | None = None
+        self, network: keras.Model, record: dict[str, Any], mean: keras.Model | None = None
     ) -> None:
         """Keep the network and its numbers; older checkpoints go once the state is on disk.
 
@@ -268,7 +381,7 @@ class TrainingRun:
         """The network of the epoch with the lowest validation loss."""
         return self._load(self._best, compile=False)
 
-    def _load(self, name: str, **options) -> keras.Model:
+    def _load(self, name: str, **options: Any) -> keras.Model:
         path = self.directory / name
         try:
             read_network(path)
@@ -281,7 +394,13 @@ class TrainingRun:
 
 
 def save_atomically(network: keras.Model, path: Path) -> None:
-    """Save under a temporary ``.keras`` name, then rename."""
+    """Save under a temporary ``.keras`` name, then rename.
+
+    Parameters
+    ----------
+    network : the Keras model
+    path : destination
+    """
     with atomic_write(path) as partial:
         network.save(partial)
 
@@ -289,6 +408,15 @@ def save_atomically(network: keras.Model, path: Path) -> None:
 def new_network(run: Run, patches: TrainingPatches) -> ResUNet:
     """The network before training, compiled: of the training set's normalisation, with the weights
     of ``network.initial`` if that names a file.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    patches : the training set
+
+    Returns
+    -------
+    the network with its optimiser and losses
 
     Raises
     ------
@@ -303,8 +431,8 @@ def new_network(run: Run, patches: TrainingPatches) -> ResUNet:
     network = ResUNet(
         width=config.network.width,
         dropout=config.network.dropout,
-        input_std=input_std,
-        output_std=output_std,
+        input_std=(input_std[0], input_std[1]),
+        output_std=(output_std[0], output_std[1]),
         metadata=metadata,
     )
     if config.network.initial:
@@ -337,27 +465,41 @@ def _with_weights_of(path: Path, network: ResUNet) -> ResUNet:
 
 
 def validation_batch(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The first ``validation_patches`` patches of the validation skies, with fixed noise."""
+    """The first ``validation_patches`` patches of the validation skies, with fixed noise.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    inputs, (n, ny, nx, 2), and targets ``e`` and ``kappa``, (n, ny, nx, 1) each
+    """
     config = run.config
-    wanted = config.training.validation_patches
+    n_patches = config.training.validation_patches
     inputs, e, kappa = [], [], []
     for index in range(config.skies.validation):
-        seen = observe_sky(run, "validation", index)
-        inputs.append(np.stack([seen.q, seen.u], axis=-1))
-        e.append(seen.e[..., None])
-        kappa.append(seen.kappa[..., None])
-        if sum(map(len, inputs)) >= wanted:
+        sky = observe_sky(run, "validation", index)
+        inputs.append(np.stack([sky.q, sky.u], axis=-1))
+        e.append(sky.e[..., None])
+        kappa.append(sky.kappa[..., None])
+        if sum(map(len, inputs)) >= n_patches:
             break
-    targets = {"e": np.concatenate(e)[:wanted], "kappa": np.concatenate(kappa)[:wanted]}
-    return np.concatenate(inputs)[:wanted], targets
+    targets = {"e": np.concatenate(e)[:n_patches], "kappa": np.concatenate(kappa)[:n_patches]}
+    return np.concatenate(inputs)[:n_patches], targets
 
 
-def train(run: Run, directory: Path) -> Iterator[dict]:
+def train(run: Run, directory: Path) -> Iterator[dict[str, Any]]:
     """Train, or go on training, yielding the record of each finished epoch.
 
     Parameters
     ----------
+    run : the configuration and what follows from it
     directory : where training keeps its state
+
+    Yields
+    ------
+    number of the epoch and of its last step, learning rate, losses of training and validation
 
     Raises
     ------
@@ -387,7 +529,7 @@ def train(run: Run, directory: Path) -> Iterator[dict]:
                 callbacks=[StepCallback(step, halvings, bar)],
             )
             validated = network.evaluate(x_val, y_val, batch_size=16, verbose=0, return_dict=True)
-            record = {"epoch": epoch + 1, "steps": step.first_step + step.steps}
+            record: dict[str, float] = {"epoch": epoch + 1, "steps": step.first_step + step.steps}
             record["learning_rate"] = float(network.optimizer.learning_rate)
             record |= {k: v[-1] for k, v in fitted.history.items()}
             record |= {f"val_{k}": v for k, v in validated.items()}

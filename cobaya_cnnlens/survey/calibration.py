@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .. import products
 from ..calibrate import derivatives
 from ..calibrate.bandpowers import bandpowers_of, measurement_recipe
-from ..calibrate.derivatives import Bench
+from ..calibrate.derivatives import PerturbedSky
 from ..errors import ConfigError
 from ..likelihood.fields import NUISANCES
 from ..pipeline import skies
@@ -184,7 +184,7 @@ class _Simulations:
 
     def __init__(self, run: Run, plan: Plan, n_patches: int, nthreads: int):
         self.run, self.plan, self.n_patches, self.nthreads = run, plan, n_patches, nthreads
-        self._bench: Bench | None = None
+        self._bench: PerturbedSky | None = None
 
     def measure(self, part: Part) -> dict[str, np.ndarray]:
         if part.what in (TEST, VALIDATION):
@@ -237,17 +237,17 @@ class _Simulations:
             maps = tuple(values[row[here]] for values in fields)
             yield SeenAs(self.run, self.plan, set_name, int(sky), row[here], tiles[here]), maps
 
-    def _new_bench(self, omch2: float | None = None) -> Bench:
+    def _new_bench(self, omch2: float | None = None) -> PerturbedSky:
         run = self.run
         cosmology = None if omch2 is None else run.config.cosmology.vary(omch2=omch2)
         seen = derivative_patches(run, self.plan)
-        return Bench(
+        return PerturbedSky(
             run,
             seen.index,
             self.nthreads,
             cosmology,
             measured=seen.measure,
-            seen=(seen.noise(), seen.mask),
+            observation=(seen.noise(), seen.mask),
         )
 
     def _named(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

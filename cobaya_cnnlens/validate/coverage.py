@@ -32,7 +32,7 @@ from .. import products
 from ..calibrate import power
 from ..calibrate.assemble import with_data
 from ..calibrate.bandpowers import measurement_recipe
-from ..calibrate.derivatives import Bench
+from ..calibrate.derivatives import PerturbedSky
 from ..errors import CNNLensError
 from ..likelihood.bandpowers import BandpowerLikelihood
 from ..likelihood.release import Release, with_fixed_debias
@@ -138,7 +138,7 @@ def measure(run: Run, indices: Iterable[int] | None = None, nthreads: int = 0) -
     for index in tqdm(todo, desc=KIND, unit="sky", disable=not todo):
         n_patches = len(run.pointing_of(KIND).theta) // run.config.patch.n_padded**2
         rows = evenly(n_patches, run.config.coverage.patches)
-        bench = Bench(run, index, nthreads, cosmology_of(run, index), KIND, rows=rows)
+        bench = PerturbedSky(run, index, nthreads, cosmology_of(run, index), KIND, rows=rows)
         own = {"power": power.power_of(run)(*bench.observed())} if run.config.data_debias else {}
         products.write_product(
             path(run, index), KIND, recipe(run, index), bench.unperturbed() | own

@@ -76,7 +76,7 @@ def check_points(run: Run, release: Release, group: str) -> list[PointCheck]:
     checks = []
     for change, points in by_change.items():
         cosmology = run.config.cosmology.vary(**dict(change))
-        moved, still = cosmologies.read(run, points), cosmologies.still(run, points)
+        moved, still = cosmologies.read(run, points), cosmologies.at_fiducial(run, points)
         found = cosmologies.change_of_noise(moved, still, release.response)
         found = found - (moved.power - still.power) @ release.debias_coefficients.T
         predicted, linear = (

@@ -55,7 +55,7 @@ def power_as_data(run, release):
     for group in run.config.points.at:
         for point in cosmologies.checked(run, group):
             moved = cosmologies.read(run, [point]).power
-            found = (moved - cosmologies.still(run, [point]).power).mean(0)
+            found = (moved - cosmologies.at_fiducial(run, [point]).power).mean(0)
             theory = run.spectra(run.config.cosmology.vary(**point.change))
             off = (found - likelihood.model(theory.kk, theory.ee)[n:] + still_model) / sigma[n:]
             moves = np.sqrt(np.mean((found / sigma[n:]) ** 2))
