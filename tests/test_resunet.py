@@ -174,7 +174,7 @@ def test_estimator_takes_maps_to_kappa(network, eager):
     estimator = NetworkEstimator(network, batch=2)
     kappa = estimator.reconstruct(q, u)
     assert kappa.shape == (3, 32, 32)
-    np.testing.assert_array_equal(kappa, estimator.reconstruct_both(q, u)["kappa"])
+    np.testing.assert_array_equal(kappa, estimator.reconstruct_heads(q, u)["kappa"])
 
 
 def test_ensemble_is_the_mean(small_config, tmp_path, eager):
@@ -186,11 +186,11 @@ def test_ensemble_is_the_mean(small_config, tmp_path, eager):
         member = ResUNet(2)
         member.save(tmp_path / f"{seed}.keras")
         paths.append(tmp_path / f"{seed}.keras")
-        alone.append(NetworkEstimator(member).reconstruct_both(q, u))
+        alone.append(NetworkEstimator(member).reconstruct_heads(q, u))
     network = small_config.network.model_copy(update={"pretrained": paths})
     ensemble = network_estimator(Run(small_config.model_copy(update={"network": network})))
     assert isinstance(ensemble, EnsembleEstimator)
-    for head, values in ensemble.reconstruct_both(q, u).items():
+    for head, values in ensemble.reconstruct_heads(q, u).items():
         np.testing.assert_allclose(values, (alone[0][head] + alone[1][head]) / 2, rtol=1e-5)
     assert networks_hash(paths) == networks_hash(paths[::-1]) != networks_hash(paths[:1])
     assert networks_hash(paths[:1]) == network_hash(paths[0])
@@ -246,7 +246,7 @@ def test_every_pixel_is_shown_its_own_noise(symmetries):
     rms = np.random.default_rng(8).random((16, 16)).astype("f4")
     network = Shown(2)
     estimator = NetworkEstimator(network, symmetries=symmetries, noise_rms=rms)
-    found = estimator.reconstruct_both(q, u)
+    found = estimator.reconstruct_heads(q, u)
     np.testing.assert_allclose(found["kappa"], np.broadcast_to(rms, q.shape), rtol=1e-6)
     np.testing.assert_allclose(found["e"], 2.0 * found["kappa"], rtol=1e-6)
     assert len(network.maps) == symmetries

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -40,11 +41,11 @@ class NetworkFile:
     ``arguments``, and its ``weights`` by path."""
 
     kind: str
-    arguments: dict
+    arguments: dict[str, Any]
     weights: dict[str, np.ndarray]
 
     @property
-    def metadata(self) -> dict:
+    def metadata(self) -> dict[str, Any]:
         """What it was trained for."""
         return self.arguments.get("metadata") or {}
 
@@ -100,21 +101,21 @@ def read_network(path: str | Path) -> NetworkFile:
 
 
 def _read_weights(path: Path, content: bytes) -> dict[str, np.ndarray]:
-    found = {}
+    datasets: dict[str, Any] = {}
 
-    def collect(name, item):
+    def collect(name: str, item: object) -> None:
         if isinstance(item, h5py.Dataset) and not name.startswith("optimizer/"):
-            found[name] = item
+            datasets[name] = item
 
     with h5py.File(io.BytesIO(content), "r") as file:
         file.visititems(collect)
-        if sum(item.nbytes for item in found.values()) > MAX_EXPANSION * len(content):
+        if sum(item.nbytes for item in datasets.values()) > MAX_EXPANSION * len(content):
             raise NetworkError(f"{path}: '{WEIGHTS}' holds less than its arrays' sizes; not used")
-        return {name: item[()] for name, item in sorted(found.items())}
+        return {name: item[()] for name, item in sorted(datasets.items())}
 
 
 def _check_weights(
-    path: Path, kind: str, arguments: Mapping, weights: Mapping[str, np.ndarray]
+    path: Path, kind: str, arguments: Mapping[str, Any], weights: Mapping[str, np.ndarray]
 ) -> None:
     width = arguments["width"]
     # A ResUNet's widest layer, c7, has 4 width channels; a refining one doubles them at every level

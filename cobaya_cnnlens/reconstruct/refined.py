@@ -8,12 +8,14 @@ last layer starts at zero: an untrained network gives the MAP estimate.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import NetworkError
-from .backend import channels_last, keras, layers
+from .backend import Tensor, channels_last, keras, layers
 from .features import FEATURES, KAPPA_UNIT, POLARISATION_UNIT, REFINED, features_of
 from .files import read_network
 from .map_lensing import MAPLensing
@@ -42,10 +44,10 @@ class RefiningUNet(keras.Model):
         width: int = 32,
         levels: int = 4,
         blocks: int = 2,
-        metadata: dict | None = None,
-        **kwargs,
+        metadata: dict[str, Any] | None = None,
+        **kwargs: Any,
     ):
-        self._arguments = {
+        self._arguments: dict[str, Any] = {
             "width": width,
             "levels": levels,
             "blocks": blocks,
@@ -57,27 +59,29 @@ class RefiningUNet(keras.Model):
         super().__init__(maps, outputs, **kwargs)
 
     @property
-    def metadata(self) -> dict:
+    def metadata(self) -> dict[str, Any]:
         """What the network was trained for."""
         return self._arguments["metadata"]
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """What :meth:`from_config` makes it of."""
         return {**self._arguments, "name": self.name}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> RefiningUNet:
         """The network of a configuration that Keras has read."""
         return cls(**config)
 
 
-def _body(x, width: int, levels: int, blocks: int):
+def _body(x: Tensor, width: int, levels: int, blocks: int) -> Tensor:
     """The U-net: the patch's resolution, (n, ny, nx, width // 2)."""
 
-    def conv(x, filters, name, stride=1, **kwargs):
+    def conv(x: Tensor, filters: int, name: str, stride: int = 1, **kwargs: Any) -> Tensor:
         return layers.Conv2D(filters, 3, strides=stride, padding="same", name=name, **kwargs)(x)
 
-    def block(x, name):
+    def block(x: Tensor, name: str) -> Tensor:
         """x + conv(gelu(conv(gelu(x)))); the second convolution starts at zero."""
         y = layers.Activation("gelu", name=f"{name}_a1")(x)
         y = conv(y, x.shape[-1], f"{name}_c1")
@@ -107,15 +111,15 @@ def _body(x, width: int, levels: int, blocks: int):
     return conv(y, width // 2, "end", activation="gelu")
 
 
-def _corrected(maps, body) -> dict:
+def _corrected(maps: Tensor, body: Tensor) -> dict[str, Tensor]:
     """Known maps plus their corrections, times the mask, in physical units."""
-    seen = maps[..., FEATURES.index("seen") :][..., :1]
+    mask = maps[..., FEATURES.index("seen") :][..., :1]
     outputs = {}
     for name, known, unit in (("e", "e", POLARISATION_UNIT), ("kappa", REFINED, KAPPA_UNIT)):
         at = FEATURES.index(known)
         change = layers.Conv2D(1, 3, padding="same", kernel_initializer="zeros", name=f"{name}_out")
         scaled = layers.Rescaling(CORRECTION[name], name=f"{name}_correction")(change(body))
-        masked = layers.Multiply(name=f"{name}_masked")([scaled, seen])
+        masked = layers.Multiply(name=f"{name}_masked")([scaled, mask])
         total = layers.Add(name=f"{name}_sum")([maps[..., at : at + 1], masked])
         outputs[name] = layers.Rescaling(unit, name=name, dtype="float32")(total)
     return outputs
@@ -153,30 +157,30 @@ class RefinedEstimator:
     ) -> np.ndarray:
         """Masked Q̃, Ũ in µK, each (n, ny, nx) → masked κ̂ (n, ny, nx); ``rms`` as in
         :func:`.features.features_of`."""
-        return self.reconstruct_both(q, u, rms)["kappa"]
+        return self.reconstruct_heads(q, u, rms)["kappa"]
 
-    def reconstruct_both(
+    def reconstruct_heads(
         self, q: np.ndarray, u: np.ndarray, rms: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
         """As :meth:`reconstruct`, with the unlensed Ê in µK as ``"e"`` beside ``"kappa"``."""
-        found: dict[str, list[np.ndarray]] = {"e": [], "kappa": []}
+        batches: dict[str, list[np.ndarray]] = {"e": [], "kappa": []}
         for start in range(0, len(q), self._batch):
             rows = slice(start, start + self._batch)
-            part = rms[rows] if np.ndim(rms) == 3 else rms
-            features = np.stack(list(features_of(self._estimator, q[rows], u[rows], part)))
-            for name, maps in self.refine(features).items():
-                found[name].append(maps)
-        return {name: np.concatenate(maps) for name, maps in found.items()}
+            rms_of_rows = rms[rows] if rms is not None and rms.ndim == 3 else rms
+            features = features_of(self._estimator, q[rows], u[rows], rms_of_rows)
+            for name, maps in self.refine(np.stack(list(features))).items():
+                batches[name].append(maps)
+        return {name: np.concatenate(maps) for name, maps in batches.items()}
 
     def refine(self, features: np.ndarray) -> dict[str, np.ndarray]:
         """Masked Ê in µK and κ̂, (n, ny, nx) each, of features (n, ny, nx, len(FEATURES)).
 
         Features count as they are kept on disk, in half precision, wherever they come from.
         """
-        found: dict[str, list[np.ndarray]] = {"e": [], "kappa": []}
+        batches: dict[str, list[np.ndarray]] = {"e": [], "kappa": []}
         for start in range(0, len(features), self._batch):
             maps = features[start : start + self._batch].astype(np.float16).astype(np.float32)
-            each = [network.predict_on_batch(maps) for network in self._networks]
-            for name, parts in found.items():
-                parts.append(np.mean([outputs[name][..., 0] for outputs in each], axis=0))
-        return {name: np.concatenate(parts) for name, parts in found.items()}
+            outputs = [network.predict_on_batch(maps) for network in self._networks]
+            for name, means in batches.items():
+                means.append(np.mean([output[name][..., 0] for output in outputs], axis=0))
+        return {name: np.concatenate(means) for name, means in batches.items()}

@@ -6,13 +6,14 @@ the paper's 5,401,418 parameters and a receptive field of 101 pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import NetworkError
-from .backend import channels_last, keras, layers
+from .backend import Tensor, channels_last, keras, layers
 from .files import read_network
 
 # The noise rms (µK per pixel) where its logarithmic input turns linear; 1 µK′ is 0.43.
@@ -47,10 +48,10 @@ class ResUNet(keras.Model):
         input_std: tuple[float, float] = (1.0, 1.0),
         output_std: tuple[float, float] = (1.0, 1.0),
         noise_map: bool = False,
-        metadata: dict | None = None,
-        **kwargs,
+        metadata: dict[str, Any] | None = None,
+        **kwargs: Any,
     ):
-        self._arguments = {
+        self._arguments: dict[str, Any] = {
             "width": width,
             "dropout": dropout,
             "input_std": [float(s) for s in input_std],
@@ -77,7 +78,7 @@ class ResUNet(keras.Model):
         super().__init__(maps, outputs, **kwargs)
 
     @property
-    def metadata(self) -> dict:
+    def metadata(self) -> dict[str, Any]:
         """What the network was trained for."""
         return self._arguments["metadata"]
 
@@ -91,24 +92,28 @@ class ResUNet(keras.Model):
         """Standard deviation of each head's target over the training set."""
         return dict(zip(HEADS, self._arguments["output_std"], strict=True))
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """What :meth:`from_config` makes it of."""
         return {**self._arguments, "name": self.name}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> ResUNet:
         """The network of a configuration that Keras has read; older ones hold two options more."""
         return cls(**{k: v for k, v in config.items() if k not in FORMER})
 
 
-def _body(x, width: int, dropout: float) -> dict:
+def _body(x: Tensor, width: int, dropout: float) -> dict[str, Tensor]:
     """c1–c16 of Fig. 4 with the residual shortcuts of Fig. 3 over the pairs (1,2) … (13,14)."""
     w = width
 
-    def norm(x, name):
+    def norm(x: Tensor, name: str) -> Tensor:
         return layers.BatchNormalization(name=f"{name}_bn")(x)
 
-    def conv(x, filters, name, stride=1, activation="selu"):
+    def conv(
+        x: Tensor, filters: int, name: str, stride: int = 1, activation: str | None = "selu"
+    ) -> Tensor:
         if dropout:
             x = layers.Dropout(dropout, name=f"{name}_dropout")(x)
         x = layers.Conv2D(
@@ -116,14 +121,16 @@ def _body(x, width: int, dropout: float) -> dict:
         )(x)
         return norm(x, name)
 
-    def shortcut(x, name, filters=None, stride=1, upsample=False):
+    def shortcut(
+        x: Tensor, name: str, filters: int | None = None, stride: int = 1, upsample: bool = False
+    ) -> Tensor:
         if filters:
             x = layers.Conv2D(filters, 1, strides=stride, padding="same", name=f"{name}_1x1")(x)
         if upsample:
             x = layers.UpSampling2D(name=f"{name}_up")(x)
         return norm(x, name)
 
-    def add(x, y, name):
+    def add(x: Tensor, y: Tensor, name: str) -> Tensor:
         return layers.Add(name=name)([x, y])
 
     c2 = conv(conv(x, w, "c1"), w, "c2")
@@ -223,15 +230,15 @@ class NetworkEstimator:
 
     def reconstruct(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
         """Masked Q̃, Ũ in µK, each (n, ny, nx) → κ̂ (n, ny, nx)."""
-        return self.reconstruct_both(q, u)["kappa"]
+        return self.reconstruct_heads(q, u)["kappa"]
 
-    def reconstruct_both(self, q: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
+    def reconstruct_heads(self, q: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
         """As :meth:`reconstruct`, with the unlensed Ê in µK as ``"e"`` beside ``"kappa"``."""
-        maps = [q, u]
-        if self._network.noise_map:
-            maps.append(np.broadcast_to(self._noise_rms, np.shape(q)))
-        maps = np.stack(maps, axis=-1).astype(np.float32)
-        total = {}
+        channels = [q, u]
+        if self._noise_rms is not None and self._network.noise_map:
+            channels.append(np.broadcast_to(self._noise_rms, np.shape(q)))
+        maps = np.stack(channels, axis=-1).astype(np.float32)
+        total: dict[str, np.ndarray] = {}
         for turns, flip in self._symmetries:
             turned = apply_symmetry(maps, turns, flip, spin2=True)
             for name, values in self._predict(turned).items():
@@ -251,13 +258,13 @@ class EnsembleEstimator:
 
     def reconstruct(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
         """Masked Q̃, Ũ in µK, each (n, ny, nx) → κ̂ (n, ny, nx)."""
-        return self.reconstruct_both(q, u)["kappa"]
+        return self.reconstruct_heads(q, u)["kappa"]
 
-    def reconstruct_both(self, q: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
-        """As :meth:`NetworkEstimator.reconstruct_both`, of what every member has."""
+    def reconstruct_heads(self, q: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
+        """As :meth:`NetworkEstimator.reconstruct_heads`, of what every member has."""
         total: dict[str, np.ndarray] = {}
         for member in self._members:
-            for name, values in member.reconstruct_both(q, u).items():
+            for name, values in member.reconstruct_heads(q, u).items():
                 total[name] = total.get(name, 0.0) + values / len(self._members)
         return total
 
