@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# As in cobaya_cnnlens.reconstruct, for tests that load Keras before it.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One process a core: threads that wait for each other would only hold each other up.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from cobaya_cnnlens.likelihood.fields import ARRAYS, NUISANCES, Group, Release, fields_of
 from cobaya_cnnlens.likelihood.release import with_fixed_debias
+from cobaya_cnnlens.reconstruct import check_backend
 from cobaya_cnnlens.theory.camb import (
     CambSettings,
     Cosmology,
@@ -29,6 +28,8 @@ from cobaya_cnnlens.theory.camb import (
 )
 
 REPOSITORY = Path(__file__).parents[1]
+# Some tests load Keras before the package does, which sets its backend.
+check_backend()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -85,8 +86,14 @@ def small_config(tmp_path):
 @pytest.fixture
 def eager():
     """TensorFlow runs operations one by one: a few steps of training take seconds, tracing them
-    takes a minute."""
-    tensorflow = pytest.importorskip("tensorflow")
+    takes a minute. JAX compiles as it always does."""
+    from cobaya_cnnlens.reconstruct.backend import keras
+
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow
+
     tensorflow.config.run_functions_eagerly(True)
     yield
     tensorflow.config.run_functions_eagerly(False)

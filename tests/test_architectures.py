@@ -145,7 +145,8 @@ def test_backends_agree(tmp_path, training_config):
     architectures have beyond the paper's; from the same weights, two steps of training under JAX
     end where TensorFlow's end."""
     pytest.importorskip("jax")
-    assert keras.backend.backend() == "tensorflow"
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("compares the numbers of TensorFlow with those of JAX")
     wanted = {}
     for name in ("paper", "noise_map"):
         network = build(name)
