@@ -63,7 +63,16 @@ KINDS = {
 
 
 def thermodynamic(frequency: float) -> float:
-    """g = ∂B_ν/∂T of the CMB at a frequency in GHz, in Jy/sr per µK."""
+    """Conversion g = ∂B_ν/∂T from CMB temperature to brightness.
+
+    Parameters
+    ----------
+    frequency : in GHz
+
+    Returns
+    -------
+    g : in Jy/sr per µK
+    """
     nu = 1e9 * frequency
     x = constants.h * nu / (constants.k * CMB_TEMPERATURE)
     planck = 2.0 * constants.k * (nu / constants.c) ** 2 * (0.5 * x / np.sinh(0.5 * x)) ** 2
@@ -71,7 +80,16 @@ def thermodynamic(frequency: float) -> float:
 
 
 def dust_scaling(frequency: float) -> float:
-    """Dust's brightness at a frequency in GHz over that at 353 GHz, in CMB temperature."""
+    """Brightness of dust relative to 353 GHz, in CMB temperature.
+
+    Parameters
+    ----------
+    frequency : in GHz
+
+    Returns
+    -------
+    ratio : one at 353 GHz
+    """
 
     def grey(ghz: float) -> float:
         x = constants.h * 1e9 * ghz / (constants.k * DUST_TEMPERATURE)
@@ -81,7 +99,16 @@ def dust_scaling(frequency: float) -> float:
 
 
 def synchrotron_scaling(frequency: float) -> float:
-    """Synchrotron's brightness at a frequency in GHz over that at 23 GHz, in CMB temperature."""
+    """Brightness of synchrotron relative to 23 GHz, in CMB temperature.
+
+    Parameters
+    ----------
+    frequency : in GHz
+
+    Returns
+    -------
+    ratio : one at 23 GHz
+    """
 
     def power(ghz: float) -> float:
         return ghz ** (2.0 + SYNCHROTRON_BETA) / thermodynamic(ghz)
@@ -127,7 +154,16 @@ class SourceCounts:
         return [(low, high, n, slope) for low, high, n, slope in pieces if low < high]
 
     def moment(self, power: float) -> float:
-        """∫ S^power dN/dS dS below the cut, in Jy^power/sr."""
+        """Integral ∫ S^power dN/dS dS of the counts below the flux cut.
+
+        Parameters
+        ----------
+        power : of the flux
+
+        Returns
+        -------
+        moment : in Jy^power/sr
+        """
         return sum(
             n * low ** (power + 1.0) * _integral(power + slope, high / low)
             for low, high, n, slope in self._pieces(1e-3 * self.flux_cut)
@@ -139,15 +175,26 @@ class SourceCounts:
         return 0.5 * POLARISED_FRACTION**2 * self.moment(2) / thermodynamic(self.frequency) ** 2
 
     def draw(self, area: float, generator: np.random.Generator) -> np.ndarray:
-        """Fluxes in Jy of the sources of an area in sr, those above the cut too, so that another
-        cut leaves the others as they are; how many is Poisson."""
-        found = []
+        """Draw the fluxes of the sources in an area; their number is Poisson.
+
+        The sources above the cut are drawn too, so that another cut does not change the others.
+
+        Parameters
+        ----------
+        area : in sr
+        generator : source of the random numbers
+
+        Returns
+        -------
+        fluxes : (n_sources,) in Jy
+        """
+        fluxes = []
         for low, high, n, slope in self._pieces(np.inf):
             end, ratio = slope + 1.0, high / low
             mean = area * n * low * _integral(slope, ratio)
             u = generator.random(generator.poisson(mean))
-            found.append(low * (1.0 + u * (ratio**end - 1.0)) ** (1.0 / end))
-        return np.concatenate(found)
+            fluxes.append(low * (1.0 + u * (ratio**end - 1.0)) ** (1.0 / end))
+        return np.concatenate(fluxes)
 
 
 def _integral(power: float, end: float) -> float:
@@ -167,36 +214,73 @@ class PowerLaw:
 
     @classmethod
     def dust(cls, level: float, frequency: float = 150.0) -> PowerLaw:
-        """Of dust with D_80^EE = ``level`` at 353 GHz."""
+        """Spectra of polarised dust.
+
+        Parameters
+        ----------
+        level : D_80^EE at 353 GHz, in µK²
+        frequency : of the maps, in GHz
+
+        Returns
+        -------
+        law : at that frequency
+        """
         ee = level * dust_scaling(frequency) ** 2
         return cls(ee, B_OVER_E * ee, DUST_SLOPES)
 
     @classmethod
     def synchrotron(cls, level: float, frequency: float = 150.0) -> PowerLaw:
-        """Of synchrotron with D_80^EE = ``level`` at 23 GHz."""
+        """Spectra of polarised synchrotron.
+
+        Parameters
+        ----------
+        level : D_80^EE at 23 GHz, in µK²
+        frequency : of the maps, in GHz
+
+        Returns
+        -------
+        law : at that frequency
+        """
         ee = level * synchrotron_scaling(frequency) ** 2
         return cls(ee, B_OVER_E * ee, SYNCHROTRON_SLOPES)
 
     def spectra(self, ell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """C_l of E and of B in µK² at any multipoles, zero at l = 0; same shape."""
+        """C_l of E and of B, zero at l = 0.
+
+        Parameters
+        ----------
+        ell : multipoles, of any shape
+
+        Returns
+        -------
+        ee, bb : in µK², each of the shape of ``ell``
+        """
         ell = np.asarray(ell, dtype=float)
         l = np.where(ell > 0, ell, 1.0)
-        both = (
+        spectra = (
             amplitude * (l / PIVOT) ** slope * 2.0 * np.pi / (l * (l + 1.0))
             for amplitude, slope in zip((self.ee, self.bb), self.slopes, strict=True)
         )
-        ee, bb = (np.where(ell > 0, cl, 0.0) for cl in both)
+        ee, bb = (np.where(ell > 0, cl, 0.0) for cl in spectra)
         return ee, bb
 
 
 def source_patches(
     counts: SourceCounts, geometry: PatchGeometry, generators: Sequence[np.random.Generator]
 ) -> np.ndarray:
-    """Q and U of point sources on padded patches, one for each generator, (2, n_patches, n_padded,
-    n_padded) in µK.
+    """Q and U of point sources on padded patches, without beam.
 
-    Without beam: a source's modes are (q, u) exp(−il·x) up to the Nyquist multipole, of a periodic
-    patch.
+    The modes of a source are (q, u) exp(−il·x) up to the Nyquist multipole of a periodic patch.
+
+    Parameters
+    ----------
+    counts : numbers of sources by flux, and their polarisation
+    geometry : of the patches
+    generators : one for each patch
+
+    Returns
+    -------
+    maps : Q and U in µK, (2, n_patches, n_padded, n_padded)
     """
     import ducc0
 
@@ -230,8 +314,20 @@ def source_patches(
 def power_law_patches(
     law: PowerLaw, geometry: PatchGeometry, generators: Sequence[np.random.Generator]
 ) -> np.ndarray:
-    """Q and U of a Gaussian field on padded patches, one for each generator, (2, n_patches,
-    n_padded, n_padded) in µK, without beam; each patch is cut from a box of its own."""
+    """Q and U of a Gaussian foreground on padded patches, without beam.
+
+    Each patch is cut from a larger periodic box of its own.
+
+    Parameters
+    ----------
+    law : spectra of E and B
+    geometry : of the patches
+    generators : one for each patch
+
+    Returns
+    -------
+    maps : Q and U in µK, (2, n_patches, n_padded, n_padded)
+    """
     n, pixel = geometry.n_padded, geometry.pixel
     wide = BOX * n
     ly, lx = mode_vectors(wide, pixel)
@@ -253,13 +349,19 @@ def foreground_patches(
     geometry: PatchGeometry,
     generators: Sequence[np.random.Generator],
 ) -> np.ndarray:
-    """Q and U of one foreground on padded patches, one for each generator, (2, n_patches, n_padded,
-    n_padded) in µK, without beam.
+    """Q and U of one foreground on padded patches, without beam.
 
     Parameters
     ----------
     kind : one of :data:`KINDS`, which say what its ``level`` is
+    level : of the foreground, in the unit that :data:`KINDS` states
     frequency : in GHz
+    geometry : of the patches
+    generators : one for each patch
+
+    Returns
+    -------
+    maps : Q and U in µK, (2, n_patches, n_padded, n_padded)
 
     Raises
     ------

@@ -60,20 +60,49 @@ class OneOverF:
                 )
 
     def ratio(self, ly: np.ndarray, lx: np.ndarray) -> np.ndarray:
-        """Power at modes over the white noise's; same shape."""
+        """Power at modes relative to the white noise.
+
+        Parameters
+        ----------
+        ly, lx : components of l, of any one shape
+
+        Returns
+        -------
+        ratio : of the same shape
+        """
         cos, sin = np.cos(np.radians(self.scan_deg)), np.sin(np.radians(self.scan_deg))
         along, across = cos * lx + sin * ly, cos * ly - sin * lx
         effective = np.maximum(np.hypot(along, across / self.anisotropy), LEAST_MULTIPOLE)
         return 1.0 + (self.knee / effective) ** self.slope
 
     def mean_ratio(self, ell: np.ndarray) -> np.ndarray:
-        """:meth:`ratio` averaged over the directions of l, at multipoles; same shape."""
+        """:meth:`ratio` averaged over the directions of l.
+
+        Parameters
+        ----------
+        ell : multipoles, of any shape
+
+        Returns
+        -------
+        ratio : of the shape of ``ell``
+        """
         angle = 2.0 * np.pi * (np.arange(720) + 0.5) / 720
         ell = np.asarray(ell, float)[..., None]
         return self.ratio(ell * np.sin(angle), ell * np.cos(angle)).mean(-1)
 
     def draw(self, n: int, pixel: float, generator: np.random.Generator) -> np.ndarray:
-        """Periodic noise of unit white level without its mean, (n, n) float32."""
+        """Draw periodic noise of unit white level without its mean.
+
+        Parameters
+        ----------
+        n : pixels on a side
+        pixel : side of a pixel in radians
+        generator : source of the random numbers
+
+        Returns
+        -------
+        noise : (n, n) float32
+        """
         roots = np.sqrt(self.ratio(*mode_vectors(n, pixel))).astype(np.float32)
         roots[0, 0] = 0.0
         white = generator.standard_normal((n, n), dtype=np.float32)
@@ -86,18 +115,24 @@ def unit_noise(
     pixel: float,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """Noise of unit white level on patches, float32 of the given shape, (..., n, n).
+    """Draw noise of unit white level on patches.
 
     Parameters
     ----------
+    shape : (..., n, n)
     one_over_f : None for white noise
-    pixel : side in radians
+    pixel : side of a pixel in radians
+    generator : source of the random numbers
+
+    Returns
+    -------
+    noise : float32 of that shape
     """
     if one_over_f is None:
         return generator.standard_normal(shape, dtype=np.float32)
     n = shape[-1]
     size = scipy.fft.next_fast_len(BOX * n, real=True)
-    found = np.empty((int(np.prod(shape[:-2])), n, n), np.float32)
-    for patch in found:
+    noise = np.empty((int(np.prod(shape[:-2])), n, n), np.float32)
+    for patch in noise:
         patch[:] = one_over_f.draw(size, pixel, generator)[:n, :n]
-    return found.reshape(shape)
+    return noise.reshape(shape)

@@ -44,7 +44,17 @@ class Variation:
     tapers_deg: tuple[float, ...] = (0.25, 0.75, 1.0)
 
     def taper(self, batch: int, instrument: Instrument) -> float:
-        """Taper in degrees of the patches of a batch."""
+        """Width of the mask's taper for a batch of patches.
+
+        Parameters
+        ----------
+        batch : number of the batch
+        instrument : of the configuration
+
+        Returns
+        -------
+        taper : in degrees
+        """
         others = int((batch + 1) * self.taper_share)
         if others == int(batch * self.taper_share):
             return instrument.taper_deg
@@ -53,8 +63,18 @@ class Variation:
     def draw(
         self, geometry: PatchGeometry, instrument: Instrument, generator: np.random.Generator
     ) -> tuple[float, np.ndarray]:
-        """One patch's noise level in µK′ and the rms of its pixels in µK, (n, n), infinite in
-        holes."""
+        """Draw the depth of one patch.
+
+        Parameters
+        ----------
+        geometry : of the patch
+        instrument : of the configuration
+        generator : source of the random numbers
+
+        Returns
+        -------
+        level, rms : noise level in µK-arcmin; noise per pixel in µK, (n, n), infinite in holes
+        """
         level = self._level(instrument, generator)
         n = geometry.n_pixels
         seen = instrument.at_level(level)
