@@ -51,16 +51,24 @@ class NetworkFile:
 
 
 def read_network(path: str | Path) -> NetworkFile:
-    """Read a network file without Keras, the optimiser's state left out.
+    """Read a network file without Keras, and without the state of the optimiser.
 
-    Whoever gives a file to Keras reads it here first: Keras builds what the file names, of the
-    size that it names.
+    Whoever gives a file to Keras reads it here first, because Keras builds whatever the file names,
+    of any size.
+
+    Parameters
+    ----------
+    path : of the ``.keras`` file
+
+    Returns
+    -------
+    network : its kind, arguments and weights
 
     Raises
     ------
     NetworkError
-        if the file is missing, damaged, no ResUNet, larger inside than outside, or if weights are
-        not finite
+        if the file is missing, damaged or no network of this package, if it unpacks to far more
+        than its size, or if weights are not finite
     """
     path = Path(path)
     try:
@@ -140,6 +148,14 @@ def network_hash(path: str | Path) -> str:
     The same weights saved on another day, by another version or with their optimiser are the same
     network.
 
+    Parameters
+    ----------
+    path : of the ``.keras`` file
+
+    Returns
+    -------
+    digest : 64 hexadecimal digits
+
     Raises
     ------
     NetworkError
@@ -162,13 +178,35 @@ def network_hash(path: str | Path) -> str:
 
 
 def networks_hash(paths: Iterable[str | Path]) -> str:
-    """The hash of one network; of several, SHA-256 of their sorted hashes as text."""
+    """Hash of networks that are used together.
+
+    Parameters
+    ----------
+    paths : of the ``.keras`` files
+
+    Returns
+    -------
+    digest : that of one network; of several, SHA-256 of their sorted hashes as text
+
+    Raises
+    ------
+    NetworkError
+        as :func:`read_network`
+    """
     hashes = sorted(network_hash(path) for path in paths)
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def kind_of(paths: Iterable[str | Path]) -> str:
-    """What networks that are used together are, all of them: one of :data:`ESTIMATORS`.
+    """The common kind of networks that are used together.
+
+    Parameters
+    ----------
+    paths : of the ``.keras`` files
+
+    Returns
+    -------
+    kind : one of :data:`ESTIMATORS`
 
     Raises
     ------
@@ -191,8 +229,17 @@ def kind_of(paths: Iterable[str | Path]) -> str:
 
 
 def estimator_hash(paths: Iterable[str | Path]) -> str:
-    """What stands for the estimator that networks make: their hash; that of refining ones with what
-    makes their features, SHA-256 of both as text.
+    """Hash of the estimator that networks make.
+
+    Refining networks read features, so that the version of the features enters too.
+
+    Parameters
+    ----------
+    paths : of the ``.keras`` files
+
+    Returns
+    -------
+    digest : :func:`networks_hash`; for refining networks SHA-256 of it and the version
 
     Raises
     ------

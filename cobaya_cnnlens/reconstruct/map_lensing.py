@@ -119,12 +119,17 @@ class MAPLensing:
     def reconstruct(
         self, q: np.ndarray, u: np.ndarray, rms: np.ndarray | None = None
     ) -> np.ndarray:
-        """Masked Q̃, Ũ in µK, each (n, ny, nx) → κ̂ (n, ny, nx).
+        """Reconstruct the convergence.
 
         Parameters
         ----------
-        rms : noise per pixel of the unmasked Q and U in µK, (ny, nx) or (n, ny, nx), infinite where
-            nothing was seen; the instrument's by default
+        q, u : masked Q̃ and Ũ in µK, (n, ny, nx) each
+        rms : noise per pixel of the unmasked Q and U in µK, (ny, nx) or (n, ny, nx), infinite in
+            pixels without data; that of the instrument by default
+
+        Returns
+        -------
+        kappa : (n, ny, nx)
         """
         rms = np.broadcast_to(self.noise_rms() if rms is None else rms, np.shape(q))
         with ThreadPoolExecutor(self._threads) as pool:
@@ -136,18 +141,40 @@ class MAPLensing:
         return np.broadcast_to(self._instrument.noise_rms(self._geometry), (n, n))
 
     def last(self, q: np.ndarray, u: np.ndarray, rms: np.ndarray) -> Pass:
-        """The last pass over one patch."""
-        for found in self.passes(q, u, rms):  # noqa: B007  (the last one is what is wanted)
-            pass
-        return found
+        """The last pass over one patch.
 
-    def passes(self, q: np.ndarray, u: np.ndarray, rms: np.ndarray) -> Iterator[Pass]:
-        """Every pass over one patch: maps (ny, nx), as :meth:`reconstruct`.
+        Parameters
+        ----------
+        q, u, rms : as in :meth:`reconstruct`, (ny, nx) each
+
+        Returns
+        -------
+        last : the pass with the MAP estimate
 
         Raises
         ------
         CNNLensError
-            if nothing of the patch was seen
+            if no pixel of the patch has data
+        """
+        for last in self.passes(q, u, rms):  # noqa: B007  (the loop only finds the last one)
+            pass
+        return last
+
+    def passes(self, q: np.ndarray, u: np.ndarray, rms: np.ndarray) -> Iterator[Pass]:
+        """Every pass over one patch.
+
+        Parameters
+        ----------
+        q, u, rms : as in :meth:`reconstruct`, (ny, nx) each
+
+        Yields
+        ------
+        step : the next pass
+
+        Raises
+        ------
+        CNNLensError
+            if no pixel of the patch has data
         """
         box = self.box
         rms = np.where((self.mask > 0) & np.isfinite(rms), rms, np.inf)
@@ -173,7 +200,16 @@ class MAPLensing:
             phi = phi + step
 
     def kappa(self, phi: np.ndarray) -> np.ndarray:
-        """κ = ½ L²φ on the patch, (ny, nx), from the modes of φ."""
+        """κ = ½ L²φ on the patch.
+
+        Parameters
+        ----------
+        phi : modes of φ on the box
+
+        Returns
+        -------
+        kappa : (ny, nx)
+        """
         box = self.box
         return box.crop(scipy.fft.ifft2(0.5 * box.ell**2 * phi).real)
 
@@ -218,11 +254,17 @@ class Ascent:
         self._before: tuple[np.ndarray, np.ndarray] | None = None
 
     def step(self, x: np.ndarray, slope: np.ndarray, curvature: np.ndarray) -> np.ndarray:
-        """The step from x, where the slope is ``slope``.
+        """The next step of the maximisation.
 
         Parameters
         ----------
-        curvature : −∂²/∂x² as it is expected, positive, diagonal in the modes
+        x : modes of φ where the step begins
+        slope : ∂ ln p/∂x there
+        curvature : expected −∂² ln p/∂x², positive and diagonal in the modes
+
+        Returns
+        -------
+        step : to be added to ``x``
         """
         if self._before is not None:
             moved, change = x - self._before[0], self._before[1] - slope

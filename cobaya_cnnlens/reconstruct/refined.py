@@ -71,7 +71,17 @@ class RefiningUNet(keras.Model):
     def from_config(
         cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
     ) -> RefiningUNet:
-        """The network of a configuration that Keras has read."""
+        """Build the network of a configuration, as Keras asks for it.
+
+        Parameters
+        ----------
+        config : of :meth:`get_config`
+        custom_objects : not used
+
+        Returns
+        -------
+        network : with new weights
+        """
         return cls(**config)
 
 
@@ -126,7 +136,15 @@ def _corrected(maps: Tensor, body: Tensor) -> dict[str, Tensor]:
 
 
 def load_refining(path: str | Path) -> RefiningUNet:
-    """Read a trained network; nothing is unpickled.
+    """Read a trained refining network; nothing is unpickled.
+
+    Parameters
+    ----------
+    path : of the ``.keras`` file
+
+    Returns
+    -------
+    network : ready to predict
 
     Raises
     ------
@@ -155,14 +173,32 @@ class RefinedEstimator:
     def reconstruct(
         self, q: np.ndarray, u: np.ndarray, rms: np.ndarray | None = None
     ) -> np.ndarray:
-        """Masked Q̃, Ũ in µK, each (n, ny, nx) → masked κ̂ (n, ny, nx); ``rms`` as in
-        :func:`.features.features_of`."""
+        """Reconstruct the convergence.
+
+        Parameters
+        ----------
+        q, u : masked Q̃ and Ũ in µK, (n, ny, nx) each
+        rms : noise per pixel, as in :func:`.features.features_of`
+
+        Returns
+        -------
+        kappa : masked, (n, ny, nx)
+        """
         return self.reconstruct_heads(q, u, rms)["kappa"]
 
     def reconstruct_heads(
         self, q: np.ndarray, u: np.ndarray, rms: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        """As :meth:`reconstruct`, with the unlensed Ê in µK as ``"e"`` beside ``"kappa"``."""
+        """Reconstruct the convergence and the unlensed E.
+
+        Parameters
+        ----------
+        q, u, rms : as in :meth:`reconstruct`
+
+        Returns
+        -------
+        maps : masked ``"e"`` in µK and ``"kappa"``, (n, ny, nx) each
+        """
         batches: dict[str, list[np.ndarray]] = {"e": [], "kappa": []}
         for start in range(0, len(q), self._batch):
             rows = slice(start, start + self._batch)
@@ -173,9 +209,17 @@ class RefinedEstimator:
         return {name: np.concatenate(maps) for name, maps in batches.items()}
 
     def refine(self, features: np.ndarray) -> dict[str, np.ndarray]:
-        """Masked Ê in µK and κ̂, (n, ny, nx) each, of features (n, ny, nx, len(FEATURES)).
+        """Reconstruct from features.
 
-        Features count as they are kept on disk, in half precision, wherever they come from.
+        They are rounded to half precision, in which they are kept on disk.
+
+        Parameters
+        ----------
+        features : (n, ny, nx, len(FEATURES))
+
+        Returns
+        -------
+        maps : masked ``"e"`` in µK and ``"kappa"``, (n, ny, nx) each
         """
         batches: dict[str, list[np.ndarray]] = {"e": [], "kappa": []}
         for start in range(0, len(features), self._batch):

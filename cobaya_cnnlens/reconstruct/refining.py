@@ -52,8 +52,16 @@ class ModeWeights:
         self._made: dict[int, np.ndarray] = {}
 
     def at(self, level: float) -> np.ndarray:
-        """Weights at a noise level in µK′, (n, n) float32, modes as :func:`numpy.fft.fft2` has
-        them."""
+        """Weights at a noise level.
+
+        Parameters
+        ----------
+        level : in µK-arcmin
+
+        Returns
+        -------
+        weights : (n, n) float32, in the order of :func:`numpy.fft.fft2`
+        """
         key = round(np.log(max(level, LOWEST_LEVEL)) / np.log(LEVEL_RATIO))
         if key not in self._made:
             self._made[key] = self._make(LEVEL_RATIO**key)
@@ -77,7 +85,17 @@ class WeighedModes(keras.losses.Loss):
     (:class:`ModeWeights`)."""
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """One number a patch."""
+        """The loss of each patch.
+
+        Parameters
+        ----------
+        y_true : κ and the weights of its modes, (n, ny, nx, 2)
+        y_pred : κ̂, (n, ny, nx, 1)
+
+        Returns
+        -------
+        loss : (n,)
+        """
         error = y_pred[..., 0] - y_true[..., 0]
         real, imaginary = keras.ops.fft2((error, keras.ops.zeros_like(error)))
         return keras.ops.sum((real**2 + imaginary**2) * y_true[..., 1], axis=(1, 2))
@@ -86,8 +104,18 @@ class WeighedModes(keras.losses.Loss):
 def targets_of(
     kappa: np.ndarray, e: np.ndarray, level: np.ndarray, weights: ModeWeights
 ) -> dict[str, np.ndarray]:
-    """Targets of a batch by head: E (n, ny, nx, 1), and κ with the weights of its modes,
-    (n, ny, nx, 2)."""
+    """Targets of a batch, by head of the network.
+
+    Parameters
+    ----------
+    kappa, e : truth, (n, ny, nx) each, E in µK
+    level : noise level of each patch in µK-arcmin, (n,)
+    weights : of the modes
+
+    Returns
+    -------
+    targets : ``"e"``, (n, ny, nx, 1); ``"kappa"``, κ with the weights of its modes, (n, ny, nx, 2)
+    """
     modes = np.stack([weights.at(value) for value in level])
     return {
         "e": e[..., None].astype(np.float32),
@@ -101,7 +129,17 @@ class ToSymmetry(keras.layers.Layer):
     throughout → the features turned by it (:func:`.features.turned`), float32."""
 
     def call(self, features: Tensor, symmetry: Tensor) -> Tensor:
-        """On whatever device the network is."""
+        """Turn features.
+
+        Parameters
+        ----------
+        features : (n, ny, nx, len(FEATURES))
+        symmetry : (n,), the same number 0 to 7 throughout
+
+        Returns
+        -------
+        features : turned, float32
+        """
         maps = keras.ops.cast(features, self.compute_dtype)
         return keras.ops.switch(symmetry[0], [_there(*operation) for operation in SYMMETRIES], maps)
 
@@ -111,7 +149,17 @@ class FromSymmetry(keras.layers.Layer):
     """Scalar maps (n, ny, nx, 1) turned back by what :class:`ToSymmetry` turned features by."""
 
     def call(self, maps: Tensor, symmetry: Tensor) -> Tensor:
-        """On whatever device the network is."""
+        """Turn maps back.
+
+        Parameters
+        ----------
+        maps : (n, ny, nx, 1)
+        symmetry : (n,), as for :class:`ToSymmetry`
+
+        Returns
+        -------
+        maps : turned back, same shape
+        """
         return keras.ops.switch(symmetry[0], [_back(*operation) for operation in SYMMETRIES], maps)
 
 
@@ -165,7 +213,17 @@ class RefiningLearner(keras.Model):
     def from_config(
         cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
     ) -> RefiningLearner:
-        """The learner of a configuration that Keras has read."""
+        """Build the learner of a configuration, as Keras asks for it.
+
+        Parameters
+        ----------
+        config : of :meth:`get_config`
+        custom_objects : not used
+
+        Returns
+        -------
+        learner : with new weights
+        """
         name = config.pop("name", None)
         return cls(RefiningUNet(**config), name=name)
 
@@ -176,10 +234,24 @@ class AveragingAdam(keras.optimizers.Adam):
     weights' place whenever ``fit`` ends, this one keeps both."""
 
     def finalize_variable_values(self, var_list: list[Any]) -> None:
-        """The weights stay what they are."""
+        """Leave the weights as they are at the end of training.
+
+        Parameters
+        ----------
+        var_list : the trainable variables
+        """
 
     def means(self, variables: list[Any]) -> list[np.ndarray]:
-        """The running means of trainable variables, in their order."""
+        """The running means of trainable variables.
+
+        Parameters
+        ----------
+        variables : of the model that learns
+
+        Returns
+        -------
+        means : in the order of ``variables``
+        """
         kept = self._model_variables_moving_average
         return [keras.ops.convert_to_numpy(kept[self._get_variable_index(v)]) for v in variables]
 

@@ -100,7 +100,18 @@ class ResUNet(keras.Model):
     def from_config(
         cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
     ) -> ResUNet:
-        """The network of a configuration that Keras has read; older ones hold two options more."""
+        """Build the network of a configuration, as Keras asks for it; older ones hold two options
+        more.
+
+        Parameters
+        ----------
+        config : of :meth:`get_config`
+        custom_objects : not used
+
+        Returns
+        -------
+        network : with new weights
+        """
         return cls(**{k: v for k, v in config.items() if k not in FORMER})
 
 
@@ -161,7 +172,15 @@ def _body(x: Tensor, width: int, dropout: float) -> dict[str, Tensor]:
 
 
 def load_network(path: str | Path) -> ResUNet:
-    """Read a trained network; nothing is unpickled.
+    """Read a trained ResUNet; nothing is unpickled.
+
+    Parameters
+    ----------
+    path : of the ``.keras`` file
+
+    Returns
+    -------
+    network : ready to predict
 
     Raises
     ------
@@ -174,7 +193,15 @@ def load_network(path: str | Path) -> ResUNet:
 
 
 def read_keras(path: str | Path) -> keras.Model:
-    """What a ``.keras`` file holds, without its optimiser.
+    """Read the model of a ``.keras`` file, without its optimiser.
+
+    Parameters
+    ----------
+    path : of the file, checked before by :func:`.files.read_network`
+
+    Returns
+    -------
+    model : ready to predict
 
     Raises
     ------
@@ -229,11 +256,29 @@ class NetworkEstimator:
         self._noise_rms = noise_rms
 
     def reconstruct(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """Masked Q̃, Ũ in µK, each (n, ny, nx) → κ̂ (n, ny, nx)."""
+        """Reconstruct the convergence.
+
+        Parameters
+        ----------
+        q, u : masked Q̃ and Ũ in µK, (n, ny, nx) each
+
+        Returns
+        -------
+        kappa : (n, ny, nx)
+        """
         return self.reconstruct_heads(q, u)["kappa"]
 
     def reconstruct_heads(self, q: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
-        """As :meth:`reconstruct`, with the unlensed Ê in µK as ``"e"`` beside ``"kappa"``."""
+        """Reconstruct the convergence and the unlensed E.
+
+        Parameters
+        ----------
+        q, u : masked Q̃ and Ũ in µK, (n, ny, nx) each
+
+        Returns
+        -------
+        maps : ``"e"`` in µK and ``"kappa"``, (n, ny, nx) each
+        """
         channels = [q, u]
         if self._noise_rms is not None and self._network.noise_map:
             channels.append(np.broadcast_to(self._noise_rms, np.shape(q)))
@@ -257,11 +302,29 @@ class EnsembleEstimator:
         self._members = members
 
     def reconstruct(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """Masked Q̃, Ũ in µK, each (n, ny, nx) → κ̂ (n, ny, nx)."""
+        """Reconstruct the convergence as the mean of the members.
+
+        Parameters
+        ----------
+        q, u : masked Q̃ and Ũ in µK, (n, ny, nx) each
+
+        Returns
+        -------
+        kappa : (n, ny, nx)
+        """
         return self.reconstruct_heads(q, u)["kappa"]
 
     def reconstruct_heads(self, q: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
-        """As :meth:`NetworkEstimator.reconstruct_heads`, of what every member has."""
+        """Reconstruct the convergence and the unlensed E as means of the members.
+
+        Parameters
+        ----------
+        q, u : masked Q̃ and Ũ in µK, (n, ny, nx) each
+
+        Returns
+        -------
+        maps : ``"e"`` in µK and ``"kappa"``, (n, ny, nx) each
+        """
         total: dict[str, np.ndarray] = {}
         for member in self._members:
             for name, values in member.reconstruct_heads(q, u).items():
@@ -275,7 +338,17 @@ def networks_estimator(
     noise_rms: float | np.ndarray,
     jit_compile: bool = True,
 ) -> NetworkEstimator | EnsembleEstimator:
-    """A network file, or the mean of several, as an estimator."""
+    """The estimator of one ResUNet file, or the mean of several.
+
+    Parameters
+    ----------
+    paths : of the ``.keras`` files
+    symmetries, noise_rms, jit_compile : of :class:`NetworkEstimator`
+
+    Returns
+    -------
+    estimator : of κ and E
+    """
     members = [
         NetworkEstimator(
             load_network(path), symmetries=symmetries, noise_rms=noise_rms, jit_compile=jit_compile
@@ -289,11 +362,20 @@ SYMMETRIES = tuple((turns, flip) for flip in (False, True) for turns in range(4)
 
 
 def apply_symmetry(maps: np.ndarray, turns: int, flip: bool, spin2: bool) -> np.ndarray:
-    """One of the 8 symmetries of the square on maps (..., ny, nx, channels): ``turns`` quarter
-    turns, then a mirror.
+    """Apply one of the 8 symmetries of the square to maps.
 
-    With ``spin2`` the first two channels are Q and U: a quarter turn takes them to (−Q, −U), the
-    mirror U to −U. Scalars only move.
+    A quarter turn takes (Q, U) to (−Q, −U), the mirror takes U to −U. Scalars only move.
+
+    Parameters
+    ----------
+    maps : (..., ny, nx, channels)
+    turns : number of quarter turns
+    flip : whether a mirror along x follows the turns
+    spin2 : whether the first two channels are Q and U
+
+    Returns
+    -------
+    maps : turned, same shape
     """
     maps = np.rot90(maps, turns, axes=(-3, -2))
     if flip:
@@ -306,7 +388,17 @@ def apply_symmetry(maps: np.ndarray, turns: int, flip: bool, spin2: bool) -> np.
 
 
 def undo_symmetry(maps: np.ndarray, turns: int, flip: bool) -> np.ndarray:
-    """The inverse of :func:`apply_symmetry` on scalars."""
+    """Invert :func:`apply_symmetry` for scalars.
+
+    Parameters
+    ----------
+    maps : (..., ny, nx, channels)
+    turns, flip : of the symmetry to undo
+
+    Returns
+    -------
+    maps : turned back, same shape
+    """
     if flip:
         maps = maps[..., ::-1, :]
     return np.rot90(maps, -turns, axes=(-3, -2))

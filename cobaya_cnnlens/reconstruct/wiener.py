@@ -83,7 +83,17 @@ class WienerFilter:
         self._diagonal = self._halves([1.0 / (1.0 + power * mean) for power in self._powers])
 
     def with_noise(self, rms: np.ndarray, tolerance: float | None = None) -> WienerFilter:
-        """The same filter for other noise, and another tolerance if one is given."""
+        """The same filter for other noise.
+
+        Parameters
+        ----------
+        rms : noise per pixel in µK, (n_patch, n_patch), infinite in pixels without data
+        tolerance : of the conjugate gradients; unchanged by default
+
+        Returns
+        -------
+        filter : which shares all else with this one
+        """
         other = copy.copy(self)
         other._set_noise(rms)
         other._tolerance = tolerance or self._tolerance
@@ -106,7 +116,16 @@ class WienerFilter:
         return mirrored
 
     def weigh(self, values: np.ndarray) -> np.ndarray:
-        """N⁻¹ of values on the box, (n, n)."""
+        """Apply the inverse noise covariance N⁻¹.
+
+        Parameters
+        ----------
+        values : on the box, (n, n)
+
+        Returns
+        -------
+        weighted : (n, n)
+        """
         box = self.box
         if box.whiteness is None:
             return self._weight * values
@@ -114,23 +133,47 @@ class WienerFilter:
         return self._weight * white
 
     def predict(self, x: np.ndarray, positions: Displaced | None) -> np.ndarray:
-        """A X on the box's pixels, (n, n) complex, in µK."""
+        """Predict the data A X: lensed, beamed polarisation on the pixels of the box.
+
+        Parameters
+        ----------
+        x : modes of X, (n, n)
+        positions : displaced positions; None for no lensing
+
+        Returns
+        -------
+        polarisation : Q + iU in µK, (n, n) complex
+        """
         return self.box.blur(self.box.at(self._turn * x, positions))
 
     def back(self, values: np.ndarray, positions: Displaced | None) -> np.ndarray:
-        """Aᵀ of values on the box's pixels: modes, (n, n)."""
+        """Apply Aᵀ, the adjoint of :meth:`predict`.
+
+        Parameters
+        ----------
+        values : on the pixels of the box, (n, n)
+        positions : displaced positions; None for no lensing
+
+        Returns
+        -------
+        modes : (n, n)
+        """
         return self._turn_back * self.box.adjoint_at(self.box.blur(values), positions)
 
     def filter(
         self, data: np.ndarray, positions: Displaced | None, start: np.ndarray | None = None
     ) -> np.ndarray:
-        """The filtered modes of X, (n, n); mode 0 is that of P.
+        """Wiener-filter the data.
 
         Parameters
         ----------
         data : Q + iU over the mask in the box, zero beyond the patch, (n, n)
         positions : displaced positions, or None for no lensing
-        start : modes of X to start from
+        start : modes of X from which the conjugate gradients start; None for zero
+
+        Returns
+        -------
+        modes : of X, (n, n); mode 0 is that of P
         """
         # Whitened unknown z = S^{−1/2} X: (1 + S^{1/2} Aᵀ N⁻¹ A S^{1/2}) z = S^{1/2} Aᵀ N⁻¹ d.
         roots = self._roots
@@ -152,11 +195,33 @@ class WienerFilter:
     def weighted_residual(
         self, data: np.ndarray, x: np.ndarray, positions: Displaced | None
     ) -> np.ndarray:
-        """Aᵀ's part before displacement: b ∗ N⁻¹ (d − A X) on the box's pixels, (n, n), in 1/µK."""
+        """Residual b ∗ N⁻¹ (d − A X), the part of Aᵀ before the displacement.
+
+        Parameters
+        ----------
+        data : as for :meth:`filter`
+        x : modes of X, (n, n)
+        positions : displaced positions; None for no lensing
+
+        Returns
+        -------
+        residual : on the pixels of the box, (n, n) in 1/µK
+        """
         return self.box.blur(self.weigh(data - self.predict(x, positions)))
 
     def slope(self, data: np.ndarray, x: np.ndarray, positions: Displaced | None) -> np.ndarray:
-        """Modes Σ_x e^{−il·x} ∂ ln p(d | X, φ)/∂φ(x), (n, n), at the filtered X."""
+        """Slope of ln p(d | X, φ) with respect to φ, at the filtered X.
+
+        Parameters
+        ----------
+        data : as for :meth:`filter`
+        x : filtered modes of X, (n, n)
+        positions : displaced positions; None for no lensing
+
+        Returns
+        -------
+        modes : Σ_x e^{−il·x} ∂ ln p/∂φ(x), (n, n)
+        """
         box = self.box
         residual = np.conj(self.weighted_residual(data, x, positions))
         parts = [(residual * box.at(g * x, positions)).real for g in box.gradients]
@@ -166,8 +231,19 @@ class WienerFilter:
 
 
 def variance_beyond(box: Box, clee: np.ndarray) -> float:
-    """Variance of Q + iU in µK² from E of scales that the box's modes do not hold: those within the
-    square of Fourier space, a mode's width wide, around l = 0."""
+    """Variance of Q + iU from E modes on scales that the box does not hold.
+
+    These modes lie in the square of Fourier space around l = 0, one mode spacing wide.
+
+    Parameters
+    ----------
+    box : of the filter
+    clee : from l = 0, in µK²
+
+    Returns
+    -------
+    variance : in µK²
+    """
     edge = 2.0 * np.sqrt(np.pi) / (box.n * box.pixel)
     ell = np.arange(min(len(clee), int(edge) + 1))
     return float(np.sum((2.0 * ell + 1.0) * clee[: len(ell)]) / (4.0 * np.pi))
@@ -188,9 +264,16 @@ def conjugate_gradients(
 
     Parameters
     ----------
+    apply : the operator
+    right : right-hand side, of any shape, complex
+    precondition : an approximate inverse of the operator
     start : where to start; None for zero
     tolerance : norm of the residual over that of ``right`` at which to end
     limit : most iterations
+
+    Returns
+    -------
+    z : of the shape of ``right``
     """
     real = right.real.dtype.type
 

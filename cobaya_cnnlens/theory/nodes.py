@@ -127,7 +127,18 @@ class NodeCAMB(SpectraTheory):
         return list(INPUTS)
 
     def calculate(self, state: dict[str, Any], want_derived: bool = True, **params: float) -> bool:
-        """Spectra and derived parameters of a point; False where CAMB refuses a node around it."""
+        """Spectra and derived parameters of a point.
+
+        Parameters
+        ----------
+        state : of Cobaya, filled here
+        want_derived : whether derived parameters are wanted
+        **params : by Cobaya's names
+
+        Returns
+        -------
+        computed : False where CAMB refuses a node around the point
+        """
         missing = [name for name in self.nodes if name not in params]
         if missing:
             raise LoggedError(self.log, "option 'nodes': %s is not an input parameter", missing)
@@ -280,11 +291,30 @@ class NodeFiles:
         self.folder = Path(folder).expanduser()
 
     def path(self, recipe: dict[str, Any]) -> Path:
-        """The file of a node."""
+        """The file of a node.
+
+        Parameters
+        ----------
+        recipe : what determines the node
+
+        Returns
+        -------
+        path : in the cache
+        """
         return self.folder / f"{hashlib.sha256(_text(recipe).encode()).hexdigest()[:24]}.npz"
 
     def read(self, recipe: dict[str, Any], size: int) -> np.ndarray | None:
-        """The values of a node, (size,); None if there are none, or none that are whole."""
+        """Read a node.
+
+        Parameters
+        ----------
+        recipe : what determines the node
+        size : how many values it has
+
+        Returns
+        -------
+        values : (size,); None if there is no file, or none that is whole
+        """
         try:
             with self.path(recipe).open("rb") as opened, np.load(opened) as file:
                 if str(file["recipe"]) != _text(recipe):
@@ -296,16 +326,31 @@ class NodeFiles:
         return values if whole else None
 
     def write(self, recipe: dict[str, Any], values: np.ndarray) -> None:
-        """Keep a node; atomic, so that what can be read is whole."""
+        """Keep a node; the file appears only when it is whole.
+
+        Parameters
+        ----------
+        recipe : what determines the node
+        values : (size,)
+        """
         with atomic_write(self.path(recipe)) as partial:
             np.savez(partial, recipe=np.array(_text(recipe)), values=values)
 
     @contextmanager
     def alone(self, recipe: dict[str, Any], wait: bool) -> Iterator[bool]:
-        """Whether this process is the one to make a node, while the context lasts.
+        """Let one process make a node while the others wait, or go on.
 
-        The lock goes with the process that holds it, even killed. Where a folder cannot be locked
-        every process makes its own.
+        The lock ends with the process that holds it, even if it is killed. Where a folder cannot be
+        locked, every process makes its own nodes.
+
+        Parameters
+        ----------
+        recipe : what determines the node
+        wait : whether to wait for another process
+
+        Yields
+        ------
+        alone : whether this process is the one to make the node
         """
         path = self.path(recipe).with_suffix(".lock")
         try:
