@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import os
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -253,6 +255,34 @@ def with_lengths(release: Release, **rows) -> Release:
 @pytest.fixture
 def release() -> Release:
     return synthetic_release()
+
+
+def in_process(program, *arguments, folder=".", environment=()) -> subprocess.CompletedProcess:
+    """A program's entry point, called in this process with these arguments and in this folder: as a
+    process of its own, without the seconds that its imports take. Both streams are kept apart."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, value in dict(environment).items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "argv", [program.__module__, *map(str, arguments)])
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code = program()
+            except SystemExit as end:
+                code = end.code
+    return subprocess.CompletedProcess(arguments, code or 0, out.getvalue(), err.getvalue())
+
+
+def snakemake_dry_run(folder, *arguments, snakefile=None) -> subprocess.CompletedProcess:
+    """What the workflow would run, with every shell command; all of it on ``stdout``."""
+    from snakemake.cli import main
+
+    given = ["-s", snakefile or REPOSITORY / "training" / "Snakefile", "--cores", "1"]
+    given += ["--dry-run", "--printshellcmds", *arguments]
+    result = in_process(main, *given, folder=folder)
+    result.stdout += result.stderr
+    return result
 
 
 def png(figure) -> bytes:
