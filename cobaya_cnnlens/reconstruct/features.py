@@ -58,7 +58,7 @@ class RefiningPatches:
     ----------
     features : (n, ny, nx, len(FEATURES)), float16 as on disk
     kappa, e : masked truth, (n, ny, nx); E in µK
-    level : noise of each patch in µK′, (n,)
+    level : noise of each patch in µK-arcmin, (n,)
     """
 
     features: np.ndarray

@@ -1,15 +1,13 @@
 """The lensing potential of maximum posterior probability (MAP) of masked patches.
 
-Quasi-Newton steps climb to it. The slope of ln p(d | φ) at the φ so far is that of Wiener-filtered
-fields (:mod:`.wiener`). With the prior the slope of the posterior is g = slope − φ/C, and an
-analytic curvature 1/C + 1/N says how far to go. The curvature of a given patch differs from it by
-up to two: limited-memory BFGS learns the difference from the steps it has made (Nocedal & Wright
-2006, algorithm 7.4; for lensing Carron & Lewis 2017, arXiv:1704.08230). The filter's tolerance
-falls from pass to pass, since early steps need no exact slope.
+Quasi-Newton steps climb to it. The slope of ln p(d | φ) at the current φ is that of Wiener-filtered
+fields (:mod:`.wiener`). With the prior the slope of the posterior is g = slope − φ/C. An analytic
+curvature 1/C + 1/N sets the length of the step, and limited-memory BFGS corrects it from the steps
+already made (Nocedal & Wright 2006, algorithm 7.4; Carron & Lewis 2017, arXiv:1704.08230).
 
-Noise, depth and holes enter through the noise rms of every pixel, patch by patch; what the patch
-does not see has infinite rms. The mean field is left out: it is for a subtraction from simulations,
-or for a network, and without it the lowest multipoles grow worse after the fifth pass.
+The noise rms of every pixel describes depth and holes; it is infinite in pixels without data. The
+mean field is left to a subtraction from simulations, or to a network. Without it the lowest
+multipoles become worse after the fifth pass.
 """
 
 from __future__ import annotations
@@ -214,7 +212,7 @@ class MAPLensing:
         return box.crop(scipy.fft.ifft2(0.5 * box.ell**2 * phi).real)
 
     def _level(self, rms: np.ndarray) -> float:
-        """The noise level in µK′ whose 1/σ² is the mean one where something was seen."""
+        """Noise level in µK-arcmin of the mean inverse variance of the pixels with data."""
         seen = rms[np.isfinite(rms)]
         return float(self._geometry.pixel / ARCMIN / np.sqrt(np.mean(1.0 / np.square(seen))))
 

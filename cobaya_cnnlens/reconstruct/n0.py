@@ -1,16 +1,14 @@
 """Analytic reconstruction noise of polarisation estimators (Hu & Okamoto 2002, Smith et al. 2012).
 
-Flat sky. With l2 = L − l1 and φ12 the angle between them, the EB response is
+Flat sky. With l2 = L − l1 and φ12 the angle between them, the EB and EE responses are
 
-    f = [C^EE_l1 (L·l1) + C^BB_l2 (L·l2)] sin 2φ12,
+    f_EB = [C^EE_l1 (L·l1) + C^BB_l2 (L·l2)] sin 2φ12,
+    f_EE = [C^EE_l1 (L·l1) + C^EE_l2 (L·l2)] cos 2φ12,
+    N0^φ = [∫ d²l1/(2π)² f² / total]⁻¹,   N0^κ = L⁴ N0^φ / 4,
 
-(with X̃(n) = X(n + ∇φ), δE_l = −∫[E_l' cos 2φ_l'l − B_l' sin 2φ_l'l] φ_l−l' l'·(l − l') and δB_l the
-same of B cos + E sin; ⟨E_l1 δB_l2⟩ and ⟨δE_l1 B_l2⟩ then have the same sign),
-the minimum-variance noise N0^φ = [∫ d²l1/(2π)² f² / (C^EE,tot_l1 C^BB,tot_l2)]⁻¹, and
-N0^κ = L⁴ N0^φ / 4. For EE f = [C^EE_l1 (L·l1) + C^EE_l2 (L·l2)] cos 2φ12, over 2 C^EE,tot_l1
-C^EE,tot_l2; parity keeps the noise of EE and EB apart, so that their combination has 1/N = Σ 1/N.
-(In Caldeira et al. 2018 eq. 6 reads l·(L−l) for L·l, and eq. 8 lacks
-a power of 2π and gives R, not 1/R.)
+with total = C^EE,tot_l1 C^BB,tot_l2 for EB and 2 C^EE,tot_l1 C^EE,tot_l2 for EE. Parity makes the
+noise of EE and EB independent, so that 1/N adds. (In Caldeira et al. 2018 eq. 6 reads l·(L−l) for
+L·l; eq. 8 lacks a power of 2π and gives R, not 1/R.)
 """
 
 from __future__ import annotations

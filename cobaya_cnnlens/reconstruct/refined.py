@@ -1,9 +1,10 @@
 """The refining ResUNet: from feature maps to E and κ, as corrections of what physics knows.
 
-A residual U-net in Keras 3 over :mod:`.features`. Its work is done at half the patches' resolution
-and below, where lensing can be known at 1 µK′ (L ≲ 2000), at a quarter of the cost. Both outputs
-are what the features hold already, κ̂ of the last pass and the filtered E, plus a correction whose
-last layer starts at zero: an untrained network gives the MAP estimate.
+A residual U-net in Keras 3 reads the maps of :mod:`.features`. It works at half the resolution of
+the patches and below, which costs a quarter and holds all modes that 1 µK-arcmin can measure
+(L ≲ 2000). Each output is a map of the features, κ̂ of the last pass or the filtered E, plus a
+correction. The last layer of the correction starts at zero: an untrained network gives the MAP
+estimate.
 """
 
 from __future__ import annotations

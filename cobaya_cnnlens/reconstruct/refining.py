@@ -21,7 +21,7 @@ from .resunet import SYMMETRIES
 # Multipoles between which N_L is interpolated, and below which modes count no more for being few.
 NODES = (30, 60, 100, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 4400)
 FLOOR = 100.0
-# Noise levels of which weights are made, a quarter apart, in µK′; none below the least.
+# Noise levels of which weights are made, a quarter apart, in µK-arcmin; none below the least.
 LEVEL_RATIO, LOWEST_LEVEL = 1.25, 0.3
 
 

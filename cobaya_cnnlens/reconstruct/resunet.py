@@ -16,7 +16,7 @@ from ..errors import NetworkError
 from .backend import Tensor, channels_last, keras, layers
 from .files import read_network
 
-# The noise rms (µK per pixel) where its logarithmic input turns linear; 1 µK′ is 0.43.
+# The noise rms (µK per pixel) where its logarithmic input turns linear; 1 µK-arcmin is 0.43.
 NOISE_UNIT = 0.2
 HEADS = ("e", "kappa")
 # Options of older files that change nothing of what a network of these heads does.
@@ -34,7 +34,7 @@ class ResUNet(keras.Model):
     Parameters
     ----------
     width : channels of the full-resolution layers; 64 in the paper
-    dropout : rate before every 5×5 convolution; .3 in the paper
+    dropout : rate before every 5×5 convolution; 0.3 in the paper
     input_std : standard deviations of Q̃ and Ũ over the training set, in µK
     output_std : standard deviations of unlensed E (µK) and of κ over the training set
     noise_map : a third input, the noise rms of every pixel in µK

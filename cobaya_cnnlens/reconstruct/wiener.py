@@ -1,30 +1,13 @@
-"""Wiener-filtered E and B of a masked patch, and what they say of the lensing potential.
+"""Wiener-filtered E and B of a masked patch, and their slope with respect to the lensing potential.
 
-Data d = M (b ∗ P̃ + n), with P = Q + iU, divided by the mask M where it is not zero, are b ∗ P̃ + n:
-white noise on the patch, no data around it. The patch lies in a larger periodic box. With
-X_l = E_l + iB_l = e^{−2iϑ} P_l and A = (beam) (lensing by φ) e^{2iϑ}, the filtered field X is at
-the maximum of
+The data are d = b ∗ P̃ + n on the patch, with P = Q + iU; the patch lies in a larger periodic box.
+With X_l = E_l + iB_l = e^{−2iϑ} P_l and A = (beam) (lensing by φ) e^{2iϑ}, the filtered X maximises
 
     ln p(X | d, φ) = −½ |d − A X|²/σ² − ½ Σ_l (|E_l|²/C^E_l + |B_l|²/C^B_l),
+    ∂ ln p/∂φ = −∇·Re[(Aᵀ residual)* (∇P)(x + ∇φ)]
 
-and the slope of ln p(d | φ) is that of its first term at this X (Hirata & Seljak 2003,
-astro-ph/0306354; Carron & Lewis 2017, arXiv:1704.08230, eq. 2.10),
-
-    ∂ ln p/∂φ = −∇·Re[(Aᵀ residual)* (∇P)(x + ∇φ)],
-
-less its mean over skies of this φ, the mean field. At φ = 0, with lensed spectra in the filter,
-this is the quadratic estimator of E and B together.
-
-E of scales larger than the box, most of it from reionisation, is a nearly constant Q + iU on the
-patch. It has neither E nor B modes there, and mode 0 of X stands for P_0 itself, with that
-variance. Left out, it would be explained by modes that the patch has: κ̂ then has less response
-where it is large, and since it is coherent over tens of degrees, the noise of whole skies would
-differ by more than that of independent patches.
-
-Noise with an excess at low multipoles (:mod:`cobaya_cnnlens.simulate.one_over_f`) has N⁻¹ = σ⁻¹ W
-σ⁻¹, W the power of white noise over that of the noise: exact for one depth and no mask, and under a
-mask a weight that gives less information than there is, but no wrong one, since κ̂'s response and
-noise are measured.
+(Hirata & Seljak 2003, astro-ph/0306354; Carron & Lewis 2017, arXiv:1704.08230, eq. 2.10; without
+the mean field). At φ = 0, with lensed spectra in the filter, it is the quadratic estimator.
 """
 
 from __future__ import annotations
@@ -117,6 +100,10 @@ class WienerFilter:
 
     def weigh(self, values: np.ndarray) -> np.ndarray:
         """Apply the inverse noise covariance N⁻¹.
+
+        With 1/f noise (:mod:`cobaya_cnnlens.simulate.one_over_f`) N⁻¹ = σ⁻¹ W σ⁻¹, where W is the
+        power of white noise over that of the noise. It is exact for one depth without a mask. Under
+        a mask the weight is not optimal; simulations measure the response and noise of κ̂ with it.
 
         Parameters
         ----------
@@ -233,7 +220,10 @@ class WienerFilter:
 def variance_beyond(box: Box, clee: np.ndarray) -> float:
     """Variance of Q + iU from E modes on scales that the box does not hold.
 
-    These modes lie in the square of Fourier space around l = 0, one mode spacing wide.
+    These modes lie in the square of Fourier space around l = 0, one mode spacing wide. Most of their
+    power comes from reionisation. On the patch they are a nearly constant Q + iU, and mode 0 of X
+    stands for it with this variance. Without it other modes of the patch would explain that
+    constant: κ̂ would respond less where it is large, and it is coherent over tens of degrees.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
-"""Tiles of like depth, which share a calibration.
+"""Classes of tiles with similar depth, which share a calibration.
 
-A calibration holds for the noise and the holes that it was simulated with, and costs hours; a
-survey has hundreds of tiles. Tiles are put together by complete linkage, so that no two of a class
-differ by more than what is asked for, in any of three numbers: ln of the noise level, the seen
-fraction, the area of holes.
+A calibration holds for the noise and the holes that it was simulated with. It costs hours, and a
+survey has hundreds of tiles. Complete linkage joins tiles so that no two of one class differ by
+more than a limit in any of three numbers: ln of the noise level, the fraction of the patch with
+data, and the area of holes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class TileDepth:
 
     Attributes
     ----------
-    level : in µK′, of which 1/σ² is the mean one of what was seen
-    seen : share of the mask's ∫M² over pixels that were seen
-    holes : area in deg² of what was not seen and does not reach the tile's edge
+    level : noise level in µK-arcmin of the mean inverse variance of the pixels with data
+    seen : fraction of the mask's ∫M² in pixels with data
+    holes : area in deg² of pixels without data that do not connect to the tile's edge
     """
 
     level: np.ndarray

@@ -1,31 +1,13 @@
 """Polarised foregrounds of flat patches: point sources, Galactic dust and synchrotron.
 
-**Point sources** are radio sources, drawn one by one from their counts, so that their maps are as
-skewed as those of a survey. At 148 GHz the counts are the model C2Ex of Tucci et al. (2011,
-arXiv:1103.5707) as power laws between decades of flux, within 7% of it from .1 mJy to 1 Jy; at
-other frequencies fluxes go as ν^−½ (Dunkley et al. 2013, arXiv:1301.0776). Q/S and U/S of each are
-Gaussian, so that angles are random and the polarised fraction has ⟨p²⟩ = .03² (SPTpol: 8.9 ± 1.1
-and 6.9 ± 1.1 in 10⁻⁴ at 95 and 150 GHz, Gupta et al. 2019, arXiv:1907.02156). Their power is that
-of E and of B, white,
+Radio sources are drawn one by one from their counts. Their power is white and the same for E and B,
 
     C_l^EE = C_l^BB = ½ ⟨p²⟩ g⁻² ∫ S² dN/dS dS,   g = ∂B_ν/∂T at 2.7255 K.
 
-Sources above the flux cut are taken for gone, without holes. Dusty galaxies, less polarised and
-many, and the clustering of sources are left out.
-
-**Dust and synchrotron** are Gaussian, E and B power laws in l,
-
-    D_l = l(l+1)C_l/2π = A (l/80)^slope,   A in µK² (CMB) at 353 GHz (dust) or 23 GHz (synchrotron),
-
-with a frequency dependence of its own each. Dust: a grey body of 19.6 K and β = 1.53; slopes −.42
-(E) and −.54 (B), half as much B as E (Planck 2018 XI, arXiv:1801.04945). Synchrotron: ν^−3.1 in
-brightness temperature (Planck 2018 IV, arXiv:1807.06208), slopes −1, half as much B as E
-(Krachmalnicoff et al. 2018, arXiv:1802.01145). Filaments, which are no Gaussian field, and what
-varies across the sky are left out.
-
-Patches are flat and independent: a source is smaller than a pixel, and a power law is drawn on a
-periodic box :data:`BOX` times as wide as the patch, from l = 2π over its side (17 for 5°) up. Maps
-end at the Nyquist multipole, as those of the CMB all but do.
+Dust and synchrotron are Gaussian fields with power laws D_l = A (l/80)^slope for E and for B, where
+A is in µK² (CMB) at 353 GHz for dust and at 23 GHz for synchrotron. A power law is drawn on a box
+:data:`BOX` times as wide as the patch. docs/foregrounds.md gives the sources of all numbers, and
+says what the model leaves out.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ FILES = ("beam_file", "transfer_file", "ivar_file")
 
 @dataclass(frozen=True)
 class Instrument:
-    """White noise of Q and of U each (µK′), Gaussian beam (FWHM in ′), mask taper (degrees).
+    """White noise of Q and of U (µK-arcmin), Gaussian beam (FWHM, arcmin), mask taper (degrees).
 
     With ``depth_ratio`` D the noise is ``noise_uk_arcmin`` in the middle of a patch and falls
     smoothly along y from √D times that at one side to 1/√D times that at the other.

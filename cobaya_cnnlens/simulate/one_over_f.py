@@ -4,12 +4,10 @@ The power of the noise is white times
 
     1 + (l_knee/l_eff)^s ,   l_eff² = l_∥² + (l_⊥/a)² ,
 
-with l_∥ along the scan and l_⊥ across it. For a = 1 it is isotropic, the form by which ground-based
-noise is forecast (Ade et al. 2019, arXiv:1808.07445, eq. 1, with α = −s). A detector that is
-scanned at one angle sees its drifts at small l_∥ whatever l_⊥ is (Crawford 2007, astro-ph/0702608,
-for raster scans without cross-linking), which is a → ∞: between the two, ``anisotropy`` a says how
-many times farther the excess reaches across the scan than along it. Where the depth varies, the map
-is the noise rms of each pixel times such noise of unit white level.
+with l_∥ along the scan and l_⊥ across it. For a = 1 it is isotropic, as in forecasts of
+ground-based noise (Ade et al. 2019, arXiv:1808.07445, eq. 1, with α = −s). Scans at one angle give
+a → ∞: drifts appear at small l_∥ for every l_⊥ (Crawford 2007, astro-ph/0702608). Where the depth
+varies, a map is the noise rms of each pixel times noise of unit white level.
 """
 
 from __future__ import annotations

@@ -1,24 +1,10 @@
 """CAMB at nodes: a Cobaya theory for one or two slow parameters.
 
-A posterior narrower than the prior by a hundred needs CAMB at a handful of points, not at every
-step of a chain. :class:`NodeCAMB` runs CAMB on a regular grid of nodes, each when it is first
-needed, and interpolates ln C_l between them by the cubic through the four nearest in each
-parameter. With the spacing of ``yaml/omegac.yaml`` C_l differs from CAMB's own by about 1e-4, the
-level of CAMB's numerical noise. C_L^φφ is proportional to ``Alens``, which needs no nodes.
-
-In an input file it stands where ``camb`` stands and takes the same ``extra_args``::
-
-    theory:
-      camb:
-        class: cobaya_cnnlens.NodeCAMB
-        nodes: {omch2: 0.002}
-        extra_args: {lens_potential_accuracy: 8}
-
-Without the ``class`` and ``nodes`` lines the same file runs CAMB at every step.
-
-Nodes are kept in files, so that the next run, and the other processes of an MPI run, read what one
-has made. Everything that fixes a node is in its name: all of CAMB's inputs, its version, the reach
-of the spectra and ``ALGORITHM``.
+:class:`NodeCAMB` runs CAMB on a regular grid of nodes, each when a chain first needs it. Between
+nodes it interpolates ln C_l by the cubic through the four nearest in each parameter. With the
+spacing of ``yaml/omegac.yaml`` the error is 1e-4, the level of CAMB's numerical noise. C_L^φφ is
+proportional to ``Alens``, which needs no nodes. Nodes are kept in files for the next run, and for
+the other processes of an MPI run; the name of a file holds everything that determines the node.
 """
 
 from __future__ import annotations
@@ -63,6 +49,15 @@ MAX_TABLES = 8
 
 class NodeCAMB(SpectraTheory):
     """Provides ``Cl: pp``, ``unlensed_Cl: ee`` and the derived ``sigma8`` and ``omegam``.
+
+    It takes the place of ``camb`` in an input file. Without ``class`` and ``nodes`` the same file
+    runs CAMB at every step::
+
+        theory:
+          camb:
+            class: cobaya_cnnlens.NodeCAMB
+            nodes: {omch2: 0.002}
+            extra_args: {lens_potential_accuracy: 8}
 
     Attributes
     ----------
