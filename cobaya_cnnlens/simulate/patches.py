@@ -32,8 +32,9 @@ _Arrays = TypeVar("_Arrays")
 
 @dataclass(frozen=True)
 class PatchGeometry:
-    """A square patch; defaults are the paper's 5 deg x 5 deg at 128² pixels (2.34 arcmin, Nyquist l = 4608).
+    """A square patch.
 
+    Defaults are the paper's 5 deg x 5 deg at 128² pixels (2.34 arcmin, Nyquist l = 4608).
     ``pad`` pixels are added on every side while the beam is applied.
     """
 

@@ -21,8 +21,8 @@ class Variation:
     Attributes
     ----------
     as_it_is : share of patches that have the instrument's own noise level
-    noise_uk_arcmin : both ends of the levels of the others in µK-arcmin, evenly in their logarithm; a
-        ``noiseless`` share of all patches has the lower one
+    noise_uk_arcmin : both ends of the levels of the others in µK-arcmin, evenly in their
+        logarithm; a ``noiseless`` share of all patches has the lower one
     depth_share, depth_ratio : share of patches whose depth varies along a direction of its own, and
         the largest ratio of the noise at the patch's two ends
     hole_share, holes, hole_arcmin : share of patches with holes, the largest number of them, and
