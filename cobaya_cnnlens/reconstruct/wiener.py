@@ -220,9 +220,9 @@ class WienerFilter:
 def variance_beyond(box: Box, clee: np.ndarray) -> float:
     """Variance of Q + iU from E modes on scales that the box does not hold.
 
-    These modes lie in the square of Fourier space around l = 0, one mode spacing wide. Most
-    of their power comes from reionisation. On the patch they are a nearly constant Q + iU, and mode 0 of X
-    stands for it with this variance. Without it other modes of the patch would explain that
+    These modes lie in the square of Fourier space around l = 0, one mode spacing wide. Most of
+    their power comes from reionisation. On the patch they are a nearly constant Q + iU, and mode 0
+    of X stands for it with this variance. Without it other modes of the patch would explain that
     constant: κ̂ would respond less where it is large, and it is coherent over tens of degrees.
 
     Parameters
