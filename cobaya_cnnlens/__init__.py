@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # what __getattr__ gives, for type checkers
     from .likelihood.release import read_release as read_release
     from .likelihood.release import shipped_releases as shipped_releases
     from .theory.emulated import EmulatedCAMB as EmulatedCAMB
-    from .theory.emulator import read_emulator as read_emulator
+    from .theory.emulator_files import read_emulator as read_emulator
     from .theory.nodes import NodeCAMB as NodeCAMB
 
 __version__ = "0.1.0"
@@ -22,7 +22,7 @@ _PUBLIC = {
     "DESIDR2BAO": "likelihood.desi_bao",
     "EmulatedCAMB": "theory.emulated",
     "NodeCAMB": "theory.nodes",
-    "read_emulator": "theory.emulator",
+    "read_emulator": "theory.emulator_files",
     "read_release": "likelihood.release",
     "shipped_releases": "likelihood.release",
 }

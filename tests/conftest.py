@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import os
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +14,13 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# As in cobaya_cnnlens.reconstruct, for tests that load Keras before it.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One process a core: threads that wait for each other would only hold each other up.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from cobaya_cnnlens.likelihood.fields import ARRAYS, NUISANCES, Group, Release, fields_of
 from cobaya_cnnlens.likelihood.release import with_fixed_debias
+from cobaya_cnnlens.reconstruct import check_backend
 from cobaya_cnnlens.theory.camb import (
     CambSettings,
     Cosmology,
@@ -29,6 +30,8 @@ from cobaya_cnnlens.theory.camb import (
 )
 
 REPOSITORY = Path(__file__).parents[1]
+# Some tests load Keras before the package does, which sets its backend.
+check_backend()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -85,8 +88,14 @@ def small_config(tmp_path):
 @pytest.fixture
 def eager():
     """TensorFlow runs operations one by one: a few steps of training take seconds, tracing them
-    takes a minute."""
-    tensorflow = pytest.importorskip("tensorflow")
+    takes a minute. JAX compiles as it always does."""
+    from cobaya_cnnlens.reconstruct.backend import keras
+
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow
+
     tensorflow.config.run_functions_eagerly(True)
     yield
     tensorflow.config.run_functions_eagerly(False)
@@ -246,6 +255,34 @@ def with_lengths(release: Release, **rows) -> Release:
 @pytest.fixture
 def release() -> Release:
     return synthetic_release()
+
+
+def in_process(program, *arguments, folder=".", environment=()) -> subprocess.CompletedProcess:
+    """A program's entry point, called in this process with these arguments and in this folder: as a
+    process of its own, without the seconds that its imports take. Both streams are kept apart."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, value in dict(environment).items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "argv", [program.__module__, *map(str, arguments)])
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code = program()
+            except SystemExit as end:
+                code = end.code
+    return subprocess.CompletedProcess(arguments, code or 0, out.getvalue(), err.getvalue())
+
+
+def snakemake_dry_run(folder, *arguments, snakefile=None) -> subprocess.CompletedProcess:
+    """What the workflow would run, with every shell command; all of it on ``stdout``."""
+    from snakemake.cli import main
+
+    given = ["-s", snakefile or REPOSITORY / "training" / "Snakefile", "--cores", "1"]
+    given += ["--dry-run", "--printshellcmds", *arguments]
+    result = in_process(main, *given, folder=folder)
+    result.stdout += result.stderr
+    return result
 
 
 def png(figure) -> bytes:

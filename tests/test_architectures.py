@@ -85,7 +85,7 @@ def test_average_over_symmetries_is_equivariant(network):
 
     for symmetries in (8, 1):
         estimator = NetworkEstimator(network, symmetries=symmetries, noise_rms=0.4)
-        for found in estimator.reconstruct_both(moved[..., 0], moved[..., 1]).values():
+        for found in estimator.reconstruct_heads(moved[..., 0], moved[..., 1]).values():
             found = found[..., None]
             want = [apply_symmetry(found[0], t, f, spin2=False) for t, f in SYMMETRIES]
             off = np.abs(found - want).max() / np.abs(found).max()
@@ -145,7 +145,8 @@ def test_backends_agree(tmp_path, training_config):
     architectures have beyond the paper's; from the same weights, two steps of training under JAX
     end where TensorFlow's end."""
     pytest.importorskip("jax")
-    assert keras.backend.backend() == "tensorflow"
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("compares the numbers of TensorFlow with those of JAX")
     wanted = {}
     for name in ("paper", "noise_map"):
         network = build(name)

@@ -18,7 +18,7 @@ from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import ConfigError
 from cobaya_cnnlens.likelihood.release import write_release
 
-from .conftest import REPOSITORY, at_fiducial_power
+from .conftest import REPOSITORY, at_fiducial_power, in_process
 
 COMMANDS = [
     *("skies", "train", "reconstruct", "derivatives", "evaluate", "recover"),
@@ -96,6 +96,15 @@ def cnnlens(*arguments, **environment):
         text=True,
         errors="replace",
     )
+
+
+def cnnlens_here(*arguments):
+    """The same in this process, which has imported most of what it needs."""
+    from cobaya_cnnlens.cli import run
+
+    # What the entry point sets for its own process.
+    own = {"MPLBACKEND": "Agg", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    return in_process(run, *arguments, environment=own)
 
 
 def without_pipeline(commands):
@@ -293,7 +302,7 @@ def test_release_show(release, tmp_path):
     ],
 )
 def test_errors_are_one_line(arguments, message):
-    result = cnnlens(*arguments)
+    result = cnnlens_here(*arguments)
     assert result.returncode == 1
     assert message in result.stderr
     assert "Traceback" not in result.stderr
@@ -365,7 +374,7 @@ def test_a_pretrained_network_is_not_trained(tmp_path):
     content = yaml.safe_load((REPOSITORY / "training" / "config" / "test.yaml").read_text())
     content["network"] = {"pretrained": str(tmp_path / "n.keras")}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
-    result = cnnlens("train", str(tmp_path / "c.yaml"))
+    result = cnnlens_here("train", str(tmp_path / "c.yaml"))
     assert result.returncode == 1
     assert "'network.pretrained' names" in result.stderr
 
@@ -380,10 +389,10 @@ def test_missing_stage_is_named(tmp_path):
     content["products"] = str(tmp_path)
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(content))
-    result = cnnlens("reconstruct", str(path), "--set", "test")
+    result = cnnlens_here("reconstruct", str(path), "--set", "test")
     assert result.returncode == 1
     assert "network.keras: the network cannot be read" in result.stderr
     assert "run `cnnlens train`" in result.stderr
-    result = cnnlens("figure", str(path), "moon")
+    result = cnnlens_here("figure", str(path), "moon")
     assert result.returncode == 1
     assert "no figure for stage 'moon'" in result.stderr

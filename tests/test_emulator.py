@@ -26,13 +26,8 @@ from cobaya_cnnlens.theory.camb import (
     background_parameters,
     convergence_from_potential,
 )
-from cobaya_cnnlens.theory.emulator import (
-    SCALARS,
-    Emulator,
-    read_emulator,
-    unit_box,
-    write_emulator,
-)
+from cobaya_cnnlens.theory.emulator import SCALARS, Emulator, unit_box
+from cobaya_cnnlens.theory.emulator_files import read_emulator, write_emulator
 
 from .conftest import REPOSITORY, synthetic_release
 

@@ -12,7 +12,7 @@ import pytest
 
 import yaml
 
-from .conftest import REPOSITORY
+from .conftest import REPOSITORY, snakemake_dry_run
 
 HERE = Path(__file__).parent / "extending"
 PAGE = (REPOSITORY / "docs" / "extending.md").read_text()
@@ -148,16 +148,10 @@ def test_the_stage_measures_and_keeps(members, moments):
 def test_the_stages_rule_is_part_of_the_workflow(members):
     """A dry run of the page's command measures the moments of each member after its mean field."""
     file = HERE / "estimator" / "scaled.yaml"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "snakemake", "-s", HERE / "stage" / "Snakefile", "--dry-run"),
-            *("--cores", "1", "--printshellcmds", "--config", f"pipeline={file}", "--", "moments"),
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    commands = re.findall(r"^Shell command: (.*)$", done.stdout + done.stderr, re.MULTILINE)
+    given = ("--config", f"pipeline={file}", "--", "moments")
+    done = snakemake_dry_run(".", *given, snakefile=HERE / "stage" / "Snakefile")
+    assert done.returncode == 0, done.stdout
+    commands = re.findall(r"^Shell command: (.*)$", done.stdout, re.MULTILINE)
     assert sum("moments.py" in command for command in commands) == 2
     assert [c.split()[1] for c in commands if "train" in c.split()[:2]] == ["train"] * 2
 

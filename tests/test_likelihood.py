@@ -31,7 +31,7 @@ from cobaya_cnnlens.likelihood.selfcheck import (
 )
 from cobaya_cnnlens.theory.camb import convergence_from_potential
 from cobaya_cnnlens.theory.emulated import EmulatedCAMB
-from cobaya_cnnlens.theory.emulator import read_emulator, write_emulator
+from cobaya_cnnlens.theory.emulator_files import read_emulator, write_emulator
 
 from .conftest import REPOSITORY, at_fiducial_power
 

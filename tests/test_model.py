@@ -24,7 +24,7 @@ from cobaya_cnnlens.likelihood.spectra import (
 )
 from cobaya_cnnlens.likelihood.statistics import hotelling_pte
 from cobaya_cnnlens.theory.camb import convergence_from_potential, potential_from_convergence
-from cobaya_cnnlens.theory.emulator import read_emulator
+from cobaya_cnnlens.theory.emulator_files import read_emulator
 
 from .conftest import at_fiducial_power, of_nuisances, synthetic_release, with_lengths
 

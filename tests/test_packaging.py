@@ -112,6 +112,29 @@ def test_the_lowest_versions_are_those_of_the_bounds():
         assert f"{tried[package]}.".startswith(f"{bound}."), package
 
 
+def test_the_pipeline_needs_one_backend_of_keras():
+    """Both extras list the same packages, but for the backend."""
+    tomllib = pytest.importorskip("tomllib")
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = extras["optional-dependencies"]
+    assert {p for p in extras["pipeline"] if not p.startswith("tensorflow")} == {
+        p for p in extras["pipeline-jax"] if not p.startswith("jax")
+    }
+
+
+def test_workflows_pin_every_action_and_run_the_checks():
+    """An action's tag can be moved to other code, a commit's hash cannot."""
+    files = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))
+    if not files:
+        pytest.skip("needs the repository")
+    for file in files:
+        workflow = yaml.safe_load(file.read_text())
+        steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+        for action in (step["uses"] for step in steps if "uses" in step):
+            assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action), f"{file.name}: {action}"
+        assert ".ci/run" in [step.get("run") for step in steps], file.name
+
+
 def test_networks_are_read_by_a_keras_that_runs_no_code_from_them():
     """CVE-2025-1550 and its successors; the last is mended in 3.15.0."""
     assert tuple(map(int, bounds()["keras"].split("."))) >= (3, 15)

@@ -18,7 +18,7 @@ from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.likelihood.release import DATA_DIRECTORY, read_release, write_release
 from cobaya_cnnlens.plots.posteriors import posteriors_figure
 from cobaya_cnnlens.theory.camb import CambSettings, Cosmology, camb_parameters, sigma8
-from cobaya_cnnlens.theory.emulator import read_emulator
+from cobaya_cnnlens.theory.emulator_files import read_emulator
 from cobaya_cnnlens.validate.chains import (
     Marginal,
     chain_root,

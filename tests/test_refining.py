@@ -79,10 +79,15 @@ def some_patches(n=3, size=16):
     return RefiningPatches(maps, kappa, e, np.array([1.0, 2.0, 5.0])[:n])
 
 
-def test_batches_are_patches_with_their_truth_and_one_symmetry(fiducial):
-    geometry = PatchGeometry(n_pixels=16, size_deg=5.0, pad=0)
-    patches = some_patches()
-    weights = ModeWeights(geometry, INSTRUMENT, fiducial, 1.0)
+class LevelWeights:
+    """In the place of :class:`ModeWeights`: every level has its own."""
+
+    def at(self, level):
+        return np.full((16, 16), level, np.float32)
+
+
+def test_batches_are_patches_with_their_truth_and_one_symmetry():
+    patches, weights = some_patches(), LevelWeights()
     seeds = np.random.SeedSequence(5).spawn(40)
     batches = FeatureBatches(patches, weights, seeds, 4)
     assert len(batches) == 40

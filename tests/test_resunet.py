@@ -2,11 +2,13 @@ import os
 import subprocess
 import sys
 import zipfile
+from importlib.util import find_spec
 
 import keras
 import numpy as np
 import pytest
 
+from cobaya_cnnlens import reconstruct
 from cobaya_cnnlens.calibrate.release_networks import check_network
 from cobaya_cnnlens.errors import NetworkError
 from cobaya_cnnlens.pipeline.estimators import network_estimator
@@ -82,6 +84,7 @@ def test_a_format_set_in_the_process_does_not_matter(network, tmp_path):
         np.testing.assert_allclose(found[head], values, rtol=1e-5)
 
 
+@pytest.mark.skipif(find_spec("tensorflow") is None, reason="JAX is then the only choice")
 @pytest.mark.parametrize(
     ("backend", "said"), [("torch", "torch"), ("theano", "theano"), ("numpy", "'numpy'")]
 )
@@ -99,24 +102,50 @@ def test_a_backend_of_keras_json_on_which_no_network_runs(backend, said, tmp_pat
     assert said in last
 
 
+@pytest.mark.parametrize(
+    ("installed", "chosen", "backend"),
+    [
+        ({"jax"}, None, "jax"),
+        ({"jax"}, "tensorflow", "tensorflow"),  # asked for: Keras then says what is missing
+        ({"jax", "tensorflow"}, None, None),
+        ({"tensorflow"}, None, None),
+        (set(), None, None),
+    ],
+)
+def test_jax_serves_where_tensorflow_is_not_installed(monkeypatch, installed, chosen, backend):
+    monkeypatch.setattr(reconstruct, "find_spec", lambda name: name if name in installed else None)
+    monkeypatch.setenv("KERAS_BACKEND", chosen or "")
+    reconstruct.check_backend()
+    assert os.environ["KERAS_BACKEND"] == (backend or "")
+
+
 def test_the_papers_number_of_parameters():
     assert ResUNet(64).count_params() == 5_401_418
 
 
+def gradient(function, x: np.ndarray) -> np.ndarray:
+    """Of a scalar function of an array, by the backend of Keras."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return np.asarray(jax.grad(function)(x))
+    import tensorflow
+
+    variable = tensorflow.Variable(x)
+    with tensorflow.GradientTape() as tape:
+        value = function(variable)
+    return tape.gradient(value, variable).numpy()
+
+
 def test_receptive_field_is_101_pixels():
     """Which input pixels move one output pixel, by gradient, in both directions and heads."""
-    import tensorflow as tf
-
     network = ResUNet(2)
+    maps = np.random.default_rng(0).standard_normal((1, 128, 128, 2)).astype("f4")
     for head in ("e", "kappa"):
-        maps = tf.Variable(
-            np.random.default_rng(0).standard_normal((1, 128, 128, 2)), dtype="float32"
-        )
-        with tf.GradientTape() as tape:
-            pixel = network(maps, training=False)[head][0, 64, 64, 0]
-        seen = np.abs(tape.gradient(pixel, maps).numpy()).sum((0, 3)) > 0
+        slope = gradient(lambda x, head=head: network(x, training=False)[head][0, 64, 64, 0], maps)
+        moving = np.abs(slope).sum((0, 3)) > 0
         for axis in (0, 1):
-            touched = np.flatnonzero(seen.any(axis))
+            touched = np.flatnonzero(moving.any(axis))
             assert touched[-1] - touched[0] + 1 == 101
 
 
@@ -174,7 +203,7 @@ def test_estimator_takes_maps_to_kappa(network, eager):
     estimator = NetworkEstimator(network, batch=2)
     kappa = estimator.reconstruct(q, u)
     assert kappa.shape == (3, 32, 32)
-    np.testing.assert_array_equal(kappa, estimator.reconstruct_both(q, u)["kappa"])
+    np.testing.assert_array_equal(kappa, estimator.reconstruct_heads(q, u)["kappa"])
 
 
 def test_ensemble_is_the_mean(small_config, tmp_path, eager):
@@ -186,11 +215,11 @@ def test_ensemble_is_the_mean(small_config, tmp_path, eager):
         member = ResUNet(2)
         member.save(tmp_path / f"{seed}.keras")
         paths.append(tmp_path / f"{seed}.keras")
-        alone.append(NetworkEstimator(member).reconstruct_both(q, u))
+        alone.append(NetworkEstimator(member).reconstruct_heads(q, u))
     network = small_config.network.model_copy(update={"pretrained": paths})
     ensemble = network_estimator(Run(small_config.model_copy(update={"network": network})))
     assert isinstance(ensemble, EnsembleEstimator)
-    for head, values in ensemble.reconstruct_both(q, u).items():
+    for head, values in ensemble.reconstruct_heads(q, u).items():
         np.testing.assert_allclose(values, (alone[0][head] + alone[1][head]) / 2, rtol=1e-5)
     assert networks_hash(paths) == networks_hash(paths[::-1]) != networks_hash(paths[:1])
     assert networks_hash(paths[:1]) == network_hash(paths[0])
@@ -246,7 +275,7 @@ def test_every_pixel_is_shown_its_own_noise(symmetries):
     rms = np.random.default_rng(8).random((16, 16)).astype("f4")
     network = Shown(2)
     estimator = NetworkEstimator(network, symmetries=symmetries, noise_rms=rms)
-    found = estimator.reconstruct_both(q, u)
+    found = estimator.reconstruct_heads(q, u)
     np.testing.assert_allclose(found["kappa"], np.broadcast_to(rms, q.shape), rtol=1e-6)
     np.testing.assert_allclose(found["e"], 2.0 * found["kappa"], rtol=1e-6)
     assert len(network.maps) == symmetries

@@ -155,8 +155,10 @@ def test_a_stopped_run_goes_on_and_ends_where_it_would_have(tiny, tmp_path, eage
 
 # `cnnlens` without the minute of tracing.
 EAGER_COMMAND = """
-import tensorflow
-tensorflow.config.run_functions_eagerly(True)
+from cobaya_cnnlens.reconstruct.backend import keras
+if keras.backend.backend() == "tensorflow":
+    import tensorflow
+    tensorflow.config.run_functions_eagerly(True)
 from cobaya_cnnlens.cli.main import run
 run()
 """

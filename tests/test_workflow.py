@@ -5,14 +5,14 @@ holds.
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import yaml
 
-from .conftest import REPOSITORY
+from .conftest import REPOSITORY, in_process
+from .conftest import snakemake_dry_run as snakemake
 
 pytest.importorskip("snakemake")
 
@@ -25,15 +25,6 @@ TARGETS = ("all", "releases", "noise", "table", "coverage", "forecast")
 @pytest.fixture
 def content():
     return yaml.safe_load((REPOSITORY / "training" / "config" / "test.yaml").read_text())
-
-
-def snakemake(folder, *arguments):
-    """A dry run, which prints every shell command."""
-    command = [sys.executable, "-m", "snakemake", "-s", REPOSITORY / "training" / "Snakefile"]
-    command += ["--dry-run", "--printshellcmds", "--cores", "1", *arguments]
-    return subprocess.run(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
 
 
 def commands_of(result):
@@ -94,7 +85,6 @@ def test_paths_of_the_workflow_are_quoted(nasty, calls, content, estimator):
     assert all((nasty / NASTY / f"{name}.txt").exists() for name in tables)
 
 
-@pytest.mark.slow
 def test_paths_of_a_study_are_quoted(nasty, calls, content):
     """Also: each member's own commands name it, and members that share skies make each once."""
     content["products"] = NASTY
@@ -127,7 +117,6 @@ def test_a_study_is_compared_and_releases_are_on_request(calls, content):
     assert sorted(made) == sorted(expected)
 
 
-@pytest.mark.slow
 def test_a_member_of_a_study_is_a_configuration(calls, content, nasty):
     content |= {"products": "p", "members": {"one": {}, "two": {"network": {"seed": 2}}}}
     _, path = calls(content, "all")
@@ -137,7 +126,7 @@ def test_a_member_of_a_study_is_a_configuration(calls, content, nasty):
     assert not any(f"{path}#one" in call for call in done)
 
 
-@pytest.mark.parametrize("target", [pytest.param("all", marks=pytest.mark.slow), "coverage"])
+@pytest.mark.parametrize("target", ["all", "coverage"])
 def test_a_release_debiased_by_its_data_needs_their_power(calls, content, target):
     """Of everything that its own calibration is made of, each once; coverage tests such a one."""
     content |= {"products": "p", "data_debias": True}
@@ -153,7 +142,6 @@ def test_a_release_debiased_by_its_data_needs_their_power(calls, content, target
     assert {"power", "points"}.isdisjoint(call[0] for call in calls(content, target)[0])
 
 
-@pytest.mark.slow
 def test_an_ensemble_waits_for_its_networks(calls, content):
     networks = ["p/one/network.keras", "p/two/network.keras"]
     content |= {
@@ -200,13 +188,10 @@ def test_a_baseline_never_trains(tmp_path, base):
     content |= {"name": "my", "products": "p", "baseline": {"kind": "map"}}
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(content))
     (tmp_path / "training").symlink_to(REPOSITORY / "training")
+    from snakemake.cli import main
+
     command = readme_command("my.yaml")
-    result = subprocess.run(
-        [sys.executable, "-m", *command, "--dry-run", "--printshellcmds", "--", *TARGETS],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    result = in_process(main, *command[1:], "--dry-run", "--", *TARGETS, folder=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     jobs = re.findall(r"^rule (\w+):$", result.stdout + result.stderr, re.M)
     assert "mean_field" in jobs
@@ -237,15 +222,7 @@ def test_a_refining_network_learns_from_features(tmp_path, content):
     assert asked == expected | {("validation", "0", str(part)) for part in range(2)}
 
 
-# One of each kind; the others are tried with the slow tests, a Snakemake takes seconds to start.
-OFTEN = ("test", "refined", "refined_coverage", "paper")
-FILES = [
-    pytest.param(file, id=file.stem, marks=() if file.stem in OFTEN else pytest.mark.slow)
-    for file in sorted(SHIPPED.rglob("*.yaml"))
-]
-
-
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", sorted(SHIPPED.rglob("*.yaml")), ids=lambda file: file.stem)
 def test_every_shipped_file_has_a_workflow(tmp_path, file):
     # The networks that some name.
     (tmp_path / "cobaya_cnnlens").symlink_to(REPOSITORY / "cobaya_cnnlens")

@@ -26,7 +26,7 @@ def emulator_make(
     """Run CAMB at the points of a plan, resumable, and fit an emulator to them."""
     runs.need_pipeline()
     from ..pipeline import emulation
-    from ..theory.emulator import write_emulator
+    from ..theory.emulator_files import write_emulator
 
     loaded = emulation.load_plan(plan)
     design = loaded.design()
@@ -49,7 +49,7 @@ def emulator_check(
     runs.need_pipeline()
     from ..likelihood.release import read_release
     from ..pipeline import emulation
-    from ..theory.emulator import read_emulator
+    from ..theory.emulator_files import read_emulator
 
     loaded, made = emulation.load_plan(plan), read_emulator(emulator)
     if made.parameters != loaded.parameters or loaded.checks < 1:

@@ -58,9 +58,10 @@ def warn(source: str | Path, warnings: Iterable[str]) -> None:
 
 def not_installed(package: str) -> CNNLensError:
     """The error of a command that a light installation has not."""
+    extra = "pipeline-jax" if package == "jax" else "pipeline"
     return CNNLensError(
         f"this command needs the pipeline, of which {package} is not installed; "
-        "install it with: pip install '.[pipeline]'"
+        f"install it with: pip install '.[{extra}]'"
     )
 
 

@@ -42,11 +42,10 @@ from ..theory.emulator import (
     Emulator,
     Tables,
     baselines,
-    check_base,
-    read_emulator,
     stretched,
     unit_box,
 )
+from ..theory.emulator_files import check_base, read_emulator
 from .loading import load_as
 
 KIND = "emulator point"

@@ -212,11 +212,11 @@ def _read_table(path: Path, tables: list[_Extension], stokes: str, dtype: type) 
     if not matches:
         raise MapError(_wrong_columns(path, tables, stokes))
     part, header, index, columns = _only(path, matches, "such a HEALPix map")
-    planes = np.stack([_values(path, part, i).astype(dtype) for i in columns])
+    column_values: np.ndarray = np.stack([_values(path, part, i).astype(dtype) for i in columns])
     numbers = _values(path, part, index[0]) if index else None
-    nside, planes = _in_rings(header, planes, numbers, stokes)
-    names = [str(part.header.get(f"TTYPE{i}", "")) for i in columns]
-    return FitsMap(header, planes, nside, [(f"TUNIT{i}", "BUNIT") for i in columns], names)
+    nside, planes = _in_rings(header, column_values, numbers, stokes)
+    titles = [str(part.header.get(f"TTYPE{i}", "")) for i in columns]
+    return FitsMap(header, planes, nside, [(f"TUNIT{i}", "BUNIT") for i in columns], titles)
 
 
 def _values(path: Path, part: fits.BinTableHDU, column: int) -> np.ndarray:

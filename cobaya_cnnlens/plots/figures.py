@@ -347,7 +347,7 @@ def _shown_patch(n_patches: int) -> int:
 def _reconstruct(estimator: Estimator, q: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
     """All that an estimator makes of masked Q̃, Ũ (n, ny, nx): ``kappa`` κ̂, and ``e`` or ``qu`` of
     one that has them."""
-    both = getattr(estimator, "reconstruct_both", None)
+    both = getattr(estimator, "reconstruct_heads", None)
     return both(q, u) if both else {"kappa": estimator.reconstruct(q, u)}
 
 

@@ -6,6 +6,7 @@ Every estimator, learned or not, follows :class:`Estimator`.
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from typing import Protocol
 
 import numpy as np
@@ -25,16 +26,32 @@ BACKENDS = ("tensorflow", "jax")
 def check_backend() -> None:
     """Refuse a ``KERAS_BACKEND`` of the environment on which no network runs; it loads no Keras.
 
+    Where the environment names none, and JAX is installed but TensorFlow is not, the environment
+    gets ``KERAS_BACKEND=jax``: Keras by itself would look for TensorFlow.
+
     Raises
     ------
     NetworkError
+        if the environment names a backend that is not in :data:`BACKENDS`
     """
+    installed = [name for name in BACKENDS if find_spec(name) is not None]
+    if not os.environ.get("KERAS_BACKEND") and installed == ["jax"]:
+        os.environ["KERAS_BACKEND"] = "jax"
     if (backend := os.environ.get("KERAS_BACKEND") or BACKENDS[0]) not in BACKENDS:
         raise refused_backend(backend)
 
 
 def refused_backend(name: str) -> NetworkError:
-    """The error of a backend of Keras on which no network runs."""
+    """The error of a backend of Keras on which no network runs.
+
+    Parameters
+    ----------
+    name : the backend that the user chose
+
+    Returns
+    -------
+    error : to be raised
+    """
     return NetworkError(
         f"Keras has the backend '{name}' (KERAS_BACKEND, or 'backend' in keras.json), on which the "
         f"networks do not run; set KERAS_BACKEND to one of {', '.join(BACKENDS)}"
@@ -44,9 +61,17 @@ def refused_backend(name: str) -> NetworkError:
 class Estimator(Protocol):
     """Maps → κ̂.
 
-    ``reconstruct`` takes beamed, noisy, masked Q̃ and Ũ, each (n, ny, nx) in µK, and
-    returns κ̂, (n, ny, nx), before division by the response.
+    The maps are beamed, noisy and masked. κ̂ is not yet divided by the estimator's response.
     """
 
     def reconstruct(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """κ̂ of masked maps."""
+        """Reconstruct the convergence.
+
+        Parameters
+        ----------
+        q, u : (n, ny, nx), masked Q̃ and Ũ in µK
+
+        Returns
+        -------
+        kappa : (n, ny, nx)
+        """

@@ -9,6 +9,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from ..errors import NetworkError
 from . import BACKENDS, check_backend, refused_backend
@@ -51,7 +52,10 @@ if keras.backend.backend() not in BACKENDS:
     raise refused_backend(keras.backend.backend())
 keras.config.set_floatx("float32")
 
-__all__ = ["channels_last", "keras", "layers"]
+__all__ = ["Tensor", "channels_last", "keras", "layers"]
+
+# A tensor of whichever backend, or a symbolic one of Keras: none of these packages has types.
+Tensor = Any
 
 
 def channels_last() -> None:

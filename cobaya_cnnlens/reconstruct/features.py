@@ -58,7 +58,7 @@ class RefiningPatches:
     ----------
     features : (n, ny, nx, len(FEATURES)), float16 as on disk
     kappa, e : masked truth, (n, ny, nx); E in µK
-    level : noise of each patch in µK′, (n,)
+    level : noise of each patch in µK-arcmin, (n,)
     """
 
     features: np.ndarray
@@ -74,15 +74,19 @@ def features_of(
     rms: np.ndarray | None = None,
     threads: int = 0,
 ) -> Iterator[np.ndarray]:
-    """Features of patches, one after another, (ny, nx, len(FEATURES)) float32 each.
+    """Features of patches, one patch after another.
 
     Parameters
     ----------
-    estimator : of ``PASSES`` passes
+    estimator : with ``PASSES`` passes
     q, u : masked maps in µK, (n, ny, nx)
-    rms : noise per pixel of the unmasked maps in µK, (ny, nx) or (n, ny, nx), infinite where
-        nothing was seen; the instrument's by default
+    rms : noise per pixel of the unmasked maps in µK, (ny, nx) or (n, ny, nx), infinite in pixels
+        without data; that of the instrument by default
     threads : patches at a time; 0 for one per core
+
+    Yields
+    ------
+    features : of one patch, (ny, nx, len(FEATURES)) float32
     """
     rms = np.broadcast_to(estimator.noise_rms() if rms is None else rms, np.shape(q))
     with ThreadPoolExecutor(threads or None) as pool:
@@ -92,14 +96,13 @@ def features_of(
 def _one(estimator: MAPLensing, q: np.ndarray, u: np.ndarray, rms: np.ndarray) -> np.ndarray:
     box, mask = estimator.box, estimator.mask
     kept: dict[str, np.ndarray] = {}
-    for number, found in enumerate(estimator.passes(q, u, rms), start=1):
+    for number, last in enumerate(estimator.passes(q, u, rms), start=1):
         if number in KEPT_PASSES:
-            kept[f"kappa_{number}"] = mask * found.kappa / KAPPA_UNIT
+            kept[f"kappa_{number}"] = mask * last.kappa / KAPPA_UNIT
     known = np.isfinite(rms) & (mask > 0)
     sigma = np.where(known, rms, 0.0)
     kept |= {
-        name: mask * box.crop(values)
-        for name, values in _fields(box, found, box.pad(sigma)).items()
+        name: mask * box.crop(values) for name, values in _fields(box, last, box.pad(sigma)).items()
     }
     kept["q"], kept["u"] = (np.where(known, m, 0.0) / POLARISATION_UNIT for m in (q, u))
     kept["noise"] = np.log1p(sigma / NOISE_UNIT)
@@ -107,12 +110,12 @@ def _one(estimator: MAPLensing, q: np.ndarray, u: np.ndarray, rms: np.ndarray) -
     return np.stack([kept[name] for name in FEATURES], axis=-1, dtype=np.float32)
 
 
-def _fields(box: Box, found: Pass, sigma: np.ndarray) -> dict[str, np.ndarray]:
+def _fields(box: Box, last: Pass, sigma: np.ndarray) -> dict[str, np.ndarray]:
     """The features that the last pass's filter gives, on the box."""
-    predicted = found.filter.predict(found.modes, found.positions)
-    residual = sigma * found.filter.weighted_residual(found.data, found.modes, found.positions)
-    e = np.where(box.band, found.modes, 0.0)
-    y, x = (box.at(g * found.modes, found.positions) / GRADIENT_UNIT for g in box.gradients)
+    predicted = last.filter.predict(last.modes, last.positions)
+    residual = sigma * last.filter.weighted_residual(last.data, last.modes, last.positions)
+    e = np.where(box.band, last.modes, 0.0)
+    y, x = (box.at(g * last.modes, last.positions) / GRADIENT_UNIT for g in box.gradients)
     return {
         "e": scipy.fft.ifft2(e).real / POLARISATION_UNIT,
         "filtered_q": predicted.real / POLARISATION_UNIT,
@@ -128,8 +131,18 @@ def _fields(box: Box, found: Pass, sigma: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def turned(features: np.ndarray, turns: int, flip: bool) -> np.ndarray:
-    """One of the 8 symmetries of the square on features (..., ny, nx, len(FEATURES)): ``turns``
-    quarter turns, then a mirror along x."""
+    """Apply one of the 8 symmetries of the square to features.
+
+    Parameters
+    ----------
+    features : (..., ny, nx, len(FEATURES))
+    turns : number of quarter turns
+    flip : whether a mirror along x follows the turns
+
+    Returns
+    -------
+    features : of the turned patch, same shape
+    """
     order, signs = symmetry_of(turns, flip)
     moved = np.rot90(features, turns, axes=(-3, -2))
     if flip:
@@ -143,6 +156,15 @@ def symmetry_of(turns: int, flip: bool) -> tuple[np.ndarray, np.ndarray]:
     A quarter turn takes (y, x) to (−x, y): Q and U change sign, a vector's (y, x) components become
     (−x, y), a tensor's yy and xx change places and yx changes sign. The mirror changes the sign of
     U, of x components, and of yx.
+
+    Parameters
+    ----------
+    turns : number of quarter turns
+    flip : whether a mirror along x follows the turns
+
+    Returns
+    -------
+    order, signs : the feature that takes each place, and its sign, (len(FEATURES),) each
     """
     order, signs = np.arange(len(FEATURES)), np.ones(len(FEATURES), np.float32)
     slope = [_AT["slope_y"], _AT["slope_x"]]

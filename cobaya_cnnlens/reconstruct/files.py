@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -40,26 +41,34 @@ class NetworkFile:
     ``arguments``, and its ``weights`` by path."""
 
     kind: str
-    arguments: dict
+    arguments: dict[str, Any]
     weights: dict[str, np.ndarray]
 
     @property
-    def metadata(self) -> dict:
+    def metadata(self) -> dict[str, Any]:
         """What it was trained for."""
         return self.arguments.get("metadata") or {}
 
 
 def read_network(path: str | Path) -> NetworkFile:
-    """Read a network file without Keras, the optimiser's state left out.
+    """Read a network file without Keras, and without the state of the optimiser.
 
-    Whoever gives a file to Keras reads it here first: Keras builds what the file names, of the
-    size that it names.
+    Whoever gives a file to Keras reads it here first, because Keras builds whatever the file names,
+    of any size.
+
+    Parameters
+    ----------
+    path : of the ``.keras`` file
+
+    Returns
+    -------
+    network : its kind, arguments and weights
 
     Raises
     ------
     NetworkError
-        if the file is missing, damaged, no ResUNet, larger inside than outside, or if weights are
-        not finite
+        if the file is missing, damaged or no network of this package, if it unpacks to far more
+        than its size, or if weights are not finite
     """
     path = Path(path)
     try:
@@ -100,21 +109,21 @@ def read_network(path: str | Path) -> NetworkFile:
 
 
 def _read_weights(path: Path, content: bytes) -> dict[str, np.ndarray]:
-    found = {}
+    datasets: dict[str, Any] = {}
 
-    def collect(name, item):
+    def collect(name: str, item: object) -> None:
         if isinstance(item, h5py.Dataset) and not name.startswith("optimizer/"):
-            found[name] = item
+            datasets[name] = item
 
     with h5py.File(io.BytesIO(content), "r") as file:
         file.visititems(collect)
-        if sum(item.nbytes for item in found.values()) > MAX_EXPANSION * len(content):
+        if sum(item.nbytes for item in datasets.values()) > MAX_EXPANSION * len(content):
             raise NetworkError(f"{path}: '{WEIGHTS}' holds less than its arrays' sizes; not used")
-        return {name: item[()] for name, item in sorted(found.items())}
+        return {name: item[()] for name, item in sorted(datasets.items())}
 
 
 def _check_weights(
-    path: Path, kind: str, arguments: Mapping, weights: Mapping[str, np.ndarray]
+    path: Path, kind: str, arguments: Mapping[str, Any], weights: Mapping[str, np.ndarray]
 ) -> None:
     width = arguments["width"]
     # A ResUNet's widest layer, c7, has 4 width channels; a refining one doubles them at every level
@@ -139,6 +148,14 @@ def network_hash(path: str | Path) -> str:
     The same weights saved on another day, by another version or with their optimiser are the same
     network.
 
+    Parameters
+    ----------
+    path : of the ``.keras`` file
+
+    Returns
+    -------
+    digest : 64 hexadecimal digits
+
     Raises
     ------
     NetworkError
@@ -161,13 +178,35 @@ def network_hash(path: str | Path) -> str:
 
 
 def networks_hash(paths: Iterable[str | Path]) -> str:
-    """The hash of one network; of several, SHA-256 of their sorted hashes as text."""
+    """Hash of networks that are used together.
+
+    Parameters
+    ----------
+    paths : of the ``.keras`` files
+
+    Returns
+    -------
+    digest : that of one network; of several, SHA-256 of their sorted hashes as text
+
+    Raises
+    ------
+    NetworkError
+        as :func:`read_network`
+    """
     hashes = sorted(network_hash(path) for path in paths)
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def kind_of(paths: Iterable[str | Path]) -> str:
-    """What networks that are used together are, all of them: one of :data:`ESTIMATORS`.
+    """The common kind of networks that are used together.
+
+    Parameters
+    ----------
+    paths : of the ``.keras`` files
+
+    Returns
+    -------
+    kind : one of :data:`ESTIMATORS`
 
     Raises
     ------
@@ -190,8 +229,17 @@ def kind_of(paths: Iterable[str | Path]) -> str:
 
 
 def estimator_hash(paths: Iterable[str | Path]) -> str:
-    """What stands for the estimator that networks make: their hash; that of refining ones with what
-    makes their features, SHA-256 of both as text.
+    """Hash of the estimator that networks make.
+
+    Refining networks read features, so that the version of the features enters too.
+
+    Parameters
+    ----------
+    paths : of the ``.keras`` files
+
+    Returns
+    -------
+    digest : :func:`networks_hash`; for refining networks SHA-256 of it and the version
 
     Raises
     ------

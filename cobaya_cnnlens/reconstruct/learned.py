@@ -24,15 +24,22 @@ def learned_estimator(
     symmetries: int = 1,
     jit_compile: bool = True,
 ) -> Estimator:
-    """The estimator that network files make: a ResUNet on the maps, a refining network on features
-    of them, or the mean of several of one kind.
+    """The estimator of network files.
+
+    A ResUNet reads the maps, a refining network reads features of them. Several networks of one
+    kind are averaged.
 
     Parameters
     ----------
+    paths : of the ``.keras`` files
     geometry, instrument : of the patches
     mask : (n, n)
-    spectra : gives the fiducial spectra, for which only a refining network asks
+    spectra : returns the fiducial spectra; only a refining network calls it
     symmetries, jit_compile : of :class:`.resunet.NetworkEstimator`
+
+    Returns
+    -------
+    estimator : of κ
 
     Raises
     ------

@@ -1,15 +1,13 @@
 """The lensing potential of maximum posterior probability (MAP) of masked patches.
 
-Quasi-Newton steps climb to it. The slope of ln p(d | φ) at the φ so far is that of Wiener-filtered
-fields (:mod:`.wiener`). With the prior the slope of the posterior is g = slope − φ/C, and an
-analytic curvature 1/C + 1/N says how far to go. The curvature of a given patch differs from it by
-up to two: limited-memory BFGS learns the difference from the steps it has made (Nocedal & Wright
-2006, algorithm 7.4; for lensing Carron & Lewis 2017, arXiv:1704.08230). The filter's tolerance
-falls from pass to pass, since early steps need no exact slope.
+Quasi-Newton steps climb to it. The slope of ln p(d | φ) at the current φ is that of Wiener-filtered
+fields (:mod:`.wiener`). With the prior the slope of the posterior is g = slope − φ/C. An analytic
+curvature 1/C + 1/N sets the length of the step, and limited-memory BFGS corrects it from the steps
+already made (Nocedal & Wright 2006, algorithm 7.4; Carron & Lewis 2017, arXiv:1704.08230).
 
-Noise, depth and holes enter through the noise rms of every pixel, patch by patch; what the patch
-does not see has infinite rms. The mean field is left out: it is for a subtraction from simulations,
-or for a network, and without it the lowest multipoles grow worse after the fifth pass.
+The noise rms of every pixel describes depth and holes; it is infinite in pixels without data. The
+mean field is left to a subtraction from simulations, or to a network. Without it the lowest
+multipoles become worse after the fifth pass.
 """
 
 from __future__ import annotations
@@ -119,12 +117,17 @@ class MAPLensing:
     def reconstruct(
         self, q: np.ndarray, u: np.ndarray, rms: np.ndarray | None = None
     ) -> np.ndarray:
-        """Masked Q̃, Ũ in µK, each (n, ny, nx) → κ̂ (n, ny, nx).
+        """Reconstruct the convergence.
 
         Parameters
         ----------
-        rms : noise per pixel of the unmasked Q and U in µK, (ny, nx) or (n, ny, nx), infinite where
-            nothing was seen; the instrument's by default
+        q, u : masked Q̃ and Ũ in µK, (n, ny, nx) each
+        rms : noise per pixel of the unmasked Q and U in µK, (ny, nx) or (n, ny, nx), infinite in
+            pixels without data; that of the instrument by default
+
+        Returns
+        -------
+        kappa : (n, ny, nx)
         """
         rms = np.broadcast_to(self.noise_rms() if rms is None else rms, np.shape(q))
         with ThreadPoolExecutor(self._threads) as pool:
@@ -136,18 +139,40 @@ class MAPLensing:
         return np.broadcast_to(self._instrument.noise_rms(self._geometry), (n, n))
 
     def last(self, q: np.ndarray, u: np.ndarray, rms: np.ndarray) -> Pass:
-        """The last pass over one patch."""
-        for found in self.passes(q, u, rms):  # noqa: B007  (the last one is what is wanted)
-            pass
-        return found
+        """The last pass over one patch.
 
-    def passes(self, q: np.ndarray, u: np.ndarray, rms: np.ndarray) -> Iterator[Pass]:
-        """Every pass over one patch: maps (ny, nx), as :meth:`reconstruct`.
+        Parameters
+        ----------
+        q, u, rms : as in :meth:`reconstruct`, (ny, nx) each
+
+        Returns
+        -------
+        last : the pass with the MAP estimate
 
         Raises
         ------
         CNNLensError
-            if nothing of the patch was seen
+            if no pixel of the patch has data
+        """
+        for last in self.passes(q, u, rms):  # noqa: B007  (the loop only finds the last one)
+            pass
+        return last
+
+    def passes(self, q: np.ndarray, u: np.ndarray, rms: np.ndarray) -> Iterator[Pass]:
+        """Every pass over one patch.
+
+        Parameters
+        ----------
+        q, u, rms : as in :meth:`reconstruct`, (ny, nx) each
+
+        Yields
+        ------
+        step : the next pass
+
+        Raises
+        ------
+        CNNLensError
+            if no pixel of the patch has data
         """
         box = self.box
         rms = np.where((self.mask > 0) & np.isfinite(rms), rms, np.inf)
@@ -173,12 +198,21 @@ class MAPLensing:
             phi = phi + step
 
     def kappa(self, phi: np.ndarray) -> np.ndarray:
-        """κ = ½ L²φ on the patch, (ny, nx), from the modes of φ."""
+        """κ = ½ L²φ on the patch.
+
+        Parameters
+        ----------
+        phi : modes of φ on the box
+
+        Returns
+        -------
+        kappa : (ny, nx)
+        """
         box = self.box
         return box.crop(scipy.fft.ifft2(0.5 * box.ell**2 * phi).real)
 
     def _level(self, rms: np.ndarray) -> float:
-        """The noise level in µK′ whose 1/σ² is the mean one where something was seen."""
+        """Noise level in µK-arcmin of the mean inverse variance of the pixels with data."""
         seen = rms[np.isfinite(rms)]
         return float(self._geometry.pixel / ARCMIN / np.sqrt(np.mean(1.0 / np.square(seen))))
 
@@ -218,11 +252,17 @@ class Ascent:
         self._before: tuple[np.ndarray, np.ndarray] | None = None
 
     def step(self, x: np.ndarray, slope: np.ndarray, curvature: np.ndarray) -> np.ndarray:
-        """The step from x, where the slope is ``slope``.
+        """The next step of the maximisation.
 
         Parameters
         ----------
-        curvature : −∂²/∂x² as it is expected, positive, diagonal in the modes
+        x : modes of φ where the step begins
+        slope : ∂ ln p/∂x there
+        curvature : expected −∂² ln p/∂x², positive and diagonal in the modes
+
+        Returns
+        -------
+        step : to be added to ``x``
         """
         if self._before is not None:
             moved, change = x - self._before[0], self._before[1] - slope

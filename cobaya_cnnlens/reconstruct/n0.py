@@ -1,16 +1,14 @@
 """Analytic reconstruction noise of polarisation estimators (Hu & Okamoto 2002, Smith et al. 2012).
 
-Flat sky. With l2 = L − l1 and φ12 the angle between them, the EB response is
+Flat sky. With l2 = L − l1 and φ12 the angle between them, the EB and EE responses are
 
-    f = [C^EE_l1 (L·l1) + C^BB_l2 (L·l2)] sin 2φ12,
+    f_EB = [C^EE_l1 (L·l1) + C^BB_l2 (L·l2)] sin 2φ12,
+    f_EE = [C^EE_l1 (L·l1) + C^EE_l2 (L·l2)] cos 2φ12,
+    N0^φ = [∫ d²l1/(2π)² f² / total]⁻¹,   N0^κ = L⁴ N0^φ / 4,
 
-(with X̃(n) = X(n + ∇φ), δE_l = −∫[E_l' cos 2φ_l'l − B_l' sin 2φ_l'l] φ_l−l' l'·(l − l') and δB_l the
-same of B cos + E sin; ⟨E_l1 δB_l2⟩ and ⟨δE_l1 B_l2⟩ then have the same sign),
-the minimum-variance noise N0^φ = [∫ d²l1/(2π)² f² / (C^EE,tot_l1 C^BB,tot_l2)]⁻¹, and
-N0^κ = L⁴ N0^φ / 4. For EE f = [C^EE_l1 (L·l1) + C^EE_l2 (L·l2)] cos 2φ12, over 2 C^EE,tot_l1
-C^EE,tot_l2; parity keeps the noise of EE and EB apart, so that their combination has 1/N = Σ 1/N.
-(In Caldeira et al. 2018 eq. 6 reads l·(L−l) for L·l, and eq. 8 lacks
-a power of 2π and gives R, not 1/R.)
+with total = C^EE,tot_l1 C^BB,tot_l2 for EB and 2 C^EE,tot_l1 C^EE,tot_l2 for EE. Parity makes the
+noise of EE and EB independent, so that 1/N adds. (In Caldeira et al. 2018 eq. 6 reads l·(L−l) for
+L·l; eq. 8 lacks a power of 2π and gives R, not 1/R.)
 """
 
 from __future__ import annotations
@@ -37,16 +35,36 @@ class Filter:
 
 
 def band_of(geometry: PatchGeometry, spectra: Spectra, lmin: int) -> Filter:
-    """Multipoles from ``lmin`` that a patch's modes, its beam and the spectra allow.
+    """Multipoles from ``lmin`` that the modes of a patch, its beam and the spectra allow.
 
-    Modes at the Nyquist multipole itself have no mirror image, with which an estimator would find
-    another κ̂ in a mirrored patch.
+    Modes at the Nyquist multipole have no mirror image. With them an estimator would give another
+    κ̂ for a mirrored patch.
+
+    Parameters
+    ----------
+    geometry : of the patch
+    spectra : whose lmax is a limit
+    lmin : the lowest multipole
+
+    Returns
+    -------
+    band : limits in l
     """
     return Filter(lmin, min(math.ceil(geometry.nyquist) - 1, spectra.lmax, 4600))
 
 
 def polarisation_noise(instrument: Instrument, lmax: int) -> np.ndarray:
-    """Beam-deconvolved noise spectrum of E and of B, (lmax + 1,) in µK²."""
+    """Noise spectrum of E and of B, with the beam divided out.
+
+    Parameters
+    ----------
+    instrument : whose beam and noise it is
+    lmax : largest multipole
+
+    Returns
+    -------
+    noise : from l = 0, (lmax + 1,) in µK²
+    """
     ell = np.arange(lmax + 1)
     white = (instrument.noise_uk_arcmin * ARCMIN) ** 2 / instrument.beam(ell) ** 2
     if instrument.one_over_f is None:
@@ -57,9 +75,18 @@ def polarisation_noise(instrument: Instrument, lmax: int) -> np.ndarray:
 def n0_eb(
     L: np.ndarray, spectra: Spectra, instrument: Instrument, band: Filter = Filter()
 ) -> np.ndarray:
-    """N0^κ of the EB quadratic estimator at multipoles ``L``; same shape.
+    """N0^κ of the quadratic EB estimator; response and filters hold lensed spectra.
 
-    The response and the filters hold lensed spectra.
+    Parameters
+    ----------
+    L : multipoles, of any shape
+    spectra : of φ and of unlensed and lensed polarisation
+    instrument : whose beam and noise it is
+    band : multipoles of the maps that are used
+
+    Returns
+    -------
+    noise : of the shape of ``L``
 
     Raises
     ------
@@ -75,7 +102,21 @@ def n0_eb(
 def n0_ee(
     L: np.ndarray, spectra: Spectra, instrument: Instrument, band: Filter = Filter()
 ) -> np.ndarray:
-    """N0^κ of the EE quadratic estimator, as :func:`n0_eb`."""
+    """N0^κ of the quadratic EE estimator.
+
+    Parameters
+    ----------
+    L, spectra, instrument, band : as in :func:`n0_eb`
+
+    Returns
+    -------
+    noise : of the shape of ``L``
+
+    Raises
+    ------
+    CNNLensError
+        if the spectra end below the filter's lmax
+    """
     ee, _, noise = _inputs(spectra, instrument, band)
     plane = Plane(band)
     return phi_to_convergence(L, np.array([plane.ee_noise(x, ee, ee + noise) for x in L]))
@@ -84,7 +125,21 @@ def n0_ee(
 def n0_mv(
     L: np.ndarray, spectra: Spectra, instrument: Instrument, band: Filter = Filter()
 ) -> np.ndarray:
-    """N0^κ of EB and EE together, weighed by their noise, as :func:`n0_eb`."""
+    """N0^κ of EB and EE together, weighted by inverse variance.
+
+    Parameters
+    ----------
+    L, spectra, instrument, band : as in :func:`n0_eb`
+
+    Returns
+    -------
+    noise : of the shape of ``L``
+
+    Raises
+    ------
+    CNNLensError
+        if the spectra end below the filter's lmax
+    """
     made_for = L, spectra, instrument, band
     return 1.0 / (1.0 / n0_eb(*made_for) + 1.0 / n0_ee(*made_for))
 
@@ -96,10 +151,19 @@ def n0_iterated(
     band: Filter = Filter(),
     tolerance: float = 1e-3,
 ) -> np.ndarray:
-    """N0^κ of the iterated EB estimator at multipoles ``L``; same shape.
+    """N0^κ of the iterated EB estimator.
 
-    Reconstruction and delensing of B alternate until N0 moves by less than ``tolerance``
-    (Smith et al. 2012, arXiv:1010.0048, with the residual B of their eq. 12).
+    Reconstruction and delensing of B alternate until N0 changes by less than ``tolerance`` (Smith
+    et al. 2012, arXiv:1010.0048, with the residual B of their eq. 12).
+
+    Parameters
+    ----------
+    L, spectra, instrument, band : as in :func:`n0_eb`
+    tolerance : largest relative change of N0 in the last pass
+
+    Returns
+    -------
+    noise : of the shape of ``L``
     """
     passes = delensing_passes(spectra, instrument, band)
     phi_noise, _ = next(passes)
@@ -114,10 +178,18 @@ def n0_iterated(
 def delensing_passes(
     spectra: Spectra, instrument: Instrument, band: Filter = Filter()
 ) -> Generator[tuple[np.ndarray, np.ndarray], None, NoReturn]:
-    """The passes of the iterated EB estimator, without end: N0^φ at every L of C^φφ, and the power
-    of the B modes, lensed or left by delensing, that it saw, in µK² at l up to the filter's lmax.
+    """Passes of the iterated EB estimator, without end.
 
-    The first pass is the quadratic estimator's.
+    The first pass is that of the quadratic estimator.
+
+    Parameters
+    ----------
+    spectra, instrument, band : as in :func:`n0_eb`
+
+    Yields
+    ------
+    noise, bb : N0^φ at every L of C^φφ; power in µK² of the B modes that the pass used, which are
+        lensed or left by delensing, to the filter's lmax
     """
     _, _, noise = _inputs(spectra, instrument, band)
     ee = spectra.ee[: band.lmax + 1]
@@ -143,7 +215,17 @@ ESTIMATORS = {"eb": n0_eb, "ee": n0_ee, "mv": n0_mv, "eb-iterative": n0_iterated
 
 
 def phi_to_convergence(L: np.ndarray, phi_noise: np.ndarray) -> np.ndarray:
-    """L⁴/4 times a spectrum of φ at multipoles ``L``, κ = ½L²φ of the flat sky; same shape."""
+    """Turn a spectrum of φ into one of κ = ½L²φ (flat sky).
+
+    Parameters
+    ----------
+    L : multipoles, of any shape
+    phi_noise : spectrum of φ at ``L``
+
+    Returns
+    -------
+    noise : L⁴/4 times ``phi_noise``, same shape
+    """
     return 0.25 * np.asarray(L, dtype=float) ** 4 * np.asarray(phi_noise)
 
 
@@ -176,7 +258,16 @@ class Plane:
         self.ell = np.arange(band.lmax + 1)
 
     def triangle(self, L: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """|l2|, L·l1, cos 2φ12 and sin 2φ12 for l2 = L − l1."""
+        """The triangle l2 = L − l1 at every l1 of the plane.
+
+        Parameters
+        ----------
+        L : multipole of the lens
+
+        Returns
+        -------
+        l2, L_l1, cos, sin : |l2|, L·l1, cos 2φ12 and sin 2φ12, one value for each l1
+        """
         x, y = self.l1 * self.cos, self.l1 * self.sin
         l2 = np.hypot(L - x, y)
         dot = (x * (L - x) - y * y) / (self.l1 * l2)
@@ -184,11 +275,31 @@ class Plane:
         return l2, L * x, dot**2 - cross**2, 2.0 * dot * cross
 
     def at(self, l: np.ndarray, cl: np.ndarray) -> np.ndarray:
-        """A spectrum from l = 0 at multipoles ``l``."""
+        """Interpolate a spectrum.
+
+        Parameters
+        ----------
+        l : multipoles, of any shape
+        cl : from l = 0
+
+        Returns
+        -------
+        values : of the shape of ``l``
+        """
         return np.interp(l, self.ell, cl)
 
     def integral(self, l2: np.ndarray, integrand: np.ndarray) -> float:
-        """∫ d²l1/(2π)² over l1 and l2 within the filter."""
+        """∫ d²l1/(2π)² over l1 and l2 within the filter.
+
+        Parameters
+        ----------
+        l2 : of :meth:`triangle`
+        integrand : at every l1
+
+        Returns
+        -------
+        value : of the integral
+        """
         inside = (l2 >= self.band.lmin) & (l2 <= self.band.lmax)
         return np.sum(np.where(inside, integrand, 0.0) * self.measure)
 
@@ -200,14 +311,36 @@ class Plane:
         ee_total: np.ndarray,
         bb_total: np.ndarray,
     ) -> float:
-        """N0^φ of EB."""
+        """N0^φ of the EB estimator.
+
+        Parameters
+        ----------
+        L : multipole of the lens
+        ee, bb : spectra of the response from l = 0, in µK²
+        ee_total, bb_total : spectra of the filters, with noise
+
+        Returns
+        -------
+        noise : N0^φ
+        """
         l2, dot1, _, sin = self.triangle(L)
         f = self.at(self.l1, ee) * dot1 + self.at(l2, bb) * (L * L - dot1)
         total = self.at(self.l1, ee_total) * self.at(l2, bb_total)
         return 1.0 / self.integral(l2, (f * sin) ** 2 / total)
 
     def ee_noise(self, L: float, ee: np.ndarray, ee_total: np.ndarray) -> float:
-        """N0^φ of EE."""
+        """N0^φ of the EE estimator.
+
+        Parameters
+        ----------
+        L : multipole of the lens
+        ee : spectrum of the response from l = 0, in µK²
+        ee_total : spectrum of the filter, with noise
+
+        Returns
+        -------
+        noise : N0^φ
+        """
         l2, dot1, cos, _ = self.triangle(L)
         response = np.interp(self.l1, self.ell, ee) * dot1
         response = response + np.interp(l2, self.ell, ee) * (L * L - dot1)
@@ -215,7 +348,17 @@ class Plane:
         return 1.0 / self.integral(l2, (response * cos) ** 2 / (2.0 * total))
 
     def lensed_b(self, l: float, ee: np.ndarray, pp: np.ndarray) -> float:
-        """First-order lensed B: ∫ [l1·(l − l1)]² sin² 2φ_{l1,l} C^EE_l1 C^φφ_{|l−l1|}."""
+        """Lensed B to first order: ∫ [l1·(l − l1)]² sin² 2φ_{l1,l} C^EE_l1 C^φφ_{|l−l1|}.
+
+        Parameters
+        ----------
+        l : multipole of B
+        ee, pp : spectra of E (µK²) and of φ from l = 0
+
+        Returns
+        -------
+        bb : in µK²
+        """
         x, y = self.l1 * self.cos, self.l1 * self.sin
         L = np.hypot(l - x, y)
         dot = x * (l - x) - y * y

@@ -76,11 +76,29 @@ class QuadraticEstimator:
         self._weight = 2.0 / ell**2 * np.exp(np.interp(np.log(ell), np.log(nodes), kappa_noise))
 
     def reconstruct(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """Masked Q̃, Ũ in µK, each (n, ny, nx) → κ̂ (n, ny, nx)."""
+        """Reconstruct the convergence.
+
+        Parameters
+        ----------
+        q, u : masked Q̃ and Ũ in µK, (n, ny, nx) each
+
+        Returns
+        -------
+        kappa : (n, ny, nx)
+        """
         return np.array([self.combine(self.modes(*maps)) for maps in zip(q, u, strict=True)])
 
     def combine(self, modes: dict[str, np.ndarray]) -> np.ndarray:
-        """κ̂ (n, n) of the modes of E and iB."""
+        """Combine the modes of E and B of one patch.
+
+        Parameters
+        ----------
+        modes : of :meth:`modes`
+
+        Returns
+        -------
+        kappa : (n, n)
+        """
         box = self._box
         total = 0.0
         for inverse, wiener in self._pairs:
@@ -111,13 +129,22 @@ class QuadraticEstimator:
         return scipy.fft.ifftshift(modes) * (n / m) ** 2
 
     def modes(self, q: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
-        """``e`` E_l and ``b`` iB_l of one patch with the beam divided out, (n, n) each."""
+        """Modes of one patch, with the beam divided out.
+
+        Parameters
+        ----------
+        q, u : masked maps of one patch in µK
+
+        Returns
+        -------
+        modes : E_l as ``e`` and iB_l as ``b``, (n, n) each in µK
+        """
         box = self._box
         x = np.conj(box.turn) * scipy.fft.fft2(q + 1j * u) / box.beam
         mirrored = np.conj(np.roll(x[::-1, ::-1], 1, (0, 1)))
-        found = {"e": 0.5 * (x + mirrored), "b": 0.5 * (x - mirrored)}
+        polarisation = {"e": 0.5 * (x + mirrored), "b": 0.5 * (x - mirrored)}
         if self._mask is not None:
             pure = pure_b_modes(q / self._mask, u / self._mask, self._mask, box.pixel)
             real = np.fft.irfft2(pure / box.pixel**2, s=q.shape)
-            found["b"] = 1j * scipy.fft.fft2(real) / box.beam
-        return found
+            polarisation["b"] = 1j * scipy.fft.fft2(real) / box.beam
+        return polarisation

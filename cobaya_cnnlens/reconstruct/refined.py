@@ -1,19 +1,22 @@
 """The refining ResUNet: from feature maps to E and κ, as corrections of what physics knows.
 
-A residual U-net in Keras 3 over :mod:`.features`. Its work is done at half the patches' resolution
-and below, where lensing can be known at 1 µK′ (L ≲ 2000), at a quarter of the cost. Both outputs
-are what the features hold already, κ̂ of the last pass and the filtered E, plus a correction whose
-last layer starts at zero: an untrained network gives the MAP estimate.
+A residual U-net in Keras 3 reads the maps of :mod:`.features`. It works at half the resolution of
+the patches and below, which costs a quarter and holds all modes that 1 µK-arcmin can measure
+(L ≲ 2000). Each output is a map of the features, κ̂ of the last pass or the filtered E, plus a
+correction. The last layer of the correction starts at zero: an untrained network gives the MAP
+estimate.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import NetworkError
-from .backend import channels_last, keras, layers
+from .backend import Tensor, channels_last, keras, layers
 from .features import FEATURES, KAPPA_UNIT, POLARISATION_UNIT, REFINED, features_of
 from .files import read_network
 from .map_lensing import MAPLensing
@@ -42,10 +45,10 @@ class RefiningUNet(keras.Model):
         width: int = 32,
         levels: int = 4,
         blocks: int = 2,
-        metadata: dict | None = None,
-        **kwargs,
+        metadata: dict[str, Any] | None = None,
+        **kwargs: Any,
     ):
-        self._arguments = {
+        self._arguments: dict[str, Any] = {
             "width": width,
             "levels": levels,
             "blocks": blocks,
@@ -57,27 +60,39 @@ class RefiningUNet(keras.Model):
         super().__init__(maps, outputs, **kwargs)
 
     @property
-    def metadata(self) -> dict:
+    def metadata(self) -> dict[str, Any]:
         """What the network was trained for."""
         return self._arguments["metadata"]
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """What :meth:`from_config` makes it of."""
         return {**self._arguments, "name": self.name}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
-        """The network of a configuration that Keras has read."""
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> RefiningUNet:
+        """Build the network of a configuration, as Keras asks for it.
+
+        Parameters
+        ----------
+        config : of :meth:`get_config`
+        custom_objects : not used
+
+        Returns
+        -------
+        network : with new weights
+        """
         return cls(**config)
 
 
-def _body(x, width: int, levels: int, blocks: int):
+def _body(x: Tensor, width: int, levels: int, blocks: int) -> Tensor:
     """The U-net: the patch's resolution, (n, ny, nx, width // 2)."""
 
-    def conv(x, filters, name, stride=1, **kwargs):
+    def conv(x: Tensor, filters: int, name: str, stride: int = 1, **kwargs: Any) -> Tensor:
         return layers.Conv2D(filters, 3, strides=stride, padding="same", name=name, **kwargs)(x)
 
-    def block(x, name):
+    def block(x: Tensor, name: str) -> Tensor:
         """x + conv(gelu(conv(gelu(x)))); the second convolution starts at zero."""
         y = layers.Activation("gelu", name=f"{name}_a1")(x)
         y = conv(y, x.shape[-1], f"{name}_c1")
@@ -107,22 +122,30 @@ def _body(x, width: int, levels: int, blocks: int):
     return conv(y, width // 2, "end", activation="gelu")
 
 
-def _corrected(maps, body) -> dict:
+def _corrected(maps: Tensor, body: Tensor) -> dict[str, Tensor]:
     """Known maps plus their corrections, times the mask, in physical units."""
-    seen = maps[..., FEATURES.index("seen") :][..., :1]
+    mask = maps[..., FEATURES.index("seen") :][..., :1]
     outputs = {}
     for name, known, unit in (("e", "e", POLARISATION_UNIT), ("kappa", REFINED, KAPPA_UNIT)):
         at = FEATURES.index(known)
         change = layers.Conv2D(1, 3, padding="same", kernel_initializer="zeros", name=f"{name}_out")
         scaled = layers.Rescaling(CORRECTION[name], name=f"{name}_correction")(change(body))
-        masked = layers.Multiply(name=f"{name}_masked")([scaled, seen])
+        masked = layers.Multiply(name=f"{name}_masked")([scaled, mask])
         total = layers.Add(name=f"{name}_sum")([maps[..., at : at + 1], masked])
         outputs[name] = layers.Rescaling(unit, name=name, dtype="float32")(total)
     return outputs
 
 
 def load_refining(path: str | Path) -> RefiningUNet:
-    """Read a trained network; nothing is unpickled.
+    """Read a trained refining network; nothing is unpickled.
+
+    Parameters
+    ----------
+    path : of the ``.keras`` file
+
+    Returns
+    -------
+    network : ready to predict
 
     Raises
     ------
@@ -151,32 +174,58 @@ class RefinedEstimator:
     def reconstruct(
         self, q: np.ndarray, u: np.ndarray, rms: np.ndarray | None = None
     ) -> np.ndarray:
-        """Masked Q̃, Ũ in µK, each (n, ny, nx) → masked κ̂ (n, ny, nx); ``rms`` as in
-        :func:`.features.features_of`."""
-        return self.reconstruct_both(q, u, rms)["kappa"]
+        """Reconstruct the convergence.
 
-    def reconstruct_both(
+        Parameters
+        ----------
+        q, u : masked Q̃ and Ũ in µK, (n, ny, nx) each
+        rms : noise per pixel, as in :func:`.features.features_of`
+
+        Returns
+        -------
+        kappa : masked, (n, ny, nx)
+        """
+        return self.reconstruct_heads(q, u, rms)["kappa"]
+
+    def reconstruct_heads(
         self, q: np.ndarray, u: np.ndarray, rms: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        """As :meth:`reconstruct`, with the unlensed Ê in µK as ``"e"`` beside ``"kappa"``."""
-        found: dict[str, list[np.ndarray]] = {"e": [], "kappa": []}
+        """Reconstruct the convergence and the unlensed E.
+
+        Parameters
+        ----------
+        q, u, rms : as in :meth:`reconstruct`
+
+        Returns
+        -------
+        maps : masked ``"e"`` in µK and ``"kappa"``, (n, ny, nx) each
+        """
+        batches: dict[str, list[np.ndarray]] = {"e": [], "kappa": []}
         for start in range(0, len(q), self._batch):
             rows = slice(start, start + self._batch)
-            part = rms[rows] if np.ndim(rms) == 3 else rms
-            features = np.stack(list(features_of(self._estimator, q[rows], u[rows], part)))
-            for name, maps in self.refine(features).items():
-                found[name].append(maps)
-        return {name: np.concatenate(maps) for name, maps in found.items()}
+            rms_of_rows = rms[rows] if rms is not None and rms.ndim == 3 else rms
+            features = features_of(self._estimator, q[rows], u[rows], rms_of_rows)
+            for name, maps in self.refine(np.stack(list(features))).items():
+                batches[name].append(maps)
+        return {name: np.concatenate(maps) for name, maps in batches.items()}
 
     def refine(self, features: np.ndarray) -> dict[str, np.ndarray]:
-        """Masked Ê in µK and κ̂, (n, ny, nx) each, of features (n, ny, nx, len(FEATURES)).
+        """Reconstruct from features.
 
-        Features count as they are kept on disk, in half precision, wherever they come from.
+        They are rounded to half precision, in which they are kept on disk.
+
+        Parameters
+        ----------
+        features : (n, ny, nx, len(FEATURES))
+
+        Returns
+        -------
+        maps : masked ``"e"`` in µK and ``"kappa"``, (n, ny, nx) each
         """
-        found: dict[str, list[np.ndarray]] = {"e": [], "kappa": []}
+        batches: dict[str, list[np.ndarray]] = {"e": [], "kappa": []}
         for start in range(0, len(features), self._batch):
             maps = features[start : start + self._batch].astype(np.float16).astype(np.float32)
-            each = [network.predict_on_batch(maps) for network in self._networks]
-            for name, parts in found.items():
-                parts.append(np.mean([outputs[name][..., 0] for outputs in each], axis=0))
-        return {name: np.concatenate(parts) for name, parts in found.items()}
+            outputs = [network.predict_on_batch(maps) for network in self._networks]
+            for name, means in batches.items():
+                means.append(np.mean([output[name][..., 0] for output in outputs], axis=0))
+        return {name: np.concatenate(means) for name, means in batches.items()}

@@ -6,16 +6,17 @@ the paper's 5,401,418 parameters and a receptive field of 101 pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import NetworkError
-from .backend import channels_last, keras, layers
+from .backend import Tensor, channels_last, keras, layers
 from .files import read_network
 
-# The noise rms (µK per pixel) where its logarithmic input turns linear; 1 µK′ is 0.43.
+# The noise rms (µK per pixel) where its logarithmic input turns linear; 1 µK-arcmin is 0.43.
 NOISE_UNIT = 0.2
 HEADS = ("e", "kappa")
 # Options of older files that change nothing of what a network of these heads does.
@@ -33,7 +34,7 @@ class ResUNet(keras.Model):
     Parameters
     ----------
     width : channels of the full-resolution layers; 64 in the paper
-    dropout : rate before every 5×5 convolution; .3 in the paper
+    dropout : rate before every 5×5 convolution; 0.3 in the paper
     input_std : standard deviations of Q̃ and Ũ over the training set, in µK
     output_std : standard deviations of unlensed E (µK) and of κ over the training set
     noise_map : a third input, the noise rms of every pixel in µK
@@ -47,10 +48,10 @@ class ResUNet(keras.Model):
         input_std: tuple[float, float] = (1.0, 1.0),
         output_std: tuple[float, float] = (1.0, 1.0),
         noise_map: bool = False,
-        metadata: dict | None = None,
-        **kwargs,
+        metadata: dict[str, Any] | None = None,
+        **kwargs: Any,
     ):
-        self._arguments = {
+        self._arguments: dict[str, Any] = {
             "width": width,
             "dropout": dropout,
             "input_std": [float(s) for s in input_std],
@@ -77,7 +78,7 @@ class ResUNet(keras.Model):
         super().__init__(maps, outputs, **kwargs)
 
     @property
-    def metadata(self) -> dict:
+    def metadata(self) -> dict[str, Any]:
         """What the network was trained for."""
         return self._arguments["metadata"]
 
@@ -91,24 +92,39 @@ class ResUNet(keras.Model):
         """Standard deviation of each head's target over the training set."""
         return dict(zip(HEADS, self._arguments["output_std"], strict=True))
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """What :meth:`from_config` makes it of."""
         return {**self._arguments, "name": self.name}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
-        """The network of a configuration that Keras has read; older ones hold two options more."""
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> ResUNet:
+        """Build the network of a configuration, as Keras asks for it; older ones hold two options
+        more.
+
+        Parameters
+        ----------
+        config : of :meth:`get_config`
+        custom_objects : not used
+
+        Returns
+        -------
+        network : with new weights
+        """
         return cls(**{k: v for k, v in config.items() if k not in FORMER})
 
 
-def _body(x, width: int, dropout: float) -> dict:
+def _body(x: Tensor, width: int, dropout: float) -> dict[str, Tensor]:
     """c1–c16 of Fig. 4 with the residual shortcuts of Fig. 3 over the pairs (1,2) … (13,14)."""
     w = width
 
-    def norm(x, name):
+    def norm(x: Tensor, name: str) -> Tensor:
         return layers.BatchNormalization(name=f"{name}_bn")(x)
 
-    def conv(x, filters, name, stride=1, activation="selu"):
+    def conv(
+        x: Tensor, filters: int, name: str, stride: int = 1, activation: str | None = "selu"
+    ) -> Tensor:
         if dropout:
             x = layers.Dropout(dropout, name=f"{name}_dropout")(x)
         x = layers.Conv2D(
@@ -116,14 +132,16 @@ def _body(x, width: int, dropout: float) -> dict:
         )(x)
         return norm(x, name)
 
-    def shortcut(x, name, filters=None, stride=1, upsample=False):
+    def shortcut(
+        x: Tensor, name: str, filters: int | None = None, stride: int = 1, upsample: bool = False
+    ) -> Tensor:
         if filters:
             x = layers.Conv2D(filters, 1, strides=stride, padding="same", name=f"{name}_1x1")(x)
         if upsample:
             x = layers.UpSampling2D(name=f"{name}_up")(x)
         return norm(x, name)
 
-    def add(x, y, name):
+    def add(x: Tensor, y: Tensor, name: str) -> Tensor:
         return layers.Add(name=name)([x, y])
 
     c2 = conv(conv(x, w, "c1"), w, "c2")
@@ -154,7 +172,15 @@ def _body(x, width: int, dropout: float) -> dict:
 
 
 def load_network(path: str | Path) -> ResUNet:
-    """Read a trained network; nothing is unpickled.
+    """Read a trained ResUNet; nothing is unpickled.
+
+    Parameters
+    ----------
+    path : of the ``.keras`` file
+
+    Returns
+    -------
+    network : ready to predict
 
     Raises
     ------
@@ -167,7 +193,15 @@ def load_network(path: str | Path) -> ResUNet:
 
 
 def read_keras(path: str | Path) -> keras.Model:
-    """What a ``.keras`` file holds, without its optimiser.
+    """Read the model of a ``.keras`` file, without its optimiser.
+
+    Parameters
+    ----------
+    path : of the file, checked before by :func:`.files.read_network`
+
+    Returns
+    -------
+    model : ready to predict
 
     Raises
     ------
@@ -222,16 +256,34 @@ class NetworkEstimator:
         self._noise_rms = noise_rms
 
     def reconstruct(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """Masked Q̃, Ũ in µK, each (n, ny, nx) → κ̂ (n, ny, nx)."""
-        return self.reconstruct_both(q, u)["kappa"]
+        """Reconstruct the convergence.
 
-    def reconstruct_both(self, q: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
-        """As :meth:`reconstruct`, with the unlensed Ê in µK as ``"e"`` beside ``"kappa"``."""
-        maps = [q, u]
-        if self._network.noise_map:
-            maps.append(np.broadcast_to(self._noise_rms, np.shape(q)))
-        maps = np.stack(maps, axis=-1).astype(np.float32)
-        total = {}
+        Parameters
+        ----------
+        q, u : masked Q̃ and Ũ in µK, (n, ny, nx) each
+
+        Returns
+        -------
+        kappa : (n, ny, nx)
+        """
+        return self.reconstruct_heads(q, u)["kappa"]
+
+    def reconstruct_heads(self, q: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
+        """Reconstruct the convergence and the unlensed E.
+
+        Parameters
+        ----------
+        q, u : masked Q̃ and Ũ in µK, (n, ny, nx) each
+
+        Returns
+        -------
+        maps : ``"e"`` in µK and ``"kappa"``, (n, ny, nx) each
+        """
+        channels = [q, u]
+        if self._noise_rms is not None and self._network.noise_map:
+            channels.append(np.broadcast_to(self._noise_rms, np.shape(q)))
+        maps = np.stack(channels, axis=-1).astype(np.float32)
+        total: dict[str, np.ndarray] = {}
         for turns, flip in self._symmetries:
             turned = apply_symmetry(maps, turns, flip, spin2=True)
             for name, values in self._predict(turned).items():
@@ -250,14 +302,32 @@ class EnsembleEstimator:
         self._members = members
 
     def reconstruct(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """Masked Q̃, Ũ in µK, each (n, ny, nx) → κ̂ (n, ny, nx)."""
-        return self.reconstruct_both(q, u)["kappa"]
+        """Reconstruct the convergence as the mean of the members.
 
-    def reconstruct_both(self, q: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
-        """As :meth:`NetworkEstimator.reconstruct_both`, of what every member has."""
+        Parameters
+        ----------
+        q, u : masked Q̃ and Ũ in µK, (n, ny, nx) each
+
+        Returns
+        -------
+        kappa : (n, ny, nx)
+        """
+        return self.reconstruct_heads(q, u)["kappa"]
+
+    def reconstruct_heads(self, q: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
+        """Reconstruct the convergence and the unlensed E as means of the members.
+
+        Parameters
+        ----------
+        q, u : masked Q̃ and Ũ in µK, (n, ny, nx) each
+
+        Returns
+        -------
+        maps : ``"e"`` in µK and ``"kappa"``, (n, ny, nx) each
+        """
         total: dict[str, np.ndarray] = {}
         for member in self._members:
-            for name, values in member.reconstruct_both(q, u).items():
+            for name, values in member.reconstruct_heads(q, u).items():
                 total[name] = total.get(name, 0.0) + values / len(self._members)
         return total
 
@@ -268,7 +338,17 @@ def networks_estimator(
     noise_rms: float | np.ndarray,
     jit_compile: bool = True,
 ) -> NetworkEstimator | EnsembleEstimator:
-    """A network file, or the mean of several, as an estimator."""
+    """The estimator of one ResUNet file, or the mean of several.
+
+    Parameters
+    ----------
+    paths : of the ``.keras`` files
+    symmetries, noise_rms, jit_compile : of :class:`NetworkEstimator`
+
+    Returns
+    -------
+    estimator : of κ and E
+    """
     members = [
         NetworkEstimator(
             load_network(path), symmetries=symmetries, noise_rms=noise_rms, jit_compile=jit_compile
@@ -282,11 +362,20 @@ SYMMETRIES = tuple((turns, flip) for flip in (False, True) for turns in range(4)
 
 
 def apply_symmetry(maps: np.ndarray, turns: int, flip: bool, spin2: bool) -> np.ndarray:
-    """One of the 8 symmetries of the square on maps (..., ny, nx, channels): ``turns`` quarter
-    turns, then a mirror.
+    """Apply one of the 8 symmetries of the square to maps.
 
-    With ``spin2`` the first two channels are Q and U: a quarter turn takes them to (−Q, −U), the
-    mirror U to −U. Scalars only move.
+    A quarter turn takes (Q, U) to (−Q, −U), the mirror takes U to −U. Scalars only move.
+
+    Parameters
+    ----------
+    maps : (..., ny, nx, channels)
+    turns : number of quarter turns
+    flip : whether a mirror along x follows the turns
+    spin2 : whether the first two channels are Q and U
+
+    Returns
+    -------
+    maps : turned, same shape
     """
     maps = np.rot90(maps, turns, axes=(-3, -2))
     if flip:
@@ -299,7 +388,17 @@ def apply_symmetry(maps: np.ndarray, turns: int, flip: bool, spin2: bool) -> np.
 
 
 def undo_symmetry(maps: np.ndarray, turns: int, flip: bool) -> np.ndarray:
-    """The inverse of :func:`apply_symmetry` on scalars."""
+    """Invert :func:`apply_symmetry` for scalars.
+
+    Parameters
+    ----------
+    maps : (..., ny, nx, channels)
+    turns, flip : of the symmetry to undo
+
+    Returns
+    -------
+    maps : turned back, same shape
+    """
     if flip:
         maps = maps[..., ::-1, :]
     return np.rot90(maps, -turns, axes=(-3, -2))

@@ -1,30 +1,13 @@
-"""Wiener-filtered E and B of a masked patch, and what they say of the lensing potential.
+"""Wiener-filtered E and B of a masked patch, and their slope with respect to the lensing potential.
 
-Data d = M (b ∗ P̃ + n), with P = Q + iU, divided by the mask M where it is not zero, are b ∗ P̃ + n:
-white noise on the patch, no data around it. The patch lies in a larger periodic box. With
-X_l = E_l + iB_l = e^{−2iϑ} P_l and A = (beam) (lensing by φ) e^{2iϑ}, the filtered field X is at
-the maximum of
+The data are d = b ∗ P̃ + n on the patch, with P = Q + iU; the patch lies in a larger periodic box.
+With X_l = E_l + iB_l = e^{−2iϑ} P_l and A = (beam) (lensing by φ) e^{2iϑ}, the filtered X maximises
 
     ln p(X | d, φ) = −½ |d − A X|²/σ² − ½ Σ_l (|E_l|²/C^E_l + |B_l|²/C^B_l),
+    ∂ ln p/∂φ = −∇·Re[(Aᵀ residual)* (∇P)(x + ∇φ)]
 
-and the slope of ln p(d | φ) is that of its first term at this X (Hirata & Seljak 2003,
-astro-ph/0306354; Carron & Lewis 2017, arXiv:1704.08230, eq. 2.10),
-
-    ∂ ln p/∂φ = −∇·Re[(Aᵀ residual)* (∇P)(x + ∇φ)],
-
-less its mean over skies of this φ, the mean field. At φ = 0, with lensed spectra in the filter,
-this is the quadratic estimator of E and B together.
-
-E of scales larger than the box, most of it from reionisation, is a nearly constant Q + iU on the
-patch. It has neither E nor B modes there, and mode 0 of X stands for P_0 itself, with that
-variance. Left out, it would be explained by modes that the patch has: κ̂ then has less response
-where it is large, and since it is coherent over tens of degrees, the noise of whole skies would
-differ by more than that of independent patches.
-
-Noise with an excess at low multipoles (:mod:`cobaya_cnnlens.simulate.one_over_f`) has N⁻¹ = σ⁻¹ W
-σ⁻¹, W the power of white noise over that of the noise: exact for one depth and no mask, and under a
-mask a weight that gives less information than there is, but no wrong one, since κ̂'s response and
-noise are measured.
+(Hirata & Seljak 2003, astro-ph/0306354; Carron & Lewis 2017, arXiv:1704.08230, eq. 2.10; without
+the mean field). At φ = 0, with lensed spectra in the filter, it is the quadratic estimator.
 """
 
 from __future__ import annotations
@@ -83,7 +66,17 @@ class WienerFilter:
         self._diagonal = self._halves([1.0 / (1.0 + power * mean) for power in self._powers])
 
     def with_noise(self, rms: np.ndarray, tolerance: float | None = None) -> WienerFilter:
-        """The same filter for other noise, and another tolerance if one is given."""
+        """The same filter for other noise.
+
+        Parameters
+        ----------
+        rms : noise per pixel in µK, (n_patch, n_patch), infinite in pixels without data
+        tolerance : of the conjugate gradients; unchanged by default
+
+        Returns
+        -------
+        filter : which shares all else with this one
+        """
         other = copy.copy(self)
         other._set_noise(rms)
         other._tolerance = tolerance or self._tolerance
@@ -106,7 +99,20 @@ class WienerFilter:
         return mirrored
 
     def weigh(self, values: np.ndarray) -> np.ndarray:
-        """N⁻¹ of values on the box, (n, n)."""
+        """Apply the inverse noise covariance N⁻¹.
+
+        With 1/f noise (:mod:`cobaya_cnnlens.simulate.one_over_f`) N⁻¹ = σ⁻¹ W σ⁻¹, where W is the
+        power of white noise over that of the noise. It is exact for one depth without a mask. Under
+        a mask the weight is not optimal; simulations measure the response and noise of κ̂ with it.
+
+        Parameters
+        ----------
+        values : on the box, (n, n)
+
+        Returns
+        -------
+        weighted : (n, n)
+        """
         box = self.box
         if box.whiteness is None:
             return self._weight * values
@@ -114,23 +120,47 @@ class WienerFilter:
         return self._weight * white
 
     def predict(self, x: np.ndarray, positions: Displaced | None) -> np.ndarray:
-        """A X on the box's pixels, (n, n) complex, in µK."""
+        """Predict the data A X: lensed, beamed polarisation on the pixels of the box.
+
+        Parameters
+        ----------
+        x : modes of X, (n, n)
+        positions : displaced positions; None for no lensing
+
+        Returns
+        -------
+        polarisation : Q + iU in µK, (n, n) complex
+        """
         return self.box.blur(self.box.at(self._turn * x, positions))
 
     def back(self, values: np.ndarray, positions: Displaced | None) -> np.ndarray:
-        """Aᵀ of values on the box's pixels: modes, (n, n)."""
+        """Apply Aᵀ, the adjoint of :meth:`predict`.
+
+        Parameters
+        ----------
+        values : on the pixels of the box, (n, n)
+        positions : displaced positions; None for no lensing
+
+        Returns
+        -------
+        modes : (n, n)
+        """
         return self._turn_back * self.box.adjoint_at(self.box.blur(values), positions)
 
     def filter(
         self, data: np.ndarray, positions: Displaced | None, start: np.ndarray | None = None
     ) -> np.ndarray:
-        """The filtered modes of X, (n, n); mode 0 is that of P.
+        """Wiener-filter the data.
 
         Parameters
         ----------
         data : Q + iU over the mask in the box, zero beyond the patch, (n, n)
         positions : displaced positions, or None for no lensing
-        start : modes of X to start from
+        start : modes of X from which the conjugate gradients start; None for zero
+
+        Returns
+        -------
+        modes : of X, (n, n); mode 0 is that of P
         """
         # Whitened unknown z = S^{−1/2} X: (1 + S^{1/2} Aᵀ N⁻¹ A S^{1/2}) z = S^{1/2} Aᵀ N⁻¹ d.
         roots = self._roots
@@ -152,11 +182,33 @@ class WienerFilter:
     def weighted_residual(
         self, data: np.ndarray, x: np.ndarray, positions: Displaced | None
     ) -> np.ndarray:
-        """Aᵀ's part before displacement: b ∗ N⁻¹ (d − A X) on the box's pixels, (n, n), in 1/µK."""
+        """Residual b ∗ N⁻¹ (d − A X), the part of Aᵀ before the displacement.
+
+        Parameters
+        ----------
+        data : as for :meth:`filter`
+        x : modes of X, (n, n)
+        positions : displaced positions; None for no lensing
+
+        Returns
+        -------
+        residual : on the pixels of the box, (n, n) in 1/µK
+        """
         return self.box.blur(self.weigh(data - self.predict(x, positions)))
 
     def slope(self, data: np.ndarray, x: np.ndarray, positions: Displaced | None) -> np.ndarray:
-        """Modes Σ_x e^{−il·x} ∂ ln p(d | X, φ)/∂φ(x), (n, n), at the filtered X."""
+        """Slope of ln p(d | X, φ) with respect to φ, at the filtered X.
+
+        Parameters
+        ----------
+        data : as for :meth:`filter`
+        x : filtered modes of X, (n, n)
+        positions : displaced positions; None for no lensing
+
+        Returns
+        -------
+        modes : Σ_x e^{−il·x} ∂ ln p/∂φ(x), (n, n)
+        """
         box = self.box
         residual = np.conj(self.weighted_residual(data, x, positions))
         parts = [(residual * box.at(g * x, positions)).real for g in box.gradients]
@@ -166,8 +218,22 @@ class WienerFilter:
 
 
 def variance_beyond(box: Box, clee: np.ndarray) -> float:
-    """Variance of Q + iU in µK² from E of scales that the box's modes do not hold: those within the
-    square of Fourier space, a mode's width wide, around l = 0."""
+    """Variance of Q + iU from E modes on scales that the box does not hold.
+
+    These modes lie in the square of Fourier space around l = 0, one mode spacing wide. Most of
+    their power comes from reionisation. On the patch they are a nearly constant Q + iU, and mode 0
+    of X stands for it with this variance. Without it other modes of the patch would explain that
+    constant: κ̂ would respond less where it is large, and it is coherent over tens of degrees.
+
+    Parameters
+    ----------
+    box : of the filter
+    clee : from l = 0, in µK²
+
+    Returns
+    -------
+    variance : in µK²
+    """
     edge = 2.0 * np.sqrt(np.pi) / (box.n * box.pixel)
     ell = np.arange(min(len(clee), int(edge) + 1))
     return float(np.sum((2.0 * ell + 1.0) * clee[: len(ell)]) / (4.0 * np.pi))
@@ -188,9 +254,16 @@ def conjugate_gradients(
 
     Parameters
     ----------
+    apply : the operator
+    right : right-hand side, of any shape, complex
+    precondition : an approximate inverse of the operator
     start : where to start; None for zero
     tolerance : norm of the residual over that of ``right`` at which to end
     limit : most iterations
+
+    Returns
+    -------
+    z : of the shape of ``right``
     """
     real = right.real.dtype.type
 

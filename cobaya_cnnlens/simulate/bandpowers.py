@@ -69,46 +69,119 @@ class FlatSpectra:
         self.area = masked_area(mask, geometry.pixel)
 
     def transform(self, maps: np.ndarray) -> np.ndarray:
-        """Masked maps (..., n, n) → modes f_l on the half plane, (..., n, n//2 + 1)."""
+        """Fourier transform masked maps.
+
+        Parameters
+        ----------
+        maps : (..., n, n)
+
+        Returns
+        -------
+        modes : f_l on the half plane, (..., n, n//2 + 1), complex
+        """
         return np.fft.rfft2(maps) * self.geometry.pixel**2
 
     def cross(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Bandpowers Re⟨a_l b_l*⟩ of two sets of modes, (n_patches, n_bins)."""
+        """Cross bandpowers Re⟨a_l b_l*⟩ of two sets of modes.
+
+        Parameters
+        ----------
+        a, b : modes of masked maps, (n_patches, n, n//2 + 1)
+
+        Returns
+        -------
+        bandpowers : (n_patches, n_bins), in the product of the maps' units
+        """
         return self.average_plane(a.real * b.real + a.imag * b.imag) / self.area
 
     def average_plane(self, power: np.ndarray) -> np.ndarray:
-        """Mean over each bin's modes of half-plane values, (..., n, n//2 + 1) → (..., n_bins)."""
+        """Average half-plane values over the modes of each bin.
+
+        Parameters
+        ----------
+        power : (..., n, n//2 + 1)
+
+        Returns
+        -------
+        means : (..., n_bins)
+        """
         flat = power.reshape(-1, self._weight.size) * self._weight
         binned = np.stack([np.bincount(self._index, p, self.bins.n_bins + 1)[:-1] for p in flat])
         return (binned / self.modes).reshape(*power.shape[:-2], self.bins.n_bins)
 
     def bin_weights(self, b: int) -> np.ndarray:
-        """Weights of the half plane's modes in bin ``b``, summing to one; (n, n//2 + 1)."""
+        """Weights with which a bin averages the modes of the half plane.
+
+        Parameters
+        ----------
+        b : number of the bin
+
+        Returns
+        -------
+        weights : (n, n//2 + 1), summing to one
+        """
         n = self.geometry.n_pixels
         return ((self._index == b) * self._weight / self.modes[b]).reshape(n, n // 2 + 1)
 
     def merge(self, values: np.ndarray, factor: int) -> np.ndarray:
-        """Bandpowers (..., n_bins) of every ``factor`` neighbouring bins together, by their modes;
-        (..., n_bins // factor). Bins left over at the end are dropped."""
+        """Join neighbouring bins, weighted by their numbers of modes.
+
+        Parameters
+        ----------
+        values : bandpowers, (..., n_bins)
+        factor : how many bins become one; those left over at the end are dropped
+
+        Returns
+        -------
+        merged : (..., n_bins // factor)
+        """
         n = self.bins.n_bins // factor
         weight = self.modes[: n * factor].reshape(n, factor)
         parts = values[..., : n * factor].reshape(*values.shape[:-1], n, factor)
         return (parts * weight).sum(-1) / weight.sum(-1)
 
     def auto(self, maps: np.ndarray) -> np.ndarray:
-        """Bandpowers of masked maps (n_patches, n, n) → (n_patches, n_bins)."""
+        """Auto bandpowers of masked maps.
+
+        Parameters
+        ----------
+        maps : (n_patches, n, n)
+
+        Returns
+        -------
+        bandpowers : (n_patches, n_bins), in the square of the maps' unit
+        """
         modes = self.transform(maps)
         return self.cross(modes, modes)
 
 
 def e_and_b(spectra: FlatSpectra, q: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Modes of E and B of masked Q, U (n_patches, n, n); B holds what the mask leaks from E."""
+    """Modes of E and of B of masked Q and U; the mask leaks E into B.
+
+    Parameters
+    ----------
+    spectra : of the patch and its mask
+    q, u : masked maps, (n_patches, n, n) in µK
+
+    Returns
+    -------
+    e, b : (n_patches, n, n//2 + 1) each, complex
+    """
     cos2, sin2 = polarisation_angles(*mode_vectors(q.shape[-1], spectra.geometry.pixel))
     q_l, u_l = spectra.transform(q), spectra.transform(u)
     return q_l * cos2 + u_l * sin2, -q_l * sin2 + u_l * cos2
 
 
 def pure_b(spectra: FlatSpectra, q: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Modes of pure B of *unmasked* Q, U (n_patches, n, n), (n_patches, n, n//2 + 1); see
-    :func:`cobaya_cnnlens.simulate.modes.pure_b_modes`."""
+    """Modes of pure B, by :func:`cobaya_cnnlens.simulate.modes.pure_b_modes`.
+
+    Parameters
+    ----------
+    spectra : of the patch and its mask
+    q, u : *unmasked* maps, (n_patches, n, n) in µK
+
+    Returns
+    -------
+    b : (n_patches, n, n//2 + 1), complex
+    """
     return pure_b_modes(q, u, spectra.mask, spectra.geometry.pixel)

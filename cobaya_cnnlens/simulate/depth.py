@@ -1,9 +1,9 @@
-"""Tiles of like depth, which share a calibration.
+"""Classes of tiles with similar depth, which share a calibration.
 
-A calibration holds for the noise and the holes that it was simulated with, and costs hours; a
-survey has hundreds of tiles. Tiles are put together by complete linkage, so that no two of a class
-differ by more than what is asked for, in any of three numbers: ln of the noise level, the seen
-fraction, the area of holes.
+A calibration holds for the noise and the holes that it was simulated with. It costs hours, and a
+survey has hundreds of tiles. Complete linkage joins tiles so that no two of one class differ by
+more than a limit in any of three numbers: ln of the noise level, the fraction of the patch with
+data, and the area of holes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class TileDepth:
 
     Attributes
     ----------
-    level : in µK′, of which 1/σ² is the mean one of what was seen
-    seen : share of the mask's ∫M² over pixels that were seen
-    holes : area in deg² of what was not seen and does not reach the tile's edge
+    level : noise level in µK-arcmin of the mean inverse variance of the pixels with data
+    seen : fraction of the mask's ∫M² in pixels with data
+    holes : area in deg² of pixels without data that do not connect to the tile's edge
     """
 
     level: np.ndarray
@@ -53,17 +53,22 @@ class DepthClasses:
 
 
 def tile_depths(rms: np.ndarray, mask: np.ndarray, geometry: PatchGeometry) -> TileDepth:
-    """What tells tiles' depths apart.
+    """Noise level, seen fraction and area of holes of each tile.
 
     Parameters
     ----------
-    rms : noise per pixel in µK, (n_tiles, n, n), infinite where nothing was seen
+    rms : noise per pixel in µK, (n_tiles, n, n), infinite in pixels without data
     mask : (n, n)
+    geometry : of the tiles
+
+    Returns
+    -------
+    depths : one entry for each tile
 
     Raises
     ------
     InstrumentError
-        if nothing was seen of a tile
+        if a tile has no pixel with data
     """
     seen = np.isfinite(rms) & (mask > 0)
     if not seen.any((1, 2)).all():
@@ -77,8 +82,17 @@ def tile_depths(rms: np.ndarray, mask: np.ndarray, geometry: PatchGeometry) -> T
 
 
 def enclosed(hidden: np.ndarray) -> np.ndarray:
-    """Numbers from 1 of the parts of hidden pixels (n, n), touching by sides or corners, that do
-    not reach the edge; 0 elsewhere."""
+    """Label the holes: connected hidden pixels that do not reach the edge.
+
+    Parameters
+    ----------
+    hidden : whether a pixel has no data, (n, n); pixels that touch by a side or a corner are
+        connected
+
+    Returns
+    -------
+    labels : (n, n), numbers from 1, and 0 elsewhere
+    """
     parts, _ = scipy.ndimage.label(hidden, np.ones((3, 3)))
     edge = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
     inner = np.where(np.isin(parts, edge), 0, parts)
@@ -88,13 +102,18 @@ def enclosed(hidden: np.ndarray) -> np.ndarray:
 def depth_classes(
     depth: TileDepth, level: float = 0.05, seen: float = 0.03, holes: float = 0.1
 ) -> DepthClasses:
-    """Tiles in classes, no two of one further apart than asked for.
+    """Put the tiles into classes of similar depth.
 
     Parameters
     ----------
+    depth : of :func:`tile_depths`
     level : largest ratio of noise levels within a class, less one
     seen : largest difference of the seen fraction
     holes : largest difference of the area of holes in deg²
+
+    Returns
+    -------
+    classes : no two tiles of one class differ by more than the limits
 
     Raises
     ------
@@ -110,13 +129,13 @@ def depth_classes(
 
     units = np.array([np.log1p(level), seen, holes])
     at = np.stack([np.log(depth.level), depth.seen, depth.holes], axis=1) / units
-    found = np.zeros(len(at), int)
+    cluster = np.zeros(len(at), int)
     if len(at) > 1:
         tree = linkage(at, "complete", metric="chebyshev")
-        found = fcluster(tree, 1.0, criterion="distance") - 1
-    means = np.array([at[found == c].mean(0) for c in range(found.max() + 1)])
+        cluster = fcluster(tree, 1.0, criterion="distance") - 1
+    means = np.array([at[cluster == c].mean(0) for c in range(cluster.max() + 1)])
     order = np.argsort(means[:, 0])
-    label = np.argsort(order)[found]
+    label = np.argsort(order)[cluster]
     members = [np.flatnonzero(label == c) for c in range(len(order))]
     means = means[order]
     typical = [m[np.argmin(np.abs(at[m] - x).max(1))] for m, x in zip(members, means, strict=True)]

@@ -1,31 +1,13 @@
 """Polarised foregrounds of flat patches: point sources, Galactic dust and synchrotron.
 
-**Point sources** are radio sources, drawn one by one from their counts, so that their maps are as
-skewed as those of a survey. At 148 GHz the counts are the model C2Ex of Tucci et al. (2011,
-arXiv:1103.5707) as power laws between decades of flux, within 7% of it from .1 mJy to 1 Jy; at
-other frequencies fluxes go as ν^−½ (Dunkley et al. 2013, arXiv:1301.0776). Q/S and U/S of each are
-Gaussian, so that angles are random and the polarised fraction has ⟨p²⟩ = .03² (SPTpol: 8.9 ± 1.1
-and 6.9 ± 1.1 in 10⁻⁴ at 95 and 150 GHz, Gupta et al. 2019, arXiv:1907.02156). Their power is that
-of E and of B, white,
+Radio sources are drawn one by one from their counts. Their power is white and the same for E and B,
 
     C_l^EE = C_l^BB = ½ ⟨p²⟩ g⁻² ∫ S² dN/dS dS,   g = ∂B_ν/∂T at 2.7255 K.
 
-Sources above the flux cut are taken for gone, without holes. Dusty galaxies, less polarised and
-many, and the clustering of sources are left out.
-
-**Dust and synchrotron** are Gaussian, E and B power laws in l,
-
-    D_l = l(l+1)C_l/2π = A (l/80)^slope,   A in µK² (CMB) at 353 GHz (dust) or 23 GHz (synchrotron),
-
-with a frequency dependence of its own each. Dust: a grey body of 19.6 K and β = 1.53; slopes −.42
-(E) and −.54 (B), half as much B as E (Planck 2018 XI, arXiv:1801.04945). Synchrotron: ν^−3.1 in
-brightness temperature (Planck 2018 IV, arXiv:1807.06208), slopes −1, half as much B as E
-(Krachmalnicoff et al. 2018, arXiv:1802.01145). Filaments, which are no Gaussian field, and what
-varies across the sky are left out.
-
-Patches are flat and independent: a source is smaller than a pixel, and a power law is drawn on a
-periodic box :data:`BOX` times as wide as the patch, from l = 2π over its side (17 for 5°) up. Maps
-end at the Nyquist multipole, as those of the CMB all but do.
+Dust and synchrotron are Gaussian fields with power laws D_l = A (l/80)^slope for E and for B, where
+A is in µK² (CMB) at 353 GHz for dust and at 23 GHz for synchrotron. A power law is drawn on a box
+:data:`BOX` times as wide as the patch. docs/foregrounds.md gives the sources of all numbers, and
+says what the model leaves out.
 """
 
 from __future__ import annotations
@@ -63,7 +45,16 @@ KINDS = {
 
 
 def thermodynamic(frequency: float) -> float:
-    """g = ∂B_ν/∂T of the CMB at a frequency in GHz, in Jy/sr per µK."""
+    """Conversion g = ∂B_ν/∂T from CMB temperature to brightness.
+
+    Parameters
+    ----------
+    frequency : in GHz
+
+    Returns
+    -------
+    g : in Jy/sr per µK
+    """
     nu = 1e9 * frequency
     x = constants.h * nu / (constants.k * CMB_TEMPERATURE)
     planck = 2.0 * constants.k * (nu / constants.c) ** 2 * (0.5 * x / np.sinh(0.5 * x)) ** 2
@@ -71,7 +62,16 @@ def thermodynamic(frequency: float) -> float:
 
 
 def dust_scaling(frequency: float) -> float:
-    """Dust's brightness at a frequency in GHz over that at 353 GHz, in CMB temperature."""
+    """Brightness of dust relative to 353 GHz, in CMB temperature.
+
+    Parameters
+    ----------
+    frequency : in GHz
+
+    Returns
+    -------
+    ratio : one at 353 GHz
+    """
 
     def grey(ghz: float) -> float:
         x = constants.h * 1e9 * ghz / (constants.k * DUST_TEMPERATURE)
@@ -81,7 +81,16 @@ def dust_scaling(frequency: float) -> float:
 
 
 def synchrotron_scaling(frequency: float) -> float:
-    """Synchrotron's brightness at a frequency in GHz over that at 23 GHz, in CMB temperature."""
+    """Brightness of synchrotron relative to 23 GHz, in CMB temperature.
+
+    Parameters
+    ----------
+    frequency : in GHz
+
+    Returns
+    -------
+    ratio : one at 23 GHz
+    """
 
     def power(ghz: float) -> float:
         return ghz ** (2.0 + SYNCHROTRON_BETA) / thermodynamic(ghz)
@@ -127,7 +136,16 @@ class SourceCounts:
         return [(low, high, n, slope) for low, high, n, slope in pieces if low < high]
 
     def moment(self, power: float) -> float:
-        """∫ S^power dN/dS dS below the cut, in Jy^power/sr."""
+        """Integral ∫ S^power dN/dS dS of the counts below the flux cut.
+
+        Parameters
+        ----------
+        power : of the flux
+
+        Returns
+        -------
+        moment : in Jy^power/sr
+        """
         return sum(
             n * low ** (power + 1.0) * _integral(power + slope, high / low)
             for low, high, n, slope in self._pieces(1e-3 * self.flux_cut)
@@ -139,15 +157,26 @@ class SourceCounts:
         return 0.5 * POLARISED_FRACTION**2 * self.moment(2) / thermodynamic(self.frequency) ** 2
 
     def draw(self, area: float, generator: np.random.Generator) -> np.ndarray:
-        """Fluxes in Jy of the sources of an area in sr, those above the cut too, so that another
-        cut leaves the others as they are; how many is Poisson."""
-        found = []
+        """Draw the fluxes of the sources in an area; their number is Poisson.
+
+        The sources above the cut are drawn too, so that another cut does not change the others.
+
+        Parameters
+        ----------
+        area : in sr
+        generator : source of the random numbers
+
+        Returns
+        -------
+        fluxes : (n_sources,) in Jy
+        """
+        fluxes = []
         for low, high, n, slope in self._pieces(np.inf):
             end, ratio = slope + 1.0, high / low
             mean = area * n * low * _integral(slope, ratio)
             u = generator.random(generator.poisson(mean))
-            found.append(low * (1.0 + u * (ratio**end - 1.0)) ** (1.0 / end))
-        return np.concatenate(found)
+            fluxes.append(low * (1.0 + u * (ratio**end - 1.0)) ** (1.0 / end))
+        return np.concatenate(fluxes)
 
 
 def _integral(power: float, end: float) -> float:
@@ -167,36 +196,73 @@ class PowerLaw:
 
     @classmethod
     def dust(cls, level: float, frequency: float = 150.0) -> PowerLaw:
-        """Of dust with D_80^EE = ``level`` at 353 GHz."""
+        """Spectra of polarised dust.
+
+        Parameters
+        ----------
+        level : D_80^EE at 353 GHz, in µK²
+        frequency : of the maps, in GHz
+
+        Returns
+        -------
+        law : at that frequency
+        """
         ee = level * dust_scaling(frequency) ** 2
         return cls(ee, B_OVER_E * ee, DUST_SLOPES)
 
     @classmethod
     def synchrotron(cls, level: float, frequency: float = 150.0) -> PowerLaw:
-        """Of synchrotron with D_80^EE = ``level`` at 23 GHz."""
+        """Spectra of polarised synchrotron.
+
+        Parameters
+        ----------
+        level : D_80^EE at 23 GHz, in µK²
+        frequency : of the maps, in GHz
+
+        Returns
+        -------
+        law : at that frequency
+        """
         ee = level * synchrotron_scaling(frequency) ** 2
         return cls(ee, B_OVER_E * ee, SYNCHROTRON_SLOPES)
 
     def spectra(self, ell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """C_l of E and of B in µK² at any multipoles, zero at l = 0; same shape."""
+        """C_l of E and of B, zero at l = 0.
+
+        Parameters
+        ----------
+        ell : multipoles, of any shape
+
+        Returns
+        -------
+        ee, bb : in µK², each of the shape of ``ell``
+        """
         ell = np.asarray(ell, dtype=float)
         l = np.where(ell > 0, ell, 1.0)
-        both = (
+        spectra = (
             amplitude * (l / PIVOT) ** slope * 2.0 * np.pi / (l * (l + 1.0))
             for amplitude, slope in zip((self.ee, self.bb), self.slopes, strict=True)
         )
-        ee, bb = (np.where(ell > 0, cl, 0.0) for cl in both)
+        ee, bb = (np.where(ell > 0, cl, 0.0) for cl in spectra)
         return ee, bb
 
 
 def source_patches(
     counts: SourceCounts, geometry: PatchGeometry, generators: Sequence[np.random.Generator]
 ) -> np.ndarray:
-    """Q and U of point sources on padded patches, one for each generator, (2, n_patches, n_padded,
-    n_padded) in µK.
+    """Q and U of point sources on padded patches, without beam.
 
-    Without beam: a source's modes are (q, u) exp(−il·x) up to the Nyquist multipole, of a periodic
-    patch.
+    The modes of a source are (q, u) exp(−il·x) up to the Nyquist multipole of a periodic patch.
+
+    Parameters
+    ----------
+    counts : numbers of sources by flux, and their polarisation
+    geometry : of the patches
+    generators : one for each patch
+
+    Returns
+    -------
+    maps : Q and U in µK, (2, n_patches, n_padded, n_padded)
     """
     import ducc0
 
@@ -230,8 +296,20 @@ def source_patches(
 def power_law_patches(
     law: PowerLaw, geometry: PatchGeometry, generators: Sequence[np.random.Generator]
 ) -> np.ndarray:
-    """Q and U of a Gaussian field on padded patches, one for each generator, (2, n_patches,
-    n_padded, n_padded) in µK, without beam; each patch is cut from a box of its own."""
+    """Q and U of a Gaussian foreground on padded patches, without beam.
+
+    Each patch is cut from a larger periodic box of its own.
+
+    Parameters
+    ----------
+    law : spectra of E and B
+    geometry : of the patches
+    generators : one for each patch
+
+    Returns
+    -------
+    maps : Q and U in µK, (2, n_patches, n_padded, n_padded)
+    """
     n, pixel = geometry.n_padded, geometry.pixel
     wide = BOX * n
     ly, lx = mode_vectors(wide, pixel)
@@ -253,13 +331,19 @@ def foreground_patches(
     geometry: PatchGeometry,
     generators: Sequence[np.random.Generator],
 ) -> np.ndarray:
-    """Q and U of one foreground on padded patches, one for each generator, (2, n_patches, n_padded,
-    n_padded) in µK, without beam.
+    """Q and U of one foreground on padded patches, without beam.
 
     Parameters
     ----------
     kind : one of :data:`KINDS`, which say what its ``level`` is
+    level : of the foreground, in the unit that :data:`KINDS` states
     frequency : in GHz
+    geometry : of the patches
+    generators : one for each patch
+
+    Returns
+    -------
+    maps : Q and U in µK, (2, n_patches, n_padded, n_padded)
 
     Raises
     ------

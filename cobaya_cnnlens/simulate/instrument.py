@@ -28,7 +28,7 @@ FILES = ("beam_file", "transfer_file", "ivar_file")
 
 @dataclass(frozen=True)
 class Instrument:
-    """White noise of Q and of U each (µK′), Gaussian beam (FWHM in ′), mask taper (degrees).
+    """White noise of Q and of U (µK-arcmin), Gaussian beam (FWHM, arcmin), mask taper (degrees).
 
     With ``depth_ratio`` D the noise is ``noise_uk_arcmin`` in the middle of a patch and falls
     smoothly along y from √D times that at one side to 1/√D times that at the other.
@@ -60,9 +60,17 @@ class Instrument:
     one_over_f: OneOverF | None = None
 
     def measured(self, geometry: PatchGeometry) -> Instrument:
-        """The instrument with the noise level and the beam's FWHM that its files have.
+        """The instrument with the noise level and the beam FWHM of its files.
 
-        The level of a patch is that of which 1/σ² is the mean one where something was seen.
+        The noise level is that of the mean inverse variance of the pixels with data.
+
+        Parameters
+        ----------
+        geometry : of the patches
+
+        Returns
+        -------
+        instrument : with both numbers filled in
 
         Raises
         ------
@@ -76,16 +84,16 @@ class Instrument:
         for key in ("normalise_beam", "beam_modes"):
             if getattr(self, key) is not None and self.beam_file is None:
                 raise InstrumentError(f"{key} is of a beam from a file; set beam_file or remove it")
-        found = self
+        measured = self
         if (beam := self._table()) is not None:
             _check_reach("beam", self.beam_file, "B_l", beam.ell[-1], geometry)
-            found = replace(found, beam_fwhm_arcmin=beam.fwhm / ARCMIN)
+            measured = replace(measured, beam_fwhm_arcmin=beam.fwhm / ARCMIN)
         if (transfer := self._transfer()) is not None:
             _check_reach("transfer function", self.transfer_file, "F_l", transfer.lmax, geometry)
         if self.ivar_file is not None:
             rms = read_rms(self.ivar_file, geometry.n_pixels)
-            found = replace(found, noise_uk_arcmin=level_of(rms, geometry))
-        return found
+            measured = replace(measured, noise_uk_arcmin=level_of(rms, geometry))
+        return measured
 
     def recipe(self) -> dict[str, Any]:
         """What determines what is observed: files by their content, and what was not set is not
@@ -96,10 +104,10 @@ class Instrument:
         InstrumentError
             if a file cannot be read
         """
-        found = asdict(self)
+        recipe = asdict(self)
         for key in FILES:
-            found[key] = None if found[key] is None else digest_of(found[key])
-        return found
+            recipe[key] = None if recipe[key] is None else digest_of(recipe[key])
+        return recipe
 
     def beyond_numbers(self) -> dict[str, Any]:
         """What a record says beside level, width of the beam and taper: what was set alone, of
@@ -112,12 +120,29 @@ class Instrument:
         }
 
     def at_level(self, noise_uk_arcmin: float) -> Instrument:
-        """The same optics and excess with white noise of one level in µK′ throughout."""
+        """The same optics and 1/f noise with uniform white noise.
+
+        Parameters
+        ----------
+        noise_uk_arcmin : level of the white noise in µK-arcmin
+
+        Returns
+        -------
+        instrument : without a depth map
+        """
         return replace(self, noise_uk_arcmin=noise_uk_arcmin, depth_ratio=None, ivar_file=None)
 
     def noise_rms(self, geometry: PatchGeometry) -> float | np.ndarray:
-        """Noise per pixel of Q and of U, in µK, the white part where there is more: a number, or
-        (n, n) where the depth varies, infinite where nothing was seen."""
+        """White noise per pixel of Q and of U.
+
+        Parameters
+        ----------
+        geometry : of the patches
+
+        Returns
+        -------
+        rms : in µK; a number, or (n, n) where the depth varies, infinite in pixels without data
+        """
         if self.ivar_file is not None:
             return self._scaled(read_rms(self.ivar_file, geometry.n_pixels), geometry)
         rms = self.noise_uk_arcmin / (geometry.pixel / ARCMIN)
@@ -128,7 +153,16 @@ class Instrument:
         return rms * self.depth_ratio ** (0.5 * slope)
 
     def noise_variance(self, geometry: PatchGeometry) -> float | np.ndarray:
-        """Variance of the white noise that is in a map's pixels, µK²: 0 where nothing was seen."""
+        """Variance of the white noise of Q and of U in the pixels of a map.
+
+        Parameters
+        ----------
+        geometry : of the patches
+
+        Returns
+        -------
+        variance : in µK²; a number, or (n, n) where the depth varies, 0 in pixels without data
+        """
         rms = self.noise_rms(geometry)
         return np.where(np.isfinite(rms), np.square(rms), 0.0)
 
@@ -137,7 +171,16 @@ class Instrument:
         return rms * (self.noise_uk_arcmin / level_of(rms, geometry))
 
     def seen(self, geometry: PatchGeometry) -> np.ndarray:
-        """Whether anything was seen of each pixel, (n_pixels, n_pixels)."""
+        """Whether the pixels have data.
+
+        Parameters
+        ----------
+        geometry : of the patches
+
+        Returns
+        -------
+        has_data : (n_pixels, n_pixels), boolean
+        """
         n = geometry.n_pixels
         return np.broadcast_to(np.isfinite(self.noise_rms(geometry)), (n, n))
 
@@ -154,15 +197,34 @@ class Instrument:
         return "square" if self.depth_ratio is None and not turned else "mirror"
 
     def beam(self, ell: np.ndarray) -> np.ndarray:
-        """What is left of a mode of multipole l: the beam, exp(−l²σ²/2) with σ = FWHM/√(8 ln 2)
-        unless it is measured, times the transfer function, of one that depends on direction the
-        rms over directions; same shape as ``ell``."""
+        """Beam times transfer function at multipoles.
+
+        The beam is exp(−l²σ²/2) with σ = FWHM/√(8 ln 2), or the one of the beam file. A transfer
+        function that depends on direction enters by its rms over directions.
+
+        Parameters
+        ----------
+        ell : multipoles, of any shape
+
+        Returns
+        -------
+        beam : of the shape of ``ell``
+        """
         transfer = self._transfer()
         optics = self._optics(ell)
         return optics if transfer is None else optics * transfer.mean(ell)
 
     def response(self, ly: np.ndarray, lx: np.ndarray) -> np.ndarray:
-        """Beam and transfer function at modes of a patch; same shape."""
+        """Beam times transfer function at the modes of a patch.
+
+        Parameters
+        ----------
+        ly, lx : components of l, of any one shape
+
+        Returns
+        -------
+        response : of the same shape
+        """
         transfer, optics = self._transfer(), self._optics(np.hypot(ly, lx))
         return optics if transfer is None else optics * transfer(ly, lx)
 
@@ -184,11 +246,16 @@ class Instrument:
 
 
 def level_of(rms: np.ndarray, geometry: PatchGeometry) -> float:
-    """The level in µK′ of which 1/σ² is the mean one of the pixels that were seen.
+    """Noise level of the mean inverse variance of the pixels with data.
 
     Parameters
     ----------
-    rms : noise per pixel in µK, infinite where nothing was seen
+    rms : noise per pixel in µK, infinite in pixels without data
+    geometry : of the pixels
+
+    Returns
+    -------
+    level : in µK-arcmin
     """
     seen = rms[np.isfinite(rms)]
     return float(geometry.pixel / ARCMIN / np.sqrt(np.mean(1.0 / np.square(seen))))
@@ -220,7 +287,16 @@ class Systematics:
     angle: float = 0.0
 
     def of(self, instrument: Instrument) -> Instrument:
-        """The instrument with its beam and noise off."""
+        """Apply the errors of beam and noise to an instrument.
+
+        Parameters
+        ----------
+        instrument : without errors
+
+        Returns
+        -------
+        instrument : with beam and noise changed
+        """
         return replace(
             instrument,
             noise_uk_arcmin=instrument.noise_uk_arcmin * (1.0 + self.noise),
@@ -228,7 +304,16 @@ class Systematics:
         )
 
     def distort(self, q: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Noiseless Q and U with gain and angle off; same shapes."""
+        """Apply the errors of gain and polarisation angle to noiseless maps.
+
+        Parameters
+        ----------
+        q, u : in µK, of any one shape
+
+        Returns
+        -------
+        q, u : of the same shapes
+        """
         if not self.gain and not self.angle:
             return q, u
         cos, sin = ((1.0 + self.gain) * f(2.0 * np.radians(self.angle)) for f in (np.cos, np.sin))
@@ -236,10 +321,19 @@ class Systematics:
 
 
 def cosine_mask(geometry: PatchGeometry, taper_deg: float) -> np.ndarray:
-    """Product of cosine tapers, (n_pixels, n_pixels): 0 at the edge, 1 beyond ``taper_deg``.
+    """Product of cosine tapers: 0 at the edge, 1 further in than the taper.
 
-    One side falls as ½[1 − cos(π d/taper)], d the distance of the pixel centre to the edge,
-    so that value and slope both vanish at the edge.
+    Each side falls as ½[1 − cos(π d/taper)], where d is the distance of the pixel's centre from the
+    edge. Value and slope both vanish at the edge.
+
+    Parameters
+    ----------
+    geometry : of the patch
+    taper_deg : width of the taper in degrees
+
+    Returns
+    -------
+    mask : (n_pixels, n_pixels)
     """
     n = geometry.n_pixels
     taper = np.radians(taper_deg) / geometry.pixel
@@ -254,9 +348,19 @@ def cosine_mask(geometry: PatchGeometry, taper_deg: float) -> np.ndarray:
 def convolve_beam(
     padded: np.ndarray, instrument: Instrument, geometry: PatchGeometry
 ) -> np.ndarray:
-    """Padded maps (..., n_padded, n_padded) → beamed and cropped (..., n_pixels, n_pixels).
+    """Convolve padded maps with the beam and cut out the patch.
 
     The padding keeps the wrap-around of the Fourier convolution off the patch.
+
+    Parameters
+    ----------
+    padded : (..., n_padded, n_padded)
+    instrument : whose beam and transfer function are applied
+    geometry : of the patches
+
+    Returns
+    -------
+    maps : (..., n_pixels, n_pixels)
     """
     n = geometry.n_padded
     transfer = instrument.response(*mode_vectors(n, geometry.pixel))
@@ -270,8 +374,19 @@ def draw_noise(
     geometry: PatchGeometry,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """Noise in µK per pixel, float32 of the given shape, (..., n_pixels, n_pixels): white, or with
-    the instrument's excess at low multipoles; zero where nothing was seen."""
+    """Draw the noise of maps: white, or with the 1/f noise of the instrument.
+
+    Parameters
+    ----------
+    shape : (..., n_pixels, n_pixels)
+    instrument : whose noise it is
+    geometry : of the patches
+    generator : source of the random numbers
+
+    Returns
+    -------
+    noise : float32 in µK, of that shape; zero in pixels without data
+    """
     rms = np.asarray(instrument.noise_rms(geometry), np.float32)
     noise = unit_noise(shape, instrument.one_over_f, geometry.pixel, generator)
     return noise * np.where(np.isfinite(rms), rms, np.float32(0.0))

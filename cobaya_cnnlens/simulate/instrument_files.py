@@ -67,13 +67,20 @@ class Beam:
         return np.exp(np.where(l2 > end, logs[-1] * l2 / end, inside))
 
     def off(self, amplitudes: np.ndarray | tuple[float, ...]) -> Beam:
-        """The beam with its error modes at so many standard deviations, the first at the first
-        amplitude.
+        """The beam with its error modes at given amplitudes.
+
+        Parameters
+        ----------
+        amplitudes : in standard deviations, the first for the first error mode
+
+        Returns
+        -------
+        beam : the beam with these errors
 
         Raises
         ------
         InstrumentError
-            if there are fewer modes, or if nothing positive is left of the beam
+            if the beam has fewer error modes, or if it does not stay positive
         """
         if len(amplitudes) > len(self.errors):
             raise InstrumentError(
@@ -124,7 +131,16 @@ class Transfer:
         return RegularGridInterpolator(self.axes, self.values)(np.stack(at, axis=-1))
 
     def mean(self, ell: np.ndarray) -> np.ndarray:
-        """Root of F² averaged over the directions of l, at multipoles; same shape."""
+        """Root mean square of F over the directions of l.
+
+        Parameters
+        ----------
+        ell : multipoles, of any shape
+
+        Returns
+        -------
+        mean : of the shape of ``ell``
+        """
         if len(self.axes) == 1:
             return np.interp(ell, self.axes[0], self.values)
         ell, angle = np.asarray(ell, float)[..., None], np.pi * (np.arange(180) + 0.5) / 180
@@ -137,7 +153,15 @@ class Transfer:
 
 
 def digest_of(path: str | Path) -> str:
-    """SHA-256 of a file, by which it stands in recipes.
+    """SHA-256 of a file, which stands for the file in recipes.
+
+    Parameters
+    ----------
+    path : of the file
+
+    Returns
+    -------
+    digest : 64 hexadecimal digits
 
     Raises
     ------
@@ -148,11 +172,16 @@ def digest_of(path: str | Path) -> str:
 
 
 def read_beam(path: str | Path, normalise: bool = False) -> Beam:
-    """A measured beam, see the module's head.
+    """Read a measured beam; the module's docstring describes the file.
 
     Parameters
     ----------
+    path : of the file
     normalise : divide by the first B_l, whatever it is
+
+    Returns
+    -------
+    beam : from l = 0, with its error modes
 
     Raises
     ------
@@ -164,7 +193,15 @@ def read_beam(path: str | Path, normalise: bool = False) -> Beam:
 
 
 def read_transfer(path: str | Path) -> Transfer:
-    """A transfer function, see the module's head.
+    """Read a transfer function; the module's docstring describes the file.
+
+    Parameters
+    ----------
+    path : of the file
+
+    Returns
+    -------
+    transfer : on its grid of l
 
     Raises
     ------
@@ -175,8 +212,16 @@ def read_transfer(path: str | Path) -> Transfer:
 
 
 def read_rms(path: str | Path, n_pixels: int) -> np.ndarray:
-    """Noise of Q and of U per pixel in µK, (n_pixels, n_pixels), infinite where nothing was seen,
-    from a file of inverse variance.
+    """Read the noise per pixel of Q and of U from a file of inverse variance.
+
+    Parameters
+    ----------
+    path : of the file
+    n_pixels : pixels on a side of the patch
+
+    Returns
+    -------
+    rms : (n_pixels, n_pixels) in µK, infinite in pixels without data
 
     Raises
     ------
@@ -187,7 +232,16 @@ def read_rms(path: str | Path, n_pixels: int) -> np.ndarray:
 
 
 def rms_of(ivar: np.ndarray, source: str = "inverse variance") -> np.ndarray:
-    """Noise per pixel, infinite where nothing was seen, of inverse variance; same shape.
+    """Noise per pixel of an inverse-variance map.
+
+    Parameters
+    ----------
+    ivar : inverse variance in 1/µK², of any shape, 0 in pixels without data
+    source : what to call the map in errors
+
+    Returns
+    -------
+    rms : in µK, of the same shape, infinite in pixels without data
 
     Raises
     ------
@@ -210,12 +264,12 @@ def rms_of(ivar: np.ndarray, source: str = "inverse variance") -> np.ndarray:
 def _state(path: str | Path) -> tuple[str, int, int]:
     """A file's path, and what tells that it has changed since it was read."""
     try:
-        found = Path(path).stat()
+        status = Path(path).stat()
     except OSError as error:
         raise InstrumentError(
             f"{path}: cannot be read ({error.strerror}); correct the path"
         ) from None
-    return str(path), found.st_mtime_ns, found.st_size
+    return str(path), status.st_mtime_ns, status.st_size
 
 
 @lru_cache(maxsize=64)
@@ -295,13 +349,13 @@ def _error_modes(path: str, columns: np.ndarray, beam: np.ndarray) -> np.ndarray
 def _names(path: str, count: int) -> list[str]:
     """Names of so many columns, from the last comment line above a table that has as many words;
     empty if there is none."""
-    found: list[str] = []
+    names: list[str] = []
     for line in Path(path).read_text(encoding="utf-8-sig", errors="replace").splitlines():
         if line.strip() and not line.lstrip().startswith("#"):
             break
         words = re.split(r"[\s,;]+", line.strip(" #,;\t"))
-        found = words if len(words) == count else found
-    return found
+        names = words if len(words) == count else names
+    return names
 
 
 @lru_cache(maxsize=16)
@@ -386,16 +440,16 @@ def _check_positive(path: str, name: str, values: np.ndarray) -> None:
 def _array(path: str, name: str) -> np.ndarray:
     """One array of real numbers of a NumPy file; of an ``.npy`` the one there is."""
     try:
-        found = np.load(path, allow_pickle=False)
-        if not isinstance(found, np.ndarray):
-            with found:
-                found = found[name]
+        array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            with array:
+                array = array[name]
     except KeyError:
         raise InstrumentError(f"{path}: has no array '{name}'; add it") from None
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise InstrumentError(
             f"{path}: is no NumPy file of an array '{name}' ({str(error).splitlines()[0]:.120})"
         ) from None
-    if found.dtype.kind not in "fiu":
-        raise InstrumentError(f"{path}: array '{name}' is of {found.dtype}, not of numbers")
-    return found.astype(float)
+    if array.dtype.kind not in "fiu":
+        raise InstrumentError(f"{path}: array '{name}' is of {array.dtype}, not of numbers")
+    return array.astype(float)

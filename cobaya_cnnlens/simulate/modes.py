@@ -6,7 +6,17 @@ import numpy as np
 
 
 def mode_vectors(n: int, pixel: float) -> tuple[np.ndarray, np.ndarray]:
-    """Components (l_y, l_x) of the half plane's modes, each (n, n//2 + 1)."""
+    """Components of l of the half plane's modes.
+
+    Parameters
+    ----------
+    n : pixels on a side
+    pixel : side of a pixel in radians
+
+    Returns
+    -------
+    ly, lx : (n, n//2 + 1) each
+    """
     ly = 2.0 * np.pi * np.fft.fftfreq(n, pixel)
     lx = 2.0 * np.pi * np.fft.rfftfreq(n, pixel)
     ly, lx = np.meshgrid(ly, lx, indexing="ij")
@@ -14,15 +24,35 @@ def mode_vectors(n: int, pixel: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plane_vectors(n: int, pixel: float) -> tuple[np.ndarray, np.ndarray]:
-    """Components (l_y, l_x) of the whole plane's modes, each (n, n)."""
+    """Components of l of the whole plane's modes.
+
+    Parameters
+    ----------
+    n : pixels on a side
+    pixel : side of a pixel in radians
+
+    Returns
+    -------
+    ly, lx : (n, n) each
+    """
     l = 2.0 * np.pi * np.fft.fftfreq(n, pixel)
     ly, lx = np.meshgrid(l, l, indexing="ij")
     return ly, lx
 
 
 def half_plane_weights(n: int) -> np.ndarray:
-    """How many modes of a real map each mode of the half plane stands for, (n, n//2 + 1): those of
-    columns 0 and n/2 for themselves, the others also for their mirror images."""
+    """How many modes of a real map each mode of the half plane stands for.
+
+    Those of columns 0 and n/2 stand for themselves, the others also for their mirror images.
+
+    Parameters
+    ----------
+    n : pixels on a side
+
+    Returns
+    -------
+    weights : (n, n//2 + 1), one or two
+    """
     weight = np.full((n, n // 2 + 1), 2.0)
     weight[:, 0] = 1.0
     if n % 2 == 0:
@@ -31,7 +61,17 @@ def half_plane_weights(n: int) -> np.ndarray:
 
 
 def masked_area(mask: np.ndarray, pixel: float) -> float:
-    """n²Δ²⟨M²⟩ of a mask (n, n), by which |f_l|² of masked maps is divided to give their power."""
+    """Area n²Δ²⟨M²⟩ by which |f_l|² of masked maps is divided to give their power.
+
+    Parameters
+    ----------
+    mask : (n, n)
+    pixel : side Δ of a pixel in radians
+
+    Returns
+    -------
+    area : in sr
+    """
     return float((len(mask) * pixel) ** 2 * np.mean(mask**2))
 
 
@@ -39,6 +79,14 @@ def polarisation_angles(ly: np.ndarray, lx: np.ndarray) -> tuple[np.ndarray, np.
     """cos 2ϑ and sin 2ϑ of l, with ϑ from south (−y) towards east (x); zero at l = 0.
 
     E_l = Q_l cos 2ϑ + U_l sin 2ϑ,  B_l = −Q_l sin 2ϑ + U_l cos 2ϑ.
+
+    Parameters
+    ----------
+    ly, lx : components of l, of any one shape
+
+    Returns
+    -------
+    cos, sin : of the same shape
     """
     l2 = ly**2 + lx**2
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -48,11 +96,21 @@ def polarisation_angles(ly: np.ndarray, lx: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def pure_b_modes(q: np.ndarray, u: np.ndarray, mask: np.ndarray, pixel: float) -> np.ndarray:
-    """Modes Δ² Σ B(x) e^{−il·x} of pure B of *unmasked* Q, U (..., n, n), (..., n, n//2 + 1).
+    """Modes Δ² Σ B(x) e^{−il·x} of pure B.
 
     B^pure_l = l⁻² ∫ M(x) (−∇²B)(x) e^{−il·x} d²x, with the derivatives moved onto M e^{−il·x}
-    (Smith 2006, astro-ph/0511629): no E leaks in, whatever the mask, as long as the mask and its
-    slope vanish at the edge and where nothing was seen.
+    (Smith 2006, astro-ph/0511629). No E leaks into B if the mask and its slope vanish at the edge
+    and around pixels without data.
+
+    Parameters
+    ----------
+    q, u : *unmasked* maps, (..., n, n) in µK
+    mask : (n, n)
+    pixel : side Δ of a pixel in radians
+
+    Returns
+    -------
+    b : (..., n, n//2 + 1), complex
     """
     ly, lx = mode_vectors(q.shape[-1], pixel)
     m = mask

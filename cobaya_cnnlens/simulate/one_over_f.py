@@ -4,12 +4,10 @@ The power of the noise is white times
 
     1 + (l_knee/l_eff)^s ,   l_eff² = l_∥² + (l_⊥/a)² ,
 
-with l_∥ along the scan and l_⊥ across it. For a = 1 it is isotropic, the form by which ground-based
-noise is forecast (Ade et al. 2019, arXiv:1808.07445, eq. 1, with α = −s). A detector that is
-scanned at one angle sees its drifts at small l_∥ whatever l_⊥ is (Crawford 2007, astro-ph/0702608,
-for raster scans without cross-linking), which is a → ∞: between the two, ``anisotropy`` a says how
-many times farther the excess reaches across the scan than along it. Where the depth varies, the map
-is the noise rms of each pixel times such noise of unit white level.
+with l_∥ along the scan and l_⊥ across it. For a = 1 it is isotropic, as in forecasts of
+ground-based noise (Ade et al. 2019, arXiv:1808.07445, eq. 1, with α = −s). Scans at one angle give
+a → ∞: drifts appear at small l_∥ for every l_⊥ (Crawford 2007, astro-ph/0702608). Where the depth
+varies, a map is the noise rms of each pixel times noise of unit white level.
 """
 
 from __future__ import annotations
@@ -60,20 +58,49 @@ class OneOverF:
                 )
 
     def ratio(self, ly: np.ndarray, lx: np.ndarray) -> np.ndarray:
-        """Power at modes over the white noise's; same shape."""
+        """Power at modes relative to the white noise.
+
+        Parameters
+        ----------
+        ly, lx : components of l, of any one shape
+
+        Returns
+        -------
+        ratio : of the same shape
+        """
         cos, sin = np.cos(np.radians(self.scan_deg)), np.sin(np.radians(self.scan_deg))
         along, across = cos * lx + sin * ly, cos * ly - sin * lx
         effective = np.maximum(np.hypot(along, across / self.anisotropy), LEAST_MULTIPOLE)
         return 1.0 + (self.knee / effective) ** self.slope
 
     def mean_ratio(self, ell: np.ndarray) -> np.ndarray:
-        """:meth:`ratio` averaged over the directions of l, at multipoles; same shape."""
+        """:meth:`ratio` averaged over the directions of l.
+
+        Parameters
+        ----------
+        ell : multipoles, of any shape
+
+        Returns
+        -------
+        ratio : of the shape of ``ell``
+        """
         angle = 2.0 * np.pi * (np.arange(720) + 0.5) / 720
         ell = np.asarray(ell, float)[..., None]
         return self.ratio(ell * np.sin(angle), ell * np.cos(angle)).mean(-1)
 
     def draw(self, n: int, pixel: float, generator: np.random.Generator) -> np.ndarray:
-        """Periodic noise of unit white level without its mean, (n, n) float32."""
+        """Draw periodic noise of unit white level without its mean.
+
+        Parameters
+        ----------
+        n : pixels on a side
+        pixel : side of a pixel in radians
+        generator : source of the random numbers
+
+        Returns
+        -------
+        noise : (n, n) float32
+        """
         roots = np.sqrt(self.ratio(*mode_vectors(n, pixel))).astype(np.float32)
         roots[0, 0] = 0.0
         white = generator.standard_normal((n, n), dtype=np.float32)
@@ -86,18 +113,24 @@ def unit_noise(
     pixel: float,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """Noise of unit white level on patches, float32 of the given shape, (..., n, n).
+    """Draw noise of unit white level on patches.
 
     Parameters
     ----------
+    shape : (..., n, n)
     one_over_f : None for white noise
-    pixel : side in radians
+    pixel : side of a pixel in radians
+    generator : source of the random numbers
+
+    Returns
+    -------
+    noise : float32 of that shape
     """
     if one_over_f is None:
         return generator.standard_normal(shape, dtype=np.float32)
     n = shape[-1]
     size = scipy.fft.next_fast_len(BOX * n, real=True)
-    found = np.empty((int(np.prod(shape[:-2])), n, n), np.float32)
-    for patch in found:
+    noise = np.empty((int(np.prod(shape[:-2])), n, n), np.float32)
+    for patch in noise:
         patch[:] = one_over_f.draw(size, pixel, generator)[:n, :n]
-    return found.reshape(shape)
+    return noise.reshape(shape)

@@ -32,8 +32,9 @@ _Arrays = TypeVar("_Arrays")
 
 @dataclass(frozen=True)
 class PatchGeometry:
-    """A square patch; defaults are the paper's 5° × 5° at 128² pixels (2.34′, Nyquist l = 4608).
+    """A square patch.
 
+    Defaults are the paper's 5 deg x 5 deg at 128² pixels (2.34 arcmin, Nyquist l = 4608).
     ``pad`` pixels are added on every side while the beam is applied.
     """
 
@@ -64,7 +65,16 @@ class PatchGeometry:
         return 2.0 * np.pi / (self.n_pixels * self.pixel)
 
     def crop(self, maps: np.ndarray) -> np.ndarray:
-        """Padded maps (..., n_padded, n_padded) → (..., n_pixels, n_pixels)."""
+        """Cut the patch out of padded maps.
+
+        Parameters
+        ----------
+        maps : (..., n_padded, n_padded)
+
+        Returns
+        -------
+        patches : (..., n_pixels, n_pixels)
+        """
         inner = slice(self.pad, self.pad + self.n_pixels)
         return maps[..., inner, inner]
 
@@ -83,10 +93,19 @@ class Pointing:
 
 
 def patch_centres(nside: int = 4, poles: int = 16) -> np.ndarray:
-    """Colatitude and longitude of the patch centres, shape (160, 2) by default.
+    """Centres of the patches of a simulated sky.
 
-    HEALPix pixel centres without the ``poles`` nearest each pole; at nside 4 they are
-    14° apart, so that 5° patches do not overlap.
+    They are the centres of HEALPix pixels without the ``poles`` nearest each pole. At nside 4 they
+    are 14 deg apart, so that patches of 5 deg do not overlap.
+
+    Parameters
+    ----------
+    nside : of HEALPix
+    poles : how many centres to leave out at each pole
+
+    Returns
+    -------
+    centres : colatitude and longitude in radians, (160, 2) by default
     """
     import healpy  # takes a second or two, for matplotlib; every command reads this module
 
@@ -94,15 +113,25 @@ def patch_centres(nside: int = 4, poles: int = 16) -> np.ndarray:
     return np.stack([theta, phi], axis=1)[poles : len(theta) - poles]
 
 
-def closest_centres(nside: int, poles: int, wanted: float) -> float:
-    """The angle between the two closest of :func:`patch_centres`, in degrees; or, if that is
-    enough, a bound that lies above ``wanted``, for which healpy need not be loaded.
+def closest_centres(nside: int, poles: int, enough: float) -> float:
+    """Angle between the two closest of :func:`patch_centres`.
 
-    Neighbouring HEALPix centres are never closer than .79 of the root of a pixel's area.
+    If a lower bound already exceeds ``enough``, the bound is returned and healpy is not loaded.
+    Neighbouring HEALPix centres are never closer than 0.79 of the root of a pixel's area.
+
+    Parameters
+    ----------
+    nside : of HEALPix
+    poles : how many centres are left out at each pole
+    enough : angle in degrees above which a bound will do
+
+    Returns
+    -------
+    angle : in degrees
     """
     bound = 0.79 * np.degrees(np.sqrt(np.pi / 3.0)) / nside
     centres = 12 * nside**2 - 2 * poles
-    if bound > wanted or centres < 2:
+    if bound > enough or centres < 2:
         return bound if centres > 1 else 180.0
     from scipy.spatial import cKDTree
 
@@ -114,11 +143,16 @@ def closest_centres(nside: int, poles: int, wanted: float) -> float:
 
 
 def point_patch(centre: np.ndarray, geometry: PatchGeometry) -> Pointing:
-    """Positions of the padded patch's pixels, row-major, n = n_padded².
+    """Positions of the pixels of a padded patch.
 
     Parameters
     ----------
     centre : colatitude and longitude of the centre in radians
+    geometry : of the patch
+
+    Returns
+    -------
+    pointing : row by row, n = n_padded²
     """
     n = geometry.n_padded
     offset = (np.arange(n) - 0.5 * (n - 1)) * geometry.pixel
@@ -141,12 +175,32 @@ def point_patch(centre: np.ndarray, geometry: PatchGeometry) -> Pointing:
 
 
 def point_patches(centres: np.ndarray, geometry: PatchGeometry) -> Pointing:
-    """The pixels of all patches one after another, n = n_patches · n_padded²."""
+    """Positions of the pixels of all patches, one patch after another.
+
+    Parameters
+    ----------
+    centres : colatitude and longitude in radians, (n_patches, 2)
+    geometry : of the patches
+
+    Returns
+    -------
+    pointing : n = n_patches · n_padded²
+    """
     return _join([point_patch(centre, geometry) for centre in centres])
 
 
 def repeat_pointing(pointing: Pointing, times: int) -> Pointing:
-    """The same pixels several times over."""
+    """The same pixels several times over.
+
+    Parameters
+    ----------
+    pointing : n pixels
+    times : how often
+
+    Returns
+    -------
+    pointing : n · times pixels
+    """
     return _join([pointing] * times)
 
 
@@ -167,7 +221,19 @@ def _local_axes(theta: ArrayLike, phi: ArrayLike) -> tuple[np.ndarray, np.ndarra
 
 
 def scalar_at(alm: np.ndarray, lmax: int, pointing: Pointing, nthreads: int = 0) -> np.ndarray:
-    """A scalar field at the pixels, shape (n,)."""
+    """Evaluate a scalar field at the pixels.
+
+    Parameters
+    ----------
+    alm : in HEALPix order, complex
+    lmax : of ``alm``
+    pointing : n pixels
+    nthreads : of ducc0; 0 for one per core
+
+    Returns
+    -------
+    values : (n,)
+    """
     import ducc0
 
     return ducc0.sht.synthesis_general(
@@ -190,7 +256,19 @@ class Deflection:
 
 
 def gradient_at(philm: np.ndarray, lmax: int, pointing: Pointing, nthreads: int = 0) -> np.ndarray:
-    """∇φ at the pixels: components along south and east, (n, 2). Linear in ``philm``."""
+    """Evaluate ∇φ at the pixels; it is linear in ``philm``.
+
+    Parameters
+    ----------
+    philm : in HEALPix order, complex
+    lmax : of ``philm``
+    pointing : n pixels
+    nthreads : of ducc0; 0 for one per core
+
+    Returns
+    -------
+    gradient : components along south and east, (n, 2) in radians
+    """
     import ducc0
 
     gradient = ducc0.sht.synthesis_general(
@@ -206,7 +284,18 @@ def gradient_at(philm: np.ndarray, lmax: int, pointing: Pointing, nthreads: int 
 
 
 def deflect_by(gradient: np.ndarray, pointing: Pointing, nthreads: int = 0) -> Deflection:
-    """Move every pixel by ∇φ (n, 2) along a great circle (Lewis 2005, astro-ph/0502469, app. A)."""
+    """Move every pixel by ∇φ along a great circle (Lewis 2005, astro-ph/0502469, app. A).
+
+    Parameters
+    ----------
+    gradient : of :func:`gradient_at`, (n, 2) in radians
+    pointing : n pixels
+    nthreads : of ducc0; 0 for one per core
+
+    Returns
+    -------
+    deflection : new positions and rotations of the frame
+    """
     import ducc0
 
     n = len(pointing.theta)
@@ -223,14 +312,35 @@ def deflect_by(gradient: np.ndarray, pointing: Pointing, nthreads: int = 0) -> D
 
 
 def join_deflections(deflections: list[Deflection]) -> Deflection:
-    """Several deflections of the same pixels, one after another."""
+    """Join several deflections of the same pixels, one after another.
+
+    Parameters
+    ----------
+    deflections : of n pixels each
+
+    Returns
+    -------
+    deflection : of all
+    """
     return _join(deflections)
 
 
 def polarisation_at(
     elm: np.ndarray, lmax: int, pointing: Pointing, nthreads: int = 0
 ) -> np.ndarray:
-    """Q + iU of an unlensed pure-E field at the pixels, in the patch frame; complex (n,)."""
+    """Evaluate Q + iU of an unlensed pure-E field, in the frame of the patch.
+
+    Parameters
+    ----------
+    elm : in HEALPix order, µK, complex
+    lmax : of ``elm``
+    pointing : n pixels
+    nthreads : of ducc0; 0 for one per core
+
+    Returns
+    -------
+    polarisation : (n,) complex, in µK
+    """
     p = _spin2(elm, lmax, pointing.theta, pointing.phi, nthreads)
     return p * np.exp(-2j * pointing.frame)
 
@@ -238,7 +348,20 @@ def polarisation_at(
 def lensed_polarisation_at(
     elm: np.ndarray, lmax: int, pointing: Pointing, deflection: Deflection, nthreads: int = 0
 ) -> np.ndarray:
-    """Q̃ + iŨ at the pixels, in the patch frame; complex (n,). Linear in ``elm``."""
+    """Evaluate lensed Q̃ + iŨ, in the frame of the patch; it is linear in ``elm``.
+
+    Parameters
+    ----------
+    elm : in HEALPix order, µK, complex
+    lmax : of ``elm``
+    pointing : n pixels
+    deflection : of these pixels
+    nthreads : of ducc0; 0 for one per core
+
+    Returns
+    -------
+    polarisation : (n,) complex, in µK
+    """
     p = _spin2(elm, lmax, deflection.theta, deflection.phi, nthreads)
     return p * np.exp(2j * (deflection.rotation - pointing.frame))
 
@@ -246,7 +369,21 @@ def lensed_polarisation_at(
 def lensed_and_unlensed_at(
     elm: np.ndarray, lmax: int, pointing: Pointing, deflection: Deflection, nthreads: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both of the above from one Legendre transform, which is nearly all of the cost."""
+    """Lensed and unlensed polarisation from one Legendre transform, which is nearly all of the
+    cost.
+
+    Parameters
+    ----------
+    elm : in HEALPix order, µK, complex
+    lmax : of ``elm``
+    pointing : n pixels
+    deflection : of these pixels
+    nthreads : of ducc0; 0 for one per core
+
+    Returns
+    -------
+    lensed, unlensed : Q + iU, (n,) complex each, in µK
+    """
     theta = np.concatenate([deflection.theta, pointing.theta])
     phi = np.concatenate([deflection.phi, pointing.phi])
     lensed, unlensed = np.split(_spin2(elm, lmax, theta, phi, nthreads), 2)
@@ -274,7 +411,18 @@ def _spin2(
 
 
 def truncate_alm(alm: np.ndarray, lmax: int, band_limit: int) -> np.ndarray:
-    """The a_lm with l ≤ ``band_limit``, in HEALPix order for that limit."""
+    """The a_lm with l ≤ ``band_limit``.
+
+    Parameters
+    ----------
+    alm : in HEALPix order, complex
+    lmax : of ``alm``
+    band_limit : at most ``lmax``
+
+    Returns
+    -------
+    alm : in HEALPix order for that limit
+    """
     if band_limit > lmax:
         raise CNNLensError(f"band_limit {band_limit} lies above lmax {lmax}")
     starts = [m * (2 * lmax + 1 - m) // 2 for m in range(band_limit + 1)]
@@ -282,6 +430,17 @@ def truncate_alm(alm: np.ndarray, lmax: int, band_limit: int) -> np.ndarray:
 
 
 def convergence_alm(philm: np.ndarray, lmax: int, band_limit: int) -> np.ndarray:
-    """κ_lm = ½ l(l+1) φ_lm for l ≤ ``band_limit``; above, sampling would alias it."""
+    """κ_lm = ½ l(l+1) φ_lm for l ≤ ``band_limit``; sampling would alias higher multipoles.
+
+    Parameters
+    ----------
+    philm : in HEALPix order, complex
+    lmax : of ``philm``
+    band_limit : at most ``lmax``
+
+    Returns
+    -------
+    kappalm : in HEALPix order for the band limit
+    """
     ell = np.arange(band_limit + 1, dtype=float)
     return scale_alm(truncate_alm(philm, lmax, band_limit), 0.5 * ell * (ell + 1.0))

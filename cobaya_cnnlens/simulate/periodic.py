@@ -48,16 +48,34 @@ class Displaced:
         }
 
     def values(self, modes: np.ndarray) -> np.ndarray:
-        """Σ_l f_l e^{il·x} at the points, as pixels of the box, zero elsewhere, (n, n)."""
+        """Evaluate Σ_l f_l e^{il·x} at the displaced points.
+
+        Parameters
+        ----------
+        modes : f_l, (n, n)
+
+        Returns
+        -------
+        values : at the box's pixels, (n, n); zero where there is no point
+        """
         out = np.zeros((self._n, self._n), modes.dtype)
-        found = self._transform[False].u2nu(forward=False, grid=modes)
-        found = found.reshape(self._size, self._size)
+        at_points = self._transform[False].u2nu(forward=False, grid=modes)
+        at_points = at_points.reshape(self._size, self._size)
         for in_box, in_region in self._blocks:
-            out[in_box] = found[in_region]
+            out[in_box] = at_points[in_region]
         return out
 
     def modes(self, values: np.ndarray) -> np.ndarray:
-        """The adjoint of :meth:`values`, (n, n)."""
+        """The adjoint of :meth:`values`.
+
+        Parameters
+        ----------
+        values : (n, n)
+
+        Returns
+        -------
+        modes : (n, n)
+        """
         points = np.empty((self._size, self._size), values.dtype)
         for in_box, in_region in self._blocks:
             points[in_region] = values[in_box]
@@ -130,50 +148,123 @@ class Box:
         return (0.5 * (factors + mirrored)).astype(self.real)
 
     def spectrum(self, cl: np.ndarray) -> np.ndarray:
-        """C_l from l = 0 on the box's modes within the band, zero elsewhere, (n, n)."""
-        found = np.interp(self.ell, np.arange(len(cl)), cl, right=0.0)
-        return np.where(self.band, found, 0.0)
+        """A power spectrum on the modes of the box.
+
+        Parameters
+        ----------
+        cl : C_l from l = 0
+
+        Returns
+        -------
+        power : (n, n), zero outside the band
+        """
+        power = np.interp(self.ell, np.arange(len(cl)), cl, right=0.0)
+        return np.where(self.band, power, 0.0)
 
     def gradient(self, phi: np.ndarray) -> np.ndarray:
-        """∇φ on the box's pixels, (n, n, 2), from the modes of φ."""
+        """∇φ on the pixels of the box.
+
+        Parameters
+        ----------
+        phi : modes of φ, (n, n)
+
+        Returns
+        -------
+        gradient : (n, n, 2) in radians
+        """
         parts = [scipy.fft.ifft2(1j * l * phi).real for l in (self.ly, self.lx)]
         return np.stack(parts, -1)
 
     def positions(self, phi: np.ndarray | None) -> Displaced | None:
-        """Displaced positions x + ∇φ of the patch's pixels and those around it that the beam
-        mixes in; None for no lensing."""
+        """Displaced positions x + ∇φ of the patch's pixels, and of those that the beam mixes in.
+
+        Parameters
+        ----------
+        phi : modes of φ, (n, n); None for no lensing
+
+        Returns
+        -------
+        positions : None for no lensing
+        """
         if phi is None:
             return None
         displaced = self._grid + self.gradient(phi)[self.region]
         return Displaced(self, displaced.reshape(-1, 2))
 
     def at(self, modes: np.ndarray, positions: Displaced | None) -> np.ndarray:
-        """Σ_l f_l e^{il·x}/n² at the positions, (n, n); zero where no position is known."""
+        """Evaluate Σ_l f_l e^{il·x}/n² at positions.
+
+        Parameters
+        ----------
+        modes : f_l, (n, n)
+        positions : of :meth:`positions`
+
+        Returns
+        -------
+        values : (n, n), zero where there is no position
+        """
         if positions is None:
             return scipy.fft.ifft2(modes)
         return positions.values(modes) * self.real.type(1.0 / self.n**2)
 
     def adjoint_at(self, values: np.ndarray, positions: Displaced | None) -> np.ndarray:
-        """The adjoint of :meth:`at`: values at the positions → modes, (n, n)."""
+        """The adjoint of :meth:`at`.
+
+        Parameters
+        ----------
+        values : at the positions, (n, n)
+        positions : of :meth:`positions`
+
+        Returns
+        -------
+        modes : (n, n)
+        """
         scale = self.real.type(1.0 / self.n**2)
         if positions is None:
             return scipy.fft.fft2(values) * scale
         return positions.modes(values) * scale
 
     def blur(self, values: np.ndarray) -> np.ndarray:
-        """Beam-convolved values, (n, n)."""
+        """Convolve values with the beam.
+
+        Parameters
+        ----------
+        values : (n, n)
+
+        Returns
+        -------
+        convolved : (n, n)
+        """
         modes = ducc0.fft.c2c(values.astype(self.complex, copy=False))
         modes *= self.beam
         return ducc0.fft.c2c(modes, forward=False, inorm=2, out=modes)
 
     def pad(self, values: np.ndarray) -> np.ndarray:
-        """A patch's values in the box, zero around it."""
+        """Put a patch into the box, with zeros around it.
+
+        Parameters
+        ----------
+        values : (n_patch, n_patch)
+
+        Returns
+        -------
+        padded : (n, n)
+        """
         out = np.zeros((self.n, self.n), values.dtype)
         out[: self.n_patch, : self.n_patch] = values
         return out
 
     def crop(self, values: np.ndarray) -> np.ndarray:
-        """The patch's part of values on the box, (..., n, n) → (..., n_patch, n_patch)."""
+        """Cut the patch out of values on the box.
+
+        Parameters
+        ----------
+        values : (..., n, n)
+
+        Returns
+        -------
+        patch : (..., n_patch, n_patch)
+        """
         return values[..., : self.n_patch, : self.n_patch]
 
 
@@ -197,12 +288,31 @@ class PeriodicSkies:
         }
 
     def draw(self, name: str, generator: np.random.Generator) -> np.ndarray:
-        """Modes Σ f(x) e^{−il·x} of one Gaussian field, "e" or "phi", (n, n)."""
+        """Draw the modes Σ f(x) e^{−il·x} of one Gaussian field.
+
+        Parameters
+        ----------
+        name : ``"e"`` (µK) or ``"phi"``
+        generator : source of the random numbers
+
+        Returns
+        -------
+        modes : (n, n) complex
+        """
         n = self._box.n
         return scipy.fft.fft2(generator.standard_normal((n, n))) * self._roots[name]
 
     def noise(self, generator: np.random.Generator) -> np.ndarray:
-        """Noise of Q + iU in µK, white or with the instrument's excess, (n, n) complex."""
+        """Draw the noise of Q + iU: white, or with the 1/f noise of the instrument.
+
+        Parameters
+        ----------
+        generator : source of the random numbers
+
+        Returns
+        -------
+        noise : (n, n) complex, in µK
+        """
         q, u = generator.standard_normal((2, self._box.n, self._box.n))
         if self._box.whiteness is not None:
             roots = 1.0 / np.sqrt(self._box.whiteness)
@@ -211,10 +321,29 @@ class PeriodicSkies:
         return self._rms * (q + 1j * u)
 
     def lensed(self, e: np.ndarray, phi: np.ndarray | None) -> np.ndarray:
-        """Beamed Q + iU in µK of unlensed E deflected by ∇φ, (n, n) complex, without noise."""
+        """Lens E by ∇φ and convolve it with the beam; there is no noise.
+
+        Parameters
+        ----------
+        e : modes of unlensed E in µK, (n, n)
+        phi : modes of φ, (n, n); None for no lensing
+
+        Returns
+        -------
+        polarisation : Q + iU in µK, (n, n) complex
+        """
         box = self._box
         return box.blur(box.at(box.turn * e, box.positions(phi)))
 
     def convergence(self, phi: np.ndarray) -> np.ndarray:
-        """κ = ½ L²φ on the pixels, (n, n)."""
+        """κ = ½ L²φ on the pixels.
+
+        Parameters
+        ----------
+        phi : modes of φ, (n, n)
+
+        Returns
+        -------
+        kappa : (n, n)
+        """
         return scipy.fft.ifft2(0.5 * self._box.ell**2 * phi).real

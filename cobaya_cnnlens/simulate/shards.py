@@ -48,7 +48,19 @@ class HarmonicSky:
 
 
 def draw_sky(spectra: Spectra, lmax: int, seed: int, stage: str, index: int) -> HarmonicSky:
-    """One realisation; the phases depend on (seed, stage, index) only, not on the spectra.
+    """Draw one sky; its phases depend on (seed, stage, index), not on the spectra.
+
+    Parameters
+    ----------
+    spectra : of φ and of unlensed E
+    lmax : band limit of the sky
+    seed : the root seed of the survey
+    stage : name of the set, for example ``"train"``
+    index : number of the sky in the set
+
+    Returns
+    -------
+    sky : its a_lm
 
     Raises
     ------
@@ -71,20 +83,50 @@ def draw_sky(spectra: Spectra, lmax: int, seed: int, stage: str, index: int) -> 
 
 @lru_cache(maxsize=2)
 def pointing_of(geometry: PatchGeometry, nside: int, poles: int) -> patches.Pointing:
-    """Pixel positions of all patches; kept, because every sky shares them."""
+    """Positions of the pixels of all patches; kept, because every sky shares them.
+
+    Parameters
+    ----------
+    geometry : of the patches
+    nside, poles : of :func:`.patches.patch_centres`
+
+    Returns
+    -------
+    pointing : n = n_patches · n_padded²
+    """
     return patches.point_patches(patches.patch_centres(nside, poles), geometry)
 
 
 @lru_cache(maxsize=2)
 def pointing_in_rings(geometry: PatchGeometry) -> patches.Pointing:
-    """As :func:`pointing_of`, of patches side by side."""
+    """Positions of the pixels of patches side by side in rings; kept.
+
+    Parameters
+    ----------
+    geometry : of the patches
+
+    Returns
+    -------
+    pointing : n = n_patches · n_padded²
+    """
     return patches.point_patches(ring_centres(geometry.size_deg), geometry)
 
 
 def some_patches(
     pointing: patches.Pointing, geometry: PatchGeometry, chosen: np.ndarray
 ) -> patches.Pointing:
-    """The pixel positions of some patches, by number, of those of many."""
+    """Positions of the pixels of some of the patches.
+
+    Parameters
+    ----------
+    pointing : of all patches
+    geometry : of the patches
+    chosen : numbers of the patches, (n_chosen,)
+
+    Returns
+    -------
+    pointing : n = n_chosen · n_padded²
+    """
     fields = (getattr(pointing, name) for name in patches.Pointing.__annotations__)
     by_patch = (values.reshape(-1, geometry.n_padded**2) for values in fields)
     return patches.Pointing(*(values[chosen].ravel() for values in by_patch))
@@ -97,7 +139,20 @@ def sample_patches(
     pointing: patches.Pointing,
     nthreads: int = 0,
 ) -> dict[str, np.ndarray]:
-    """All fields of a sky at the patch pixels; see the module's head for names and shapes."""
+    """Sample all fields of a sky at the pixels of the patches.
+
+    Parameters
+    ----------
+    sky : its a_lm
+    settings : band limits and names of the fields
+    geometry : of the patches
+    pointing : of the patches
+    nthreads : of ducc0; 0 for one per core
+
+    Returns
+    -------
+    fields : by name, with the shapes that the module's docstring states
+    """
     n = geometry.n_padded
     gradient = patches.gradient_at(sky.philm, sky.lmax, pointing, nthreads)
     deflection = patches.deflect_by(gradient, pointing, nthreads)
@@ -124,14 +179,31 @@ def sample_patches(
 
 
 def write_shard(path: str | Path, recipe: Mapping[str, Any], fields: dict[str, np.ndarray]) -> None:
-    """Write one sky atomically."""
+    """Write one sky atomically.
+
+    Parameters
+    ----------
+    path : of the file
+    recipe : what determines the sky
+    fields : of :func:`sample_patches`
+    """
     products.write_product(path, KIND, recipe, fields)
 
 
 def read_fields(
     path: str | Path, names: tuple[str, ...], recipe: Mapping[str, Any] | None = None
 ) -> tuple[np.ndarray, ...]:
-    """Chosen fields of a shard, each (n_patches, n_padded, n_padded) float32.
+    """Read chosen fields of a shard.
+
+    Parameters
+    ----------
+    path : of the file
+    names : of the fields
+    recipe : that the file must have been written with; None for any
+
+    Returns
+    -------
+    fields : (n_patches, n_padded, n_padded) float32 each
 
     Raises
     ------

@@ -23,14 +23,27 @@ def seed_sequence(seed: int, stage: str, *index: int) -> np.random.SeedSequence:
     seed : the survey's root seed
     stage : name of the stage or set, e.g. ``"train"``, ``"noise/test"``
     *index : indices of the unit within the stage
+
+    Returns
+    -------
+    sequence : the same for the same arguments, on every machine
     """
     return np.random.SeedSequence([seed, zlib.crc32(stage.encode()), *index])
 
 
 def unit_alm(lmax: int, generator: np.random.Generator) -> np.ndarray:
-    """Gaussian a_lm with C_l = 1 in HEALPix order, shape ((lmax+1)(lmax+2)/2,), complex128.
+    """Draw Gaussian a_lm with C_l = 1.
 
     a_l0 is real with unit variance; Re and Im of a_lm for m > 0 have variance 1/2 each.
+
+    Parameters
+    ----------
+    lmax : largest multipole
+    generator : source of the random numbers
+
+    Returns
+    -------
+    alm : in HEALPix order, ((lmax+1)(lmax+2)/2,) complex128
     """
     size = (lmax + 1) * (lmax + 2) // 2
     alm = generator.standard_normal((size, 2)).view(np.complex128)[:, 0]
@@ -40,7 +53,17 @@ def unit_alm(lmax: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def scale_alm(alm: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """a_lm times ``factor`` (shape (lmax+1,), from l = 0), HEALPix order."""
+    """Multiply a_lm by a function of l.
+
+    Parameters
+    ----------
+    alm : in HEALPix order, complex
+    factor : from l = 0, (lmax + 1,)
+
+    Returns
+    -------
+    alm : in HEALPix order
+    """
     lmax = len(factor) - 1
     if alm.shape != ((lmax + 1) * (lmax + 2) // 2,):
         raise CNNLensError(

@@ -31,18 +31,23 @@ class TileInstrument(Instrument):
 
     @classmethod
     def of(cls, survey: Instrument, rms: np.ndarray, geometry: PatchGeometry) -> TileInstrument:
-        """A survey's instrument on a tile.
+        """The instrument of a survey on one of its tiles.
 
         Parameters
         ----------
         survey : :meth:`.Instrument.measured`, if it has files
-        rms : of :func:`.instrument_files.rms_of`
+        rms : noise per pixel of the tile in µK, (n, n), of :func:`.instrument_files.rms_of`
+        geometry : of the tile
+
+        Returns
+        -------
+        instrument : with the depth of the tile
 
         Raises
         ------
         InstrumentError
-            if the map is not of the tile's shape, holds NaN or what is not positive, or nothing was
-            seen
+            if the map does not have the tile's shape, holds NaN or a value that is not positive, or
+            has no pixel with data
         """
         n = geometry.n_pixels
         if np.shape(rms) != (n, n):
@@ -60,12 +65,30 @@ class TileInstrument(Instrument):
         return cls(**kept, rms=rms)
 
     def noise_rms(self, geometry: PatchGeometry) -> np.ndarray:
-        """Noise per pixel of Q and of U in µK, (n, n), infinite where nothing was seen."""
+        """White noise per pixel of Q and of U.
+
+        Parameters
+        ----------
+        geometry : of the tile
+
+        Returns
+        -------
+        rms : (n, n) in µK, infinite in pixels without data
+        """
         assert self.rms is not None  # of() gives it
         return self._scaled(self.rms, geometry)
 
     def at_level(self, noise_uk_arcmin: float) -> Instrument:
-        """The survey's optics and excess with white noise of one level in µK′."""
+        """The optics and 1/f noise of the survey with uniform white noise.
+
+        Parameters
+        ----------
+        noise_uk_arcmin : level of the white noise in µK-arcmin
+
+        Returns
+        -------
+        instrument : without a depth map
+        """
         kept = {field.name: getattr(self, field.name) for field in fields(Instrument)}
         return Instrument(**{**kept, "noise_uk_arcmin": noise_uk_arcmin})
 
@@ -77,8 +100,18 @@ class TileInstrument(Instrument):
     def draw(
         self, n_maps: int, geometry: PatchGeometry, generator: np.random.Generator
     ) -> np.ndarray:
-        """Noise of Q and U of realisations of the tile in µK, (2, n_maps, n, n) float32, zero where
-        nothing was seen."""
+        """Draw the noise of Q and U for realisations of the tile.
+
+        Parameters
+        ----------
+        n_maps : number of realisations
+        geometry : of the tile
+        generator : source of the random numbers
+
+        Returns
+        -------
+        noise : (2, n_maps, n, n) float32 in µK, zero in pixels without data
+        """
         n = geometry.n_pixels
         return draw_noise((2, n_maps, n, n), self, geometry, generator)
 
@@ -89,8 +122,18 @@ class TileInstrument(Instrument):
         geometry: PatchGeometry,
         generator: np.random.Generator,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Noiseless, padded Q and U (n_maps, n_padded, n_padded) as the tile sees them, unmasked,
-        (n_maps, n, n) float32 each in µK; zero where nothing was seen."""
+        """Add beam and noise to noiseless maps.
+
+        Parameters
+        ----------
+        q, u : padded, (n_maps, n_padded, n_padded) in µK
+        geometry : of the tile
+        generator : source of the random numbers
+
+        Returns
+        -------
+        q, u : unmasked, (n_maps, n, n) float32 each in µK, zero in pixels without data
+        """
         noise = self.draw(len(q), geometry, generator)
         seen = self.seen(geometry)
         q, u = (

@@ -49,6 +49,11 @@ def rings(size_deg: float, shift: float) -> list[np.ndarray]:
     """As :func:`ring_centres`, from south to north, but of any place along the meridian: the
     southernmost ring lies so many sides above the lowest that holds no pole.
 
+    Parameters
+    ----------
+    size_deg : side of a patch
+    shift : how many sides the southernmost ring lies above the lowest that holds no pole
+
     Returns
     -------
     colatitude and longitude in radians of each ring, (n, 2); a ring may be turned about the pole
@@ -66,13 +71,34 @@ def rings(size_deg: float, shift: float) -> list[np.ndarray]:
 
 
 def evenly(n: int, wanted: int | None) -> np.ndarray:
-    """So many of n patches, by number and spread evenly over them; all for None or more than n."""
+    """Choose some of n patches, spread evenly over their numbers.
+
+    Parameters
+    ----------
+    n : number of patches
+    wanted : how many to choose; all for None, or for more than n
+
+    Returns
+    -------
+    chosen : numbers of the patches
+    """
     wanted = min(wanted or n, n)
     return np.arange(wanted) * n // wanted
 
 
 def some(of_patches: np.ndarray, wanted: int | None, axis: int = 0) -> np.ndarray:
-    """What belongs to the patches that :func:`evenly` takes of those along ``axis``."""
+    """Take the values of the patches that :func:`evenly` chooses.
+
+    Parameters
+    ----------
+    of_patches : values with the patches along ``axis``
+    wanted : how many to choose
+    axis : of the patches
+
+    Returns
+    -------
+    chosen : the same array with fewer patches
+    """
     return of_patches.take(evenly(of_patches.shape[axis], wanted), axis=axis)
 
 
@@ -120,6 +146,11 @@ def largest_overlap(centres: np.ndarray, size_deg: float) -> float:
     Parameters
     ----------
     centres : colatitude and longitude in radians, (n, 2)
+    size_deg : side of a patch
+
+    Returns
+    -------
+    overlap : in degrees
     """
     half = np.radians(0.5 * size_deg)
     deepest = -np.inf
@@ -137,13 +168,32 @@ def largest_overlap(centres: np.ndarray, size_deg: float) -> float:
 
 
 def unit_vectors(angles: np.ndarray) -> np.ndarray:
-    """Of colatitude and longitude in radians, (n, 2) → (n, 3)."""
+    """Unit vectors of directions.
+
+    Parameters
+    ----------
+    angles : colatitude and longitude in radians, (n, 2)
+
+    Returns
+    -------
+    vectors : (n, 3)
+    """
     theta, phi = angles.T
     return np.stack([np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)], 1)
 
 
 def project(points: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors (n, 3) in the equal-area plane about a centre: x east, y north."""
+    """Project directions onto the equal-area plane about a centre.
+
+    Parameters
+    ----------
+    points : unit vectors, (n, 3)
+    centre : colatitude and longitude in radians, (2,)
+
+    Returns
+    -------
+    x, y : towards east and north in radians, (n,) each
+    """
     theta, phi = centre
     east = np.array([-np.sin(phi), np.cos(phi), 0.0])
     north = np.array([-np.cos(theta) * np.cos(phi), -np.cos(theta) * np.sin(phi), np.sin(theta)])

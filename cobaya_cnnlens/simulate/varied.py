@@ -1,8 +1,7 @@
-"""Instruments drawn at random: the noise levels, depths, holes and tapers that one set of weights
-is to serve.
+"""Instruments drawn at random: noise levels, depths, holes and tapers for one set of weights.
 
-A network that corrects what a filter knows meets the instrument through the noise rms of every
-pixel, infinite where nothing was seen, and through the mask.
+A network that corrects a filter knows the instrument through the noise rms of every pixel, infinite
+in pixels without data, and through the mask.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ class Variation:
     Attributes
     ----------
     as_it_is : share of patches that have the instrument's own noise level
-    noise_uk_arcmin : both ends of the levels of the others in µK′, evenly in their logarithm; a
-        ``noiseless`` share of all patches has the lower one
+    noise_uk_arcmin : both ends of the levels of the others in µK-arcmin, evenly in their
+        logarithm; a ``noiseless`` share of all patches has the lower one
     depth_share, depth_ratio : share of patches whose depth varies along a direction of its own, and
         the largest ratio of the noise at the patch's two ends
     hole_share, holes, hole_arcmin : share of patches with holes, the largest number of them, and
-        both ends of their diameters in ′
+        both ends of their diameters in arcmin
     taper_share, tapers_deg : share of *batches of patches* with another taper than the
         instrument's, and the tapers that these take in turn
     """
@@ -44,7 +43,17 @@ class Variation:
     tapers_deg: tuple[float, ...] = (0.25, 0.75, 1.0)
 
     def taper(self, batch: int, instrument: Instrument) -> float:
-        """Taper in degrees of the patches of a batch."""
+        """Width of the mask's taper for a batch of patches.
+
+        Parameters
+        ----------
+        batch : number of the batch
+        instrument : of the configuration
+
+        Returns
+        -------
+        taper : in degrees
+        """
         others = int((batch + 1) * self.taper_share)
         if others == int(batch * self.taper_share):
             return instrument.taper_deg
@@ -53,8 +62,18 @@ class Variation:
     def draw(
         self, geometry: PatchGeometry, instrument: Instrument, generator: np.random.Generator
     ) -> tuple[float, np.ndarray]:
-        """One patch's noise level in µK′ and the rms of its pixels in µK, (n, n), infinite in
-        holes."""
+        """Draw the depth of one patch.
+
+        Parameters
+        ----------
+        geometry : of the patch
+        instrument : of the configuration
+        generator : source of the random numbers
+
+        Returns
+        -------
+        level, rms : noise level in µK-arcmin; noise per pixel in µK, (n, n), infinite in holes
+        """
         level = self._level(instrument, generator)
         n = geometry.n_pixels
         seen = instrument.at_level(level)

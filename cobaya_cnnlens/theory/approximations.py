@@ -12,13 +12,33 @@ NODES, WEIGHTS = np.polynomial.legendre.leggauss(48)
 
 
 def matter_density(point: Mapping[str, float]) -> float:
-    """Ω_m without neutrinos."""
+    """Matter density without neutrinos.
+
+    Parameters
+    ----------
+    point : parameters by Cobaya's names
+
+    Returns
+    -------
+    omega_m : Ω_m
+    """
     return (point["ombh2"] + point["omch2"]) / (0.01 * point["H0"]) ** 2
 
 
 def acoustic_angle(point: Mapping[str, float]) -> float:
-    """θ* = r_s(z*)/D_M(z*) of flat ΛCDM, with Hu & Sugiyama's z* (astro-ph/9510117, eq. E-1) and
-    neutrinos massless until today: within 1% of CAMB's, in a way that hardly varies."""
+    """Acoustic angle θ* = r_s(z*)/D_M(z*) of flat ΛCDM.
+
+    z* is that of Hu & Sugiyama (astro-ph/9510117, eq. E-1); neutrinos are massless. The result is
+    within 1% of CAMB's; the difference hardly depends on the parameters.
+
+    Parameters
+    ----------
+    point : parameters by Cobaya's names
+
+    Returns
+    -------
+    theta : in radians
+    """
     baryons, matter = point["ombh2"], point["ombh2"] + point["omch2"]
     g1 = 0.0783 * baryons**-0.238 / (1.0 + 39.5 * baryons**0.763)
     g2 = 0.560 / (1.0 + 21.1 * baryons**1.81)
@@ -41,7 +61,16 @@ def acoustic_angle(point: Mapping[str, float]) -> float:
 
 
 def sound_horizon(point: Mapping[str, float]) -> float:
-    """r_drag in Mpc, within 0.1% of CAMB's (Aubourg et al. 2015, arXiv:1411.1074, eq. 16)."""
+    """Sound horizon at the drag epoch (Aubourg et al. 2015, arXiv:1411.1074, eq. 16).
+
+    Parameters
+    ----------
+    point : parameters by Cobaya's names
+
+    Returns
+    -------
+    r_drag : in Mpc, within 0.1% of CAMB's
+    """
     neutrinos = point.get("mnu", Cosmology.mnu) / 93.14
     slow = (point["ombh2"] + point["omch2"]) ** 0.25351 * point["ombh2"] ** 0.12807
     return float(55.154 * np.exp(-72.3 * (neutrinos + 0.0006) ** 2) / slow)

@@ -78,7 +78,16 @@ class Spectra:
 
 
 def potential_from_convergence(clkk: np.ndarray) -> np.ndarray:
-    """C_L^φφ = 4 C_L^κκ / [L(L+1)]², zero at L = 0; same shape as ``clkk``."""
+    """C_L^φφ = 4 C_L^κκ / [L(L+1)]².
+
+    Parameters
+    ----------
+    clkk : from L = 0
+
+    Returns
+    -------
+    clpp : same shape, zero at L = 0
+    """
     L = np.arange(len(clkk), dtype=float)
     clpp = np.zeros_like(clkk, dtype=float)
     clpp[1:] = 4.0 * clkk[1:] / (L[1:] * (L[1:] + 1.0)) ** 2
@@ -86,14 +95,31 @@ def potential_from_convergence(clkk: np.ndarray) -> np.ndarray:
 
 
 def convergence_from_potential(clpp: np.ndarray) -> np.ndarray:
-    """C_L^κκ = [L(L+1)]² C_L^φφ / 4; same shape as ``clpp``."""
+    """C_L^κκ = [L(L+1)]² C_L^φφ / 4.
+
+    Parameters
+    ----------
+    clpp : from L = 0
+
+    Returns
+    -------
+    clkk : same shape
+    """
     L = np.arange(len(clpp), dtype=float)
     return 0.25 * (L * (L + 1.0)) ** 2 * clpp
 
 
 @contextmanager
 def camb_refusals(asked: object) -> Iterator[None]:
-    """Turn what CAMB raises inside the context into one line that says what was asked of it.
+    """Turn the exceptions of CAMB inside the context into one line.
+
+    Parameters
+    ----------
+    asked : what CAMB is asked for, as the line names it
+
+    Yields
+    ------
+    None : once
 
     Raises
     ------
@@ -111,13 +137,17 @@ def camb_refusals(asked: object) -> Iterator[None]:
 
 
 def background_parameters(cosmology: Cosmology, angle: Mapping[str, float] | None = None) -> Any:
-    """The ``camb.CAMBparams`` of a cosmology's background.
+    """Parameters of the background of a cosmology, for CAMB.
 
     Parameters
     ----------
-    cosmology : its amplitude and tilt play no part
-    angle : ``cosmomc_theta`` or ``thetastar`` with its value, from which CAMB finds H0; the
-        cosmology's own H0 then plays no part
+    cosmology : amplitude and tilt have no effect
+    angle : ``cosmomc_theta`` or ``thetastar`` with its value, from which CAMB finds H0 instead of
+        taking the cosmology's
+
+    Returns
+    -------
+    parameters : ``camb.CAMBparams``
     """
     import camb
 
@@ -134,19 +164,32 @@ def background_parameters(cosmology: Cosmology, angle: Mapping[str, float] | Non
 
 
 def expansion(cosmology: Cosmology) -> Any:
-    """The ``camb.CAMBdata`` of H(z) and distances, without recombination; it takes CAMB 1 ms."""
+    """H(z) and distances of a cosmology, without recombination; takes 1 ms.
+
+    Parameters
+    ----------
+    cosmology : amplitude and tilt have no effect
+
+    Returns
+    -------
+    background : ``camb.CAMBdata``
+    """
     import camb
 
     return camb.get_background(background_parameters(cosmology), no_thermo=True)
 
 
 def hubble_constant(cosmology: Cosmology, angle: Mapping[str, float]) -> float:
-    """H0 in km/s/Mpc that an acoustic scale implies; it takes CAMB 10 ms.
+    """H0 that an acoustic scale implies; takes 10 ms.
 
     Parameters
     ----------
-    cosmology : its own H0 plays no part
+    cosmology : its own H0 has no effect
     angle : ``cosmomc_theta``, the approximate r_s/D_A of CosmoMC; or ``thetastar``, at z*
+
+    Returns
+    -------
+    H0 : in km/s/Mpc
 
     Raises
     ------
@@ -159,7 +202,17 @@ def hubble_constant(cosmology: Cosmology, angle: Mapping[str, float]) -> float:
 
 
 def camb_parameters(cosmology: Cosmology, settings: CambSettings) -> Any:
-    """The ``camb.CAMBparams`` that :func:`compute_spectra` runs."""
+    """Parameters of CAMB for :func:`compute_spectra`.
+
+    Parameters
+    ----------
+    cosmology : whose spectra are wanted
+    settings : accuracy and ranges
+
+    Returns
+    -------
+    parameters : ``camb.CAMBparams``
+    """
     parameters = background_parameters(cosmology)
     parameters.InitPower.set_params(As=cosmology.As, ns=cosmology.ns)
     parameters.set_for_lmax(settings.lmax, lens_potential_accuracy=settings.lens_potential_accuracy)
@@ -204,8 +257,18 @@ def compute_spectra(
 
 
 def sigma8(parameters: Any) -> float:
-    """Linear σ_8 today of a ``camb.CAMBparams``, from a run of its own: transfer functions that are
-    asked for along with the spectra change C_L^κκ by 0.1%."""
+    """Linear σ_8 today, from a CAMB run of its own.
+
+    Transfer functions that are asked for along with the spectra would change C_L^κκ by 0.1%.
+
+    Parameters
+    ----------
+    parameters : ``camb.CAMBparams``
+
+    Returns
+    -------
+    sigma8 : at z = 0
+    """
     import camb
 
     linear = parameters.copy()
@@ -222,6 +285,15 @@ def lensed_polarisation(spectra: Spectra, lmax: int = 8000) -> tuple[np.ndarray,
     lmax; lensing also lifts power past the band limit, where pixels alias it. CAMB's curved-sky
     correlation functions (Challinor & Lewis 2005, astro-ph/0502425) give exactly what such skies
     should show.
+
+    Parameters
+    ----------
+    spectra : unlensed E and φ, to ``spectra.lmax``
+    lmax : largest multipole of the result
+
+    Returns
+    -------
+    ee, bb : lensed spectra from l = 0 in µK², (lmax + 1,) each
     """
     from camb import correlations
 
@@ -238,7 +310,17 @@ def lensed_polarisation(spectra: Spectra, lmax: int = 8000) -> tuple[np.ndarray,
 
 
 def settings_record(cosmology: Cosmology, settings: CambSettings) -> dict[str, Any]:
-    """Plain dictionary of everything that fixed the spectra, CAMB's version included."""
+    """Everything that determines the spectra, with the version of CAMB.
+
+    Parameters
+    ----------
+    cosmology : of the spectra
+    settings : of CAMB
+
+    Returns
+    -------
+    record : plain dictionary
+    """
     import camb
 
     return {

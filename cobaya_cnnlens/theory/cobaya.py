@@ -20,32 +20,44 @@ LOWEST_MULTIPOLE = 2
 
 
 def refuse_other_version(component: Any, file: str) -> None:
-    """Refuse to go on with a file that is not the one that a chain was begun with.
+    """Refuse to resume a chain with another data file than the one it was begun with.
 
-    A chain's input holds the version of every component, which is the digest of the file for ours;
-    Cobaya hands it over when the chain is resumed, or its input is used again.
+    The version of a component of ours is the digest of its file. Cobaya keeps it beside the chain,
+    and hands it over when the chain is resumed or its input is used again.
+
+    Parameters
+    ----------
+    component : theory or likelihood
+    file : how to call the file in the error
 
     Raises
     ------
     LoggedError
-        if that is not the version at hand
+        if the versions differ
     """
-    begun_with, found = component.version, component.get_version()
-    if begun_with is not None and begun_with != found:
+    begun_with, at_hand = component.version, component.get_version()
+    if begun_with is not None and begun_with != at_hand:
         raise LoggedError(
             component.log,
             "%s is not the one that the chain was begun with (digest %s, then %s). Bring that file "
             "back; or begin anew (cobaya-run --force); or, if the change does not matter, go on "
             "with --allow-changes. In an input file, remove 'version'.",
             file,
-            found,
+            at_hand,
             begun_with,
         )
 
 
 def paths_as_text(options: Mapping[str, Any] | None, name: str) -> None:
-    """Write the paths of an option as texts into a component's block, which Cobaya keeps beside a
-    chain: there it would write ``true`` for a :class:`pathlib.Path`."""
+    """Write the paths of an option as text into the block of a component.
+
+    Cobaya keeps the block beside a chain; for a :class:`pathlib.Path` it would write ``true``.
+
+    Parameters
+    ----------
+    options : the block, changed in place
+    name : of the option
+    """
     if not isinstance(options, dict) or name not in options:
         return
     if isinstance(value := options[name], list | tuple):
@@ -75,8 +87,14 @@ class SpectraTheory(Theory):
         self.provides = [*self._provided, *self._derived]
 
     def initialize_with_provider(self, provider: Any) -> None:
-        """Refuse a Boltzmann code of which nothing is asked: Cobaya's camb would fail without a
-        cause that can be read."""
+        """Refuse a Boltzmann code of which nothing is asked.
+
+        Cobaya's camb would fail without an understandable cause.
+
+        Parameters
+        ----------
+        provider : of Cobaya
+        """
         super().initialize_with_provider(provider)
         asked = [id(theory) for theory in provider.requirement_providers.values()]
         # Those that Cobaya has left out already, as its `post` does, are not in this order.
@@ -121,8 +139,19 @@ class SpectraTheory(Theory):
                 self._lmax[kind] = max(self._lmax[kind], lmax)
 
     def get_Cl(self, ell_factor: bool = False, units: str = "FIRASmuK2") -> dict[str, np.ndarray]:
-        """C_L^φφ, or [L(L+1)]² C_L^φφ/2π with ``ell_factor``, from L = 0; and zero for what was
-        asked for to l = 1 alone."""
+        """C_L^φφ as Cobaya's likelihoods ask for it.
+
+        Spectra that are asked for to l = 1 alone are zero.
+
+        Parameters
+        ----------
+        ell_factor : whether to multiply by [L(L+1)]²/2π
+        units : has no effect on φ
+
+        Returns
+        -------
+        spectra : ``"pp"`` and others by name, with ``"ell"``, from L = 0
+        """
         pp = self.current_state["pp"].copy()
         L = np.arange(len(pp))
         if ell_factor:
@@ -132,7 +161,17 @@ class SpectraTheory(Theory):
     def get_unlensed_Cl(
         self, ell_factor: bool = False, units: str = "FIRASmuK2"
     ) -> dict[str, np.ndarray]:
-        """Unlensed C_l^EE in µK², or l(l+1) C_l^EE/2π with ``ell_factor``, from l = 0."""
+        """Unlensed C_l^EE as Cobaya's likelihoods ask for it.
+
+        Parameters
+        ----------
+        ell_factor : whether to multiply by l(l+1)/2π
+        units : of temperature
+
+        Returns
+        -------
+        spectra : ``"ee"`` in µK² with ``"ell"``, from l = 0
+        """
         if units not in ("muK2", "FIRASmuK2"):
             raise LoggedError(
                 self.log, "%s gives C_l in muK2, not in '%s'", type(self).__name__, units

@@ -24,7 +24,8 @@ from cobaya.log import LoggedError
 from ..errors import EmulatorError, TheoryError
 from .camb import Cosmology, expansion, hubble_constant, potential_from_convergence
 from .cobaya import DERIVED, PROVIDED, SpectraTheory, paths_as_text, refuse_other_version
-from .emulator import AMPLITUDE, Emulator, read_emulator, same
+from .emulator import AMPLITUDE, Emulator, same
+from .emulator_files import read_emulator
 
 # Acoustic scales in place of H0: CAMB's name for each, and the factor that makes it CAMB's.
 ANGLES = {
@@ -60,7 +61,17 @@ class EmulatedCAMB(SpectraTheory):
     def get_modified_defaults(
         cls, defaults: dict[str, Any], input_options: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """As they are; the block has its path as a text."""
+        """Defaults as they are; the path in the block of the user becomes text.
+
+        Parameters
+        ----------
+        defaults : of the component
+        input_options : the block of the user
+
+        Returns
+        -------
+        defaults : the same
+        """
         paths_as_text(input_options, "emulator")
         return defaults
 
@@ -108,7 +119,19 @@ class EmulatedCAMB(SpectraTheory):
 
     @classmethod
     def compare_versions(cls, version_a: Any, version_b: Any, equal: bool = True) -> bool:
-        """Digests have no order: another one counts as higher, so that Cobaya refuses it."""
+        """Compare digests, which have no order.
+
+        Another digest counts as higher, so that Cobaya refuses it.
+
+        Parameters
+        ----------
+        version_a, version_b : digests
+        equal : whether equality suffices
+
+        Returns
+        -------
+        compared : as Cobaya asks for it
+        """
         return (version_a == version_b) is equal
 
     def get_can_support_params(self) -> list[str]:
@@ -132,7 +155,18 @@ class EmulatedCAMB(SpectraTheory):
                 )
 
     def calculate(self, state: dict[str, Any], want_derived: bool = True, **params: float) -> bool:
-        """Spectra, background and derived parameters of a point; False outside the box."""
+        """Spectra, background and derived parameters of a point.
+
+        Parameters
+        ----------
+        state : of Cobaya, filled here
+        want_derived : whether derived parameters are wanted
+        **params : by Cobaya's names
+
+        Returns
+        -------
+        inside : False outside the box of the emulator
+        """
         self._check_fixed(params)
         try:
             cosmology = self._cosmology(params)
@@ -196,18 +230,46 @@ class EmulatedCAMB(SpectraTheory):
         return cosmology.vary(H0=hubble_constant(cosmology, angles))
 
     def get_Hubble(self, z: Any, units: str = "km/s/Mpc") -> np.ndarray:
-        """H(z) in km/s/Mpc or 1/Mpc, one per redshift."""
+        """Expansion rate.
+
+        Parameters
+        ----------
+        z : redshifts
+        units : ``km/s/Mpc`` or ``1/Mpc``
+
+        Returns
+        -------
+        H : one value per redshift
+        """
         factors = {"km/s/Mpc": 1.0, "1/Mpc": 1.0 / Const.c_km_s}
         if units not in factors:
             raise LoggedError(self.log, "H(z) in '%s': give one of %s", units, list(factors))
         return factors[units] * self._background().hubble_parameter(np.atleast_1d(z))
 
     def get_angular_diameter_distance(self, z: Any) -> np.ndarray:
-        """Physical angular diameter distance in Mpc, one per redshift."""
+        """Physical angular diameter distance.
+
+        Parameters
+        ----------
+        z : redshifts
+
+        Returns
+        -------
+        distance : in Mpc, one value per redshift
+        """
         return self._background().angular_diameter_distance(np.atleast_1d(z))
 
     def get_comoving_radial_distance(self, z: Any) -> np.ndarray:
-        """Comoving radial distance in Mpc, one per redshift."""
+        """Comoving radial distance.
+
+        Parameters
+        ----------
+        z : redshifts
+
+        Returns
+        -------
+        distance : in Mpc, one value per redshift
+        """
         return self._background().comoving_radial_distance(np.atleast_1d(z))
 
     def _background(self) -> Any:

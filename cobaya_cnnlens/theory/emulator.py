@@ -7,34 +7,27 @@ against x = l θ*/θ*_ref, at which peaks stay where they are (and l²C^EE with 
 too. At the lowest multipoles, which reionisation made, x goes over into l. The amplitude A_s is
 taken out of both spectra first, so that only its non-linear effects are left.
 
-The file of an emulator says what it was made with; ``emulation.py`` makes one, and measures its
-error at points that did not make it.
+``emulator_files.py`` reads and writes emulators. ``pipeline/emulation.py`` makes one, and measures
+its error at points that did not make it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from importlib.resources import files
 from math import isclose
 from numbers import Real
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from scipy.interpolate import CubicSpline, PPoly, RBFInterpolator
 
 from ..errors import EmulatorError
-from ..files import atomic_write, given_path
 from .approximations import acoustic_angle, matter_density, sound_horizon
 
-FORMAT = "cobaya_cnnlens emulator 2"
-SHIPPED = files("cobaya_cnnlens.theory") / "data"
 # Emulated beside the components of the two spectra, through their logarithms.
 SCALARS = ("thetastar", "sigma8", "omegam", "rdrag")
 AMPLITUDE = "logA"
@@ -44,10 +37,6 @@ REIONISATION = 100.0
 LARGEST_DENSITY = 0.95
 # Below this multipole C^EE is emulated at fixed l.
 LOW_MULTIPOLE = 30.0
-# An emulator takes some megabytes; a file that unpacks to more, or has more points, is none.
-LARGEST_FILE = 64_000_000
-MOST_POINTS = 4000
-LARGEST_MULTIPOLE = 50_000
 
 
 @dataclass(frozen=True)
@@ -134,7 +123,15 @@ class Emulator:
         return digest.hexdigest()[:16]
 
     def outside(self, point: Mapping[str, float]) -> list[str]:
-        """Parameters of a point that lie outside the box, each with the box's sides.
+        """Parameters of a point that lie outside the box.
+
+        Parameters
+        ----------
+        point : parameters by Cobaya's names
+
+        Returns
+        -------
+        outside : one text each, with the sides of the box
 
         Raises
         ------
@@ -207,15 +204,23 @@ class Emulator:
         return _from_logarithm(kk + amplitude), _from_logarithm(ee + amplitude), scalars
 
     def logarithms(self, point: Mapping[str, float]) -> tuple[np.ndarray, list[PPoly], np.ndarray]:
-        """ln C_L^κκ/A_s from L = 2; splines in x whose sum is ln C^EE/A_s, without what the stretch
-        adds; and ln of ``SCALARS``, (4,)."""
+        """Logarithms of the emulated quantities at a point.
+
+        Parameters
+        ----------
+        point : parameters by Cobaya's names
+
+        Returns
+        -------
+        kk, ee, scalars : ln C_L^κκ/A_s from L = 2; splines in x, sum ln C^EE/A_s; ln of ``SCALARS``
+        """
         t = self.tables
         unit = unit_box(np.array([point[name] for name in self.parameters]), t.low, t.high)
         unit *= self._scales
-        found = self._interpolate(unit[None])[0]
+        emulated = self._interpolate(unit[None])[0]
         n_kk = len(t.kk_basis)
-        scalars = np.append(found[n_kk:], self._rdrag(unit[None]))
-        kk = self._kk[0] + found[:n_kk] @ self._kk[1:]
+        scalars = np.append(emulated[n_kk:], self._rdrag(unit[None]))
+        kk = self._kk[0] + emulated[:n_kk] @ self._kk[1:]
         along = np.concatenate([[1.0], self._linear(unit[None, self._linear_in])[0]])
         splines = [PPoly.construct_fast(self._ee.c @ along, self._ee.x)]
         if self.base is None:
@@ -225,24 +230,63 @@ class Emulator:
 
 
 def same(value: float, made_at: float) -> bool:
-    """Whether a parameter has the value that it was fixed at."""
+    """Whether a parameter has the value at which it is fixed.
+
+    Parameters
+    ----------
+    value : of the point
+    made_at : of the emulator
+
+    Returns
+    -------
+    same : to rounding
+    """
     return isclose(value, made_at, rel_tol=1e-6)
 
 
 def baselines(point: Mapping[str, float]) -> np.ndarray:
-    """What ``SCALARS`` are divided by before they are emulated."""
+    """Approximations by which ``SCALARS`` are divided before they are emulated.
+
+    Parameters
+    ----------
+    point : parameters by Cobaya's names
+
+    Returns
+    -------
+    baselines : (4,)
+    """
     amplitude = np.exp(0.5 * point[AMPLITUDE])
     angle, matter = acoustic_angle(point), matter_density(point)
     return np.array([angle, amplitude, matter, sound_horizon(point)])
 
 
 def unit_box(points: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Points in units of the box, −1 to 1."""
+    """Points in units of the box.
+
+    Parameters
+    ----------
+    points : (n, n_parameters)
+    low, high : sides of the box, (n_parameters,) each
+
+    Returns
+    -------
+    unit : −1 to 1, (n, n_parameters)
+    """
     return (2.0 * points - low - high) / (high - low)
 
 
 def stretched(l: np.ndarray, stretch: float) -> np.ndarray:
-    """x of multipoles l where θ* is ``stretch`` times the reference."""
+    """Coordinate x of multipoles where θ* is ``stretch`` times the reference.
+
+    Parameters
+    ----------
+    l : multipoles, of any shape
+    stretch : of θ*
+
+    Returns
+    -------
+    x : of the shape of ``l``
+    """
     low = (LOW_MULTIPOLE / l) ** 2
     return l * (1.0 + (stretch - 1.0) / (1.0 + low * low * low))
 
@@ -251,184 +295,3 @@ def _from_logarithm(values: np.ndarray) -> np.ndarray:
     cl = np.zeros(len(values) + 2)
     np.exp(values, out=cl[2:])
     return cl
-
-
-def write_emulator(tables: Tables, record: Mapping[str, Any], path: str | Path) -> None:
-    """Write an emulator's file, atomically."""
-    text = json.dumps({"format": FORMAT, **record})
-    with atomic_write(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, record=np.array(text), **vars(tables))
-
-
-def shipped_emulators() -> list[str]:
-    """Names of the emulators that come with the package."""
-    return sorted(Path(str(p)).stem.removeprefix("emulator_") for p in SHIPPED.iterdir())
-
-
-def read_emulator(source: str | os.PathLike[str]) -> Emulator:
-    """Read an emulator.
-
-    Parameters
-    ----------
-    source : a path, or the name of a shipped emulator (see :func:`shipped_emulators`), before which
-        a file of that name comes
-
-    Raises
-    ------
-    EmulatorError
-        if the file is missing, damaged or not an emulator, or a field has a wrong shape or is not
-        finite
-    """
-    names = f"give the path of an emulator, or one of the shipped {', '.join(shipped_emulators())}"
-    if not isinstance(source, str | os.PathLike) or not str(source):
-        raise EmulatorError(f"emulator {source!r:.40} is not a path; {names}")
-    path = given_path(source)
-    if str(source) in shipped_emulators() and not path.is_file():
-        path = Path(str(SHIPPED / f"emulator_{source}.npz"))
-    again = "make it again with `cnnlens emulator make`"
-    try:
-        with path.open("rb") as opened:
-            _check_size(opened, path)
-            with np.load(opened, allow_pickle=False) as file:
-                record = json.loads(str(file["record"]))
-                tables = Tables(**{field.name: file[field.name] for field in fields(Tables)})
-    except OSError as error:
-        raise EmulatorError(
-            f"{source}: cannot be read as an emulator ({error.strerror or error}); {names}"
-        ) from None
-    except EmulatorError:
-        raise
-    except Exception as error:  # whatever zipfile, NumPy and json raise for a damaged file
-        raise EmulatorError(
-            f"{path}: is not an emulator or is damaged ({_line(error)}); {again}"
-        ) from None
-    _check(tables, record, path)
-    base = _read_base(record, tables, path)
-    try:
-        with np.errstate(all="ignore"):
-            return Emulator(tables, record, base)
-    except (ValueError, TypeError, KeyError, AttributeError, np.linalg.LinAlgError) as error:
-        raise EmulatorError(f"{path}: cannot be interpolated ({_line(error)}); {again}") from None
-
-
-def _read_base(record: dict[str, Any], tables: Tables, path: Path) -> Emulator | None:
-    """The emulator that another one goes on from, as it was then."""
-    if not (name := record.get("base")):
-        return None
-    if not isinstance(name, str) or name == record.get("name"):
-        raise EmulatorError(f"{path}: field 'base' is {name!r}, not another emulator's name")
-    base = read_emulator(name)
-    if base.base is not None or base.digest != record.get("base_digest"):
-        raise EmulatorError(
-            f"{path}: was made from another emulator '{name}' than there is now; make it again "
-            "with `cnnlens emulator make`"
-        )
-    sides = zip(tables.low, tables.high, strict=True)
-    box = dict(zip(record["parameters"], sides, strict=True))
-    check_base(base, box, record["fixed"], (tables.L[-1], tables.x[-1]), str(path))
-    return base
-
-
-def check_base(
-    base: Emulator,
-    box: Mapping[str, tuple[float, float]],
-    fixed: Mapping[str, float],
-    ends: tuple[float, float],
-    source: str,
-) -> None:
-    """Whether an emulator of this box, these fixed parameters and last nodes in L and x can go on
-    from another one; ``source`` names it in errors.
-
-    Raises
-    ------
-    EmulatorError
-        if the other one has other parameters, a smaller box, or shorter spectra
-    """
-    for name, low, high in zip(base.parameters, base.tables.low, base.tables.high, strict=True):
-        if name not in box or not low <= box[name][0] < box[name][1] <= high:
-            raise EmulatorError(
-                f"{source}: its box in {name} must lie between {low:g} and {high:g}, as its base's"
-            )
-    for name, value in base.fixed.items():
-        if name not in box and fixed.get(name) != value:
-            raise EmulatorError(f"{source}: its base was made at {name} = {value:g}, fix it so")
-    if base.lmax < ends[0] or base.tables.x[-1] < ends[1]:
-        raise EmulatorError(
-            f"{source}: its base ends at l = {base.lmax}, it must not reach further"
-        )
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(f"{error}".split())[:200] or type(error).__name__
-
-
-def _check_size(opened: BinaryIO, path: Path) -> None:
-    """What a file unpacks to, from its directory: before anything is unpacked."""
-    with zipfile.ZipFile(opened) as archive:
-        size = sum(entry.file_size for entry in archive.infolist())
-    opened.seek(0)
-    if size > LARGEST_FILE:
-        raise EmulatorError(
-            f"{path}: unpacks to {size / 1e6:.0f} MB, more than an emulator's "
-            f"{LARGEST_FILE / 1e6:.0f}; it is damaged or no emulator"
-        )
-
-
-def _check(t: Tables, record: dict[str, Any], path: Path) -> None:
-    again = "make it again with `cnnlens emulator make`"
-    if not isinstance(record, dict):
-        raise EmulatorError(f"{path}: field 'record' is not a mapping; {again}")
-    if record.get("format") != FORMAT:
-        raise EmulatorError(
-            f"{path}: field 'format' is {record.get('format')!r}, not {FORMAT!r}; {again}"
-        )
-    for key in ("parameters", "fixed", "kernel", "degree", "smoothing"):
-        if key not in record:
-            raise EmulatorError(f"{path}: field 'record' lacks '{key}'; {again}")
-    kinds = {"parameters": list, "fixed": dict, "kernel": str, "degree": int, "smoothing": float}
-    for key, kind in kinds.items():
-        accepted = int | float if kind is float else kind
-        if not isinstance(record[key], accepted) or isinstance(record[key], bool):
-            raise EmulatorError(f"{path}: field '{key}' is not a {kind.__name__}; {again}")
-    if len(set(map(str, record["parameters"]))) < len(record["parameters"]):
-        raise EmulatorError(f"{path}: field 'parameters' names one twice; {again}")
-    if missing := sorted({"ombh2", "omch2", "H0", AMPLITUDE} - set(record["parameters"])):
-        raise EmulatorError(f"{path}: field 'parameters' lacks {', '.join(missing)}; {again}")
-    p = len(record["parameters"])
-    if t.targets.ndim != 2 or t.kk_basis.ndim != 2 or t.ee_basis.ndim != 2:
-        raise EmulatorError(f"{path}: fields 'targets' and '*_basis' must be tables; {again}")
-    n, n_kk, n_ee = len(t.targets), len(t.kk_basis), len(t.ee_basis)
-    if n > MOST_POINTS:
-        raise EmulatorError(f"{path}: has {n} points, more than {MOST_POINTS}; {again}")
-    shapes: dict[str, tuple[int, ...]] = {
-        "low": (p,),
-        "high": (p,),
-        "design": (n, p),
-        "targets": (n, n_kk + len(SCALARS) - 1),
-        "rdrag": (n,),
-        "linear": (n, n_ee),
-        "kk_mean": t.L.shape,
-        "kk_basis": (n_kk, *t.L.shape),
-        "ee_mean": t.x.shape,
-        "ee_basis": (n_ee, *t.x.shape),
-        "thetastar": (),
-    }
-    for name, shape in shapes.items():
-        if getattr(t, name).shape != shape:
-            raise EmulatorError(
-                f"{path}: field '{name}' has shape {getattr(t, name).shape}, not {shape}; {again}"
-            )
-    for field in fields(Tables):
-        values = getattr(t, field.name)
-        if values.dtype.kind not in "if" or not np.isfinite(values).all():
-            raise EmulatorError(f"{path}: field '{field.name}' is not finite; {again}")
-    for name in ("L", "x"):
-        if not (np.diff(getattr(t, name)) > 0).all():
-            raise EmulatorError(f"{path}: field '{name}' must increase; {again}")
-    if not 2 <= t.L[0] < t.L[-1] <= LARGEST_MULTIPOLE:
-        raise EmulatorError(
-            f"{path}: field 'L' runs from {t.L[0]:g} to {t.L[-1]:g}, not from 2 or more to at most "
-            f"{LARGEST_MULTIPOLE}; {again}"
-        )
-    if not (t.low < t.high).all():
-        raise EmulatorError(f"{path}: field 'low' must lie below 'high'; {again}")

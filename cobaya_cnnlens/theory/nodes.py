@@ -1,24 +1,10 @@
 """CAMB at nodes: a Cobaya theory for one or two slow parameters.
 
-A posterior narrower than the prior by a hundred needs CAMB at a handful of points, not at every
-step of a chain. :class:`NodeCAMB` runs CAMB on a regular grid of nodes, each when it is first
-needed, and interpolates ln C_l between them by the cubic through the four nearest in each
-parameter. With the spacing of ``yaml/omegac.yaml`` C_l differs from CAMB's own by about 1e-4, the
-level of CAMB's numerical noise. C_L^φφ is proportional to ``Alens``, which needs no nodes.
-
-In an input file it stands where ``camb`` stands and takes the same ``extra_args``::
-
-    theory:
-      camb:
-        class: cobaya_cnnlens.NodeCAMB
-        nodes: {omch2: 0.002}
-        extra_args: {lens_potential_accuracy: 8}
-
-Without the ``class`` and ``nodes`` lines the same file runs CAMB at every step.
-
-Nodes are kept in files, so that the next run, and the other processes of an MPI run, read what one
-has made. Everything that fixes a node is in its name: all of CAMB's inputs, its version, the reach
-of the spectra and ``ALGORITHM``.
+:class:`NodeCAMB` runs CAMB on a regular grid of nodes, each when a chain first needs it. Between
+nodes it interpolates ln C_l by the cubic through the four nearest in each parameter. With the
+spacing of ``yaml/omegac.yaml`` the error is 1e-4, the level of CAMB's numerical noise. C_L^φφ is
+proportional to ``Alens``, which needs no nodes. Nodes are kept in files for the next run, and for
+the other processes of an MPI run; the name of a file holds everything that determines the node.
 """
 
 from __future__ import annotations
@@ -63,6 +49,15 @@ MAX_TABLES = 8
 
 class NodeCAMB(SpectraTheory):
     """Provides ``Cl: pp``, ``unlensed_Cl: ee`` and the derived ``sigma8`` and ``omegam``.
+
+    It takes the place of ``camb`` in an input file. Without ``class`` and ``nodes`` the same file
+    runs CAMB at every step::
+
+        theory:
+          camb:
+            class: cobaya_cnnlens.NodeCAMB
+            nodes: {omch2: 0.002}
+            extra_args: {lens_potential_accuracy: 8}
 
     Attributes
     ----------
@@ -127,7 +122,18 @@ class NodeCAMB(SpectraTheory):
         return list(INPUTS)
 
     def calculate(self, state: dict[str, Any], want_derived: bool = True, **params: float) -> bool:
-        """Spectra and derived parameters of a point; False where CAMB refuses a node around it."""
+        """Spectra and derived parameters of a point.
+
+        Parameters
+        ----------
+        state : of Cobaya, filled here
+        want_derived : whether derived parameters are wanted
+        **params : by Cobaya's names
+
+        Returns
+        -------
+        computed : False where CAMB refuses a node around the point
+        """
         missing = [name for name in self.nodes if name not in params]
         if missing:
             raise LoggedError(self.log, "option 'nodes': %s is not an input parameter", missing)
@@ -280,11 +286,30 @@ class NodeFiles:
         self.folder = Path(folder).expanduser()
 
     def path(self, recipe: dict[str, Any]) -> Path:
-        """The file of a node."""
+        """The file of a node.
+
+        Parameters
+        ----------
+        recipe : what determines the node
+
+        Returns
+        -------
+        path : in the cache
+        """
         return self.folder / f"{hashlib.sha256(_text(recipe).encode()).hexdigest()[:24]}.npz"
 
     def read(self, recipe: dict[str, Any], size: int) -> np.ndarray | None:
-        """The values of a node, (size,); None if there are none, or none that are whole."""
+        """Read a node.
+
+        Parameters
+        ----------
+        recipe : what determines the node
+        size : how many values it has
+
+        Returns
+        -------
+        values : (size,); None if there is no file, or none that is whole
+        """
         try:
             with self.path(recipe).open("rb") as opened, np.load(opened) as file:
                 if str(file["recipe"]) != _text(recipe):
@@ -296,16 +321,31 @@ class NodeFiles:
         return values if whole else None
 
     def write(self, recipe: dict[str, Any], values: np.ndarray) -> None:
-        """Keep a node; atomic, so that what can be read is whole."""
+        """Keep a node; the file appears only when it is whole.
+
+        Parameters
+        ----------
+        recipe : what determines the node
+        values : (size,)
+        """
         with atomic_write(self.path(recipe)) as partial:
             np.savez(partial, recipe=np.array(_text(recipe)), values=values)
 
     @contextmanager
     def alone(self, recipe: dict[str, Any], wait: bool) -> Iterator[bool]:
-        """Whether this process is the one to make a node, while the context lasts.
+        """Let one process make a node while the others wait, or go on.
 
-        The lock goes with the process that holds it, even killed. Where a folder cannot be locked
-        every process makes its own.
+        The lock ends with the process that holds it, even if it is killed. Where a folder cannot be
+        locked, every process makes its own nodes.
+
+        Parameters
+        ----------
+        recipe : what determines the node
+        wait : whether to wait for another process
+
+        Yields
+        ------
+        alone : whether this process is the one to make the node
         """
         path = self.path(recipe).with_suffix(".lock")
         try:

@@ -21,7 +21,7 @@ from ..likelihood.cnnlens import data_digest
 from ..likelihood.combined import combine
 from ..likelihood.release import read_release
 from ..theory.camb import CambSettings, Cosmology, camb_parameters, camb_refusals, sigma8
-from ..theory.emulator import read_emulator
+from ..theory.emulator_files import read_emulator
 
 LIKELIHOOD, EMULATOR = "CNNLens", "EmulatedCAMB"
 # What CLASS calls parameters that CAMB has too.
