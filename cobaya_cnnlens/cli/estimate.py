@@ -10,7 +10,7 @@ import typer
 
 from ..errors import ConfigError
 from . import runs
-from .arguments import ConfigFile, Indices, Networks, Threads, Unit
+from .arguments import FRONT, ConfigFile, Indices, Networks, Unit
 
 if TYPE_CHECKING:
     from ..pipeline.run import Run
@@ -21,7 +21,7 @@ app = typer.Typer()
 command = partial(app.command, rich_help_panel="Estimate")
 
 
-@command()
+@command(epilog="Example: cnnlens features my.yaml --set train --index 0")
 def features(
     config: ConfigFile,
     set_name: Annotated[
@@ -31,17 +31,16 @@ def features(
     part: Annotated[
         list[int] | None, typer.Option(help="File of the sky; repeatable; all by default.")
     ] = None,
-    threads: Threads = 0,
 ) -> None:
-    """Make what a refining network learns from: features of a set's skies."""
+    """Compute the feature maps that a refining network learns from."""
     run = runs.load(config)
     from ..pipeline import features
 
-    features.measure(run, set_name, index, part, threads)
+    features.measure(run, set_name, index, part, runs.threads())
     typer.echo(features.path(run, set_name, 0, 0).parent)
 
 
-@command()
+@command(rich_help_panel=FRONT, epilog="Example: cnnlens train my.yaml")
 def train(config: ConfigFile) -> None:
     """Train the network, or measure the mean field of an estimator without one (`baseline`).
 
@@ -78,7 +77,10 @@ def train(config: ConfigFile) -> None:
     typer.echo(f"network in {networks.path(run)}")
 
 
-@command()
+@command(
+    rich_help_panel=FRONT,
+    epilog="Example: cnnlens reconstruct refined_fiducial --maps patch.fits --out mine",
+)
 def reconstruct(
     config: Annotated[
         Path,
@@ -132,15 +134,15 @@ def reconstruct(
     folder = out or maps[0].with_suffix("")
     own_maps.check_folder(folder)
     centres, source = parse_centres(centre or []), ", ".join(path.name for path in maps)
-    found = PatchMaps.join(
+    patch_maps = PatchMaps.join(
         [read_maps(path, setup.patch, centres, pixel_window, unit=unit) for path in maps],
         setup.patch.size_deg,
         source,
     )
-    warnings = [*found.warnings, *check_maps(found, setup, source)]
+    warnings = [*patch_maps.warnings, *check_maps(patch_maps, setup, source)]
     runs.warn(source, warnings)
     estimator = load_estimator()
-    typer.echo(own_maps.reconstruct_maps(setup, estimator, found, source, folder, warnings))
+    typer.echo(own_maps.reconstruct_maps(setup, estimator, patch_maps, source, folder, warnings))
 
 
 def map_setup(source: Path, networks: list[Path] | None, noisy: bool = False):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from ..errors import CNNLensError
+from ..errors import CNNLensError, ConfigError
 
 if TYPE_CHECKING:
     from ..pipeline.run import Run
@@ -48,6 +49,25 @@ def need_pipeline() -> None:
     for name in PIPELINE_PACKAGES:
         if importlib.util.find_spec(name) is None:
             raise not_installed(name)
+
+
+def threads() -> int:
+    """How many threads OMP_NUM_THREADS allows; 0, which takes all cores, where it is not set.
+
+    Returns
+    -------
+    threads : at least 0. Results do not depend on it.
+
+    Raises
+    ------
+    ConfigError
+        If the variable holds no number.
+    """
+    value = os.environ.get("OMP_NUM_THREADS", "") or "0"
+    first = value.partition(",")[0].strip()  # a list has a number for each level of nesting
+    if not first.isdecimal():
+        raise ConfigError(f"OMP_NUM_THREADS is {value!r:.60}; give a number of threads")
+    return int(first)
 
 
 def warn(source: str | Path, warnings: Iterable[str]) -> None:
