@@ -146,10 +146,24 @@ def reconstruct(
 
 
 def map_setup(source: Path, networks: list[Path] | None, noisy: bool = False):
-    """What a configuration or a release says of the maps it fits, and a function that loads its
-    estimator; a missing network is told here, before maps are read and Keras is loaded, and so is
-    a theory that is not recorded. With ``noisy`` the estimator must be one that is told each
-    pixel's noise."""
+    """Load what a configuration or a release says of the maps that it fits.
+
+    Parameters
+    ----------
+    source : a release, the name of a shipped one, or a configuration
+    networks : files of the networks, where a release does not ship with them
+    noisy : whether the estimator must know each pixel's noise
+
+    Returns
+    -------
+    setup : patches, instrument, theory and checks
+    load_estimator : loads the estimator; missing networks are an error before this call
+
+    Raises
+    ------
+    ConfigError
+    If there is no such release or configuration, or the estimator is not told the noise.
+    """
     from ..calibrate.own_maps import MapSetup
     from ..calibrate.release_estimator import release_estimator
     from ..calibrate.release_networks import find_networks, is_release
@@ -182,6 +196,17 @@ def map_setup(source: Path, networks: list[Path] | None, noisy: bool = False):
 
 
 def refuse_quiet(run: Run, source: Path) -> None:
-    """Refuse a configuration whose estimator is not told each pixel's noise."""
+    """Refuse a configuration whose estimator is not told each pixel's noise.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    source : its file, for the message
+
+    Raises
+    ------
+    ConfigError
+    If the network is not a refining one.
+    """
     if run.config.baseline is not None or run.config.network.kind != "refined":
         raise ConfigError(f"{source}: key 'network.kind' is not 'refined'; {NOISY}")

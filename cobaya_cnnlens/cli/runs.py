@@ -21,7 +21,16 @@ PIPELINE_PACKAGES = ("ducc0", "healpy", "keras", "pydantic", "tqdm", "yaml")
 
 
 def load(path: Path) -> Run:
-    """The run of a configuration."""
+    """The run of a configuration.
+
+    Parameters
+    ----------
+    path : of the configuration (YAML), or FILE#MEMBER of a study
+
+    Returns
+    -------
+    run : the configuration with its products
+    """
     need_pipeline()
     from ..pipeline.loading import load_config
     from ..pipeline.run import Run
@@ -30,7 +39,16 @@ def load(path: Path) -> Run:
 
 
 def load_study(path: Path) -> list[Run]:
-    """The runs of a study's members."""
+    """The runs of a study's members.
+
+    Parameters
+    ----------
+    path : of the study (YAML)
+
+    Returns
+    -------
+    runs : one for each member
+    """
     need_pipeline()
     from ..pipeline.loading import load_study
     from ..pipeline.run import Run
@@ -56,7 +74,7 @@ def threads() -> int:
 
     Returns
     -------
-    threads : at least 0. Results do not depend on it.
+    threads : at least 0. Results do not depend on it
 
     Raises
     ------
@@ -71,13 +89,28 @@ def threads() -> int:
 
 
 def warn(source: str | Path, warnings: Iterable[str]) -> None:
-    """Print warnings of a file or of maps."""
+    """Print warnings of a file or of maps.
+
+    Parameters
+    ----------
+    source : what the warnings are of
+    warnings : texts
+    """
     for warning in warnings:
         typer.secho(f"warning: {source}: {warning}", fg="yellow", err=True)
 
 
 def not_installed(package: str) -> CNNLensError:
-    """The error of a command that a light installation has not."""
+    """The error of a command that needs the pipeline where it is not installed.
+
+    Parameters
+    ----------
+    package : the one that is missing
+
+    Returns
+    -------
+    error : to be raised
+    """
     return CNNLensError(
         f"this command needs the pipeline, of which {package} is not installed; "
         "install it with: pip install '.[pipeline]'"
@@ -85,8 +118,21 @@ def not_installed(package: str) -> CNNLensError:
 
 
 def ready(run: Run) -> Run:
-    """The run, whose network is there: a missing one is told before Keras is loaded, nor do
-    bandpowers that are shipped replace it."""
+    """Check that the run's network is there, before Keras is loaded.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    run : the same; bandpowers that are shipped do not replace the network
+
+    Raises
+    ------
+    CNNLensError
+    If a network is missing, or Keras has another backend than TensorFlow or JAX.
+    """
     from ..pipeline import networks
     from ..reconstruct import check_backend
     from ..reconstruct.files import networks_hash

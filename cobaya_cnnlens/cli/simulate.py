@@ -65,14 +65,14 @@ def emulator_errors(plan: Path, emulator: str, release: str, jobs: int) -> str:
 
     Parameters
     ----------
-    plan : what was emulated (YAML).
-    emulator : the name of a shipped emulator, or the path of one.
-    release : for Δχ².
-    jobs : CAMB runs at a time.
+    plan : what was emulated (YAML)
+    emulator : the name of a shipped emulator, or the path of one
+    release : for Δχ²
+    jobs : CAMB runs at a time
 
     Returns
     -------
-    table : as text.
+    table : as text
 
     Raises
     ------

@@ -20,11 +20,11 @@ def one_estimator(sources: list[str] | None) -> Path:
 
     Parameters
     ----------
-    sources : what --release and --config gave.
+    sources : what --release and --config gave
 
     Returns
     -------
-    source : the one there is.
+    source : the one there is
 
     Raises
     ------

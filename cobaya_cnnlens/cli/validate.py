@@ -63,14 +63,14 @@ def evaluated(members: list[Run], table: Table, merge: int, on: str | None) -> l
 
     Parameters
     ----------
-    members : runs, which the noise and the forecast compare.
-    table : which table.
-    merge : neighbouring bins of the noise to take together.
-    on : a set whose residuals replace the noise.
+    members : runs, which the noise and the forecast compare
+    table : which table
+    merge : neighbouring bins of the noise to take together
+    on : a set whose residuals replace the noise
 
     Returns
     -------
-    tables : as text.
+    tables : as text
     """
     from ..validate import forecast, foregrounds, noise, null_tests, nulls
 
@@ -103,11 +103,11 @@ def recovery_table(run: Run) -> str:
 
     Parameters
     ----------
-    run : of a configuration with mock surveys.
+    run : of a configuration with mock surveys
 
     Returns
     -------
-    table : as text.
+    table : as text
     """
     from ..calibrate.assemble import make_releases
     from ..validate.omch2 import recovery
@@ -120,11 +120,11 @@ def points_tables(run: Run) -> list[str]:
 
     Parameters
     ----------
-    run : of a configuration with that key.
+    run : of a configuration with that key
 
     Returns
     -------
-    tables : as text.
+    tables : as text
 
     Raises
     ------

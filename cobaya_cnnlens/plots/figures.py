@@ -30,7 +30,16 @@ MARKERS = {"data": "o", "theory": "s"}
 
 
 def draw(run: Run, stage: str) -> Figure:
-    """One stage's figure.
+    """Draw the figure of a stage.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    stage : a key of :data:`STAGES`
+
+    Returns
+    -------
+    figure : of that stage
 
     Raises
     ------
@@ -43,7 +52,16 @@ def draw(run: Run, stage: str) -> Figure:
 
 
 def theory_figure(run: Run) -> Figure:
-    """C_L^κκ and unlensed C_l^EE of every cosmology in the configuration."""
+    """C_L^κκ and unlensed C_l^EE of every cosmology in the configuration.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    figure : two panels
+    """
     figure, (left, right) = subplots(1, 2, figsize=(11, 4))
     for name in ("test", *(f"survey-{s}" for s in run.config.surveys)):
         cosmology = run.config.set_cosmology(name)
@@ -59,7 +77,16 @@ def theory_figure(run: Run) -> Figure:
 
 
 def sky_figure(run: Run) -> Figure:
-    """One patch of the first test sky, and the sky's spectra against theory."""
+    """One patch of the first test sky, and the sky's spectra against theory.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    figure : maps and spectra
+    """
     seen = observe_sky(run, "test", 0)
     patch = _shown_patch(len(seen.q))
     power = stages.sky_power(run, seen)
@@ -87,7 +114,22 @@ def sky_figure(run: Run) -> Figure:
 
 
 def training_figure(run: Run, axis: Axes | None = None) -> Figure:
-    """Loss against epoch, training and validation, of κ and of E, or of Q and U."""
+    """Loss against epoch, training and validation, of κ and of E, or of Q and U.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    axis : the axis to draw on; that of a new figure by default
+
+    Returns
+    -------
+    figure : one panel
+
+    Raises
+    ------
+    CNNLensError
+    If no epoch has finished.
+    """
     from ..pipeline.training import TrainingRun
 
     directory = networks.training_directory(run)
@@ -118,7 +160,16 @@ def training_figure(run: Run, axis: Axes | None = None) -> Figure:
 
 
 def reconstruction_figure(run: Run) -> Figure:
-    """κ, κ̂ and E, Ê of one test patch with their differences; κ alone where there is no Ê."""
+    """κ, κ̂ and E, Ê of one test patch with their differences; κ alone where there is no Ê.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    figure : a row for each field
+    """
     seen = observe_sky(run, "test", 0)
     patch = _shown_patch(len(seen.q))
     both = _reconstruct(run.estimator, seen.q[[patch]], seen.u[[patch]])
@@ -140,7 +191,16 @@ def reconstruction_figure(run: Run) -> Figure:
 
 
 def noise_figure(run: Run) -> Figure:
-    """Reconstruction noise, its ratios to the analytic curves, and bandpower errors."""
+    """Reconstruction noise, its ratios to the analytic curves, and bandpower errors.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    figure : three panels
+    """
     table, theory, baseline = noise_table(run), run.spectra(), run.config.baseline
     name = "network" if baseline is None else label_of(baseline)
     figure, (left, middle, right) = subplots(1, 3, figsize=(15, 4.3))
@@ -165,7 +225,16 @@ def noise_figure(run: Run) -> Figure:
 
 
 def derivatives_figure(run: Run) -> Figure:
-    """Noise-debias derivatives, as fractions of the fiducial bandpower."""
+    """Noise-debias derivatives, as fractions of the fiducial bandpower.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    figure : two panels
+    """
     measured = stages.relative_derivatives(run)
     figure, axes = subplots(1, 2, figsize=(13, 5))
     labels = {"kk": r"C_L^{\kappa\kappa}", "ee": r"C_\ell^{EE}"}
@@ -185,7 +254,17 @@ def derivatives_figure(run: Run) -> Figure:
 
 
 def bandpowers_figure(run: Run, axis: Axes | None = None) -> Figure:
-    """Debiased bandpowers of every survey over the fiducial expectation."""
+    """Debiased bandpowers of every survey over the fiducial expectation.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    axis : the axis to draw on; that of a new figure by default
+
+    Returns
+    -------
+    figure : one panel
+    """
     L = run.bandpowers.bins.centres
     axis = panel(axis, (8, 5))
     for i, (name, power) in enumerate(stages.survey_powers(run).items()):
@@ -199,7 +278,16 @@ def bandpowers_figure(run: Run, axis: Axes | None = None) -> Figure:
 
 
 def nuisances_figure(run: Run) -> Figure:
-    """What the simulated steps of the instrument's systematics do to the bandpowers."""
+    """What the simulated steps of the instrument's systematics do to the bandpowers.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    figure : a panel for each nuisance
+    """
     L = run.bandpowers.bins.centres
     shifts = stages.nuisance_shifts(run)
     rows = -(-len(shifts) // 2)
@@ -221,7 +309,16 @@ def nuisances_figure(run: Run) -> Figure:
 
 
 def primary_figure(run: Run) -> Figure:
-    """Correlation of the lensing bandpowers with E and B power of the same test patches."""
+    """Correlation of the lensing bandpowers with E and B power of the same test patches.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    figure : three panels
+    """
     joint = read_joint(run)
     names = {"ee": r"lensed $C_\ell^{EE}$", "bb": r"lensed $C_\ell^{BB}$"}
     figure, axes = subplots(1, 3, figsize=(16, 4.6))
@@ -251,14 +348,32 @@ def _correlation(axis: Axes, joint: JointCovariance, name: str, label: str) -> N
 
 
 def coverage_figure(run: Run) -> Figure:
-    """Ranks of the truth in the posteriors of the coverage surveys, and their pulls."""
+    """Ranks of the truth in the posteriors of the coverage surveys, and their pulls.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    figure : a row for each parameter
+    """
     release = make_release(run, run.config.first_survey)
     return draw_coverage(coverage_tables(run, release))
 
 
 def draw_coverage(tables: Sequence[CoverageTable]) -> Figure:
     """The figure of tables of coverage, a row for each parameter; the band holds 68% of sets
-    simulated under the release's model, calibration errors included."""
+    simulated under the release's model, calibration errors included.
+
+    Parameters
+    ----------
+    tables : one for each parameter
+
+    Returns
+    -------
+    figure : a row for each parameter
+    """
     figure, rows = subplots(len(tables), 2, figsize=(11, 4 * len(tables)), squeeze=False)
     for axes, table in zip(rows, tables, strict=True):
         _draw_ranks(*axes, table)
@@ -287,12 +402,30 @@ def _draw_ranks(left: Axes, right: Axes, table: CoverageTable) -> None:
 
 
 def foregrounds_figure(run: Run) -> Figure:
-    """What foregrounds do to a survey of the configuration; see :func:`draw_foregrounds`."""
+    """What foregrounds do to a survey of the configuration; see :func:`draw_foregrounds`.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    figure : a panel for each noise debias, and one of ω_c
+    """
     return draw_foregrounds(foregrounds_table(run))
 
 
 def draw_foregrounds(table: ForegroundTable) -> Figure:
-    """Bias of every bandpower with each noise debias, and of ω_c by foreground and l_max."""
+    """Bias of every bandpower with each noise debias, and of ω_c by foreground and l_max.
+
+    Parameters
+    ----------
+    table : of the foregrounds' biases
+
+    Returns
+    -------
+    figure : a panel for each noise debias, and one of ω_c
+    """
     ways = list(table.sigma)
     figure, axes = subplots(1, len(ways) + 1, figsize=(5.2 * (len(ways) + 1), 4.6))
     for axis, way in zip(axes, ways, strict=False):

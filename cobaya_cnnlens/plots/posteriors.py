@@ -26,6 +26,10 @@ def posteriors_figure(chains: Sequence[Chain], params: Sequence[str] | None = No
     params : parameters to draw; by default the sampled ones and σ8 Ω_m^0.25, of those that all
         chains share
 
+    Returns
+    -------
+    figure : one panel, a row, or a triangle
+
     Raises
     ------
     CNNLensError
@@ -125,7 +129,17 @@ def _label(chain: Chain) -> str:
 
 
 def predictive_figure(check: Predictive, axis: Axes | None = None) -> Figure:
-    """Bandpowers over those of the best fit, with the predictive band."""
+    """Bandpowers over those of the best fit, with the predictive band.
+
+    Parameters
+    ----------
+    check : of a chain
+    axis : the axis to draw on; that of a new figure by default
+
+    Returns
+    -------
+    figure : one panel
+    """
     centres = check.edges.mean(1)
     band, data = check.band / check.best_model - 1, check.data / check.best_model - 1
     axis = panel(axis, (8, 4.5))

@@ -19,7 +19,16 @@ EDGE = 9  # points along a side
 
 def plan_figure(plan: Plan) -> Figure:
     """In the sinusoidal projection about the footprint's middle, which keeps areas: north up,
-    longitude to the left."""
+    longitude to the left.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+
+    Returns
+    -------
+    figure : one panel
+    """
     import healpy  # which imports pyplot
 
     theta, phi = healpy.pix2ang(plan.footprint.nside, plan.footprint.pixels)

@@ -34,7 +34,16 @@ from .weights import TileWeights, effective_number, neighbour_correlation, weigh
 
 
 def classes_of(plan: Plan) -> DepthClasses:
-    """The survey's tiles by depth and holes."""
+    """Group the survey's tiles by depth and holes.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+
+    Returns
+    -------
+    classes : the class of every tile
+    """
     rms = np.stack([tile.rms for tile in plan.tiles])
     return depth_classes(tile_depths(rms, plan.tiles[0].taper, plan.geometry))
 
@@ -58,7 +67,17 @@ class Calibrated:
 
     @classmethod
     def read(cls, run: Run, plan: Plan, folder: str | Path) -> Calibrated:
-        """Read it, and weigh the tiles.
+        """Read a survey's calibration, and compute the weights of its tiles.
+
+        Parameters
+        ----------
+        run : a configuration, with its products and networks
+        plan : the survey's plan
+        folder : the survey's products
+
+        Returns
+        -------
+        calibrated : simulated bandpowers and power of E and B, with the tiles' weights
 
         Raises
         ------
@@ -154,12 +173,18 @@ class Calibrated:
 
 
 def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release:
-    """The release of a survey.
+    """Make the release of a survey.
 
     Parameters
     ----------
     run : of the configuration that reconstructed and calibrated it
     folder : where the products of both lie
+    plan : the survey's plan
+    name : name of the release
+
+    Returns
+    -------
+    release : debiased bandpowers with their covariance, response and derivatives
 
     Raises
     ------

@@ -52,18 +52,48 @@ class Part:
 
 
 def path(folder: str | Path) -> Path:
-    """Where all that was measured lies."""
+    """Path of the survey's calibration.
+
+    Parameters
+    ----------
+    folder : the survey's products
+
+    Returns
+    -------
+    path : of the product
+    """
     return Path(folder) / "calibration.h5"
 
 
 def part_path(folder: str | Path, part: Part) -> Path:
-    """Where one part lies."""
+    """Path of one part of the simulations.
+
+    Parameters
+    ----------
+    folder : the survey's products
+    part : the part
+
+    Returns
+    -------
+    path : of the product
+    """
     return Path(folder) / "calibration" / f"{part.name}.h5"
 
 
 def recipe(run: Run, plan: Plan, n_patches: int) -> dict:
-    """What determines all that is measured: of the plan the noise and holes of its tiles, so that
-    other maps of the same depth take the same calibration."""
+    """What determines the calibration.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    plan : the survey's plan
+    n_patches : number of simulated patches
+
+    Returns
+    -------
+    recipe : of the plan it holds the noise and holes of the tiles, so that other maps of the same
+        depth take the same calibration.
+    """
     config = run.config
     return {
         "depth": _digest_of(plan),
@@ -87,17 +117,50 @@ def _digest_of(plan: Plan) -> str:
 
 
 def part_recipe(run: Run, plan: Plan, n_patches: int, part: Part) -> dict:
-    """What determines one part."""
+    """What determines one part of the simulations.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    plan : the survey's plan
+    n_patches : number of simulated patches
+    part : the part
+
+    Returns
+    -------
+    recipe : of the part's product
+    """
     return recipe(run, plan, n_patches) | {"part": part.name}
 
 
 def counts(plan: Plan, n_patches: int) -> dict[str, int]:
-    """Simulated patches of each set: half as many for R and weights, one of each tile at least."""
+    """Number of simulated patches of each set.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    n_patches : number of test patches
+
+    Returns
+    -------
+    counts : by set; the validation set has half as many, and one of each tile at least
+    """
     return {TEST: n_patches, VALIDATION: max(len(plan.tiles), -(-n_patches // 2))}
 
 
 def parts(run: Run, plan: Plan, n_patches: int) -> list[Part]:
-    """All parts, in the order in which they are made."""
+    """List all parts of the simulations in the order in which they are made.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    plan : the survey's plan
+    n_patches : number of test patches
+
+    Returns
+    -------
+    parts : sets, nuisances, shifted skies and bands
+    """
     found = [
         Part(name, number)
         for name, count in counts(plan, n_patches).items()
@@ -112,7 +175,13 @@ def parts(run: Run, plan: Plan, n_patches: int) -> list[Part]:
 
 
 def check(run: Run, plan: Plan, n_patches: int) -> None:
-    """Refuse what cannot calibrate the survey, before anything slow.
+    """Refuse a configuration that cannot calibrate the survey, before anything slow.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    plan : the survey's plan
+    n_patches : number of simulated patches
 
     Raises
     ------
@@ -133,11 +202,14 @@ def check(run: Run, plan: Plan, n_patches: int) -> None:
 
 
 def measure(run: Run, plan: Plan, folder: str | Path, n_patches: int, nthreads: int = 0) -> Path:
-    """Simulate what is not there yet; skies are made where they are missing.
+    """Simulate the parts that are not there yet; skies are made where they are missing.
 
     Parameters
     ----------
     n_patches : for N and the covariance, each tile in turn
+    run : configuration of the survey's optics, network and skies
+    plan : the survey's plan
+    folder : the survey's products
 
     Returns
     -------
@@ -258,20 +330,52 @@ class _Simulations:
 
 
 def derivative_patches(run: Run, plan: Plan) -> SeenAs:
-    """The patches that give derivatives."""
+    """The patches that give the derivatives.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    plan : the survey's plan
+
+    Returns
+    -------
+    patches : of the first sky of the set ``derivatives``, with their tiles
+    """
     n = run.config.derivatives.patches or len(run.spread)
     n = min(n, len(run.spread))
     return SeenAs(run, plan, derivatives.SET, 0, np.arange(n), tiles_in_turn(plan, n))
 
 
 def nuisance_patches(run: Run, plan: Plan, n_patches: int) -> np.ndarray:
-    """Which of the test patches give nuisances."""
+    """The test patches that give the nuisances.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    plan : the survey's plan
+    n_patches : number of test patches
+
+    Returns
+    -------
+    patches : their numbers, (n,)
+    """
     return part_of(len(plan.tiles), n_patches, run.config.nuisances.patches)
 
 
 def read(run: Run, plan: Plan, folder: str | Path) -> tuple[int, dict[str, np.ndarray]]:
-    """How many patches N rests on, and all that was measured: ``test_auto`` and so on,
-    (n_patches, n_bins); of bands, signs and steps (n, n_patches, n_bins).
+    """Read the calibration of a survey.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    plan : the survey's plan
+    folder : the survey's products
+
+    Returns
+    -------
+    n_patches : number of test patches
+    arrays : by part and name, (n_patches, n_bins); of bands, signs and steps (n, n_patches,
+        n_bins).
 
     Raises
     ------

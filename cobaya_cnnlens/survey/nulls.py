@@ -78,7 +78,20 @@ class Choices:
         seed: int = 0,
         networks: tuple[str, ...] = (),
     ) -> Choices:
-        """With the setup's own l_max, :data:`LMAX` of the Nyquist multipole, unless one is given.
+        """Settings with defaults that follow from the setup.
+
+        Parameters
+        ----------
+        setup : the patches, instrument and network for which the estimator was calibrated
+        lmax : multipole beyond which E and B are removed in one null; by default :data:`LMAX` times
+            the Nyquist multipole.
+        twins : simulated twins of each tile
+        seed : of the twins
+        networks : files of another refining network
+
+        Returns
+        -------
+        choices : the settings
 
         Raises
         ------
@@ -117,7 +130,16 @@ class Halves:
 
     @classmethod
     def of(cls, maps: TilePatches) -> Halves | None:
-        """Of a tile's splits; None if there is but one."""
+        """Halves of a tile's splits.
+
+        Parameters
+        ----------
+        maps : Q and U of a tile, by split and coadded
+
+        Returns
+        -------
+        halves : of the even and of the odd splits; None if there is but one split
+        """
         n = len(maps.split_q)
         if n < 2:
             return None
@@ -149,12 +171,34 @@ def _over(above: np.ndarray | float, below: np.ndarray) -> np.ndarray:
 
 
 def path(folder: str | Path, tile: Tile) -> Path:
-    """Where what was measured of one tile lies."""
+    """Path of the null tests of one tile.
+
+    Parameters
+    ----------
+    folder : the survey's products
+    tile : a tile of the plan
+
+    Returns
+    -------
+    path : of the product
+    """
     return Path(folder) / "nulls" / f"tile_{tile.number:04d}.h5"
 
 
 def recipe(plan: Plan, setup: MapSetup, tile: Tile, choices: Choices) -> dict:
-    """What determines the nulls of one tile."""
+    """What determines the null tests of one tile.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    setup : the patches, instrument and network for which the estimator was calibrated
+    tile : a tile of the plan
+    choices : settings of the null tests
+
+    Returns
+    -------
+    recipe : of the product
+    """
     theory = setup.theory
     return {
         **tile_recipe(plan, setup, tile),
@@ -190,6 +234,8 @@ def measure(
     setup : what the estimator was calibrated for
     load_estimator : gives the estimator; called if a tile is missing
     folder : where `survey reconstruct` wrote
+    plan : the survey's plan
+    choices : settings of the null tests
 
     Raises
     ------
@@ -222,7 +268,18 @@ def measure(
 def read(
     plan: Plan, setup: MapSetup, folder: str | Path, choices: Choices
 ) -> dict[str, np.ndarray]:
-    """What :func:`measure` kept, (n_tiles, 1 + n_twins, n_bins) each.
+    """Read the null tests of all tiles.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    setup : the patches, instrument and network for which the estimator was calibrated
+    folder : the survey's products
+    choices : settings of the null tests
+
+    Returns
+    -------
+    arrays : by name as :func:`measure` lists them, (n_tiles, 1 + n_twins, n_bins) each
 
     Raises
     ------
@@ -255,11 +312,16 @@ class Bench:
         self.ell = np.hypot(*plane_vectors(patch.n_pixels, patch.pixel))
 
     def measure(self, maps: TilePatches, kappa: np.ndarray) -> dict[str, np.ndarray]:
-        """What a product holds.
+        """Measure the null tests of one tile and its twins.
 
         Parameters
         ----------
         kappa : κ̂ of the tile's coadd, (n, n)
+        maps : Q and U of the tile, by split and coadded
+
+        Returns
+        -------
+        arrays : by name as :func:`measure` lists them, (1 + n_twins, n_bins) each
         """
         rows = [self._measured(maps, Halves.of(maps), kappa)]
         for number in range(self.choices.twins):
@@ -268,7 +330,17 @@ class Bench:
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def twin(self, maps: TilePatches, number: int) -> TilePatches:
-        """A tile's twin, with its splits."""
+        """Simulate a tile's twin, with its splits.
+
+        Parameters
+        ----------
+        maps : Q and U of a tile, by split and coadded
+        number : number of the twin, from 0
+
+        Returns
+        -------
+        maps : Q and U of the twin, with the tile's noise and holes
+        """
         tile, n, setup = maps.tile, self.patch.n_pixels, self.setup
         stage = seed_sequence(self.choices.seed, "survey nulls", tile.number, number)
         generator = np.random.default_rng(stage)

@@ -75,7 +75,16 @@ class Tile:
         return self._rms(self.split_ivar.sum(0, dtype=float))
 
     def split_rms(self, split: int) -> np.ndarray:
-        """As :attr:`rms`, of one split."""
+        """Noise of Q and of U per pixel of one split.
+
+        Parameters
+        ----------
+        split : number of the split, from 0
+
+        Returns
+        -------
+        rms : in µK, infinite where unseen, (n, n)
+        """
         return self._rms(self.split_ivar[split].astype(float))
 
     def _rms(self, ivar: np.ndarray) -> np.ndarray:
@@ -188,7 +197,16 @@ class Plan:
 
 
 def array_path(path: str | Path) -> Path:
-    """Where the arrays of a plan lie."""
+    """Path of the arrays of a plan.
+
+    Parameters
+    ----------
+    path : path of the plan (YAML)
+
+    Returns
+    -------
+    path : of the product beside it
+    """
     return Path(path).with_suffix(".h5")
 
 
@@ -210,6 +228,10 @@ def make_plan(
     taper_deg : of their mask
     least : seen fraction of a tile that is kept
     like : a plan whose tiles are taken, as of another map of the same sky, or a simulated one
+
+    Returns
+    -------
+    plan : as it was written
 
     Raises
     ------
@@ -320,6 +342,14 @@ def _write(plan: Plan, grid: Grid) -> None:
 def read_plan(path: str | Path) -> Plan:
     """Read a plan.
 
+    Parameters
+    ----------
+    path : path of the plan (YAML)
+
+    Returns
+    -------
+    plan : with the tiles that the file still lists
+
     Raises
     ------
     ConfigError
@@ -396,6 +426,10 @@ def _content(path: Path) -> dict[str, Any]:
 def check_sources(plan: Plan) -> None:
     """Refuse a plan whose files are not those it was made from.
 
+    Parameters
+    ----------
+    plan : the survey's plan
+
     Raises
     ------
     MapError
@@ -417,8 +451,22 @@ def check_sources(plan: Plan) -> None:
                 )
 
 
-def splits_of(plan: Plan, wanted: Collection[int]) -> Iterable[Split]:
-    """The maps of some splits, by number, one after another; the files must be those of the
-    plan."""
+def splits_of(plan: Plan, chosen: Collection[int]) -> Iterable[Split]:
+    """Read the maps of some splits, one after another.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    chosen : numbers of the splits
+
+    Returns
+    -------
+    splits : an iterator over the maps
+
+    Raises
+    ------
+    MapError
+    If a file is not the one that the plan was made from.
+    """
     check_sources(plan)
-    return read_splits(plan.sources, wanted)
+    return read_splits(plan.sources, chosen)

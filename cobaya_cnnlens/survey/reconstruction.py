@@ -58,22 +58,62 @@ class SurveyBandpowers:
 
 
 def path(folder: str | Path) -> Path:
-    """Where the bandpowers of all tiles lie."""
+    """Path of the bandpowers of all tiles.
+
+    Parameters
+    ----------
+    folder : the survey's products
+
+    Returns
+    -------
+    path : of the product
+    """
     return Path(folder) / "bandpowers.h5"
 
 
 def tile_path(folder: str | Path, tile: Tile) -> Path:
-    """Where κ̂ of one tile lies, with its bandpowers."""
+    """Path of κ̂ of one tile, with its bandpowers.
+
+    Parameters
+    ----------
+    folder : the survey's products
+    tile : a tile of the plan
+
+    Returns
+    -------
+    path : of the product
+    """
     return Path(folder) / "tiles" / f"tile_{tile.number:04d}.h5"
 
 
 def image_path(folder: str | Path, tile: Tile) -> Path:
-    """κ̂ of one tile as a FITS image with its WCS."""
+    """Path of κ̂ of one tile as a FITS image with its WCS.
+
+    Parameters
+    ----------
+    folder : the survey's products
+    tile : a tile of the plan
+
+    Returns
+    -------
+    path : of the FITS file
+    """
     return Path(folder) / f"kappa_{tile.number:04d}.fits"
 
 
 def tile_recipe(plan: Plan, setup: MapSetup, tile: Tile) -> dict:
-    """What determines κ̂ of one tile."""
+    """What determines κ̂ of one tile.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    setup : the patches, instrument and network for which the estimator was calibrated
+    tile : a tile of the plan
+
+    Returns
+    -------
+    recipe : of the product
+    """
     return {
         "maps": [patches.recipe(plan, split) for split in range(plan.n_splits)],
         "tile": tile.number,
@@ -83,7 +123,17 @@ def tile_recipe(plan: Plan, setup: MapSetup, tile: Tile) -> dict:
 
 
 def recipe(plan: Plan, setup: MapSetup) -> dict:
-    """What determines the bandpowers of all tiles."""
+    """What determines the bandpowers of all tiles.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    setup : the patches, instrument and network for which the estimator was calibrated
+
+    Returns
+    -------
+    recipe : of the product
+    """
     return {
         "tiles": [tile.number for tile in plan.tiles],
         **{key: v for key, v in tile_recipe(plan, setup, plan.tiles[0]).items() if key != "tile"},
@@ -93,6 +143,11 @@ def recipe(plan: Plan, setup: MapSetup) -> dict:
 
 def check_setup(plan: Plan, setup: MapSetup) -> None:
     """Refuse an estimator of other patches than the plan's.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    setup : the patches, instrument and network for which the estimator was calibrated
 
     Raises
     ------
@@ -129,6 +184,9 @@ def measure(
     load_estimator : gives the estimator, a
         :class:`~cobaya_cnnlens.reconstruct.refined.RefinedEstimator`; called if a tile is missing
     warn : called with each warning of the maps, before anything is reconstructed
+    plan : the survey's plan
+    folder : the survey's products
+    nthreads : threads of the transforms; 0 takes all cores. Results do not depend on it
 
     Returns
     -------
@@ -194,6 +252,12 @@ def check(plan: Plan, setup: MapSetup, maps: list[TilePatches]) -> list[str]:
     """Check the tiles' Q and U as :func:`~cobaya_cnnlens.calibrate.map_checks.check_patches` does,
     each with its own noise and holes.
 
+    Parameters
+    ----------
+    plan : the survey's plan
+    setup : the patches, instrument and network for which the estimator was calibrated
+    maps : Q and U of every tile
+
     Returns
     -------
     warnings
@@ -215,7 +279,18 @@ def check(plan: Plan, setup: MapSetup, maps: list[TilePatches]) -> list[str]:
 
 
 def read_tile(plan: Plan, setup: MapSetup, tile: Tile, folder: str | Path) -> dict:
-    """``kappa``, (n, n) with the taper, and ``auto`` and ``power`` of one tile.
+    """Read κ̂ and the bandpowers of one tile.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    setup : the patches, instrument and network for which the estimator was calibrated
+    tile : a tile of the plan
+    folder : the survey's products
+
+    Returns
+    -------
+    arrays : ``kappa`` with the taper, (n, n), ``auto``, (n_bins,), and ``power``, (n_power,)
 
     Raises
     ------
@@ -228,7 +303,17 @@ def read_tile(plan: Plan, setup: MapSetup, tile: Tile, folder: str | Path) -> di
 
 
 def read(plan: Plan, setup: MapSetup, folder: str | Path) -> SurveyBandpowers:
-    """The bandpowers of all tiles.
+    """Read the bandpowers of all tiles.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    setup : the patches, instrument and network for which the estimator was calibrated
+    folder : the survey's products
+
+    Returns
+    -------
+    bandpowers : of the tiles, before any calibration
 
     Raises
     ------

@@ -38,7 +38,12 @@ class AnalyticNoise:
         )
 
     def write(self, path: Path) -> None:
-        """Write the table as CSV, atomically."""
+        """Write the table as CSV, atomically.
+
+        Parameters
+        ----------
+        path : path of the file
+        """
         values = zip(self.L, self.n0, self.kk, strict=True)
         rows = (f"{x:.0f},{n:.8e},{c:.8e}" for x, n, c in values)
         with atomic_write(path) as partial:
@@ -54,6 +59,12 @@ def analytic_noise(
     ----------
     estimator : one of ``ESTIMATORS``
     L : multipoles; ``MULTIPOLES`` within the filter's reach if None
+    instrument : noise and beam
+    band : multipoles of E and B in use
+
+    Returns
+    -------
+    noise : N0^κ and C_L^κκ by multipole
 
     Raises
     ------

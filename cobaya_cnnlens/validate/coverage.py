@@ -80,12 +80,32 @@ class CoverageSky:
 
 
 def path(run: Run, index: int) -> Path:
-    """Where the bandpowers of a sky of the coverage test lie."""
+    """Path of the bandpowers of a sky of the coverage test.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    index : number of the sky
+
+    Returns
+    -------
+    path : of the product
+    """
     return run.config.products / KIND / f"sky_{index:04d}.h5"
 
 
 def recipe(run: Run, index: int) -> dict:
-    """What determines the bandpowers of one sky of the coverage test."""
+    """What determines the bandpowers of one sky of the coverage test.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    index : number of the sky
+
+    Returns
+    -------
+    recipe : of the product
+    """
     patches = run.config.coverage.patches
     return {
         "sky": {
@@ -101,7 +121,17 @@ def recipe(run: Run, index: int) -> dict:
 
 
 def drawn(run: Run, index: int) -> dict[str, float]:
-    """The parameters of a sky of the coverage test, drawn evenly from the prior."""
+    """Draw the parameters of a sky of the coverage test evenly from the prior.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    index : number of the sky
+
+    Returns
+    -------
+    parameters : values by name
+    """
     config, name = run.config, f"{KIND}/cosmology"
     prior = config.coverage.prior
     if config.coverage.stratified:
@@ -116,7 +146,17 @@ def drawn(run: Run, index: int) -> dict[str, float]:
 
 
 def cosmology_at(run: Run, parameters: Mapping[str, float]) -> Cosmology:
-    """The fiducial cosmology with other parameters, ``logA`` = ln(10¹⁰ A_s) among them."""
+    """The fiducial cosmology with other parameters.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    parameters : values by name, ``logA`` = ln(10¹⁰ A_s) among them
+
+    Returns
+    -------
+    cosmology : with these values
+    """
     changes = dict(parameters)
     if "logA" in changes:
         changes["As"] = 1e-10 * math.exp(changes.pop("logA"))
@@ -124,12 +164,29 @@ def cosmology_at(run: Run, parameters: Mapping[str, float]) -> Cosmology:
 
 
 def cosmology_of(run: Run, index: int) -> Cosmology:
-    """The cosmology of a sky of the coverage test."""
+    """The cosmology of a sky of the coverage test.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    index : number of the sky
+
+    Returns
+    -------
+    cosmology : with the drawn parameters
+    """
     return cosmology_at(run, drawn(run, index))
 
 
 def measure(run: Run, indices: Iterable[int] | None = None, nthreads: int = 0) -> None:
-    """Simulate and measure the coverage skies that have no bandpowers yet."""
+    """Simulate and measure the coverage skies that have no bandpowers yet.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    indices : numbers of the skies; all by default
+    nthreads : threads of the transforms; 0 takes all cores. Results do not depend on it
+    """
     size = run.config.coverage.skies
     indices = range(size) if indices is None else list(indices)
     for index in indices:
@@ -146,7 +203,15 @@ def measure(run: Run, indices: Iterable[int] | None = None, nthreads: int = 0) -
 
 
 def read(run: Run) -> list[CoverageSky]:
-    """The coverage skies that have been measured, in order.
+    """Read the coverage skies that have been measured, in order.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    skies : true parameters and bandpowers of each
 
     Raises
     ------
@@ -169,7 +234,15 @@ def read(run: Run) -> list[CoverageSky]:
 
 
 def read_all(runs: Sequence[Run]) -> list[CoverageSky]:
-    """The coverage skies of several runs, one run after another.
+    """Read the coverage skies of several runs, one run after another.
+
+    Parameters
+    ----------
+    runs : of configurations with the same prior
+
+    Returns
+    -------
+    skies : true parameters and bandpowers of each
 
     Raises
     ------
@@ -230,7 +303,17 @@ class CoverageTable:
         return int(self.sky.max()) + 1
 
     def covered(self, probability: float) -> tuple[float, float]:
-        """Part of the central intervals that hold the truth, and its standard error."""
+        """Fraction of the central intervals that hold the truth.
+
+        Parameters
+        ----------
+        probability : of the intervals
+
+        Returns
+        -------
+        fraction : of the surveys
+        error : its standard error
+        """
         held = inside(self.rank, probability)
         return float(held.mean()), self._error(self._resampled(held))
 
@@ -375,6 +458,13 @@ def coverage_tables(
     patches_each : patches of one survey; the configuration's by default
     noise_debias : "data" or "fixed"; by default "data" where the release holds it
     others : runs with more skies, drawn from the same prior
+    run : a configuration with coverage skies
+    statistics : form of the likelihood
+    primary : whether the likelihood takes the E power of the patches too
+
+    Returns
+    -------
+    tables : one for each parameter of the prior
 
     Raises
     ------

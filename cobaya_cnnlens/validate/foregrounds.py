@@ -75,6 +75,14 @@ CLEAN = Foreground("none", "clean", 0.0)
 def foregrounds_of(run: Run) -> list[Foreground]:
     """The foregrounds of a configuration.
 
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    foregrounds : types and levels
+
     Raises
     ------
     ConfigError
@@ -94,13 +102,37 @@ def foregrounds_of(run: Run) -> list[Foreground]:
 
 
 def path(run: Run, foreground: Foreground, lmax: int | None, index: int) -> Path:
-    """Where the bandpowers of a test sky with a foreground lie."""
+    """Path of the bandpowers of a test sky with a foreground.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    foreground : type and level of the foreground
+    lmax : multipole beyond which maps are filtered; None for no filter
+    index : number of the sky
+
+    Returns
+    -------
+    path : of the product
+    """
     name = f"{foreground.kind}_{foreground.name}" + (f"_lmax_{lmax}" if lmax else "")
     return run.config.products / KIND / f"sky_{index:04d}" / f"{name}.h5"
 
 
 def recipe(run: Run, foreground: Foreground, lmax: int | None, index: int) -> dict:
-    """What determines the bandpowers of a test sky with a foreground."""
+    """What determines the bandpowers of a test sky with a foreground.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    foreground : type and level of the foreground
+    lmax : multipole beyond which maps are filtered; None for no filter
+    index : number of the sky
+
+    Returns
+    -------
+    recipe : of the product
+    """
     settings = run.config.foregrounds
     added = {
         "kind": foreground.kind,
@@ -121,6 +153,11 @@ def measure(run: Run, index: int) -> None:
 
     A product holds, by patch, ``auto`` ⟨κ̂κ̂*⟩, ``cross`` ⟨κκ̂*⟩ and ``truth`` ⟨κκ*⟩, (n_patches,
     n_bins) each, and ``power`` of the maps themselves, (n_patches, n_power).
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    index : number of the sky
     """
     run.config.check_index(SET, index)
     todo = [case for case in _cases(run) if not _there(run, *case, index)]
@@ -175,9 +212,17 @@ def _seen(run: Run, foreground: Foreground, index: int) -> np.ndarray:
 
 
 def low_pass(maps: np.ndarray, lmax: int | None, geometry: PatchGeometry) -> np.ndarray:
-    """Maps (..., n, n) without a mask, without their modes beyond ``lmax``; as they are for None.
+    """Remove the modes of maps beyond a multipole.
 
-    The patch goes on beyond its edges as its mirror image: cosine modes, of l = πk/nΔ.
+    Parameters
+    ----------
+    maps : without a mask, (..., n, n)
+    lmax : largest multipole; None leaves the maps as they are
+    geometry : size and pixels of the patches
+
+    Returns
+    -------
+    maps : filtered, (..., n, n)
     """
     if lmax is None:
         return maps
@@ -190,7 +235,18 @@ def low_pass(maps: np.ndarray, lmax: int | None, geometry: PatchGeometry) -> np.
 def read(
     run: Run, foreground: Foreground, lmax: int | None, indices: Iterable[int]
 ) -> dict[str, np.ndarray]:
-    """What :func:`measure` kept of test skies with a foreground, one after another.
+    """Read the bandpowers of test skies with a foreground, one after another.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    foreground : type and level of the foreground
+    lmax : multipole beyond which maps are filtered; None for no filter
+    indices : numbers of the skies
+
+    Returns
+    -------
+    arrays : by name as :func:`measure` lists them
 
     Raises
     ------
@@ -245,7 +301,17 @@ class ForegroundTable:
     missing: list[tuple[Foreground, int | None]]
 
     def of(self, debias: str, lmax: int | None = None) -> list[Bias]:
-        """The biases with one debias and l_max, in the order of the foregrounds."""
+        """The biases with one noise debias and l_max, in the order of the foregrounds.
+
+        Parameters
+        ----------
+        debias : noise debias, a key of ``sigma``
+        lmax : multipole beyond which maps were filtered; None for no filter
+
+        Returns
+        -------
+        biases : of each foreground
+        """
         return [b for b in self.biases if (b.debias, b.lmax) == (debias, lmax)]
 
     def table(self) -> str:
@@ -329,6 +395,11 @@ def foregrounds_table(run: Run, indices: Iterable[int] | None = None) -> Foregro
     Parameters
     ----------
     indices : of test skies; all of ``foregrounds.skies`` by default
+    run : a configuration with foregrounds
+
+    Returns
+    -------
+    table : biases of the bandpowers and of ω_c
 
     Raises
     ------

@@ -69,6 +69,11 @@ def noise_table(run: Run, merge: int = 1, curves: dict | None = None) -> NoiseTa
     ----------
     merge : number of neighbouring bins to take together
     curves : analytic curves already computed, to which this table's are added
+    run : a configuration whose sets ``validation`` and ``test`` were reconstructed
+
+    Returns
+    -------
+    table : noise, response and errors by bin
 
     Raises
     ------
@@ -100,7 +105,17 @@ def noise_table(run: Run, merge: int = 1, curves: dict | None = None) -> NoiseTa
 
 
 def merged_bandpowers(run: Run, merge: int) -> tuple[PatchBandpowers, PatchBandpowers]:
-    """Validation and test patches with every ``merge`` neighbouring bins taken together."""
+    """Read the validation and test patches, with neighbouring bins taken together.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    merge : how many neighbouring bins to take together
+
+    Returns
+    -------
+    validation, test : bandpowers by patch
+    """
     spectra = run.bandpowers
     sets = (bandpowers.read(run, name) for name in ("validation", "test"))
     return tuple(
@@ -113,7 +128,19 @@ def noise_by_patch(
     calibration: Calibration, validation: PatchBandpowers, test: PatchBandpowers
 ) -> tuple[np.ndarray, np.ndarray]:
     """What each patch of the two sets adds to N_L, (n_patches, n_bins) each: the test patches' own
-    κ̂κ̂*/R² − κκ*, and the validation patches' −2⟨κ̂κ̂*⟩/R³ (κκ̂* − Rκκ*)/⟨κκ*⟩ by way of R."""
+    κ̂κ̂*/R² − κκ*, and the validation patches' −2⟨κ̂κ̂*⟩/R³ (κκ̂* − Rκκ*)/⟨κκ*⟩ by way of R.
+
+    Parameters
+    ----------
+    calibration : response and noise bias of the two sets
+    validation : bandpowers of the validation patches
+    test : bandpowers of the test patches
+
+    Returns
+    -------
+    test : contributions of the test patches, (n_patches, n_bins)
+    validation : contributions of the validation patches, (n_patches, n_bins)
+    """
     response = calibration.response
     each = test.auto / response**2 - test.truth
     influence = (validation.cross - response * validation.truth) / validation.truth.mean(0)
@@ -191,6 +218,10 @@ def compare(runs: list[Run], merge: int = 1) -> Comparison:
     ----------
     runs : of configurations with the same bins
     merge : number of neighbouring bins to take together
+
+    Returns
+    -------
+    comparison : noise of all configurations by bin
 
     Raises
     ------
@@ -283,6 +314,11 @@ def residual_table(run: Run, set_name: str, merge: int = 1) -> ResidualTable:
     ----------
     set_name : a set at the fiducial cosmology other than ``validation`` and ``test``
     merge : number of neighbouring bins to take together
+    run : a configuration with its bandpowers
+
+    Returns
+    -------
+    table : residuals by bin, with χ² and PTE
 
     Raises
     ------

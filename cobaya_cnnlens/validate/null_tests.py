@@ -141,7 +141,16 @@ class NullTable:
 
 
 def verdicts_table(tests: list[NullTest]) -> str:
-    """As text: a line for each null, and how likely the lowest PTE of them is."""
+    """A line for each null test, and how likely the lowest PTE of them is.
+
+    Parameters
+    ----------
+    tests : the null tests
+
+    Returns
+    -------
+    table : as text
+    """
     lowest = min(t.pte for t in tests)
     by_chance = 1.0 - (1.0 - lowest) ** len(tests)
     rows = text_table(
@@ -174,6 +183,11 @@ def nulls_table(
     Parameters
     ----------
     names, indices : which nulls and skies; all of ``nulls.skies`` by default
+    run : a configuration whose null tests were measured
+
+    Returns
+    -------
+    table : verdicts, bandpowers and mean fields
 
     Raises
     ------
@@ -202,7 +216,18 @@ def nulls_table(
 
 
 def null_test(name: str, what: str, L: np.ndarray, samples: np.ndarray) -> NullTest:
-    """Whether the mean of independent samples (n_samples, n_bins) vanishes (Hotelling 1931).
+    """Test whether the mean of independent samples vanishes (Hotelling 1931).
+
+    Parameters
+    ----------
+    name : name of the test
+    what : what is correlated, in words
+    L : centres of the bins, (n_bins,)
+    samples : of patches or tiles, (n_samples, n_bins)
+
+    Returns
+    -------
+    test : mean, errors, T² and PTE
 
     Raises
     ------

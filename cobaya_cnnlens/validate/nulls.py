@@ -52,6 +52,15 @@ def check_names(run: Run, names: Iterable[str] | None = None) -> tuple[str, ...]
     without noise there is no noise alone, and of an instrument without any symmetry the mean field
     of noise or of B is no null.
 
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    names : names of null tests; all that the configuration allows by default
+
+    Returns
+    -------
+    names : of null tests, in their order
+
     Raises
     ------
     CNNLensError
@@ -73,12 +82,34 @@ def check_names(run: Run, names: Iterable[str] | None = None) -> tuple[str, ...]
 
 
 def path(run: Run, null: str, index: int) -> Path:
-    """Where the bandpowers of one null test on one sky lie."""
+    """Path of the bandpowers of one null test on one sky.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    null : name of the null test
+    index : number of the sky
+
+    Returns
+    -------
+    path : of the product
+    """
     return run.config.products / KIND / null / f"sky_{index:04d}.h5"
 
 
 def recipe(run: Run, null: str, index: int) -> dict:
-    """What determines the bandpowers of one null test on one sky."""
+    """What determines the bandpowers of one null test on one sky.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    null : name of the null test
+    index : number of the sky
+
+    Returns
+    -------
+    recipe : of the product
+    """
     return {
         **bandpowers.recipe(run, SETS.get(null, "test"), index),
         "null_algorithm": ALGORITHM,
@@ -101,6 +132,13 @@ def measure(
     Of the mean κ̂ over the sky's patches there is ``mean_field``, see :func:`mean_field`, with the
     draws below it, (1 + N_FLIPS, n_bins), and for ``noise`` and ``b_only`` the same of
     :func:`beyond_mask`, ``beyond_mask``.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    names : names of null tests; all that the configuration allows by default
+    indices : numbers of the skies; all by default
+    nthreads : threads of the transforms; 0 takes all cores. Results do not depend on it
     """
     names = check_names(run, names)
     todo: dict[int, list[str]] = {}
@@ -123,6 +161,16 @@ def measure(
 def read(run: Run, null: str, indices: Iterable[int]) -> dict[str, np.ndarray]:
     """What :func:`measure` kept of a null on some skies, their patches one after another; mean
     fields are averaged over the skies.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    null : name of the null test
+    indices : numbers of the skies
+
+    Returns
+    -------
+    arrays : by name as :func:`measure` lists them
 
     Raises
     ------
@@ -256,15 +304,35 @@ class NullBench:
 
 
 def turned(gradient: np.ndarray) -> np.ndarray:
-    """∇φ (n, 2), along south and east, turned by 90°: the deflection of a curl potential."""
+    """Turn ∇φ by 90°: the deflection of a curl potential.
+
+    Parameters
+    ----------
+    gradient : along south and east in radians, (n, 2)
+
+    Returns
+    -------
+    deflection : in radians, (n, 2)
+    """
     return np.stack([-gradient[:, 1], gradient[:, 0]], axis=1)
 
 
 def gaussian_b(
     run: Run, clbb: np.ndarray, n_patches: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Q and U of a Gaussian B field, E = 0, periodic on the padded patch, (n_patches, n_padded,
-    n_padded) each; ``clbb`` from l = 0, nothing beyond its end or the Nyquist multipole."""
+    """Draw Q and U of a Gaussian B field without E, periodic on the padded patch.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    clbb : C_l^BB in µK² from l = 0; nothing beyond its end or the Nyquist multipole
+    n_patches : number of patches
+    generator : of random numbers
+
+    Returns
+    -------
+    q, u : in µK, (n_patches, n_padded, n_padded) each
+    """
     patch = run.config.patch
     n, pixel = patch.n_padded, patch.pixel
     ly, lx = mode_vectors(n, pixel)
@@ -282,6 +350,15 @@ def beyond_mask(maps: np.ndarray, square: bool = True) -> np.ndarray:
 
     Of isotropic inputs behind a mask with these symmetries, an equivariant estimator's mean field
     is all in what is taken off.
+
+    Parameters
+    ----------
+    maps : (..., n, n)
+    square : whether all eight symmetries of the square count
+
+    Returns
+    -------
+    maps : the remainder, (..., n, n)
     """
     quarters = range(4) if square else range(1)
     rotated = [np.rot90(maps, turns, axes=(-2, -1)) for turns in quarters]
@@ -297,6 +374,8 @@ def mean_field(
     Parameters
     ----------
     modes : of the patches' maps, (n_patches, n, n//2 + 1)
+    spectra : of the patches
+    generator : of the random signs
     """
     n = len(modes)
     signs = generator.choice([-1.0, 1.0], size=(N_FLIPS + 1, n)).astype(modes.real.dtype)

@@ -60,7 +60,17 @@ def _covariance(*sets: np.ndarray) -> np.ndarray:
 
 
 def check_points(run: Run, release: Release, group: str) -> list[PointCheck]:
-    """Changes of the noise bias at a group's points beside what a release predicts.
+    """Compare the changes of the noise bias at a group's points with what a release predicts.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    release : the release, with its calibration
+    group : name of a group of cosmologies in ``points.at``
+
+    Returns
+    -------
+    checks : one for each point
 
     Raises
     ------
@@ -138,7 +148,16 @@ class PointsTable:
     mean_pte: float
 
     def table(self, group: str) -> str:
-        """As text, a line for each point of a group, and χ² of their mean residual."""
+        """A line for each point of a group, and χ² of their mean residual.
+
+        Parameters
+        ----------
+        group : name of a group of cosmologies in ``points.at``
+
+        Returns
+        -------
+        table : as text
+        """
         at = [", ".join(f"{key} {x:g}" for key, x in change.items()) for change in self.changes]
         joint = {
             f"{name}, all free": ("+.2f", x) for name, x in zip(JOINT, self.joint.T, strict=True)
@@ -183,6 +202,15 @@ def points_table(run: Run, group: str) -> PointsTable:
     """Bias of ω_c at a group of cosmologies, from skies that share phases with fiducial ones.
 
     The survey is that of the configuration's first mock survey's release.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    group : name of a group of cosmologies in ``points.at``
+
+    Returns
+    -------
+    table : biases of ω_c at the points
     """
     made = make_release(run, run.config.first_survey)
     likelihood = BandpowerLikelihood(made)

@@ -77,7 +77,17 @@ class Predictive:
 
 
 def predictive_p(likelihood: BandpowerLikelihood, models: np.ndarray) -> float:
-    """The posterior-predictive probability from µ_b of samples of equal weight, (n, n_bins)."""
+    """The posterior-predictive probability.
+
+    Parameters
+    ----------
+    likelihood : the likelihood whose model is used
+    models : µ_b of posterior samples of equal weight, (n, n_bins)
+
+    Returns
+    -------
+    p : 0 to 1
+    """
     return float(np.mean(likelihood.pte(likelihood.chi2_of(models))))
 
 
@@ -89,6 +99,10 @@ def predictive(root: str, samples: int = 200, seed: int = 0) -> Predictive:
     root : of the chain, as in ``output`` of the Cobaya input, or one of its files
     samples : of the posterior; the theory runs once for each
     seed : of the replicated data that the band is made of
+
+    Returns
+    -------
+    check : p, the best fit, and the predicted band
 
     Raises
     ------

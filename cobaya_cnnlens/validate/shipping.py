@@ -22,8 +22,17 @@ Entry = tuple[str, str, Path, dict]
 
 
 def recipe(run: Run) -> dict:
-    """What a file of shipped products says of itself: whose they are, the hash of the estimator
-    that made them, and how that was trained, unless it is used as it is."""
+    """What a file of shipped products says of itself.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    recipe : the configuration, the hash of its estimator, and how that was trained, unless it is
+        used as it is.
+    """
     config = run.config
     trained = config.baseline is None and config.network.pretrained is None
     return {
@@ -36,6 +45,10 @@ def recipe(run: Run) -> dict:
 def ship(run: Run) -> dict[str, int]:
     """Write the configuration's file of shipped products from all that there are of its own; what
     was shipped before and is still valid stays.
+
+    Parameters
+    ----------
+    run : a configuration with a file of shipped products
 
     Returns
     -------

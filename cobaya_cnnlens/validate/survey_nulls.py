@@ -107,6 +107,11 @@ def survey_nulls(
     ----------
     folder : where they were
     release : of the survey's bandpowers, for the null of the L range
+    plan : the survey's plan
+
+    Returns
+    -------
+    nulls : the tests, and the reasons for those that were skipped
 
     Raises
     ------
@@ -130,6 +135,10 @@ def survey_nulls(
 
 def check_tiles(plan: Plan) -> None:
     """Refuse a plan of too few tiles.
+
+    Parameters
+    ----------
+    plan : the survey's plan
 
     Raises
     ------
@@ -255,6 +264,18 @@ def two_groups(name: str, what: str, L: np.ndarray, a: np.ndarray, b: np.ndarray
     T² = n_a n_b/(n_a + n_b) δᵀ Ŝ⁻¹ δ, with the covariance Ŝ that both share (Hotelling 1931), of
     n_a + n_b − 2 degrees of freedom.
 
+    Parameters
+    ----------
+    name : name of the test
+    what : what is compared, in words
+    L : centres of the bins, (n_bins,)
+    a : samples of the first group, (n_a, n_bins)
+    b : samples of the second group, (n_b, n_bins)
+
+    Returns
+    -------
+    test : difference, errors, T² and PTE
+
     Raises
     ------
     CNNLensError
@@ -284,8 +305,16 @@ def two_groups(name: str, what: str, L: np.ndarray, a: np.ndarray, b: np.ndarray
 
 
 def range_test(release: Release) -> NullTest:
-    """Amplitudes A of the fiducial C^κκ in the bins below and above the middle of those of a
-    release, by least squares with its covariance: their difference. C^EE is the fiducial's."""
+    """Compare the amplitude of C^κκ at high and at low multipoles, by least squares.
+
+    Parameters
+    ----------
+    release : the release, with its calibration
+
+    Returns
+    -------
+    test : the difference of the amplitudes. C^EE is the fiducial's
+    """
     likelihood = BandpowerLikelihood(release)
     kk = np.pad(release.fiducial_kk, (0, max(likelihood.lmax_kk + 1 - len(release.fiducial_kk), 0)))
     ee = np.pad(release.fiducial_ee, (0, max(likelihood.lmax_ee + 1 - len(release.fiducial_ee), 0)))

@@ -38,7 +38,17 @@ BACKGROUND = ("age", "rdrag", "rstar", "zdrag", "zstar", "zeq", "keq", "cosmomc_
 
 
 def blocks_of(part: Mapping[str, Any] | None, component: str) -> dict[str, dict[str, Any]]:
-    """Our components in the ``likelihood`` or ``theory`` of an input, by their names there."""
+    """Our components in the ``likelihood`` or ``theory`` of an input.
+
+    Parameters
+    ----------
+    part : of the input
+    component : name of the class
+
+    Returns
+    -------
+    blocks : options by the component's name in the input
+    """
     return {
         name: block
         for name, block in (part or {}).items()
