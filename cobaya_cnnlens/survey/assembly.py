@@ -178,8 +178,8 @@ def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release
     Parameters
     ----------
     run : of the configuration that reconstructed and calibrated it
-    folder : where the products of both lie
     plan : the survey's plan
+    folder : where the products of both lie
     name : name of the release
 
     Returns

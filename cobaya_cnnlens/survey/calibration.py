@@ -206,10 +206,10 @@ def measure(run: Run, plan: Plan, folder: str | Path, n_patches: int, nthreads: 
 
     Parameters
     ----------
-    n_patches : for N and the covariance, each tile in turn
     run : configuration of the survey's optics, network and skies
     plan : the survey's plan
     folder : the survey's products
+    n_patches : for N and the covariance, each tile in turn
 
     Returns
     -------

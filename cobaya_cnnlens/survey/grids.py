@@ -316,8 +316,8 @@ def read_sky(path: str | Path, wanted: str = "") -> SkyFile:
 
     Parameters
     ----------
-    wanted : "QU" for the planes Q and U; else the file must hold one plane
     path : of the FITS file
+    wanted : "QU" for the planes Q and U; else the file must hold one plane
 
     Returns
     -------

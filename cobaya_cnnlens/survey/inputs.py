@@ -133,8 +133,8 @@ def read_splits(sources: Sources, wanted: Collection[int] | None = None) -> Iter
 
     Parameters
     ----------
-    wanted : which, by number; all by default
     sources : the survey's files
+    wanted : which, by number; all by default
 
     Returns
     -------

@@ -97,8 +97,8 @@ def on_sphere(
 
     Parameters
     ----------
-    kappa : with the taper, (n, n)
     tile : a tile of the plan
+    kappa : with the taper, (n, n)
     nside : resolution of the HEALPix map
 
     Returns

@@ -231,10 +231,10 @@ def measure(
 
     Parameters
     ----------
+    plan : the survey's plan
     setup : what the estimator was calibrated for
     load_estimator : gives the estimator; called if a tile is missing
     folder : where `survey reconstruct` wrote
-    plan : the survey's plan
     choices : settings of the null tests
 
     Raises
@@ -316,8 +316,8 @@ class Bench:
 
         Parameters
         ----------
-        kappa : κ̂ of the tile's coadd, (n, n)
         maps : Q and U of the tile, by split and coadded
+        kappa : κ̂ of the tile's coadd, (n, n)
 
         Returns
         -------

@@ -180,13 +180,13 @@ def measure(
 
     Parameters
     ----------
+    plan : the survey's plan
     setup : what the estimator was calibrated for
     load_estimator : gives the estimator, a
         :class:`~cobaya_cnnlens.reconstruct.refined.RefinedEstimator`; called if a tile is missing
-    warn : called with each warning of the maps, before anything is reconstructed
-    plan : the survey's plan
     folder : the survey's products
     nthreads : threads of the transforms; 0 takes all cores. Results do not depend on it
+    warn : called with each warning of the maps, before anything is reconstructed
 
     Returns
     -------

@@ -175,10 +175,10 @@ def effective_number(
 
     Parameters
     ----------
-    variance : of the residual in each class, (n_classes, n_bins)
     tiles : the tile as which each patch was seen, (n_patches,)
     weight : of the tiles, (n_tiles, n_bins)
     label : class of each tile, (n_tiles,)
+    variance : of the residual in each class, (n_classes, n_bins)
 
     Returns
     -------

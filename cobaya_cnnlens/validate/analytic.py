@@ -58,9 +58,9 @@ def analytic_noise(
     Parameters
     ----------
     estimator : one of ``ESTIMATORS``
-    L : multipoles; ``MULTIPOLES`` within the filter's reach if None
     instrument : noise and beam
     band : multipoles of E and B in use
+    L : multipoles; ``MULTIPOLES`` within the filter's reach if None
 
     Returns
     -------

@@ -454,13 +454,13 @@ def coverage_tables(
 
     Parameters
     ----------
+    run : a configuration with coverage skies
     release : whose calibration, model and covariance are tested; its data play no part
     patches_each : patches of one survey; the configuration's by default
     noise_debias : "data" or "fixed"; by default "data" where the release holds it
-    others : runs with more skies, drawn from the same prior
-    run : a configuration with coverage skies
     statistics : form of the likelihood
     primary : whether the likelihood takes the E power of the patches too
+    others : runs with more skies, drawn from the same prior
 
     Returns
     -------

@@ -394,8 +394,8 @@ def foregrounds_table(run: Run, indices: Iterable[int] | None = None) -> Foregro
 
     Parameters
     ----------
-    indices : of test skies; all of ``foregrounds.skies`` by default
     run : a configuration with foregrounds
+    indices : of test skies; all of ``foregrounds.skies`` by default
 
     Returns
     -------

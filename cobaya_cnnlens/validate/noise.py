@@ -67,9 +67,9 @@ def noise_table(run: Run, merge: int = 1, curves: dict | None = None) -> NoiseTa
 
     Parameters
     ----------
+    run : a configuration whose sets ``validation`` and ``test`` were reconstructed
     merge : number of neighbouring bins to take together
     curves : analytic curves already computed, to which this table's are added
-    run : a configuration whose sets ``validation`` and ``test`` were reconstructed
 
     Returns
     -------
@@ -312,9 +312,9 @@ def residual_table(run: Run, set_name: str, merge: int = 1) -> ResidualTable:
 
     Parameters
     ----------
+    run : a configuration with its bandpowers
     set_name : a set at the fiducial cosmology other than ``validation`` and ``test``
     merge : number of neighbouring bins to take together
-    run : a configuration with its bandpowers
 
     Returns
     -------

@@ -182,8 +182,8 @@ def nulls_table(
 
     Parameters
     ----------
-    names, indices : which nulls and skies; all of ``nulls.skies`` by default
     run : a configuration whose null tests were measured
+    names, indices : which nulls and skies; all of ``nulls.skies`` by default
 
     Returns
     -------

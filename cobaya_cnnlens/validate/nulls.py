@@ -373,8 +373,8 @@ def mean_field(
 
     Parameters
     ----------
-    modes : of the patches' maps, (n_patches, n, n//2 + 1)
     spectra : of the patches
+    modes : of the patches' maps, (n_patches, n, n//2 + 1)
     generator : of the random signs
     """
     n = len(modes)

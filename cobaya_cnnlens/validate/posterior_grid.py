@@ -149,8 +149,8 @@ class PosteriorGrid:
 
         Parameters
         ----------
-        table : of :meth:`table`
         likelihood : the likelihood whose model is used
+        table : of :meth:`table`
         data : bandpowers, (n_surveys, n_bins)
 
         Returns
@@ -226,8 +226,8 @@ def simulate_ranks(
 
     Parameters
     ----------
-    truth : parameters of each survey of a set, (n_surveys, n_parameters)
     grid : of the prior
+    truth : parameters of each survey of a set, (n_surveys, n_parameters)
     n_sets : how many sets of surveys to simulate
 
     Returns

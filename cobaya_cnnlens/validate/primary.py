@@ -291,9 +291,9 @@ def read_joint(
 
     Parameters
     ----------
+    run : a configuration with bandpowers and primary spectra
     true_kappa : bandpowers of the true κ as "kk" instead of the debiased ones: what lensing itself
         correlates
-    run : a configuration with bandpowers and primary spectra
 
     Returns
     -------

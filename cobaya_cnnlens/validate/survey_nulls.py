@@ -105,9 +105,9 @@ def survey_nulls(
 
     Parameters
     ----------
+    plan : the survey's plan
     folder : where they were
     release : of the survey's bandpowers, for the null of the L range
-    plan : the survey's plan
 
     Returns
     -------
