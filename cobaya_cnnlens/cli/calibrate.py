@@ -49,12 +49,13 @@ def nuisances(
     run = runs.load(config)
     from ..calibrate import nuisances
     from ..calibrate.assemble import calibration_of
+    from ..likelihood.fields import NUISANCES
 
     runs.ready(run)
     if check is not None:
         calibration, _ = calibration_of(run)
         steps = run.config.nuisances
-        changes = {name: 2.0 * getattr(steps, name) for name in nuisances.NUISANCES}
+        changes = {name: 2.0 * getattr(steps, name) for name in NUISANCES}
         checks = nuisances.check_nuisances(run, calibration.response, check, changes)
         L = run.bandpowers.bins.centres
         typer.echo("\n".join(result.table(L) for result in checks))
@@ -97,6 +98,7 @@ def ship(config: ConfigFile) -> None:
     from ..validate import shipping
 
     counts = shipping.ship(run)
-    for what, number in counts.items():
-        typer.echo(f"{number:4d} skies of {what}")
-    typer.echo(f"{run.config.shipped} ({run.config.shipped.stat().st_size / 1e6:.2f} MB)")
+    for name, number in counts.items():
+        typer.echo(f"{number:4d} skies of {name}")
+    if path := run.config.shipped:
+        typer.echo(f"{path} ({path.stat().st_size / 1e6:.2f} MB)")

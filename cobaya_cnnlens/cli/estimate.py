@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +14,7 @@ from . import runs
 from .arguments import FRONT, ConfigFile, Indices, Networks, Unit
 
 if TYPE_CHECKING:
+    from ..calibrate.own_maps import MapSetup
     from ..pipeline.run import Run
 
 NOISY = "tiles with depths and holes of their own need a refining network, as refined_fiducial has"
@@ -60,13 +62,11 @@ def train(config: ConfigFile) -> None:
         )
     from tqdm import tqdm
 
-    from ..pipeline import networks, training
+    from ..pipeline import networks, refining, training
 
-    stage = training
-    if run.config.network.kind == "refined":
-        from ..pipeline import refining as stage
+    train_network = refining.train if run.config.network.kind == "refined" else training.train
     directory, trained = networks.training_directory(run), False
-    for record in stage.train(run, directory):
+    for record in train_network(run, directory):
         trained = True
         values = (f"{k} {v:.5g}" for k, v in record.items())
         tqdm.write("  ".join(values))
@@ -118,13 +118,13 @@ def reconstruct(
     runs.need_pipeline()
     from ..calibrate.release_networks import is_release
 
-    if not maps:
+    if set_name is not None or not maps:
         if is_release(config):
             raise ConfigError(f"{config} is a release: --set needs the configuration that made it")
         run = runs.load(config)
         from ..calibrate import bandpowers
 
-        bandpowers.measure(runs.ready(run), set_name, index)
+        bandpowers.measure(runs.ready(run), str(set_name), index)
         return
     from ..calibrate import own_maps
     from ..calibrate.map_checks import check_maps
@@ -145,7 +145,9 @@ def reconstruct(
     typer.echo(own_maps.reconstruct_maps(setup, estimator, patch_maps, source, folder, warnings))
 
 
-def map_setup(source: Path, networks: list[Path] | None, noisy: bool = False):
+def map_setup(
+    source: Path, networks: list[Path] | None, noisy: bool = False
+) -> tuple[MapSetup, Callable[[], Any]]:
     """Load what a configuration or a release says of the maps that it fits.
 
     Parameters

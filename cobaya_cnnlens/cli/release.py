@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from ..errors import ConfigError, ReleaseError
 from . import runs
+
+if TYPE_CHECKING:
+    from ..pipeline.run import Run
 
 app = typer.Typer(no_args_is_help=True, help="Make and look at release files.")
 
@@ -50,16 +53,18 @@ def release_make(
     from ..calibrate import assemble
     from ..likelihood.release import read_release, write_release
 
-    path = out or (data[0].with_name("release.json") if data else None)
-    if calibration is not None:
-        release = assemble.make_calibrated_release(data, read_release(calibration), path.stem)
-    else:
-        run = runs.load(config)
-        if data:
-            release = assemble.make_data_release(run, data, path.stem)
+    run = None if config is None else runs.load(config)
+    if data:
+        path = out or data[0].with_name("release.json")
+        if run is None:
+            calibrated = read_release(str(calibration))
+            release = assemble.make_calibrated_release(data, calibrated, path.stem)
         else:
-            release = assemble.make_release(run, survey)
-            path = path or assemble.path(run, survey)
+            release = assemble.make_data_release(run, data, path.stem)
+    else:
+        run, survey = cast("Run", run), str(survey)
+        release = assemble.make_release(run, survey)
+        path = out or assemble.path(run, survey)
     try:
         write_release(release, path)
     except OSError as error:

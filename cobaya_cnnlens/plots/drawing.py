@@ -7,7 +7,7 @@ and those of a notebook are left alone, which shows one that is the value of a c
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,7 +18,7 @@ DPI = 130
 
 
 def subplots(
-    rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options
+    rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options: Any
 ) -> tuple[Figure, Any]:
     """Make a figure and its axes, as pyplot's function of that name does.
 
@@ -50,7 +50,24 @@ def panel(axis: Axes | None, figsize: tuple[float, float]) -> Axes:
     -------
     axis : the given or the new one
     """
-    return subplots(figsize=figsize)[1] if axis is None else axis
+    if axis is not None:
+        return axis
+    _, new = subplots(figsize=figsize)
+    return cast(Axes, new)
+
+
+def figure_of(axis: Axes) -> Figure:
+    """The figure of an axis.
+
+    Parameters
+    ----------
+    axis : of a figure, not of a subfigure
+
+    Returns
+    -------
+    figure : the whole figure
+    """
+    return cast(Figure, axis.figure)
 
 
 def draw_map(
@@ -83,7 +100,7 @@ def draw_map(
     return image
 
 
-def save(figure: Figure, path: Path, **options) -> Path:
+def save(figure: Figure, path: Path, **options: Any) -> Path:
     """Write a figure to a file.
 
     Parameters

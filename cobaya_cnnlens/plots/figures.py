@@ -20,7 +20,7 @@ from ..validate.coverage import CoverageTable, coverage_tables
 from ..validate.foregrounds import ForegroundTable, foregrounds_table
 from ..validate.noise import noise_table
 from ..validate.primary import JointCovariance, read_joint
-from .drawing import draw_map, panel, subplots
+from .drawing import draw_map, figure_of, panel, subplots
 from .null_figures import nulls_figure
 
 # The patch of the first test sky that is drawn; any would do.
@@ -156,7 +156,7 @@ def training_figure(run: Run, axis: Axes | None = None) -> Figure:
         )
     axis.set(xlabel="epoch", ylabel="mean squared error / variance", yscale="log")
     axis.legend()
-    return axis.figure
+    return figure_of(axis)
 
 
 def reconstruction_figure(run: Run) -> Figure:
@@ -274,7 +274,7 @@ def bandpowers_figure(run: Run, axis: Axes | None = None) -> Figure:
     axis.set(xlabel="$L$", ylabel=r"$d_L\,/\,C_L^{\kappa\kappa}$ fiducial", ylim=(0.5, 1.7))
     axis.set_title("noise debias fixed at the fiducial (points), true signal (lines)", size=9)
     axis.legend()
-    return axis.figure
+    return figure_of(axis)
 
 
 def nuisances_figure(run: Run) -> Figure:
@@ -375,8 +375,8 @@ def draw_coverage(tables: Sequence[CoverageTable]) -> Figure:
     figure : a row for each parameter
     """
     figure, rows = subplots(len(tables), 2, figsize=(11, 4 * len(tables)), squeeze=False)
-    for axes, table in zip(rows, tables, strict=True):
-        _draw_ranks(*axes, table)
+    for (left, right), table in zip(rows, tables, strict=True):
+        _draw_ranks(left, right, table)
     figure.tight_layout()
     return figure
 
@@ -461,7 +461,7 @@ def draw_foregrounds(table: ForegroundTable) -> Figure:
     return figure
 
 
-def _signed(axis, set_scale) -> None:
+def _signed(axis: Axes, set_scale: Callable[..., None]) -> None:
     """Both signs over decades; half a σ either way in grey."""
     set_scale("symlog", linthresh=0.5, linscale=0.7)
     upright = set_scale == axis.set_yscale
@@ -484,7 +484,14 @@ def _reconstruct(estimator: Estimator, q: np.ndarray, u: np.ndarray) -> dict[str
     return both(q, u) if both else {"kappa": estimator.reconstruct(q, u)}
 
 
-def _map(figure, axis, values, title, half, scale=None):
+def _map(
+    figure: Figure,
+    axis: Axes,
+    values: np.ndarray,
+    title: str,
+    half: float,
+    scale: float | None = None,
+) -> None:
     image = draw_map(axis, values, title, half, scale or 3 * values.std())
     axis.set_xlabel("x [deg]")
     figure.colorbar(image, ax=axis, fraction=0.046)

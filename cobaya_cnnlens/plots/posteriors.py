@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from ..validate.chains import Chain, check_chain, quiet
 from ..validate.predictive import Predictive
-from .drawing import panel
+from .drawing import figure_of, panel
 
 
 def posteriors_figure(chains: Sequence[Chain], params: Sequence[str] | None = None) -> Figure:
@@ -93,12 +94,17 @@ def _mark_priors(axis: Axes, name: str, chains: Sequence[Chain], colours: list[s
     height = 0.03
     for chain, colour in zip(chains, colours, strict=True):
         if mark := chain.prior_mark(name):
-            text = {"x": 0.5, "y": height, "s": mark, "ha": "center", "size": 7, "color": colour}
-            axis.text(**text, transform=axis.transAxes)
+            style: dict[str, Any] = {
+                "ha": "center",
+                "size": 7,
+                "color": colour,
+                "transform": axis.transAxes,
+            }
+            axis.text(0.5, height, mark, **style)
             height += 0.09
 
 
-def _plotter(**options):
+def _plotter(**options: Any) -> Any:
     """getdist's plotter, which draws with pyplot.
 
     Where there is no display, importing it takes Agg for the whole session, a notebook's too; the
@@ -154,8 +160,8 @@ def predictive_figure(check: Predictive, axis: Axes | None = None) -> Figure:
             label=f"{label} predicted",
         )
     spread = check.model_band / check.best_model - 1
-    for line, label in zip(spread, ("68% of the posterior's models", None), strict=True):
-        axis.plot(centres, line, "C0", lw=0.8, label=label)
+    for line, name in zip(spread, ("68% of the posterior's models", None), strict=True):
+        axis.plot(centres, line, "C0", lw=0.8, label=name)
     axis.errorbar(
         centres, data, xerr=0.5 * np.diff(check.edges)[:, 0], fmt="k.", lw=1, label="bandpowers"
     )
@@ -167,4 +173,4 @@ def predictive_figure(check: Predictive, axis: Axes | None = None) -> Figure:
         size=10,
     )
     axis.legend(fontsize=8)
-    return axis.figure
+    return figure_of(axis)

@@ -34,7 +34,7 @@ def plan_figure(plan: Plan) -> Figure:
     theta, phi = healpy.pix2ang(plan.footprint.nside, plan.footprint.pixels)
     middle = float(np.angle(np.exp(1j * phi).sum()))
 
-    def plane(theta, phi):
+    def plane(theta: np.ndarray, phi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ahead = (phi - middle + np.pi) % (2.0 * np.pi) - np.pi
         return np.degrees(ahead) * np.sin(theta), 90.0 - np.degrees(theta)
 

@@ -20,6 +20,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -27,7 +28,6 @@ from tqdm import tqdm
 from .. import products
 from ..calibrate.own_maps import MapSetup
 from ..errors import ConfigError
-from ..reconstruct import Estimator
 from ..reconstruct.files import estimator_hash, kind_of
 from ..reconstruct.learned import learned_estimator
 from ..reconstruct.quadratic import QuadraticEstimator
@@ -41,6 +41,9 @@ from . import patches
 from .patches import TilePatches
 from .plan import Plan, Tile
 from .reconstruction import check_setup, read_tile, tile_recipe
+
+if TYPE_CHECKING:
+    from ..reconstruct.refined import RefinedEstimator
 
 KIND = "survey nulls"
 ALGORITHM = 1
@@ -185,7 +188,7 @@ def path(folder: str | Path, tile: Tile) -> Path:
     return Path(folder) / "nulls" / f"tile_{tile.number:04d}.h5"
 
 
-def recipe(plan: Plan, setup: MapSetup, tile: Tile, choices: Choices) -> dict:
+def recipe(plan: Plan, setup: MapSetup, tile: Tile, choices: Choices) -> dict[str, Any]:
     """What determines the null tests of one tile.
 
     Parameters
@@ -214,7 +217,7 @@ def recipe(plan: Plan, setup: MapSetup, tile: Tile, choices: Choices) -> dict:
 def measure(
     plan: Plan,
     setup: MapSetup,
-    load_estimator: Callable[[], Estimator],
+    load_estimator: Callable[[], RefinedEstimator],
     folder: str | Path,
     choices: Choices,
 ) -> None:
@@ -297,18 +300,19 @@ def read(
 class Bench:
     """Measures tiles, and draws and measures their twins."""
 
-    def __init__(self, setup: MapSetup, estimator: Estimator, choices: Choices):
+    def __init__(self, setup: MapSetup, estimator: RefinedEstimator, choices: Choices):
         self.setup, self.estimator, self.choices = setup, estimator, choices
         patch, mask = setup.patch, setup.mask
         self.patch, self.spectra = patch, setup.spectra
         wide = PatchGeometry(2.0 * patch.size_deg, 2 * patch.n_pixels, pad=0)
         self.skies = PeriodicSkies(wide, setup.instrument.at_level(1.0), setup.theory)
         self.curl = QuadraticEstimator(patch, setup.instrument, mask, setup.theory, curl=True)
-        self.other: Estimator | None = None
+        self.other: RefinedEstimator | None = None
         if choices.networks:
-            self.other = learned_estimator(
+            other = learned_estimator(
                 choices.networks, patch, setup.instrument, mask, lambda: setup.theory
             )
+            self.other = cast("RefinedEstimator", other)
         self.ell = np.hypot(*plane_vectors(patch.n_pixels, patch.pixel))
 
     def measure(self, maps: TilePatches, kappa: np.ndarray) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ducc0
 import healpy
@@ -19,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import products
-from ..errors import MapError
+from ..errors import MapError, ProductError
 from ..pipeline.map_files import pixel_window_of
 from ..simulate.patches import EPSILON, PatchGeometry, point_patches
 from .grids import HealpixGrid, fill
@@ -82,7 +83,7 @@ def path(plan: Plan, folder: str | Path, split: int) -> Path:
     return Path(folder) / "maps" / f"split_{split}.h5"
 
 
-def recipe(plan: Plan, split: int) -> dict:
+def recipe(plan: Plan, split: int) -> dict[str, Any]:
     """What determines the patches of one split; of the plan's tiles, those that it began with.
 
     Parameters
@@ -239,7 +240,7 @@ def masked_patches(plan: Plan, folder: str | Path) -> Iterator[TilePatches]:
             place = {int(number): i for i, number in enumerate(product.array("numbers"))}
             missing = [tile.number for tile in plan.tiles if tile.number not in place]
             if missing:
-                raise products.ProductError(
+                raise ProductError(
                     f"{product.path}: field 'numbers' lacks tile {missing[0]}, which the plan did "
                     "not have when it was cut; delete the file and run `cnnlens survey "
                     "reconstruct` again"

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -25,6 +26,9 @@ from ..pipeline.map_files import write_kappa
 from . import patches
 from .patches import TilePatches
 from .plan import Plan, Tile
+
+if TYPE_CHECKING:
+    from ..reconstruct.refined import RefinedEstimator
 
 KIND, TILE_KIND = "survey bandpowers", "survey tile"
 ALGORITHM = 1
@@ -101,7 +105,7 @@ def image_path(folder: str | Path, tile: Tile) -> Path:
     return Path(folder) / f"kappa_{tile.number:04d}.fits"
 
 
-def tile_recipe(plan: Plan, setup: MapSetup, tile: Tile) -> dict:
+def tile_recipe(plan: Plan, setup: MapSetup, tile: Tile) -> dict[str, Any]:
     """What determines κ̂ of one tile.
 
     Parameters
@@ -122,7 +126,7 @@ def tile_recipe(plan: Plan, setup: MapSetup, tile: Tile) -> dict:
     }
 
 
-def recipe(plan: Plan, setup: MapSetup) -> dict:
+def recipe(plan: Plan, setup: MapSetup) -> dict[str, Any]:
     """What determines the bandpowers of all tiles.
 
     Parameters
@@ -170,7 +174,7 @@ def check_setup(plan: Plan, setup: MapSetup) -> None:
 def measure(
     plan: Plan,
     setup: MapSetup,
-    load_estimator: Callable,
+    load_estimator: Callable[[], RefinedEstimator],
     folder: str | Path,
     nthreads: int = 0,
     warn: Callable[[str], object] = warnings.warn,
@@ -216,7 +220,7 @@ def measure(
                 batch = [maps[tile.number] for tile in todo[start : start + BATCH]]
                 _reconstruct(plan, setup, estimator, power, batch, folder)
                 bar.update(len(batch))
-    arrays: dict[str, list] = {"auto": [], "power": []}
+    arrays: dict[str, list[np.ndarray]] = {"auto": [], "power": []}
     for tile in tqdm(plan.tiles, desc="images", unit="tile"):
         found = read_tile(plan, setup, tile, folder)
         for name, parts in arrays.items():
@@ -224,7 +228,7 @@ def measure(
         cards = {"NETWORK": setup.network_hash[:16], "CONFIG": setup.name, "TILE": tile.number}
         image = image_path(folder, tile)
         write_kappa(image, found["kappa"], tile.centre, setup.patch, plan.frame, **cards)
-    whole = {
+    whole: dict[str, Any] = {
         **{name: np.stack(parts) for name, parts in arrays.items()},
         "numbers": np.array([tile.number for tile in plan.tiles]),
         "centres": plan.centres,
@@ -236,7 +240,14 @@ def measure(
     return path(folder)
 
 
-def _reconstruct(plan, setup, estimator, power, batch: list[TilePatches], folder) -> None:
+def _reconstruct(
+    plan: Plan,
+    setup: MapSetup,
+    estimator: RefinedEstimator,
+    power: EBPower,
+    batch: list[TilePatches],
+    folder: str | Path,
+) -> None:
     q, u = np.stack([maps.q for maps in batch]), np.stack([maps.u for maps in batch])
     kappa = estimator.reconstruct(q, u, np.stack([maps.tile.rms for maps in batch]))
     if not np.isfinite(kappa).all():
@@ -278,7 +289,7 @@ def check(plan: Plan, setup: MapSetup, maps: list[TilePatches]) -> list[str]:
     return map_checks.check_patches(tiles, setup)
 
 
-def read_tile(plan: Plan, setup: MapSetup, tile: Tile, folder: str | Path) -> dict:
+def read_tile(plan: Plan, setup: MapSetup, tile: Tile, folder: str | Path) -> dict[str, Any]:
     """Read κ̂ and the bandpowers of one tile.
 
     Parameters

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from ..simulate.skies import seed_sequence
 from ..simulate.tile_instrument import TileInstrument
 from ..simulate.tiling import evenly
 from .plan import Plan
+
+if TYPE_CHECKING:
+    from ..reconstruct.refined import RefinedEstimator
 
 
 def tiles_in_turn(plan: Plan, n_patches: int) -> np.ndarray:
@@ -152,7 +156,8 @@ class SeenAs:
         config = self.run.config
         drawn = []
         for row, rms in zip(self.rows, self.rms, strict=True):
-            tile = systematics.of(TileInstrument.of(config.instrument, rms, config.patch))
+            known = TileInstrument.of(config.instrument, rms, config.patch)
+            tile = cast(TileInstrument, systematics.of(known))
             seeds = seed_sequence(config.seed, f"survey/{self.set_name}", self.index, int(row))
             drawn.append(tile.draw(1, config.patch, np.random.default_rng(seeds))[:, 0])
         return np.stack(drawn, axis=1)
@@ -198,7 +203,8 @@ class SeenAs:
         CNNLensError
             if it is not finite
         """
-        kappa = self.run.estimator.reconstruct(q, u, self.rms)
+        estimator = cast("RefinedEstimator", self.run.estimator)
+        kappa = estimator.reconstruct(q, u, self.rms)
         if not np.isfinite(kappa).all():
             raise CNNLensError("κ̂ of a simulated tile is not finite; the network is damaged")
         return kappa

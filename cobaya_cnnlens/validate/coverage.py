@@ -24,6 +24,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -94,7 +95,7 @@ def path(run: Run, index: int) -> Path:
     return run.config.products / KIND / f"sky_{index:04d}.h5"
 
 
-def recipe(run: Run, index: int) -> dict:
+def recipe(run: Run, index: int) -> dict[str, Any]:
     """What determines the bandpowers of one sky of the coverage test.
 
     Parameters
@@ -381,14 +382,14 @@ class CoverageTable:
         bias, bias_error = self.bias()
         scatter, scatter_error = self.scatter()
         sigma = float(np.sqrt(np.mean(self.sigma**2)))
-        covered = zip(*map(self.covered, INTERVALS), strict=True)
+        covered, covered_error = 100 * np.transpose([self.covered(p) for p in INTERVALS])
         sets = self.simulated.covered
         intervals = text_table(
             {
                 "interval": (">", [f"{100 * p:.0f}%" for p in INTERVALS]),
                 "holds the truth, %": (
                     ">",
-                    plus_minus(*(100 * np.array(x) for x in covered), ".1f"),
+                    plus_minus(covered, covered_error, ".1f"),
                 ),
                 "simulated sets, %": (
                     ">",

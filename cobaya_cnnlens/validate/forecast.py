@@ -48,8 +48,10 @@ def forecasts_table(forecasts: dict[str, Forecast]) -> str:
     """
 
     def column(name: str, form: str) -> tuple[str, list[str]]:
-        pairs = [(getattr(f, name), getattr(f, f"{name}_error")) for f in forecasts.values()]
-        return ">", plus_minus(*zip(*pairs, strict=True), form)
+        values, errors = (
+            [getattr(f, key) for f in forecasts.values()] for key in (name, f"{name}_error")
+        )
+        return ">", plus_minus(values, errors, form)
 
     return text_table(
         {

@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.fft
@@ -119,7 +120,7 @@ def path(run: Run, foreground: Foreground, lmax: int | None, index: int) -> Path
     return run.config.products / KIND / f"sky_{index:04d}" / f"{name}.h5"
 
 
-def recipe(run: Run, foreground: Foreground, lmax: int | None, index: int) -> dict:
+def recipe(run: Run, foreground: Foreground, lmax: int | None, index: int) -> dict[str, Any]:
     """What determines the bandpowers of a test sky with a foreground.
 
     Parameters
@@ -168,10 +169,10 @@ def measure(run: Run, index: int) -> None:
     del sky
     mask = run.mask.astype(np.float32)
     for foreground, lmax in tqdm(todo, desc=f"{KIND}/{index}", unit="sky"):
-        both = np.stack([q, u]) + _seen(run, foreground, index)
-        found = _measure(run, low_pass(both, lmax, run.config.patch) * mask, kappa * mask)
-        where, wanted = (f(run, foreground, lmax, index) for f in (path, recipe))
-        products.write_product(where, KIND, wanted, found)
+        maps = np.stack([q, u]) + _seen(run, foreground, index)
+        arrays = _measure(run, low_pass(maps, lmax, run.config.patch) * mask, kappa * mask)
+        case = run, foreground, lmax, index
+        products.write_product(path(*case), KIND, recipe(*case), arrays)
 
 
 def _cases(run: Run) -> list[tuple[Foreground, int | None]]:
@@ -181,13 +182,14 @@ def _cases(run: Run) -> list[tuple[Foreground, int | None]]:
 
 
 def _there(run: Run, foreground: Foreground, lmax: int | None, index: int) -> bool:
-    where, wanted = (f(run, foreground, lmax, index) for f in (path, recipe))
-    return products.exists(where, KIND, wanted)
+    case = run, foreground, lmax, index
+    return products.exists(path(*case), KIND, recipe(*case))
 
 
 def _measure(run: Run, maps: np.ndarray, kappa: np.ndarray) -> dict[str, np.ndarray]:
-    measured = bandpowers.measure_patches(run.bandpowers, run.estimator, *maps, kappa)
-    return vars(measured) | {"power": power.power_of(run)(*maps)}
+    q, u = maps
+    measured = bandpowers.measure_patches(run.bandpowers, run.estimator, q, u, kappa)
+    return vars(measured) | {"power": power.power_of(run)(q, u)}
 
 
 def _seen(run: Run, foreground: Foreground, index: int) -> np.ndarray:
@@ -255,8 +257,8 @@ def read(
     """
     parts = []
     for index in indices:
-        where, wanted = (f(run, foreground, lmax, index) for f in (path, recipe))
-        with products.open_product(where, KIND, wanted) as product:
+        case = run, foreground, lmax, index
+        with products.open_product(path(*case), KIND, recipe(*case)) as product:
             parts.append({name: product.array(name) for name in product.names()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

@@ -5,6 +5,7 @@ on patches that gave neither R nor N.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,10 @@ from ..pipeline.config import Config
 from ..pipeline.run import Run
 from ..reconstruct.n0 import band_of, n0_eb, n0_iterated
 from ..table import plus_minus, text_table
+from ..theory.camb import Spectra
+
+# Analytic curves of the iterated estimator by what determines them.
+Curves = dict[tuple[Any, ...], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class NoiseTable:
         )
 
 
-def noise_table(run: Run, merge: int = 1, curves: dict | None = None) -> NoiseTable:
+def noise_table(run: Run, merge: int = 1, curves: Curves | None = None) -> NoiseTable:
     """Reconstruction noise of the network beside the analytic curves, on the test set.
 
     Parameters
@@ -91,13 +96,15 @@ def noise_table(run: Run, merge: int = 1, curves: dict | None = None) -> NoiseTa
     scatter = calibration.debias(test.auto).std(0, ddof=1)
     n_test, n_validation = noise_by_patch(calibration, validation, test)
     auto, cross, truth = (getattr(test, k).mean(0) for k in ("auto", "cross", "truth"))
+    quadratic, iterated = _analytic_noise(run.config, L, theory, {} if curves is None else curves)
     return NoiseTable(
         L,
         calibration.response,
         calibration.response_error,
         calibration.noise,
         np.hypot(standard_error(n_test), standard_error(n_validation)),
-        *_analytic_noise(run.config, L, theory, {} if curves is None else curves),
+        quadratic,
+        iterated,
         scatter / expected,
         cross / np.sqrt(auto * truth),
         auto / truth,
@@ -118,10 +125,11 @@ def merged_bandpowers(run: Run, merge: int) -> tuple[PatchBandpowers, PatchBandp
     """
     spectra = run.bandpowers
     sets = (bandpowers.read(run, name) for name in ("validation", "test"))
-    return tuple(
+    validation, test = (
         PatchBandpowers(*(spectra.merge(v, merge) for v in vars(measured).values()))
         for measured in sets
     )
+    return validation, test
 
 
 def noise_by_patch(
@@ -147,7 +155,9 @@ def noise_by_patch(
     return each, -2.0 * test.auto.mean(0) / response**3 * influence
 
 
-def _analytic_noise(config: Config, L, theory, curves):
+def _analytic_noise(
+    config: Config, L: np.ndarray, theory: Spectra, curves: Curves
+) -> tuple[np.ndarray, np.ndarray]:
     """N0 of the EB estimator, and of the iterated one: seconds, for all L at a time."""
     band = band_of(config.patch, theory, round(config.patch.fundamental))
     key = (config.instrument, config.cosmology, config.camb, band)
@@ -201,7 +211,7 @@ class Comparison:
         return "\n\n".join(blocks)
 
     def _block(self, title: str, values: np.ndarray, errors: np.ndarray | None = None) -> str:
-        columns: dict = {"L": (".1f", self.L)}
+        columns: dict[str, Any] = {"L": (".1f", self.L)}
         for i, name in enumerate(self.names):
             columns[name] = (
                 (".3f", values[i])
@@ -236,7 +246,7 @@ def compare(runs: list[Run], merge: int = 1) -> Comparison:
                 "the same bins can be compared"
             )
     tables, noises, autos = [], [], []
-    curves: dict = {}
+    curves: Curves = {}
     for run in runs:
         validation, test = merged_bandpowers(run, merge)
         tables.append(noise_table(run, merge, curves))
@@ -333,8 +343,8 @@ def residual_table(run: Run, set_name: str, merge: int = 1) -> ResidualTable:
     spectra = run.bandpowers
     validation, test = merged_bandpowers(run, merge)
     calibration = calibrate(validation, test)
-    seen = bandpowers.read(run, set_name)
-    auto, truth = (spectra.merge(v, merge) for v in (seen.auto, seen.truth))
+    measured = bandpowers.read(run, set_name)
+    auto, truth = (spectra.merge(v, merge) for v in (measured.auto, measured.truth))
     each = calibration.debias(auto) - truth
     noise = test.auto / calibration.response**2 - test.truth
     covariance = mean_covariance(each) + mean_covariance(noise)

@@ -253,18 +253,18 @@ def null_test(name: str, what: str, L: np.ndarray, samples: np.ndarray) -> NullT
     )
 
 
-def _cross_test(name, L, found):
+def _cross_test(name: str, L: np.ndarray, found: dict[str, np.ndarray]) -> NullTest:
     if name == "parity" and (found["auto"].mean(0) < ROUNDING * found["even"].mean(0)).all():
         return _rounding(name, WHAT[name], L, len(found["cross"]))
     return null_test(name, WHAT[name], L, found["cross"] / found["truth"].mean(0))
 
 
-def _rounding(name, what, L, n_samples):
+def _rounding(name: str, what: str, L: np.ndarray, n_samples: int) -> NullTest:
     zero = np.zeros(len(L))
     return NullTest(name, what, L, zero, zero, n_samples, 0.0, 0.0, 0.0, 1.0)
 
 
-def _mean_field_test(name, L, found):
+def _mean_field_test(name: str, L: np.ndarray, found: dict[str, np.ndarray]) -> NullTest:
     array, what = MEAN_FIELDS[name]
     name = "mean " + ("test" if name == "swapped" else name)
     relative = found[array] / found["auto"].mean(0)
@@ -290,7 +290,7 @@ def _mean_field_test(name, L, found):
     )
 
 
-def _over_own(name, found):
+def _over_own(name: str, found: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     if name == "parity":
         return _ratio(found["auto"], found["even"])
     relative = found["mean_field"] / found["auto"].mean(0)
@@ -300,14 +300,14 @@ def _over_own(name, found):
 class _Noise:
     """N_L = ⟨κ̂κ̂*⟩/R² − ⟨κκ*⟩ of test skies, for ratios to it on the same patches."""
 
-    def __init__(self, run, response, indices):
+    def __init__(self, run: Run, response: np.ndarray, indices: list[int]):
         self.response = response
         self.lensed = bandpowers.read(run, "test", indices, run.config.nulls.patches)
         validation = bandpowers.read(run, "validation")
         scatter = validation.cross - response * validation.truth
         self.relative_error = standard_error(scatter) / validation.truth.mean(0) / response
 
-    def ratio(self, auto):
+    def ratio(self, auto: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         noise = self.lensed.auto / self.response**2 - self.lensed.truth
         ratio, error = _ratio(auto / self.response**2, noise)
         # N_L R² = ⟨κ̂κ̂*⟩ − R²⟨κκ*⟩ moves with R, whose error is that of the validation patches.
@@ -315,7 +315,7 @@ class _Noise:
         return ratio, np.hypot(error, by_response)
 
 
-def _ratio(above, below):
+def _ratio(above: np.ndarray, below: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ratio of means over the same patches, and its standard error."""
     ratio = above.mean(0) / below.mean(0)
     return ratio, standard_error(above - ratio * below) / np.abs(below.mean(0))

@@ -18,9 +18,10 @@ All maps carry the noise of their sky.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -97,7 +98,7 @@ def path(run: Run, null: str, index: int) -> Path:
     return run.config.products / KIND / null / f"sky_{index:04d}.h5"
 
 
-def recipe(run: Run, null: str, index: int) -> dict:
+def recipe(run: Run, null: str, index: int) -> dict[str, Any]:
     """What determines the bandpowers of one null test on one sky.
 
     Parameters
@@ -233,8 +234,9 @@ class NullBench:
         found, true = (self.spectra.transform(m) for m in (self.estimate, self.seen.kappa))
         # κ̂_i holds κ_i, so that κ_i κ̂_j* and κ_j κ̂_i* are no two samples.
         pairs = slice(0, half), slice(half, 2 * half)
-        cross = sum(self.spectra.cross(true[a], found[b]) for a, b in (pairs, pairs[::-1]))
-        return {**self._compare(self.estimate, self.seen.kappa), "cross": 0.5 * cross}
+        both_ways = [self.spectra.cross(true[a], found[b]) for a, b in (pairs, pairs[::-1])]
+        cross = np.mean(both_ways, axis=0)
+        return {**self._compare(self.estimate, self.seen.kappa), "cross": cross}
 
     def noise(self) -> dict[str, np.ndarray]:
         return self._mask_free(self._reconstruct(*(self.instrument_noise * self.mask)))
@@ -255,7 +257,7 @@ class NullBench:
 
     def curl(self) -> dict[str, np.ndarray]:
         config = self.config
-        theory = self.run.spectra(config.set_cosmology("test", self.index))
+        theory = self.run.spectra(config.set_cosmology("test"))
         sky = shards.draw_sky(theory, config.sky.lmax, config.seed, "test", self.index)
         pointing = self.run.pointing_of("test")
         if config.nulls.patches is not None:
@@ -268,7 +270,7 @@ class NullBench:
         q, u = (part.reshape(-1, n, n) for part in (p.real, p.imag))
         return self._compare(self._reconstruct(*self._observe(q, u)), self.seen.kappa)
 
-    def _observe(self, *padded):
+    def _observe(self, *padded: np.ndarray) -> Iterator[np.ndarray]:
         """Q and U of padded patches with beam, the test sky's noise, and mask."""
         config = self.config
         return (
@@ -277,18 +279,18 @@ class NullBench:
             for maps, noise in zip(padded, self.instrument_noise, strict=True)
         )
 
-    def _reconstruct(self, q, u):
+    def _reconstruct(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
         estimate = self.estimator.reconstruct(np.ascontiguousarray(q), np.ascontiguousarray(u))
         if not np.isfinite(estimate).all():
             raise CNNLensError("the convergence reconstructed in a null test is not finite")
         return estimate
 
-    def _mask_free(self, estimate):
+    def _mask_free(self, estimate: np.ndarray) -> dict[str, np.ndarray]:
         odd = beyond_mask(estimate, self.config.instrument.symmetry == "square")
         found = {"beyond_mask": self._mean_field(self.spectra.transform(odd))}
         return {**self._compare(estimate, self.seen.kappa), **found}
 
-    def _compare(self, estimate, kappa):
+    def _compare(self, estimate: np.ndarray, kappa: np.ndarray) -> dict[str, np.ndarray]:
         found, true = self.spectra.transform(estimate), self.spectra.transform(kappa)
         return {
             "auto": self.spectra.cross(found, found),
@@ -297,7 +299,7 @@ class NullBench:
             "mean_field": self._mean_field(found),
         }
 
-    def _mean_field(self, modes):
+    def _mean_field(self, modes: np.ndarray) -> np.ndarray:
         seed = seed_sequence(self.config.seed, "nulls/signs", self.index)
         power, draws = mean_field(self.spectra, modes, np.random.default_rng(seed))
         return np.concatenate([power[None], draws])
@@ -341,7 +343,8 @@ def gaussian_b(
     power = np.interp(ell, np.arange(len(clbb)), clbb, right=0.0)
     power[ell >= patch.nyquist] = 0.0
     b = np.fft.rfft2(generator.standard_normal((n_patches, n, n))) * np.sqrt(power) / pixel
-    return tuple(np.fft.irfft2(b * part, s=(n, n)) for part in (-sin2, cos2))
+    q, u = (np.fft.irfft2(b * part, s=(n, n)) for part in (-sin2, cos2))
+    return q, u
 
 
 def beyond_mask(maps: np.ndarray, square: bool = True) -> np.ndarray:

@@ -103,7 +103,7 @@ class Omch2Likelihood:
         self._grid = np.linspace(OMCH2_NODES[0], OMCH2_NODES[-1], 4001)
         self._mu = self._model(self._grid)
 
-    def model(self, omch2):
+    def model(self, omch2: np.ndarray | float) -> np.ndarray:
         """The model's bandpowers µ_b at ω_c.
 
         Parameters
@@ -228,7 +228,7 @@ def recovered_omch2(
             f"{patches_each}; simulate more of its skies or make the groups smaller"
         )
 
-    def in_groups(of_patches):
+    def in_groups(of_patches: np.ndarray) -> np.ndarray:
         some = of_patches[: len(of_patches) // patches_each * patches_each]
         return some.reshape(-1, patches_each, some.shape[1]).mean(1)
 

@@ -78,7 +78,7 @@ def check_points(run: Run, release: Release, group: str) -> list[PointCheck]:
         if a point has not been measured, or was with another network or configuration
     """
     model_at = _model(run, release)
-    by_change: dict[tuple, list[Point]] = {}
+    by_change: dict[tuple[tuple[str, float], ...], list[Point]] = {}
     for point in cosmologies.checked(run, group):
         by_change.setdefault(tuple(sorted(point.change.items())), []).append(point)
     names = ("curvature", "debias_second", "debias_cross")
@@ -88,7 +88,8 @@ def check_points(run: Run, release: Release, group: str) -> list[PointCheck]:
         cosmology = run.config.cosmology.vary(**dict(change))
         moved, still = cosmologies.read(run, points), cosmologies.still(run, points)
         found = cosmologies.change_of_noise(moved, still, release.response)
-        found = found - (moved.power - still.power) @ release.debias_coefficients.T
+        if moved.power is not None and still.power is not None:
+            found = found - (moved.power - still.power) @ release.debias_coefficients.T
         predicted, linear = (
             _noise(made, moved, run.spectra(cosmology)) - _noise(made, still, run.spectra())
             for made in (release, flat)
@@ -192,9 +193,9 @@ def _joint_gain(run: Run, likelihood: BandpowerLikelihood) -> np.ndarray:
             theory = run.spectra(fiducial.vary(**{name: value}))
             both.append(likelihood.model(theory.kk, theory.ee))
         slopes.append((both[0] - both[1]) / (2.0 * step))
-    slopes = np.array(slopes)
-    weighted = slopes @ inverse_covariance(likelihood.covariance)
-    inverse = np.linalg.inv(weighted @ slopes.T)
+    slope = np.array(slopes)
+    weighted = slope @ inverse_covariance(likelihood.covariance)
+    inverse = np.linalg.inv(weighted @ slope.T)
     return inverse @ weighted / np.sqrt(np.diag(inverse))[:, None]
 
 
@@ -221,7 +222,7 @@ def points_table(run: Run, group: str) -> PointsTable:
     together = _joint_gain(run, likelihood)
     n = len(checks[0].found)
 
-    def judge(residual, covariance):
+    def judge(residual: np.ndarray, covariance: np.ndarray) -> tuple[float, float]:
         t2 = float(residual @ inverse_covariance(covariance) @ residual)
         return t2, float(hotelling_pte(t2, n, len(residual)))
 

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -216,7 +217,7 @@ def path(run: Run, set_name: str, index: int) -> Path:
     return run.config.products / KIND / set_name / f"sky_{index:04d}.h5"
 
 
-def recipe(run: Run, set_name: str, index: int) -> dict:
+def recipe(run: Run, set_name: str, index: int) -> dict[str, Any]:
     """What determines the primary spectra of one sky.
 
     Parameters
@@ -314,7 +315,9 @@ def read_joint(
     return joint_covariance(edges, kk=kk, **read(run, set_name, indices))
 
 
-def write_joint(joint: JointCovariance, path: str | Path, provenance: dict | None = None) -> Path:
+def write_joint(
+    joint: JointCovariance, path: str | Path, provenance: dict[str, Any] | None = None
+) -> Path:
     """Write a joint covariance for other codes: ``.npz`` (numpy) or ``.json``.
 
     Both hold ``blocks`` (names, in the matrix's order), ``units`` (of each block's bandpowers),
@@ -339,7 +342,7 @@ def write_joint(joint: JointCovariance, path: str | Path, provenance: dict | Non
     path = Path(path)
     if path.suffix not in FORMATS:
         raise CNNLensError(f"{path}: suffix is {path.suffix!r}; choose one of {FORMATS}")
-    content = {
+    content: dict[str, Any] = {
         "blocks": list(joint.blocks),
         "units": [UNITS[name] for name in joint.blocks],
         "edges": joint.edges,

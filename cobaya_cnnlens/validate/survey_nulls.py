@@ -159,7 +159,7 @@ class _Judge:
         bins = setup.bins
         wanted = min(max((len(plan.tiles) - 1) // TILES_EACH, 1), MOST_BINS, bins.n_bins)
         factor = -(-bins.n_bins // wanted)
-        self.merge = lambda values: setup.spectra.merge(values, factor)
+        self.spectra, self.factor = setup.spectra, factor
         self.L = bins.centres[: bins.n_bins // factor * factor].reshape(-1, factor).mean(1)
         edges = np.array(PEAKS) * setup.patch.nyquist
         self.bands = 0.5 * (edges[1:] + edges[:-1])
@@ -168,11 +168,11 @@ class _Judge:
 
     def tile(self, name: str) -> np.ndarray:
         """Of the tiles, (n_tiles, n_bins)."""
-        return self.merge(self.found[name][:, 0])
+        return self.spectra.merge(self.found[name][:, 0], self.factor)
 
     def twin(self, name: str) -> np.ndarray:
         """Of their twins, the mean of each tile's."""
-        return self.merge(self.found[name][:, 1:].mean(1))
+        return self.spectra.merge(self.found[name][:, 1:].mean(1), self.factor)
 
     def excess(self, name: str, over: str) -> np.ndarray:
         """Over the mean of the twins' power ``over``, the tiles' less the twins'."""
@@ -214,7 +214,7 @@ class _Judge:
             "l_max": lambda: self.relative("low", "kk"),
             "network": lambda: self.relative("other", "kk"),
         }
-        skipped = {}
+        skipped: dict[str, str] = {}
         if "null" not in self.found:
             skipped |= dict.fromkeys(splits, "the survey has one split; these take two")
             splits = {}
@@ -228,7 +228,8 @@ class _Judge:
 
     def of_halves(self) -> tuple[list[NullTest], dict[str, str]]:
         """Nulls of one half of the tiles against the other."""
-        tests, skipped = [], {}
+        tests: list[NullTest] = []
+        skipped: dict[str, str] = {}
         for half, value in self._places().items():
             first = np.zeros(len(value), bool)
             first[np.argsort(value, kind="stable")[len(value) // 2 :]] = True

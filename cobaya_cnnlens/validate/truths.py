@@ -88,7 +88,7 @@ def true_parameters(info: Mapping[str, Any], names: Iterable[str]) -> dict[str, 
 
 def _simulated(name: str, block: dict[str, Any]) -> dict[str, float]:
     """The simulated cosmology of a likelihood's releases, empty for data."""
-    sources = block.get("release")
+    sources: Any = block.get("release")
     releases = [read_release(s) for s in (sources if isinstance(sources, list) else [sources])]
     digest = data_digest(combine(releases))
     if block.get("version") not in (None, digest):
@@ -169,9 +169,10 @@ class Truth:
         for block in blocks_of(self._info.get("theory"), EMULATOR).values():
             try:
                 emulator = read_emulator(block["emulator"])
-                point = {name: self(name) for name in emulator.parameters}
+                values = {name: self(name) for name in emulator.parameters}
+                point = {name: value for name, value in values.items() if value is not None}
                 fixed = {name: self(name) for name in emulator.fixed}
-                if None not in point.values() and fixed == emulator.fixed:
+                if len(point) == len(values) and fixed == emulator.fixed:
                     scalars = emulator(point)[2]
                     return {name: scalars[name] for name in ("sigma8", "omegam")}
             except (CNNLensError, KeyError):
