@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import cobaya_cnnlens
@@ -21,23 +22,12 @@ from cobaya_cnnlens.likelihood.release import write_release
 from .conftest import REPOSITORY, at_fiducial_power, in_process
 
 COMMANDS = [
-    *("skies", "train", "reconstruct", "derivatives", "evaluate", "recover"),
-    *("plot", "figure", "release make", "release show", "release list", "release check"),
-    *("forecast", "release export", "n0", "features", "primary"),
-    "predictive",
-    *(
-        "nulltest",
-        "foregrounds",
-        "ship",
-        "release plot",
-        "release combine",
-        "points",
-        "coverage",
-        "nuisances",
-        "power",
-    ),
-    *("emulator make", "emulator check"),
+    *("skies", "emulator", "features", "train", "reconstruct"),
+    *("derivatives", "nuisances", "power", "ship"),
+    *("release make", "release show", "release combine", "release export"),
     *("survey plan", "survey reconstruct", "survey calibrate", "survey release", "survey nulls"),
+    *("evaluate", "n0", "points", "coverage", "nulltest", "foregrounds", "primary", "check"),
+    *("figure", "plot"),
 ]
 pipeline = pytest.mark.skipif(
     importlib.util.find_spec("ducc0") is None, reason="a light installation has no pipeline"
@@ -65,21 +55,21 @@ json.dump(done, sys.stdout)
 """
 LIGHT = [
     (("--version",), cobaya_cnnlens.__version__),
-    (("release", "list"), "refined_fiducial"),
+    (("release", "show"), "refined_fiducial"),
     (("release", "show", "refined_low"), "bandpowers in units of 1e-9"),
-    (("release", "check", "refined_fiducial", "--network", str(NETWORK)), "was made with"),
-    (("release", "plot", "refined_fiducial", "--out", "OUT/release.png"), "release.png"),
+    (("release", "show", "refined_fiducial", "--network", str(NETWORK)), "was made with"),
+    (("release", "show", "refined_fiducial", "--figure", "OUT/release.png"), "release.png"),
     (("n0", "--multipole", "100", "--lmax", "2000", "--out", "OUT/n0.csv"), "C_L^kk"),
 ]
 NEEDS_PIPELINE = [
-    *([c, str(CONFIG)] for c in ("train", "evaluate", "recover")),
+    *([c, str(CONFIG)] for c in ("train", "evaluate")),
     *([c, str(CONFIG)] for c in ("derivatives", "coverage", "nulltest", "primary")),
     ["skies", str(CONFIG), "--set", "test"],
     ["features", str(CONFIG), "--set", "train"],
     ["reconstruct", str(CONFIG), "--set", "test"],
     ["figure", str(CONFIG), "sky"],
     ["release", "make", str(CONFIG), "--survey", "high"],
-    ["emulator", "make", "training/emulator.yaml"],
+    ["emulator", "training/emulator.yaml"],
     ["survey", "plan", "--mask", "mask.fits", "--level", "5"],
     ["survey", "reconstruct", "plan.yaml", "--release", "refined_fiducial"],
     ["survey", "nulls", "plan.yaml", "--release", "refined_fiducial"],
@@ -207,16 +197,16 @@ def test_every_command_has_help(command):
     assert "Usage" in result.output
 
 
-# The order of the pipeline; within a stage, that in which commands are used.
+# What most users need stands in front; then the order of the pipeline.
 STAGES = {
+    "What most users need": ["release", "survey", "train", "reconstruct", "check", "plot"],
     "Simulate": ["skies", "emulator"],
-    "Estimate": ["features", "train", "reconstruct"],
-    "Calibrate": ["derivatives", "nuisances", "power", "ship", "release", "survey"],
+    "Estimate": ["features"],
+    "Calibrate": ["derivatives", "nuisances", "power", "ship"],
     "Validate": [
-        *("evaluate", "n0", "recover", "forecast", "points", "coverage"),
-        *("nulltest", "foregrounds", "primary", "predictive"),
+        *("evaluate", "n0", "points", "coverage", "nulltest", "foregrounds", "primary"),
     ],
-    "Look": ["figure", "plot"],
+    "Look": ["figure"],
 }
 
 
@@ -225,13 +215,54 @@ def test_help_lists_the_commands_by_stage():
     output = CliRunner(env={"COLUMNS": "120"}).invoke(app, ["--help"]).output
     shown: dict = {}
     for line in output.splitlines():
-        if title := re.match(r"╭─ (\w+) ─", line):
+        if title := re.match(r"╭─ (\w[\w ]*) ─", line):
             stage = shown.setdefault(title[1], [])
         elif command := re.match(r"│ ([a-z][a-z0-9-]*) ", line):
             stage.append(command[1])
     assert shown.pop("Options") == []
     assert list(shown.items()) == list(STAGES.items())
     assert {name.split()[0] for name in COMMANDS} == {n for names in STAGES.values() for n in names}
+
+
+def commands_of(group, words=()):
+    """Every command below a group, with the words that name it."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands_of(command, (*words, name))
+        else:
+            yield (*words, name), command
+
+
+def test_the_commands_are_few():
+    commands = list(commands_of(typer.main.get_command(app)))
+    options = [p for _, c in commands for p in c.params if p.param_type_name == "option"]
+    assert len(commands) == len(COMMANDS) <= 28
+    assert len(options) <= 90
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_has_an_example_that_the_command_accepts(name):
+    commands = dict(commands_of(typer.main.get_command(app)))
+    words = tuple(name.split())
+    command = commands[words]
+    example = command.epilog.removeprefix("Example: cnnlens ").split()
+    assert tuple(example[: len(words)]) == words
+    command.make_context(name, example[len(words) :])  # an unknown option would raise
+    assert command.get_short_help_str(300).endswith((".", "?"))
+
+
+@pytest.mark.parametrize(
+    ("value", "threads"), [(None, 0), ("", 0), ("0", 0), ("3", 3), ("4,2", 4), ("many", None)]
+)
+def test_threads_are_those_of_openmp(monkeypatch, value, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if value is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+    if threads is None:
+        with pytest.raises(ConfigError, match="OMP_NUM_THREADS is 'many'; give a number"):
+            runs.threads()
+    else:
+        assert runs.threads() == threads
 
 
 def test_starting_is_light():
@@ -266,7 +297,7 @@ def test_the_shell_completes_commands():
         assert done.stderr == ""
         return done.stdout.split()
 
-    assert completed("cnnlens re") == ["reconstruct", "release", "recover"]
+    assert completed("cnnlens re") == ["release", "reconstruct"]
     assert completed("cnnlens release ex") == ["export"]
     assert completed("cnnlens n0 --lm") == ["--lmin", "--lmax"]
 
@@ -294,7 +325,7 @@ def test_release_show(release, tmp_path):
             marks=pipeline,
         ),
         pytest.param(
-            ("emulator", "check", "training/emulator.yaml", "--emulator", "lcmd"),
+            ("emulator", "training/emulator.yaml", "--check", "lcmd"),
             "lcmd: cannot be read as an emulator (No such file or directory); give the path of an "
             "emulator, or one of the shipped lcdm, mnu",
             marks=pipeline,

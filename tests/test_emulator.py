@@ -256,7 +256,7 @@ def test_the_points_that_check_do_not_make_an_emulator(plan, tmp_path, monkeypat
         f"name: toy\nproducts: {tmp_path}\nbox: {sides}\nfixed: {plan.fixed}\nlmax: 1300\n"
         "camb: {lmax: 1600}\npoints: 60\nchecks: 10\ndegree: 1\nat_low_side: {H0: 5}\n"
     )
-    done = CliRunner().invoke(app, ["emulator", "make", f"{tmp_path / 'plan.yaml'}"])
+    done = CliRunner().invoke(app, ["emulator", f"{tmp_path / 'plan.yaml'}"])
     assert done.exit_code == 0, done.output
     assert len(asked[0]) == 75
     made = read_emulator(tmp_path / "emulator_toy.npz")
@@ -501,10 +501,10 @@ def test_a_check_runs_camb_at_its_own_points(plan, toy_path, tmp_path):
     )
 
     def check(emulator):
-        options = ["--emulator", emulator, "--release", f"{tmp_path / 'release.json'}"]
+        options = ["--check", emulator, "--release", f"{tmp_path / 'release.json'}"]
         return CliRunner().invoke(
             app,
-            ["emulator", "check", f"{tmp_path / 'plan.yaml'}", *options],
+            ["emulator", f"{tmp_path / 'plan.yaml'}", *options],
             env={"COLUMNS": "200"},
         )
 

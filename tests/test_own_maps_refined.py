@@ -171,7 +171,7 @@ def test_the_mean_of_several_networks(run, release, observed, files, tmp_path):
 
 def test_the_network_that_made_the_release_and_no_other(release, files, tmp_path):
     write_release(release, tmp_path / "r.json")
-    check = ("release", "check", tmp_path / "r.json", "--network")
+    check = ("release", "show", tmp_path / "r.json", "--network")
     assert "was made with" in command(*check, files["mine"]).output
     wrong = told(NetworkError, *check, files["other"])
     assert "other.keras: the hash of its weights and features is" in wrong
@@ -202,7 +202,7 @@ def test_kinds_are_not_mixed(run, release, files, tmp_path):
         learned_estimator(both, run.config.patch, INSTRUMENT, run.mask, run.spectra)
     write_release(release, tmp_path / "r.json")
     named = [part for path in both for part in ("--network", path)]
-    assert "different kinds" in told(NetworkError, "release", "check", tmp_path / "r.json", *named)
+    assert "different kinds" in told(NetworkError, "release", "show", tmp_path / "r.json", *named)
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_what_a_command_needs_is_said_in_its_readme():
 def options_of(command: str) -> tuple[list[str], list[str]]:
     """A `cnnlens` command's name, and the options that are given to it."""
     words = shlex.split(command)[1:]
-    group = 2 if words[:1] in (["release"], ["emulator"], ["survey"]) else 1
+    group = 2 if words[:1] in (["release"], ["survey"]) else 1
     return words[:group], [word for word in words if word.startswith("--") and word != "--"]
 
 

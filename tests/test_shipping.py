@@ -113,8 +113,8 @@ def test_commands_work_from_what_is_shipped_alone(made, tmp_path):
     content = yaml.safe_load((tmp_path / "c.yaml").read_text())
     content["products"] = str(tmp_path / "clone")
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
-    for command in ("evaluate", "forecast", "primary"):
-        result = CliRunner().invoke(app, [command, str(tmp_path / "c.yaml")])
+    for command, *options in (("evaluate",), ("evaluate", "--table", "forecast"), ("primary",)):
+        result = CliRunner().invoke(app, [command, str(tmp_path / "c.yaml"), *options])
         assert result.exit_code == 0, (command, result.exception)
         assert len(result.output.splitlines()) > 1
     (made.shipped).unlink()

@@ -149,7 +149,7 @@ def test_calibrating_resumes(run, measured, monkeypatch):
     assert not made
     before = calibration.path(measured).read_bytes()
     calibration.path(measured).unlink()
-    part = calibration.Part("ee", 1)
+    part = calibration.Part(calibration.PartKind.BAND, "ee", 1)
     calibration.part_path(measured, part).unlink()
     calibration.measure(run, plan, measured, 12)
     assert made == [part]

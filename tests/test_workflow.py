@@ -94,7 +94,9 @@ def test_paths_of_a_study_are_quoted(nasty, calls, content):
     members = {f"{path}#plain", f"{path}#wiener"}
     place = {"release": 2}
     assert {call[place.get(call[0], 1)] for call in done} == members | {path}
-    assert [["evaluate", path], ["forecast", path]] == [c for c in done if path in c]
+    assert [["evaluate", path], ["evaluate", path, "--table", "forecast"]] == [
+        c for c in done if path in c
+    ]
     # In whichever order Snakemake takes them.
     prepared = [c for c in done if c[0] == "train"]
     assert sorted(prepared) == [["train", f"{path}#plain"], ["train", f"{path}#wiener"]]
@@ -162,10 +164,10 @@ def test_a_forecast_needs_shifted_skies_alone(calls, content):
     """Scaled bands, which take far longer, come after and do not make the shifted skies again."""
     content["products"] = "p"
     done, path = calls(content, "forecast")
-    shifted = ["derivatives", path, "--index", "0", "--shifted-only", "--threads", "1"]
+    shifted = ["derivatives", path, "--index", "0", "--shifted-only"]
     assert [c for c in done if c[0] == "derivatives"] == [shifted]
     done, path = calls(content, "all")
-    whole = ["derivatives", path, "--index", "0", "--threads", "1"]
+    whole = ["derivatives", path, "--index", "0"]
     assert [c for c in done if c[0] == "derivatives"] == [shifted, whole]
 
 

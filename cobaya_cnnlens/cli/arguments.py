@@ -1,4 +1,4 @@
-"""Arguments that many commands share."""
+"""Arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+FRONT = "What most users need"  # a title of the help
 
 ConfigFile = Annotated[
     Path, typer.Argument(help="Pipeline configuration (YAML), or FILE#MEMBER of a study.")
@@ -25,6 +27,11 @@ Networks = Annotated[
         "--network", help="The network that made the release, if it is no shipped one; repeatable."
     ),
 ]
-Threads = Annotated[
-    int, typer.Option(help="Threads; 0 takes all cores. Results do not depend on it.")
+Estimators = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--release",
+        "--config",
+        help="A release that names its network (a file, or a shipped one), or a configuration.",
+    ),
 ]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ConfigError
 from . import runs
-from .arguments import ConfigFile, Indices, Networks, Threads, Unit
+from .arguments import FRONT, ConfigFile, Indices, Networks, Unit
 
 if TYPE_CHECKING:
+    from ..calibrate.own_maps import MapSetup
     from ..pipeline.run import Run
 
 NOISY = "tiles with depths and holes of their own need a refining network, as refined_fiducial has"
@@ -21,7 +23,7 @@ app = typer.Typer()
 command = partial(app.command, rich_help_panel="Estimate")
 
 
-@command()
+@command(epilog="Example: cnnlens features my.yaml --set train --index 0")
 def features(
     config: ConfigFile,
     set_name: Annotated[
@@ -31,17 +33,16 @@ def features(
     part: Annotated[
         list[int] | None, typer.Option(help="File of the sky; repeatable; all by default.")
     ] = None,
-    threads: Threads = 0,
 ) -> None:
-    """Make what a refining network learns from: features of a set's skies."""
+    """Compute the feature maps that a refining network learns from."""
     run = runs.load(config)
     from ..pipeline import features
 
-    features.measure(run, set_name, index, part, threads)
+    features.measure(run, set_name, index, part, runs.threads())
     typer.echo(features.path(run, set_name, 0, 0).parent)
 
 
-@command()
+@command(rich_help_panel=FRONT, epilog="Example: cnnlens train my.yaml")
 def train(config: ConfigFile) -> None:
     """Train the network, or measure the mean field of an estimator without one (`baseline`).
 
@@ -61,13 +62,11 @@ def train(config: ConfigFile) -> None:
         )
     from tqdm import tqdm
 
-    from ..pipeline import networks, training
+    from ..pipeline import networks, refining, training
 
-    stage = training
-    if run.config.network.kind == "refined":
-        from ..pipeline import refining as stage
+    train_network = refining.train if run.config.network.kind == "refined" else training.train
     directory, trained = networks.training_directory(run), False
-    for record in stage.train(run, directory):
+    for record in train_network(run, directory):
         trained = True
         values = (f"{k} {v:.5g}" for k, v in record.items())
         tqdm.write("  ".join(values))
@@ -78,7 +77,10 @@ def train(config: ConfigFile) -> None:
     typer.echo(f"network in {networks.path(run)}")
 
 
-@command()
+@command(
+    rich_help_panel=FRONT,
+    epilog="Example: cnnlens reconstruct refined_fiducial --maps patch.fits --out mine",
+)
 def reconstruct(
     config: Annotated[
         Path,
@@ -116,13 +118,13 @@ def reconstruct(
     runs.need_pipeline()
     from ..calibrate.release_networks import is_release
 
-    if not maps:
+    if set_name is not None or not maps:
         if is_release(config):
             raise ConfigError(f"{config} is a release: --set needs the configuration that made it")
         run = runs.load(config)
         from ..calibrate import bandpowers
 
-        bandpowers.measure(runs.ready(run), set_name, index)
+        bandpowers.measure(runs.ready(run), str(set_name), index)
         return
     from ..calibrate import own_maps
     from ..calibrate.map_checks import check_maps
@@ -132,22 +134,38 @@ def reconstruct(
     folder = out or maps[0].with_suffix("")
     own_maps.check_folder(folder)
     centres, source = parse_centres(centre or []), ", ".join(path.name for path in maps)
-    found = PatchMaps.join(
+    patch_maps = PatchMaps.join(
         [read_maps(path, setup.patch, centres, pixel_window, unit=unit) for path in maps],
         setup.patch.size_deg,
         source,
     )
-    warnings = [*found.warnings, *check_maps(found, setup, source)]
+    warnings = [*patch_maps.warnings, *check_maps(patch_maps, setup, source)]
     runs.warn(source, warnings)
     estimator = load_estimator()
-    typer.echo(own_maps.reconstruct_maps(setup, estimator, found, source, folder, warnings))
+    typer.echo(own_maps.reconstruct_maps(setup, estimator, patch_maps, source, folder, warnings))
 
 
-def map_setup(source: Path, networks: list[Path] | None, noisy: bool = False):
-    """What a configuration or a release says of the maps it fits, and a function that loads its
-    estimator; a missing network is told here, before maps are read and Keras is loaded, and so is
-    a theory that is not recorded. With ``noisy`` the estimator must be one that is told each
-    pixel's noise."""
+def map_setup(
+    source: Path, networks: list[Path] | None, noisy: bool = False
+) -> tuple[MapSetup, Callable[[], Any]]:
+    """Load what a configuration or a release says of the maps that it fits.
+
+    Parameters
+    ----------
+    source : a release, the name of a shipped one, or a configuration
+    networks : files of the networks, where a release does not ship with them
+    noisy : whether the estimator must know each pixel's noise
+
+    Returns
+    -------
+    setup : patches, instrument, theory and checks
+    load_estimator : loads the estimator; missing networks are an error before this call
+
+    Raises
+    ------
+    ConfigError
+    If there is no such release or configuration, or the estimator is not told the noise.
+    """
     from ..calibrate.own_maps import MapSetup
     from ..calibrate.release_estimator import release_estimator
     from ..calibrate.release_networks import find_networks, is_release
@@ -180,6 +198,17 @@ def map_setup(source: Path, networks: list[Path] | None, noisy: bool = False):
 
 
 def refuse_quiet(run: Run, source: Path) -> None:
-    """Refuse a configuration whose estimator is not told each pixel's noise."""
+    """Refuse a configuration whose estimator is not told each pixel's noise.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    source : its file, for the message
+
+    Raises
+    ------
+    ConfigError
+    If the network is not a refining one.
+    """
     if run.config.baseline is not None or run.config.network.kind != "refined":
         raise ConfigError(f"{source}: key 'network.kind' is not 'refined'; {NOISY}")

@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 
 from . import runs
-from .arguments import ConfigFile
+from .arguments import FRONT, ConfigFile
 
 app = typer.Typer()
 command = partial(app.command, rich_help_panel="Look")
 
 
-@command()
+@command(epilog="Example: cnnlens figure my.yaml spectra")
 def figure(
     config: ConfigFile,
     stage: Annotated[
@@ -27,7 +27,7 @@ def figure(
     ],
     out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
 ) -> None:
-    """Draw what a stage made."""
+    """Draw what a stage of the pipeline made."""
     run = runs.load(config)
     from ..plots.drawing import save
     from ..plots.figures import draw
@@ -36,7 +36,7 @@ def figure(
     typer.echo(save(draw(run, stage), path))
 
 
-@command()
+@command(rich_help_panel=FRONT, epilog="Example: cnnlens plot chains/omegac --param omch2")
 def plot(
     chains: Annotated[
         list[str], typer.Argument(help="Roots of chains, e.g. chains/omegac, or their files.")
@@ -50,8 +50,11 @@ def plot(
     ] = 0.2,
     out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
 ) -> None:
-    """Draw posteriors with getdist, several chains overlaid, the truth of a mock marked; print the
-    best fit's chi2 and PTE, R-1, means, errors, effective samples and pulls from the truth."""
+    """Draw the posteriors of chains, and print what they say of the parameters.
+
+    The figure marks the truth of a mock. The table holds the best fit's chi2 and PTE, R-1, means,
+    errors, effective samples and pulls from the truth.
+    """
     from ..plots.drawing import save
     from ..plots.posteriors import posteriors_figure
     from ..validate.chains import chain_root, describe_chains, load_chain

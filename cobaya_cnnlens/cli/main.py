@@ -11,22 +11,18 @@ import typer
 
 from .. import __version__
 from ..errors import CNNLensError
-from . import calibrate, emulator, estimate, look, release, runs, simulate, survey, validate
+from . import calibrate, estimate, look, release, runs, simulate, survey, validate
+from .arguments import FRONT
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-# In the order of the pipeline, which the help keeps.
-app.add_typer(simulate.app)
-app.add_typer(emulator.app, name="emulator", rich_help_panel="Simulate")
-app.add_typer(estimate.app)
-app.add_typer(calibrate.app)
-app.add_typer(release.app, name="release", rich_help_panel="Calibrate")
-app.add_typer(survey.app, name="survey", rich_help_panel="Calibrate")
-app.add_typer(validate.app)
-app.add_typer(look.app)
+app.add_typer(release.app, name="release", rich_help_panel=FRONT)
+app.add_typer(survey.app, name="survey", rich_help_panel=FRONT)
+for stage in (simulate, estimate, calibrate, validate, look):
+    app.add_typer(stage.app)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"cobaya_cnnlens {__version__}")
         raise typer.Exit
 
@@ -38,7 +34,10 @@ def main(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
     ] = False,
 ) -> None:
-    """CMB lensing with a ResUNet: from simulated skies to a Cobaya likelihood."""
+    """CMB lensing with a neural network: from simulated skies to a Cobaya likelihood.
+
+    OMP_NUM_THREADS says how many threads a command takes; all cores where it is not set.
+    """
 
 
 def run() -> None:

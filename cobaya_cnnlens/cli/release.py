@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from ..errors import ConfigError, ReleaseError
 from . import runs
 
+if TYPE_CHECKING:
+    from ..pipeline.run import Run
+
 app = typer.Typer(no_args_is_help=True, help="Make and look at release files.")
 
 
-@app.command("make")
+@app.command(
+    "make",
+    epilog="Example: cnnlens release make --data mine/bandpowers.h5 --calibration refined_fiducial",
+)
 def release_make(
     config: Annotated[
         Path | None,
@@ -22,7 +28,6 @@ def release_make(
     survey: Annotated[
         str | None, typer.Option(help="Which mock survey of the configuration.")
     ] = None,
-    sky: Annotated[int, typer.Option(help="Which of its skies is the data.")] = 0,
     data: Annotated[
         list[Path] | None,
         typer.Option(
@@ -48,16 +53,18 @@ def release_make(
     from ..calibrate import assemble
     from ..likelihood.release import read_release, write_release
 
-    path = out or (data[0].with_name("release.json") if data else None)
-    if calibration is not None:
-        release = assemble.make_calibrated_release(data, read_release(calibration), path.stem)
-    else:
-        run = runs.load(config)
-        if data:
-            release = assemble.make_data_release(run, data, path.stem)
+    run = None if config is None else runs.load(config)
+    if data:
+        path = out or data[0].with_name("release.json")
+        if run is None:
+            calibrated = read_release(str(calibration))
+            release = assemble.make_calibrated_release(data, calibrated, path.stem)
         else:
-            release = assemble.make_release(run, survey, sky)
-            path = path or assemble.path(run, survey, sky)
+            release = assemble.make_data_release(run, data, path.stem)
+    else:
+        run, survey = cast("Run", run), str(survey)
+        release = assemble.make_release(run, survey)
+        path = out or assemble.path(run, survey)
     try:
         write_release(release, path)
     except OSError as error:
@@ -69,32 +76,49 @@ def release_make(
     typer.echo(path)
 
 
-@app.command("show")
+@app.command("show", epilog="Example: cnnlens release show refined_fiducial --figure release.png")
 def release_show(
-    file: Annotated[str, typer.Argument(help="A release file, or the name of a shipped one.")],
+    file: Annotated[
+        str | None, typer.Argument(help="A release file, or the name of a shipped one.")
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw it instead: bandpowers, theory, noise, residuals.")
+    ] = None,
+    network: Annotated[
+        list[Path] | None,
+        typer.Option(help="Instead: check that this network made it; repeatable."),
+    ] = None,
 ) -> None:
-    """Print a release: what it is, its bandpowers with errors, where it came from."""
-    from ..likelihood.release import read_release
+    """Print a release: what it is, its bandpowers with errors, where it came from.
+
+    Without a file the command lists the shipped releases.
+    """
+    from ..likelihood.release import read_release, shipped_releases
     from ..likelihood.summary import release_table
 
-    typer.echo(release_table(read_release(file)))
+    if file is None:
+        if figure is not None or network:
+            raise ConfigError("--figure and --network need the FILE of a release, or its name")
+        typer.echo("\n".join(shipped_releases()))
+        return
+    release = read_release(file)
+    if network:
+        from ..calibrate.release_networks import check_network
+
+        check_network(release, network)
+        typer.echo(f"{file} was made with {', '.join(map(str, network))}")
+    if figure is not None:
+        from ..plots.drawing import save
+        from ..plots.release_figure import release_figure
+
+        typer.echo(save(release_figure(release), figure, bbox_inches=None))
+    if not network and figure is None:
+        typer.echo(release_table(release))
 
 
-@app.command("plot")
-def release_plot(
-    file: Annotated[str, typer.Argument(help="A release file, or the name of a shipped one.")],
-    out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
-) -> None:
-    """Draw a release: bandpowers, fiducial theory, noise and residuals."""
-    from ..likelihood.release import read_release
-    from ..plots.drawing import save
-    from ..plots.release_figure import release_figure
-
-    figure = release_figure(read_release(file))
-    typer.echo(save(figure, out or Path(f"{Path(file).stem}.png"), bbox_inches=None))
-
-
-@app.command("combine")
+@app.command(
+    "combine", epilog="Example: cnnlens release combine north.json south.json --out both.json"
+)
 def release_combine(
     files: Annotated[
         list[str], typer.Argument(help="Release files, or names of shipped ones.", metavar="FILES")
@@ -111,15 +135,10 @@ def release_combine(
     typer.echo(out)
 
 
-@app.command("list")
-def release_list() -> None:
-    """Names of the shipped releases."""
-    from ..likelihood.release import shipped_releases
-
-    typer.echo("\n".join(shipped_releases()))
-
-
-@app.command("export")
+@app.command(
+    "export",
+    epilog="Example: cnnlens release export refined_fiducial --format cmblikes --out cmblikes",
+)
 def release_export(
     file: Annotated[str, typer.Argument(help="A release file, or the name of a shipped one.")],
     format: Annotated[str, typer.Option("--format", help="cmblikes, candl or sacc.")],
@@ -134,19 +153,3 @@ def release_export(
     from ..likelihood.release import read_release
 
     typer.echo(export_release(read_release(file), format, out, noise_debias))
-
-
-@app.command("check")
-def release_check(
-    file: Annotated[str, typer.Argument(help="A release file, or the name of a shipped one.")],
-    networks: Annotated[
-        list[Path],
-        typer.Option("--network", help="The network that should have made it; repeatable."),
-    ],
-) -> None:
-    """Check that a release was made with a network, by the hash of its weights."""
-    from ..calibrate.release_networks import check_network
-    from ..likelihood.release import read_release
-
-    check_network(read_release(file), networks)
-    typer.echo(f"{file} was made with {', '.join(map(str, networks))}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from ..errors import CNNLensError
+from ..errors import CNNLensError, ConfigError
 
 if TYPE_CHECKING:
     from ..pipeline.run import Run
@@ -20,7 +21,16 @@ PIPELINE_PACKAGES = ("ducc0", "healpy", "keras", "pydantic", "tqdm", "yaml")
 
 
 def load(path: Path) -> Run:
-    """The run of a configuration."""
+    """The run of a configuration.
+
+    Parameters
+    ----------
+    path : of the configuration (YAML), or FILE#MEMBER of a study
+
+    Returns
+    -------
+    run : the configuration with its products
+    """
     need_pipeline()
     from ..pipeline.loading import load_config
     from ..pipeline.run import Run
@@ -29,7 +39,16 @@ def load(path: Path) -> Run:
 
 
 def load_study(path: Path) -> list[Run]:
-    """The runs of a study's members."""
+    """The runs of a study's members.
+
+    Parameters
+    ----------
+    path : of the study (YAML)
+
+    Returns
+    -------
+    runs : one for each member
+    """
     need_pipeline()
     from ..pipeline.loading import load_study
     from ..pipeline.run import Run
@@ -50,14 +69,48 @@ def need_pipeline() -> None:
             raise not_installed(name)
 
 
+def threads() -> int:
+    """How many threads OMP_NUM_THREADS allows; 0, which takes all cores, where it is not set.
+
+    Returns
+    -------
+    threads : at least 0. Results do not depend on it
+
+    Raises
+    ------
+    ConfigError
+        If the variable holds no number.
+    """
+    value = os.environ.get("OMP_NUM_THREADS", "") or "0"
+    first = value.partition(",")[0].strip()  # a list has a number for each level of nesting
+    if not first.isdecimal():
+        raise ConfigError(f"OMP_NUM_THREADS is {value!r:.60}; give a number of threads")
+    return int(first)
+
+
 def warn(source: str | Path, warnings: Iterable[str]) -> None:
-    """Print warnings of a file or of maps."""
+    """Print warnings of a file or of maps.
+
+    Parameters
+    ----------
+    source : what the warnings are of
+    warnings : texts
+    """
     for warning in warnings:
         typer.secho(f"warning: {source}: {warning}", fg="yellow", err=True)
 
 
 def not_installed(package: str) -> CNNLensError:
-    """The error of a command that a light installation has not."""
+    """The error of a command that needs the pipeline where it is not installed.
+
+    Parameters
+    ----------
+    package : the one that is missing
+
+    Returns
+    -------
+    error : to be raised
+    """
     extra = "pipeline-jax" if package == "jax" else "pipeline"
     return CNNLensError(
         f"this command needs the pipeline, of which {package} is not installed; "
@@ -66,8 +119,21 @@ def not_installed(package: str) -> CNNLensError:
 
 
 def ready(run: Run) -> Run:
-    """The run, whose network is there: a missing one is told before Keras is loaded, nor do
-    bandpowers that are shipped replace it."""
+    """Check that the run's network is there, before Keras is loaded.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    run : the same; bandpowers that are shipped do not replace the network
+
+    Raises
+    ------
+    CNNLensError
+    If a network is missing, or Keras has another backend than TensorFlow or JAX.
+    """
     from ..pipeline import networks
     from ..reconstruct import check_backend
     from ..reconstruct.files import networks_hash

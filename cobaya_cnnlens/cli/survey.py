@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,12 +10,37 @@ import typer
 
 from ..errors import ConfigError
 from . import runs
-from .arguments import Networks, Threads, Unit
+from .arguments import Estimators, Networks, Unit
 
 app = typer.Typer(no_args_is_help=True, help="A survey of your own: from maps to a release.")
 
 
-@app.command("plan")
+def one_estimator(sources: list[str] | None) -> Path:
+    """The release or configuration that names the network.
+
+    Parameters
+    ----------
+    sources : what --release and --config gave
+
+    Returns
+    -------
+    source : the one there is
+
+    Raises
+    ------
+    ConfigError
+        If there is none, or more than one.
+    """
+    if len(sources or ()) != 1:
+        raise ConfigError("give either --release NAME or --config FILE")
+    return Path(*sources or ())
+
+
+@app.command(
+    "plan",
+    epilog="Example: cnnlens survey plan a.fits b.fits --mask mask.fits"
+    " --ivar ivar.fits --out s.yaml",
+)
 def survey_plan(
     maps: Annotated[
         list[Path] | None,
@@ -52,12 +78,11 @@ def survey_plan(
         Path | None,
         typer.Option(help="A plan whose tiles to take: of another map, or a mock, of the survey."),
     ] = None,
-    figure: Annotated[
-        Path | None, typer.Option(help="Picture to write; beside the plan if absent.")
-    ] = None,
 ) -> None:
-    """Plan a survey: tiles that cover its footprint without overlap, each with its depth, mask and
-    holes; a YAML, its arrays and a figure."""
+    """Plan a survey: cover its footprint with tiles that do not overlap.
+
+    Each tile has its depth, mask and holes. The command writes a YAML, its arrays and a figure.
+    """
     runs.need_pipeline()
     from ..plots.drawing import save
     from ..plots.survey_figure import plan_figure
@@ -81,7 +106,7 @@ def survey_plan(
     other = read_plan(like) if like else None
     plan = make_plan(out, sources, PatchGeometry(patch_deg, patch_pixels), taper, seen, other)
     runs.warn(out, plan.warnings)
-    picture = save(plan_figure(plan), figure or out.with_suffix(".png"))
+    picture = save(plan_figure(plan), out.with_suffix(".png"))
     depths = [tile.depth for tile in plan.tiles]
     typer.echo(
         f"{out}: {len(plan.tiles)} tiles, {plan.area_deg2:.1f} of "
@@ -90,27 +115,23 @@ def survey_plan(
     )
 
 
-@app.command("reconstruct")
+@app.command(
+    "reconstruct", epilog="Example: cnnlens survey reconstruct s.yaml --release refined_fiducial"
+)
 def survey_reconstruct(
     plan: Annotated[Path, typer.Argument(help="What `survey plan` wrote (YAML).")],
-    release: Annotated[
-        str | None,
-        typer.Option(help="A release, or the name of a shipped one, that knows its network."),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="Instead: the pipeline configuration of the network.")
-    ] = None,
+    estimator: Estimators = None,
     network: Networks = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for κ̂; named as the plan if absent.")
     ] = None,
     nside: Annotated[int | None, typer.Option(help="Of the HEALPix mosaic.")] = None,
-    threads: Threads = 0,
 ) -> None:
-    """Reconstruct κ̂ of every tile with its own noise and holes, measure its bandpowers, and put all
-    together on the sphere; a run that was stopped goes on."""
-    if (release is None) == (config is None):
-        raise ConfigError("give either --release NAME or --config FILE")
+    """Reconstruct κ̂ of every tile, and measure its bandpowers; a stopped run goes on.
+
+    The estimator knows each tile's noise and holes. A HEALPix mosaic holds κ̂ of all tiles.
+    """
+    source = one_estimator(estimator)
     runs.need_pipeline()
     from ..calibrate.own_maps import check_folder
     from ..survey import mosaic, reconstruction
@@ -120,18 +141,19 @@ def survey_reconstruct(
     if nside is not None and (nside < 1 or nside & (nside - 1)):
         raise ConfigError(f"--nside {nside}: give a power of two")
     loaded = read_plan(plan)
-    setup, load_estimator = map_setup(Path(release) if release else config, network, noisy=True)
+    setup, load_estimator = map_setup(source, network, noisy=True)
     reconstruction.check_setup(loaded, setup)
     folder = out or plan.with_suffix("")
     check_folder(folder)
-    found = reconstruction.measure(
-        loaded, setup, load_estimator, folder, threads, lambda warning: runs.warn(plan, [warning])
+    tell = partial(runs.warn, plan)
+    bandpowers = reconstruction.measure(
+        loaded, setup, load_estimator, folder, runs.threads(), lambda warning: tell([warning])
     )
     typer.echo(mosaic.make(loaded, setup, folder, nside))
-    typer.echo(found)
+    typer.echo(bandpowers)
 
 
-@app.command("calibrate")
+@app.command("calibrate", epilog="Example: cnnlens survey calibrate s.yaml --config survey.yaml")
 def survey_calibrate(
     plan: Annotated[Path, typer.Argument(help="What `survey plan` wrote (YAML).")],
     config: Annotated[
@@ -149,10 +171,12 @@ def survey_calibrate(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the survey's products; named as the plan.")
     ] = None,
-    threads: Threads = 0,
 ) -> None:
-    """Simulate patches as the survey's tiles see them, with their noise and holes, and measure
-    response, noise, covariance and derivatives; a run that was stopped goes on."""
+    """Calibrate a survey by simulation; a stopped run goes on.
+
+    The simulated patches have the tiles' noise and holes. They give the response, the noise bias,
+    the covariance and the derivatives.
+    """
     run = runs.load(config)
     from ..calibrate.own_maps import MapSetup, check_folder
     from ..survey import calibration, reconstruction
@@ -166,10 +190,10 @@ def survey_calibrate(
     calibration.check(run, loaded, n_patches)
     folder = out or plan.with_suffix("")
     check_folder(folder)
-    typer.echo(calibration.measure(runs.ready(run), loaded, folder, n_patches, threads))
+    typer.echo(calibration.measure(runs.ready(run), loaded, folder, n_patches, runs.threads()))
 
 
-@app.command("release")
+@app.command("release", epilog="Example: cnnlens survey release s.yaml --config survey.yaml")
 def survey_release(
     plan: Annotated[Path, typer.Argument(help="What `survey plan` wrote (YAML).")],
     config: Annotated[
@@ -182,7 +206,7 @@ def survey_release(
         Path | None, typer.Option(help="Where to write it; release.json among the products.")
     ] = None,
 ) -> None:
-    """Put the tiles together, debiased, and write the release file."""
+    """Debias the tiles' bandpowers, average them, and write the release file."""
     run = runs.load(config)
     from ..likelihood.release import write_release
     from ..survey import assembly
@@ -200,16 +224,10 @@ def survey_release(
     typer.echo(path)
 
 
-@app.command("nulls")
+@app.command("nulls", epilog="Example: cnnlens survey nulls s.yaml --release refined_fiducial")
 def survey_nulls(
     plan: Annotated[Path, typer.Argument(help="What `survey plan` wrote (YAML).")],
-    release: Annotated[
-        str | None,
-        typer.Option(help="As `survey reconstruct` was given it; or --config."),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="Instead: the pipeline configuration of the network.")
-    ] = None,
+    estimator: Estimators = None,
     network: Networks = None,
     other_network: Annotated[
         list[Path] | None,
@@ -226,10 +244,12 @@ def survey_nulls(
         Path | None, typer.Option(help="Folder of κ̂; named as the plan if absent.")
     ] = None,
 ) -> None:
-    """Null tests of the survey's own maps, without any truth: splits, halves of the footprint,
-    l_max, rotation, curl, sources; a table and a figure beside κ̂. A stopped run goes on."""
-    if (release is None) == (config is None):
-        raise ConfigError("give either --release NAME or --config FILE")
+    """Null tests of the survey's own maps; a stopped run goes on.
+
+    They compare splits, halves of the footprint, l_max, rotation, curl and sources. The command
+    writes a table and a figure beside κ̂.
+    """
+    source = one_estimator(estimator)
     runs.need_pipeline()
     from ..files import atomic_write
     from ..likelihood.release import read_release
@@ -243,7 +263,7 @@ def survey_nulls(
     loaded = read_plan(plan)
     judged.check_tiles(loaded)
     own = read_release(survey_release) if survey_release else None
-    setup, load_estimator = map_setup(Path(release) if release else config, network, noisy=True)
+    setup, load_estimator = map_setup(source, network, noisy=True)
     others = tuple(map(str, other_network or ()))
     choices = nulls.Choices.of(setup, lmax_cmb, twins, networks=others)
     folder = out or plan.with_suffix("")

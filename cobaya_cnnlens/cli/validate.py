@@ -2,45 +2,143 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import ConfigError
 from . import runs
-from .arguments import ConfigFile, Indices, SetName, Threads
+from .arguments import FRONT, ConfigFile, Indices, SetName
+
+if TYPE_CHECKING:
+    from ..pipeline.run import Run
 
 app = typer.Typer()
 command = partial(app.command, rich_help_panel="Validate")
 
 
-@command()
+class Table(str, Enum):
+    """Tables that `evaluate` prints of what stages made."""
+
+    noise = "noise"
+    recovery = "recovery"
+    forecast = "forecast"
+    points = "points"
+    nulls = "nulls"
+    foregrounds = "foregrounds"
+
+
+@command(epilog="Example: cnnlens evaluate my.yaml --table forecast")
 def evaluate(
     configs: Annotated[list[Path], typer.Argument(help="Pipeline configurations or studies.")],
-    merge: Annotated[int, typer.Option(min=1, help="Neighbouring bins to take together.")] = 1,
+    table: Annotated[
+        Table,
+        typer.Option(
+            help="Reconstruction noise; recovered omch2 and the null hypothesis; Fisher forecast "
+            "of omch2; shifts of omch2 at other cosmologies, or by foregrounds; null tests."
+        ),
+    ] = Table.noise,
+    merge: Annotated[
+        int, typer.Option(min=1, help="Neighbouring bins of the noise to take together.")
+    ] = 1,
     on: Annotated[
         str | None, typer.Option(help="Instead: debiased minus true bandpowers on another set.")
     ] = None,
 ) -> None:
-    """Print the reconstruction noise beside the analytic curves.
+    """Print a table of what stages made: by default the noise beside the analytic curves.
 
     Several configurations, or the members of a study, stand side by side.
     """
     members = [run for config in configs for run in runs.load_study(config)]
-    from ..validate import noise
-
-    if on:
-        for run in members:
-            typer.echo(noise.residual_table(run, on, merge).table())
-    elif len(members) == 1:
-        typer.echo(noise.noise_table(members[0], merge).table())
-    else:
-        typer.echo(noise.compare(members, merge).table())
+    if table is not Table.noise and (on or merge != 1):
+        raise ConfigError(f"--on and --merge are of --table noise, not of {table.value}")
+    typer.echo("\n".join(evaluated(members, table, merge, on)))
 
 
-@command()
+def evaluated(members: list[Run], table: Table, merge: int, on: str | None) -> list[str]:
+    """Tables of runs.
+
+    Parameters
+    ----------
+    members : runs, which the noise and the forecast compare
+    table : which table
+    merge : neighbouring bins of the noise to take together
+    on : a set whose residuals replace the noise
+
+    Returns
+    -------
+    tables : as text
+    """
+    from ..validate import forecast, foregrounds, noise, null_tests, nulls
+
+    if table is Table.forecast:
+        return [
+            forecast.forecasts_table({run.config.name: forecast.forecast(run) for run in members})
+        ]
+    if table is Table.noise and on is None:
+        if len(members) > 1:
+            return [noise.compare(members, merge).table()]
+        return [noise.noise_table(run, merge).table() for run in members]
+    tables = []
+    for run in members:
+        if table is Table.noise:
+            tables.append(noise.residual_table(run, str(on), merge).table())
+        elif table is Table.recovery:
+            tables.append(recovery_table(run))
+        elif table is Table.points:
+            tables += points_tables(run)
+        elif table is Table.nulls:
+            tables.append(null_tests.nulls_table(run, nulls.check_names(run, None), None).table())
+        else:
+            foregrounds.foregrounds_of(run)
+            tables.append(foregrounds.foregrounds_table(run, None).table())
+    return tables
+
+
+def recovery_table(run: Run) -> str:
+    """Maximum-likelihood omch2 of the surveys' patches, and the test of the null hypothesis.
+
+    Parameters
+    ----------
+    run : of a configuration with mock surveys
+
+    Returns
+    -------
+    table : as text
+    """
+    from ..calibrate.assemble import make_releases
+    from ..validate.omch2 import recovery
+
+    return recovery(run, make_releases(run, dict.fromkeys(run.config.surveys, 0)), 1).table()
+
+
+def points_tables(run: Run) -> list[str]:
+    """Shifts of omch2 at the cosmologies of `points.at`, a table for each group.
+
+    Parameters
+    ----------
+    run : of a configuration with that key
+
+    Returns
+    -------
+    tables : as text
+
+    Raises
+    ------
+    ConfigError
+        If the key lists no cosmologies.
+    """
+    from ..validate import points
+
+    if not run.config.points.at:
+        raise ConfigError(f"{run.config.name}: key 'points.at' lists no cosmologies; add some")
+    return [points.points_table(run, group).table(group) for group in run.config.points.at]
+
+
+@command(epilog="Example: cnnlens n0 --estimator eb-iterative --noise 1")
 def n0(
     estimator: Annotated[str, typer.Option(help="eb, ee, mv (both) or eb-iterative.")] = "eb",
     noise: Annotated[float, typer.Option(help="White noise of Q and of U, µK-arcmin.")] = 1.0,
@@ -63,72 +161,37 @@ def n0(
         table.write(out)
 
 
-@command()
-def recover(
-    config: ConfigFile,
-    patches_each: Annotated[int, typer.Option(min=1, help="Patches per survey.")] = 1,
-) -> None:
-    """Maximum-likelihood ω_c of the surveys' patches, and the null-hypothesis test."""
-    run = runs.load(config)
-    from ..calibrate.assemble import make_releases
-    from ..validate.omch2 import recovery
-
-    releases = make_releases(run, dict.fromkeys(run.config.surveys, 0))
-    typer.echo(recovery(run, releases, patches_each).table())
-
-
-@command()
-def forecast(
-    configs: Annotated[list[Path], typer.Argument(help="Pipeline configurations or studies.")],
-) -> None:
-    """Print what one patch tells about omch2 (Fisher), with and without a debias that follows."""
-    members = [run for config in configs for run in runs.load_study(config)]
-    from ..validate import forecast
-
-    found = {run.config.name: forecast.forecast(run) for run in members}
-    typer.echo(forecast.forecasts_table(found))
-
-
-@command()
+@command(epilog="Example: cnnlens points my.yaml --fit")
 def points(
     config: ConfigFile,
     index: Indices = None,
-    threads: Threads = 0,
     fit: Annotated[
         bool, typer.Option(help="Instead: those to which the debias from the data is fitted.")
     ] = False,
-    table_only: Annotated[bool, typer.Option(help="Print the table of what there is.")] = False,
 ) -> None:
     """Make test skies again at other cosmologies; print how far off omch2 is there, in sigmas."""
     run = runs.load(config)
     from ..calibrate import cosmologies
-    from ..validate import points
 
     key = "points.fit" if fit else "points.at"
-    wanted = cosmologies.fitted(run) if fit else cosmologies.checked(run)
-    if not wanted:
+    cosmology_points = cosmologies.fitted(run) if fit else cosmologies.checked(run)
+    if not cosmology_points:
         raise ConfigError(f"{config}: key '{key}' lists no cosmologies; add some")
     for i in index or ():
         run.config.check_index(cosmologies.SET, i)
-    if not table_only:
-        runs.ready(run)
-        some = [p for p in wanted if index is None or p.index in index]
-        cosmologies.measure(run, some, threads)
+    runs.ready(run)
+    chosen = [p for p in cosmology_points if index is None or p.index in index]
+    cosmologies.measure(run, chosen, runs.threads())
     if fit:
-        typer.echo(cosmologies.path(run, wanted[0]).parent)
-        return
-    for group in run.config.points.at:
-        typer.echo(points.points_table(run, group).table(group))
+        typer.echo(cosmologies.path(run, cosmology_points[0]).parent)
+    else:
+        typer.echo("\n".join(points_tables(run)))
 
 
-@command()
+@command(epilog="Example: cnnlens coverage my.yaml --release refined_fiducial")
 def coverage(
     config: ConfigFile,
     index: Indices = None,
-    threads: Threads = 0,
-    patches_each: Annotated[
-        int | None, typer.Option(min=1, help="Patches per survey; the configuration's by default.")
-    ] = None,
     table_only: Annotated[
         bool, typer.Option(help="Print the table of the skies that there are.")
     ] = False,
@@ -146,7 +209,6 @@ def coverage(
             help="FILE#MEMBER whose skies, of the same prior, are counted as well; repeatable.",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
 ) -> None:
     """Simulate skies of a prior (omch2, logA), and print how often posteriors hold the truth."""
     run, *others = map(runs.load, (config, *(more or ())))
@@ -156,26 +218,20 @@ def coverage(
 
     if not table_only:
         runs.ready(run)
-        coverage.measure(run, index, threads)
+        coverage.measure(run, index, runs.threads())
     if index is None:
         tested = read_release(release) if release else make_release(run, run.config.first_survey)
-        tables = coverage.coverage_tables(run, tested, patches_each, primary=primary, others=others)
+        tables = coverage.coverage_tables(run, tested, primary=primary, others=others)
         typer.echo("\n\n".join(table.table() for table in tables))
-        if out:
-            from ..plots.drawing import save
-            from ..plots.figures import draw_coverage
-
-            typer.echo(save(draw_coverage(tables), out))
 
 
-@command()
+@command(epilog="Example: cnnlens nulltest my.yaml --null unlensed")
 def nulltest(
     config: ConfigFile,
     index: Annotated[
         list[int] | None,
         typer.Option("--index", help="Sky of the test and training sets; repeatable."),
     ] = None,
-    threads: Threads = 0,
     null: Annotated[
         list[str] | None,
         typer.Option(
@@ -183,51 +239,39 @@ def nulltest(
             "default."
         ),
     ] = None,
-    table_only: Annotated[bool, typer.Option(help="Print the table of what there is.")] = False,
 ) -> None:
-    """Null tests: maps in which there is nothing to be found, and what the estimator finds."""
+    """Null tests: reconstruct maps that hold no lensing, and print what is left."""
     run = runs.load(config)
     from ..validate import null_tests, nulls
 
     names = nulls.check_names(run, null)
-    if not table_only:
-        runs.ready(run)
-        nulls.measure(run, names, index, threads)
-    if table_only or index is None:
+    runs.ready(run)
+    nulls.measure(run, names, index, runs.threads())
+    if index is None:
         typer.echo(null_tests.nulls_table(run, names, index).table())
 
 
-@command()
+@command(epilog="Example: cnnlens foregrounds my.yaml --index 0")
 def foregrounds(
     config: ConfigFile,
     index: Indices = None,
-    table_only: Annotated[bool, typer.Option(help="Print the table of what there is.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
 ) -> None:
     """Add sources, dust and synchrotron to test skies; print how far off omch2 is, in sigmas."""
     run = runs.load(config)
     from ..validate import foregrounds
 
     foregrounds.foregrounds_of(run)
-    if not table_only:
-        runs.ready(run)
-        for i in range(run.config.foregrounds.skies) if index is None else index:
-            foregrounds.measure(run, i)
-    table = foregrounds.foregrounds_table(run, index)
-    typer.echo(table.table())
-    if out:
-        from ..plots.drawing import save
-        from ..plots.figures import draw_foregrounds
-
-        typer.echo(save(draw_foregrounds(table), out))
+    runs.ready(run)
+    for i in range(run.config.foregrounds.skies) if index is None else index:
+        foregrounds.measure(run, i)
+    typer.echo(foregrounds.foregrounds_table(run, index).table())
 
 
-@command()
+@command(epilog="Example: cnnlens primary my.yaml --out joint.npz")
 def primary(
     config: ConfigFile,
     set_name: SetName = "test",
     index: Indices = None,
-    largest: Annotated[int, typer.Option(min=1, help="Coefficients to print.")] = 8,
     out: Annotated[
         Path | None, typer.Option(help="Write the joint covariance: .npz or .json.")
     ] = None,
@@ -239,7 +283,7 @@ def primary(
     primary.measure(run, set_name, index)
     joint = primary.read_joint(run, set_name, index)
     true = primary.read_joint(run, set_name, index, true_kappa=True)
-    typer.echo(primary.joint_table(joint, true, largest))
+    typer.echo(primary.joint_table(joint, true, 8))
     if out is not None:
         provenance = {
             "configuration": run.config.name,
@@ -249,17 +293,19 @@ def primary(
         typer.echo(primary.write_joint(joint, out, provenance))
 
 
-@command()
-def predictive(
+@command(rich_help_panel=FRONT, epilog="Example: cnnlens check chains/omegac")
+def check(
     chain: Annotated[str, typer.Argument(help="Chain root, e.g. chains/omegac.")],
-    samples: Annotated[int, typer.Option(min=1, help="Samples of the posterior.")] = 200,
     out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
 ) -> None:
-    """Posterior-predictive chi2 and PTE of a chain: would data drawn from it look like these?"""
+    """Check whether the data are likely under a chain's posterior.
+
+    The command prints the posterior-predictive chi2 and PTE, and draws the predicted bandpowers.
+    """
     from ..plots.drawing import save
     from ..plots.posteriors import predictive_figure
-    from ..validate.predictive import predictive as check_chain
+    from ..validate.predictive import predictive
 
-    check = check_chain(chain, samples)
-    typer.echo(check.table())
-    typer.echo(save(predictive_figure(check), out or Path(f"{chain}_predictive.png")))
+    result = predictive(chain)
+    typer.echo(result.table())
+    typer.echo(save(predictive_figure(result), out or Path(f"{chain}_predictive.png")))

@@ -36,7 +36,7 @@ OTHER_FILES = {
     ".pkl": "a pickle",
     ".txt": "a text file",
 }
-UNPACK = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}
+UNPACK: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}
 CONVERT = (
     "we read FITS: HEALPix tables and images; convert it with healpy.write_map('map.fits', [q, u], "
     "column_names=['Q', 'U']), pixell's enmap.write_fits, or spt3g's maps.fitsio"

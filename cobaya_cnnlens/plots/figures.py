@@ -20,7 +20,7 @@ from ..validate.coverage import CoverageTable, coverage_tables
 from ..validate.foregrounds import ForegroundTable, foregrounds_table
 from ..validate.noise import noise_table
 from ..validate.primary import JointCovariance, read_joint
-from .drawing import draw_map, panel, subplots
+from .drawing import draw_map, figure_of, panel, subplots
 from .null_figures import nulls_figure
 
 # The patch of the first test sky that is drawn; any would do.
@@ -30,7 +30,16 @@ MARKERS = {"data": "o", "theory": "s"}
 
 
 def draw(run: Run, stage: str) -> Figure:
-    """One stage's figure.
+    """Draw the figure of a stage.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    stage : a key of :data:`STAGES`
+
+    Returns
+    -------
+    figure : of that stage
 
     Raises
     ------
@@ -43,7 +52,16 @@ def draw(run: Run, stage: str) -> Figure:
 
 
 def theory_figure(run: Run) -> Figure:
-    """C_L^κκ and unlensed C_l^EE of every cosmology in the configuration."""
+    """C_L^κκ and unlensed C_l^EE of every cosmology in the configuration.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    figure : two panels
+    """
     figure, (left, right) = subplots(1, 2, figsize=(11, 4))
     for name in ("test", *(f"survey-{s}" for s in run.config.surveys)):
         cosmology = run.config.set_cosmology(name)
@@ -59,7 +77,16 @@ def theory_figure(run: Run) -> Figure:
 
 
 def sky_figure(run: Run) -> Figure:
-    """One patch of the first test sky, and the sky's spectra against theory."""
+    """One patch of the first test sky, and the sky's spectra against theory.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    figure : maps and spectra
+    """
     seen = observe_sky(run, "test", 0)
     patch = _shown_patch(len(seen.q))
     power = stages.sky_power(run, seen)
@@ -87,7 +114,22 @@ def sky_figure(run: Run) -> Figure:
 
 
 def training_figure(run: Run, axis: Axes | None = None) -> Figure:
-    """Loss against epoch, training and validation, of κ and of E, or of Q and U."""
+    """Loss against epoch, training and validation, of κ and of E, or of Q and U.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    axis : the axis to draw on; that of a new figure by default
+
+    Returns
+    -------
+    figure : one panel
+
+    Raises
+    ------
+    CNNLensError
+    If no epoch has finished.
+    """
     from ..pipeline.training import TrainingRun
 
     directory = networks.training_directory(run)
@@ -114,11 +156,20 @@ def training_figure(run: Run, axis: Axes | None = None) -> Figure:
         )
     axis.set(xlabel="epoch", ylabel="mean squared error / variance", yscale="log")
     axis.legend()
-    return axis.figure
+    return figure_of(axis)
 
 
 def reconstruction_figure(run: Run) -> Figure:
-    """κ, κ̂ and E, Ê of one test patch with their differences; κ alone where there is no Ê."""
+    """κ, κ̂ and E, Ê of one test patch with their differences; κ alone where there is no Ê.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    figure : a row for each field
+    """
     seen = observe_sky(run, "test", 0)
     patch = _shown_patch(len(seen.q))
     both = _reconstruct(run.estimator, seen.q[[patch]], seen.u[[patch]])
@@ -140,7 +191,16 @@ def reconstruction_figure(run: Run) -> Figure:
 
 
 def noise_figure(run: Run) -> Figure:
-    """Reconstruction noise, its ratios to the analytic curves, and bandpower errors."""
+    """Reconstruction noise, its ratios to the analytic curves, and bandpower errors.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    figure : three panels
+    """
     table, theory, baseline = noise_table(run), run.spectra(), run.config.baseline
     name = "network" if baseline is None else label_of(baseline)
     figure, (left, middle, right) = subplots(1, 3, figsize=(15, 4.3))
@@ -165,7 +225,16 @@ def noise_figure(run: Run) -> Figure:
 
 
 def derivatives_figure(run: Run) -> Figure:
-    """Noise-debias derivatives, as fractions of the fiducial bandpower."""
+    """Noise-debias derivatives, as fractions of the fiducial bandpower.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    figure : two panels
+    """
     measured = stages.relative_derivatives(run)
     figure, axes = subplots(1, 2, figsize=(13, 5))
     labels = {"kk": r"C_L^{\kappa\kappa}", "ee": r"C_\ell^{EE}"}
@@ -185,7 +254,17 @@ def derivatives_figure(run: Run) -> Figure:
 
 
 def bandpowers_figure(run: Run, axis: Axes | None = None) -> Figure:
-    """Debiased bandpowers of every survey over the fiducial expectation."""
+    """Debiased bandpowers of every survey over the fiducial expectation.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    axis : the axis to draw on; that of a new figure by default
+
+    Returns
+    -------
+    figure : one panel
+    """
     L = run.bandpowers.bins.centres
     axis = panel(axis, (8, 5))
     for i, (name, power) in enumerate(stages.survey_powers(run).items()):
@@ -195,11 +274,20 @@ def bandpowers_figure(run: Run, axis: Axes | None = None) -> Figure:
     axis.set(xlabel="$L$", ylabel=r"$d_L\,/\,C_L^{\kappa\kappa}$ fiducial", ylim=(0.5, 1.7))
     axis.set_title("noise debias fixed at the fiducial (points), true signal (lines)", size=9)
     axis.legend()
-    return axis.figure
+    return figure_of(axis)
 
 
 def nuisances_figure(run: Run) -> Figure:
-    """What the simulated steps of the instrument's systematics do to the bandpowers."""
+    """What the simulated steps of the instrument's systematics do to the bandpowers.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    figure : a panel for each nuisance
+    """
     L = run.bandpowers.bins.centres
     shifts = stages.nuisance_shifts(run)
     rows = -(-len(shifts) // 2)
@@ -221,7 +309,16 @@ def nuisances_figure(run: Run) -> Figure:
 
 
 def primary_figure(run: Run) -> Figure:
-    """Correlation of the lensing bandpowers with E and B power of the same test patches."""
+    """Correlation of the lensing bandpowers with E and B power of the same test patches.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    figure : three panels
+    """
     joint = read_joint(run)
     names = {"ee": r"lensed $C_\ell^{EE}$", "bb": r"lensed $C_\ell^{BB}$"}
     figure, axes = subplots(1, 3, figsize=(16, 4.6))
@@ -251,17 +348,35 @@ def _correlation(axis: Axes, joint: JointCovariance, name: str, label: str) -> N
 
 
 def coverage_figure(run: Run) -> Figure:
-    """Ranks of the truth in the posteriors of the coverage surveys, and their pulls."""
+    """Ranks of the truth in the posteriors of the coverage surveys, and their pulls.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    figure : a row for each parameter
+    """
     release = make_release(run, run.config.first_survey)
     return draw_coverage(coverage_tables(run, release))
 
 
 def draw_coverage(tables: Sequence[CoverageTable]) -> Figure:
     """The figure of tables of coverage, a row for each parameter; the band holds 68% of sets
-    simulated under the release's model, calibration errors included."""
+    simulated under the release's model, calibration errors included.
+
+    Parameters
+    ----------
+    tables : one for each parameter
+
+    Returns
+    -------
+    figure : a row for each parameter
+    """
     figure, rows = subplots(len(tables), 2, figsize=(11, 4 * len(tables)), squeeze=False)
-    for axes, table in zip(rows, tables, strict=True):
-        _draw_ranks(*axes, table)
+    for (left, right), table in zip(rows, tables, strict=True):
+        _draw_ranks(left, right, table)
     figure.tight_layout()
     return figure
 
@@ -287,12 +402,30 @@ def _draw_ranks(left: Axes, right: Axes, table: CoverageTable) -> None:
 
 
 def foregrounds_figure(run: Run) -> Figure:
-    """What foregrounds do to a survey of the configuration; see :func:`draw_foregrounds`."""
+    """What foregrounds do to a survey of the configuration; see :func:`draw_foregrounds`.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    figure : a panel for each noise debias, and one of ω_c
+    """
     return draw_foregrounds(foregrounds_table(run))
 
 
 def draw_foregrounds(table: ForegroundTable) -> Figure:
-    """Bias of every bandpower with each noise debias, and of ω_c by foreground and l_max."""
+    """Bias of every bandpower with each noise debias, and of ω_c by foreground and l_max.
+
+    Parameters
+    ----------
+    table : of the foregrounds' biases
+
+    Returns
+    -------
+    figure : a panel for each noise debias, and one of ω_c
+    """
     ways = list(table.sigma)
     figure, axes = subplots(1, len(ways) + 1, figsize=(5.2 * (len(ways) + 1), 4.6))
     for axis, way in zip(axes, ways, strict=False):
@@ -328,7 +461,7 @@ def draw_foregrounds(table: ForegroundTable) -> Figure:
     return figure
 
 
-def _signed(axis, set_scale) -> None:
+def _signed(axis: Axes, set_scale: Callable[..., None]) -> None:
     """Both signs over decades; half a σ either way in grey."""
     set_scale("symlog", linthresh=0.5, linscale=0.7)
     upright = set_scale == axis.set_yscale
@@ -351,7 +484,14 @@ def _reconstruct(estimator: Estimator, q: np.ndarray, u: np.ndarray) -> dict[str
     return both(q, u) if both else {"kappa": estimator.reconstruct(q, u)}
 
 
-def _map(figure, axis, values, title, half, scale=None):
+def _map(
+    figure: Figure,
+    axis: Axes,
+    values: np.ndarray,
+    title: str,
+    half: float,
+    scale: float | None = None,
+) -> None:
     image = draw_map(axis, values, title, half, scale or 3 * values.std())
     axis.set_xlabel("x [deg]")
     figure.colorbar(image, ax=axis, fraction=0.046)

@@ -21,7 +21,21 @@ COLOURS = {"FAILS": "C3", "doubtful": "C1"}
 
 
 def nulls_figure(run: Run) -> Figure:
-    """Every null by bin with its PTE, mean fields, and the power of κ̂ that needs not vanish."""
+    """Every null by bin with its PTE, mean fields, and the power of κ̂ that needs not vanish.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    figure : nine panels
+
+    Raises
+    ------
+    CNNLensError
+    If no null test has been measured.
+    """
     made = [name for name in NULLS if nulls.path(run, name, 0).exists()]
     if not made:
         raise CNNLensError(
@@ -72,7 +86,16 @@ def nulls_figure(run: Run) -> Figure:
 
 def survey_nulls_figure(table: SurveyNulls) -> Figure:
     """Every null by bin with its PTE, those that fail in red; points of ranges of l or L have one
-    bin."""
+    bin.
+
+    Parameters
+    ----------
+    table : the survey's null tests
+
+    Returns
+    -------
+    figure : a panel for each test
+    """
     tests = table.tests
     rows = -(-len(tests) // COLUMNS)
     figure, axes = subplots(rows, COLUMNS, figsize=(15, 3 * rows), squeeze=False)

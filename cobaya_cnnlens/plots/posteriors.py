@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from ..validate.chains import Chain, check_chain, quiet
 from ..validate.predictive import Predictive
-from .drawing import panel
+from .drawing import figure_of, panel
 
 
 def posteriors_figure(chains: Sequence[Chain], params: Sequence[str] | None = None) -> Figure:
@@ -25,6 +26,10 @@ def posteriors_figure(chains: Sequence[Chain], params: Sequence[str] | None = No
     chains : as :func:`~cobaya_cnnlens.validate.chains.load_chain` reads them
     params : parameters to draw; by default the sampled ones and σ8 Ω_m^0.25, of those that all
         chains share
+
+    Returns
+    -------
+    figure : one panel, a row, or a triangle
 
     Raises
     ------
@@ -89,12 +94,17 @@ def _mark_priors(axis: Axes, name: str, chains: Sequence[Chain], colours: list[s
     height = 0.03
     for chain, colour in zip(chains, colours, strict=True):
         if mark := chain.prior_mark(name):
-            text = {"x": 0.5, "y": height, "s": mark, "ha": "center", "size": 7, "color": colour}
-            axis.text(**text, transform=axis.transAxes)
+            style: dict[str, Any] = {
+                "ha": "center",
+                "size": 7,
+                "color": colour,
+                "transform": axis.transAxes,
+            }
+            axis.text(0.5, height, mark, **style)
             height += 0.09
 
 
-def _plotter(**options):
+def _plotter(**options: Any) -> Any:
     """getdist's plotter, which draws with pyplot.
 
     Where there is no display, importing it takes Agg for the whole session, a notebook's too; the
@@ -125,7 +135,17 @@ def _label(chain: Chain) -> str:
 
 
 def predictive_figure(check: Predictive, axis: Axes | None = None) -> Figure:
-    """Bandpowers over those of the best fit, with the predictive band."""
+    """Bandpowers over those of the best fit, with the predictive band.
+
+    Parameters
+    ----------
+    check : of a chain
+    axis : the axis to draw on; that of a new figure by default
+
+    Returns
+    -------
+    figure : one panel
+    """
     centres = check.edges.mean(1)
     band, data = check.band / check.best_model - 1, check.data / check.best_model - 1
     axis = panel(axis, (8, 4.5))
@@ -140,8 +160,8 @@ def predictive_figure(check: Predictive, axis: Axes | None = None) -> Figure:
             label=f"{label} predicted",
         )
     spread = check.model_band / check.best_model - 1
-    for line, label in zip(spread, ("68% of the posterior's models", None), strict=True):
-        axis.plot(centres, line, "C0", lw=0.8, label=label)
+    for line, name in zip(spread, ("68% of the posterior's models", None), strict=True):
+        axis.plot(centres, line, "C0", lw=0.8, label=name)
     axis.errorbar(
         centres, data, xerr=0.5 * np.diff(check.edges)[:, 0], fmt="k.", lw=1, label="bandpowers"
     )
@@ -153,4 +173,4 @@ def predictive_figure(check: Predictive, axis: Axes | None = None) -> Figure:
         size=10,
     )
     axis.legend(fontsize=8)
-    return axis.figure
+    return figure_of(axis)

@@ -10,7 +10,16 @@ from ..likelihood.release import Release
 
 def release_figure(release: Release) -> Figure:
     """Bandpowers, debiased by the survey's own power, with the errors of the survey; above them
-    their expectation Σ_L W_bL C_L^κκ and the noise N_b at the fiducial, below (d_b − µ_b)/σ_b."""
+    their expectation Σ_L W_bL C_L^κκ and the noise N_b at the fiducial, below (d_b − µ_b)/σ_b.
+
+    Parameters
+    ----------
+    release : the release, with its calibration
+
+    Returns
+    -------
+    figure : two panels
+    """
     bandpowers = release.bandpowers - release.correction
     sigma = np.sqrt(np.diag(release.covariance))
     signal = release.windows @ release.fiducial_kk[: release.windows.shape[1]]

@@ -19,13 +19,22 @@ EDGE = 9  # points along a side
 
 def plan_figure(plan: Plan) -> Figure:
     """In the sinusoidal projection about the footprint's middle, which keeps areas: north up,
-    longitude to the left."""
+    longitude to the left.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+
+    Returns
+    -------
+    figure : one panel
+    """
     import healpy  # which imports pyplot
 
     theta, phi = healpy.pix2ang(plan.footprint.nside, plan.footprint.pixels)
     middle = float(np.angle(np.exp(1j * phi).sum()))
 
-    def plane(theta, phi):
+    def plane(theta: np.ndarray, phi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ahead = (phi - middle + np.pi) % (2.0 * np.pi) - np.pi
         return np.degrees(ahead) * np.sin(theta), 90.0 - np.degrees(theta)
 

@@ -7,6 +7,7 @@ tile, and the release's is its weighted mean, for reference.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,7 +35,16 @@ from .weights import TileWeights, effective_number, neighbour_correlation, weigh
 
 
 def classes_of(plan: Plan) -> DepthClasses:
-    """The survey's tiles by depth and holes."""
+    """Group the survey's tiles by depth and holes.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+
+    Returns
+    -------
+    classes : the class of every tile
+    """
     rms = np.stack([tile.rms for tile in plan.tiles])
     return depth_classes(tile_depths(rms, plan.tiles[0].taper, plan.geometry))
 
@@ -58,7 +68,17 @@ class Calibrated:
 
     @classmethod
     def read(cls, run: Run, plan: Plan, folder: str | Path) -> Calibrated:
-        """Read it, and weigh the tiles.
+        """Read a survey's calibration, and compute the weights of its tiles.
+
+        Parameters
+        ----------
+        run : a configuration, with its products and networks
+        plan : the survey's plan
+        folder : the survey's products
+
+        Returns
+        -------
+        calibrated : simulated bandpowers and power of E and B, with the tiles' weights
 
         Raises
         ------
@@ -99,7 +119,7 @@ class Calibrated:
             lambda values, truth, tiles: self._power(values, tiles), "power"
         )
 
-    def _changes(self, combine, name: str) -> SimulatedChanges:
+    def _changes(self, combine: Callable[..., np.ndarray], name: str) -> SimulatedChanges:
         arrays, config = self.arrays, self.run.config
         tiles = calibration.derivative_patches(self.run, self.plan).tiles
 
@@ -109,9 +129,9 @@ class Calibrated:
             truths = [None] * len(values) if truth is None else truth
             return np.stack([combine(v, t, tiles) for v, t in zip(values, truths, strict=True)])
 
-        bands = (
-            BandDerivatives(np.array(edges), np.moveaxis(of(kind), 0, -1))
-            for kind, edges in (
+        kk, ee = (
+            BandDerivatives(np.array(edges), np.moveaxis(of(spectrum), 0, -1))
+            for spectrum, edges in (
                 ("kk", config.derivatives.kk_edges),
                 ("ee", config.derivatives.ee_edges),
             )
@@ -119,15 +139,15 @@ class Calibrated:
         which = calibration.nuisance_patches(self.run, self.plan, self.n_patches)
         tiles = self.test_tiles[which]
         centre = arrays[f"{TEST}_{name}"][which]
-        both = np.stack([arrays[f"{x}_{name}"] for x in NUISANCES], axis=-1)
-        first, second = orders(self.run, centre, both)
-        nuisances = tuple(
+        shifted = np.stack([arrays[f"{x}_{name}"] for x in NUISANCES], axis=-1)
+        orders_of_nuisances = orders(self.run, centre, shifted)
+        first, second = (
             np.stack([combine(x[..., i], None, tiles) for i in range(x.shape[-1])], axis=-1)
-            for x in (first, second)
+            for x in orders_of_nuisances
         )
         tiles = calibration.derivative_patches(self.run, self.plan).tiles
-        first_order = NoiseDerivatives(*bands, of("fiducial")[0])
-        return SimulatedChanges(first_order, of("shifted"), nuisances)
+        first_order = NoiseDerivatives(kk, ee, of("fiducial")[0])
+        return SimulatedChanges(first_order, of("shifted"), (first, second))
 
     def _noise_bias(
         self, auto: np.ndarray, truth: np.ndarray | None, tiles: np.ndarray
@@ -154,12 +174,18 @@ class Calibrated:
 
 
 def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release:
-    """The release of a survey.
+    """Make the release of a survey.
 
     Parameters
     ----------
     run : of the configuration that reconstructed and calibrated it
+    plan : the survey's plan
     folder : where the products of both lie
+    name : name of the release
+
+    Returns
+    -------
+    release : debiased bandpowers with their covariance, response and derivatives
 
     Raises
     ------

@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -38,32 +40,80 @@ EACH = 4
 VALIDATION, TEST = "validation", "test"
 
 
+class PartKind(Enum):
+    """What a part of the simulations gives."""
+
+    SET = "bandpowers of patches of a set"
+    NUISANCE = "test patches under an error of the instrument"
+    FIDUCIAL = "patches at the fiducial cosmology, from which derivatives start"
+    SHIFTED = "the same patches at a shifted omch2"
+    BAND = "the same patches with one band of a spectrum changed"
+
+
 @dataclass(frozen=True)
 class Part:
-    """One part of what is simulated: ``what`` is a set, a kind of band, "shifted", "fiducial" or a
-    nuisance, and ``number`` says which of them."""
+    """One part of the simulations.
 
-    what: str
+    Attributes
+    ----------
+    kind : what the part gives
+    label : name of the set, of the nuisance, or of the spectrum; else that of the kind
+    number : of the batch of patches, of the step, or of the band
+    """
+
+    kind: PartKind
+    label: str
     number: int
 
     @property
     def name(self) -> str:
-        return f"{self.what}_{self.number:03d}"
+        """Name of the part's file."""
+        return f"{self.label}_{self.number:03d}"
 
 
 def path(folder: str | Path) -> Path:
-    """Where all that was measured lies."""
+    """Path of the survey's calibration.
+
+    Parameters
+    ----------
+    folder : the survey's products
+
+    Returns
+    -------
+    path : of the product
+    """
     return Path(folder) / "calibration.h5"
 
 
 def part_path(folder: str | Path, part: Part) -> Path:
-    """Where one part lies."""
+    """Path of one part of the simulations.
+
+    Parameters
+    ----------
+    folder : the survey's products
+    part : the part
+
+    Returns
+    -------
+    path : of the product
+    """
     return Path(folder) / "calibration" / f"{part.name}.h5"
 
 
-def recipe(run: Run, plan: Plan, n_patches: int) -> dict:
-    """What determines all that is measured: of the plan the noise and holes of its tiles, so that
-    other maps of the same depth take the same calibration."""
+def recipe(run: Run, plan: Plan, n_patches: int) -> dict[str, Any]:
+    """What determines the calibration.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    plan : the survey's plan
+    n_patches : number of simulated patches
+
+    Returns
+    -------
+    recipe : of the plan it holds the noise and holes of the tiles, so that other maps of the same
+        depth take the same calibration.
+    """
     config = run.config
     return {
         "depth": _digest_of(plan),
@@ -86,33 +136,73 @@ def _digest_of(plan: Plan) -> str:
     return digest.hexdigest()[:16]
 
 
-def part_recipe(run: Run, plan: Plan, n_patches: int, part: Part) -> dict:
-    """What determines one part."""
+def part_recipe(run: Run, plan: Plan, n_patches: int, part: Part) -> dict[str, Any]:
+    """What determines one part of the simulations.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    plan : the survey's plan
+    n_patches : number of simulated patches
+    part : the part
+
+    Returns
+    -------
+    recipe : of the part's product
+    """
     return recipe(run, plan, n_patches) | {"part": part.name}
 
 
 def counts(plan: Plan, n_patches: int) -> dict[str, int]:
-    """Simulated patches of each set: half as many for R and weights, one of each tile at least."""
+    """Number of simulated patches of each set.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    n_patches : number of test patches
+
+    Returns
+    -------
+    counts : by set; the validation set has half as many, and one of each tile at least
+    """
     return {TEST: n_patches, VALIDATION: max(len(plan.tiles), -(-n_patches // 2))}
 
 
 def parts(run: Run, plan: Plan, n_patches: int) -> list[Part]:
-    """All parts, in the order in which they are made."""
+    """List all parts of the simulations in the order in which they are made.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    plan : the survey's plan
+    n_patches : number of test patches
+
+    Returns
+    -------
+    parts : sets, nuisances, shifted skies and bands
+    """
     found = [
-        Part(name, number)
+        Part(PartKind.SET, name, number)
         for name, count in counts(plan, n_patches).items()
         for number in range(-(-count // BATCH))
     ]
     settings = run.config.derivatives
-    found += [Part(name, number) for name in NUISANCES for number in (0, 1)]
-    found += [Part("fiducial", 0), Part("shifted", 0), Part("shifted", 1)]
-    for kind, edges in (("kk", settings.kk_edges), ("ee", settings.ee_edges)):
-        found += [Part(kind, band) for band in range(len(edges) - 1)]
+    found += [Part(PartKind.NUISANCE, name, number) for name in NUISANCES for number in (0, 1)]
+    found += [Part(PartKind.FIDUCIAL, "fiducial", 0)]
+    found += [Part(PartKind.SHIFTED, "shifted", number) for number in (0, 1)]
+    for spectrum, edges in (("kk", settings.kk_edges), ("ee", settings.ee_edges)):
+        found += [Part(PartKind.BAND, spectrum, band) for band in range(len(edges) - 1)]
     return found
 
 
 def check(run: Run, plan: Plan, n_patches: int) -> None:
-    """Refuse what cannot calibrate the survey, before anything slow.
+    """Refuse a configuration that cannot calibrate the survey, before anything slow.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    plan : the survey's plan
+    n_patches : number of simulated patches
 
     Raises
     ------
@@ -133,10 +223,13 @@ def check(run: Run, plan: Plan, n_patches: int) -> None:
 
 
 def measure(run: Run, plan: Plan, folder: str | Path, n_patches: int, nthreads: int = 0) -> Path:
-    """Simulate what is not there yet; skies are made where they are missing.
+    """Simulate the parts that are not there yet; skies are made where they are missing.
 
     Parameters
     ----------
+    run : configuration of the survey's optics, network and skies
+    plan : the survey's plan
+    folder : the survey's products
     n_patches : for N and the covariance, each tile in turn
 
     Returns
@@ -157,7 +250,7 @@ def measure(run: Run, plan: Plan, folder: str | Path, n_patches: int, nthreads: 
     todo = [p for p in every if not products.exists(part_path(folder, p), PART_KIND, recipes[p])]
     for name, count in counts(plan, n_patches).items():
         needed = {int(i) for i in neighbours(run, name, count)[0]}
-        if any(part.what in (name, *(NUISANCES if name == TEST else ())) for part in todo):
+        if any(part.label in (name, *(NUISANCES if name == TEST else ())) for part in todo):
             skies.measure(run, name, sorted(needed), nthreads)
     simulations = _Simulations(run, plan, n_patches, nthreads)
     with tqdm(total=len(every), initial=len(every) - len(todo), desc=KIND, unit="part") as bar:
@@ -169,10 +262,10 @@ def measure(run: Run, plan: Plan, folder: str | Path, n_patches: int, nthreads: 
     for part in every:
         with products.open_product(part_path(folder, part), PART_KIND, recipes[part]) as product:
             for name in product.names():
-                found.setdefault(part.what, {}).setdefault(name, []).append(product.array(name))
+                found.setdefault(part.label, {}).setdefault(name, []).append(product.array(name))
     arrays = {
-        f"{what}_{name}": (np.concatenate if what in (TEST, VALIDATION) else np.stack)(values)
-        for what, named in found.items()
+        f"{label}_{name}": (np.concatenate if label in (TEST, VALIDATION) else np.stack)(values)
+        for label, named in found.items()
         for name, values in named.items()
     }
     products.write_product(path(folder), KIND, whole, arrays)
@@ -187,23 +280,23 @@ class _Simulations:
         self._bench: PerturbedSky | None = None
 
     def measure(self, part: Part) -> dict[str, np.ndarray]:
-        if part.what in (TEST, VALIDATION):
+        if part.kind is PartKind.SET:
             rows = slice(part.number * BATCH, (part.number + 1) * BATCH)
-            return self._set(part.what, rows)
-        if part.what in NUISANCES:
+            return self._set(part.label, rows)
+        if part.kind is PartKind.NUISANCE:
             return self._nuisance(part)
-        if part.what == "shifted":
+        if part.kind is PartKind.SHIFTED:
             omch2 = self.run.config.shifted_omch2()[part.number]
             return self._named(self._new_bench(omch2).unperturbed())
         if self._bench is None:
             self._bench = self._new_bench()
-        return self._named(self._bench.measure(part.what, part.number))
+        return self._named(self._bench.measure(part.label, part.number))
 
     def _set(self, set_name: str, rows: slice) -> dict[str, np.ndarray]:
         """Patches of a set, sky by sky."""
         found: dict[str, list[np.ndarray]] = {}
         for seen, maps in self._skies(set_name, np.arange(self._count(set_name))[rows]):
-            q, u = seen.observe(*maps[:2])
+            q, u = seen.observe(maps[0], maps[1])
             kappa = self.run.config.patch.crop(maps[2]) * self.run.mask
             of_kappa = bandpowers_of(self.run.bandpowers, seen.estimate(q, u), kappa)
             arrays = vars(of_kappa) | {"power": seen.power(q, u)}
@@ -212,13 +305,14 @@ class _Simulations:
         return {name: np.concatenate(values) for name, values in found.items()}
 
     def _nuisance(self, part: Part) -> dict[str, np.ndarray]:
-        step = getattr(self.run.config.nuisances, part.what)
-        off = Systematics(**{part.what: (-step, step)[part.number]})
+        step = getattr(self.run.config.nuisances, part.label)
+        off = Systematics(**{part.label: (-step, step)[part.number]})
         which = nuisance_patches(self.run, self.plan, self.n_patches)
-        both = [
-            seen.measure(*seen.observe(*maps[:2], off)) for seen, maps in self._skies(TEST, which)
+        measured = [
+            seen.measure(*seen.observe(maps[0], maps[1], off))
+            for seen, maps in self._skies(TEST, which)
         ]
-        return self._named({"auto": np.concatenate(both)})
+        return self._named({"auto": np.concatenate(measured)})
 
     def _count(self, set_name: str) -> int:
         return counts(self.plan, self.n_patches)[set_name]
@@ -253,25 +347,57 @@ class _Simulations:
     def _named(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """With the power of E and B by itself, which :meth:`.SeenAs.measure` puts beside κ̂'s."""
         n_bins = self.run.config.bandpowers.n_bins
-        both = arrays["auto"]
-        return arrays | {"auto": both[:, :n_bins], "power": both[:, n_bins:]}
+        joined = arrays["auto"]
+        return arrays | {"auto": joined[:, :n_bins], "power": joined[:, n_bins:]}
 
 
 def derivative_patches(run: Run, plan: Plan) -> SeenAs:
-    """The patches that give derivatives."""
+    """The patches that give the derivatives.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    plan : the survey's plan
+
+    Returns
+    -------
+    patches : of the first sky of the set ``derivatives``, with their tiles
+    """
     n = run.config.derivatives.patches or len(run.spread)
     n = min(n, len(run.spread))
     return SeenAs(run, plan, derivatives.SET, 0, np.arange(n), tiles_in_turn(plan, n))
 
 
 def nuisance_patches(run: Run, plan: Plan, n_patches: int) -> np.ndarray:
-    """Which of the test patches give nuisances."""
+    """The test patches that give the nuisances.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    plan : the survey's plan
+    n_patches : number of test patches
+
+    Returns
+    -------
+    patches : their numbers, (n,)
+    """
     return part_of(len(plan.tiles), n_patches, run.config.nuisances.patches)
 
 
 def read(run: Run, plan: Plan, folder: str | Path) -> tuple[int, dict[str, np.ndarray]]:
-    """How many patches N rests on, and all that was measured: ``test_auto`` and so on,
-    (n_patches, n_bins); of bands, signs and steps (n, n_patches, n_bins).
+    """Read the calibration of a survey.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    plan : the survey's plan
+    folder : the survey's products
+
+    Returns
+    -------
+    n_patches : number of test patches
+    arrays : by part and name, (n_patches, n_bins); of bands, signs and steps (n, n_patches,
+        n_bins).
 
     Raises
     ------

@@ -46,16 +46,47 @@ class Grid(Protocol):
     lmax: int
 
     def pixels_at(self, theta: np.ndarray, phi: np.ndarray) -> np.ndarray:
-        """The pixels in which positions lie, same shape; −1 beyond the map."""
+        """The pixels in which positions lie, same shape; −1 beyond the map.
+
+        Parameters
+        ----------
+        theta : colatitudes in radians
+        phi : longitudes in radians
+
+        Returns
+        -------
+        pixels : numbers of the pixels, same shape; −1 beyond the map
+        """
 
     def areas(self) -> np.ndarray | float:
         """Of all pixels, (n,), or of each, in sr."""
 
     def neighbours(self, pixels: np.ndarray) -> np.ndarray:
-        """The 8 pixels around each, (8, n); −1 where there is none."""
+        """The 8 pixels around each, (8, n); −1 where there is none.
+
+        Parameters
+        ----------
+        pixels : numbers of pixels, (n,)
+
+        Returns
+        -------
+        neighbours : numbers of the 8 pixels around each, (8, n); −1 where there is none
+        """
 
     def harmonics(self, q: np.ndarray, u: np.ndarray, lmax: int, nthreads: int) -> np.ndarray:
-        """E and B a_lm, (2, n_lm), of Q and U (COSMO), zero where nothing is known."""
+        """E and B a_lm, (2, n_lm), of Q and U (COSMO), zero where nothing is known.
+
+        Parameters
+        ----------
+        q : Q in µK, COSMO convention, zero where nothing is known, (n,)
+        u : U in µK, (n,)
+        lmax : largest multipole of the a_lm
+        nthreads : threads of the transforms; 0 takes all cores. Results do not depend on it
+
+        Returns
+        -------
+        alm : of E and B in µK, (2, n_lm)
+        """
 
 
 @dataclass(frozen=True)
@@ -82,15 +113,49 @@ class HealpixGrid:
         return int(HEALPIX_LMAX * self.nside)
 
     def pixels_at(self, theta: np.ndarray, phi: np.ndarray) -> np.ndarray:
+        """See :meth:`Grid.pixels_at`.
+
+        Parameters
+        ----------
+        theta : colatitudes in radians
+        phi : longitudes in radians
+
+        Returns
+        -------
+        pixels : numbers of the pixels, same shape
+        """
         return healpy.ang2pix(self.nside, theta, phi)
 
     def areas(self) -> float:
         return 4.0 * np.pi / self.size
 
     def neighbours(self, pixels: np.ndarray) -> np.ndarray:
+        """See :meth:`Grid.neighbours`.
+
+        Parameters
+        ----------
+        pixels : numbers of pixels, (n,)
+
+        Returns
+        -------
+        neighbours : numbers of the 8 pixels around each, (8, n); −1 where there is none
+        """
         return healpy.get_all_neighbours(self.nside, pixels)
 
     def harmonics(self, q: np.ndarray, u: np.ndarray, lmax: int, nthreads: int) -> np.ndarray:
+        """See :meth:`Grid.harmonics`.
+
+        Parameters
+        ----------
+        q : Q in µK, COSMO convention, zero where nothing is known, (n,)
+        u : U in µK, (n,)
+        lmax : largest multipole of the a_lm
+        nthreads : threads of the transforms; 0 takes all cores. Results do not depend on it
+
+        Returns
+        -------
+        alm : of E and B in µK, (2, n_lm)
+        """
         rings = ducc0.healpix.Healpix_Base(self.nside, "RING").sht_info()
         starts, counts = rings["ringstart"].astype(int), rings["nphi"].astype(int)
         # Only the rings that hold anything.
@@ -150,6 +215,17 @@ class CarGrid:
         return int(CAR_LMAX * np.pi / self.step)
 
     def pixels_at(self, theta: np.ndarray, phi: np.ndarray) -> np.ndarray:
+        """See :meth:`Grid.pixels_at`.
+
+        Parameters
+        ----------
+        theta : colatitudes in radians
+        phi : longitudes in radians
+
+        Returns
+        -------
+        pixels : numbers of the pixels, same shape; −1 beyond the map
+        """
         from pixell import enmap
 
         at = enmap.sky2pix(self.shape, self._wcs, [0.5 * np.pi - theta, phi], safe=True)
@@ -167,6 +243,16 @@ class CarGrid:
         return np.repeat(np.array(rows)[:, 0], self.shape[1])
 
     def neighbours(self, pixels: np.ndarray) -> np.ndarray:
+        """See :meth:`Grid.neighbours`.
+
+        Parameters
+        ----------
+        pixels : numbers of pixels, (n,)
+
+        Returns
+        -------
+        neighbours : numbers of the 8 pixels around each, (8, n); −1 where there is none
+        """
         rows, columns = self.shape
         y, x = np.divmod(np.asarray(pixels), columns)
         steps = [(j, i) for j in (-1, 0, 1) for i in (-1, 0, 1) if (j, i) != (0, 0)]
@@ -177,6 +263,19 @@ class CarGrid:
         return np.array(found)
 
     def harmonics(self, q: np.ndarray, u: np.ndarray, lmax: int, nthreads: int) -> np.ndarray:
+        """See :meth:`Grid.harmonics`.
+
+        Parameters
+        ----------
+        q : Q in µK, COSMO convention, zero where nothing is known, (n,)
+        u : U in µK, (n,)
+        lmax : largest multipole of the a_lm
+        nthreads : threads of the transforms; 0 takes all cores. Results do not depend on it
+
+        Returns
+        -------
+        alm : of E and B in µK, (2, n_lm)
+        """
         from pixell import curvedsky, enmap
 
         maps = np.stack([q, u]).astype(float).reshape(2, *self.shape)
@@ -217,7 +316,12 @@ def read_sky(path: str | Path, wanted: str = "") -> SkyFile:
 
     Parameters
     ----------
+    path : of the FITS file
     wanted : "QU" for the planes Q and U; else the file must hold one plane
+
+    Returns
+    -------
+    file : the map and its grid
 
     Raises
     ------
@@ -285,7 +389,18 @@ def _car_grid(header: MapHeader, shape: tuple[int, int]) -> CarGrid:
 
 
 def dilated(grid: Grid, known: np.ndarray, steps: int) -> np.ndarray:
-    """The pixels, by number, that are not known and lie within so many steps of one that is."""
+    """Pixels that are not known and lie near one that is.
+
+    Parameters
+    ----------
+    grid : the pixelisation
+    known : whether a pixel holds a value, (n,)
+    steps : how many steps from a known pixel
+
+    Returns
+    -------
+    pixels : their numbers, ascending, (n,)
+    """
     state = known.copy()
     edge, found = np.flatnonzero(known), []
     for _ in range(steps):
@@ -303,6 +418,17 @@ def fill(grid: Grid, maps: list[np.ndarray], known: np.ndarray, steps: int) -> l
 
     Every filled pixel is the mean of its neighbours (∇²f = 0): there is no step at an edge, which a
     band limit would make ring into what is known.
+
+    Parameters
+    ----------
+    grid : the pixelisation
+    maps : values of the pixels, (n,) each
+    known : whether a pixel holds a value, (n,)
+    steps : pixels beyond the survey over which the maps fall to zero
+
+    Returns
+    -------
+    maps : filled, (n,) float32 each
     """
     maps = [np.where(known, values, 0.0).astype(np.float32) for values in maps]
     unknown = dilated(grid, known, steps)

@@ -124,7 +124,16 @@ class Split:
 
 
 def digest_of(path: str | Path) -> str:
-    """SHA-256 of a file's content, 16 hex digits."""
+    """SHA-256 of a file's content.
+
+    Parameters
+    ----------
+    path : path of the file
+
+    Returns
+    -------
+    digest : 16 hex digits
+    """
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
@@ -134,7 +143,12 @@ def read_splits(sources: Sources, wanted: Collection[int] | None = None) -> Iter
 
     Parameters
     ----------
+    sources : the survey's files
     wanted : which, by number; all by default
+
+    Returns
+    -------
+    splits : an iterator over the splits
 
     Raises
     ------
@@ -173,7 +187,16 @@ def read_splits(sources: Sources, wanted: Collection[int] | None = None) -> Iter
 
 
 def check_coverage(sources: Sources, seen: list[np.ndarray]) -> np.ndarray:
-    """The pixels that all splits saw, of those that each one did.
+    """The pixels that all splits saw; the splits must cover nearly the same area.
+
+    Parameters
+    ----------
+    sources : the survey's files
+    seen : whether each split saw a pixel, (n,) each
+
+    Returns
+    -------
+    seen : whether all splits saw a pixel, (n,)
 
     Raises
     ------

@@ -26,17 +26,47 @@ LEAST = 0.2
 
 
 def path(folder: str | Path) -> Path:
-    """Where the mosaic lies."""
+    """Path of the mosaic.
+
+    Parameters
+    ----------
+    folder : the survey's products
+
+    Returns
+    -------
+    path : of the FITS file
+    """
     return Path(folder) / "mosaic.fits"
 
 
 def nside_for(plan: Plan) -> int:
-    """Of HEALPix pixels no wider than a tile's."""
+    """Resolution of HEALPix pixels that are no wider than a tile's.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+
+    Returns
+    -------
+    nside : a power of two
+    """
     return 2 ** int(np.ceil(np.log2(np.sqrt(np.pi / 3.0) / plan.geometry.pixel)))
 
 
 def make(plan: Plan, setup: MapSetup, folder: str | Path, nside: int | None = None) -> Path:
-    """Write κ̂ of all tiles and its weight as a HEALPix map of the pixels that have any."""
+    """Write κ̂ of all tiles and its weight as a HEALPix map of the pixels that have any.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    setup : the patches, instrument and network for which the estimator was calibrated
+    folder : the survey's products
+    nside : resolution; by default pixels no wider than a tile's
+
+    Returns
+    -------
+    path : of the FITS file
+    """
     nside = nside or nside_for(plan)
     kappa = np.full(12 * nside**2, healpy.UNSEEN, np.float32)
     weight = np.zeros(12 * nside**2, np.float32)
@@ -63,11 +93,19 @@ def make(plan: Plan, setup: MapSetup, folder: str | Path, nside: int | None = No
 def on_sphere(
     tile: Tile, kappa: np.ndarray, nside: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A tile's HEALPix pixels, ring order, κ̂ there without the taper, and weights, (n,) each.
+    """Interpolate κ̂ of a tile on HEALPix pixels.
 
     Parameters
     ----------
+    tile : a tile of the plan
     kappa : with the taper, (n, n)
+    nside : resolution of the HEALPix map
+
+    Returns
+    -------
+    pixels : numbers in ring order, (n,)
+    kappa : κ̂ there without the taper, (n,)
+    weight : taper² where the tile saw something, else 0, (n,)
     """
     geometry = tile.geometry
     middle = healpy.ang2vec(*tile.centre)

@@ -20,6 +20,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -27,7 +28,6 @@ from tqdm import tqdm
 from .. import products
 from ..calibrate.own_maps import MapSetup
 from ..errors import ConfigError
-from ..reconstruct import Estimator
 from ..reconstruct.files import estimator_hash, kind_of
 from ..reconstruct.learned import learned_estimator
 from ..reconstruct.quadratic import QuadraticEstimator
@@ -41,6 +41,9 @@ from . import patches
 from .patches import TilePatches
 from .plan import Plan, Tile
 from .reconstruction import check_setup, read_tile, tile_recipe
+
+if TYPE_CHECKING:
+    from ..reconstruct.refined import RefinedEstimator
 
 KIND = "survey nulls"
 ALGORITHM = 1
@@ -78,7 +81,20 @@ class Choices:
         seed: int = 0,
         networks: tuple[str, ...] = (),
     ) -> Choices:
-        """With the setup's own l_max, :data:`LMAX` of the Nyquist multipole, unless one is given.
+        """Settings with defaults that follow from the setup.
+
+        Parameters
+        ----------
+        setup : the patches, instrument and network for which the estimator was calibrated
+        lmax : multipole beyond which E and B are removed in one null; by default :data:`LMAX` times
+            the Nyquist multipole.
+        twins : simulated twins of each tile
+        seed : of the twins
+        networks : files of another refining network
+
+        Returns
+        -------
+        choices : the settings
 
         Raises
         ------
@@ -117,7 +133,16 @@ class Halves:
 
     @classmethod
     def of(cls, maps: TilePatches) -> Halves | None:
-        """Of a tile's splits; None if there is but one."""
+        """Halves of a tile's splits.
+
+        Parameters
+        ----------
+        maps : Q and U of a tile, by split and coadded
+
+        Returns
+        -------
+        halves : of the even and of the odd splits; None if there is but one split
+        """
         n = len(maps.split_q)
         if n < 2:
             return None
@@ -149,12 +174,34 @@ def _over(above: np.ndarray | float, below: np.ndarray) -> np.ndarray:
 
 
 def path(folder: str | Path, tile: Tile) -> Path:
-    """Where what was measured of one tile lies."""
+    """Path of the null tests of one tile.
+
+    Parameters
+    ----------
+    folder : the survey's products
+    tile : a tile of the plan
+
+    Returns
+    -------
+    path : of the product
+    """
     return Path(folder) / "nulls" / f"tile_{tile.number:04d}.h5"
 
 
-def recipe(plan: Plan, setup: MapSetup, tile: Tile, choices: Choices) -> dict:
-    """What determines the nulls of one tile."""
+def recipe(plan: Plan, setup: MapSetup, tile: Tile, choices: Choices) -> dict[str, Any]:
+    """What determines the null tests of one tile.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    setup : the patches, instrument and network for which the estimator was calibrated
+    tile : a tile of the plan
+    choices : settings of the null tests
+
+    Returns
+    -------
+    recipe : of the product
+    """
     theory = setup.theory
     return {
         **tile_recipe(plan, setup, tile),
@@ -170,7 +217,7 @@ def recipe(plan: Plan, setup: MapSetup, tile: Tile, choices: Choices) -> dict:
 def measure(
     plan: Plan,
     setup: MapSetup,
-    load_estimator: Callable[[], Estimator],
+    load_estimator: Callable[[], RefinedEstimator],
     folder: str | Path,
     choices: Choices,
 ) -> None:
@@ -187,9 +234,11 @@ def measure(
 
     Parameters
     ----------
+    plan : the survey's plan
     setup : what the estimator was calibrated for
     load_estimator : gives the estimator; called if a tile is missing
     folder : where `survey reconstruct` wrote
+    choices : settings of the null tests
 
     Raises
     ------
@@ -222,7 +271,18 @@ def measure(
 def read(
     plan: Plan, setup: MapSetup, folder: str | Path, choices: Choices
 ) -> dict[str, np.ndarray]:
-    """What :func:`measure` kept, (n_tiles, 1 + n_twins, n_bins) each.
+    """Read the null tests of all tiles.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    setup : the patches, instrument and network for which the estimator was calibrated
+    folder : the survey's products
+    choices : settings of the null tests
+
+    Returns
+    -------
+    arrays : by name as :func:`measure` lists them, (n_tiles, 1 + n_twins, n_bins) each
 
     Raises
     ------
@@ -240,26 +300,32 @@ def read(
 class Bench:
     """Measures tiles, and draws and measures their twins."""
 
-    def __init__(self, setup: MapSetup, estimator: Estimator, choices: Choices):
+    def __init__(self, setup: MapSetup, estimator: RefinedEstimator, choices: Choices):
         self.setup, self.estimator, self.choices = setup, estimator, choices
         patch, mask = setup.patch, setup.mask
         self.patch, self.spectra = patch, setup.spectra
         wide = PatchGeometry(2.0 * patch.size_deg, 2 * patch.n_pixels, pad=0)
         self.skies = PeriodicSkies(wide, setup.instrument.at_level(1.0), setup.theory)
         self.curl = QuadraticEstimator(patch, setup.instrument, mask, setup.theory, curl=True)
-        self.other: Estimator | None = None
+        self.other: RefinedEstimator | None = None
         if choices.networks:
-            self.other = learned_estimator(
+            other = learned_estimator(
                 choices.networks, patch, setup.instrument, mask, lambda: setup.theory
             )
+            self.other = cast("RefinedEstimator", other)
         self.ell = np.hypot(*plane_vectors(patch.n_pixels, patch.pixel))
 
     def measure(self, maps: TilePatches, kappa: np.ndarray) -> dict[str, np.ndarray]:
-        """What a product holds.
+        """Measure the null tests of one tile and its twins.
 
         Parameters
         ----------
+        maps : Q and U of the tile, by split and coadded
         kappa : κ̂ of the tile's coadd, (n, n)
+
+        Returns
+        -------
+        arrays : by name as :func:`measure` lists them, (1 + n_twins, n_bins) each
         """
         rows = [self._measured(maps, Halves.of(maps), kappa)]
         for number in range(self.choices.twins):
@@ -268,7 +334,17 @@ class Bench:
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def twin(self, maps: TilePatches, number: int) -> TilePatches:
-        """A tile's twin, with its splits."""
+        """Simulate a tile's twin, with its splits.
+
+        Parameters
+        ----------
+        maps : Q and U of a tile, by split and coadded
+        number : number of the twin, from 0
+
+        Returns
+        -------
+        maps : Q and U of the twin, with the tile's noise and holes
+        """
         tile, n, setup = maps.tile, self.patch.n_pixels, self.setup
         stage = seed_sequence(self.choices.seed, "survey nulls", tile.number, number)
         generator = np.random.default_rng(stage)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ducc0
 import healpy
@@ -19,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import products
-from ..errors import MapError
+from ..errors import MapError, ProductError
 from ..pipeline.map_files import pixel_window_of
 from ..simulate.patches import EPSILON, PatchGeometry, point_patches
 from .grids import HealpixGrid, fill
@@ -49,19 +50,51 @@ class TilePatches:
 
     @classmethod
     def of_splits(cls, tile: Tile, split_q: np.ndarray, split_u: np.ndarray) -> TilePatches:
-        """With the coadd of masked Q and U of the splits."""
+        """Masked patches of a tile, with the coadd of their splits.
+
+        Parameters
+        ----------
+        tile : a tile of the plan
+        split_q : masked Q of each split in µK, (n_splits, n, n)
+        split_u : masked U of each split in µK, (n_splits, n, n)
+
+        Returns
+        -------
+        patches : the splits and their mean weighted by the inverse variance
+        """
         total = tile.split_ivar.sum(0, dtype=float)
         share = np.divide(tile.split_ivar, total, out=np.zeros(split_q.shape), where=tile.seen)
         return cls(tile, split_q, split_u, (share * split_q).sum(0), (share * split_u).sum(0))
 
 
 def path(plan: Plan, folder: str | Path, split: int) -> Path:
-    """Where the patches of one split lie."""
+    """Path of the patches of one split.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    folder : the survey's products
+    split : number of the split, from 0
+
+    Returns
+    -------
+    path : of the product
+    """
     return Path(folder) / "maps" / f"split_{split}.h5"
 
 
-def recipe(plan: Plan, split: int) -> dict:
-    """What determines them; of the plan's tiles, those that it began with."""
+def recipe(plan: Plan, split: int) -> dict[str, Any]:
+    """What determines the patches of one split; of the plan's tiles, those that it began with.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    split : number of the split, from 0
+
+    Returns
+    -------
+    recipe : of the product
+    """
     return {"plan": plan.identity, "split": split, "maps_algorithm": ALGORITHM}
 
 
@@ -71,6 +104,12 @@ def measure(plan: Plan, folder: str | Path, nthreads: int = 0) -> None:
 
     A product holds ``q`` and ``u``, (n_tiles, n, n) in µK without a mask, zero where unseen, and
     ``numbers`` of the tiles.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    folder : the survey's products
+    nthreads : threads of the transforms; 0 takes all cores. Results do not depend on it
 
     Raises
     ------
@@ -116,8 +155,20 @@ def _window(plan: Plan, grid: HealpixGrid) -> np.ndarray:
 def cut(
     alm: np.ndarray, lmax: int, centres: np.ndarray, geometry: PatchGeometry, nthreads: int = 0
 ) -> np.ndarray:
-    """Q + iU in the patches' frames, (n_patches, n, n), of E and B a_lm (2, n_lm), without modes
-    beyond those of the patches' pixels."""
+    """Synthesise the patches of a survey from its a_lm, without modes beyond those of their pixels.
+
+    Parameters
+    ----------
+    alm : of E and B in µK, (2, n_lm)
+    lmax : largest multipole of the a_lm
+    centres : colatitude and longitude of each patch in radians, (n_patches, 2)
+    geometry : size and pixels of the patches
+    nthreads : threads of the transforms; 0 takes all cores. Results do not depend on it
+
+    Returns
+    -------
+    patches : Q + iU in the patches' frames in µK, (n_patches, n, n)
+    """
     n = geometry.n_pixels
     border = max(n // BORDER, LEAST_BORDER)
     padded = n + 2 * border
@@ -139,8 +190,17 @@ def cut(
 
 
 def halved(maps: np.ndarray, border: int) -> np.ndarray:
-    """Maps (n, 2m, 2m) on half as many pixels a side, (n, m, m), without the modes that these do
-    not have. ``border`` coarse pixels fall to zero, so that opposite edges meet."""
+    """Resample maps on half as many pixels a side, without the modes that these pixels do not have.
+
+    Parameters
+    ----------
+    maps : on fine pixels, (n, 2m, 2m)
+    border : coarse pixels over which the maps fall to zero, so that opposite edges meet
+
+    Returns
+    -------
+    maps : on coarse pixels, (n, m, m)
+    """
     fine = maps.shape[-1]
     coarse = fine // 2
     away = np.minimum(np.arange(fine), fine - 1 - np.arange(fine)) + 0.5
@@ -158,7 +218,16 @@ def halved(maps: np.ndarray, border: int) -> np.ndarray:
 
 
 def masked_patches(plan: Plan, folder: str | Path) -> Iterator[TilePatches]:
-    """Every tile's patches, one after another.
+    """Read every tile's masked patches, one after another.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    folder : the survey's products
+
+    Returns
+    -------
+    patches : an iterator over the tiles
 
     Raises
     ------
@@ -171,7 +240,7 @@ def masked_patches(plan: Plan, folder: str | Path) -> Iterator[TilePatches]:
             place = {int(number): i for i, number in enumerate(product.array("numbers"))}
             missing = [tile.number for tile in plan.tiles if tile.number not in place]
             if missing:
-                raise products.ProductError(
+                raise ProductError(
                     f"{product.path}: field 'numbers' lacks tile {missing[0]}, which the plan did "
                     "not have when it was cut; delete the file and run `cnnlens survey "
                     "reconstruct` again"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class Tile:
     @cached_property
     def seen(self) -> np.ndarray:
         """Whether all splits saw a pixel, (n, n)."""
-        return (self.split_ivar > 0).all(0)
+        return np.asarray((self.split_ivar > 0).all(0))
 
     @property
     def mask(self) -> np.ndarray:
@@ -75,7 +75,16 @@ class Tile:
         return self._rms(self.split_ivar.sum(0, dtype=float))
 
     def split_rms(self, split: int) -> np.ndarray:
-        """As :attr:`rms`, of one split."""
+        """Noise of Q and of U per pixel of one split.
+
+        Parameters
+        ----------
+        split : number of the split, from 0
+
+        Returns
+        -------
+        rms : in µK, infinite where unseen, (n, n)
+        """
         return self._rms(self.split_ivar[split].astype(float))
 
     def _rms(self, ivar: np.ndarray) -> np.ndarray:
@@ -188,7 +197,16 @@ class Plan:
 
 
 def array_path(path: str | Path) -> Path:
-    """Where the arrays of a plan lie."""
+    """Path of the arrays of a plan.
+
+    Parameters
+    ----------
+    path : path of the plan (YAML)
+
+    Returns
+    -------
+    path : of the product beside it
+    """
     return Path(path).with_suffix(".h5")
 
 
@@ -211,6 +229,10 @@ def make_plan(
     least : seen fraction of a tile that is kept
     like : a plan whose tiles are taken, as of another map of the same sky, or a simulated one
 
+    Returns
+    -------
+    plan : as it was written
+
     Raises
     ------
     MapError
@@ -223,17 +245,20 @@ def make_plan(
         raise ConfigError(f"--seen {least}: give a fraction above 0 and up to 1")
     flat = replace(geometry, pad=0)
     sources.check()
-    densities, grid, assumed = [], None, False
+    densities: list[np.ndarray] = []
+    grid: Grid | None = None
+    assumed = False
     for split in tqdm(read_splits(sources), desc="splits", total=sources.n_splits, unit="split"):
         densities.append(split.density)
         grid, assumed = split.grid, assumed or split.assumed_frame
+    assert grid is not None  # a survey has one split at least
     if sources.maps and sources.pixel_window and not isinstance(grid, HealpixGrid):
         raise MapError(
             f"{sources.maps[0]}: --pixel-window is for HEALPix maps; divide that of a CAR map out "
             "before, with pixell's enmap.apply_window(map, pow=-1), and leave it out"
         )
     seen = check_coverage(sources, [density > 0 for density in densities])
-    footprint = Footprint.of(lambda theta, phi: _at(grid, seen, theta, phi), flat.size_deg)
+    footprint = Footprint.of(partial(_at, grid, seen), flat.size_deg)
     recipe = {
         "survey_algorithm": ALGORITHM,
         "sources": sources.recipe(),
@@ -241,7 +266,7 @@ def make_plan(
         "seen": least,
     }
     taper = cosine_mask(flat, taper_deg)
-    tiles = []
+    tiles: list[Tile] = []
     if like is None:
         centres = choose_tiles(footprint, flat.size_deg, taper_deg, least)
     else:
@@ -278,7 +303,13 @@ def _at(grid: Grid, seen: np.ndarray, theta: np.ndarray, phi: np.ndarray) -> np.
     return seen[pixels] & (pixels >= 0)
 
 
-def _pixel_ivar(grid, densities, seen, centre, geometry: PatchGeometry) -> np.ndarray:
+def _pixel_ivar(
+    grid: Grid,
+    densities: list[np.ndarray],
+    seen: np.ndarray,
+    centre: np.ndarray,
+    geometry: PatchGeometry,
+) -> np.ndarray:
     """Inverse variance of a patch's pixels, (n_splits, n, n) in 1/µK²: Δ² times the mean ρ of so
     many points of each that no pixel of the map is left out; zero if one of them was not seen."""
     parts = int(np.ceil(1.5 * geometry.pixel / grid.step))
@@ -293,7 +324,7 @@ def _pixel_ivar(grid, densities, seen, centre, geometry: PatchGeometry) -> np.nd
 
 
 def _write(plan: Plan, grid: Grid) -> None:
-    arrays = {
+    arrays: dict[str, Any] = {
         "centres": plan.centres,
         "split_ivar": np.stack([tile.split_ivar for tile in plan.tiles]),
         "footprint": plan.footprint.pixels.astype(np.int64),
@@ -319,6 +350,14 @@ def _write(plan: Plan, grid: Grid) -> None:
 
 def read_plan(path: str | Path) -> Plan:
     """Read a plan.
+
+    Parameters
+    ----------
+    path : path of the plan (YAML)
+
+    Returns
+    -------
+    plan : with the tiles that the file still lists
 
     Raises
     ------
@@ -396,6 +435,10 @@ def _content(path: Path) -> dict[str, Any]:
 def check_sources(plan: Plan) -> None:
     """Refuse a plan whose files are not those it was made from.
 
+    Parameters
+    ----------
+    plan : the survey's plan
+
     Raises
     ------
     MapError
@@ -417,8 +460,22 @@ def check_sources(plan: Plan) -> None:
                 )
 
 
-def splits_of(plan: Plan, wanted: Collection[int]) -> Iterable[Split]:
-    """The maps of some splits, by number, one after another; the files must be those of the
-    plan."""
+def splits_of(plan: Plan, chosen: Collection[int]) -> Iterable[Split]:
+    """Read the maps of some splits, one after another.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    chosen : numbers of the splits
+
+    Returns
+    -------
+    splits : an iterator over the maps
+
+    Raises
+    ------
+    MapError
+    If a file is not the one that the plan was made from.
+    """
     check_sources(plan)
-    return read_splits(plan.sources, wanted)
+    return read_splits(plan.sources, chosen)

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -25,6 +26,9 @@ from ..pipeline.map_files import write_kappa
 from . import patches
 from .patches import TilePatches
 from .plan import Plan, Tile
+
+if TYPE_CHECKING:
+    from ..reconstruct.refined import RefinedEstimator
 
 KIND, TILE_KIND = "survey bandpowers", "survey tile"
 ALGORITHM = 1
@@ -58,22 +62,62 @@ class SurveyBandpowers:
 
 
 def path(folder: str | Path) -> Path:
-    """Where the bandpowers of all tiles lie."""
+    """Path of the bandpowers of all tiles.
+
+    Parameters
+    ----------
+    folder : the survey's products
+
+    Returns
+    -------
+    path : of the product
+    """
     return Path(folder) / "bandpowers.h5"
 
 
 def tile_path(folder: str | Path, tile: Tile) -> Path:
-    """Where κ̂ of one tile lies, with its bandpowers."""
+    """Path of κ̂ of one tile, with its bandpowers.
+
+    Parameters
+    ----------
+    folder : the survey's products
+    tile : a tile of the plan
+
+    Returns
+    -------
+    path : of the product
+    """
     return Path(folder) / "tiles" / f"tile_{tile.number:04d}.h5"
 
 
 def image_path(folder: str | Path, tile: Tile) -> Path:
-    """κ̂ of one tile as a FITS image with its WCS."""
+    """Path of κ̂ of one tile as a FITS image with its WCS.
+
+    Parameters
+    ----------
+    folder : the survey's products
+    tile : a tile of the plan
+
+    Returns
+    -------
+    path : of the FITS file
+    """
     return Path(folder) / f"kappa_{tile.number:04d}.fits"
 
 
-def tile_recipe(plan: Plan, setup: MapSetup, tile: Tile) -> dict:
-    """What determines κ̂ of one tile."""
+def tile_recipe(plan: Plan, setup: MapSetup, tile: Tile) -> dict[str, Any]:
+    """What determines κ̂ of one tile.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    setup : the patches, instrument and network for which the estimator was calibrated
+    tile : a tile of the plan
+
+    Returns
+    -------
+    recipe : of the product
+    """
     return {
         "maps": [patches.recipe(plan, split) for split in range(plan.n_splits)],
         "tile": tile.number,
@@ -82,8 +126,18 @@ def tile_recipe(plan: Plan, setup: MapSetup, tile: Tile) -> dict:
     }
 
 
-def recipe(plan: Plan, setup: MapSetup) -> dict:
-    """What determines the bandpowers of all tiles."""
+def recipe(plan: Plan, setup: MapSetup) -> dict[str, Any]:
+    """What determines the bandpowers of all tiles.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    setup : the patches, instrument and network for which the estimator was calibrated
+
+    Returns
+    -------
+    recipe : of the product
+    """
     return {
         "tiles": [tile.number for tile in plan.tiles],
         **{key: v for key, v in tile_recipe(plan, setup, plan.tiles[0]).items() if key != "tile"},
@@ -93,6 +147,11 @@ def recipe(plan: Plan, setup: MapSetup) -> dict:
 
 def check_setup(plan: Plan, setup: MapSetup) -> None:
     """Refuse an estimator of other patches than the plan's.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    setup : the patches, instrument and network for which the estimator was calibrated
 
     Raises
     ------
@@ -115,7 +174,7 @@ def check_setup(plan: Plan, setup: MapSetup) -> None:
 def measure(
     plan: Plan,
     setup: MapSetup,
-    load_estimator: Callable,
+    load_estimator: Callable[[], RefinedEstimator],
     folder: str | Path,
     nthreads: int = 0,
     warn: Callable[[str], object] = warnings.warn,
@@ -125,9 +184,12 @@ def measure(
 
     Parameters
     ----------
+    plan : the survey's plan
     setup : what the estimator was calibrated for
     load_estimator : gives the estimator, a
         :class:`~cobaya_cnnlens.reconstruct.refined.RefinedEstimator`; called if a tile is missing
+    folder : the survey's products
+    nthreads : threads of the transforms; 0 takes all cores. Results do not depend on it
     warn : called with each warning of the maps, before anything is reconstructed
 
     Returns
@@ -158,7 +220,7 @@ def measure(
                 batch = [maps[tile.number] for tile in todo[start : start + BATCH]]
                 _reconstruct(plan, setup, estimator, power, batch, folder)
                 bar.update(len(batch))
-    arrays: dict[str, list] = {"auto": [], "power": []}
+    arrays: dict[str, list[np.ndarray]] = {"auto": [], "power": []}
     for tile in tqdm(plan.tiles, desc="images", unit="tile"):
         found = read_tile(plan, setup, tile, folder)
         for name, parts in arrays.items():
@@ -166,7 +228,7 @@ def measure(
         cards = {"NETWORK": setup.network_hash[:16], "CONFIG": setup.name, "TILE": tile.number}
         image = image_path(folder, tile)
         write_kappa(image, found["kappa"], tile.centre, setup.patch, plan.frame, **cards)
-    whole = {
+    whole: dict[str, Any] = {
         **{name: np.stack(parts) for name, parts in arrays.items()},
         "numbers": np.array([tile.number for tile in plan.tiles]),
         "centres": plan.centres,
@@ -178,7 +240,14 @@ def measure(
     return path(folder)
 
 
-def _reconstruct(plan, setup, estimator, power, batch: list[TilePatches], folder) -> None:
+def _reconstruct(
+    plan: Plan,
+    setup: MapSetup,
+    estimator: RefinedEstimator,
+    power: EBPower,
+    batch: list[TilePatches],
+    folder: str | Path,
+) -> None:
     q, u = np.stack([maps.q for maps in batch]), np.stack([maps.u for maps in batch])
     kappa = estimator.reconstruct(q, u, np.stack([maps.tile.rms for maps in batch]))
     if not np.isfinite(kappa).all():
@@ -193,6 +262,12 @@ def _reconstruct(plan, setup, estimator, power, batch: list[TilePatches], folder
 def check(plan: Plan, setup: MapSetup, maps: list[TilePatches]) -> list[str]:
     """Check the tiles' Q and U as :func:`~cobaya_cnnlens.calibrate.map_checks.check_patches` does,
     each with its own noise and holes.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    setup : the patches, instrument and network for which the estimator was calibrated
+    maps : Q and U of every tile
 
     Returns
     -------
@@ -214,8 +289,19 @@ def check(plan: Plan, setup: MapSetup, maps: list[TilePatches]) -> list[str]:
     return map_checks.check_patches(tiles, setup)
 
 
-def read_tile(plan: Plan, setup: MapSetup, tile: Tile, folder: str | Path) -> dict:
-    """``kappa``, (n, n) with the taper, and ``auto`` and ``power`` of one tile.
+def read_tile(plan: Plan, setup: MapSetup, tile: Tile, folder: str | Path) -> dict[str, Any]:
+    """Read κ̂ and the bandpowers of one tile.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    setup : the patches, instrument and network for which the estimator was calibrated
+    tile : a tile of the plan
+    folder : the survey's products
+
+    Returns
+    -------
+    arrays : ``kappa`` with the taper, (n, n), ``auto``, (n_bins,), and ``power``, (n_power,)
 
     Raises
     ------
@@ -228,7 +314,17 @@ def read_tile(plan: Plan, setup: MapSetup, tile: Tile, folder: str | Path) -> di
 
 
 def read(plan: Plan, setup: MapSetup, folder: str | Path) -> SurveyBandpowers:
-    """The bandpowers of all tiles.
+    """Read the bandpowers of all tiles.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    setup : the patches, instrument and network for which the estimator was calibrated
+    folder : the survey's products
+
+    Returns
+    -------
+    bandpowers : of the tiles, before any calibration
 
     Raises
     ------

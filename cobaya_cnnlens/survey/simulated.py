@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -22,18 +23,42 @@ from ..simulate.tile_instrument import TileInstrument
 from ..simulate.tiling import evenly
 from .plan import Plan
 
+if TYPE_CHECKING:
+    from ..reconstruct.refined import RefinedEstimator
+
 
 def tiles_in_turn(plan: Plan, n_patches: int) -> np.ndarray:
-    """As which tile of the plan, by position, each of n patches is seen, (n_patches,)."""
+    """Assign a tile to each simulated patch, deepest to shallowest in turn.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    n_patches : number of simulated patches
+
+    Returns
+    -------
+    tiles : positions in the plan, (n_patches,)
+    """
     order = np.argsort([tile.depth for tile in plan.tiles], kind="stable")
     return order[_turns(len(order), n_patches)]
 
 
-def part_of(n_tiles: int, n_patches: int, wanted: int | None) -> np.ndarray:
-    """So many of n patches that take tiles in turn, by number, of as many depths as can be."""
-    if wanted is None or wanted >= n_patches:
+def part_of(n_tiles: int, n_patches: int, n_chosen: int | None) -> np.ndarray:
+    """Choose some of the patches that take tiles in turn, of as many depths as can be.
+
+    Parameters
+    ----------
+    n_tiles : number of tiles of the plan
+    n_patches : number of patches to choose from
+    n_chosen : how many to choose; all by default
+
+    Returns
+    -------
+    patches : their numbers, (n_chosen,)
+    """
+    if n_chosen is None or n_chosen >= n_patches:
         return np.arange(n_patches)
-    cycles, rest = divmod(wanted, n_tiles)
+    cycles, rest = divmod(n_chosen, n_tiles)
     left = min(n_tiles, n_patches - cycles * n_tiles)
     last = evenly(left, rest) if rest else np.zeros(0, int)
     return np.concatenate([np.arange(cycles * n_tiles), cycles * n_tiles + last])
@@ -45,25 +70,35 @@ def _turns(n_tiles: int, n_patches: int) -> np.ndarray:
     return np.concatenate([np.tile(np.arange(n_tiles), cycles), last])
 
 
-def neighbours(run: Run, set_name: str, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sky and number of patches of a set, (wanted,) each: pairs that follow one another, side by
-    side where patches lie in rings, spread evenly over as few skies as have them.
+def neighbours(run: Run, set_name: str, n_patches: int) -> tuple[np.ndarray, np.ndarray]:
+    """Choose pairs of neighbouring patches of a set, spread evenly over as few skies as have them.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    set_name : set of skies, for example ``test`` or ``survey-fiducial``
+    n_patches : number of patches to choose
+
+    Returns
+    -------
+    sky : number of each patch's sky, (n_patches,)
+    row : number of each patch on its sky, (n_patches,)
 
     Raises
     ------
     ConfigError
         if the set has not as many
     """
-    skies = -(-wanted // run.n_patches)
+    skies = -(-n_patches // run.n_patches)
     if skies > run.config.set_size(set_name):
         raise ConfigError(
             f"configuration '{run.config.name}': set '{set_name}' has "
-            f"{run.config.set_size(set_name)} skies of {run.n_patches} patches, and {wanted} are "
-            f"asked for; raise skies.{set_name}, or lower --patches"
+            f"{run.config.set_size(set_name)} skies of {run.n_patches} patches, and "
+            f"{n_patches} are asked for; raise skies.{set_name}, or lower --patches"
         )
     index, row = [], []
     for sky in range(skies):
-        here = wanted // skies + (sky < wanted % skies)
+        here = n_patches // skies + (sky < n_patches % skies)
         first = 2 * evenly(run.n_patches // 2, -(-here // 2))
         rows = np.stack([first, first + 1], axis=1).ravel()[:here]
         if len(rows) < here:  # all of an odd number
@@ -108,11 +143,21 @@ class SeenAs:
         return power_of(self.run)
 
     def noise(self, systematics: Systematics = AS_CONFIGURED) -> np.ndarray:
-        """Noise of Q and U in µK, (2, n, ny, nx) float32."""
+        """Draw the noise of Q and U.
+
+        Parameters
+        ----------
+        systematics : errors of the instrument; those of the configuration by default
+
+        Returns
+        -------
+        noise : in µK, (2, n, ny, nx) float32
+        """
         config = self.run.config
         drawn = []
         for row, rms in zip(self.rows, self.rms, strict=True):
-            tile = systematics.of(TileInstrument.of(config.instrument, rms, config.patch))
+            known = TileInstrument.of(config.instrument, rms, config.patch)
+            tile = cast(TileInstrument, systematics.of(known))
             seeds = seed_sequence(config.seed, f"survey/{self.set_name}", self.index, int(row))
             drawn.append(tile.draw(1, config.patch, np.random.default_rng(seeds))[:, 0])
         return np.stack(drawn, axis=1)
@@ -120,7 +165,18 @@ class SeenAs:
     def observe(
         self, q: np.ndarray, u: np.ndarray, systematics: Systematics = AS_CONFIGURED
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Noiseless, padded Q̃ and Ũ → as the tiles see them, masked, (n, ny, nx) each in µK."""
+        """Observe noiseless skies as the tiles do: errors of the instrument, beam, noise and mask.
+
+        Parameters
+        ----------
+        q : padded Q̃ in µK, (n, n_padded, n_padded)
+        u : padded Ũ in µK, the same shape
+        systematics : errors of the instrument; those of the configuration by default
+
+        Returns
+        -------
+        q, u : masked, in µK, (n, ny, nx) each
+        """
         config = self.run.config
         instrument = systematics.of(config.instrument)
         noise = self.noise(systematics)
@@ -131,22 +187,52 @@ class SeenAs:
         return q, u
 
     def estimate(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """κ̂ of masked Q̃, Ũ, told the noise of each tile, (n, ny, nx).
+        """Reconstruct κ̂ from masked Q̃ and Ũ; the estimator knows the noise of each tile.
+
+        Parameters
+        ----------
+        q : masked Q̃ in µK, (n, ny, nx)
+        u : masked Ũ in µK, (n, ny, nx)
+
+        Returns
+        -------
+        kappa : κ̂, (n, ny, nx)
 
         Raises
         ------
         CNNLensError
             if it is not finite
         """
-        kappa = self.run.estimator.reconstruct(q, u, self.rms)
+        estimator = cast("RefinedEstimator", self.run.estimator)
+        kappa = estimator.reconstruct(q, u, self.rms)
         if not np.isfinite(kappa).all():
             raise CNNLensError("κ̂ of a simulated tile is not finite; the network is damaged")
         return kappa
 
     def measure(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """⟨κ̂κ̂*⟩ and, after that, the power of E and B of masked Q̃, Ũ, (n, n_bins + n_power)."""
+        """Measure the bandpowers of κ̂ and the power of E and B of masked Q̃ and Ũ.
+
+        Parameters
+        ----------
+        q : masked Q̃ in µK, (n, ny, nx)
+        u : masked Ũ in µK, (n, ny, nx)
+
+        Returns
+        -------
+        bandpowers : ⟨κ̂κ̂*⟩, then the power of E and B in µK², (n, n_bins + n_power)
+        """
         return np.hstack([self.run.bandpowers.auto(self.estimate(q, u)), self.power(q, u)])
 
     def power(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """Of E and B, (n, n_power) in µK²."""
+        """Power of E and B of masked Q̃ and Ũ.
+
+        Parameters
+        ----------
+        q : masked Q̃ in µK, (n, ny, nx)
+        u : masked Ũ in µK, (n, ny, nx)
+
+        Returns
+        -------
+        power : in µK², (n, n_power)
+        """
         return self._power(q, u)

@@ -37,11 +37,16 @@ class Footprint:
 
     @classmethod
     def of(cls, sees: Callable[[np.ndarray, np.ndarray], np.ndarray], size_deg: float) -> Footprint:
-        """Sampled at so many points that a tile has :data:`POINTS` along its side.
+        """Sample the footprint at so many points that a tile has :data:`POINTS` along its side.
 
         Parameters
         ----------
         sees : colatitude and longitude → whether anything was seen there
+        size_deg : side of a tile in degrees
+
+        Returns
+        -------
+        footprint : the points that were seen
         """
         nside = 2 ** int(np.ceil(np.log2(POINTS * np.sqrt(np.pi / 3) / np.radians(size_deg))))
         theta, phi = healpy.pix2ang(nside, np.arange(12 * nside**2))
@@ -62,7 +67,18 @@ class Footprint:
         return float(len(self.pixels) * np.degrees(np.degrees(4.0 * np.pi / (12 * self.nside**2))))
 
     def fractions(self, centres: np.ndarray, size_deg: float, taper_deg: float) -> np.ndarray:
-        """Seen fractions of tiles, weighted by the taper squared, (n,); to a few hundredths."""
+        """Seen fractions of tiles, weighted by the taper squared, to a few hundredths.
+
+        Parameters
+        ----------
+        centres : colatitude and longitude of each tile in radians, (n, 2)
+        size_deg : side of a tile in degrees
+        taper_deg : width of the taper in degrees
+
+        Returns
+        -------
+        fractions : 0 to 1, (n,)
+        """
         half = np.radians(0.5 * size_deg)
         reach = 2.0 * np.sin(0.5 * np.sqrt(2.0) * half) * 1.01
         near = self._tree.query_ball_point(unit_vectors(centres), reach)
@@ -83,7 +99,18 @@ class Footprint:
 def choose_tiles(
     footprint: Footprint, size_deg: float, taper_deg: float, least: float
 ) -> np.ndarray:
-    """Centres of tiles whose seen fraction is ``least`` or more, (n, 2), from south to north.
+    """Cover a footprint with tiles that do not overlap.
+
+    Parameters
+    ----------
+    footprint : what the survey saw
+    size_deg : side of a tile in degrees
+    taper_deg : width of the taper in degrees
+    least : smallest seen fraction of a tile
+
+    Returns
+    -------
+    centres : colatitude and longitude in radians, from south to north, (n, 2)
 
     Raises
     ------

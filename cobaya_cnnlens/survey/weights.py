@@ -53,6 +53,10 @@ class TileWeights:
         tiles : as which tile each was seen, (n_patches,)
         label, modes : of the tiles, (n_tiles,)
 
+        Returns
+        -------
+        weights : of the tiles
+
         Raises
         ------
         CNNLensError
@@ -78,12 +82,30 @@ class TileWeights:
         return (self.weight * self.response[self.label]).sum(0)
 
     def combine(self, auto: np.ndarray) -> np.ndarray:
-        """⟨κ̂κ̂*⟩ of all tiles in their order, (n_tiles, n_bins) → n_tiles w ⟨κ̂κ̂*⟩/R², whose mean is
-        the sum; same shape."""
+        """Weigh ⟨κ̂κ̂*⟩ of all tiles, so that their mean is the survey's bandpowers.
+
+        Parameters
+        ----------
+        auto : ⟨κ̂κ̂*⟩ of the tiles in their order, (n_tiles, n_bins)
+
+        Returns
+        -------
+        weighted : n_tiles w ⟨κ̂κ̂*⟩/R², (n_tiles, n_bins)
+        """
         return len(auto) * self.weight * self.normalised(auto, np.arange(len(auto)))
 
     def normalised(self, auto: np.ndarray, tiles: np.ndarray) -> np.ndarray:
-        """⟨κ̂κ̂*⟩ over R² of patches that were seen as these tiles, (..., n_patches, n_bins)."""
+        """Divide ⟨κ̂κ̂*⟩ of simulated patches by R² of their tiles' class.
+
+        Parameters
+        ----------
+        auto : ⟨κ̂κ̂*⟩, (..., n_patches, n_bins)
+        tiles : the tile as which each patch was seen, (n_patches,)
+
+        Returns
+        -------
+        normalised : the same shape
+        """
         response = self.response[self.label[tiles]]
         return np.divide(auto, response**2, out=np.zeros_like(auto), where=response > 0)
 
@@ -100,6 +122,10 @@ def shares(tiles: np.ndarray, weight: np.ndarray) -> np.ndarray:
     ----------
     tiles : as which tile each was seen, (n_patches,)
     weight : of the tiles, (n_tiles, n)
+
+    Returns
+    -------
+    shares : (n_patches, n)
     """
     each = weight[tiles] / np.bincount(tiles, minlength=len(weight))[tiles][:, None]
     return each / each.mean(0)
@@ -149,7 +175,14 @@ def effective_number(
 
     Parameters
     ----------
+    tiles : the tile as which each patch was seen, (n_patches,)
+    weight : of the tiles, (n_tiles, n_bins)
+    label : class of each tile, (n_tiles,)
     variance : of the residual in each class, (n_classes, n_bins)
+
+    Returns
+    -------
+    n : number of patches
     """
     a = shares(tiles, weight) ** 2 * variance[label[tiles]]
     number = (a.sum(0) ** 2 / (a**2).sum(0)).mean()
@@ -166,6 +199,13 @@ def neighbour_correlation(
     Parameters
     ----------
     values : of patches, (n_patches, n_bins)
+    tiles : the tile as which each patch was seen, (n_patches,)
+    label : class of each tile, (n_tiles,)
+
+    Returns
+    -------
+    correlation : mean over the bins
+    error : its standard error
     """
     classes = label[tiles]
     off = np.zeros_like(values)

@@ -68,7 +68,7 @@ def read_emulator(source: str | os.PathLike[str]) -> Emulator:
     path = given_path(source)
     if str(source) in shipped_emulators() and not path.is_file():
         path = Path(str(SHIPPED / f"emulator_{source}.npz"))
-    again = "make it again with `cnnlens emulator make`"
+    again = "make it again with `cnnlens emulator`"
     try:
         with path.open("rb") as opened:
             _check_size(opened, path)
@@ -104,7 +104,7 @@ def _read_base(record: dict[str, Any], tables: Tables, path: Path) -> Emulator |
     if base.base is not None or base.digest != record.get("base_digest"):
         raise EmulatorError(
             f"{path}: was made from another emulator '{name}' than there is now; make it again "
-            "with `cnnlens emulator make`"
+            "with `cnnlens emulator`"
         )
     sides = zip(tables.low, tables.high, strict=True)
     box = dict(zip(record["parameters"], sides, strict=True))
@@ -165,7 +165,7 @@ def _check_size(opened: BinaryIO, path: Path) -> None:
 
 
 def _check(t: Tables, record: dict[str, Any], path: Path) -> None:
-    again = "make it again with `cnnlens emulator make`"
+    again = "make it again with `cnnlens emulator`"
     if not isinstance(record, dict):
         raise EmulatorError(f"{path}: field 'record' is not a mapping; {again}")
     if record.get("format") != FORMAT:

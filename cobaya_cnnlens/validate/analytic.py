@@ -38,7 +38,12 @@ class AnalyticNoise:
         )
 
     def write(self, path: Path) -> None:
-        """Write the table as CSV, atomically."""
+        """Write the table as CSV, atomically.
+
+        Parameters
+        ----------
+        path : path of the file
+        """
         values = zip(self.L, self.n0, self.kk, strict=True)
         rows = (f"{x:.0f},{n:.8e},{c:.8e}" for x, n, c in values)
         with atomic_write(path) as partial:
@@ -53,7 +58,13 @@ def analytic_noise(
     Parameters
     ----------
     estimator : one of ``ESTIMATORS``
+    instrument : noise and beam
+    band : multipoles of E and B in use
     L : multipoles; ``MULTIPOLES`` within the filter's reach if None
+
+    Returns
+    -------
+    noise : N0^κ and C_L^κκ by multipole
 
     Raises
     ------
@@ -68,10 +79,10 @@ def analytic_noise(
         raise CNNLensError(f"--lmin {band.lmin} --lmax {band.lmax}: give 2 <= lmin < lmax <= 8000")
     if instrument.noise_uk_arcmin <= 0 or instrument.beam_fwhm_arcmin < 0:
         raise CNNLensError("--noise must be positive and --beam not negative")
-    L = np.array(L or [x for x in MULTIPOLES if x <= band.lmax], dtype=float)
-    if (L < 2).any() or (band.lmax < L).any():
+    multipoles = np.array(L or [x for x in MULTIPOLES if x <= band.lmax], dtype=float)
+    if (multipoles < 2).any() or (band.lmax < multipoles).any():
         raise CNNLensError(f"--multipole must lie between 2 and --lmax {band.lmax}")
     settings = CambSettings(lmax=max(5000, band.lmax + 500))
     theory = compute_spectra(Cosmology(), settings)
-    noise = ESTIMATORS[estimator](L, theory, instrument, band)
-    return AnalyticNoise(estimator, L, noise, theory.kk[L.astype(int)])
+    noise = ESTIMATORS[estimator](multipoles, theory, instrument, band)
+    return AnalyticNoise(estimator, multipoles, noise, theory.kk[multipoles.astype(int)])

@@ -128,7 +128,16 @@ class Chain:
 
     def prior_mark(self, name: str) -> str:
         """Whether the prior of a sampled parameter makes its posterior: ``as wide as its prior``,
-        ``cut by its prior``, or empty."""
+        ``cut by its prior``, or empty.
+
+        Parameters
+        ----------
+        name : name of a parameter of the chain
+
+        Returns
+        -------
+        mark : text
+        """
         entry = (self.info.get("params") or {}).get(name)
         try:
             prior = get_scipy_1d_pdf(entry["prior"])
@@ -158,7 +167,16 @@ def quiet() -> Iterator[None]:
 
 
 def chain_files(root: str) -> list[str]:
-    """The files of a chain in the order of their numbers: ``root.N.txt``, or ``root.txt``."""
+    """List the files of a chain in the order of their numbers: ``root.N.txt``, or ``root.txt``.
+
+    Parameters
+    ----------
+    root : as in ``output`` of the Cobaya input
+
+    Returns
+    -------
+    files : their paths; none if there is no such chain
+    """
     path = Path(root).absolute()
     pattern = re.compile(re.escape(path.name) + r"\.(\d+)\.txt")
     folder = path.parent.iterdir() if path.parent.is_dir() else ()
@@ -171,6 +189,14 @@ def chain_files(root: str) -> list[str]:
 
 def chain_root(given: str | Path) -> str:
     """The root of a chain, from itself or from the name of one of its files.
+
+    Parameters
+    ----------
+    given : root of the chain, or one of its files
+
+    Returns
+    -------
+    root : of the chain
 
     Raises
     ------
@@ -202,6 +228,10 @@ def load_chain(given: str | Path, burn_in: float = BURN_IN) -> Chain:
     ----------
     given : root of the chain, as in ``output`` of the Cobaya input, or one of its files
     burn_in : part of every file to leave out from its start, from 0 to less than 1
+
+    Returns
+    -------
+    chain : samples after the burn-in, and the input
 
     Raises
     ------
@@ -235,6 +265,14 @@ def load_chain(given: str | Path, burn_in: float = BURN_IN) -> Chain:
 def chain_input(root: str) -> dict[str, Any]:
     """The input that a chain's posterior is of, defaults included, as Cobaya wrote it.
 
+    Parameters
+    ----------
+    root : of the chain
+
+    Returns
+    -------
+    info : the input as a dictionary
+
     Raises
     ------
     CNNLensError
@@ -257,6 +295,11 @@ def chain_input(root: str) -> dict[str, Any]:
 
 def check_chain(chain: Chain, params: Sequence[str]) -> None:
     """Refuse a chain that is too short for densities, and names of parameters that it lacks.
+
+    Parameters
+    ----------
+    chain : as :func:`load_chain` reads it
+    params : names of parameters
 
     Raises
     ------
@@ -301,6 +344,10 @@ def marginals(chain: Chain, params: Sequence[str] | None = None) -> list[Margina
     chain : as :func:`load_chain` reads it
     params : parameters; all of the chain by default, sampled and derived
 
+    Returns
+    -------
+    marginals : of each parameter
+
     Raises
     ------
     CNNLensError
@@ -320,7 +367,16 @@ def marginals(chain: Chain, params: Sequence[str] | None = None) -> list[Margina
 
 
 def format_marginals(found: Sequence[Marginal]) -> str:
-    """The table of a chain that ``cnnlens plot`` prints, two digits of every error."""
+    """The table of a chain that ``cnnlens plot`` prints, two digits of every error.
+
+    Parameters
+    ----------
+    found : of the parameters of one chain
+
+    Returns
+    -------
+    table : as text
+    """
     values = []
     for m in found:
         digits = max(0, 1 - math.floor(math.log10(m.sigma))) if m.sigma > 0 else 0
@@ -339,7 +395,17 @@ def format_marginals(found: Sequence[Marginal]) -> str:
 
 
 def describe_chains(chains: Sequence[Chain], params: Sequence[str] | None = None) -> str:
-    """What ``cnnlens plot`` prints of chains: of each its fit, its table, and a remark if any."""
+    """What ``cnnlens plot`` prints of chains: of each its fit, its table, and a remark if any.
+
+    Parameters
+    ----------
+    chains : as :func:`load_chain` reads them
+    params : parameters; all by default
+
+    Returns
+    -------
+    text : of each chain its fit, its table, and a remark if any
+    """
     texts = []
     for chain in chains:
         lines = [chain.fit(), format_marginals(marginals(chain, params))]

@@ -24,6 +24,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -80,12 +81,32 @@ class CoverageSky:
 
 
 def path(run: Run, index: int) -> Path:
-    """Where the bandpowers of a sky of the coverage test lie."""
+    """Path of the bandpowers of a sky of the coverage test.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    index : number of the sky
+
+    Returns
+    -------
+    path : of the product
+    """
     return run.config.products / KIND / f"sky_{index:04d}.h5"
 
 
-def recipe(run: Run, index: int) -> dict:
-    """What determines the bandpowers of one sky of the coverage test."""
+def recipe(run: Run, index: int) -> dict[str, Any]:
+    """What determines the bandpowers of one sky of the coverage test.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    index : number of the sky
+
+    Returns
+    -------
+    recipe : of the product
+    """
     patches = run.config.coverage.patches
     return {
         "sky": {
@@ -101,7 +122,17 @@ def recipe(run: Run, index: int) -> dict:
 
 
 def drawn(run: Run, index: int) -> dict[str, float]:
-    """The parameters of a sky of the coverage test, drawn evenly from the prior."""
+    """Draw the parameters of a sky of the coverage test evenly from the prior.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    index : number of the sky
+
+    Returns
+    -------
+    parameters : values by name
+    """
     config, name = run.config, f"{KIND}/cosmology"
     prior = config.coverage.prior
     if config.coverage.stratified:
@@ -116,7 +147,17 @@ def drawn(run: Run, index: int) -> dict[str, float]:
 
 
 def cosmology_at(run: Run, parameters: Mapping[str, float]) -> Cosmology:
-    """The fiducial cosmology with other parameters, ``logA`` = ln(10¹⁰ A_s) among them."""
+    """The fiducial cosmology with other parameters.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    parameters : values by name, ``logA`` = ln(10¹⁰ A_s) among them
+
+    Returns
+    -------
+    cosmology : with these values
+    """
     changes = dict(parameters)
     if "logA" in changes:
         changes["As"] = 1e-10 * math.exp(changes.pop("logA"))
@@ -124,12 +165,29 @@ def cosmology_at(run: Run, parameters: Mapping[str, float]) -> Cosmology:
 
 
 def cosmology_of(run: Run, index: int) -> Cosmology:
-    """The cosmology of a sky of the coverage test."""
+    """The cosmology of a sky of the coverage test.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    index : number of the sky
+
+    Returns
+    -------
+    cosmology : with the drawn parameters
+    """
     return cosmology_at(run, drawn(run, index))
 
 
 def measure(run: Run, indices: Iterable[int] | None = None, nthreads: int = 0) -> None:
-    """Simulate and measure the coverage skies that have no bandpowers yet."""
+    """Simulate and measure the coverage skies that have no bandpowers yet.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    indices : numbers of the skies; all by default
+    nthreads : threads of the transforms; 0 takes all cores. Results do not depend on it
+    """
     size = run.config.coverage.skies
     indices = range(size) if indices is None else list(indices)
     for index in indices:
@@ -146,7 +204,15 @@ def measure(run: Run, indices: Iterable[int] | None = None, nthreads: int = 0) -
 
 
 def read(run: Run) -> list[CoverageSky]:
-    """The coverage skies that have been measured, in order.
+    """Read the coverage skies that have been measured, in order.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    skies : true parameters and bandpowers of each
 
     Raises
     ------
@@ -169,7 +235,15 @@ def read(run: Run) -> list[CoverageSky]:
 
 
 def read_all(runs: Sequence[Run]) -> list[CoverageSky]:
-    """The coverage skies of several runs, one run after another.
+    """Read the coverage skies of several runs, one run after another.
+
+    Parameters
+    ----------
+    runs : of configurations with the same prior
+
+    Returns
+    -------
+    skies : true parameters and bandpowers of each
 
     Raises
     ------
@@ -230,7 +304,17 @@ class CoverageTable:
         return int(self.sky.max()) + 1
 
     def covered(self, probability: float) -> tuple[float, float]:
-        """Part of the central intervals that hold the truth, and its standard error."""
+        """Fraction of the central intervals that hold the truth.
+
+        Parameters
+        ----------
+        probability : of the intervals
+
+        Returns
+        -------
+        fraction : of the surveys
+        error : its standard error
+        """
         held = inside(self.rank, probability)
         return float(held.mean()), self._error(self._resampled(held))
 
@@ -298,14 +382,14 @@ class CoverageTable:
         bias, bias_error = self.bias()
         scatter, scatter_error = self.scatter()
         sigma = float(np.sqrt(np.mean(self.sigma**2)))
-        covered = zip(*map(self.covered, INTERVALS), strict=True)
+        covered, covered_error = 100 * np.transpose([self.covered(p) for p in INTERVALS])
         sets = self.simulated.covered
         intervals = text_table(
             {
                 "interval": (">", [f"{100 * p:.0f}%" for p in INTERVALS]),
                 "holds the truth, %": (
                     ">",
-                    plus_minus(*(100 * np.array(x) for x in covered), ".1f"),
+                    plus_minus(covered, covered_error, ".1f"),
                 ),
                 "simulated sets, %": (
                     ">",
@@ -371,10 +455,17 @@ def coverage_tables(
 
     Parameters
     ----------
+    run : a configuration with coverage skies
     release : whose calibration, model and covariance are tested; its data play no part
     patches_each : patches of one survey; the configuration's by default
     noise_debias : "data" or "fixed"; by default "data" where the release holds it
+    statistics : form of the likelihood
+    primary : whether the likelihood takes the E power of the patches too
     others : runs with more skies, drawn from the same prior
+
+    Returns
+    -------
+    tables : one for each parameter of the prior
 
     Raises
     ------

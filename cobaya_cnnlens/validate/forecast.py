@@ -36,11 +36,22 @@ class Forecast:
 
 
 def forecasts_table(forecasts: dict[str, Forecast]) -> str:
-    """Fisher errors of ω_c from one patch as text, a line for each configuration by its name."""
+    """Fisher errors of ω_c from one patch as text, a line for each configuration.
+
+    Parameters
+    ----------
+    forecasts : by name of the configuration
+
+    Returns
+    -------
+    table : as text
+    """
 
     def column(name: str, form: str) -> tuple[str, list[str]]:
-        pairs = [(getattr(f, name), getattr(f, f"{name}_error")) for f in forecasts.values()]
-        return ">", plus_minus(*zip(*pairs, strict=True), form)
+        values, errors = (
+            [getattr(f, key) for f in forecasts.values()] for key in (name, f"{name}_error")
+        )
+        return ">", plus_minus(values, errors, form)
 
     return text_table(
         {
@@ -57,6 +68,14 @@ def forecast(run: Run) -> Forecast:
 
     The slope of the debiased bandpowers is that of the noise debias, measured, plus that of the
     signal through the windows; the covariance is that of single test patches with Hartlap's factor.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    forecast : errors with each noise debias
 
     Raises
     ------

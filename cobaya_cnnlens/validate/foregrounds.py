@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.fft
@@ -75,6 +76,14 @@ CLEAN = Foreground("none", "clean", 0.0)
 def foregrounds_of(run: Run) -> list[Foreground]:
     """The foregrounds of a configuration.
 
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    foregrounds : types and levels
+
     Raises
     ------
     ConfigError
@@ -94,13 +103,37 @@ def foregrounds_of(run: Run) -> list[Foreground]:
 
 
 def path(run: Run, foreground: Foreground, lmax: int | None, index: int) -> Path:
-    """Where the bandpowers of a test sky with a foreground lie."""
+    """Path of the bandpowers of a test sky with a foreground.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    foreground : type and level of the foreground
+    lmax : multipole beyond which maps are filtered; None for no filter
+    index : number of the sky
+
+    Returns
+    -------
+    path : of the product
+    """
     name = f"{foreground.kind}_{foreground.name}" + (f"_lmax_{lmax}" if lmax else "")
     return run.config.products / KIND / f"sky_{index:04d}" / f"{name}.h5"
 
 
-def recipe(run: Run, foreground: Foreground, lmax: int | None, index: int) -> dict:
-    """What determines the bandpowers of a test sky with a foreground."""
+def recipe(run: Run, foreground: Foreground, lmax: int | None, index: int) -> dict[str, Any]:
+    """What determines the bandpowers of a test sky with a foreground.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    foreground : type and level of the foreground
+    lmax : multipole beyond which maps are filtered; None for no filter
+    index : number of the sky
+
+    Returns
+    -------
+    recipe : of the product
+    """
     settings = run.config.foregrounds
     added = {
         "kind": foreground.kind,
@@ -121,6 +154,11 @@ def measure(run: Run, index: int) -> None:
 
     A product holds, by patch, ``auto`` ⟨κ̂κ̂*⟩, ``cross`` ⟨κκ̂*⟩ and ``truth`` ⟨κκ*⟩, (n_patches,
     n_bins) each, and ``power`` of the maps themselves, (n_patches, n_power).
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    index : number of the sky
     """
     run.config.check_index(SET, index)
     todo = [case for case in _cases(run) if not _there(run, *case, index)]
@@ -131,10 +169,10 @@ def measure(run: Run, index: int) -> None:
     del sky
     mask = run.mask.astype(np.float32)
     for foreground, lmax in tqdm(todo, desc=f"{KIND}/{index}", unit="sky"):
-        both = np.stack([q, u]) + _seen(run, foreground, index)
-        found = _measure(run, low_pass(both, lmax, run.config.patch) * mask, kappa * mask)
-        where, wanted = (f(run, foreground, lmax, index) for f in (path, recipe))
-        products.write_product(where, KIND, wanted, found)
+        maps = np.stack([q, u]) + _seen(run, foreground, index)
+        arrays = _measure(run, low_pass(maps, lmax, run.config.patch) * mask, kappa * mask)
+        case = run, foreground, lmax, index
+        products.write_product(path(*case), KIND, recipe(*case), arrays)
 
 
 def _cases(run: Run) -> list[tuple[Foreground, int | None]]:
@@ -144,13 +182,14 @@ def _cases(run: Run) -> list[tuple[Foreground, int | None]]:
 
 
 def _there(run: Run, foreground: Foreground, lmax: int | None, index: int) -> bool:
-    where, wanted = (f(run, foreground, lmax, index) for f in (path, recipe))
-    return products.exists(where, KIND, wanted)
+    case = run, foreground, lmax, index
+    return products.exists(path(*case), KIND, recipe(*case))
 
 
 def _measure(run: Run, maps: np.ndarray, kappa: np.ndarray) -> dict[str, np.ndarray]:
-    measured = bandpowers.measure_patches(run.bandpowers, run.estimator, *maps, kappa)
-    return vars(measured) | {"power": power.power_of(run)(*maps)}
+    q, u = maps
+    measured = bandpowers.measure_patches(run.bandpowers, run.estimator, q, u, kappa)
+    return vars(measured) | {"power": power.power_of(run)(q, u)}
 
 
 def _seen(run: Run, foreground: Foreground, index: int) -> np.ndarray:
@@ -175,9 +214,17 @@ def _seen(run: Run, foreground: Foreground, index: int) -> np.ndarray:
 
 
 def low_pass(maps: np.ndarray, lmax: int | None, geometry: PatchGeometry) -> np.ndarray:
-    """Maps (..., n, n) without a mask, without their modes beyond ``lmax``; as they are for None.
+    """Remove the modes of maps beyond a multipole.
 
-    The patch goes on beyond its edges as its mirror image: cosine modes, of l = πk/nΔ.
+    Parameters
+    ----------
+    maps : without a mask, (..., n, n)
+    lmax : largest multipole; None leaves the maps as they are
+    geometry : size and pixels of the patches
+
+    Returns
+    -------
+    maps : filtered, (..., n, n)
     """
     if lmax is None:
         return maps
@@ -190,7 +237,18 @@ def low_pass(maps: np.ndarray, lmax: int | None, geometry: PatchGeometry) -> np.
 def read(
     run: Run, foreground: Foreground, lmax: int | None, indices: Iterable[int]
 ) -> dict[str, np.ndarray]:
-    """What :func:`measure` kept of test skies with a foreground, one after another.
+    """Read the bandpowers of test skies with a foreground, one after another.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    foreground : type and level of the foreground
+    lmax : multipole beyond which maps are filtered; None for no filter
+    indices : numbers of the skies
+
+    Returns
+    -------
+    arrays : by name as :func:`measure` lists them
 
     Raises
     ------
@@ -199,8 +257,8 @@ def read(
     """
     parts = []
     for index in indices:
-        where, wanted = (f(run, foreground, lmax, index) for f in (path, recipe))
-        with products.open_product(where, KIND, wanted) as product:
+        case = run, foreground, lmax, index
+        with products.open_product(path(*case), KIND, recipe(*case)) as product:
             parts.append({name: product.array(name) for name in product.names()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -245,7 +303,17 @@ class ForegroundTable:
     missing: list[tuple[Foreground, int | None]]
 
     def of(self, debias: str, lmax: int | None = None) -> list[Bias]:
-        """The biases with one debias and l_max, in the order of the foregrounds."""
+        """The biases with one noise debias and l_max, in the order of the foregrounds.
+
+        Parameters
+        ----------
+        debias : noise debias, a key of ``sigma``
+        lmax : multipole beyond which maps were filtered; None for no filter
+
+        Returns
+        -------
+        biases : of each foreground
+        """
         return [b for b in self.biases if (b.debias, b.lmax) == (debias, lmax)]
 
     def table(self) -> str:
@@ -328,7 +396,12 @@ def foregrounds_table(run: Run, indices: Iterable[int] | None = None) -> Foregro
 
     Parameters
     ----------
+    run : a configuration with foregrounds
     indices : of test skies; all of ``foregrounds.skies`` by default
+
+    Returns
+    -------
+    table : biases of the bandpowers and of ω_c
 
     Raises
     ------

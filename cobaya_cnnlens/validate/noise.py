@@ -5,6 +5,7 @@ on patches that gave neither R nor N.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,10 @@ from ..pipeline.config import Config
 from ..pipeline.run import Run
 from ..reconstruct.n0 import band_of, n0_eb, n0_iterated
 from ..table import plus_minus, text_table
+from ..theory.camb import Spectra
+
+# Analytic curves of the iterated estimator by what determines them.
+Curves = dict[tuple[Any, ...], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -62,13 +67,18 @@ class NoiseTable:
         )
 
 
-def noise_table(run: Run, merge: int = 1, curves: dict | None = None) -> NoiseTable:
+def noise_table(run: Run, merge: int = 1, curves: Curves | None = None) -> NoiseTable:
     """Reconstruction noise of the network beside the analytic curves, on the test set.
 
     Parameters
     ----------
+    run : a configuration whose sets ``validation`` and ``test`` were reconstructed
     merge : number of neighbouring bins to take together
     curves : analytic curves already computed, to which this table's are added
+
+    Returns
+    -------
+    table : noise, response and errors by bin
 
     Raises
     ------
@@ -86,13 +96,15 @@ def noise_table(run: Run, merge: int = 1, curves: dict | None = None) -> NoiseTa
     scatter = calibration.debias(test.auto).std(0, ddof=1)
     n_test, n_validation = noise_by_patch(calibration, validation, test)
     auto, cross, truth = (getattr(test, k).mean(0) for k in ("auto", "cross", "truth"))
+    quadratic, iterated = _analytic_noise(run.config, L, theory, {} if curves is None else curves)
     return NoiseTable(
         L,
         calibration.response,
         calibration.response_error,
         calibration.noise,
         np.hypot(standard_error(n_test), standard_error(n_validation)),
-        *_analytic_noise(run.config, L, theory, {} if curves is None else curves),
+        quadratic,
+        iterated,
         scatter / expected,
         cross / np.sqrt(auto * truth),
         auto / truth,
@@ -100,27 +112,52 @@ def noise_table(run: Run, merge: int = 1, curves: dict | None = None) -> NoiseTa
 
 
 def merged_bandpowers(run: Run, merge: int) -> tuple[PatchBandpowers, PatchBandpowers]:
-    """Validation and test patches with every ``merge`` neighbouring bins taken together."""
+    """Read the validation and test patches, with neighbouring bins taken together.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    merge : how many neighbouring bins to take together
+
+    Returns
+    -------
+    validation, test : bandpowers by patch
+    """
     spectra = run.bandpowers
     sets = (bandpowers.read(run, name) for name in ("validation", "test"))
-    return tuple(
+    validation, test = (
         PatchBandpowers(*(spectra.merge(v, merge) for v in vars(measured).values()))
         for measured in sets
     )
+    return validation, test
 
 
 def noise_by_patch(
     calibration: Calibration, validation: PatchBandpowers, test: PatchBandpowers
 ) -> tuple[np.ndarray, np.ndarray]:
     """What each patch of the two sets adds to N_L, (n_patches, n_bins) each: the test patches' own
-    κ̂κ̂*/R² − κκ*, and the validation patches' −2⟨κ̂κ̂*⟩/R³ (κκ̂* − Rκκ*)/⟨κκ*⟩ by way of R."""
+    κ̂κ̂*/R² − κκ*, and the validation patches' −2⟨κ̂κ̂*⟩/R³ (κκ̂* − Rκκ*)/⟨κκ*⟩ by way of R.
+
+    Parameters
+    ----------
+    calibration : response and noise bias of the two sets
+    validation : bandpowers of the validation patches
+    test : bandpowers of the test patches
+
+    Returns
+    -------
+    test : contributions of the test patches, (n_patches, n_bins)
+    validation : contributions of the validation patches, (n_patches, n_bins)
+    """
     response = calibration.response
     each = test.auto / response**2 - test.truth
     influence = (validation.cross - response * validation.truth) / validation.truth.mean(0)
     return each, -2.0 * test.auto.mean(0) / response**3 * influence
 
 
-def _analytic_noise(config: Config, L, theory, curves):
+def _analytic_noise(
+    config: Config, L: np.ndarray, theory: Spectra, curves: Curves
+) -> tuple[np.ndarray, np.ndarray]:
     """N0 of the EB estimator, and of the iterated one: seconds, for all L at a time."""
     band = band_of(config.patch, theory, round(config.patch.fundamental))
     key = (config.instrument, config.cosmology, config.camb, band)
@@ -174,7 +211,7 @@ class Comparison:
         return "\n\n".join(blocks)
 
     def _block(self, title: str, values: np.ndarray, errors: np.ndarray | None = None) -> str:
-        columns: dict = {"L": (".1f", self.L)}
+        columns: dict[str, Any] = {"L": (".1f", self.L)}
         for i, name in enumerate(self.names):
             columns[name] = (
                 (".3f", values[i])
@@ -192,6 +229,10 @@ def compare(runs: list[Run], merge: int = 1) -> Comparison:
     runs : of configurations with the same bins
     merge : number of neighbouring bins to take together
 
+    Returns
+    -------
+    comparison : noise of all configurations by bin
+
     Raises
     ------
     CNNLensError
@@ -205,7 +246,7 @@ def compare(runs: list[Run], merge: int = 1) -> Comparison:
                 "the same bins can be compared"
             )
     tables, noises, autos = [], [], []
-    curves: dict = {}
+    curves: Curves = {}
     for run in runs:
         validation, test = merged_bandpowers(run, merge)
         tables.append(noise_table(run, merge, curves))
@@ -281,8 +322,13 @@ def residual_table(run: Run, set_name: str, merge: int = 1) -> ResidualTable:
 
     Parameters
     ----------
+    run : a configuration with its bandpowers
     set_name : a set at the fiducial cosmology other than ``validation`` and ``test``
     merge : number of neighbouring bins to take together
+
+    Returns
+    -------
+    table : residuals by bin, with χ² and PTE
 
     Raises
     ------
@@ -297,8 +343,8 @@ def residual_table(run: Run, set_name: str, merge: int = 1) -> ResidualTable:
     spectra = run.bandpowers
     validation, test = merged_bandpowers(run, merge)
     calibration = calibrate(validation, test)
-    seen = bandpowers.read(run, set_name)
-    auto, truth = (spectra.merge(v, merge) for v in (seen.auto, seen.truth))
+    measured = bandpowers.read(run, set_name)
+    auto, truth = (spectra.merge(v, merge) for v in (measured.auto, measured.truth))
     each = calibration.debias(auto) - truth
     noise = test.auto / calibration.response**2 - test.truth
     covariance = mean_covariance(each) + mean_covariance(noise)

@@ -141,7 +141,16 @@ class NullTable:
 
 
 def verdicts_table(tests: list[NullTest]) -> str:
-    """As text: a line for each null, and how likely the lowest PTE of them is."""
+    """A line for each null test, and how likely the lowest PTE of them is.
+
+    Parameters
+    ----------
+    tests : the null tests
+
+    Returns
+    -------
+    table : as text
+    """
     lowest = min(t.pte for t in tests)
     by_chance = 1.0 - (1.0 - lowest) ** len(tests)
     rows = text_table(
@@ -173,7 +182,12 @@ def nulls_table(
 
     Parameters
     ----------
+    run : a configuration whose null tests were measured
     names, indices : which nulls and skies; all of ``nulls.skies`` by default
+
+    Returns
+    -------
+    table : verdicts, bandpowers and mean fields
 
     Raises
     ------
@@ -202,7 +216,18 @@ def nulls_table(
 
 
 def null_test(name: str, what: str, L: np.ndarray, samples: np.ndarray) -> NullTest:
-    """Whether the mean of independent samples (n_samples, n_bins) vanishes (Hotelling 1931).
+    """Test whether the mean of independent samples vanishes (Hotelling 1931).
+
+    Parameters
+    ----------
+    name : name of the test
+    what : what is correlated, in words
+    L : centres of the bins, (n_bins,)
+    samples : of patches or tiles, (n_samples, n_bins)
+
+    Returns
+    -------
+    test : mean, errors, T² and PTE
 
     Raises
     ------
@@ -228,18 +253,18 @@ def null_test(name: str, what: str, L: np.ndarray, samples: np.ndarray) -> NullT
     )
 
 
-def _cross_test(name, L, found):
+def _cross_test(name: str, L: np.ndarray, found: dict[str, np.ndarray]) -> NullTest:
     if name == "parity" and (found["auto"].mean(0) < ROUNDING * found["even"].mean(0)).all():
         return _rounding(name, WHAT[name], L, len(found["cross"]))
     return null_test(name, WHAT[name], L, found["cross"] / found["truth"].mean(0))
 
 
-def _rounding(name, what, L, n_samples):
+def _rounding(name: str, what: str, L: np.ndarray, n_samples: int) -> NullTest:
     zero = np.zeros(len(L))
     return NullTest(name, what, L, zero, zero, n_samples, 0.0, 0.0, 0.0, 1.0)
 
 
-def _mean_field_test(name, L, found):
+def _mean_field_test(name: str, L: np.ndarray, found: dict[str, np.ndarray]) -> NullTest:
     array, what = MEAN_FIELDS[name]
     name = "mean " + ("test" if name == "swapped" else name)
     relative = found[array] / found["auto"].mean(0)
@@ -265,7 +290,7 @@ def _mean_field_test(name, L, found):
     )
 
 
-def _over_own(name, found):
+def _over_own(name: str, found: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     if name == "parity":
         return _ratio(found["auto"], found["even"])
     relative = found["mean_field"] / found["auto"].mean(0)
@@ -275,14 +300,14 @@ def _over_own(name, found):
 class _Noise:
     """N_L = ⟨κ̂κ̂*⟩/R² − ⟨κκ*⟩ of test skies, for ratios to it on the same patches."""
 
-    def __init__(self, run, response, indices):
+    def __init__(self, run: Run, response: np.ndarray, indices: list[int]):
         self.response = response
         self.lensed = bandpowers.read(run, "test", indices, run.config.nulls.patches)
         validation = bandpowers.read(run, "validation")
         scatter = validation.cross - response * validation.truth
         self.relative_error = standard_error(scatter) / validation.truth.mean(0) / response
 
-    def ratio(self, auto):
+    def ratio(self, auto: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         noise = self.lensed.auto / self.response**2 - self.lensed.truth
         ratio, error = _ratio(auto / self.response**2, noise)
         # N_L R² = ⟨κ̂κ̂*⟩ − R²⟨κκ*⟩ moves with R, whose error is that of the validation patches.
@@ -290,7 +315,7 @@ class _Noise:
         return ratio, np.hypot(error, by_response)
 
 
-def _ratio(above, below):
+def _ratio(above: np.ndarray, below: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ratio of means over the same patches, and its standard error."""
     ratio = above.mean(0) / below.mean(0)
     return ratio, standard_error(above - ratio * below) / np.abs(below.mean(0))

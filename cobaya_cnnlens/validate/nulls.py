@@ -18,9 +18,10 @@ All maps carry the noise of their sky.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -52,6 +53,15 @@ def check_names(run: Run, names: Iterable[str] | None = None) -> tuple[str, ...]
     without noise there is no noise alone, and of an instrument without any symmetry the mean field
     of noise or of B is no null.
 
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    names : names of null tests; all that the configuration allows by default
+
+    Returns
+    -------
+    names : of null tests, in their order
+
     Raises
     ------
     CNNLensError
@@ -73,12 +83,34 @@ def check_names(run: Run, names: Iterable[str] | None = None) -> tuple[str, ...]
 
 
 def path(run: Run, null: str, index: int) -> Path:
-    """Where the bandpowers of one null test on one sky lie."""
+    """Path of the bandpowers of one null test on one sky.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    null : name of the null test
+    index : number of the sky
+
+    Returns
+    -------
+    path : of the product
+    """
     return run.config.products / KIND / null / f"sky_{index:04d}.h5"
 
 
-def recipe(run: Run, null: str, index: int) -> dict:
-    """What determines the bandpowers of one null test on one sky."""
+def recipe(run: Run, null: str, index: int) -> dict[str, Any]:
+    """What determines the bandpowers of one null test on one sky.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    null : name of the null test
+    index : number of the sky
+
+    Returns
+    -------
+    recipe : of the product
+    """
     return {
         **bandpowers.recipe(run, SETS.get(null, "test"), index),
         "null_algorithm": ALGORITHM,
@@ -101,6 +133,13 @@ def measure(
     Of the mean κ̂ over the sky's patches there is ``mean_field``, see :func:`mean_field`, with the
     draws below it, (1 + N_FLIPS, n_bins), and for ``noise`` and ``b_only`` the same of
     :func:`beyond_mask`, ``beyond_mask``.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    names : names of null tests; all that the configuration allows by default
+    indices : numbers of the skies; all by default
+    nthreads : threads of the transforms; 0 takes all cores. Results do not depend on it
     """
     names = check_names(run, names)
     todo: dict[int, list[str]] = {}
@@ -123,6 +162,16 @@ def measure(
 def read(run: Run, null: str, indices: Iterable[int]) -> dict[str, np.ndarray]:
     """What :func:`measure` kept of a null on some skies, their patches one after another; mean
     fields are averaged over the skies.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    null : name of the null test
+    indices : numbers of the skies
+
+    Returns
+    -------
+    arrays : by name as :func:`measure` lists them
 
     Raises
     ------
@@ -185,8 +234,9 @@ class NullBench:
         found, true = (self.spectra.transform(m) for m in (self.estimate, self.seen.kappa))
         # κ̂_i holds κ_i, so that κ_i κ̂_j* and κ_j κ̂_i* are no two samples.
         pairs = slice(0, half), slice(half, 2 * half)
-        cross = sum(self.spectra.cross(true[a], found[b]) for a, b in (pairs, pairs[::-1]))
-        return {**self._compare(self.estimate, self.seen.kappa), "cross": 0.5 * cross}
+        both_ways = [self.spectra.cross(true[a], found[b]) for a, b in (pairs, pairs[::-1])]
+        cross = np.mean(both_ways, axis=0)
+        return {**self._compare(self.estimate, self.seen.kappa), "cross": cross}
 
     def noise(self) -> dict[str, np.ndarray]:
         return self._mask_free(self._reconstruct(*(self.instrument_noise * self.mask)))
@@ -207,7 +257,7 @@ class NullBench:
 
     def curl(self) -> dict[str, np.ndarray]:
         config = self.config
-        theory = self.run.spectra(config.set_cosmology("test", self.index))
+        theory = self.run.spectra(config.set_cosmology("test"))
         sky = shards.draw_sky(theory, config.sky.lmax, config.seed, "test", self.index)
         pointing = self.run.pointing_of("test")
         if config.nulls.patches is not None:
@@ -220,7 +270,7 @@ class NullBench:
         q, u = (part.reshape(-1, n, n) for part in (p.real, p.imag))
         return self._compare(self._reconstruct(*self._observe(q, u)), self.seen.kappa)
 
-    def _observe(self, *padded):
+    def _observe(self, *padded: np.ndarray) -> Iterator[np.ndarray]:
         """Q and U of padded patches with beam, the test sky's noise, and mask."""
         config = self.config
         return (
@@ -229,18 +279,18 @@ class NullBench:
             for maps, noise in zip(padded, self.instrument_noise, strict=True)
         )
 
-    def _reconstruct(self, q, u):
+    def _reconstruct(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
         estimate = self.estimator.reconstruct(np.ascontiguousarray(q), np.ascontiguousarray(u))
         if not np.isfinite(estimate).all():
             raise CNNLensError("the convergence reconstructed in a null test is not finite")
         return estimate
 
-    def _mask_free(self, estimate):
+    def _mask_free(self, estimate: np.ndarray) -> dict[str, np.ndarray]:
         odd = beyond_mask(estimate, self.config.instrument.symmetry == "square")
         found = {"beyond_mask": self._mean_field(self.spectra.transform(odd))}
         return {**self._compare(estimate, self.seen.kappa), **found}
 
-    def _compare(self, estimate, kappa):
+    def _compare(self, estimate: np.ndarray, kappa: np.ndarray) -> dict[str, np.ndarray]:
         found, true = self.spectra.transform(estimate), self.spectra.transform(kappa)
         return {
             "auto": self.spectra.cross(found, found),
@@ -249,22 +299,42 @@ class NullBench:
             "mean_field": self._mean_field(found),
         }
 
-    def _mean_field(self, modes):
+    def _mean_field(self, modes: np.ndarray) -> np.ndarray:
         seed = seed_sequence(self.config.seed, "nulls/signs", self.index)
         power, draws = mean_field(self.spectra, modes, np.random.default_rng(seed))
         return np.concatenate([power[None], draws])
 
 
 def turned(gradient: np.ndarray) -> np.ndarray:
-    """∇φ (n, 2), along south and east, turned by 90°: the deflection of a curl potential."""
+    """Turn ∇φ by 90°: the deflection of a curl potential.
+
+    Parameters
+    ----------
+    gradient : along south and east in radians, (n, 2)
+
+    Returns
+    -------
+    deflection : in radians, (n, 2)
+    """
     return np.stack([-gradient[:, 1], gradient[:, 0]], axis=1)
 
 
 def gaussian_b(
     run: Run, clbb: np.ndarray, n_patches: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Q and U of a Gaussian B field, E = 0, periodic on the padded patch, (n_patches, n_padded,
-    n_padded) each; ``clbb`` from l = 0, nothing beyond its end or the Nyquist multipole."""
+    """Draw Q and U of a Gaussian B field without E, periodic on the padded patch.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    clbb : C_l^BB in µK² from l = 0; nothing beyond its end or the Nyquist multipole
+    n_patches : number of patches
+    generator : of random numbers
+
+    Returns
+    -------
+    q, u : in µK, (n_patches, n_padded, n_padded) each
+    """
     patch = run.config.patch
     n, pixel = patch.n_padded, patch.pixel
     ly, lx = mode_vectors(n, pixel)
@@ -273,7 +343,8 @@ def gaussian_b(
     power = np.interp(ell, np.arange(len(clbb)), clbb, right=0.0)
     power[ell >= patch.nyquist] = 0.0
     b = np.fft.rfft2(generator.standard_normal((n_patches, n, n))) * np.sqrt(power) / pixel
-    return tuple(np.fft.irfft2(b * part, s=(n, n)) for part in (-sin2, cos2))
+    q, u = (np.fft.irfft2(b * part, s=(n, n)) for part in (-sin2, cos2))
+    return q, u
 
 
 def beyond_mask(maps: np.ndarray, square: bool = True) -> np.ndarray:
@@ -282,6 +353,15 @@ def beyond_mask(maps: np.ndarray, square: bool = True) -> np.ndarray:
 
     Of isotropic inputs behind a mask with these symmetries, an equivariant estimator's mean field
     is all in what is taken off.
+
+    Parameters
+    ----------
+    maps : (..., n, n)
+    square : whether all eight symmetries of the square count
+
+    Returns
+    -------
+    maps : the remainder, (..., n, n)
     """
     quarters = range(4) if square else range(1)
     rotated = [np.rot90(maps, turns, axes=(-2, -1)) for turns in quarters]
@@ -296,7 +376,9 @@ def mean_field(
 
     Parameters
     ----------
+    spectra : of the patches
     modes : of the patches' maps, (n_patches, n, n//2 + 1)
+    generator : of the random signs
     """
     n = len(modes)
     signs = generator.choice([-1.0, 1.0], size=(N_FLIPS + 1, n)).astype(modes.real.dtype)

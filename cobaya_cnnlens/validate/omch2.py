@@ -60,6 +60,10 @@ def shift_gain(slope: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     ----------
     slope : s = ∂µ_b/∂ω_c, (n_bins,)
     covariance : C, (n_bins, n_bins)
+
+    Returns
+    -------
+    gain : (n_bins,)
     """
     weighted = inverse_covariance(covariance) @ slope
     return weighted / np.sqrt(slope @ weighted)
@@ -67,7 +71,17 @@ def shift_gain(slope: np.ndarray, covariance: np.ndarray) -> np.ndarray:
 
 def at_the_tangent(likelihood: BandpowerLikelihood, release: Release) -> np.ndarray:
     """Q û² of a likelihood with the debias from the data, (n_bins,): the second order at the
-    amplitude about which its model is linear, which it has added to the release's bandpowers."""
+    amplitude about which its model is linear, which it has added to the release's bandpowers.
+
+    Parameters
+    ----------
+    likelihood : the likelihood whose model is used
+    release : the release as it was read
+
+    Returns
+    -------
+    bandpowers : Q û², (n_bins,)
+    """
     return likelihood.release.bandpowers - (release.bandpowers - release.correction)
 
 
@@ -89,28 +103,78 @@ class Omch2Likelihood:
         self._grid = np.linspace(OMCH2_NODES[0], OMCH2_NODES[-1], 4001)
         self._mu = self._model(self._grid)
 
-    def model(self, omch2):
-        """µ_b at ω_c, (..., n_bins)."""
+    def model(self, omch2: np.ndarray | float) -> np.ndarray:
+        """The model's bandpowers µ_b at ω_c.
+
+        Parameters
+        ----------
+        omch2 : ω_c, any shape
+
+        Returns
+        -------
+        model : (..., n_bins)
+        """
         return self._model(omch2)
 
     def slope(self, omch2: float) -> np.ndarray:
-        """∂µ_b/∂ω_c, (n_bins,)."""
+        """The derivative ∂µ_b/∂ω_c.
+
+        Parameters
+        ----------
+        omch2 : ω_c
+
+        Returns
+        -------
+        slope : (n_bins,)
+        """
         return self._model(omch2, 1)
 
     def sigma(self, omch2: float, covariance: np.ndarray) -> float:
-        """Fisher error of ω_c for data of this covariance."""
+        """Fisher error of ω_c for data of this covariance.
+
+        Parameters
+        ----------
+        omch2 : ω_c at which the model is linearised
+        covariance : of the bandpowers, (n_bins, n_bins)
+
+        Returns
+        -------
+        sigma : of ω_c
+        """
         slope = self.slope(omch2)
         return float(1.0 / np.sqrt(slope @ inverse_covariance(covariance) @ slope))
 
     def shift_error(self, omch2: float, covariance: np.ndarray, shared: np.ndarray) -> float:
-        """1σ of ω_c that an error of the data with covariance ``shared`` causes."""
+        """Standard error of ω_c that a common error of all data causes.
+
+        Parameters
+        ----------
+        omch2 : ω_c at which the model is linearised
+        covariance : of the bandpowers, (n_bins, n_bins)
+        shared : covariance of the common error, (n_bins, n_bins)
+
+        Returns
+        -------
+        error : of ω_c
+        """
         inverse = inverse_covariance(covariance)
         slope = self.slope(omch2)
         gain = inverse @ slope / (slope @ inverse @ slope)
         return float(np.sqrt(gain @ shared @ gain))
 
     def maximum(self, data: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, int]:
-        """Best ω_c of each data vector (n, n_bins), and how many ended at the table's edge."""
+        """Find the ω_c of highest likelihood for each data vector.
+
+        Parameters
+        ----------
+        data : bandpowers, (n, n_bins)
+        covariance : of the bandpowers, (n_bins, n_bins)
+
+        Returns
+        -------
+        omch2 : best ω_c of each, (n,)
+        at_edge : how many ended at the table's edge
+        """
         inverse = inverse_covariance(covariance)
         best, at_edge = np.empty(len(data)), 0
         projected = self._mu @ inverse
@@ -136,7 +200,25 @@ def recovered_omch2(
     patches_each: int = 1,
     noise_debias: str = "data",
 ) -> Recovered:
-    """Maximum-likelihood ω_c of every disjoint group of patches of a survey's skies."""
+    """Find the ω_c of highest likelihood of every disjoint group of patches of a survey's skies.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    release : the release, with its calibration
+    survey : name of a mock survey of the configuration
+    patches_each : patches in a group
+    noise_debias : ``data`` or ``fixed``
+
+    Returns
+    -------
+    recovered : estimates, with the error that they share
+
+    Raises
+    ------
+    CNNLensError
+    If there are too few patches for two groups.
+    """
     calibration, _ = calibration_of(run)
     likelihood = BandpowerLikelihood(release, noise_debias)
     data = calibration.debias(bandpowers.read(run, f"survey-{survey}").auto)
@@ -146,7 +228,7 @@ def recovered_omch2(
             f"{patches_each}; simulate more of its skies or make the groups smaller"
         )
 
-    def in_groups(of_patches):
+    def in_groups(of_patches: np.ndarray) -> np.ndarray:
         some = of_patches[: len(of_patches) // patches_each * patches_each]
         return some.reshape(-1, patches_each, some.shape[1]).mean(1)
 
@@ -171,6 +253,12 @@ def recovered_omch2(
 
 def null_significance(run: Run, release: Release, survey: str) -> tuple[np.ndarray, np.ndarray]:
     """χ² and significance in σ of each patch against the fiducial cosmology (paper eq. 16).
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    release : the release, with its calibration
+    survey : name of a mock survey of the configuration
 
     Returns
     -------
@@ -229,7 +317,19 @@ class Recovery:
 
 
 def recovery(run: Run, releases: dict[str, Release], patches_each: int) -> Recovery:
-    """ω_c of every survey with each debias, and how far its patches reject the fiducial one."""
+    """Find ω_c of every survey with each noise debias, and how far its patches reject the fiducial
+    one.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    releases : by survey
+    patches_each : patches in a group
+
+    Returns
+    -------
+    recovery : estimates and null tests
+    """
     return Recovery(
         {
             name: {

@@ -60,7 +60,17 @@ def _covariance(*sets: np.ndarray) -> np.ndarray:
 
 
 def check_points(run: Run, release: Release, group: str) -> list[PointCheck]:
-    """Changes of the noise bias at a group's points beside what a release predicts.
+    """Compare the changes of the noise bias at a group's points with what a release predicts.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    release : the release, with its calibration
+    group : name of a group of cosmologies in ``points.at``
+
+    Returns
+    -------
+    checks : one for each point
 
     Raises
     ------
@@ -68,7 +78,7 @@ def check_points(run: Run, release: Release, group: str) -> list[PointCheck]:
         if a point has not been measured, or was with another network or configuration
     """
     model_at = _model(run, release)
-    by_change: dict[tuple, list[Point]] = {}
+    by_change: dict[tuple[tuple[str, float], ...], list[Point]] = {}
     for point in cosmologies.checked(run, group):
         by_change.setdefault(tuple(sorted(point.change.items())), []).append(point)
     names = ("curvature", "debias_second", "debias_cross")
@@ -78,7 +88,8 @@ def check_points(run: Run, release: Release, group: str) -> list[PointCheck]:
         cosmology = run.config.cosmology.vary(**dict(change))
         moved, still = cosmologies.read(run, points), cosmologies.at_fiducial(run, points)
         found = cosmologies.change_of_noise(moved, still, release.response)
-        found = found - (moved.power - still.power) @ release.debias_coefficients.T
+        if moved.power is not None and still.power is not None:
+            found = found - (moved.power - still.power) @ release.debias_coefficients.T
         predicted, linear = (
             _noise(made, moved, run.spectra(cosmology)) - _noise(made, still, run.spectra())
             for made in (release, flat)
@@ -138,7 +149,16 @@ class PointsTable:
     mean_pte: float
 
     def table(self, group: str) -> str:
-        """As text, a line for each point of a group, and χ² of their mean residual."""
+        """A line for each point of a group, and χ² of their mean residual.
+
+        Parameters
+        ----------
+        group : name of a group of cosmologies in ``points.at``
+
+        Returns
+        -------
+        table : as text
+        """
         at = [", ".join(f"{key} {x:g}" for key, x in change.items()) for change in self.changes]
         joint = {
             f"{name}, all free": ("+.2f", x) for name, x in zip(JOINT, self.joint.T, strict=True)
@@ -173,9 +193,9 @@ def _joint_gain(run: Run, likelihood: BandpowerLikelihood) -> np.ndarray:
             theory = run.spectra(fiducial.vary(**{name: value}))
             both.append(likelihood.model(theory.kk, theory.ee))
         slopes.append((both[0] - both[1]) / (2.0 * step))
-    slopes = np.array(slopes)
-    weighted = slopes @ inverse_covariance(likelihood.covariance)
-    inverse = np.linalg.inv(weighted @ slopes.T)
+    slope = np.array(slopes)
+    weighted = slope @ inverse_covariance(likelihood.covariance)
+    inverse = np.linalg.inv(weighted @ slope.T)
     return inverse @ weighted / np.sqrt(np.diag(inverse))[:, None]
 
 
@@ -183,6 +203,15 @@ def points_table(run: Run, group: str) -> PointsTable:
     """Bias of ω_c at a group of cosmologies, from skies that share phases with fiducial ones.
 
     The survey is that of the configuration's first mock survey's release.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    group : name of a group of cosmologies in ``points.at``
+
+    Returns
+    -------
+    table : biases of ω_c at the points
     """
     made = make_release(run, run.config.first_survey)
     likelihood = BandpowerLikelihood(made)
@@ -193,7 +222,7 @@ def points_table(run: Run, group: str) -> PointsTable:
     together = _joint_gain(run, likelihood)
     n = len(checks[0].found)
 
-    def judge(residual, covariance):
+    def judge(residual: np.ndarray, covariance: np.ndarray) -> tuple[float, float]:
         t2 = float(residual @ inverse_covariance(covariance) @ residual)
         return t2, float(hotelling_pte(t2, n, len(residual)))
 

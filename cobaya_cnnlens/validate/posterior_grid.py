@@ -47,7 +47,16 @@ class Marginal:
         return np.sqrt((self.probability * off**2).sum(1))
 
     def ranks(self, truth: np.ndarray) -> np.ndarray:
-        """Probability below the truths (n_surveys,), same shape."""
+        """Posterior probability below the truths.
+
+        Parameters
+        ----------
+        truth : true values, (n_surveys,)
+
+        Returns
+        -------
+        ranks : 0 to 1, (n_surveys,)
+        """
         p = self.probability
         below = np.pad(np.cumsum(0.5 * (p[:, 1:] + p[:, :-1]), axis=1), ((0, 0), (1, 0)))
         below /= below[:, -1:]
@@ -87,7 +96,17 @@ class PosteriorGrid:
         prior: dict[str, tuple[float, float]],
         spectra_at: Callable[[dict[str, float]], Spectra],
     ) -> PosteriorGrid:
-        """The grid of a prior's two ends by parameter; ``spectra_at`` takes values by name."""
+        """The grid of a flat prior.
+
+        Parameters
+        ----------
+        prior : its two ends by parameter
+        spectra_at : computes the spectra at values by name
+
+        Returns
+        -------
+        grid : with the spectra at its nodes
+        """
         n = len(prior)
         nodes = [np.linspace(*ends, k) for ends, k in zip(prior.values(), NODES[n], strict=True)]
         spectra = [
@@ -97,22 +116,46 @@ class PosteriorGrid:
         return cls(nodes, spectra, POINTS[n])
 
     def at(self, parameters: np.ndarray) -> np.ndarray:
-        """Weights of the nodes in the model at parameters (n, n_parameters), (n, n_nodes)."""
+        """Weights of the nodes in the model at some parameters.
+
+        Parameters
+        ----------
+        parameters : (n, n_parameters)
+
+        Returns
+        -------
+        weights : (n, n_nodes)
+        """
         each = [spline(column) for spline, column in zip(self._splines, parameters.T, strict=True)]
         return reduce(lambda a, b: (a[:, :, None] * b[:, None]).reshape(len(a), -1), each)
 
     def table(self, likelihood: BandpowerLikelihood) -> np.ndarray:
-        """µ_b at the nodes, (n_nodes, n_bins)."""
+        """The model's bandpowers µ_b at the nodes.
+
+        Parameters
+        ----------
+        likelihood : the likelihood whose model is used
+
+        Returns
+        -------
+        table : (n_nodes, n_bins)
+        """
         return np.array([likelihood.model(s.kk, s.ee) for s in self._spectra])
 
     def posterior(
         self, likelihood: BandpowerLikelihood, table: np.ndarray, data: np.ndarray
     ) -> list[Marginal]:
-        """Marginal posteriors of every parameter, of data (n_surveys, n_bins).
+        """Marginal posteriors of every parameter for many surveys.
 
         Parameters
         ----------
+        likelihood : the likelihood whose model is used
         table : of :meth:`table`
+        data : bandpowers, (n_surveys, n_bins)
+
+        Returns
+        -------
+        marginals : of each parameter
         """
         models = self._weights @ table
         shape = [len(axis) for axis in self.axes]
@@ -142,12 +185,31 @@ class SimulatedRanks:
 
 
 def inside(rank: np.ndarray, probability: float) -> np.ndarray:
-    """Whether central intervals of a probability hold the truth, shape of ``rank``."""
+    """Whether central intervals of a probability hold the truth.
+
+    Parameters
+    ----------
+    rank : posterior probability below the truth, any shape
+    probability : of the intervals
+
+    Returns
+    -------
+    inside : shape of ``rank``
+    """
     return np.abs(rank - 0.5) < 0.5 * probability
 
 
 def tenths(rank: np.ndarray) -> np.ndarray:
-    """How many ranks lie in each tenth, (10,)."""
+    """How many ranks lie in each tenth.
+
+    Parameters
+    ----------
+    rank : posterior probabilities below the truth, (n,)
+
+    Returns
+    -------
+    counts : (10,)
+    """
     return np.histogram(rank, N_TENTHS, range=(0.0, 1.0))[0]
 
 
@@ -164,7 +226,13 @@ def simulate_ranks(
 
     Parameters
     ----------
+    grid : of the prior
     truth : parameters of each survey of a set, (n_surveys, n_parameters)
+    n_sets : how many sets of surveys to simulate
+
+    Returns
+    -------
+    ranks : of each parameter
     """
     own = likelihood.own_covariance
     shared = likelihood.covariance - own

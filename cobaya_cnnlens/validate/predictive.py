@@ -77,8 +77,19 @@ class Predictive:
 
 
 def predictive_p(likelihood: BandpowerLikelihood, models: np.ndarray) -> float:
-    """The posterior-predictive probability from µ_b of samples of equal weight, (n, n_bins)."""
-    return float(np.mean(likelihood.pte(likelihood.chi2_of(models))))
+    """The posterior-predictive probability.
+
+    Parameters
+    ----------
+    likelihood : the likelihood whose model is used
+    models : µ_b of posterior samples of equal weight, (n, n_bins)
+
+    Returns
+    -------
+    p : 0 to 1
+    """
+    chi2: Any = likelihood.chi2_of(models)  # `pte` takes arrays too
+    return float(np.mean(likelihood.pte(chi2)))
 
 
 def predictive(root: str, samples: int = 200, seed: int = 0) -> Predictive:
@@ -89,6 +100,10 @@ def predictive(root: str, samples: int = 200, seed: int = 0) -> Predictive:
     root : of the chain, as in ``output`` of the Cobaya input, or one of its files
     samples : of the posterior; the theory runs once for each
     seed : of the replicated data that the band is made of
+
+    Returns
+    -------
+    check : p, the best fit, and the predicted band
 
     Raises
     ------
@@ -140,7 +155,7 @@ def predictive(root: str, samples: int = 200, seed: int = 0) -> Predictive:
     )
 
 
-def _model(path: str, info: dict[str, Any]):
+def _model(path: str, info: dict[str, Any]) -> tuple[Any, str]:
     """Cobaya's model of a chain's input, and the name of its CNNLens likelihood."""
     from cobaya.log import LoggedError
     from cobaya.model import get_model
@@ -161,7 +176,7 @@ def _model(path: str, info: dict[str, Any]):
     return model, names[0]
 
 
-def _bandpowers(model, component, point: dict[str, float]) -> np.ndarray:
+def _bandpowers(model: Any, component: Any, point: dict[str, float]) -> np.ndarray:
     if not np.isfinite(model.logposterior(point).logpost):
         raise CNNLensError(f"the chain's point {point} has no posterior; was its input changed?")
     given = model.parameterization.to_input(point)

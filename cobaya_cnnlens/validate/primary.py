@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -67,12 +68,30 @@ class JointCovariance:
         return self.error_of(self.correlation)
 
     def error_of(self, correlation: np.ndarray) -> np.ndarray:
-        """(1 − r²)/√(n_sim − 1) of correlation coefficients."""
+        """Standard error (1 − r²)/√(n_sim − 1) of correlation coefficients.
+
+        Parameters
+        ----------
+        correlation : coefficients r, any shape
+
+        Returns
+        -------
+        error : the same shape
+        """
         return (1.0 - correlation**2) / np.sqrt(self.n_sim - 1.0)
 
     def correlation_with_power(self, lmax: float) -> np.ndarray:
-        """Of every bandpower with the first block's power at L < ``lmax`` taken together, each bin
-        over its mean, (n_blocks, n_bins): what single pairs hide in their errors."""
+        """Correlate every bandpower with the first block's power below a multipole.
+
+        Parameters
+        ----------
+        lmax : largest multipole of the first block's power, whose bins are taken together, each
+            over its mean.
+
+        Returns
+        -------
+        correlation : (n_blocks, n_bins); it shows what single pairs hide in their errors
+        """
         n = len(self.edges) - 1
         low = self.edges[1:] <= lmax
         weight = np.zeros(len(self.mean))
@@ -82,7 +101,18 @@ class JointCovariance:
         return (covariance / sigma).reshape(len(self.blocks), n)
 
     def block(self, matrix: np.ndarray, row: str, column: str) -> np.ndarray:
-        """The part of a matrix that belongs to two blocks, (n_bins, n_bins)."""
+        """The part of a matrix that belongs to two blocks.
+
+        Parameters
+        ----------
+        matrix : of all blocks, (n_blocks n_bins, n_blocks n_bins)
+        row : name of the block of the rows
+        column : name of the block of the columns
+
+        Returns
+        -------
+        block : (n_bins, n_bins)
+        """
         n = len(self.edges) - 1
         i, j = (self.blocks.index(name) for name in (row, column))
         return matrix[i * n : (i + 1) * n, j * n : (j + 1) * n]
@@ -95,6 +125,10 @@ def joint_table(joint: JointCovariance, true: JointCovariance, largest: int = 8)
     ----------
     joint, true : with the debiased bandpowers, and with those of the true κ
     largest : how many of each pair of blocks
+
+    Returns
+    -------
+    table : as text
     """
     blocks = [f"{joint.n_sim} patches; correlation coefficients with their Monte-Carlo errors"]
     bins = [f"{low}-{high}" for low, high in itertools.pairwise(joint.edges)]
@@ -124,7 +158,16 @@ def joint_table(joint: JointCovariance, true: JointCovariance, largest: int = 8)
 
 
 def joint_covariance(edges: np.ndarray, **measured: np.ndarray) -> JointCovariance:
-    """From bandpowers of the same patches, each (n_patches, n_bins).
+    """The joint covariance of bandpowers of the same patches.
+
+    Parameters
+    ----------
+    edges : of the bins, (n_bins + 1,)
+    **measured : bandpowers by block, (n_patches, n_bins) each
+
+    Returns
+    -------
+    joint : mean and covariance of one patch
 
     Raises
     ------
@@ -141,6 +184,15 @@ def primary_bandpowers(run: Run, seen: ObservedPatches) -> dict[str, np.ndarray]
 
     E of the masked Q, U; pure B, so that no E leaks in. Every mode is divided by the beam; noise is
     not subtracted, which no covariance would see.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    seen : observed patches
+
+    Returns
+    -------
+    power : ``ee`` and ``bb``, (n_patches, n_bins) in µK² each
     """
     config, spectra = run.config, run.bandpowers
     beam = config.instrument.response(*mode_vectors(config.patch.n_pixels, config.patch.pixel))
@@ -150,12 +202,34 @@ def primary_bandpowers(run: Run, seen: ObservedPatches) -> dict[str, np.ndarray]
 
 
 def path(run: Run, set_name: str, index: int) -> Path:
-    """Where the primary spectra of one sky lie."""
+    """Path of the primary spectra of one sky.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    set_name : set of skies, for example ``test`` or ``survey-fiducial``
+    index : number of the sky
+
+    Returns
+    -------
+    path : of the product
+    """
     return run.config.products / KIND / set_name / f"sky_{index:04d}.h5"
 
 
-def recipe(run: Run, set_name: str, index: int) -> dict:
-    """What determines the primary spectra of one sky."""
+def recipe(run: Run, set_name: str, index: int) -> dict[str, Any]:
+    """What determines the primary spectra of one sky.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    set_name : set of skies, for example ``test`` or ``survey-fiducial``
+    index : number of the sky
+
+    Returns
+    -------
+    recipe : of the product
+    """
     return {
         "sky": skies.recipe(run, set_name, index),
         "primary_algorithm": ALGORITHM,
@@ -165,8 +239,14 @@ def recipe(run: Run, set_name: str, index: int) -> dict:
 
 
 def measure(run: Run, set_name: str = "test", indices: Iterable[int] | None = None) -> None:
-    """Measure E and B power of the skies of a set that have none yet, not even shipped; no
-    network is run."""
+    """Measure the E and B power of the skies of a set that have none yet, not even shipped.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    set_name : set of skies, for example ``test`` or ``survey-fiducial``
+    indices : numbers of the skies; all by default
+    """
     for index in tqdm(_indices(run, set_name, indices), desc=f"primary/{set_name}", unit="sky"):
         where, wanted = path(run, set_name, index), recipe(run, set_name, index)
         if not products.exists(where, KIND, wanted, run.config.shipped):
@@ -175,7 +255,17 @@ def measure(run: Run, set_name: str = "test", indices: Iterable[int] | None = No
 
 
 def read(run: Run, set_name: str, indices: Iterable[int]) -> dict[str, np.ndarray]:
-    """What :func:`measure` kept of some skies, as :func:`primary_bandpowers`.
+    """Read the E and B power of some skies.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    set_name : set of skies, for example ``test`` or ``survey-fiducial``
+    indices : numbers of the skies
+
+    Returns
+    -------
+    power : ``ee`` and ``bb``, (n_patches, n_bins) in µK² each
 
     Raises
     ------
@@ -202,8 +292,13 @@ def read_joint(
 
     Parameters
     ----------
+    run : a configuration with bandpowers and primary spectra
     true_kappa : bandpowers of the true κ as "kk" instead of the debiased ones: what lensing itself
         correlates
+
+    Returns
+    -------
+    joint : mean and covariance of one patch
 
     Raises
     ------
@@ -220,12 +315,24 @@ def read_joint(
     return joint_covariance(edges, kk=kk, **read(run, set_name, indices))
 
 
-def write_joint(joint: JointCovariance, path: str | Path, provenance: dict | None = None) -> Path:
+def write_joint(
+    joint: JointCovariance, path: str | Path, provenance: dict[str, Any] | None = None
+) -> Path:
     """Write a joint covariance for other codes: ``.npz`` (numpy) or ``.json``.
 
     Both hold ``blocks`` (names, in the matrix's order), ``units`` (of each block's bandpowers),
     ``edges``, ``mean``, ``covariance`` (of one patch), ``n_sim`` and ``provenance``; in ``.npz``
     that is JSON text.
+
+    Parameters
+    ----------
+    joint : the joint covariance
+    path : of the file, ``.npz`` or ``.json``
+    provenance : where the numbers come from, by name
+
+    Returns
+    -------
+    path : of the file
 
     Raises
     ------
@@ -235,7 +342,7 @@ def write_joint(joint: JointCovariance, path: str | Path, provenance: dict | Non
     path = Path(path)
     if path.suffix not in FORMATS:
         raise CNNLensError(f"{path}: suffix is {path.suffix!r}; choose one of {FORMATS}")
-    content = {
+    content: dict[str, Any] = {
         "blocks": list(joint.blocks),
         "units": [UNITS[name] for name in joint.blocks],
         "edges": joint.edges,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .. import products
 from ..calibrate import bandpowers, cosmologies, curvature, derivatives, nuisances, power
@@ -18,12 +19,21 @@ from ..pipeline import networks
 from ..pipeline.run import Run
 from . import coverage, primary
 
-Entry = tuple[str, str, Path, dict]
+Entry = tuple[str, str, Path, dict[str, Any]]
 
 
-def recipe(run: Run) -> dict:
-    """What a file of shipped products says of itself: whose they are, the hash of the estimator
-    that made them, and how that was trained, unless it is used as it is."""
+def recipe(run: Run) -> dict[str, Any]:
+    """What a file of shipped products says of itself.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    recipe : the configuration, the hash of its estimator, and how that was trained, unless it is
+        used as it is.
+    """
     config = run.config
     trained = config.baseline is None and config.network.pretrained is None
     return {
@@ -36,6 +46,10 @@ def recipe(run: Run) -> dict:
 def ship(run: Run) -> dict[str, int]:
     """Write the configuration's file of shipped products from all that there are of its own; what
     was shipped before and is still valid stays.
+
+    Parameters
+    ----------
+    run : a configuration with a file of shipped products
 
     Returns
     -------
@@ -63,13 +77,13 @@ def ship(run: Run) -> dict[str, int]:
                 f"configuration '{config.name}': key 'shipped': {config.shipped} holds the "
                 f"products of '{owner}'; give this configuration a file of its own"
             )
-    found, counts = [], Counter()
-    for what, kind, path, own in _entries(run):
+    found, counts = [], Counter[str]()
+    for label, kind, path, own in _entries(run):
         if not products.exists(path, kind, own, config.shipped):
             continue
         with products.open_product(path, kind, own, config.shipped) as product:
             found.append((kind, own, {name: product.array(name) for name in product.names()}))
-        counts[what] += 1
+        counts[label] += 1
     if not found:
         raise ProductError(
             f"{config.products}: holds nothing to ship of '{config.name}'; run `cnnlens "
@@ -83,7 +97,9 @@ def _entries(run: Run) -> Iterator[Entry]:
     """What is shipped: its name, kind, path and recipe."""
     config = run.config
     sets = ["validation", "test", *(f"survey-{name}" for name in config.surveys)]
-    stages = [(f"bandpowers, {name}", bandpowers, (name,), config.set_size(name)) for name in sets]
+    stages: list[tuple[str, Any, tuple[str, ...], int]] = [
+        (f"bandpowers, {name}", bandpowers, (name,), config.set_size(name)) for name in sets
+    ]
     stages += [
         ("derivatives", derivatives, (), config.skies.derivatives),
         ("second order", curvature, (), config.skies.derivatives),
@@ -91,17 +107,13 @@ def _entries(run: Run) -> Iterator[Entry]:
         ("primary spectra", primary, ("test",), config.skies.test),
         ("coverage", coverage, (), config.coverage.skies),
     ]
-    for what, stage, of, size in stages:
+    for label, stage, set_names, size in stages:
         for index in range(size):
-            yield what, stage.KIND, stage.path(run, *of, index), stage.recipe(run, *of, index)
-    for what, points in (("fit", cosmologies.fitted(run)), ("points", cosmologies.checked(run))):
+            which = *set_names, index
+            yield label, stage.KIND, stage.path(run, *which), stage.recipe(run, *which)
+    for label, points in (("fit", cosmologies.fitted(run)), ("points", cosmologies.checked(run))):
         for point in points:
             own = cosmologies.recipe(run, point)
-            yield what, cosmologies.KIND, cosmologies.path(run, point), own
-    for of, index in power.entries(run) if config.data_debias else ():
-        yield (
-            f"power, {of}",
-            power.KIND,
-            power.path(run, of, index),
-            power.recipe(run, of, index),
-        )
+            yield label, cosmologies.KIND, cosmologies.path(run, point), own
+    for entry in power.entries(run) if config.data_debias else ():
+        yield f"power, {entry[0]}", power.KIND, power.path(run, *entry), power.recipe(run, *entry)

@@ -30,11 +30,30 @@ class Power:
 
     @classmethod
     def of(cls, each: np.ndarray, expected: np.ndarray) -> Power:
-        """Of the bandpowers of every patch, (n_patches, n_bins)."""
+        """The mean power of patches.
+
+        Parameters
+        ----------
+        each : bandpowers of every patch, (n_patches, n_bins)
+        expected : expected bandpowers, (n_bins,)
+
+        Returns
+        -------
+        power : mean, standard error and expectation
+        """
         return cls(each.mean(0), standard_error(each), expected)
 
     def over(self, other: np.ndarray) -> Power:
-        """All of it in units of other bandpowers, (n_bins,)."""
+        """The power in units of other bandpowers.
+
+        Parameters
+        ----------
+        other : bandpowers, (n_bins,)
+
+        Returns
+        -------
+        power : the ratios
+        """
         return Power(self.mean / other, self.error / other, self.expected / other)
 
 
@@ -42,6 +61,15 @@ def sky_power(run: Run, seen: ObservedPatches) -> dict[str, Power]:
     """Power of a sky's masked patches: ``e`` and ``b`` as observed, in µK², and ``kappa``.
 
     Expected is CAMB's through beam and mask, and white noise in every mode of E and B.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+    seen : observed patches of one sky
+
+    Returns
+    -------
+    power : by field
     """
     config, spectra, theory = run.config, run.bandpowers, run.spectra()
     lensed_ee, lensed_bb = lensed_polarisation(theory)
@@ -60,7 +88,16 @@ def sky_power(run: Run, seen: ObservedPatches) -> dict[str, Power]:
 
 def survey_powers(run: Run) -> dict[str, Power]:
     """Bandpowers of every survey's first sky with the noise debias of the fiducial cosmology, over
-    the fiducial signal; expected is the signal at the survey's own cosmology."""
+    the fiducial signal; expected is the signal at the survey's own cosmology.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    power : by survey
+    """
     calibration, _ = calibration_of(run)
     fiducial = signal_bandpowers(run, run.spectra().kk)
     found = {}
@@ -73,7 +110,16 @@ def survey_powers(run: Run) -> dict[str, Power]:
 
 def relative_derivatives(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Edges of the bands of ``kk`` and ``ee``, (n_bands + 1,), and the noise-debias derivatives by
-    them over the fiducial signal, (n_bins, n_bands)."""
+    them over the fiducial signal, (n_bins, n_bands).
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    derivatives : edges and values by spectrum
+    """
     calibration, _ = calibration_of(run)
     signal = signal_bandpowers(run, run.spectra().kk)
     measured = derivatives.read(run, calibration.response)
@@ -92,7 +138,16 @@ class Shift:
 
 
 def nuisance_shifts(run: Run) -> dict[str, tuple[Shift, Shift]]:
-    """Of every nuisance: the shifts at one step up and one step down of the configuration."""
+    """Of every nuisance: the shifts at one step up and one step down of the configuration.
+
+    Parameters
+    ----------
+    run : a configuration, with its products and networks
+
+    Returns
+    -------
+    shifts : by nuisance
+    """
     calibration, _ = calibration_of(run)
     first, second = nuisances.read(run, calibration.response)
     signal = signal_bandpowers(run, run.spectra().kk)

@@ -105,8 +105,13 @@ def survey_nulls(
 
     Parameters
     ----------
+    plan : the survey's plan
     folder : where they were
     release : of the survey's bandpowers, for the null of the L range
+
+    Returns
+    -------
+    nulls : the tests, and the reasons for those that were skipped
 
     Raises
     ------
@@ -131,6 +136,10 @@ def survey_nulls(
 def check_tiles(plan: Plan) -> None:
     """Refuse a plan of too few tiles.
 
+    Parameters
+    ----------
+    plan : the survey's plan
+
     Raises
     ------
     CNNLensError
@@ -150,7 +159,7 @@ class _Judge:
         bins = setup.bins
         wanted = min(max((len(plan.tiles) - 1) // TILES_EACH, 1), MOST_BINS, bins.n_bins)
         factor = -(-bins.n_bins // wanted)
-        self.merge = lambda values: setup.spectra.merge(values, factor)
+        self.spectra, self.factor = setup.spectra, factor
         self.L = bins.centres[: bins.n_bins // factor * factor].reshape(-1, factor).mean(1)
         edges = np.array(PEAKS) * setup.patch.nyquist
         self.bands = 0.5 * (edges[1:] + edges[:-1])
@@ -159,11 +168,11 @@ class _Judge:
 
     def tile(self, name: str) -> np.ndarray:
         """Of the tiles, (n_tiles, n_bins)."""
-        return self.merge(self.found[name][:, 0])
+        return self.spectra.merge(self.found[name][:, 0], self.factor)
 
     def twin(self, name: str) -> np.ndarray:
         """Of their twins, the mean of each tile's."""
-        return self.merge(self.found[name][:, 1:].mean(1))
+        return self.spectra.merge(self.found[name][:, 1:].mean(1), self.factor)
 
     def excess(self, name: str, over: str) -> np.ndarray:
         """Over the mean of the twins' power ``over``, the tiles' less the twins'."""
@@ -205,7 +214,7 @@ class _Judge:
             "l_max": lambda: self.relative("low", "kk"),
             "network": lambda: self.relative("other", "kk"),
         }
-        skipped = {}
+        skipped: dict[str, str] = {}
         if "null" not in self.found:
             skipped |= dict.fromkeys(splits, "the survey has one split; these take two")
             splits = {}
@@ -219,7 +228,8 @@ class _Judge:
 
     def of_halves(self) -> tuple[list[NullTest], dict[str, str]]:
         """Nulls of one half of the tiles against the other."""
-        tests, skipped = [], {}
+        tests: list[NullTest] = []
+        skipped: dict[str, str] = {}
         for half, value in self._places().items():
             first = np.zeros(len(value), bool)
             first[np.argsort(value, kind="stable")[len(value) // 2 :]] = True
@@ -255,6 +265,18 @@ def two_groups(name: str, what: str, L: np.ndarray, a: np.ndarray, b: np.ndarray
     T² = n_a n_b/(n_a + n_b) δᵀ Ŝ⁻¹ δ, with the covariance Ŝ that both share (Hotelling 1931), of
     n_a + n_b − 2 degrees of freedom.
 
+    Parameters
+    ----------
+    name : name of the test
+    what : what is compared, in words
+    L : centres of the bins, (n_bins,)
+    a : samples of the first group, (n_a, n_bins)
+    b : samples of the second group, (n_b, n_bins)
+
+    Returns
+    -------
+    test : difference, errors, T² and PTE
+
     Raises
     ------
     CNNLensError
@@ -284,8 +306,16 @@ def two_groups(name: str, what: str, L: np.ndarray, a: np.ndarray, b: np.ndarray
 
 
 def range_test(release: Release) -> NullTest:
-    """Amplitudes A of the fiducial C^κκ in the bins below and above the middle of those of a
-    release, by least squares with its covariance: their difference. C^EE is the fiducial's."""
+    """Compare the amplitude of C^κκ at high and at low multipoles, by least squares.
+
+    Parameters
+    ----------
+    release : the release, with its calibration
+
+    Returns
+    -------
+    test : the difference of the amplitudes. C^EE is the fiducial's
+    """
     likelihood = BandpowerLikelihood(release)
     kk = np.pad(release.fiducial_kk, (0, max(likelihood.lmax_kk + 1 - len(release.fiducial_kk), 0)))
     ee = np.pad(release.fiducial_ee, (0, max(likelihood.lmax_ee + 1 - len(release.fiducial_ee), 0)))

@@ -38,7 +38,17 @@ BACKGROUND = ("age", "rdrag", "rstar", "zdrag", "zstar", "zeq", "keq", "cosmomc_
 
 
 def blocks_of(part: Mapping[str, Any] | None, component: str) -> dict[str, dict[str, Any]]:
-    """Our components in the ``likelihood`` or ``theory`` of an input, by their names there."""
+    """Our components in the ``likelihood`` or ``theory`` of an input.
+
+    Parameters
+    ----------
+    part : of the input
+    component : name of the class
+
+    Returns
+    -------
+    blocks : options by the component's name in the input
+    """
     return {
         name: block
         for name, block in (part or {}).items()
@@ -78,7 +88,7 @@ def true_parameters(info: Mapping[str, Any], names: Iterable[str]) -> dict[str, 
 
 def _simulated(name: str, block: dict[str, Any]) -> dict[str, float]:
     """The simulated cosmology of a likelihood's releases, empty for data."""
-    sources = block.get("release")
+    sources: Any = block.get("release")
     releases = [read_release(s) for s in (sources if isinstance(sources, list) else [sources])]
     digest = data_digest(combine(releases))
     if block.get("version") not in (None, digest):
@@ -159,9 +169,10 @@ class Truth:
         for block in blocks_of(self._info.get("theory"), EMULATOR).values():
             try:
                 emulator = read_emulator(block["emulator"])
-                point = {name: self(name) for name in emulator.parameters}
+                values = {name: self(name) for name in emulator.parameters}
+                point = {name: value for name, value in values.items() if value is not None}
                 fixed = {name: self(name) for name in emulator.fixed}
-                if None not in point.values() and fixed == emulator.fixed:
+                if len(point) == len(values) and fixed == emulator.fixed:
                     scalars = emulator(point)[2]
                     return {name: scalars[name] for name in ("sigma8", "omegam")}
             except (CNNLensError, KeyError):

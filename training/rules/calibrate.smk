@@ -12,7 +12,7 @@ rule bandpowers:
         "cnnlens reconstruct {params.path:q} --set {wildcards.set_name:q} --index {params.index}"
 
 
-# Skies at shifted omch2: the second order of the noise debias, and all that `forecast` needs.
+# Skies at shifted omch2: the second order of the noise debias, and all that a forecast needs.
 rule curvature:
     input:
         lambda w: estimator(of(w)),
@@ -24,7 +24,6 @@ rule curvature:
     threads: 2
     shell:
         "cnnlens derivatives {params.path:q} --index {params.index} --shifted-only"
-        " --threads {threads}"
 
 
 # The command makes the skies at shifted omch2 too, if they are not there: it waits for them, and
@@ -42,7 +41,7 @@ rule derivatives:
     resources:
         runtime=minutes(240),
     shell:
-        "cnnlens derivatives {params.path:q} --index {params.index} --threads {threads}"
+        "cnnlens derivatives {params.path:q} --index {params.index}"
 
 
 # Test skies seen by an instrument that is off in one way at a time.
@@ -81,7 +80,6 @@ rule power:
     threads: 2
     shell:
         "cnnlens power {params.path:q} --what {wildcards.what:q} --index {params.index}"
-        " --threads {threads}"
 
 
 # A test sky at the cosmologies to which the debias from the data is fitted; each is kept as it is made.
@@ -96,7 +94,7 @@ rule fit:
     resources:
         runtime=minutes(240),
     shell:
-        "cnnlens points {params.path:q} --fit --threads {threads}"
+        "cnnlens points {params.path:q} --fit"
 
 
 def survey_of(wildcards):

@@ -11,4 +11,3 @@ rule sky:
     threads: 2
     shell:
         "cnnlens skies {params.path:q} --set {wildcards.set_name:q} --index {params.index}"
-        " --threads {threads}"

@@ -35,7 +35,7 @@ rule features:
         part=lambda w: int(w.part),
     shell:
         "cnnlens features {params.path:q} --set {wildcards.set_name:q} --index {params.index}"
-        " --part {params.part} --threads {threads}"
+        " --part {params.part}"
 
 
 rule mean_field:

@@ -14,7 +14,7 @@ rule forecast:
     output:
         FORECAST,
     shell:
-        "cnnlens forecast {FILE:q} > {output:q}"
+        "cnnlens evaluate {FILE:q} --table forecast > {output:q}"
 
 
 rule noise_table:
@@ -36,7 +36,7 @@ rule tables:
     params:
         path=path_of,
     shell:
-        "cnnlens evaluate {params.path:q} > {output:q} && cnnlens recover {params.path:q} >> {output:q}"
+        "cnnlens evaluate {params.path:q} > {output:q} && cnnlens evaluate {params.path:q} --table recovery >> {output:q}"
 
 
 # Skies of omch2 drawn from a prior: none is kept, only its bandpowers.
@@ -50,7 +50,7 @@ rule coverage_sky:
         index=lambda w: int(w.index),
     threads: 2
     shell:
-        "cnnlens coverage {params.path:q} --index {params.index} --threads {threads}"
+        "cnnlens coverage {params.path:q} --index {params.index}"
 
 
 rule coverage_table:
