@@ -75,8 +75,14 @@ def test_the_readme_leads_on():
     assert "docs/_static/opening.png" in links
     assert [link for link in links if not (REPOSITORY / link).is_file()] == []
     pages = {f"docs/{page.name}" for page in (REPOSITORY / "docs").glob("*.md")}
+    # Reference and choices, to which the site's index and other pages lead.
     by_others = {
-        f"docs/{name}.md" for name in ("api", "changelog", "contributing", "glossary", "index")
+        f"docs/{name}.md"
+        for name in (
+            *("api", "changelog", "contributing", "glossary", "index"),
+            *("citing", "combine", "conventions", "export", "faq", "gallery", "survey-nulls"),
+            "which-input",
+        )
     }
     assert pages - by_others <= set(links)
 
