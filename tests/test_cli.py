@@ -325,6 +325,11 @@ def test_release_show(release, tmp_path):
             marks=pipeline,
         ),
         pytest.param(
+            ("reconstruct", "refined_fiducial", "--maps", ".", "--centre", "120,-45"),
+            ".: is a folder; name a file in it",
+            marks=pipeline,
+        ),
+        pytest.param(
             ("emulator", "training/emulator.yaml", "--check", "lcmd"),
             "lcmd: cannot be read as an emulator (No such file or directory); give the path of an "
             "emulator, or one of the shipped lcdm, mnu",

@@ -168,3 +168,10 @@ def test_coarse_maps_are_told(setup, skies):
     coarse = SimpleNamespace(path=PLAN.path, lmax=4096)
     [told] = reconstruction.check(coarse, setup, tiles(setup, skies))
     assert "the maps end at l = 4096" in told
+    # Of those that end below a patch's own multipoles the rms is checked alone.
+    coarse.lmax = 300
+    ends, little = reconstruction.check(coarse, setup, tiles(setup, skies))
+    assert "the maps end at l = 300" in ends
+    assert "too little was seen of all tiles to check its Q and U" in little
+    with pytest.raises(MapError, match=r"in all tiles the rms of Q and U is .*look at their unit"):
+        reconstruction.check(coarse, setup, tiles(setup, skies, lambda p: 1e6 * p))

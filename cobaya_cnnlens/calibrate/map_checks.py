@@ -407,6 +407,9 @@ def _measure(patches: Patches, setup: MapSetup) -> _Measured:
         e, b = _pure_modes(q, u, window, patch.pixel, used)
         rms2 = 0.5 * ((q**2 + u**2) * window.mask**2).sum() * patch.pixel**2 / window.area
         row = [np.sqrt(rms2 / (variance + window.noise / patch.pixel**2)), 0.02]
+        if not low.any():  # of maps that end below the patch's own multipoles
+            rows.append([*row, *[1.0, UNKNOWN] * 3, *[0.0] * 5])
+            continue
         for power, which, root, wider in (
             ((np.abs(e) ** 2 + np.abs(b) ** 2) / (ee + bb), high, 0.5, 1.0),
             (np.abs(b) ** 2 / bb, low, 1.0, NON_GAUSSIAN),

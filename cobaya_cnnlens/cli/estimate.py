@@ -131,7 +131,7 @@ def reconstruct(
     from ..pipeline.map_files import PatchMaps, parse_centres, read_maps
 
     setup, load_estimator = map_setup(config, network)
-    folder = out or maps[0].with_suffix("")
+    folder = out or maps[0].parent / maps[0].stem
     own_maps.check_folder(folder)
     centres, source = parse_centres(centre or []), ", ".join(path.name for path in maps)
     patch_maps = PatchMaps.join(
