@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from ..errors import CNNLensError
+
 DPI = 130
 
 
@@ -47,7 +49,21 @@ def draw_map(
 
 
 def save(figure: Figure, path: Path, **options) -> Path:
-    """Write a figure, with other ``options`` of ``savefig`` if any, and return its path."""
+    """Write a figure, with other ``options`` of ``savefig`` if any, and return its path.
+
+    A path without an end becomes a PNG file.
+
+    Raises
+    ------
+    CNNLensError
+        If its end is of no known format.
+    """
+    path = path if path.suffix else path.with_name(f"{path.name}.png")
+    known = figure.canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in known:
+        raise CNNLensError(
+            f"{path}: '{path.suffix}' is no format of a picture; give one of {', '.join(known)}"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, **{"dpi": DPI, "bbox_inches": "tight", **options})
     return path
