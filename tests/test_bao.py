@@ -12,6 +12,7 @@ from cobaya.yaml import yaml_load_file
 import yaml
 from cobaya_cnnlens.likelihood.document import NUISANCES
 from cobaya_cnnlens.theory.camb import Cosmology, hubble_constant
+from cobaya_cnnlens.theory.emulated import EmulatedCAMB
 
 from .conftest import REPOSITORY
 
@@ -147,6 +148,12 @@ def test_h0_is_given_once(params, message):
     with pytest.raises(LoggedError) as raised:
         get_model(content(**params)).loglikes({})
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("provides", ["cl", ["Cl", "distances"], "camb"])
+def test_what_an_emulator_may_provide_is_listed(provides):
+    with pytest.raises(LoggedError, match=r"'provides' has .*; choose of Cl, unlensed_Cl, Hubble"):
+        EmulatedCAMB({"emulator": "lcdm", "provides": provides})
 
 
 @pytest.mark.parametrize("missing", ["ombh2", "ns", "As"])

@@ -594,6 +594,10 @@ def test_the_watch_counts_what_carries_the_posterior():
         ({"suffix": 2}, "option 'suffix' is 2; give a text"),
         ({"instrument": "Known"}, "option 'instrument' is 'Known'; choose one of"),
         ({"instrument": True}, "option 'instrument' is True; give a word"),
+        ({"params": {"cnnlens_gian": 0}}, "'params' has cnnlens_gian, unknown .* cnnlens_gain, "),
+        ({"params": {"gain": 0, "cnnlens_Beam": 0}}, "'params' has gain, cnnlens_Beam, unknown"),
+        ({"suffix": "_n", "params": {"cnnlens_gain": 0}}, "has cnnlens_gain, .* cnnlens_gain_n, "),
+        ({"params": ["cnnlens_gain"]}, r"'params' is \['cnnlens_gain'\]; give a mapping"),
     ],
 )
 def test_wrong_options_are_one_clear_error(path, options, message, capsys):
@@ -633,6 +637,25 @@ def test_two_surveys_in_one_run():
     moved = apart.loglikes({"omch2": 0.12, **dict.fromkeys(tied, 0.0), "cnnlens_gain_north": 0.01})
     assert moved[0][0] == pytest.approx(found.loglikes[0])
     assert moved[0][1] != pytest.approx(found.loglikes[1], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (survey(), survey(suffix="_b")),
+        (survey(["refined_low", "refined_high"]), survey("refined_low", suffix="_b")),
+        (survey(L_max=1500), survey(suffix="_b", L_min=1000, noise_debias="fixed")),
+    ],
+)
+def test_a_survey_counts_once(first, second):
+    with pytest.raises(LoggedError, match="the same bandpowers of the same survey"):
+        get_model(emulated({"a": first, "b": second}, **INSTRUMENT))
+
+
+def test_bins_of_a_survey_may_be_shared_out():
+    known = {"instrument": "known"}
+    parts = {"a": survey(L_max=1300, **known), "b": survey(suffix="_b", L_min=1300, **known)}
+    assert np.isfinite(get_model(emulated(parts)).loglike({"omch2": 0.12})[0])
 
 
 def chain_of(info, output, **options):
@@ -835,7 +858,8 @@ def test_a_known_instrument_is_fixed_at_zero():
         found = update_info({"likelihood": {NAME: options}})["params"]
         for name, content in defaults.items():
             fixed = {"derived": True} if content.get("derived") else {"value": 0}
-            assert found[f"{name}{suffix}"] == {"latex": content["latex"], **fixed}
+            label = content["latex"] + (r"\ (\mathrm{north})" if suffix else "")
+            assert found[f"{name}{suffix}"] == {"latex": label, **fixed}
     # The parameters of an input come after.
     sampled = {"prior": {"dist": "norm", "loc": 0, "scale": 0.02}}
     content = {"likelihood": {NAME: {"instrument": "known"}}, "params": {"cnnlens_beam": sampled}}
@@ -843,13 +867,13 @@ def test_a_known_instrument_is_fixed_at_zero():
 
 
 @pytest.mark.parametrize(
-    "given", [{"cnnlens_gain": 0}, INSTRUMENT, {"cnnlens_pte": {"derived": True}}]
+    "given", [{}, {"cnnlens_gain": 0}, INSTRUMENT, {"cnnlens_pte": {"derived": True}}]
 )
 @pytest.mark.parametrize("suffix", ["", "_north"])
 def test_parameters_in_the_block_leave_the_others(given, suffix):
     """Cobaya would put them in the place of all, and lose χ² and the other priors."""
     params = {f"{name}{suffix}": content for name, content in given.items()}
-    content = emulated({NAME: survey(suffix=suffix, params=params)})
+    content = emulated({NAME: survey(suffix=suffix, params=params or None)})
     model = get_model(content)
     names = [f"{name}{suffix}" for name in CNNLens.get_defaults()["params"]]
     assert set(names) <= set(model.parameterization.labels())

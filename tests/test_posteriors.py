@@ -16,6 +16,7 @@ import yaml
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.likelihood.release import DATA_DIRECTORY, read_release, write_release
+from cobaya_cnnlens.plots.drawing import save
 from cobaya_cnnlens.plots.posteriors import posteriors_figure
 from cobaya_cnnlens.theory.camb import CambSettings, Cosmology, camb_parameters, sigma8
 from cobaya_cnnlens.theory.emulator_files import read_emulator
@@ -193,8 +194,9 @@ def test_a_root_that_looks_like_a_file_is_the_root(tmp_path):
             chain_root(tmp_path / absent)
     with pytest.raises(CNNLensError, match=r"no such chain .*the chains there are .*/c,"):
         chain_root(tmp_path)
-    with pytest.raises(CNNLensError, match=r"no such chain .*run cobaya-run first"):
-        chain_root(tmp_path / "nowhere" / "c")
+    for nowhere in (tmp_path / "nowhere" / "c", "/", "~/nowhere/c"):
+        with pytest.raises(CNNLensError, match=r"no such chain .*run cobaya-run first"):
+            chain_root(nowhere)
 
 
 def test_a_shell_that_gives_every_file_gives_one_chain(tmp_path):
@@ -217,6 +219,49 @@ def test_the_burn_in_is_an_option(tmp_path):
     assert float(row_of(text, "omch2").split()[1]) == pytest.approx(0.1185, abs=1e-4)
     for wrong in ("1", "-0.1", "some"):
         assert CliRunner().invoke(app, ["plot", root, "--burn-in", wrong]).exit_code == 2
+
+
+def test_a_process_without_a_sample_is_left_out(tmp_path):
+    """Of an MPI run, the second file may be empty, or hold its header alone."""
+    root = small_chain(tmp_path / "c", numbers=(1, 4))
+    header = Path(f"{root}.1.txt").read_text().splitlines()[0]
+    for number, text in ((2, ""), (3, header + "\n")):
+        Path(f"{root}.{number}.txt").write_text(text)
+    assert len(load_chain(root, burn_in=0).samples.samples) == 800
+
+
+@pytest.mark.parametrize("label", [r"\frac{a", r"\nope_b^", "ω_c $x$ %", "$x$", 3, "x_a_b"])
+def test_a_label_that_cannot_be_drawn_is_the_name(tmp_path, label):
+    """Also where the chain's own name has what LaTeX takes for mathematics."""
+    root = small_chain(tmp_path / "a$b^$_c")
+    path = Path(f"{root}.updated.yaml")
+    info = yaml.safe_load(path.read_text())
+    info["params"]["omch2"]["latex"] = label
+    path.write_text(yaml.safe_dump(info, sort_keys=False))
+    chain = load_chain(root)
+    save(posteriors_figure([chain], ["omch2"]), tmp_path / "x.png")
+    known = {"$x$": "x", 3: "3"}
+    assert chain.samples.parLabel("omch2") == known.get(label, r"\mathrm{omch2}")
+
+
+@pytest.mark.parametrize("end", ["xyz", "v2", "txt"])
+def test_formats_of_a_picture(tmp_path, end):
+    root = small_chain(tmp_path / "c")
+    result = CliRunner().invoke(app, ["plot", root, "--out", str(tmp_path / f"p.{end}")])
+    assert isinstance(result.exception, CNNLensError)
+    assert f"'.{end}' is no format of a picture; give one of" in str(result.exception)
+    assert plot(root, "--out", tmp_path / "p").splitlines()[0] == str(tmp_path / "p.png")
+    assert (tmp_path / "p.png").is_file()
+
+
+def test_chains_that_share_nothing_are_told(tmp_path):
+    """Or one all of whose samples are the same."""
+    info = info_of(a={"prior": [0, 1]})
+    other = write_chain(tmp_path / "a", {"a": np.random.default_rng(0).random(400)}, info)
+    stuck = write_chain(tmp_path / "s", {"a": np.full(400, 0.5)}, info)
+    for roots in ([small_chain(tmp_path / "c"), other], [stuck]):
+        with pytest.raises(CNNLensError, match="no parameter that varies and that all chains have"):
+            posteriors_figure([load_chain(root) for root in roots])
 
 
 @pytest.mark.parametrize("size", [1, 2, 10, 24])

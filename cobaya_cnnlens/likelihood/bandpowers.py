@@ -28,6 +28,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,9 @@ from .release import check_arrays, debiased_by_data, joined, with_fixed_debias
 from .spectra import (
     FACTORS,
     KAPPA,
+    LEAST_E_POWER,
     LEAST_POWER,
+    MOST_E_POWER,
     MOST_POWER,
     UNLENSED_E,
     Bands,
@@ -48,6 +51,7 @@ from .spectra import (
     checked_spectrum,
     diagnosis,
     factor_of,
+    refuse_gaps,
 )
 from .statistics import (
     chi2_pte,
@@ -65,8 +69,11 @@ _SCALED = ("hartlap", "hamimeche-lewis")
 # Power of C^κκ over the fiducial's, at one L, of which nobody need be told.
 _USUAL_POWER = 0.9, 1.1
 # How far beyond what the calibration covers the power must be for a warning, in σ of the survey's
-# amplitude; and how likely data must be with a factor taken off, and unlikely with it, to name it.
-_BEYOND, _LIKELY, _UNLIKELY = 5.0, 1e-3, 1e-6
+# amplitude.
+_BEYOND = 5.0
+# To name a factor: how unlikely data must be with it; and without it how likely, or how much lower
+# χ² and how near to the number of data, as for a theory code at a low accuracy.
+_UNLIKELY, _LIKELY, _FAR_BETTER, _NEAR = 1e-6, 1e-3, 50.0, 5.0
 # Bands of C^EE of a release that does not say them.
 _EE_BANDS = 8
 _NOT_FINITE = "a spectrum or nuisance is not finite, or beyond all bounds; check the theory"
@@ -260,6 +267,7 @@ class BandpowerLikelihood:
         power = clkk.item(self._probe_L) / self._probe_fiducial
         if not LEAST_POWER < power < MOST_POWER:
             self._refuse(KAPPA, clkk, clee)
+        refuse_gaps(clkk, self.lmax_kk, KAPPA)
         moved = self._linear @ clkk[self._multipoles]
         if clee is None and self.needs_ee:
             raise SpectrumError(
@@ -268,8 +276,9 @@ class BandpowerLikelihood:
         if clee is not None:
             clee = checked_spectrum(clee, self.lmax_ee, UNLENSED_E)
             powers = self._ee_bands.power(clee)
-            if not LEAST_POWER < powers.item(self._probe_band) < MOST_POWER:
+            if not LEAST_E_POWER < powers.item(self._probe_band) < MOST_E_POWER:
                 self._refuse(UNLENSED_E, clkk, clee)
+            refuse_gaps(clee, self.lmax_ee, UNLENSED_E)
             if self.needs_ee:
                 moved += self._ee_derivatives @ powers
         moved -= self._offset
@@ -319,7 +328,7 @@ class BandpowerLikelihood:
         """What is said of a C_L^κκ that is off by a known factor, or None.
 
         It is where every band has that factor times the fiducial's power; or where the data, which
-        exclude the spectrum, are likely once the factor is taken off.
+        exclude the spectrum, are likely once the factor is taken off, or χ² is then far lower.
 
         Parameters
         ----------
@@ -332,18 +341,20 @@ class BandpowerLikelihood:
         clkk = checked_spectrum(clkk, self.lmax_kk, KAPPA)
         powers = self._kk_bands.power(clkk)
         if (words := factor_of(powers)) is None:
-            likely = {f: self._pte_of(clkk / f, clee, nuisances) for f in FACTORS}
-            best = max(likely, key=lambda factor: likely[factor])
-            if likely[best] < _LIKELY or self._pte_of(clkk, clee, nuisances) > _UNLIKELY:
+            now = self._chi2_or_infinite(clkk, clee, nuisances)
+            off = {f: self._chi2_or_infinite(clkk / f, clee, nuisances) for f in FACTORS}
+            best = min(off, key=lambda factor: off[factor])
+            near = off[best] < min(now / _FAR_BETTER, _NEAR * len(self.bandpowers))
+            if self.pte(now) > _UNLIKELY or not (near or self.pte(off[best]) >= _LIKELY):
                 return None
-            words = f"over {best:.3g} it fits the data, and {FACTORS[best]}"
+            words = f"over {best:.3g} it fits the data far better, and {FACTORS[best]}"
         return f"{_said(powers)}; {words}"
 
-    def _pte_of(self, *point: Any) -> float:
+    def _chi2_or_infinite(self, *point: Any) -> float:
         try:
-            return self.pte(self._chi2(*point))
+            return self._chi2(*point)
         except SpectrumError:
-            return 0.0
+            return math.inf
 
     def doubt(
         self,
@@ -593,7 +604,7 @@ def _stacked(rows: np.ndarray, power: Release | None, name: str) -> np.ndarray:
 
 def _bins_between(edges: np.ndarray, L_min: float | None, L_max: float | None) -> np.ndarray:
     for name, value in (("L_min", L_min), ("L_max", L_max)):
-        if value is not None and not isinstance(value, int | float):
+        if value is not None and (not isinstance(value, Real) or isinstance(value, bool)):
             raise CNNLensError(f"{name} is {value!r}; give a number, or null for no limit")
     low = -np.inf if L_min is None else L_min
     high = np.inf if L_max is None else L_max

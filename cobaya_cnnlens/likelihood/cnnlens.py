@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 from cobaya.likelihood import Likelihood
-from cobaya.log import LoggedError
+from cobaya.log import LoggedError, get_logger
 
 from ..errors import CNNLensError, SpectrumError
 from ..theory.cobaya import paths_as_text, refuse_other_version
@@ -116,15 +117,16 @@ class CNNLens(Likelihood):
         paths_as_text(input_options, "release")
         options = input_options or {}
         suffix, known = options.get("suffix") or "", options.get("instrument") == "known"
-        named = {
-            f"{name}{suffix}": {"value": 0, "latex": content["latex"]}
-            if known and not content.get("derived")
-            else content
-            for name, content in defaults["params"].items()
-        }
-        if isinstance(options, dict) and isinstance(options.get("params"), Mapping):
-            named |= options["params"]
-            options["params"] = named
+        named = {}
+        for name, content in defaults["params"].items():
+            fixed = known and not content.get("derived")
+            named[f"{name}{suffix}"] = {
+                **({"value": 0} if fixed else content),
+                "latex": content["latex"] + _label_of(suffix),
+            }
+        if isinstance(options, dict) and "params" in options:
+            _check_parameters(options["params"], list(named))
+            options["params"] = named = named | dict(options["params"] or {})
         return {**defaults, "params": named}
 
     def initialize(self) -> None:
@@ -133,7 +135,8 @@ class CNNLens(Likelihood):
         try:
             given: Any = self.release
             names = given if isinstance(given, list | tuple) else [given]
-            self.release_data: Release = combine([read_release(name) for name in names])
+            releases = [read_release(name) for name in names]
+            self.release_data: Release = combine(releases)
             self._likelihood = BandpowerLikelihood(
                 self.release_data,
                 self.noise_debias,
@@ -145,6 +148,7 @@ class CNNLens(Likelihood):
             )
         except CNNLensError as error:
             raise LoggedError(self.log, "%s", error) from None
+        self._surveys = {release.bandpowers.tobytes() for release in releases}
         self._digest = data_digest(self.release_data)
         refuse_other_version(self, f"release '{', '.join(map(str, names))}'")
         self.nuisance_parameters = tuple(parameter(name, self.suffix) for name in NUISANCES)
@@ -172,8 +176,8 @@ class CNNLens(Likelihood):
             "instrument": (str, "a word"),
             "noise_debias": (str, "a word"),
             "statistics": (str, "a word"),
-            "L_min": (float | int | None, "a number, or null for no limit"),
-            "L_max": (float | int | None, "a number, or null for no limit"),
+            "L_min": (Real | None, "a number, or null for no limit"),
+            "L_max": (Real | None, "a number, or null for no limit"),
             "calibration_errors": (bool, "true or false"),
             "primary": (bool, "true or false"),
             "check_theory": (bool, "true or false"),
@@ -181,7 +185,7 @@ class CNNLens(Likelihood):
         }
         for name, (kind, wanted) in kinds.items():
             value = getattr(self, name)
-            number = isinstance(value, float | int) and not isinstance(value, bool)
+            number = isinstance(value, Real) and not isinstance(value, bool)
             if not isinstance(value, kind) or (
                 kind is not bool and (isinstance(value, bool) or (number and np.isnan(value)))
             ):
@@ -231,8 +235,25 @@ class CNNLens(Likelihood):
         provider : Cobaya's
         """
         super().initialize_with_provider(provider)
+        self._refuse_data_given_twice(provider.model.likelihood)
         if self.check_theory and "cosmology" in self.release_data.theory:
             self._check_theory(provider.model.info().get("theory") or {})
+
+    def _refuse_data_given_twice(self, likelihoods: Mapping[str, Any]) -> None:
+        """Two blocks may share a survey only if they use different bins of it."""
+        for name, other in likelihoods.items():
+            if (
+                other is not self
+                and isinstance(other, CNNLens)
+                and self._surveys & other._surveys
+                and np.intersect1d(self._likelihood.bins, other._likelihood.bins).size
+            ):
+                raise LoggedError(
+                    self.log,
+                    "the likelihood '%s' holds the same bandpowers of the same survey, which would "
+                    "count twice; give each survey once",
+                    name,
+                )
 
     def _check_theory(self, theories: dict[str, Any]) -> None:
         try:
@@ -425,6 +446,28 @@ class CNNLens(Likelihood):
         (n_bins,)
         """
         return self._likelihood.residuals(*self.theory_spectra(), nuisances)
+
+
+def _label_of(suffix: Any) -> str:
+    """What follows the label of a parameter in LaTeX, by which surveys differ."""
+    name = str(suffix).strip("_").replace("_", r"\_")
+    return rf"\ (\mathrm{{{name}}})" if name else ""
+
+
+def _check_parameters(given: Any, known: Sequence[str]) -> None:
+    """Refuse parameters of a block that the likelihood lacks; Cobaya would sample them in vain."""
+    if not isinstance(given, Mapping | None):
+        problem = f"is {given!r:.60}; give a mapping"
+    elif unknown := ", ".join(str(name) for name in given or () if name not in known):
+        problem = f"has {unknown}, unknown to the likelihood"
+    else:
+        return
+    raise LoggedError(
+        get_logger("cnnlens"),
+        "option 'params' %s. Its parameters are %s; others go among the 'params' of the input.",
+        problem,
+        ", ".join(known),
+    )
 
 
 class Watch:

@@ -21,8 +21,10 @@ from ..errors import SpectrumError
 # Power over the fiducial's that a spectrum may have: C^κκ at one L and C^EE in one band, both in
 # the middle of the release's. At the corners of .08 < omch2 < .16, 2.5 < ln(1e10 As) < 3.7,
 # 50 < H0 < 90, .5 < A_L < 2, Σm_ν < 1 eV it is .02 to 18 in C^κκ and .4 to 2 in C^EE; the wrong
-# forms below give less than 6e-5, or more than 3,000.
+# forms below give less than 6e-5, or more than 3,000. C_l^TT is 20 to 50 times C_l^EE there, and
+# C_l^BB 0.03 times.
 LEAST_POWER, MOST_POWER = 5e-4, 200.0
+LEAST_E_POWER, MOST_E_POWER = 0.05, 15.0
 # A wrong form is named if, put right, every band is within this factor of the fiducial.
 _RECOGNISED = 100.0
 _T_CMB = 2.7255e6  # µK
@@ -116,12 +118,25 @@ def checked_spectrum(cl: ArrayLike | None, lmax: int, quantity: Quantity) -> np.
             f"{quantity.name} has power at {quantity.letter} = 0, as if its first entry were "
             f"{quantity.letter} = 2; fill the array from {quantity.letter} = 0 with zeros"
         )
-    if cl.item(2) == 0.0 == cl.item(3) and cl.item(4) > 0.0:
+    if cl.item(2) == 0.0 and (begin := 3 if cl.item(3) > 0.0 else 4 if cl.item(4) > 0.0 else 0):
         raise SpectrumError(
-            f"{quantity.name} begins at {quantity.letter} = 4, as if {quantity.letter} = 0 and 1 "
-            f"were there twice; entry {quantity.letter} of the array must be C_{quantity.letter}"
+            f"{quantity.name} begins at {quantity.letter} = {begin}, as if {quantity.letter} = 0"
+            f"{' and 1' if begin == 4 else ''} were there twice; entry {quantity.letter} of the "
+            f"array must be C_{quantity.letter}"
         )
     return cl
+
+
+def refuse_gaps(cl: np.ndarray, lmax: int, quantity: Quantity) -> None:
+    """Refuse a spectrum that is zero or negative somewhere from l = 2 to ``lmax``, as one that was
+    filled up with zeros; one without any power is let pass."""
+    if cl[2 : lmax + 1].min() <= 0.0 and cl[: lmax + 1].any():
+        wrong = 2 + np.flatnonzero(cl[2 : lmax + 1] <= 0.0)
+        raise SpectrumError(
+            f"{quantity.name} is zero or negative at {len(wrong)} multipoles from "
+            f"{quantity.letter} = {wrong[0]} to {wrong[-1]}, which no cosmology gives; compute it "
+            f"to {quantity.letter} = {lmax}"
+        )
 
 
 def _as_array(cl: ArrayLike | None, quantity: Quantity) -> np.ndarray:

@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from ..errors import CNNLensError
+
 DPI = 130
 
 
@@ -106,13 +108,24 @@ def save(figure: Figure, path: Path, **options: Any) -> Path:
     Parameters
     ----------
     figure : the figure
-    path : of the picture; its folder is made if there is none
+    path : of the picture, a PNG without a suffix; its folder is made if there is none
     **options : of ``savefig``
 
     Returns
     -------
     path : of the picture
+
+    Raises
+    ------
+    CNNLensError
+        If the suffix is of no known format.
     """
+    path = path if path.suffix else path.with_name(f"{path.name}.png")
+    known = figure.canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in known:
+        raise CNNLensError(
+            f"{path}: '{path.suffix}' is no format of a picture; give one of {', '.join(known)}"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, **{"dpi": DPI, "bbox_inches": "tight", **options})
     return path

@@ -10,7 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.mathtext import MathTextParser
 
+from ..errors import CNNLensError
 from ..validate.chains import Chain, check_chain, quiet
 from ..validate.predictive import Predictive
 from .drawing import figure_of, panel
@@ -34,11 +36,17 @@ def posteriors_figure(chains: Sequence[Chain], params: Sequence[str] | None = No
     Raises
     ------
     CNNLensError
-        If a parameter is not in a chain.
+        If a parameter is not in a chain, or the chains share none.
     """
     chosen = list(params or _shared_parameters(chains))
     for chain in chains:
+        if not chosen:
+            raise CNNLensError(
+                f"{chain.root}: no parameter that varies and that all chains have; name some with "
+                f"--param. This chain has {', '.join(chain.names) or 'none that varies'}"
+            )
         check_chain(chain, chosen)
+        _make_labels_drawable(chain)
     samples = [chain.samples for chain in chains]
     colours, labels = [f"C{i}" for i in range(len(chains))], [_label(chain) for chain in chains]
     plotter = _plotter(width_inch=6 if len(chosen) == 1 else 8)
@@ -63,6 +71,18 @@ def posteriors_figure(chains: Sequence[Chain], params: Sequence[str] | None = No
         _mark_priors(plotter.subplots[0 if beside else i, i], name, chains, colours)
     _forget(plotter.fig)
     return plotter.fig
+
+
+def _make_labels_drawable(chain: Chain) -> None:
+    """Put a parameter's name in the place of a LaTeX label that matplotlib does not know."""
+    parser = MathTextParser("agg")
+    for parameter in chain.samples.paramNames.names:
+        parameter.label = str(parameter.label).strip("$")
+        try:
+            parser.parse(f"${parameter.label}$")
+        except ValueError:
+            name = parameter.name.replace("_", r"\_")
+            parameter.label = rf"\mathrm{{{name}}}"
 
 
 def _sampled(chain: Chain) -> list[str]:
@@ -126,7 +146,7 @@ def _forget(figure: Figure) -> None:
 
 def _label(chain: Chain) -> str:
     """A chain's name, and the true ω_c of its sky."""
-    name = chain.name.replace("_", " ")
+    name = chain.name.replace("_", " ").replace("$", r"\$")
     if "omch2" not in chain.truth:
         return name
     parameter = chain.samples.paramNames.parWithName("omch2")

@@ -82,7 +82,12 @@ class SpectraTheory(Theory):
         theory of the input that could give it too."""
         self._lmax = dict.fromkeys(PROVIDED.values(), 0)
         self._empty: set[str] = set()
+        known = (*self._provided, *self._derived)
         chosen = str_to_list(getattr(self, "provides", None) or [])
+        if unknown := [name for name in chosen if name not in known]:
+            raise LoggedError(
+                self.log, "option 'provides' has %s; choose of %s", unknown, ", ".join(known)
+            )
         self._provided = [name for name in self._provided if name in chosen] or self._provided
         self.provides = [*self._provided, *self._derived]
 

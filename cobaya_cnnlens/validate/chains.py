@@ -21,6 +21,7 @@ from getdist.chains import WeightedSamples
 import yaml
 
 from ..errors import CNNLensError
+from ..files import given_path
 from ..table import plus_minus, text_table
 from .truths import LIKELIHOOD, blocks_of, true_parameters
 
@@ -178,6 +179,8 @@ def chain_files(root: str) -> list[str]:
     files : their paths; none if there is no such chain
     """
     path = Path(root).absolute()
+    if not path.name:
+        return []
     pattern = re.compile(re.escape(path.name) + r"\.(\d+)\.txt")
     folder = path.parent.iterdir() if path.parent.is_dir() else ()
     numbered = {int(m[1]): file for file in folder if (m := pattern.fullmatch(file.name))}
@@ -203,7 +206,7 @@ def chain_root(given: str | Path) -> str:
     CNNLensError
         If there is no such chain.
     """
-    root = str(given)
+    root = str(given_path(given))
     for candidate in (root, FILE_ENDS.sub("", root)):
         if chain_files(candidate):
             return candidate
@@ -245,11 +248,13 @@ def load_chain(given: str | Path, burn_in: float = BURN_IN) -> Chain:
             # getdist does not look into the current folder for a root without one.
             settings = {"ignore_rows": burn_in}
             samples = MCSamples(str(Path(root).absolute()), settings=settings)
-            samples.readChains(chain_files(root))
+            # Of several processes, one may not have accepted its first sample yet.
+            samples.readChains([file for file in chain_files(root) if _has_samples(file)])
     except Exception as error:  # whatever getdist raises for files that are empty or damaged
         said = " ".join(str(error).split()) or type(error).__name__
         raise CNNLensError(
-            f"{root}: the chain cannot be read ({said:.200}); it has hardly begun, or is damaged"
+            f"{root}: the chain cannot be read ({said:.200}); it has hardly begun, or is "
+            "damaged. If a run was killed within its last line, remove that line"
         ) from None
     chain = Chain(root, samples, info, burn_in)
     density = "omegam" if chain.has("omegam") else "Omega_m"
@@ -260,6 +265,11 @@ def load_chain(given: str | Path, burn_in: float = BURN_IN) -> Chain:
             samples.addDerived(values, name="s8omegamp25", label=DENSITY_LABEL)
             samples.updateBaseStatistics()
     return chain
+
+
+def _has_samples(file: str) -> bool:
+    with open(file, encoding="utf-8", errors="replace") as lines:
+        return any(line.strip() and not line.startswith("#") for line in lines)
 
 
 def chain_input(root: str) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def blocks_of(part: Mapping[str, Any] | None, component: str) -> dict[str, dict[
     """
     return {
         name: block
-        for name, block in (part or {}).items()
+        for name, block in (part if isinstance(part, Mapping) else {}).items()
         if isinstance(block, dict)
         and str(block.get("class") or name).startswith("cobaya_cnnlens.")
         and str(block.get("class") or name).endswith(f".{component}")
