@@ -99,7 +99,7 @@ class MapHeader:
         MapError
             if two values differ
         """
-        values: list[tuple[str, str, _T]] = []
+        values: list[tuple[str, str, _T, fits.Header]] = []
         for header in (self.own,) if self.own is self.primary else (self.own, self.primary):
             for key in keys:
                 value = header.get(key)
@@ -108,12 +108,13 @@ class MapHeader:
                 foreign = header is not self.own and key == "BUNIT" and header.get("NAXIS", 0) > 0
                 if value is not None and (text or value == 0) and not foreign:
                     text = text or str(value)
-                    values.append((key, text, parse(key, text)))
-        for key, text, value in values[1:]:
+                    values.append((key, text, parse(key, text), header))
+        for key, text, value, header in values[1:]:
             if value != values[0][2]:
+                places = ", in the map's own header and in the primary one"
                 raise MapError(
-                    f"{self.path}: {values[0][0]} is '{values[0][1]}' and {key} '{text}', in the "
-                    "map's own header and in the primary one; correct the wrong one"
+                    f"{self.path}: {values[0][0]} is '{values[0][1]}' and {key} '{text}'"
+                    f"{'' if header is values[0][3] else places}; correct the wrong one"
                 )
         return values[0][2] if values else None
 
