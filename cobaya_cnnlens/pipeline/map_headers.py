@@ -167,8 +167,7 @@ class MapHeader:
         Raises
         ------
         MapError
-            if the image is in another projection or frame, of another equinox than 2000, or
-            ``COORDSYS`` says another frame
+            if its projection, frame (by ``COORDSYS`` too) or equinox is another
         """
         image = self.alone
         kinds = [image.text(f"CTYPE{axis}") for axis in (1, 2)]
@@ -297,8 +296,7 @@ class MapHeader:
         return option if factor is None else factor
 
     def holes(self, values: np.ndarray) -> np.ndarray:
-        """Where a number stands for nothing seen, same shape: ``BAD_DATA``, and what
-        :func:`no_number` finds."""
+        """Where a number stands for nothing seen: ``BAD_DATA``, or as :func:`no_number` says."""
         with np.errstate(invalid="ignore"):
             marker = self.number("BAD_DATA", np.nan)
             return no_number(values) | (np.abs(values - marker) <= 1e-6 * abs(marker))
@@ -311,10 +309,9 @@ def no_number(values: np.ndarray) -> np.ndarray:
 
 
 def unseen_in(q: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Where Q and U, of one shape and finite where seen, were not seen: either is no number, or
-    both are zero, exactly or but for a mask's rounding, which no sky is."""
-    unseen = no_number(q) | no_number(u)
-    largest = np.maximum(np.abs(q), np.abs(u))
+    """Where Q and U, of one shape, were not seen: either is no number, or both are zero, exactly
+    or but for a mask's rounding, which no sky is."""
+    unseen, largest = no_number(q) | no_number(u), np.maximum(np.abs(q), np.abs(u))
     return unseen | (largest <= ZERO * np.max(largest, initial=0.0, where=~unseen))
 
 
@@ -400,8 +397,9 @@ def wcs_of(header: MapHeader) -> tuple[WCS, np.ndarray]:
     distorted = [key for key in own.own if re.fullmatch(r"[AB]_ORDER|C[PQ]DIS\d", key)]
     if distorted:
         raise MapError(f"{own.path}: {distorted[0]} distorts the image; project it without")
+    tidy = _tidy(own)
     try:
-        wcs = WCS(_tidy(own), naxis=2)
+        wcs = WCS(tidy, naxis=2)
         wcs.wcs.bounds_check(False, False)
         matrix = wcs.pixel_scale_matrix
     except Exception as error:
@@ -421,8 +419,7 @@ def wcs_of(header: MapHeader) -> tuple[WCS, np.ndarray]:
 
 
 def _tidy(header: MapHeader) -> fits.Header:
-    """A header whose numbers are no texts, of which astropy makes its defaults; its words and
-    units of axes as the standard spells them."""
+    """A header with words, units and numbers (of texts astropy makes defaults) as FITS has them."""
     tidy = header.own.copy()
     for key in header.own:
         if re.fullmatch(r"(CRVAL|CRPIX|CDELT|CROTA)\d|(PC|CD|PV)\d_\d+|(LON|LAT)POLE", key):
