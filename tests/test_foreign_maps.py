@@ -95,6 +95,8 @@ def test_a_keyword_may_stand_in_the_primary_header(write, key, value, expected):
 def test_keywords_that_differ_are_refused_and_equal_ones_are_one(write, own, primary):
     with pytest.raises(MapError, match=r"own header and in the primary one; correct"):
         q_of(write(table(QU, **own), primary=primary))
+    with pytest.raises(MapError, match="TUNIT1 is 'uK' and BUNIT 'K'; correct the wrong one"):
+        q_of(write(table(QU, BUNIT="K")))
     same = {"COORDSYS": "Equatorial", "ORDERING": "Ring", "NSIDE": 16, "BUNIT": "uK_CMB"}
     assert q_of(write(table(QU), primary=same)) == [6, 12]
 

@@ -99,7 +99,7 @@ class MapHeader:
         MapError
             if two values differ
         """
-        values: list[tuple[str, str, _T]] = []
+        values: list[tuple[str, str, _T, fits.Header]] = []
         for header in (self.own,) if self.own is self.primary else (self.own, self.primary):
             for key in keys:
                 value = header.get(key)
@@ -108,12 +108,13 @@ class MapHeader:
                 foreign = header is not self.own and key == "BUNIT" and header.get("NAXIS", 0) > 0
                 if value is not None and (text or value == 0) and not foreign:
                     text = text or str(value)
-                    values.append((key, text, parse(key, text)))
-        for key, text, value in values[1:]:
+                    values.append((key, text, parse(key, text), header))
+        for key, text, value, header in values[1:]:
             if value != values[0][2]:
+                places = ", in the map's own header and in the primary one"
                 raise MapError(
-                    f"{self.path}: {values[0][0]} is '{values[0][1]}' and {key} '{text}', in the "
-                    "map's own header and in the primary one; correct the wrong one"
+                    f"{self.path}: {values[0][0]} is '{values[0][1]}' and {key} '{text}'"
+                    f"{'' if header is values[0][3] else places}; correct the wrong one"
                 )
         return values[0][2] if values else None
 
@@ -203,8 +204,7 @@ class MapHeader:
         Raises
         ------
         MapError
-            if the image is in another projection or frame, of another equinox than 2000, or
-            ``COORDSYS`` says another frame
+            if its projection, frame (by ``COORDSYS`` too) or equinox is another
         """
         image = self.alone
         kinds = [image.text(f"CTYPE{axis}") for axis in (1, 2)]
@@ -376,10 +376,9 @@ def no_number(values: np.ndarray) -> np.ndarray:
 
 
 def unseen_in(q: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Where Q and U, of one shape and finite where seen, were not seen: either is no number, or
-    both are zero, exactly or but for a mask's rounding, which no sky is."""
-    unseen = no_number(q) | no_number(u)
-    largest = np.maximum(np.abs(q), np.abs(u))
+    """Where Q and U, of one shape, were not seen: either is no number, or both are zero, exactly
+    or but for a mask's rounding, which no sky is."""
+    unseen, largest = no_number(q) | no_number(u), np.maximum(np.abs(q), np.abs(u))
     return unseen | (largest <= ZERO * np.max(largest, initial=0.0, where=~unseen))
 
 
@@ -509,8 +508,9 @@ def wcs_of(header: MapHeader) -> tuple[WCS, np.ndarray]:
     distorted = [key for key in own.own if re.fullmatch(r"[AB]_ORDER|C[PQ]DIS\d", key)]
     if distorted:
         raise MapError(f"{own.path}: {distorted[0]} distorts the image; project it without")
+    tidy = _tidy(own)
     try:
-        wcs = WCS(_tidy(own), naxis=2)
+        wcs = WCS(tidy, naxis=2)
         wcs.wcs.bounds_check(False, False)
         matrix = wcs.pixel_scale_matrix
     except Exception as error:
@@ -530,8 +530,7 @@ def wcs_of(header: MapHeader) -> tuple[WCS, np.ndarray]:
 
 
 def _tidy(header: MapHeader) -> fits.Header:
-    """A header whose numbers are no texts, of which astropy makes its defaults; its words and
-    units of axes as the standard spells them."""
+    """A header with words, units and numbers (of texts astropy makes defaults) as FITS has them."""
     tidy = header.own.copy()
     for key in header.own:
         if re.fullmatch(r"(CRVAL|CRPIX|CDELT|CROTA)\d|(PC|CD|PV)\d_\d+|(LON|LAT)POLE", key):

@@ -3,7 +3,7 @@
 A beam is text of columns l, B_l and, where there are any, error modes e_i(l) in units of B_l, so
 that B_l (1 + Σ a_i e_i(l)) with standard normal a_i is a beam that the measurement allows. With
 error modes, a comment line names the columns: ``# l B_l e_1 e_2``, or ``# l B_l dB_1 dB_2`` where
-they are absolute, δB_i = B_l e_i. A
+they are absolute, δB_i = B_l e_i; ``dB_1/B`` and ``dlnB_1`` are relative. A
 transfer function is text of columns l, F_l, or an ``.npz`` of ``ly`` (n,) from −l_max to l_max,
 ``lx`` (m,) from 0, and ``transfer`` (n, m), even in l: F(−l) = F(l), or it would make real maps
 complex. Inverse variance, of Q and of U each, is an ``.npz`` or ``.npy`` of ``ivar`` (ny, nx) in
