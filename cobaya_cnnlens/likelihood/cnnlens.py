@@ -154,7 +154,8 @@ class CNNLens(Likelihood):
             value = getattr(self, name)
             number = isinstance(value, Real) and not isinstance(value, bool)
             if not isinstance(value, kind) or (
-                kind is not bool and (isinstance(value, bool) or (number and np.isnan(float(value))))
+                kind is not bool
+                and (isinstance(value, bool) or (number and np.isnan(float(value))))
             ):
                 raise LoggedError(self.log, "option '%s' is %r; give %s", name, value, wanted)
         if self.instrument not in INSTRUMENTS:
