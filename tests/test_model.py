@@ -258,9 +258,9 @@ def wrong_forms(kk, ee):
         (np.where(l < 900, kk, 0.0), ee, r"C_L\^κκ is zero or negative at .* L = 900 to"),
         (np.where(abs(l - 700) > 9, kk, -kk), ee, r"C_L\^κκ .* at 19 multipoles from L = 691 to"),
         (np.where(l < 40, 0.0, kk), ee, r"C_L\^κκ .* from L = 2 to 39, which no cosmology gives"),
-        (kk, np.where(l < 1500, ee, 0.0), r"C_l\^EE is zero or negative .* l = 1500 to"),
-        (kk, 20 * ee, r"C_l\^EE .* which no cosmology gives"),
-        (kk, 0.03 * ee, r"C_l\^EE .* which no cosmology gives"),
+        (kk, np.where(l < 300, ee, 0.0), r"C_l\^EE is zero or negative .* l = 300 to"),
+        (kk, 60 * ee, r"C_l\^EE .* which no cosmology gives"),
+        (kk, 0.02 * ee, r"C_l\^EE .* which no cosmology gives"),
         (-kk, ee, r"C_L\^κκ .* which no cosmology gives; give the raw C_L"),
         (kk, 0 * ee, r"C_l\^EE .* which no cosmology gives; give the raw C_l in µK²"),
     )

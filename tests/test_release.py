@@ -84,6 +84,14 @@ def test_covariance_is_that_of_the_survey(release):
     )
 
 
+@pytest.mark.parametrize("text", ["hello\n", "omch2 0.1185", "<html></html>", "# weight omch2\n"])
+def test_another_file_of_a_shipped_name(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "refined_fiducial").write_text(text)
+    with pytest.raises(ReleaseError, match=r"it is no release: give .* shipped refined_fiducial"):
+        read_release("refined_fiducial")
+
+
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.9, 0.9999])
 def test_truncated_file(release, tmp_path, keep):
     path = tmp_path / "r.json"

@@ -230,9 +230,10 @@ def read_release(path: str | os.PathLike[str]) -> Release:
     except RecursionError:
         raise ReleaseError(f"{path}: nested too deeply to be a release") from None
     except ValueError as error:
-        raise ReleaseError(
-            f"{path}: not valid JSON ({error}); it was cut off or damaged: restore the file"
-        ) from None
+        mend = "it was cut off or damaged: restore the file"
+        if text.strip() and not text.lstrip().startswith("{"):
+            mend = f"it is no release: {names}"
+        raise ReleaseError(f"{path}: not valid JSON ({error}); {mend}") from None
     return from_document(document, str(path))
 
 
