@@ -26,7 +26,7 @@ from .null_figures import nulls_figure
 # The patch of the first test sky that is drawn; any would do.
 PATCH = 40
 # Of the noise debias by which a bias is found.
-MARKERS = {"data": "o", "theory": "s"}
+MARKERS = {"data": "o", "fixed": "d", "theory": "s"}
 
 
 def draw(run: Run, stage: str) -> Figure:
