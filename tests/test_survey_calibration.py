@@ -23,7 +23,7 @@ from cobaya_cnnlens.simulate.patches import PatchGeometry
 from cobaya_cnnlens.survey import assembly, calibration, reconstruction
 from cobaya_cnnlens.survey.inputs import Sources
 from cobaya_cnnlens.survey.plan import Plan, Tile
-from cobaya_cnnlens.survey.simulated import SeenAs, neighbours, part_of, tiles_in_turn
+from cobaya_cnnlens.survey.simulated import SeenAs, neighbours, subset_in_turn, tiles_in_turn
 from cobaya_cnnlens.survey.tiles import Footprint
 from cobaya_cnnlens.survey.weights import shares
 
@@ -79,9 +79,9 @@ def test_patches_take_the_tiles_in_turn():
     counts = np.bincount(tiles_in_turn(plan, 15), minlength=6)
     assert sorted(counts) == [2, 2, 2, 3, 3, 3]
     tiles = tiles_in_turn(plan, 18)
-    np.testing.assert_array_equal(np.bincount(tiles[part_of(6, 18, 12)]), np.full(6, 2))
-    assert set(LEVELS[tiles[part_of(6, 18, 3)]]) == {40.0, 60.0, 88.0}
-    assert len(part_of(6, 18, None)) == 18
+    np.testing.assert_array_equal(np.bincount(tiles[subset_in_turn(6, 18, 12)]), np.full(6, 2))
+    assert set(LEVELS[tiles[subset_in_turn(6, 18, 3)]]) == {40.0, 60.0, 88.0}
+    assert len(subset_in_turn(6, 18, None)) == 18
 
 
 def test_pairs_of_patches_lie_side_by_side(run):

@@ -26,7 +26,7 @@ from .null_figures import nulls_figure
 # The patch of the first test sky that is drawn; any would do.
 PATCH = 40
 # Of the noise debias by which a bias is found.
-MARKERS = {"data": "o", "theory": "s"}
+MARKERS = {"data": "o", "fixed": "d", "theory": "s"}
 
 
 def draw(run: Run, stage: str) -> Figure:
@@ -170,18 +170,18 @@ def reconstruction_figure(run: Run) -> Figure:
     -------
     figure : a row for each field
     """
-    seen = observe_sky(run, "test", 0)
-    patch = _shown_patch(len(seen.q))
-    both = _reconstruct(run.estimator, seen.q[[patch]], seen.u[[patch]])
-    rows = [(seen.kappa[patch], "kappa", r"\kappa"), (seen.e[patch], "e", "E")]
-    rows = [row for row in rows if row[1] in both]
+    sky = observe_sky(run, "test", 0)
+    patch = _shown_patch(len(sky.q))
+    estimates = _reconstruct(run.estimator, sky.q[[patch]], sky.u[[patch]])
+    rows = [(sky.kappa[patch], "kappa", r"\kappa"), (sky.e[patch], "e", "E")]
+    rows = [row for row in rows if row[1] in estimates]
     figure, axes = subplots(len(rows), 3, figsize=(13, 4 * len(rows)), squeeze=False)
     half = run.config.patch.size_deg / 2
     for line, (true, name, label) in zip(axes, rows, strict=True):
         scale = 3 * true.std()
         for axis, values, title in zip(
             line,
-            (true, both[name][0], true - both[name][0]),
+            (true, estimates[name][0], true - estimates[name][0]),
             (f"true ${label}$", rf"$\hat {label}$", rf"${label} - \hat {label}$"),
             strict=True,
         ):

@@ -153,9 +153,9 @@ class Calibrated:
         self, auto: np.ndarray, truth: np.ndarray | None, tiles: np.ndarray
     ) -> np.ndarray:
         """⟨κ̂κ̂*⟩/R² less the truth, of weighted tiles, (n_patches, n_bins)."""
-        found = self.weights.normalised(auto, tiles)
-        found = found if truth is None else found - truth
-        return self._sum(found, tiles, self.weights.weight)
+        normalised = self.weights.normalised(auto, tiles)
+        normalised = normalised if truth is None else normalised - truth
+        return self._sum(normalised, tiles, self.weights.weight)
 
     def _power(self, power: np.ndarray, tiles: np.ndarray) -> np.ndarray:
         return self._sum(power, tiles, self.weights.modes[:, None])
@@ -267,11 +267,11 @@ def _mean_level(plan: Plan) -> float:
     return float(np.mean([tile.depth**-2.0 for tile in plan.tiles]) ** -0.5)
 
 
-def _response_error(found: Calibrated) -> np.ndarray:
+def _response_error(calibrated: Calibrated) -> np.ndarray:
     """Standard error of Σ_t w R, by the scatter of the validation patches, (n_bins,)."""
-    weights, arrays = found.weights, found.arrays
-    count = calibration.counts(found.plan, found.n_patches)[VALIDATION]
-    tiles = tiles_in_turn(found.plan, count)
+    weights, arrays = calibrated.weights, calibrated.arrays
+    count = calibration.counts(calibrated.plan, calibrated.n_patches)[VALIDATION]
+    tiles = tiles_in_turn(calibrated.plan, count)
     cross, truth = (arrays[f"{VALIDATION}_{name}"] for name in ("cross", "truth"))
     scatter = cross - weights.response[weights.label[tiles]] * truth
     return standard_error(weighted(scatter, tiles, weights.weight, weights.label)) / truth.mean(0)

@@ -29,7 +29,7 @@ from ..pipeline import skies
 from ..pipeline.run import Run
 from ..simulate.instrument import Systematics
 from .plan import Plan
-from .simulated import SeenAs, neighbours, part_of, tiles_in_turn
+from .simulated import SeenAs, neighbours, subset_in_turn, tiles_in_turn
 
 KIND, PART_KIND = "survey calibration", "survey simulations"
 ALGORITHM = 1
@@ -181,18 +181,20 @@ def parts(run: Run, plan: Plan, n_patches: int) -> list[Part]:
     -------
     parts : sets, nuisances, shifted skies and bands
     """
-    found = [
+    parts_in_order = [
         Part(PartKind.SET, name, number)
         for name, count in counts(plan, n_patches).items()
         for number in range(-(-count // BATCH))
     ]
     settings = run.config.derivatives
-    found += [Part(PartKind.NUISANCE, name, number) for name in NUISANCES for number in (0, 1)]
-    found += [Part(PartKind.FIDUCIAL, "fiducial", 0)]
-    found += [Part(PartKind.SHIFTED, "shifted", number) for number in (0, 1)]
+    parts_in_order += [
+        Part(PartKind.NUISANCE, name, number) for name in NUISANCES for number in (0, 1)
+    ]
+    parts_in_order += [Part(PartKind.FIDUCIAL, "fiducial", 0)]
+    parts_in_order += [Part(PartKind.SHIFTED, "shifted", number) for number in (0, 1)]
     for spectrum, edges in (("kk", settings.kk_edges), ("ee", settings.ee_edges)):
-        found += [Part(PartKind.BAND, spectrum, band) for band in range(len(edges) - 1)]
-    return found
+        parts_in_order += [Part(PartKind.BAND, spectrum, band) for band in range(len(edges) - 1)]
+    return parts_in_order
 
 
 def check(run: Run, plan: Plan, n_patches: int) -> None:
@@ -381,7 +383,7 @@ def nuisance_patches(run: Run, plan: Plan, n_patches: int) -> np.ndarray:
     -------
     patches : their numbers, (n,)
     """
-    return part_of(len(plan.tiles), n_patches, run.config.nuisances.patches)
+    return subset_in_turn(len(plan.tiles), n_patches, run.config.nuisances.patches)
 
 
 def read(run: Run, plan: Plan, folder: str | Path) -> tuple[int, dict[str, np.ndarray]]:

@@ -363,17 +363,17 @@ class Bench:
     ) -> dict[str, np.ndarray]:
         """Of one tile or twin; ``kappa`` as in :meth:`measure`, None to be reconstructed."""
         tile = maps.tile
-        wanted = {"low": (*self._low(maps), tile.rms)}
+        inputs = {"low": (*self._low(maps), tile.rms)}
         if kappa is None:
-            wanted["coadd"] = (maps.q, maps.u, tile.rms)
+            inputs["coadd"] = (maps.q, maps.u, tile.rms)
         if halves is not None:
-            wanted["null"] = (*halves.difference, tile.rms)
-            wanted |= {
+            inputs["null"] = (*halves.difference, tile.rms)
+            inputs |= {
                 half: (halves.q[i], halves.u[i], halves.rms[i]) for i, half in enumerate("ab")
             }
-        stacked = [np.stack(parts) for parts in zip(*wanted.values(), strict=True)]
-        found = dict(zip(wanted, self.estimator.reconstruct(*stacked), strict=True))
-        kappa = found["coadd"] if kappa is None else kappa
+        stacked = [np.stack(parts) for parts in zip(*inputs.values(), strict=True)]
+        estimates = dict(zip(inputs, self.estimator.reconstruct(*stacked), strict=True))
+        kappa = estimates["coadd"] if kappa is None else kappa
         coadd = maps.q[None], maps.u[None]
         e, b = e_and_b(self.spectra, *coadd)
         modes = self._modes(kappa)
@@ -382,7 +382,7 @@ class Bench:
             "ee": self._cross(e, e),
             "eb": self._cross(e, b),
             "curl": self._cross(self._modes(self.curl.reconstruct(*coadd)[0]), modes),
-            "low": self._auto(found["low"] - kappa),
+            "low": self._auto(estimates["low"] - kappa),
             "peaks": self._peaks(maps),
         }
         if self.other is not None:
@@ -391,7 +391,7 @@ class Bench:
         if halves is not None:
             e, _ = e_and_b(self.spectra, halves.q, halves.u)
             null_e, null_b = e_and_b(self.spectra, *(m[None] for m in halves.difference))
-            null = self._modes(found["null"])
+            null = self._modes(estimates["null"])
             arrays |= {
                 "e_aa": self._cross(e[:1], e[:1]),
                 "e_bb": self._cross(e[1:], e[1:]),
@@ -399,7 +399,7 @@ class Bench:
                 "noise": self._cross(null_e, null_e) + self._cross(null_b, null_b),
                 "null": self._cross(null, null),
                 "null_cross": self._cross(null, modes),
-                "halves": self._auto(found["a"] - found["b"]),
+                "halves": self._auto(estimates["a"] - estimates["b"]),
             }
         return arrays
 
@@ -429,9 +429,9 @@ class Bench:
         """⟨|P|⁴⟩/⟨|P|²⟩² − 2 in bands of l over the noise of the pixels, (3,)."""
         tile, at = maps.tile, self.ell / self.patch.nyquist
         used = tile.seen & (tile.taper > INNER)
-        found = []
+        kurtosis = []
         for low, high in itertools.pairwise(PEAKS):
             p = self._band(maps.q + 1j * maps.u, (at >= low) & (at < high))
             power = np.abs(p[used] / (tile.taper * tile.rms)[used]) ** 2
-            found.append(np.mean(power**2) / np.mean(power) ** 2 - 2.0)
-        return np.array(found)
+            kurtosis.append(np.mean(power**2) / np.mean(power) ** 2 - 2.0)
+        return np.array(kurtosis)

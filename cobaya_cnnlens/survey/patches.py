@@ -173,7 +173,7 @@ def cut(
     border = max(n // BORDER, LEAST_BORDER)
     padded = n + 2 * border
     fine = PatchGeometry(geometry.size_deg * padded / n, 2 * padded, pad=0)
-    found = []
+    chunks = []
     for start in tqdm(range(0, len(centres), CHUNK), desc="synthesis", unit="chunk", leave=False):
         pointing = point_patches(centres[start : start + CHUNK], fine)
         q, u = ducc0.sht.synthesis_general(
@@ -185,8 +185,8 @@ def cut(
             nthreads=nthreads,
         )
         p = ((q + 1j * u) * np.exp(-2j * pointing.frame)).reshape(-1, 2 * padded, 2 * padded)
-        found.append(halved(p, border)[:, border:-border, border:-border])
-    return np.concatenate(found)
+        chunks.append(halved(p, border)[:, border:-border, border:-border])
+    return np.concatenate(chunks)
 
 
 def halved(maps: np.ndarray, border: int) -> np.ndarray:

@@ -43,7 +43,7 @@ def tiles_in_turn(plan: Plan, n_patches: int) -> np.ndarray:
     return order[_turns(len(order), n_patches)]
 
 
-def part_of(n_tiles: int, n_patches: int, n_chosen: int | None) -> np.ndarray:
+def subset_in_turn(n_tiles: int, n_patches: int, n_chosen: int | None) -> np.ndarray:
     """Choose some of the patches that take tiles in turn, of as many depths as can be.
 
     Parameters
@@ -58,15 +58,15 @@ def part_of(n_tiles: int, n_patches: int, n_chosen: int | None) -> np.ndarray:
     """
     if n_chosen is None or n_chosen >= n_patches:
         return np.arange(n_patches)
-    cycles, rest = divmod(n_chosen, n_tiles)
+    cycles, remainder = divmod(n_chosen, n_tiles)
     left = min(n_tiles, n_patches - cycles * n_tiles)
-    last = evenly(left, rest) if rest else np.zeros(0, int)
+    last = evenly(left, remainder) if remainder else np.zeros(0, int)
     return np.concatenate([np.arange(cycles * n_tiles), cycles * n_tiles + last])
 
 
 def _turns(n_tiles: int, n_patches: int) -> np.ndarray:
-    cycles, rest = divmod(n_patches, n_tiles)
-    last = evenly(n_tiles, rest) if rest else np.zeros(0, int)
+    cycles, remainder = divmod(n_patches, n_tiles)
+    last = evenly(n_tiles, remainder) if remainder else np.zeros(0, int)
     return np.concatenate([np.tile(np.arange(n_tiles), cycles), last])
 
 

@@ -225,13 +225,13 @@ def read(run: Run) -> list[CoverageSky]:
         for index in range(run.config.coverage.skies)
         if products.exists(path(run, index), KIND, recipe(run, index), shipped)
     ]
-    found = []
+    coverage_skies = []
     for index in there or [0]:
         where, wanted = path(run, index), recipe(run, index)
         with products.open_product(where, KIND, wanted, shipped) as product:
             arrays = {name: product.array(name) for name in product.names()}
-        found.append(CoverageSky(drawn(run, index), **arrays))
-    return found
+        coverage_skies.append(CoverageSky(drawn(run, index), **arrays))
+    return coverage_skies
 
 
 def read_all(runs: Sequence[Run]) -> list[CoverageSky]:
@@ -250,7 +250,7 @@ def read_all(runs: Sequence[Run]) -> list[CoverageSky]:
     CNNLensError
         if priors differ or two runs have a sky in common; and as :func:`read`
     """
-    first, found = runs[0].config, list[CoverageSky]()
+    first, coverage_skies = runs[0].config, list[CoverageSky]()
     for run in runs:
         config = run.config
         if config.coverage.prior != first.coverage.prior:
@@ -260,14 +260,14 @@ def read_all(runs: Sequence[Run]) -> list[CoverageSky]:
                 "one table is of one prior"
             )
         of_run = read(run)
-        known = [sky.parameters for sky in found]
+        known = [sky.parameters for sky in coverage_skies]
         if any(sky.parameters in known for sky in of_run):
             raise CNNLensError(
                 f"{config.name}, field 'seed': a sky of it has the truth, and the phases, of one "
                 "that is counted already; give it another seed"
             )
-        found += of_run
-    return found
+        coverage_skies += of_run
+    return coverage_skies
 
 
 @dataclass(frozen=True)

@@ -253,10 +253,10 @@ def null_test(name: str, what: str, L: np.ndarray, samples: np.ndarray) -> NullT
     )
 
 
-def _cross_test(name: str, L: np.ndarray, found: dict[str, np.ndarray]) -> NullTest:
-    if name == "parity" and (found["auto"].mean(0) < ROUNDING * found["even"].mean(0)).all():
-        return _rounding(name, WHAT[name], L, len(found["cross"]))
-    return null_test(name, WHAT[name], L, found["cross"] / found["truth"].mean(0))
+def _cross_test(name: str, L: np.ndarray, measured: dict[str, np.ndarray]) -> NullTest:
+    if name == "parity" and (measured["auto"].mean(0) < ROUNDING * measured["even"].mean(0)).all():
+        return _rounding(name, WHAT[name], L, len(measured["cross"]))
+    return null_test(name, WHAT[name], L, measured["cross"] / measured["truth"].mean(0))
 
 
 def _rounding(name: str, what: str, L: np.ndarray, n_samples: int) -> NullTest:
@@ -264,12 +264,12 @@ def _rounding(name: str, what: str, L: np.ndarray, n_samples: int) -> NullTest:
     return NullTest(name, what, L, zero, zero, n_samples, 0.0, 0.0, 0.0, 1.0)
 
 
-def _mean_field_test(name: str, L: np.ndarray, found: dict[str, np.ndarray]) -> NullTest:
+def _mean_field_test(name: str, L: np.ndarray, measured: dict[str, np.ndarray]) -> NullTest:
     array, what = MEAN_FIELDS[name]
     name = "mean " + ("test" if name == "swapped" else name)
-    relative = found[array] / found["auto"].mean(0)
+    relative = measured[array] / measured["auto"].mean(0)
     if np.abs(relative).max() < ROUNDING:
-        return _rounding(name, what, L, len(found["auto"]))
+        return _rounding(name, what, L, len(measured["auto"]))
     values, draws = relative[0], relative[1:]
     inverse = inverse_covariance(np.cov(draws, rowvar=False))
     chi2, by_chance = (np.einsum("...b,bc,...c", x, inverse, x) for x in (values, draws))
@@ -281,7 +281,7 @@ def _mean_field_test(name: str, L: np.ndarray, found: dict[str, np.ndarray]) -> 
         L,
         values,
         errors,
-        len(found["auto"]),
+        len(measured["auto"]),
         float(values @ weight),
         float((draws @ weight).std(ddof=1)),
         float(chi2),
@@ -290,10 +290,10 @@ def _mean_field_test(name: str, L: np.ndarray, found: dict[str, np.ndarray]) -> 
     )
 
 
-def _over_own(name: str, found: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _over_own(name: str, measured: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     if name == "parity":
-        return _ratio(found["auto"], found["even"])
-    relative = found["mean_field"] / found["auto"].mean(0)
+        return _ratio(measured["auto"], measured["even"])
+    relative = measured["mean_field"] / measured["auto"].mean(0)
     return relative[0], relative[1:].std(0, ddof=1)
 
 

@@ -153,9 +153,9 @@ def measure(
         for index, missing in todo.items():
             bench = NullBench(run, index, nthreads)
             for name in missing:
-                found = getattr(bench, name)()
+                arrays = getattr(bench, name)()
                 where, wanted = path(run, name, index), recipe(run, name, index)
-                products.write_product(where, KIND, wanted, found)
+                products.write_product(where, KIND, wanted, arrays)
                 bar.update()
 
 
@@ -220,12 +220,12 @@ class NullBench:
         return self._reconstruct(self.seen.q, self.seen.u)
 
     def training(self) -> dict[str, np.ndarray]:
-        seen = self._see("train", lensed=False)
-        return self._compare(self._reconstruct(seen.q, seen.u), seen.kappa)
+        sky = self._see("train", lensed=False)
+        return self._compare(self._reconstruct(sky.q, sky.u), sky.kappa)
 
     def unlensed(self) -> dict[str, np.ndarray]:
-        seen = self._see("test", lensed=False)
-        return self._compare(self._reconstruct(seen.q, seen.u), seen.kappa)
+        sky = self._see("test", lensed=False)
+        return self._compare(self._reconstruct(sky.q, sky.u), sky.kappa)
 
     def swapped(self) -> dict[str, np.ndarray]:
         half = len(self.estimate) // 2
@@ -287,16 +287,16 @@ class NullBench:
 
     def _mask_free(self, estimate: np.ndarray) -> dict[str, np.ndarray]:
         odd = beyond_mask(estimate, self.config.instrument.symmetry == "square")
-        found = {"beyond_mask": self._mean_field(self.spectra.transform(odd))}
-        return {**self._compare(estimate, self.seen.kappa), **found}
+        remainder = {"beyond_mask": self._mean_field(self.spectra.transform(odd))}
+        return {**self._compare(estimate, self.seen.kappa), **remainder}
 
     def _compare(self, estimate: np.ndarray, kappa: np.ndarray) -> dict[str, np.ndarray]:
-        found, true = self.spectra.transform(estimate), self.spectra.transform(kappa)
+        estimate_modes, true = self.spectra.transform(estimate), self.spectra.transform(kappa)
         return {
-            "auto": self.spectra.cross(found, found),
-            "cross": self.spectra.cross(true, found),
+            "auto": self.spectra.cross(estimate_modes, estimate_modes),
+            "cross": self.spectra.cross(true, estimate_modes),
             "truth": self.spectra.cross(true, true),
-            "mean_field": self._mean_field(found),
+            "mean_field": self._mean_field(estimate_modes),
         }
 
     def _mean_field(self, modes: np.ndarray) -> np.ndarray:
@@ -384,9 +384,9 @@ def mean_field(
     signs = generator.choice([-1.0, 1.0], size=(N_FLIPS + 1, n)).astype(modes.real.dtype)
     signs[0] = 1.0
     own = spectra.cross(modes, modes).sum(0)
-    found = []
+    powers = []
     for start in range(0, len(signs), CHUNK):
         total = np.tensordot(signs[start : start + CHUNK], modes, axes=1)
-        found.append(spectra.cross(total, total))
-    every = (np.concatenate(found) - own) / (n * (n - 1.0))
+        powers.append(spectra.cross(total, total))
+    every = (np.concatenate(powers) - own) / (n * (n - 1.0))
     return every[0], every[1:]

@@ -122,10 +122,10 @@ def predictive(root: str, samples: int = 200, seed: int = 0) -> Predictive:
     component = model.likelihood[name]
     unique, place = np.unique(rows, return_inverse=True)
     points = (dict(zip(sampled, x, strict=True)) for x in chain.samples[np.ix_(unique, columns)])
-    found = np.array([_bandpowers(model, component, point) for point in points])
+    models = np.array([_bandpowers(model, component, point) for point in points])
     model.close()
     likelihood = component.likelihood
-    chi2 = likelihood.chi2_of(found)
+    chi2 = likelihood.chi2_of(models)
     difference = np.nan
     # Cobaya computes this column anew when it post-processes a chain; derived parameters it keeps.
     column = f"chi2__{name}"
@@ -137,17 +137,17 @@ def predictive(root: str, samples: int = 200, seed: int = 0) -> Predictive:
     generator = np.random.default_rng(np.random.SeedSequence(seed))
     noise = np.linalg.cholesky(likelihood.covariance)
     draws = generator.standard_normal((REPLICAS, samples, len(noise))) @ noise.T
-    draws = draws * likelihood.scatter(found[taken])
-    replicas = (found[taken] + draws).reshape(-1, len(noise))[:, : len(likelihood.bins)]
+    draws = draws * likelihood.scatter(models[taken])
+    replicas = (models[taken] + draws).reshape(-1, len(noise))[:, : len(likelihood.bins)]
     edges = likelihood.release.edges
     return Predictive(
         edges=np.c_[edges[likelihood.bins], edges[likelihood.bins + 1]],
         data=likelihood.bandpowers[: len(likelihood.bins)],
-        models=found[taken][:, : len(likelihood.bins)],
+        models=models[taken][:, : len(likelihood.bins)],
         chi2=chi2[taken],
-        p=predictive_p(likelihood, found[taken]),
+        p=predictive_p(likelihood, models[taken]),
         best=dict(zip(sampled, chain.samples[rows[-1], columns].tolist(), strict=True)),
-        best_model=found[best][: len(likelihood.bins)],
+        best_model=models[best][: len(likelihood.bins)],
         best_chi2=float(chi2[best]),
         best_pte=float(likelihood.pte(chi2[best])),
         band=np.percentile(replicas, [2.5, 16, 50, 84, 97.5], axis=0),
@@ -165,9 +165,9 @@ def _model(path: str, info: dict[str, Any]) -> tuple[Any, str]:
     for block in (info.get("likelihood") or {}).values():
         if isinstance(block, dict) and "check_theory" in block:
             block["check_theory"] = False  # that is for the start of a run
-    wanted = ("likelihood", "theory", "params", "prior", "packages_path")
+    sections = ("likelihood", "theory", "params", "prior", "packages_path")
     try:
-        model = get_model({k: info[k] for k in wanted if k in info})
+        model = get_model({k: info[k] for k in sections if k in info})
     except LoggedError as error:
         raise CNNLensError(f"{path}: the chain's model cannot be made again: {error}") from None
     names = [name for name, part in model.likelihood.items() if isinstance(part, CNNLens)]

@@ -68,7 +68,7 @@ def ship(run: Run) -> dict[str, int]:
             f"configuration '{config.name}': key 'shipped' names no file; add one, e.g. "
             f"shipped: training/bandpowers/{config.name}.h5"
         )
-    wanted = recipe(run)
+    file_recipe = recipe(run)
     if config.shipped.exists():
         with products.open_product(config.shipped, products.SHIPPED) as old:
             owner = old.recipe["configuration"]
@@ -89,7 +89,7 @@ def ship(run: Run) -> dict[str, int]:
             f"{config.products}: holds nothing to ship of '{config.name}'; run `cnnlens "
             "reconstruct CONFIG --set test` and its like first"
         )
-    products.ship(config.shipped, wanted, found)
+    products.ship(config.shipped, file_recipe, found)
     return dict(counts)
 
 

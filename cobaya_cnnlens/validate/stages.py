@@ -123,8 +123,8 @@ def relative_derivatives(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     calibration, _ = calibration_of(run)
     signal = signal_bandpowers(run, run.spectra().kk)
     measured = derivatives.read(run, calibration.response)
-    both = {"kk": measured.kk, "ee": measured.ee}
-    return {name: (bands.edges, bands.values / signal[:, None]) for name, bands in both.items()}
+    spectra = {"kk": measured.kk, "ee": measured.ee}
+    return {name: (bands.edges, bands.values / signal[:, None]) for name, bands in spectra.items()}
 
 
 @dataclass(frozen=True)

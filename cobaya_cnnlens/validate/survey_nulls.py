@@ -159,7 +159,9 @@ class _Judge:
         bins = setup.bins
         wanted = min(max((len(plan.tiles) - 1) // TILES_EACH, 1), MOST_BINS, bins.n_bins)
         factor = -(-bins.n_bins // wanted)
-        self.spectra, self.factor = setup.spectra, factor
+        self.merge: Callable[[np.ndarray], np.ndarray] = lambda values: setup.spectra.merge(
+            values, factor
+        )
         self.L = bins.centres[: bins.n_bins // factor * factor].reshape(-1, factor).mean(1)
         edges = np.array(PEAKS) * setup.patch.nyquist
         self.bands = 0.5 * (edges[1:] + edges[:-1])
@@ -168,11 +170,11 @@ class _Judge:
 
     def tile(self, name: str) -> np.ndarray:
         """Of the tiles, (n_tiles, n_bins)."""
-        return self.spectra.merge(self.found[name][:, 0], self.factor)
+        return self.merge(self.found[name][:, 0])
 
     def twin(self, name: str) -> np.ndarray:
         """Of their twins, the mean of each tile's."""
-        return self.spectra.merge(self.found[name][:, 1:].mean(1), self.factor)
+        return self.merge(self.found[name][:, 1:].mean(1))
 
     def excess(self, name: str, over: str) -> np.ndarray:
         """Over the mean of the twins' power ``over``, the tiles' less the twins'."""

@@ -82,8 +82,8 @@ def true_parameters(info: Mapping[str, Any], names: Iterable[str]) -> dict[str, 
     if any(truth != simulated[0] for truth in simulated):
         raise CNNLensError("the releases of the chain were simulated with different cosmologies")
     truth = Truth(simulated[0], info)
-    found = {name: truth(name) for name in dict.fromkeys([*simulated[0], *names])}
-    return {name: value for name, value in found.items() if value is not None}
+    values = {name: truth(name) for name in dict.fromkeys([*simulated[0], *names])}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _simulated(name: str, block: dict[str, Any]) -> dict[str, float]:
