@@ -54,7 +54,7 @@ COMMANDS = {
     "nulls": "nulltest CONFIG --index {index}",
     "foregrounds": "foregrounds CONFIG --index {index}",
     "primary": "primary CONFIG --set {set} --index {index}",
-    "emulator point": "emulator make PLAN",
+    "emulator point": "emulator PLAN",
     "survey tiles": "survey plan",
     "survey maps": "survey reconstruct PLAN",
     "survey tile": "survey reconstruct PLAN",
