@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import json
 import os
 import subprocess
@@ -275,12 +276,18 @@ def in_process(program, *arguments, folder=".", environment=()) -> subprocess.Co
 
 
 def snakemake_dry_run(folder, *arguments, snakefile=None) -> subprocess.CompletedProcess:
-    """What the workflow would run, with every shell command; all of it on ``stdout``."""
+    """What the workflow would run, with every shell command; all of it on ``stdout``.
+
+    Handlers that other programs, Cobaya among them, left on the root logger are set aside: their
+    streams may be closed, and what they print of that would be read as commands.
+    """
     from snakemake.cli import main
 
     given = ["-s", snakefile or REPOSITORY / "training" / "Snakefile", "--cores", "1"]
     given += ["--dry-run", "--printshellcmds", *arguments]
-    result = in_process(main, *given, folder=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging.root, "handlers", [])
+        result = in_process(main, *given, folder=folder)
     result.stdout += result.stderr
     return result
 

@@ -71,6 +71,20 @@ def plan(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def release(plan):
+    """A release of the toy universe: its spectra at the middle of the box are the fiducial ones."""
+    made = synthetic_release()
+    middle = np.array([[np.mean(sides) for sides in plan.box.values()]])
+    points = made_up(plan, middle)
+    lengths = len(made.fiducial_kk), len(made.fiducial_ee)
+    return replace(
+        made,
+        fiducial_kk=points.kk[0][: lengths[0]],
+        fiducial_ee=points.ee[0][: lengths[1]],
+    )
+
+
+@pytest.fixture(scope="module")
 def toy(plan):
     return fit(plan, made_up(plan, plan.design()[: plan.points]))
 
@@ -99,12 +113,11 @@ def toy_path(toy, tmp_path):
     return tmp_path / "toy.npz"
 
 
-def test_peaks_that_move_are_followed(plan, toy):
+def test_peaks_that_move_are_followed(plan, toy, release):
     """Errors at points that did not make it are small, although peaks move."""
     checks = made_up(plan, plan.design()[plan.points :])
     period = 2 * np.pi / checks.scalars[:, 0]
     assert np.ptp(1300 / period) > 0.1
-    release = synthetic_release()
     likelihood = BandpowerLikelihood(release)
     found = errors(toy, checks, release)
     assert found.kk.max() < 3e-4
@@ -121,7 +134,7 @@ def test_peaks_that_move_are_followed(plan, toy):
         assert delta == pytest.approx(moved @ likelihood.inverse @ moved, rel=0.2)
 
 
-def test_an_emulator_goes_on_from_another(plan, toy, massive, tmp_path):
+def test_an_emulator_goes_on_from_another(plan, toy, massive, release, tmp_path):
     """What a sixth parameter does is learnt from 25 points where the rest is known: at others, also
     from the file, the universe in closed form comes out, and at the base's mass the base."""
     design = massive.design()
@@ -129,7 +142,6 @@ def test_an_emulator_goes_on_from_another(plan, toy, massive, tmp_path):
     write_emulator(made.tables, made.record, tmp_path / "massive.npz")
     read = read_emulator(tmp_path / "massive.npz")
     checks = made_up(massive, design[25:])
-    release = synthetic_release()
     for emulator in (made, read):
         found = errors(emulator, checks, release)
         assert found.kk.max() < 5e-4
@@ -199,11 +211,10 @@ def test_scales_of_a_plan(tmp_path, scales, message):
         load_plan(tmp_path / "p.yaml")
 
 
-def test_scales_bring_points_nearer(plan):
+def test_scales_bring_points_nearer(plan, release):
     """A bend along one parameter is followed better where that one is measured longer."""
     design = plan.design()
     checks = made_up(plan, design[plan.points :])
-    release = synthetic_release()
 
     def bent(points):
         factor = np.exp(0.05 * np.sin(150 * points.at[:, [1]]))
@@ -491,9 +502,9 @@ def test_floating_point_errors_that_the_caller_raises():
     np.testing.assert_array_equal(strict[1], usual[1])
 
 
-def test_a_check_runs_camb_at_its_own_points(plan, toy_path, tmp_path):
+def test_a_check_runs_camb_at_its_own_points(plan, toy_path, release, tmp_path):
     """From a clone without products, and only there: those that made the emulator are many."""
-    write_release(synthetic_release(), tmp_path / "release.json")
+    write_release(release, tmp_path / "release.json")
     settings = "lmax: 1300\ncamb: {lmax: 1600, lens_potential_accuracy: 0}\npoints: 2\nchecks: 1\n"
     box = {name: list(sides) for name, sides in plan.box.items()}
     (tmp_path / "plan.yaml").write_text(

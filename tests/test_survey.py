@@ -593,7 +593,6 @@ def test_maps_that_no_instrument_gives_are_refused(plan, run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--release", "refined_fiducial"], "made with a ResUNet on maps; tiles with depths"),
         (["--config", "training/config/resunet_1uk.yaml"], "'network.kind' is not 'refined'"),
         (["--release", "refined_fiducial"], "planned with --patch-deg 20, .*with 5; plan again"),
         ([], "give either --release NAME or --config FILE"),

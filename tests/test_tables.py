@@ -5,7 +5,6 @@ from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
 import pytest
-from cobaya_cnnlens.validate.n1 import MonteCarloN1
 
 from cobaya_cnnlens import table
 from cobaya_cnnlens.calibrate.nuisances import NuisanceCheck
@@ -95,7 +94,6 @@ RESULTS = [
     NuisanceCheck("gain", 0.01, some(3), some(3, seed=1), some(3, seed=2)),
     Errors(some(7, 5), *(some(7, seed=i) for i in range(5))),
     AnalyticNoise("eb", L, some(3), some(3, seed=1)),
-    MonteCarloN1(L, some(3), some(3, seed=1), some(3, seed=2), 100),
 ]
 # Fields that are for figures, for the same in other units, or behind what is printed.
 NOT_PRINTED = {

@@ -75,6 +75,7 @@ OPEN: dict[str, tuple[str, dict[str, tuple[dict[str, Any], str]]]] = {
                 TEXT,
                 "Hash that names the network, or the recipe of an estimator without one.",
             ),
+            "estimator": (TEXT, "Name of the estimator."),
             "seed": ({"type": "integer"}, "Seed of all phases and noise."),
             "skies": (OBJECT, "Skies of each set, and which ones are the data."),
             "calibration": (OBJECT, "The release whose calibration a release of own maps uses."),
