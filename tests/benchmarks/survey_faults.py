@@ -4,8 +4,9 @@
 
 One sky of lensed spectra, beam and noise of 1 µK-arcmin on a footprint of 12° × 6°, as HEALPix maps
 of nside 2048, each with one fault, goes through `survey plan` and `survey reconstruct` with the
-shipped refining network. Of what is not refused, κ̂ is compared with that of the maps without a
-fault. Ten minutes on two cores, and 3 GB of memory.
+shipped refining network. Of what is not refused, κ̂ is compared with that of the first maps that
+are not refused: those without a fault, if no faults are named. Ten minutes on two cores, and 3 GB
+of memory.
 """
 
 import subprocess
@@ -27,16 +28,31 @@ from cobaya_cnnlens.theory.camb import lensed_polarisation
 
 NSIDE, LMAX = 2048, 4000
 LONGITUDES, LATITUDES = (100.0, 112.0), (-33.0, -27.0)
-# By what Q + iU is changed, and the noise of the maps where 1 µK-arcmin is declared.
+
+
+def with_hole(value):
+    """Q + iU of pixels, with a hole of 5 minutes' radius in the middle filled with one value."""
+
+    def change(p, pixels):
+        centre = healpy.ang2vec(np.mean(LONGITUDES), np.mean(LATITUDES), lonlat=True)
+        hole = healpy.query_disc(NSIDE, centre, np.radians(5 / 60))
+        return np.where(np.isin(pixels, hole), value, p)
+
+    return change
+
+
+# By what Q + iU of the pixels is changed, and the noise of the maps where 1 µK-arcmin is declared.
 FAULTS = {
-    "none": (lambda p: p, 1.0),
-    "U of the other sign": (np.conj, 1.0),
-    "Q and U swapped": (lambda p: 1j * np.conj(p), 1.0),
-    "turned by 1 degree": (lambda p: p * np.exp(2j * np.radians(1.0)), 1.0),
-    "3 µK-arcmin for 1": (lambda p: p, 3.0),
-    "turned by 0.3 degrees": (lambda p: p * np.exp(2j * np.radians(0.3)), 1.0),
-    "1.2 µK-arcmin for 1": (lambda p: p, 1.2),
-    "gain of 1.03": (lambda p: 1.03 * p, 1.0),
+    "none": (lambda p, _: p, 1.0),
+    "U of the other sign": (lambda p, _: np.conj(p), 1.0),
+    "Q and U swapped": (lambda p, _: 1j * np.conj(p), 1.0),
+    "turned by 1 degree": (lambda p, _: p * np.exp(2j * np.radians(1.0)), 1.0),
+    "3 µK-arcmin for 1": (lambda p, _: p, 3.0),
+    "turned by 0.3 degrees": (lambda p, _: p * np.exp(2j * np.radians(0.3)), 1.0),
+    "1.2 µK-arcmin for 1": (lambda p, _: p, 1.2),
+    "gain of 1.03": (lambda p, _: 1.03 * p, 1.0),
+    "a hole": (with_hole(np.nan), 1.0),
+    "a hole of zeros": (with_hole(0.0), 1.0),
 }
 
 
@@ -96,7 +112,7 @@ def main():
     clean = None
     for i, name in enumerate(sys.argv[2:] or FAULTS):
         change, level = FAULTS[name]
-        p = change(sky + level * noise)[inside]
+        p = change((sky + level * noise)[inside], pixels)
         write(folder / "map.fits", [p.real, p.imag], pixels, ["Q_STOKES", "U_STOKES"])
         plan, out = folder / f"plan_{i}.yaml", folder / f"plan_{i}"
         made = cnnlens(
@@ -115,7 +131,7 @@ def main():
             )
             clean = kappa if clean is None else clean
             off = 100 * np.std(kappa - clean) / np.std(clean)
-            told.append(f"κ̂ off that without a fault by {off:.1f}% of its rms")
+            told.append(f"κ̂ off that of the first by {off:.1f}% of its rms")
         print(
             f"{name}: {len(loaded.tiles)} tiles, exit code {done.returncode}",
             *told,
