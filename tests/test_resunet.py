@@ -219,8 +219,9 @@ def test_ensemble_is_the_mean(small_config, tmp_path, eager):
     network = small_config.network.model_copy(update={"pretrained": paths})
     ensemble = network_estimator(Run(small_config.model_copy(update={"network": network})))
     assert isinstance(ensemble, EnsembleEstimator)
+    # Of order one, in float32: each backend compiles the sums in an order of its own.
     for head, values in ensemble.reconstruct_heads(q, u).items():
-        np.testing.assert_allclose(values, (alone[0][head] + alone[1][head]) / 2, rtol=1e-5)
+        np.testing.assert_allclose(values, (alone[0][head] + alone[1][head]) / 2, atol=1e-5)
     assert networks_hash(paths) == networks_hash(paths[::-1]) != networks_hash(paths[:1])
     assert networks_hash(paths[:1]) == network_hash(paths[0])
 
