@@ -96,7 +96,7 @@ def power_of(run: Run) -> EBPower:
 
 
 def path(run: Run, name: str, index: int) -> Path:
-    """Where the power of one sky lies; ``what`` is a set, or "nuisances".
+    """Where the power of one sky lies.
 
     Parameters
     ----------

@@ -19,6 +19,7 @@ import scipy.optimize
 from ..errors import CNNLensError, SpectrumError
 from ..likelihood.bandpowers import BandpowerLikelihood
 from ..likelihood.release import Release
+from ..likelihood.spectra import change_along
 from ..likelihood.statistics import POOR_FIT
 
 # Of ln A and of u, which is at most 1 in the simulations.
@@ -84,7 +85,7 @@ def best_fit(release: Release) -> tuple[float, float]:
         likelihood = BandpowerLikelihood(release, release.noise_debiases[0], "hartlap")
     used = likelihood.release
     kk = np.pad(used.fiducial_kk, (0, max(likelihood.lmax_kk + 1 - len(used.fiducial_kk), 0)))
-    slope = _along(len(kk), used.kk_edges, used.kk_direction)
+    slope = change_along(len(kk), used.kk_edges, used.kk_direction)
 
     def chi2(x: np.ndarray) -> float:
         try:
@@ -98,13 +99,3 @@ def best_fit(release: Release) -> tuple[float, float]:
         chi2, start[0], method="Nelder-Mead", bounds=BOUNDS, options=options
     )
     return float(best.fun), float(likelihood.pte(best.fun))
-
-
-def _along(size: int, edges: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """Relative change of a spectrum for u = 1, (size,)."""
-    change = np.zeros(size)
-    if direction.any():
-        change[edges[0] : edges[-1]] = np.repeat(
-            direction / (direction @ direction), np.diff(edges)
-        )
-    return change

@@ -28,6 +28,7 @@ from .document import (
     values_of,
 )
 from .fields import ARRAYS, NUISANCES, Group, Release, Sign
+from .spectra import change_along
 from .statistics import inverse_covariance
 
 __all__ = [
@@ -146,9 +147,7 @@ def _amplitude(release: Release, bandpowers: np.ndarray, derivatives: np.ndarray
     if not curvature.any():
         return 0.0
     shape = along / (along @ along)
-    changes = np.zeros(release.windows.shape[1])
-    for low, high, change in zip(release.kk_edges[:-1], release.kk_edges[1:], shape, strict=True):
-        changes[low:high] = change
+    changes = change_along(release.windows.shape[1], release.kk_edges, along)
     signal = release.windows * release.fiducial_kk[: len(changes)]
     residual, slope = bandpowers - signal.sum(1), signal @ changes + derivatives @ shape
     weight = inverse_covariance(release.patch_covariance / release.n_patches)

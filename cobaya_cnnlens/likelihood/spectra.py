@@ -51,6 +51,31 @@ def band_powers(edges: np.ndarray, fiducial: np.ndarray) -> np.ndarray:
     return np.add.reduceat((2.0 * l + 1.0) * fiducial[edges[0] : edges[-1]], edges[:-1] - edges[0])
 
 
+def change_along(size: int, edges: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """Relative change u a_j/|a|² of a spectrum in every band, for u = 1.
+
+    Parameters
+    ----------
+    size : length of the spectrum
+    edges : of the bands, (n_bands + 1,)
+    direction : a, (n_bands,); where it is zero nothing changes
+
+    Returns
+    -------
+    by multipole, (size,); zero beyond the bands
+
+    Examples
+    --------
+    >>> change_along(4, np.array([1, 2, 4]), np.array([0.0, 2.0])).tolist()
+    [0.0, 0.0, 0.5, 0.5]
+    """
+    change = np.zeros(max(size, edges[-1]))
+    if direction.any():
+        shape = direction / (direction @ direction)
+        change[edges[0] : edges[-1]] = np.repeat(shape, np.diff(edges))
+    return change[:size]
+
+
 class Bands:
     """Power in the bands of a spectrum, relative to that of the fiducial one: 1 + δ_j."""
 
