@@ -17,9 +17,10 @@ from cobaya.yaml import yaml_load, yaml_load_file
 import cobaya_cnnlens
 import yaml
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
-from cobaya_cnnlens.likelihood.cnnlens import TOLERATED, WATCHED, CNNLens, Watch, data_digest
+from cobaya_cnnlens.likelihood.cnnlens import TOLERATED, WATCHED, CNNLens, Watch
 from cobaya_cnnlens.likelihood.fields import NUISANCES
 from cobaya_cnnlens.likelihood.release import (
+    digest_of_numbers,
     read_release,
     shipped_releases,
     write_release,
@@ -711,14 +712,14 @@ def test_another_digest_counts_as_newer(component):
 def test_digest_is_of_what_enters_the_likelihood(release):
     from dataclasses import fields, replace
 
-    digests = {data_digest(release)}
+    digests = {digest_of_numbers(release)}
     for field in fields(release):
         value = getattr(release, field.name)
         changed = 1 + value if isinstance(value, int) else value
         if isinstance(value, np.ndarray):
             changed = value.copy()
             changed.flat[-1] += 1
-        other = data_digest(replace(release, **{field.name: changed}))
+        other = digest_of_numbers(replace(release, **{field.name: changed}))
         assert (other in digests) is (changed is value), field.name
         digests.add(other)
 

@@ -15,7 +15,7 @@ from cobaya.likelihood import Likelihood
 from cobaya.log import LoggedError, get_logger
 
 from ..errors import CNNLensError, SpectrumError
-from ..theory.cobaya import paths_as_text, refuse_other_version
+from ..theory.cobaya import VersionedByDigest, paths_as_text
 from .bandpowers import BandpowerLikelihood
 from .combined import combine
 from .fields import NUISANCES
@@ -55,21 +55,7 @@ def parameter(name: str, suffix: str = "") -> str:
     return f"cnnlens_{name}{suffix}"
 
 
-def data_digest(release: Release) -> str:
-    """Hash of everything in a release that the likelihood depends on, 16 hex digits.
-
-    Parameters
-    ----------
-    release : with its data
-
-    Returns
-    -------
-    16 hex digits
-    """
-    return digest_of_numbers(release)
-
-
-class CNNLens(Likelihood):
+class CNNLens(VersionedByDigest, Likelihood):
     """CMB-lensing bandpowers measured by a ResUNet on polarisation maps.
 
     Needs C_L^φφ from the theory, and unlensed C_l^EE where its options make it look at that.
@@ -149,8 +135,8 @@ class CNNLens(Likelihood):
         except CNNLensError as error:
             raise LoggedError(self.log, "%s", error) from None
         self._surveys = {release.bandpowers.tobytes() for release in releases}
-        self._digest = data_digest(self.release_data)
-        refuse_other_version(self, f"release '{', '.join(map(str, names))}'")
+        self._digest = digest_of_numbers(self.release_data)
+        self.refuse_other_version(f"release '{', '.join(map(str, names))}'")
         self.nuisance_parameters = tuple(parameter(name, self.suffix) for name in NUISANCES)
         self.chi2_parameter = parameter("chi2", self.suffix)
         self._watch = Watch()
@@ -202,21 +188,6 @@ class CNNLens(Likelihood):
     def get_version(self) -> str:
         """The digest of the release."""
         return self._digest
-
-    @classmethod
-    def compare_versions(cls, version_a: Any, version_b: Any, equal: bool = True) -> bool:
-        """Digests have no order: another one counts as higher, so that Cobaya refuses it.
-
-        Parameters
-        ----------
-        version_a, version_b : digests
-        equal : whether equal ones are asked for
-
-        Returns
-        -------
-        whether ``version_a`` passes as the higher one
-        """
-        return (version_a == version_b) is equal
 
     @property
     def likelihood(self) -> BandpowerLikelihood:

@@ -4,7 +4,7 @@ spectra of the likelihood, as Cobaya asks for them."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,33 +19,57 @@ PROVIDED = {"Cl": "pp", "unlensed_Cl": "ee"}
 LOWEST_MULTIPOLE = 2
 
 
-def refuse_other_version(component: Any, file: str) -> None:
-    """Refuse to resume a chain with another data file than the one it was begun with.
+class VersionedByDigest:
+    """What components share whose version is the digest of their file.
 
-    The version of a component of ours is the digest of its file. Cobaya keeps it beside the chain,
-    and hands it over when the chain is resumed or its input is used again.
-
-    Parameters
-    ----------
-    component : theory or likelihood
-    file : how to call the file in the error
-
-    Raises
-    ------
-    LoggedError
-        if the versions differ
+    Cobaya keeps the version beside the chain, and hands it over when the chain is resumed or its
+    input is used again.
     """
-    begun_with, at_hand = component.version, component.get_version()
-    if begun_with is not None and begun_with != at_hand:
-        raise LoggedError(
-            component.log,
-            "%s is not the one that the chain was begun with (digest %s, then %s). Bring that file "
-            "back; or begin anew (cobaya-run --force); or, if the change does not matter, go on "
-            "with --allow-changes. In an input file, remove 'version'.",
-            file,
-            at_hand,
-            begun_with,
-        )
+
+    log: Any
+    version: Any
+    get_version: Callable[[], str]
+
+    @classmethod
+    def compare_versions(cls, version_a: Any, version_b: Any, equal: bool = True) -> bool:
+        """Compare digests, which have no order.
+
+        Another digest counts as higher, so that Cobaya refuses it.
+
+        Parameters
+        ----------
+        version_a, version_b : digests
+        equal : whether equality suffices
+
+        Returns
+        -------
+        compared : as Cobaya asks for it
+        """
+        return (version_a == version_b) is equal
+
+    def refuse_other_version(self, file: str) -> None:
+        """Refuse to resume a chain with another data file than the one it was begun with.
+
+        Parameters
+        ----------
+        file : how to call the file in the error
+
+        Raises
+        ------
+        LoggedError
+            if the versions differ
+        """
+        begun_with, at_hand = self.version, self.get_version()
+        if begun_with is not None and begun_with != at_hand:
+            raise LoggedError(
+                self.log,
+                "%s is not the one that the chain was begun with (digest %s, then %s). Bring that "
+                "file back; or begin anew (cobaya-run --force); or, if the change does not matter, "
+                "go on with --allow-changes. In an input file, remove 'version'.",
+                file,
+                at_hand,
+                begun_with,
+            )
 
 
 def paths_as_text(options: Mapping[str, Any] | None, name: str) -> None:

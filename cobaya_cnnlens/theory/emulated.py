@@ -23,7 +23,7 @@ from cobaya.log import LoggedError
 
 from ..errors import EmulatorError, TheoryError
 from .camb import Cosmology, expansion, hubble_constant, potential_from_convergence
-from .cobaya import DERIVED, PROVIDED, SpectraTheory, paths_as_text, refuse_other_version
+from .cobaya import DERIVED, PROVIDED, SpectraTheory, VersionedByDigest, paths_as_text
 from .emulator import AMPLITUDE, Emulator, same
 from .emulator_files import read_emulator
 
@@ -38,7 +38,7 @@ BACKGROUND = ("Hubble", "angular_diameter_distance", "comoving_radial_distance")
 TAU_RANGE = (0.01, 0.2)
 
 
-class EmulatedCAMB(SpectraTheory):
+class EmulatedCAMB(VersionedByDigest, SpectraTheory):
     """Provides ``Cl: pp``, ``unlensed_Cl: ee``, ``Hubble``, ``angular_diameter_distance``,
     ``comoving_radial_distance`` and the derived ``sigma8``, ``omegam``, ``rdrag`` and ``H0``.
 
@@ -91,7 +91,7 @@ class EmulatedCAMB(SpectraTheory):
                 "with %s. Remove 'extra_args', or use cobaya's own camb.",
                 *(self.emulator, made_with or "settings that its file does not hold"),
             )
-        refuse_other_version(self, f"emulator '{self.emulator}'")
+        self.refuse_other_version(f"emulator '{self.emulator}'")
         self._inputs = ["As" if name == AMPLITUDE else name for name in self.source.parameters]
         self._needs_background = self._was_refused = False
 
@@ -116,23 +116,6 @@ class EmulatedCAMB(SpectraTheory):
     def get_version(self) -> str:
         """The digest of the emulator."""
         return self.source.digest
-
-    @classmethod
-    def compare_versions(cls, version_a: Any, version_b: Any, equal: bool = True) -> bool:
-        """Compare digests, which have no order.
-
-        Another digest counts as higher, so that Cobaya refuses it.
-
-        Parameters
-        ----------
-        version_a, version_b : digests
-        equal : whether equality suffices
-
-        Returns
-        -------
-        compared : as Cobaya asks for it
-        """
-        return (version_a == version_b) is equal
 
     def get_can_support_params(self) -> list[str]:
         """The box's parameters, those that were fixed, ``ANGLES`` and ``Alens``."""

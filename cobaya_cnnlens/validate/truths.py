@@ -17,9 +17,8 @@ import numpy as np
 from cobaya.tools import get_external_function
 
 from ..errors import CNNLensError
-from ..likelihood.cnnlens import data_digest
 from ..likelihood.combined import combine
-from ..likelihood.release import read_release
+from ..likelihood.release import digest_of_numbers, read_release
 from ..theory.camb import CambSettings, Cosmology, camb_parameters, camb_refusals, sigma8
 from ..theory.emulator_files import read_emulator
 
@@ -90,7 +89,7 @@ def _simulated(name: str, block: dict[str, Any]) -> dict[str, float]:
     """The simulated cosmology of a likelihood's releases, empty for data."""
     sources: Any = block.get("release")
     releases = [read_release(s) for s in (sources if isinstance(sources, list) else [sources])]
-    digest = data_digest(combine(releases))
+    digest = digest_of_numbers(combine(releases))
     if block.get("version") not in (None, digest):
         raise CNNLensError(
             f"release {sources!r} of {name} is not the one that the chain was begun with (digest "
