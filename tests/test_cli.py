@@ -116,7 +116,7 @@ def test_a_light_installation_shows_releases_and_analytic_noise(tmp_path):
         assert (code, err) == (0, ""), command
         assert word in out, command
     assert (tmp_path / "release.png").stat().st_size > 10_000
-    # Hu & Okamoto's N0 of κ at L = 100 for 1 µK′: of the order of a tenth of C_L^κκ
+    # Hu & Okamoto's N0 of κ at L = 100 for 1 µK-arcmin: of the order of a tenth of C_L^κκ
     L, n0, kk = map(float, (tmp_path / "n0.csv").read_text().splitlines()[1].split(","))
     assert L == 100
     assert 0.01 < n0 / kk < 1

@@ -335,7 +335,7 @@ def test_a_frame_that_is_assumed_is_told(write):
 
 
 def level_of(path, maps, option="ivar", unit=None):
-    """Noise in µK′ that a file of noise gives."""
+    """Noise in µK-arcmin that a file of noise gives."""
     given = {"ivar": {"ivar": (path,)}, "level": {"level": path}}[option]
     [split] = read_splits(Sources((maps,), unit=unit, **given))
     return 1.0 / np.sqrt(float(np.median(split.density))) / ARCMIN
@@ -345,7 +345,7 @@ def level_of(path, maps, option="ivar", unit=None):
     ("unit", "scale"), [("uK^-2", 1), ("uK^{-2}", 1), ("1/K^2", 1e12), ("mK_CMB^-2", 1e6), ("", 1)]
 )
 def test_inverse_variance_in_its_unit(write, unit, scale):
-    """13.7 µK′; without a unit of its own it has the maps'. Rounding below zero is zero."""
+    """13.7 µK-arcmin; without a unit of its own it has the maps'. Rounding below zero is zero."""
     maps = write(table(QU), name="maps.fits")
     ivar = healpy.nside2pixarea(NSIDE) / (13.7 * ARCMIN) ** 2 * scale + 0 * RAMP
     ivar[3] = -1e-7 * ivar[4]

@@ -72,7 +72,7 @@ def test_mask_is_a_product_of_cosine_tapers():
 
 
 def test_depth_that_varies_along_y():
-    """4 µK′ on one side, 1 on the other, 2 in the middle; what is drawn has that rms."""
+    """4 µK-arcmin on one side, 1 on the other, 2 in the middle; what is drawn has that rms."""
     instrument = Instrument(2.0, depth_ratio=4.0)
     rms = instrument.noise_rms(GEOMETRY) * 2.34375
     np.testing.assert_allclose(rms[:, 0], rms[:, -1])

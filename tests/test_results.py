@@ -186,14 +186,14 @@ def test_points_as_a_survey_sees_them(written, monkeypatch):
     np.testing.assert_allclose(table.shift, 3.0, rtol=1e-4)
     gain = np.linalg.inv(likelihood.covariance) @ slope * sigma
     for k, check in enumerate(checks):
-        covariance = sum(map(covariance_of_mean, (check.found, *check.model)))
-        linear = gain @ (check.found.mean(0) - check.linear)
+        covariance = sum(map(covariance_of_mean, (check.measured, *check.model)))
+        linear = gain @ (check.measured.mean(0) - check.linear)
         assert table.shift_linear[k] == pytest.approx(linear, rel=1e-4)
         assert table.shift_error[k] == pytest.approx(np.sqrt(gain @ covariance @ gain), rel=1e-4)
         chi2 = 9 * sigma**2 * slope @ inverse_covariance(covariance) @ slope
         assert table.chi2[k] == pytest.approx(chi2, rel=1e-4)
     # All points together: scatter of the patches' mean over the points.
-    together = [np.mean([c.found for c in checks], axis=0)]
+    together = [np.mean([c.measured for c in checks], axis=0)]
     together += [np.mean(of_set, axis=0) for of_set in zip(*(c.model for c in checks), strict=True)]
     covariance = sum(map(covariance_of_mean, together))
     chi2 = 9 * sigma**2 * slope @ inverse_covariance(covariance) @ slope

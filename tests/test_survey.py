@@ -41,7 +41,7 @@ from .conftest import REPOSITORY
 NSIDE, LMAX = 256, 230
 SIDE, TAPER = 20.0, 2.0
 GEOMETRY = PatchGeometry(SIDE, 32)
-LEVEL = 60.0  # µK′
+LEVEL = 60.0  # µK-arcmin
 THETA, PHI = healpy.pix2ang(NSIDE, np.arange(12 * NSIDE**2))
 LATITUDE, LONGITUDE = 90.0 - np.degrees(THETA), np.degrees(PHI)
 CORNERS = (100.0, 160.0, -20.0, 40.0)  # longitudes, latitudes of the footprint

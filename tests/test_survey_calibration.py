@@ -31,7 +31,7 @@ from .test_survey import SIDE, TAPER, toy_configuration
 from .test_survey_weights import MODES, N_BINS, N_TILES, NOISE, RESPONSE, SIGNAL, drawn
 
 FLAT = PatchGeometry(SIDE, 32, pad=0)
-LEVELS = np.array([40.0, 90.0, 41.0, 60.0, 88.0, 61.0])  # µK′: three classes of two
+LEVELS = np.array([40.0, 90.0, 41.0, 60.0, 88.0, 61.0])  # µK-arcmin: three classes of two
 
 
 def plan_of(levels=LEVELS):

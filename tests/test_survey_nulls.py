@@ -35,7 +35,7 @@ from cobaya_cnnlens.validate.null_tests import FAILED
 from .conftest import at_fiducial_power
 
 NSIDE, LMAX = 256, 407
-SIDE, TAPER, LEVEL, BEAM = 20.0, 2.0, 5.0, 60.0  # degrees, µK′, arcminutes
+SIDE, TAPER, LEVEL, BEAM = 20.0, 2.0, 5.0, 60.0  # degrees, µK-arcmin, arcminutes
 GEOMETRY = PatchGeometry(SIDE, 32)
 # Of the two splits, of the coadd's inverse variance.
 SHARES = (0.4, 0.6)

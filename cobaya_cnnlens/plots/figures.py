@@ -99,9 +99,9 @@ def sky_figure(run: Run) -> Figure:
     L = run.bandpowers.bins.centres
     observed, kappa = axes[1, 1:]
     for name, colour in (("e", "C0"), ("b", "C1")):
-        found = power[name]
-        observed.errorbar(L, found.mean, found.error, fmt=".", color=colour, label=name.upper())
-        observed.plot(L, found.expected, color=colour, lw=1)
+        field = power[name]
+        observed.errorbar(L, field.mean, field.error, fmt=".", color=colour, label=name.upper())
+        observed.plot(L, field.expected, color=colour, lw=1)
     observed.set(yscale="log", xlabel=r"$\ell$", ylabel=r"$C_\ell$ [$\mu$K$^2$]")
     observed.set_title("observed E and B (points), CAMB through the mask + noise (lines)", size=8)
     observed.legend()
@@ -480,8 +480,8 @@ def _shown_patch(n_patches: int) -> int:
 def _reconstruct(estimator: Estimator, q: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
     """All that an estimator makes of masked Q̃, Ũ (n, ny, nx): ``kappa`` κ̂, and ``e`` or ``qu`` of
     one that has them."""
-    both = getattr(estimator, "reconstruct_heads", None)
-    return both(q, u) if both else {"kappa": estimator.reconstruct(q, u)}
+    heads = getattr(estimator, "reconstruct_heads", None)
+    return heads(q, u) if heads else {"kappa": estimator.reconstruct(q, u)}
 
 
 def _map(

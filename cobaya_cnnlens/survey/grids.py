@@ -256,11 +256,11 @@ class CarGrid:
         rows, columns = self.shape
         y, x = np.divmod(np.asarray(pixels), columns)
         steps = [(j, i) for j in (-1, 0, 1) for i in (-1, 0, 1) if (j, i) != (0, 0)]
-        found = []
+        numbers = []
         for j, i in steps:
             inside = (y + j >= 0) & (y + j < rows) & (x + i >= 0) & (x + i < columns)
-            found.append(np.where(inside, (y + j) * columns + x + i, -1))
-        return np.array(found)
+            numbers.append(np.where(inside, (y + j) * columns + x + i, -1))
+        return np.array(numbers)
 
     def harmonics(self, q: np.ndarray, u: np.ndarray, lmax: int, nthreads: int) -> np.ndarray:
         """See :meth:`Grid.harmonics`.
@@ -311,13 +311,13 @@ class SkyFile:
         return self.map.nside is not None and self.map.header.frame() is None
 
 
-def read_sky(path: str | Path, wanted: str = "") -> SkyFile:
+def read_sky(path: str | Path, stokes: str = "") -> SkyFile:
     """Read a HEALPix or CAR map.
 
     Parameters
     ----------
     path : of the FITS file
-    wanted : "QU" for the planes Q and U; else the file must hold one plane
+    stokes : "QU" for the planes Q and U; else the file must hold one plane
 
     Returns
     -------
@@ -329,17 +329,17 @@ def read_sky(path: str | Path, wanted: str = "") -> SkyFile:
         if it is missing, damaged, neither, without the planes, or a CAR map and pixell is not
         installed
     """
-    found = read_fits(Path(path), wanted, np.float32)
-    header = found.header
-    if found.nside is not None:
-        grid: Grid = HealpixGrid(found.nside, header.frame() or "C")
+    sky_map = read_fits(Path(path), stokes, np.float32)
+    header = sky_map.header
+    if sky_map.nside is not None:
+        grid: Grid = HealpixGrid(sky_map.nside, header.frame() or "C")
     else:
-        grid = _car_grid(header, found.planes.shape[1:])
-    if wanted:
-        return SkyFile(grid, found.with_holes())
+        grid = _car_grid(header, sky_map.planes.shape[1:])
+    if stokes:
+        return SkyFile(grid, sky_map.with_holes())
     # What is not finite is refused, or means something, where it is used.
-    found.planes[np.isfinite(found.planes) & header.holes(found.planes)] = 0.0
-    return SkyFile(grid, found)
+    sky_map.planes[np.isfinite(sky_map.planes) & header.holes(sky_map.planes)] = 0.0
+    return SkyFile(grid, sky_map)
 
 
 def _car_grid(header: MapHeader, shape: tuple[int, int]) -> CarGrid:
@@ -402,14 +402,14 @@ def dilated(grid: Grid, known: np.ndarray, steps: int) -> np.ndarray:
     pixels : their numbers, ascending, (n,)
     """
     state = known.copy()
-    edge, found = np.flatnonzero(known), []
+    edge, reached = np.flatnonzero(known), []
     for _ in range(steps):
         edge = np.unique(grid.neighbours(edge))
         edge = edge[edge >= 0]
         edge = edge[~state[edge]]
         state[edge] = True
-        found.append(edge)
-    return np.sort(np.concatenate(found)) if found else np.zeros(0, int)
+        reached.append(edge)
+    return np.sort(np.concatenate(reached)) if reached else np.zeros(0, int)
 
 
 def fill(grid: Grid, maps: list[np.ndarray], known: np.ndarray, steps: int) -> list[np.ndarray]:

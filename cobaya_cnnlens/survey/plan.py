@@ -189,11 +189,11 @@ class Plan:
     @property
     def warnings(self) -> list[str]:
         """What may be wrong with the maps."""
-        found = []
+        warned = []
         if self.assumed_frame:
-            found.append(f"a map has {say_frame(self.frame)}; write COORDSYS if that is wrong")
+            warned.append(f"a map has {say_frame(self.frame)}; write COORDSYS if that is wrong")
         known = self.lmax if self.sources.maps else None
-        return found + band_warnings(known, self.geometry.nyquist)
+        return warned + band_warnings(known, self.geometry.nyquist)
 
 
 def array_path(path: str | Path) -> Path:

@@ -364,7 +364,7 @@ def marginals(chain: Chain, params: Sequence[str] | None = None) -> list[Margina
         If a parameter is not in the chain.
     """
     check_chain(chain, params or ())
-    samples, found = chain.samples, []
+    samples, posteriors = chain.samples, []
     for name in params or chain.names:
         if not params and name.startswith(NO_PARAMETERS):
             continue
@@ -372,34 +372,34 @@ def marginals(chain: Chain, params: Sequence[str] | None = None) -> list[Margina
             index = samples.paramNames.numberOfName(name)
             values = samples.mean(name), samples.std(name), samples.getEffectiveSamples(index)
         truth, mark = chain.truth.get(name), chain.prior_mark(name)
-        found.append(Marginal(name, *map(float, values), truth, mark))
-    return found
+        posteriors.append(Marginal(name, *map(float, values), truth, mark))
+    return posteriors
 
 
-def format_marginals(found: Sequence[Marginal]) -> str:
+def format_marginals(posteriors: Sequence[Marginal]) -> str:
     """The table of a chain that ``cnnlens plot`` prints, two digits of every error.
 
     Parameters
     ----------
-    found : of the parameters of one chain
+    posteriors : of the parameters of one chain
 
     Returns
     -------
     table : as text
     """
     values = []
-    for m in found:
+    for m in posteriors:
         digits = max(0, 1 - math.floor(math.log10(m.sigma))) if m.sigma > 0 else 0
         form = f".{digits}f" if digits < 8 else ".3e"
         values += plus_minus([m.mean], [m.sigma], form)
     return text_table(
         {
-            "parameter": ("", [m.parameter for m in found]),
+            "parameter": ("", [m.parameter for m in posteriors]),
             "mean ± error": (">", values),
-            "effective samples": (".0f", [m.effective for m in found]),
-            "truth": (">", ["" if m.truth is None else f"{m.truth:.6g}" for m in found]),
-            "pull": (">", ["" if m.pull is None else f"{m.pull:+.2f}" for m in found]),
-            "prior": ("", [m.prior for m in found]),
+            "effective samples": (".0f", [m.effective for m in posteriors]),
+            "truth": (">", ["" if m.truth is None else f"{m.truth:.6g}" for m in posteriors]),
+            "pull": (">", ["" if m.pull is None else f"{m.pull:+.2f}" for m in posteriors]),
+            "prior": ("", [m.prior for m in posteriors]),
         }
     )
 

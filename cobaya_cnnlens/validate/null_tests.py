@@ -204,14 +204,14 @@ def nulls_table(
     noise = _Noise(run, calibration.response, indices)
     cross, fields, over_noise, over_own = [], [], [], []
     for name in names:
-        found = read(run, name, indices)
-        cross.append(_cross_test(name, L, found))
+        measured = read(run, name, indices)
+        cross.append(_cross_test(name, L, measured))
         if name in MEAN_FIELDS:
-            fields.append(_mean_field_test(name, L, found))
+            fields.append(_mean_field_test(name, L, measured))
         if name in OVER_NOISE:
-            over_noise.append(PowerRatio(name, L, *noise.ratio(found["auto"])))
+            over_noise.append(PowerRatio(name, L, *noise.ratio(measured["auto"])))
         if name in OVER_OWN:
-            over_own.append(PowerRatio(OVER_OWN[name], L, *_over_own(name, found)))
+            over_own.append(PowerRatio(OVER_OWN[name], L, *_over_own(name, measured)))
     return NullTable(L, calibration.response, len(indices), cross, fields, over_noise, over_own)
 
 

@@ -32,26 +32,26 @@ JOINT = {"omch2": 0.02, "As": 0.02, "H0": 0.02}
 class PointCheck:
     """Change of the noise debias at one cosmology.
 
-    ``found`` by patch, (n_patches, n_bins); ``predicted``, and without its second order ``linear``,
-    (n_bins,); and ``model``, what the patches that the model was measured of say by themselves, of
-    sets of patches that share nothing, (n_patches, n_bins) each
+    ``measured`` by patch, (n_patches, n_bins); ``predicted``, and without its second order
+    ``linear``, (n_bins,); and ``model``, what the patches that the model was measured of say by
+    themselves, of sets of patches that share nothing, (n_patches, n_bins) each
     """
 
     change: dict[str, float]
-    found: np.ndarray
+    measured: np.ndarray
     predicted: np.ndarray
     linear: np.ndarray
     model: tuple[np.ndarray, ...]
 
     @property
     def residual(self) -> np.ndarray:
-        """Mean of found − predicted, (n_bins,)."""
-        return self.found.mean(0) - self.predicted
+        """Mean of measured − predicted, (n_bins,)."""
+        return self.measured.mean(0) - self.predicted
 
     @property
     def covariance(self) -> np.ndarray:
         """Of ``residual``, (n_bins, n_bins)."""
-        return _covariance(self.found, *self.model)
+        return _covariance(self.measured, *self.model)
 
 
 def _covariance(*sets: np.ndarray) -> np.ndarray:
@@ -87,14 +87,14 @@ def check_points(run: Run, release: Release, group: str) -> list[PointCheck]:
     for change, points in by_change.items():
         cosmology = run.config.cosmology.vary(**dict(change))
         moved, still = cosmologies.read(run, points), cosmologies.at_fiducial(run, points)
-        found = cosmologies.change_of_noise(moved, still, release.response)
+        measured = cosmologies.change_of_noise(moved, still, release.response)
         if moved.power is not None and still.power is not None:
-            found = found - (moved.power - still.power) @ release.debias_coefficients.T
+            measured = measured - (moved.power - still.power) @ release.debias_coefficients.T
         predicted, linear = (
             _noise(made, moved, run.spectra(cosmology)) - _noise(made, still, run.spectra())
             for made in (release, flat)
         )
-        checks.append(PointCheck(dict(change), found, predicted, linear, model_at(cosmology)))
+        checks.append(PointCheck(dict(change), measured, predicted, linear, model_at(cosmology)))
     return checks
 
 
@@ -220,7 +220,7 @@ def points_table(run: Run, group: str) -> PointsTable:
     slope = Omch2Likelihood(run, likelihood).slope(run.config.cosmology.omch2)
     gain = shift_gain(slope, release.covariance)
     together = _joint_gain(run, likelihood)
-    n = len(checks[0].found)
+    n = len(checks[0].measured)
 
     def judge(residual: np.ndarray, covariance: np.ndarray) -> tuple[float, float]:
         t2 = float(residual @ inverse_covariance(covariance) @ residual)
@@ -230,7 +230,7 @@ def points_table(run: Run, group: str) -> PointsTable:
     mean = np.mean([c.residual for c in checks], axis=0)
     # All points are of the same patches, and so are the model's.
     of_mean = _covariance(
-        np.mean([c.found for c in checks], axis=0),
+        np.mean([c.measured for c in checks], axis=0),
         *(np.mean(of_set, axis=0) for of_set in zip(*(c.model for c in checks), strict=True)),
     )
     mean_chi2, mean_pte = judge(mean, of_mean)
@@ -241,7 +241,7 @@ def points_table(run: Run, group: str) -> PointsTable:
         release.n_bins,
         np.array([gain @ c.residual for c in checks]),
         np.array([np.sqrt(gain @ c.covariance @ gain) for c in checks]),
-        np.array([gain @ (c.found.mean(0) - c.linear) for c in checks]),
+        np.array([gain @ (c.measured.mean(0) - c.linear) for c in checks]),
         np.array([together @ c.residual for c in checks]),
         np.array([np.sqrt(np.diag(together @ c.covariance @ together.T)) for c in checks]),
         np.array([t2 for t2, _ in judged]),

@@ -244,8 +244,8 @@ def simulate_ranks(
     for _ in range(n_sets):
         calibration = generator.multivariate_normal(zero, shared)
         scatter = generator.multivariate_normal(zero, own, size=len(truth))
-        found = grid.posterior(likelihood, table, mu + scale * (calibration + scatter))
-        ranks.append([p.ranks(t) for p, t in zip(found, truth.T, strict=True)])
+        posteriors = grid.posterior(likelihood, table, mu + scale * (calibration + scatter))
+        ranks.append([p.ranks(t) for p, t in zip(posteriors, truth.T, strict=True)])
     return [
         SimulatedRanks(
             np.array([tenths(r) for r in of_one]),

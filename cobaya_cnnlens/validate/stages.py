@@ -100,12 +100,12 @@ def survey_powers(run: Run) -> dict[str, Power]:
     """
     calibration, _ = calibration_of(run)
     fiducial = signal_bandpowers(run, run.spectra().kk)
-    found = {}
+    powers = {}
     for name in run.config.surveys:
         data = calibration.debias(bandpowers.read(run, f"survey-{name}", [0]).auto)
         truth = run.spectra(run.config.set_cosmology(f"survey-{name}"))
-        found[name] = Power.of(data, signal_bandpowers(run, truth.kk)).over(fiducial)
-    return found
+        powers[name] = Power.of(data, signal_bandpowers(run, truth.kk)).over(fiducial)
+    return powers
 
 
 def relative_derivatives(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
