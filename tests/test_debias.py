@@ -470,8 +470,8 @@ def test_points_of_some_patches(run, made):
     that the whole sky has there."""
     moved = with_points(run, 7, omch2=run.config.cosmology.omch2)
     (check,) = points.check_points(moved, made["fiducial"], "some")
-    assert check.found.shape == (7, 4)
-    np.testing.assert_allclose(check.found, 0, atol=1e-4 * made["fiducial"].noise.max())
+    assert check.measured.shape == (7, 4)
+    np.testing.assert_allclose(check.measured, 0, atol=1e-4 * made["fiducial"].noise.max())
     np.testing.assert_allclose(check.predicted, 0, atol=1e-12)
 
 
