@@ -35,6 +35,13 @@ REPOSITORY = Path(__file__).parents[1]
 check_backend()
 
 
+def pytest_collection_modifyitems(items):
+    """Checks of the repository have a mark of their own."""
+    for item in items:
+        if item.path.parent.name == "meta":
+            item.add_marker(pytest.mark.meta)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def camb_once(tmp_path_factory):
     """The pipeline's CAMB runs once per cosmology and settings in all processes of a test run; the
