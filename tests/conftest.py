@@ -282,6 +282,14 @@ def in_process(program, *arguments, folder=".", environment=()) -> subprocess.Co
     return subprocess.CompletedProcess(arguments, code or 0, out.getvalue(), err.getvalue())
 
 
+def cnnlens(*arguments, folder=".") -> subprocess.CompletedProcess:
+    """The command in this process, with what its entry point sets for a process of its own."""
+    from cobaya_cnnlens.cli import run
+
+    own = {"MPLBACKEND": "Agg", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    return in_process(run, *arguments, folder=folder, environment=own)
+
+
 def snakemake_dry_run(folder, *arguments, snakefile=None) -> subprocess.CompletedProcess:
     """What the workflow would run, with every shell command; all of it on ``stdout``.
 

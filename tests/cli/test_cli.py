@@ -19,7 +19,7 @@ from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import ConfigError
 from cobaya_cnnlens.likelihood.release import write_release
 
-from ..conftest import REPOSITORY, at_fiducial_power, in_process
+from ..conftest import REPOSITORY, at_fiducial_power, cnnlens
 
 COMMANDS = [
     *("skies", "emulator", "features", "train", "reconstruct"),
@@ -76,25 +76,6 @@ NEEDS_PIPELINE = [
     ["survey", "calibrate", "plan.yaml", "--config", str(CONFIG)],
     ["survey", "release", "plan.yaml", "--config", str(CONFIG)],
 ]
-
-
-def cnnlens(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "cobaya_cnnlens", *arguments],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
-
-
-def cnnlens_here(*arguments):
-    """The same in this process, which has imported most of what it needs."""
-    from cobaya_cnnlens.cli import run
-
-    # What the entry point sets for its own process.
-    own = {"MPLBACKEND": "Agg", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return in_process(run, *arguments, environment=own)
 
 
 def without_pipeline(commands):
@@ -190,13 +171,6 @@ def test_the_figure_of_a_release(release):
     assert figure_limits[0] <= release.bandpowers.min()
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command):
-    result = CliRunner().invoke(app, [*command.split(), "--help"])
-    assert result.exit_code == 0
-    assert "Usage" in result.output
-
-
 # What most users need stands in front; then the order of the pipeline.
 STAGES = {
     "What most users need": ["release", "survey", "train", "reconstruct", "check", "plot"],
@@ -241,10 +215,12 @@ def test_the_commands_are_few():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_help_has_an_example_that_the_command_accepts(name):
-    commands = dict(commands_of(typer.main.get_command(app)))
+def test_every_command_has_help_with_an_example_that_it_accepts(name):
     words = tuple(name.split())
-    command = commands[words]
+    result = CliRunner().invoke(app, [*words, "--help"])
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+    command = dict(commands_of(typer.main.get_command(app)))[words]
     example = command.epilog.removeprefix("Example: cnnlens ").split()
     assert tuple(example[: len(words)]) == words
     command.make_context(name, example[len(words) :])  # an unknown option would raise
@@ -338,29 +314,31 @@ def test_release_show(release, tmp_path):
     ],
 )
 def test_errors_are_one_line(arguments, message):
-    result = cnnlens_here(*arguments)
+    result = cnnlens(*arguments)
     assert result.returncode == 1
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stderr.startswith("error: ")
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
 def test_an_encoding_without_our_letters(encoding):
     """What it lacks is replaced: no result is lost for a κ."""
-    result = cnnlens("n0", "--help", PYTHONIOENCODING=encoding)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "?" in result.stdout
+    given = [sys.executable, "-m", "cobaya_cnnlens", "n0", "--help"]
+    done = subprocess.run(
+        given, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, check=True
+    )
+    assert done.stderr == b""
+    assert b"?" in done.stdout
 
 
 @pipeline
-@pytest.mark.parametrize("backend", ["torch", "theano", "numpy"])
-def test_a_backend_on_which_no_network_runs(backend):
+def test_a_backend_on_which_no_network_runs(monkeypatch):
     """It is told before the maps are read, with the ones that do."""
-    given = ("reconstruct", "refined_fiducial", "--maps", "none.npz")
-    result = cnnlens(*given, KERAS_BACKEND=backend)
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    result = cnnlens("reconstruct", "refined_fiducial", "--maps", "none.npz")
     assert result.returncode == 1
-    assert result.stderr.startswith(f"error: Keras has the backend '{backend}' (KERAS_BACKEND,")
+    assert result.stderr.startswith("error: Keras has the backend 'torch' (KERAS_BACKEND,")
     assert "one of tensorflow, jax" in result.stderr
     assert result.stderr.count("\n") == 1
 
@@ -377,6 +355,20 @@ def test_errors_of_the_system_are_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: products/x: No space left on device\n"
 
 
+@pytest.fixture
+def configured(tmp_path):
+    """The test configuration with some keys changed, as a file."""
+
+    def write(**changes):
+        import yaml
+
+        content = yaml.safe_load(CONFIG.read_text()) | changes
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+        return str(tmp_path / "c.yaml")
+
+    return write
+
+
 @pipeline
 @pytest.mark.parametrize(
     "arguments",
@@ -386,49 +378,29 @@ def test_errors_of_the_system_are_one_line(monkeypatch, capsys):
         ("foregrounds",),
     ],
 )
-def test_an_index_below_zero_is_refused(tmp_path, arguments, monkeypatch):
-    import yaml
-
-    from ..conftest import REPOSITORY
-
-    content = yaml.safe_load((REPOSITORY / "training" / "config" / "test.yaml").read_text())
-    content |= {"products": str(tmp_path / "p"), "points": {"at": {"one": [{"ns": 0.95}]}}}
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+def test_an_index_below_zero_is_refused(tmp_path, arguments, monkeypatch, configured):
+    path = configured(products=str(tmp_path / "p"), points={"at": {"one": [{"ns": 0.95}]}})
     monkeypatch.setattr(runs, "ready", lambda run: run)
     command, *options = arguments
-    result = CliRunner().invoke(app, [command, str(tmp_path / "c.yaml"), *options, "--index", "-1"])
+    result = CliRunner().invoke(app, [command, path, *options, "--index", "-1"])
     assert isinstance(result.exception, ConfigError), result.exception
     assert "not -1" in str(result.exception)
 
 
 @pipeline
-def test_a_pretrained_network_is_not_trained(tmp_path):
-    import yaml
-
-    from ..conftest import REPOSITORY
-
-    content = yaml.safe_load((REPOSITORY / "training" / "config" / "test.yaml").read_text())
-    content["network"] = {"pretrained": str(tmp_path / "n.keras")}
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
-    result = cnnlens_here("train", str(tmp_path / "c.yaml"))
+def test_a_pretrained_network_is_not_trained(tmp_path, configured):
+    result = cnnlens("train", configured(network={"pretrained": str(tmp_path / "n.keras")}))
     assert result.returncode == 1
     assert "'network.pretrained' names" in result.stderr
 
 
 @pipeline
-def test_missing_stage_is_named(tmp_path):
-    import yaml
-
-    from ..conftest import REPOSITORY
-
-    content = yaml.safe_load((REPOSITORY / "training" / "config" / "test.yaml").read_text())
-    content["products"] = str(tmp_path)
-    path = tmp_path / "c.yaml"
-    path.write_text(yaml.safe_dump(content))
-    result = cnnlens_here("reconstruct", str(path), "--set", "test")
+def test_missing_stage_is_named(tmp_path, configured):
+    path = configured(products=str(tmp_path))
+    result = cnnlens("reconstruct", path, "--set", "test")
     assert result.returncode == 1
     assert "network.keras: the network cannot be read" in result.stderr
     assert "run `cnnlens train`" in result.stderr
-    result = cnnlens_here("figure", str(path), "moon")
+    result = cnnlens("figure", path, "moon")
     assert result.returncode == 1
     assert "no figure for stage 'moon'" in result.stderr
