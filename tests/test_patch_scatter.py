@@ -10,7 +10,7 @@ from cobaya_cnnlens.likelihood.release import read_release
 from cobaya_cnnlens.validate.patch_scatter import PatchScatter, patch_scatter
 
 AMPLITUDES = (0.7, 0.85, 1.0, 1.15, 1.3)
-N_PATCHES = 400
+N_PATCHES = 1000
 
 
 @pytest.fixture(scope="module")
