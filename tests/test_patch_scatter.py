@@ -41,7 +41,7 @@ def test_patches_of_the_total_power_scatter_as_claimed(skies):
     scatter = patch_scatter(*skies)
     assert np.ptp(scatter.ln_total) > 0.2
     values, errors = scatter.fit()
-    assert errors.max() < 0.05
+    assert errors.max() < 0.1
     assert np.all(np.abs(values - [1.0, 0.0]) < 4.0 * errors + 0.005)
     assert "1.0" in scatter.table()
 
