@@ -509,7 +509,7 @@ class BandpowerLikelihood:
         data: np.ndarray | None = None,
         correction: np.ndarray | None = None,
     ) -> np.ndarray:
-        """d − µ, or X_b = T^fid_b g(T̂_b/T_b), T = µ + N + c, for "hamimeche-lewis"; (..., n_bins)."""
+        """d − µ; X_b = T^fid_b g(T̂_b/T_b), T = µ + N + c, for "hamimeche-lewis"; (..., n_bins)."""
         data = self.bandpowers if data is None else data
         if self.statistics != "hamimeche-lewis":
             return data - model
