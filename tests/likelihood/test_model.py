@@ -660,6 +660,25 @@ def test_hamimeche_lewis_by_hand(release):
     assert both[0] == pytest.approx(both[1], rel=1e-4)
 
 
+def test_the_total_power_holds_what_the_debias_subtracts(release):
+    """T̂ = d + N and T = µ + N + d − d': the scatter of d' is that of the power of κ̂."""
+    release = replace(release, power=1.2 * release.fiducial_power)
+    debiased = debiased_by_data(release)
+    subtracted = release.bandpowers - debiased.bandpowers
+    assert np.abs(subtracted).max() > 0.01 * release.noise.max()
+    likelihood = BandpowerLikelihood(release)
+    fiducial = release.windows @ release.fiducial_kk[: release.windows.shape[1]] + release.noise
+    for factor in (0.8, 1.2):
+        model = likelihood.model(factor * release.fiducial_kk)
+        total = model + release.noise + subtracted
+        ratio = (release.bandpowers + release.noise) / total
+        x = fiducial * np.sign(ratio - 1) * np.sqrt(2 * (ratio - np.log(ratio) - 1))
+        inverse = np.linalg.inv(debiased.covariance) * likelihood.hartlap
+        chi2 = likelihood.chi2(factor * release.fiducial_kk)
+        assert chi2 == pytest.approx(x @ inverse @ x, rel=1e-8)
+        np.testing.assert_allclose(likelihood.scatter(model), total / fiducial)
+
+
 def test_hamimeche_lewis_needs_positive_power(release):
     low = release.bandpowers.copy()
     low[2] = -2.0 * release.noise[2]
