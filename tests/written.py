@@ -10,10 +10,11 @@ import itertools
 import numpy as np
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate import bandpowers, curvature, derivatives, nuisances
-from cobaya_cnnlens.calibrate.bandpowers import signal_bandpowers
 from cobaya_cnnlens.likelihood.fields import NUISANCES
 from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.nuisances import Nuisances
+from cobaya_cnnlens.pipeline.perturbations import Derivatives, ShiftedSkies
+from cobaya_cnnlens.pipeline.reconstructions import Bandpowers, signal_bandpowers
 from cobaya_cnnlens.pipeline.run import Run
 
 from .conftest import REPOSITORY, of_nuisances
@@ -94,9 +95,9 @@ class Written:
         for i in range(self.config.set_size(set_name)):
             rows = slice(i * PER_SKY, (i + 1) * PER_SKY)
             products.write_product(
-                bandpowers.path(Run(self.config), set_name, i),
+                Bandpowers(Run(self.config)).path(set_name, i),
                 "bandpowers",
-                bandpowers.recipe(Run(self.config, self.digest), set_name, i),
+                Bandpowers(Run(self.config, self.digest)).recipe(set_name, i),
                 {"auto": auto[rows], "cross": cross[rows], "truth": truth[rows]},
             )
 
@@ -142,9 +143,9 @@ class Written:
         for i in range(config.skies.derivatives):
             rows = slice(i * PER_SKY, (i + 1) * PER_SKY)
             products.write_product(
-                derivatives.path(Run(config), i),
+                Derivatives(Run(config)).path(i),
                 "derivatives",
-                derivatives.recipe(Run(config, self.digest), i),
+                Derivatives(Run(config, self.digest)).recipe(i),
                 {
                     "kk": RESPONSE**2 * (kk + kk_truth)[:, rows],
                     "ee": RESPONSE**2 * ee[:, rows],
@@ -155,9 +156,9 @@ class Written:
             )
             shifted = RESPONSE**2 * (self.centre + self.moved + truths)
             products.write_product(
-                curvature.path(Run(config), i),
+                ShiftedSkies(Run(config)).path(i),
                 "curvature",
-                curvature.recipe(Run(config, self.digest), i),
+                ShiftedSkies(Run(config, self.digest)).recipe(i),
                 {"auto": shifted[:, rows], "truth": truths[:, rows]},
             )
 
@@ -182,8 +183,8 @@ class Written:
                     ]
                 )
                 arrays[name] = self.auto[rows] + RESPONSE**2 * shifts
-            recipe = nuisances.recipe(Run(config, self.digest), i)
-            products.write_product(nuisances.path(Run(config), i), "nuisances", recipe, arrays)
+            recipe = Nuisances(Run(config, self.digest)).recipe(i)
+            products.write_product(Nuisances(Run(config)).path(i), "nuisances", recipe, arrays)
 
 
 def error_of_mean(samples):

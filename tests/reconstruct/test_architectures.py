@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import yaml
-from cobaya_cnnlens.pipeline import skies, training
+from cobaya_cnnlens.pipeline import training
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.reconstruct.resunet import (
     SYMMETRIES,
     NetworkEstimator,
@@ -20,7 +21,7 @@ from cobaya_cnnlens.reconstruct.resunet import (
     apply_symmetry,
     load_network,
 )
-from cobaya_cnnlens.simulate.shards import FIELDS, write_shard
+from cobaya_cnnlens.simulate.shards import FIELDS
 
 from ..conftest import REPOSITORY
 
@@ -133,9 +134,7 @@ def training_config(tmp_path):
     for name in ("train", "validation"):
         for i in range(config.set_size(name)):
             fields = {f: generator.standard_normal((2, n, n)).astype("f4") for f in FIELDS}
-            write_shard(
-                skies.path(Run(config), name, i), skies.recipe(Run(config), name, i), fields
-            )
+            Skies(Run(config)).write(fields, name, i)
     Run(config).spectra()
     return config
 
