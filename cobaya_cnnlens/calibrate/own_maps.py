@@ -22,16 +22,15 @@ from .. import products
 from ..errors import MapError, ProductError, ReleaseError
 from ..files import atomic_write, temporary_name
 from ..likelihood.release import Release
+from ..pipeline.reconstructions import ALGORITHM, measurement_recipe
 from ..pipeline.run import Run
 from ..pipeline.separation import FRAMES, check_separate
 from ..reconstruct import Estimator
-from ..simulate.bandpowers import Bins, FlatSpectra
+from ..simulate.bandpowers import Bins, EBPower, FlatSpectra
 from ..simulate.instrument import Instrument, cosine_mask
 from ..simulate.one_over_f import OneOverF
 from ..simulate.patches import PatchGeometry
 from ..theory.camb import Spectra, lensed_polarisation
-from . import bandpowers
-from .power import EBPower
 
 if TYPE_CHECKING:
     from ..pipeline.map_files import PatchMaps
@@ -52,7 +51,7 @@ def recipe(run: Run) -> dict[str, Any]:
     """
     patch = run.config.patch
     size = {"size_deg": patch.size_deg, "n_pixels": patch.n_pixels}
-    return {"patch": size, **bandpowers.measurement_recipe(run)}
+    return {"patch": size, **measurement_recipe(run)}
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ class MapSetup:
         bins = Bins(int(release.edges[0]), int(widths[0]), release.n_bins)
         made_of = {
             "patch": {"size_deg": patch.size_deg, "n_pixels": patch.n_pixels},
-            "algorithm": bandpowers.ALGORITHM,
+            "algorithm": ALGORITHM,
             "instrument": instrument.recipe(),
             "network": digest,
             **({"symmetries": symmetries} if symmetries != 1 else {}),
@@ -220,7 +219,7 @@ def reconstruct_maps(
 
     Returns
     -------
-    path of the bandpowers, from which :mod:`~cobaya_cnnlens.calibrate.assemble` makes a release
+    path of the bandpowers, from which :mod:`~cobaya_cnnlens.pipeline.assemble` makes a release
 
     Raises
     ------

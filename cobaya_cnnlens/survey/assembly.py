@@ -13,18 +13,19 @@ from pathlib import Path
 
 import numpy as np
 
-from ..calibrate import assemble, curvature, debias
-from ..calibrate.bandpowers import FIELDS, PatchBandpowers
+from ..calibrate import debias
 from ..calibrate.debias import SimulatedChanges
-from ..calibrate.derivatives import BandDerivatives, NoiseDerivatives
-from ..calibrate.nuisances import orders
+from ..calibrate.derivatives import BandDerivatives, NoiseDerivatives, nuisance_orders
 from ..calibrate.own_maps import MapSetup
 from ..calibrate.release_warnings import with_warnings
-from ..calibrate.response import Calibration, standard_error
+from ..calibrate.response import FIELDS, Calibration, PatchBandpowers, standard_error
 from ..errors import ConfigError
 from ..likelihood.fields import NUISANCES
 from ..likelihood.release import Release
+from ..pipeline import assemble
 from ..pipeline.estimators import name_of
+from ..pipeline.nuisances import nuisance_steps
+from ..pipeline.perturbations import shifted_changes
 from ..pipeline.run import Run
 from ..simulate.depth import DepthClasses, depth_classes, tile_depths
 from . import calibration, reconstruction
@@ -140,7 +141,7 @@ class Calibrated:
         tiles = self.test_tiles[which]
         centre = arrays[f"{TEST}_{name}"][which]
         shifted = np.stack([arrays[f"{x}_{name}"] for x in NUISANCES], axis=-1)
-        orders_of_nuisances = orders(self.run, centre, shifted)
+        orders_of_nuisances = nuisance_orders(nuisance_steps(self.run), centre, shifted)
         first, second = (
             np.stack([combine(x[..., i], None, tiles) for i in range(x.shape[-1])], axis=-1)
             for x in orders_of_nuisances
@@ -218,7 +219,7 @@ def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release
             power_changes,
             made.debias(test.auto),
             power,
-            curvature.shifted_changes(run),
+            shifted_changes(run),
             None,
             len(auto),
             weights.label[found.test_tiles],

@@ -20,14 +20,16 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import products
-from ..calibrate import derivatives
-from ..calibrate.bandpowers import bandpowers_of, measurement_recipe
-from ..calibrate.derivatives import PerturbedSky
+from ..calibrate.response import patch_bandpowers
 from ..errors import ConfigError
 from ..likelihood.fields import NUISANCES
-from ..pipeline import skies
+from ..pipeline import perturbations
+from ..pipeline.perturbations import perturbed_sky
+from ..pipeline.reconstructions import measurement_recipe
 from ..pipeline.run import Run
+from ..pipeline.skies import Skies
 from ..simulate.instrument import Systematics
+from ..simulate.perturbed_skies import Observation, PerturbedSky
 from .plan import Plan
 from .simulated import SeenAs, neighbours, subset_in_turn, tiles_in_turn
 
@@ -120,7 +122,9 @@ def recipe(run: Run, plan: Plan, n_patches: int) -> dict[str, Any]:
         "taper_deg": plan.taper_deg,
         "survey_algorithm": ALGORITHM,
         "patches": n_patches,
-        "skies": {name: skies.recipe(run, name, 0) for name in (VALIDATION, TEST, derivatives.SET)},
+        "skies": {
+            name: Skies(run).recipe(name, 0) for name in (VALIDATION, TEST, perturbations.SET)
+        },
         "estimator": measurement_recipe(run),
         "derivatives": config.derivatives.recipe(),
         "omch2_step": config.derivatives.omch2_step,
@@ -253,7 +257,7 @@ def measure(run: Run, plan: Plan, folder: str | Path, n_patches: int, nthreads: 
     for name, count in counts(plan, n_patches).items():
         needed = {int(i) for i in neighbours(run, name, count)[0]}
         if any(part.label in (name, *(NUISANCES if name == TEST else ())) for part in todo):
-            skies.measure(run, name, sorted(needed), nthreads)
+            Skies(run, nthreads).measure(name, sorted(needed))
     simulations = _Simulations(run, plan, n_patches, nthreads)
     with tqdm(total=len(every), initial=len(every) - len(todo), desc=KIND, unit="part") as bar:
         for part in todo:
@@ -300,7 +304,7 @@ class _Simulations:
         for seen, maps in self._skies(set_name, np.arange(self._count(set_name))[rows]):
             q, u = seen.observe(maps[0], maps[1])
             kappa = self.run.config.patch.crop(maps[2]) * self.run.mask
-            of_kappa = bandpowers_of(self.run.bandpowers, seen.estimate(q, u), kappa)
+            of_kappa = patch_bandpowers(self.run.bandpowers, seen.estimate(q, u), kappa)
             arrays = vars(of_kappa) | {"power": seen.power(q, u)}
             for name, values in arrays.items():
                 found.setdefault(name, []).append(values)
@@ -329,7 +333,7 @@ class _Simulations:
         for sky in np.unique(index):
             here = index == sky
             names = ("lensed_q", "lensed_u", "kappa")
-            fields = skies.read(self.run, set_name, int(sky), names)
+            fields = Skies(self.run).read(set_name, int(sky), names)
             maps = tuple(values[row[here]] for values in fields)
             yield SeenAs(self.run, self.plan, set_name, int(sky), row[here], tiles[here]), maps
 
@@ -337,13 +341,13 @@ class _Simulations:
         run = self.run
         cosmology = None if omch2 is None else run.config.cosmology.vary(omch2=omch2)
         seen = derivative_patches(run, self.plan)
-        return PerturbedSky(
+        return perturbed_sky(
             run,
             seen.index,
             self.nthreads,
             cosmology,
             measured=seen.measure,
-            observation=(seen.noise(), seen.mask),
+            observation=Observation(run.config.instrument, seen.noise(), seen.mask),
         )
 
     def _named(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -367,7 +371,7 @@ def derivative_patches(run: Run, plan: Plan) -> SeenAs:
     """
     n = run.config.derivatives.patches or len(run.spread)
     n = min(n, len(run.spread))
-    return SeenAs(run, plan, derivatives.SET, 0, np.arange(n), tiles_in_turn(plan, n))
+    return SeenAs(run, plan, perturbations.SET, 0, np.arange(n), tiles_in_turn(plan, n))
 
 
 def nuisance_patches(run: Run, plan: Plan, n_patches: int) -> np.ndarray:

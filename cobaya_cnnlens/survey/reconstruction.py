@@ -20,9 +20,9 @@ from tqdm import tqdm
 from .. import products
 from ..calibrate import map_checks
 from ..calibrate.own_maps import MapSetup
-from ..calibrate.power import EBPower
 from ..errors import ConfigError, MapError
 from ..pipeline.map_files import write_kappa
+from ..simulate.bandpowers import EBPower
 from . import patches
 from .patches import TilePatches
 from .plan import Plan, Tile
@@ -43,7 +43,7 @@ class SurveyBandpowers:
     Attributes
     ----------
     auto : ⟨κ̂κ̂*⟩, (n_tiles, n_bins)
-    power : of E and B, as :class:`~cobaya_cnnlens.calibrate.power.EBPower`, (n_tiles, n_power) in
+    power : of E and B, as :class:`.EBPower`, (n_tiles, n_power) in
         µK²
     numbers : of the tiles, (n_tiles,)
     centres : colatitude and longitude in radians, (n_tiles, 2)

@@ -23,8 +23,8 @@ from pixell import curvedsky, enmap
 
 from cobaya_cnnlens.calibrate.own_maps import MapSetup
 from cobaya_cnnlens.calibrate.release_estimator import release_estimator
-from cobaya_cnnlens.calibrate.release_networks import find_networks
 from cobaya_cnnlens.likelihood.release import read_release
+from cobaya_cnnlens.pipeline.release_networks import find_networks
 from cobaya_cnnlens.simulate.instrument import ARCMIN
 from cobaya_cnnlens.simulate.skies import scale_alm, unit_alm
 from cobaya_cnnlens.survey import patches, reconstruction

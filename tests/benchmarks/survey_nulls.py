@@ -21,8 +21,8 @@ from pixell import enmap
 from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate.own_maps import MapSetup
 from cobaya_cnnlens.calibrate.release_estimator import release_estimator
-from cobaya_cnnlens.calibrate.release_networks import find_networks
 from cobaya_cnnlens.likelihood.release import read_release
+from cobaya_cnnlens.pipeline.release_networks import find_networks
 from cobaya_cnnlens.simulate.foregrounds import SourceCounts, source_patches
 from cobaya_cnnlens.simulate.instrument import ARCMIN, convolve_beam
 from cobaya_cnnlens.simulate.patches import (

@@ -21,18 +21,16 @@ from typer.testing import CliRunner
 
 import yaml
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate import own_maps, power
-from cobaya_cnnlens.calibrate.assemble import make_calibrated_release
+from cobaya_cnnlens.calibrate import own_maps
 from cobaya_cnnlens.calibrate.map_checks import check_maps
 from cobaya_cnnlens.calibrate.own_maps import MapSetup, check_folder, reconstruct_maps
-from cobaya_cnnlens.calibrate.release_networks import NETWORKS, find_networks, is_release
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError, MapError, NetworkError, ProductError, ReleaseError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.cnnlens import CNNLens
 from cobaya_cnnlens.likelihood.combined import combine
 from cobaya_cnnlens.likelihood.release import read_release, write_release
-from cobaya_cnnlens.pipeline import skies
+from cobaya_cnnlens.pipeline.assemble import make_calibrated_release
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.map_files import (
     PatchMaps,
@@ -42,9 +40,11 @@ from cobaya_cnnlens.pipeline.map_files import (
     write_images,
 )
 from cobaya_cnnlens.pipeline.observation import sky_noise
+from cobaya_cnnlens.pipeline.power import power_of
+from cobaya_cnnlens.pipeline.release_networks import NETWORKS, find_networks, is_release
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.pipeline.separation import FRAMES, check_separate
-from cobaya_cnnlens.simulate import shards
+from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.simulate.bandpowers import Bins
 from cobaya_cnnlens.simulate.instrument import (
     ARCMIN,
@@ -576,12 +576,8 @@ def setup(tmp_path_factory):
 def observed(setup):
     """Unmasked, beamed and noisy patches of a simulated sky, of the configuration's instrument."""
     config = setup.fiducial.config
-    skies.measure(Run(config), "test", [0])
-    fields = shards.read_fields(
-        skies.path(Run(config), "test", 0),
-        ("lensed_q", "lensed_u"),
-        skies.recipe(Run(config), "test", 0),
-    )
+    Skies(Run(config)).measure("test", [0])
+    fields = Skies(Run(config)).read("test", 0, ("lensed_q", "lensed_u"))
     noise = sky_noise(Run(config), "test", 0, len(fields[0]))
     q, u = (
         convolve_beam(field, config.instrument, config.patch) + n
@@ -758,7 +754,7 @@ def test_reconstruction_of_maps(setup, observed, tmp_path):
     kappa = (maps.q + maps.u) * mask
     with products.open_product(path, own_maps.KIND, own_maps.recipe(Run(config, HASH))) as product:
         np.testing.assert_allclose(product.array("auto"), Run(config).bandpowers.auto(kappa))
-        own = power.power_of(Run(config))(maps.q * mask, maps.u * mask)
+        own = power_of(Run(config))(maps.q * mask, maps.u * mask)
         np.testing.assert_allclose(product.array("power"), own)
         np.testing.assert_array_equal(product.array("centres"), maps.centres)
         assert bytes(product.array("source")) == b"mine.fits"

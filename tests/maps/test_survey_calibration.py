@@ -9,14 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate.derivatives import PerturbedSky
 from cobaya_cnnlens.calibrate.own_maps import MapSetup
-from cobaya_cnnlens.calibrate.power import power_of
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import ConfigError, ProductError, ReleaseError
 from cobaya_cnnlens.likelihood.fields import NUISANCES
 from cobaya_cnnlens.likelihood.release import read_release, write_release
 from cobaya_cnnlens.pipeline.config import Config
+from cobaya_cnnlens.pipeline.perturbations import perturbed_sky
+from cobaya_cnnlens.pipeline.power import power_of
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.simulate.instrument import ARCMIN, Systematics, cosine_mask
 from cobaya_cnnlens.simulate.patches import PatchGeometry
@@ -169,7 +169,7 @@ def test_derivatives_are_of_the_tiles_maps(run, measured):
     seen = calibration.derivative_patches(run, plan)
     still = np.zeros((6, 40, 40))
     noise = seen.measure(*seen.observe(still, still))
-    bench = PerturbedSky(
+    bench = perturbed_sky(
         run, 0, 0, measured=seen.measure, observation=(0 * seen.noise(), seen.mask)
     )
     clean = bench.unperturbed()["auto"]

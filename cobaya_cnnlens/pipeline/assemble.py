@@ -12,21 +12,25 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..calibrate import curvature, debias, own_maps
+from ..calibrate.covariance import mean_covariance, sample_covariance
+from ..calibrate.debias import DataDebias, SimulatedChanges
+from ..calibrate.own_maps import MapSetup, read_map_bandpowers
+from ..calibrate.release_warnings import with_warnings
+from ..calibrate.response import Calibration, PatchBandpowers, calibrate, standard_error
+from ..calibrate.windows import bandpower_windows
 from ..errors import CNNLensError
 from ..likelihood.document import seal, to_document
 from ..likelihood.fields import NUISANCES, Group, Release
-from ..pipeline.config import Config
-from ..pipeline.estimators import name_of
-from ..pipeline.run import Run
 from ..theory.camb import settings_record
-from . import bandpowers, cosmologies, curvature, debias, derivatives, nuisances, own_maps, power
-from .bandpowers import PatchBandpowers
-from .covariance import mean_covariance, sample_covariance
-from .debias import DataDebias, SimulatedChanges
-from .own_maps import MapSetup, read_map_bandpowers
-from .release_warnings import with_warnings
-from .response import Calibration, calibrate, standard_error
-from .windows import bandpower_windows
+from .config import Config
+from .cosmologies import Points
+from .estimators import name_of
+from .nuisances import Nuisances
+from .perturbations import Derivatives, ShiftedSkies, shifted_changes
+from .power import Power, power_of
+from .reconstructions import Bandpowers
+from .run import Run
 
 # Part of a bandpower that the stored windows may leave out.
 WINDOW_TOLERANCE = 1e-6
@@ -94,8 +98,8 @@ def calibration_of(run: Run) -> tuple[Calibration, PatchBandpowers]:
     -------
     calibration, and the bandpowers of the test set
     """
-    validation = bandpowers.read(run, "validation")
-    test = bandpowers.read(run, "test")
+    validation = Bandpowers(run).read("validation")
+    test = Bandpowers(run).read("test")
     return calibrate(validation, test), test
 
 
@@ -141,9 +145,9 @@ def make_releases(
     data, powers = {}, {}
     for survey, sky in surveys.items():
         run.config.check_index(f"survey-{survey}", sky)
-        data[survey] = bandpowers.read(run, f"survey-{survey}", [sky]).auto
+        data[survey] = Bandpowers(run).read(f"survey-{survey}", [sky]).auto
         if run.config.data_debias:
-            powers[survey] = power.read(run, f"survey-{survey}", [sky])["power"]
+            powers[survey] = Power(run).read(f"survey-{survey}", [sky])["power"]
     made, calibrated, estimator = {}, None, name_of(run.config)
     for survey, sky in surveys.items():
         origin = {f"survey-{survey}": f"sky {sky}"}
@@ -281,9 +285,9 @@ def bandpower_changes(run: Run, calibration: Calibration) -> SimulatedChanges:
     """
     response = calibration.response
     return SimulatedChanges(
-        derivatives.read(run, response),
-        curvature.shifted_noise(run, response),
-        nuisances.read(run, response),
+        Derivatives(run).read(response),
+        ShiftedSkies(run).read(response),
+        Nuisances(run).read(response),
     )
 
 
@@ -315,11 +319,11 @@ def fit_debias(
     """
     return debias.fit(
         changes,
-        power.changes(run),
+        Power(run).changes(),
         calibration.debias(test.auto),
-        power.read(run, "test", range(run.config.skies.test))["power"],
-        curvature.shifted_changes(run),
-        cosmologies.fit_points(run, calibration.response),
+        Power(run).read("test", range(run.config.skies.test))["power"],
+        shifted_changes(run),
+        Points(run).fit_points(calibration.response),
         n_patches,
     )
 
@@ -409,7 +413,7 @@ def _error_fields(
         "patch_covariance": sample_covariance(debiased),
         "noise_covariance": mean_covariance(debiased - test.truth),
     }
-    shifted = curvature.shifted_changes(run)
+    shifted = shifted_changes(run)
     if fitted is None:
         curved = curvature.curvature_of(changes.derivatives, changes.shifted, shifted)
         kk = changes.derivatives.kk.patches
@@ -427,7 +431,7 @@ def _error_fields(
             **debias.derivative_fields(changes.derivatives),
             **of_nuisances,
         }
-    measured = power.power_of(run)
+    measured = power_of(run)
     change = curvature.change_above(changes.derivatives, changes.shifted, shifted)
     fixed["noise_covariance"] = fixed["noise_covariance"] + mean_covariance(change)
     fixed |= {name: of_nuisances[name] for name in ("nuisance_first", "nuisance_second")}
