@@ -24,13 +24,13 @@ from ..likelihood.document import seal, to_document
 from ..likelihood.fields import NUISANCES, Group, Release
 from ..theory.camb import settings_record
 from .config import Config
-from .cosmologies import Points
 from .estimators import name_of
 from .nuisances import Nuisances
 from .perturbations import Derivatives, ShiftedSkies, shifted_changes
 from .power import Power, power_of
 from .reconstructions import Bandpowers
 from .run import Run
+from .surface import SurfacePoints
 
 # Part of a bandpower that the stored windows may leave out.
 WINDOW_TOLERANCE = 1e-6
@@ -315,7 +315,7 @@ def fit_debias(
     Raises
     ------
     products.ProductError
-        if the power of a set, or a point of ``points.fit``, has not been measured
+        if the power of a set, or a point of the response surface, has not been measured
     """
     return debias.fit(
         changes,
@@ -323,7 +323,7 @@ def fit_debias(
         calibration.debias(test.auto),
         Power(run).read("test", range(run.config.skies.test))["power"],
         shifted_changes(run),
-        Points(run).fit_points(calibration.response),
+        SurfacePoints(run).read(calibration.response),
         n_patches,
     )
 

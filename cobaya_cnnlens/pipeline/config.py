@@ -309,55 +309,55 @@ class Coverage(Section):
         return {name: pair for name, pair in ends.items() if pair is not None}
 
 
-class Fit(Section):
-    """Cosmologies to which the second order of the debias from the data is fitted.
+class Surface(Section):
+    """The response surface of the debias from the data (docs/noise-bias, eq. 11).
 
     Attributes
     ----------
-    sky : number of the test sky that is made again at each
+    sky : number of the test sky that is made again at each point of the design
     patches : of it, spread evenly; all by default
-    directions : number of directions of the changes of C^EE that have a second order
-    at : changes of the fiducial cosmology
+    directions : number of directions of the changes of C^EE that have an amplitude
+    over : group of ``points.at`` whose principal changes of the spectra are the directions
     """
 
     sky: int = Field(default=0, ge=0)
     patches: int | None = Field(default=None, gt=0)
-    directions: int = Field(default=2, gt=0, le=4)
-    at: list[dict[str, float]]
-
-    @model_validator(mode="after")
-    def _enough(self) -> Fit:
-        n = self.directions
-        # First and second order in the directions of C^EE and the one of C^κκ.
-        terms = (n + 1) + (n + 1) * (n + 2) // 2
-        if len(self.at) <= terms:
-            raise ValueError(
-                f"at has {len(self.at)} cosmologies, a fit of {terms} terms needs more"
-            )
-        return self
+    directions: int = Field(default=3, gt=0, le=4)
+    over: str
 
 
-class Points(Section):
-    """Cosmologies at which the model of the noise bias is tested.
+class CosmologyGroup(Section):
+    """Cosmologies at which a test sky is made again.
 
     Attributes
     ----------
-    first, skies : number of the first test sky that is made again at each, and how many
-    patches : of each sky, spread evenly; all by default
-    at : changes of the fiducial cosmology, by name of a group
-    fit : those to which a part of the model is fitted
+    sky : number of the test sky
+    cosmologies : changes of the fiducial one
     """
 
-    first: int = Field(default=0, ge=0)
-    skies: int = Field(default=1, gt=0)
+    sky: int = Field(default=0, ge=0)
+    cosmologies: list[dict[str, float]]
+
+
+class Points(Section):
+    """Cosmologies at which the model of the noise bias is tested, and the surface it rests on.
+
+    Attributes
+    ----------
+    patches : of each sky, spread evenly; all by default
+    at : the cosmologies, by name of a group
+    surface : the response surface; without one, the second order is along ω_c alone
+    """
+
     patches: int | None = Field(default=None, gt=0)
-    at: dict[str, list[dict[str, float]]] = {}
-    fit: Fit | None = None
+    at: dict[str, CosmologyGroup] = {}
+    surface: Surface | None = None
 
     @property
-    def skies_of(self) -> range:
-        """Numbers of the test skies."""
-        return range(self.first, self.first + self.skies)
+    def skies_of(self) -> dict[str, int]:
+        """Numbers of the test skies that are asked for, by key."""
+        of_surface = {} if self.surface is None else {"surface": self.surface.sky}
+        return {f"at.{name}": group.sky for name, group in self.at.items()} | of_surface
 
 
 class Nulls(Section):
@@ -508,33 +508,47 @@ class Config(Section):
                     f"{self.patch.nyquist:.0f}; remove it"
                 )
         self._check_training()
-        for name in ("nuisances", "points", "nulls", "foregrounds"):
+        for name in ("nuisances", "nulls", "foregrounds"):
             if (skies := getattr(self, name).skies) > self.skies.test:
                 raise ValueError(
                     f"{name}.skies is {skies}, but there are {self.skies.test} test skies"
                 )
-        fit = self.points.fit
-        for key, sky in (
-            ("first", self.points.skies_of[-1]),
-            *((("fit.sky", fit.sky),) if fit is not None else ()),
-        ):
-            if sky >= self.skies.test:
-                raise ValueError(
-                    f"points.{key} asks for test sky {sky}, but the last is {self.skies.test - 1}"
-                )
-        if fit is not None and not self.data_debias:
-            raise ValueError("points.fit is of the noise debias from the data: set data_debias")
-        if fit is not None and self.points.at and fit.sky in self.points.skies_of:
-            raise ValueError(
-                f"points.fit.sky {fit.sky} is among the skies that test the fit; choose another, "
-                "or another points.first"
-            )
+        self._check_points()
         if self.nulls.skies > self.skies.train:
             raise ValueError(
                 f"nulls.skies is {self.nulls.skies}, but there are {self.skies.train} training "
                 "skies"
             )
         return self
+
+    def _check_points(self) -> None:
+        """Test skies that there are, and a surface that no point tests on its own sky."""
+        points, surface = self.points, self.points.surface
+        for key, sky in points.skies_of.items():
+            if sky >= self.skies.test:
+                raise ValueError(
+                    f"points.{key}.sky is {sky}, but the last test sky is {self.skies.test - 1}"
+                )
+        if surface is None:
+            return
+        if not self.data_debias:
+            raise ValueError("points.surface is of the debias from the data: set data_debias")
+        for name, group in points.at.items():
+            if group.sky == surface.sky:
+                raise ValueError(
+                    f"points.surface.sky {surface.sky} is that of points.at.{name}, which tests "
+                    "the surface; choose another"
+                )
+        if surface.over not in points.at:
+            raise ValueError(
+                f"points.surface.over is {surface.over!r}; name a group of points.at: "
+                f"{', '.join(points.at) or 'there is none'}"
+            )
+        if len(points.at[surface.over].cosmologies) <= surface.directions:
+            raise ValueError(
+                f"points.at.{surface.over} has {len(points.at[surface.over].cosmologies)} "
+                f"cosmologies, too few for {surface.directions} directions; add some"
+            )
 
     def _check_training(self) -> None:
         """Crops that fit, rates that fall, inputs that tell what a network must know."""
@@ -602,10 +616,8 @@ class Config(Section):
     def _check_cosmologies(self) -> None:
         """Every cosmology that some stage will ask CAMB for."""
         changes: dict[str, dict[str, float]] = {}
-        for group, points in self.points.at.items():
-            changes |= {f"points.at.{group}.{i}": c for i, c in enumerate(points)}
-        if self.points.fit is not None:
-            changes |= {f"points.fit.at.{i}": c for i, c in enumerate(self.points.fit.at)}
+        for name, group in self.points.at.items():
+            changes |= {f"points.at.{name}.{i}": c for i, c in enumerate(group.cosmologies)}
         changes |= {f"surveys.{name}": {"omch2": s.omch2} for name, s in self.surveys.items()}
         changes |= {f"coverage.omch2.{i}": {"omch2": x} for i, x in enumerate(self.coverage.omch2)}
         if self.coverage.logA is not None:

@@ -196,7 +196,8 @@ def measure(run: Run, indices: Iterable[int] | None = None, nthreads: int = 0) -
     for index in tqdm(todo, desc=KIND, unit="sky", disable=not todo):
         n_patches = len(run.pointing_of(KIND).theta) // run.config.patch.n_padded**2
         rows = evenly(n_patches, run.config.coverage.patches)
-        bench = perturbed_sky(run, index, nthreads, cosmology_of(run, index), KIND, rows=rows)
+        spectra = run.spectra(cosmology_of(run, index))
+        bench = perturbed_sky(run, index, nthreads, spectra, KIND, rows=rows)
         own = {"power": power_of(run)(*bench.observed())} if run.config.data_debias else {}
         products.write_product(
             path(run, index), KIND, recipe(run, index), bench.unperturbed() | own

@@ -19,7 +19,7 @@ from ..likelihood.statistics import hotelling_pte, inverse_covariance
 from ..pipeline import cosmologies
 from ..pipeline.assemble import bandpower_changes, fit_debias, make_release, with_data
 from ..pipeline.cosmologies import Patches, Point, Points
-from ..pipeline.perturbations import changes_at
+from ..pipeline.perturbations import bands_of
 from ..pipeline.reconstructions import Bandpowers
 from ..pipeline.run import Run
 from ..table import plus_minus, text_table
@@ -120,7 +120,8 @@ def _model(run: Run, release: Release) -> Callable[[Cosmology], tuple[np.ndarray
     changes = bandpower_changes(run, calibration)
     fitted = fit_debias(run, calibration, test, changes, release.n_patches)
     return lambda cosmology: tuple(
-        by_patch[:, : release.n_bins] for by_patch in fitted.changes_at(changes_at(run, cosmology))
+        by_patch[:, : release.n_bins]
+        for by_patch in fitted.changes_at(bands_of(run, run.spectra(cosmology)))
     )
 
 

@@ -348,7 +348,9 @@ def test_coverage_of_some_patches_with_their_power(tiny):
     np.testing.assert_allclose(found.auto, want.auto[rows], rtol=1e-6)
     np.testing.assert_allclose(found.truth, want.truth[rows], rtol=1e-6)
     assert want.power is None
-    bench = perturbed_sky(part, 0, 1, coverage.cosmology_of(part, 0), coverage.KIND, rows=rows)
+    bench = perturbed_sky(
+        part, 0, 1, part.spectra(coverage.cosmology_of(part, 0)), coverage.KIND, rows=rows
+    )
     np.testing.assert_allclose(found.power, power_of(part)(*bench.observed()), rtol=1e-9)
 
 

@@ -174,7 +174,7 @@ def test_points_as_a_survey_sees_them(written, monkeypatch):
     sigma = (slope @ np.linalg.inv(likelihood.covariance) @ slope) ** -0.5
     generator, n = np.random.default_rng(6), 2 * PER_SKY
     checks = []
-    for change in config.points.at["some"]:
+    for change in config.points.at["some"].cosmologies:
         found, *model = 0.05 * written.signal * generator.standard_normal((3, n, N_BINS))
         predicted, linear = generator.standard_normal((2, N_BINS)) * written.signal
         found = found - found.mean(0) + predicted + 3.0 * sigma * slope
