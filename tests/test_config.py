@@ -20,9 +20,9 @@ from cobaya_cnnlens.calibrate import (
     curvature,
     derivatives,
     nuisances,
-    own_maps,
 )
 from cobaya_cnnlens.errors import ConfigError
+from cobaya_cnnlens.maps import map_setup
 from cobaya_cnnlens.pipeline import config as schema
 from cobaya_cnnlens.pipeline import features, loading, mean_field, networks, skies
 from cobaya_cnnlens.pipeline.config import Config
@@ -432,7 +432,7 @@ def recipes(config: Config) -> dict[str, dict]:
         "training": networks.recipe(run),
         "bandpowers": bandpowers.recipe(run, "test", 0),
         "survey": bandpowers.recipe(run, "survey-low", 0),
-        "maps": own_maps.recipe(run),
+        "maps": map_setup.recipe(run),
         "derivatives": derivatives.recipe(run, 0),
         "curvature": curvature.recipe(run, 0),
         "nuisances": nuisances.recipe(run, 0),
@@ -687,7 +687,7 @@ def test_a_recipe_is_of_one_sky_estimator_and_test(full):
             for i in (0, 1)
             for h in "ab"
         ),
-        *(own_maps.recipe(Run(full, h)) for h in "ab"),
+        *(map_setup.recipe(Run(full, h)) for h in "ab"),
         *(primary.recipe(Run(full), name, i) for name in ("test", "validation") for i in (0, 1)),
         mean_field.baseline_recipe(Run(full)),
         mean_field.recipe(Run(full)),

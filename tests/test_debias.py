@@ -15,13 +15,11 @@ from cobaya_cnnlens.calibrate import (
     debias,
     derivatives,
     nuisances,
-    own_maps,
     power,
     second_order,
 )
 from cobaya_cnnlens.calibrate.assemble import (
     calibration_of,
-    make_calibrated_release,
     make_releases,
 )
 from cobaya_cnnlens.calibrate.covariance import shrunk_covariance
@@ -37,6 +35,8 @@ from cobaya_cnnlens.likelihood.release import (
     without,
     write_release,
 )
+from cobaya_cnnlens.maps import bandpower_file, map_setup
+from cobaya_cnnlens.maps.assembly import make_patch_release
 from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.loading import load_config
@@ -410,8 +410,8 @@ def test_own_maps_are_debiased_by_their_power(run, made, tmp_path):
         "warnings": products.texts(()),
     }
     path = tmp_path / "b.h5"
-    products.write_product(path, own_maps.KIND, own_maps.recipe(run), arrays)
-    mine = make_calibrated_release(path, release, "mine")
+    products.write_product(path, bandpower_file.KIND, map_setup.recipe(run), arrays)
+    mine = make_patch_release(release, path, "mine")
     np.testing.assert_allclose(mine.power, powers.mean(0))
     d = (arrays["auto"] / release.response**2).mean(0) - release.noise
     correction = release.correction_of(powers.mean(0))

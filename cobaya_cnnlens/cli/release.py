@@ -52,15 +52,12 @@ def release_make(
     runs.need_pipeline()
     from ..calibrate import assemble
     from ..likelihood.release import read_release, write_release
+    from ..maps.assembly import make_patch_release
 
     run = None if config is None else runs.load(config)
     if data:
         path = out or data[0].with_name("release.json")
-        if run is None:
-            calibrated = read_release(str(calibration))
-            release = assemble.make_calibrated_release(data, calibrated, path.stem)
-        else:
-            release = assemble.make_data_release(run, data, path.stem)
+        release = make_patch_release(run or read_release(str(calibration)), data, path.stem)
     else:
         run, survey = cast("Run", run), str(survey)
         release = assemble.make_release(run, survey)
