@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..calibrate import bandpowers
+from ..calibrate.power import EBPower
 from ..errors import ReleaseError
 from ..likelihood.release import Release
 from ..pipeline.run import Run
@@ -182,6 +183,11 @@ class MapSetup:
         }
         return cls(release.name, patch, instrument, bins, digest, made_of, symmetries, release)
 
+    @property
+    def cards(self) -> dict[str, str]:
+        """What the headers of κ̂'s images say of the estimator."""
+        return {"NETWORK": self.network_hash[:16], "CONFIG": self.name}
+
     @cached_property
     def mask(self) -> np.ndarray:
         """The apodisation mask, (n, n)."""
@@ -191,6 +197,11 @@ class MapSetup:
     def spectra(self) -> FlatSpectra:
         """The spectrum estimator of the masked patches."""
         return FlatSpectra(self.patch, self.bins, self.mask)
+
+    @cached_property
+    def power(self) -> EBPower:
+        """What measures E and B of the masked patches."""
+        return EBPower(self.patch, self.bins, self.mask)
 
     @cached_property
     def theory(self) -> Spectra:
