@@ -36,10 +36,10 @@ def features(
 ) -> None:
     """Compute the feature maps that a refining network learns from."""
     run = runs.load(config)
-    from ..pipeline import features
+    from ..pipeline.features import Features
 
-    features.measure(run, set_name, index, part, runs.threads())
-    typer.echo(features.path(run, set_name, 0, 0).parent)
+    files = Features(run, runs.threads()).measure(set_name, index, part)
+    typer.echo(files[0].parent)
 
 
 @command(rich_help_panel=FRONT, epilog="Example: cnnlens train my.yaml")
@@ -50,10 +50,10 @@ def train(config: ConfigFile) -> None:
     """
     run = runs.load(config)
     if run.config.baseline is not None:
-        from ..pipeline import mean_field
+        from ..pipeline.mean_field import MeanField
 
         _ = runs.ready(run).estimator
-        typer.echo(f"mean field in {mean_field.path(run)}")
+        typer.echo(f"mean field in {MeanField(run).path()}")
         return
     if run.config.network.pretrained is not None:
         raise ConfigError(
@@ -116,15 +116,15 @@ def reconstruct(
     if bool(maps) == (set_name is not None):
         raise ConfigError("give either --set NAME or --maps FILE")
     runs.need_pipeline()
-    from ..calibrate.release_networks import is_release
+    from ..pipeline.release_networks import is_release
 
     if set_name is not None or not maps:
         if is_release(config):
             raise ConfigError(f"{config} is a release: --set needs the configuration that made it")
         run = runs.load(config)
-        from ..calibrate import bandpowers
+        from ..pipeline.reconstructions import Bandpowers
 
-        bandpowers.measure(runs.ready(run), str(set_name), index)
+        Bandpowers(runs.ready(run)).measure(str(set_name), index)
         return
     from ..maps.bandpower_file import check_folder
     from ..maps.map_checks import check_maps
@@ -165,9 +165,9 @@ def map_setup(
     ConfigError
     If there is no such release or configuration, or the estimator is not told the noise.
     """
-    from ..calibrate.release_networks import find_networks, is_release
     from ..maps.map_setup import MapSetup
     from ..maps.release_estimator import release_estimator
+    from ..pipeline.release_networks import find_networks, is_release
     from ..reconstruct.files import kind_of
 
     if not is_release(source):

@@ -50,9 +50,9 @@ def release_make(
     if (config is None) == (calibration is None) or (calibration is not None and not data):
         raise ConfigError("give either CONFIG, or --data FILE with --calibration RELEASE")
     runs.need_pipeline()
-    from ..calibrate import assemble
     from ..likelihood.release import read_release, write_release
     from ..maps.assembly import make_patch_release
+    from ..pipeline import assemble
 
     run = None if config is None else runs.load(config)
     if data:
@@ -100,7 +100,7 @@ def release_show(
         return
     release = read_release(file)
     if network:
-        from ..calibrate.release_networks import check_network
+        from ..pipeline.release_networks import check_network
 
         check_network(release, network)
         typer.echo(f"{file} was made with {', '.join(map(str, network))}")

@@ -15,18 +15,19 @@ from pathlib import Path
 
 import numpy as np
 
-from ..calibrate import assemble, curvature, debias
-from ..calibrate.bandpowers import FIELDS, PatchBandpowers
+from ..calibrate import debias
 from ..calibrate.debias import SimulatedChanges
-from ..calibrate.derivatives import BandDerivatives, NoiseDerivatives
-from ..calibrate.nuisances import orders
+from ..calibrate.derivatives import BandDerivatives, NoiseDerivatives, nuisance_orders
 from ..calibrate.release_warnings import with_warnings
-from ..calibrate.response import Calibration, standard_error
+from ..calibrate.response import FIELDS, Calibration, PatchBandpowers, standard_error
 from ..errors import ConfigError
 from ..likelihood.document import seal, to_document
 from ..likelihood.fields import NUISANCES
 from ..likelihood.release import Release
+from ..pipeline import assemble
 from ..pipeline.estimators import name_of
+from ..pipeline.nuisances import nuisance_steps
+from ..pipeline.perturbations import shifted_changes
 from ..pipeline.run import Run
 from ..simulate.depth import DepthClasses, depth_classes, tile_depths
 from .bandpower_file import read_map_bandpowers
@@ -137,7 +138,7 @@ class Calibrated:
             np.stack(
                 [combine(x[..., i], None, self.tiles[which]) for i in range(x.shape[-1])], axis=-1
             )
-            for x in orders(self.calibration.run, centre, shifted)
+            for x in nuisance_orders(nuisance_steps(self.calibration.run), centre, shifted)
         )
         first_order = NoiseDerivatives(kk, ee, combined("fiducial")[0])
         return SimulatedChanges(first_order, combined("shifted"), (first, second))
@@ -284,7 +285,7 @@ def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release
             power_changes,
             made.debias(test.auto),
             power,
-            curvature.shifted_changes(run),
+            shifted_changes(run),
             None,
             len(auto),
             weights.label[calibrated.tiles],

@@ -28,7 +28,7 @@ class MapBandpowers:
     Attributes
     ----------
     auto : ⟨κ̂κ̂*⟩, (n_patches, n_bins)
-    power : of E and B, as :class:`~cobaya_cnnlens.calibrate.power.EBPower`, (n_patches, n_power) in
+    power : of E and B, as :class:`.EBPower`, (n_patches, n_power) in
         µK²
     centres : colatitude and longitude in radians, (n_patches, 2); NaN where unknown
     frame : of the coordinates, a key of :data:`~cobaya_cnnlens.maps.headers.FRAMES`

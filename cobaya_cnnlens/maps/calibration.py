@@ -21,14 +21,16 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import products
-from ..calibrate import derivatives
-from ..calibrate.bandpowers import bandpowers_of, measurement_recipe
-from ..calibrate.derivatives import PerturbedSky
+from ..calibrate.response import patch_bandpowers
 from ..errors import ConfigError
 from ..likelihood.fields import NUISANCES
-from ..pipeline import skies
+from ..pipeline import perturbations
+from ..pipeline.perturbations import perturbed_sky
+from ..pipeline.reconstructions import measurement_recipe
 from ..pipeline.run import Run
+from ..pipeline.skies import Skies
 from ..simulate.instrument import Systematics
+from ..simulate.perturbed_skies import Observation, PerturbedSky
 from .plan import Plan
 from .simulated import SeenAs, neighbours, subset_in_turn, tiles_in_turn
 
@@ -118,7 +120,7 @@ class SurveyCalibration:
             "survey_algorithm": ALGORITHM,
             "patches": self.n_patches,
             "skies": {
-                name: skies.recipe(run, name, 0) for name in (VALIDATION, TEST, derivatives.SET)
+                name: Skies(run).recipe(name, 0) for name in (VALIDATION, TEST, perturbations.SET)
             },
             "estimator": measurement_recipe(run),
             "derivatives": config.derivatives.recipe(),
@@ -177,7 +179,7 @@ class SurveyCalibration:
         most = len(self.run.spread)
         n = min(self.run.config.derivatives.patches or most, most)
         tiles = tiles_in_turn(self.plan, n)
-        return SeenAs(self.run, self.plan, derivatives.SET, 0, np.arange(n), tiles)
+        return SeenAs(self.run, self.plan, perturbations.SET, 0, np.arange(n), tiles)
 
     def nuisance_patches(self) -> np.ndarray:
         """Numbers of the test patches that give the nuisances, (n,)."""
@@ -234,7 +236,7 @@ class SurveyCalibration:
         for name, count in self.counts.items():
             if any(part.label in (name, *(NUISANCES if name == TEST else ())) for part in todo):
                 needed = {int(i) for i in neighbours(self.run, name, count)[0]}
-                skies.measure(self.run, name, sorted(needed), nthreads)
+                Skies(self.run, nthreads).measure(name, sorted(needed))
         simulations = _Simulations(self, nthreads)
         with tqdm(total=len(every), initial=len(every) - len(todo), desc=KIND, unit="part") as bar:
             for part in todo:
@@ -321,7 +323,7 @@ class _Simulations:
         for seen, maps in self._skies(set_name, np.arange(count)[rows]):
             q, u = seen.observe(maps[0], maps[1])
             kappa = self.run.config.patch.crop(maps[2]) * self.run.mask
-            of_kappa = bandpowers_of(self.run.bandpowers, seen.estimate(q, u), kappa)
+            of_kappa = patch_bandpowers(self.run.bandpowers, seen.estimate(q, u), kappa)
             of_skies.append(vars(of_kappa) | {"power": seen.power(q, u)})
         return {name: np.concatenate([sky[name] for sky in of_skies]) for name in of_skies[0]}
 
@@ -344,7 +346,7 @@ class _Simulations:
         for sky in np.unique(index):
             here = index == sky
             names = ("lensed_q", "lensed_u", "kappa")
-            fields = skies.read(self.run, set_name, int(sky), names)
+            fields = Skies(self.run).read(set_name, int(sky), names)
             maps = tuple(values[row[here]] for values in fields)
             yield SeenAs(self.run, plan, set_name, int(sky), row[here], tiles[here]), maps
 
@@ -352,13 +354,13 @@ class _Simulations:
         run = self.run
         cosmology = None if omch2 is None else run.config.cosmology.vary(omch2=omch2)
         seen = self.calibration.derivative_patches()
-        return PerturbedSky(
+        return perturbed_sky(
             run,
             seen.index,
             self.nthreads,
             cosmology,
             measured=seen.measure,
-            observation=(seen.noise(), seen.mask),
+            observation=Observation(run.config.instrument, seen.noise(), seen.mask),
         )
 
     def _named(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..calibrate import bandpowers
-from ..calibrate.power import EBPower
 from ..errors import ReleaseError
 from ..likelihood.release import Release
+from ..pipeline.reconstructions import ALGORITHM, measurement_recipe
 from ..pipeline.run import Run
-from ..simulate.bandpowers import Bins, FlatSpectra
+from ..simulate.bandpowers import Bins, EBPower, FlatSpectra
 from ..simulate.instrument import Instrument, cosine_mask
 from ..simulate.one_over_f import OneOverF
 from ..simulate.patches import PatchGeometry
@@ -37,7 +36,7 @@ def recipe(run: Run) -> dict[str, Any]:
     """
     patch = run.config.patch
     size = {"size_deg": patch.size_deg, "n_pixels": patch.n_pixels}
-    return {"patch": size, **bandpowers.measurement_recipe(run)}
+    return {"patch": size, **measurement_recipe(run)}
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,7 @@ class MapSetup:
         bins = Bins(int(release.edges[0]), int(widths[0]), release.n_bins)
         made_of = {
             "patch": {"size_deg": patch.size_deg, "n_pixels": patch.n_pixels},
-            "algorithm": bandpowers.ALGORITHM,
+            "algorithm": ALGORITHM,
             "instrument": instrument.recipe(),
             "network": digest,
             **({"symmetries": symmetries} if symmetries != 1 else {}),

@@ -336,5 +336,6 @@ class TileReconstruction:
         ProductError
             if they are missing, or were made with another plan or estimator
         """
-        with products.open_product(self.path, KIND, self.recipe) as product:
+        command = "survey reconstruct PLAN"
+        with products.open_product(self.path, KIND, self.recipe, command=command) as product:
             return MapBandpowers.of(product)

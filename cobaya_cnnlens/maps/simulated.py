@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from ..calibrate.power import EBPower, power_of
 from ..errors import CNNLensError, ConfigError
 from ..pipeline.observation import AS_CONFIGURED
+from ..pipeline.power import power_of
 from ..pipeline.run import Run
+from ..simulate.bandpowers import EBPower
 from ..simulate.instrument import Systematics, convolve_beam
 from ..simulate.skies import seed_sequence
 from ..simulate.tile_instrument import TileInstrument

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..calibrate.bandpowers import PatchBandpowers
+from ..calibrate.response import PatchBandpowers
 from ..errors import CNNLensError
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ..errors import ConfigError, InstrumentError
 from ..simulate.foregrounds import SourceCounts
@@ -19,7 +20,6 @@ from ..simulate.instrument import FILES, Instrument
 from ..simulate.patches import PatchGeometry, closest_centres
 from ..simulate.shards import SkySettings
 from ..theory.camb import CambSettings, Cosmology
-from .estimators import own_options, registered
 from .ranges import HALOFIT_VERSIONS, RANGES, check_ranges
 
 
@@ -186,8 +186,8 @@ class Reconstruction(Section):
 class Baseline(Section):
     """An estimator without a network, to be measured in a network's place.
 
-    Its mean field comes from the first training sky. A kind that another package registers
-    (:mod:`.estimators`) may have options of its own.
+    Its mean field comes from the first training sky. A kind that another package registers may have
+    options of its own: :func:`.estimators.with_own_options` checks kind and options.
 
     Attributes
     ----------
@@ -204,19 +204,6 @@ class Baseline(Section):
     combination: Literal["eb", "ee", "mv"] = "eb"
     leakage: Literal["naive", "pure"] = "naive"
     passes: int = Field(default=6, ge=2, le=1000)
-
-    @field_validator("kind")
-    @classmethod
-    def _registered(cls, kind: str) -> str:
-        registered(kind)
-        return kind
-
-    @model_validator(mode="after")
-    def _own_options(self) -> Baseline:
-        extra = self.model_extra
-        assert extra is not None  # by extra="allow"
-        extra.update(own_options(self.kind, dict(extra)))
-        return self
 
 
 class Bandpowers(Section):
@@ -737,6 +724,32 @@ class Config(Section):
             raise ConfigError(
                 f"configuration '{self.name}': set '{name}' has skies 0 to {size - 1}, not {index}"
             )
+
+    def indices(
+        self, name: str, chosen: Iterable[int] | None = None, size: int | None = None
+    ) -> list[int]:
+        """Numbers of the skies of a set, or of those among them that are asked for.
+
+        Parameters
+        ----------
+        name : of the set
+        chosen : numbers of some skies; all by default
+        size : number of skies; that of the set by default
+
+        Returns
+        -------
+        numbers of the skies
+
+        Raises
+        ------
+        ConfigError
+            if the set does not have one of them
+        """
+        size = self.set_size(name) if size is None else size
+        numbers = list(range(size) if chosen is None else chosen)
+        for index in numbers:
+            self.check_index(name, index, size)
+        return numbers
 
     @property
     def first_survey(self) -> str:

@@ -21,7 +21,6 @@ import numpy as np
 from astropy.io import fits
 from pixell import curvedsky, enmap
 
-from cobaya_cnnlens.calibrate.release_networks import find_networks
 from cobaya_cnnlens.likelihood.release import read_release
 from cobaya_cnnlens.maps import cutting
 from cobaya_cnnlens.maps.map_setup import MapSetup
@@ -30,6 +29,7 @@ from cobaya_cnnlens.maps.reconstruction import TileReconstruction
 from cobaya_cnnlens.maps.release_estimator import release_estimator
 from cobaya_cnnlens.maps.survey_files import Sources
 from cobaya_cnnlens.maps.tile_maps import TileMaps
+from cobaya_cnnlens.pipeline.release_networks import find_networks
 from cobaya_cnnlens.simulate.instrument import ARCMIN
 from cobaya_cnnlens.simulate.skies import scale_alm, unit_alm
 from cobaya_cnnlens.theory.camb import lensed_polarisation

@@ -19,7 +19,6 @@ from astropy.io import fits
 from pixell import enmap
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate.release_networks import find_networks
 from cobaya_cnnlens.likelihood.release import read_release
 from cobaya_cnnlens.maps import tile_maps
 from cobaya_cnnlens.maps.map_setup import MapSetup
@@ -29,6 +28,7 @@ from cobaya_cnnlens.maps.release_estimator import release_estimator
 from cobaya_cnnlens.maps.survey_files import Sources
 from cobaya_cnnlens.maps.tile_maps import TileMaps
 from cobaya_cnnlens.maps.tile_nulls import Choices, TileNulls
+from cobaya_cnnlens.pipeline.release_networks import find_networks
 from cobaya_cnnlens.simulate.foregrounds import SourceCounts, source_patches
 from cobaya_cnnlens.simulate.instrument import ARCMIN, convolve_beam
 from cobaya_cnnlens.simulate.patches import (
