@@ -84,11 +84,11 @@ def survey_plan(
     Each tile has its depth, mask and holes. The command writes a YAML, its arrays and a figure.
     """
     runs.need_pipeline()
+    from ..maps.plan import make_plan, read_plan
+    from ..maps.survey_files import Sources
     from ..plots.drawing import save
     from ..plots.survey_figure import plan_figure
     from ..simulate.patches import PatchGeometry
-    from ..survey.inputs import Sources
-    from ..survey.plan import make_plan, read_plan
 
     if not 0 < patch_deg < 60 or patch_pixels < 16 or not 0 <= taper < 0.5 * patch_deg:
         raise ConfigError(
@@ -133,9 +133,9 @@ def survey_reconstruct(
     """
     source = one_estimator(estimator)
     runs.need_pipeline()
-    from ..calibrate.own_maps import check_folder
-    from ..survey import mosaic, reconstruction
-    from ..survey.plan import read_plan
+    from ..maps import mosaic, reconstruction
+    from ..maps.bandpower_file import check_folder
+    from ..maps.plan import read_plan
     from .estimate import map_setup
 
     if nside is not None and (nside < 1 or nside & (nside - 1)):
@@ -178,9 +178,10 @@ def survey_calibrate(
     the covariance and the derivatives.
     """
     run = runs.load(config)
-    from ..calibrate.own_maps import MapSetup, check_folder
-    from ..survey import calibration, reconstruction
-    from ..survey.plan import read_plan
+    from ..maps import calibration, reconstruction
+    from ..maps.bandpower_file import check_folder
+    from ..maps.map_setup import MapSetup
+    from ..maps.plan import read_plan
     from .estimate import refuse_quiet
 
     refuse_quiet(run, config)
@@ -209,8 +210,8 @@ def survey_release(
     """Debias the tiles' bandpowers, average them, and write the release file."""
     run = runs.load(config)
     from ..likelihood.release import write_release
-    from ..survey import assembly
-    from ..survey.plan import read_plan
+    from ..maps import assembly
+    from ..maps.plan import read_plan
     from .estimate import refuse_quiet
 
     refuse_quiet(run, config)
@@ -253,10 +254,10 @@ def survey_nulls(
     runs.need_pipeline()
     from ..files import atomic_write
     from ..likelihood.release import read_release
+    from ..maps import tile_nulls
+    from ..maps.plan import read_plan
     from ..plots.drawing import save
     from ..plots.null_figures import survey_nulls_figure
-    from ..survey import nulls
-    from ..survey.plan import read_plan
     from ..validate import survey_nulls as judged
     from .estimate import map_setup
 
@@ -265,9 +266,9 @@ def survey_nulls(
     own = read_release(survey_release) if survey_release else None
     setup, load_estimator = map_setup(source, network, noisy=True)
     others = tuple(map(str, other_network or ()))
-    choices = nulls.Choices.of(setup, lmax_cmb, twins, networks=others)
+    choices = tile_nulls.Choices.of(setup, lmax_cmb, twins, networks=others)
     folder = out or plan.with_suffix("")
-    nulls.measure(loaded, setup, load_estimator, folder, choices)
+    tile_nulls.measure(loaded, setup, load_estimator, folder, choices)
     table = judged.survey_nulls(loaded, setup, folder, choices, own)
     text = table.table()
     with atomic_write(folder / "nulls.txt") as partial:

@@ -1,4 +1,4 @@
-"""Null tests of a survey's own maps: what :mod:`..survey.nulls` measured of the tiles, judged.
+"""Null tests of a survey's own maps: what :mod:`..maps.tile_nulls` measured of the tiles, judged.
 
 Every null is a number of each tile and bin whose mean over the tiles should vanish, or be the same
 in two groups of tiles. Its covariance is the scatter of the tiles, so that Hotelling's T² says how
@@ -31,15 +31,15 @@ from pathlib import Path
 import numpy as np
 
 from ..calibrate.covariance import sample_covariance
-from ..calibrate.own_maps import MapSetup
 from ..calibrate.response import standard_error
 from ..errors import CNNLensError
 from ..likelihood.bandpowers import BandpowerLikelihood
 from ..likelihood.release import Release
 from ..likelihood.statistics import chi2_pte, hotelling_pte, inverse_covariance
-from ..survey import nulls
-from ..survey.nulls import PEAKS, Choices
-from ..survey.plan import Plan
+from ..maps import tile_nulls
+from ..maps.map_setup import MapSetup
+from ..maps.plan import Plan
+from ..maps.tile_nulls import PEAKS, Choices
 from ..table import plus_minus, text_table
 from .null_tests import NullTest, null_test, verdicts_table
 
@@ -121,7 +121,7 @@ def survey_nulls(
         if there are too few tiles for their scatter to be known
     """
     check_tiles(plan)
-    judge = _Judge(plan, setup, nulls.read(plan, setup, folder, choices))
+    judge = _Judge(plan, setup, tile_nulls.read(plan, setup, folder, choices))
     tests, skipped = judge.of_tiles()
     more, also = judge.of_halves()
     if release is None:

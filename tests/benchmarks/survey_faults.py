@@ -18,12 +18,12 @@ import ducc0
 import healpy
 import numpy as np
 
-from cobaya_cnnlens.calibrate.own_maps import MapSetup
 from cobaya_cnnlens.likelihood.release import read_release
+from cobaya_cnnlens.maps import reconstruction
+from cobaya_cnnlens.maps.map_setup import MapSetup
+from cobaya_cnnlens.maps.plan import read_plan
 from cobaya_cnnlens.simulate.instrument import ARCMIN
 from cobaya_cnnlens.simulate.skies import scale_alm, unit_alm
-from cobaya_cnnlens.survey import reconstruction
-from cobaya_cnnlens.survey.plan import read_plan
 from cobaya_cnnlens.theory.camb import lensed_polarisation
 
 NSIDE, LMAX = 2048, 4000

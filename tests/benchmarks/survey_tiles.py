@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from cobaya_cnnlens.calibrate.own_maps import MapSetup
+from cobaya_cnnlens.maps import reconstruction
+from cobaya_cnnlens.maps.assembly import Calibrated
+from cobaya_cnnlens.maps.map_setup import MapSetup
+from cobaya_cnnlens.maps.plan import read_plan
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.run import Run
-from cobaya_cnnlens.survey import reconstruction
-from cobaya_cnnlens.survey.assembly import Calibrated
-from cobaya_cnnlens.survey.plan import read_plan
 
 plan, run = read_plan(sys.argv[1]), Run(load_config(sys.argv[2]))
 folder = Path(sys.argv[3]) if len(sys.argv) > 3 else plan.path.with_suffix("")

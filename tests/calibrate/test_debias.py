@@ -11,7 +11,6 @@ from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate import (
     curvature,
     debias,
-    own_maps,
     second_order,
 )
 from cobaya_cnnlens.calibrate.covariance import shrunk_covariance
@@ -27,10 +26,11 @@ from cobaya_cnnlens.likelihood.release import (
     without,
     write_release,
 )
+from cobaya_cnnlens.maps import bandpower_file, map_setup
+from cobaya_cnnlens.maps.assembly import make_patch_release
 from cobaya_cnnlens.pipeline import cosmologies
 from cobaya_cnnlens.pipeline.assemble import (
     calibration_of,
-    make_calibrated_release,
     make_releases,
 )
 from cobaya_cnnlens.pipeline.config import Config
@@ -411,8 +411,8 @@ def test_own_maps_are_debiased_by_their_power(run, made, tmp_path):
         "warnings": products.texts(()),
     }
     path = tmp_path / "b.h5"
-    products.write_product(path, own_maps.KIND, own_maps.recipe(run), arrays)
-    mine = make_calibrated_release(path, release, "mine")
+    products.write_product(path, bandpower_file.KIND, map_setup.recipe(run), arrays)
+    mine = make_patch_release(release, path, "mine")
     np.testing.assert_allclose(mine.power, powers.mean(0))
     d = (arrays["auto"] / release.response**2).mean(0) - release.noise
     correction = release.correction_of(powers.mean(0))

@@ -12,12 +12,12 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from cobaya_cnnlens.errors import MapError
-from cobaya_cnnlens.pipeline.map_files import parse_centres, read_maps
-from cobaya_cnnlens.pipeline.map_headers import INVERSE_VARIANCE, LEVEL, TEMPERATURE, factor_of
+from cobaya_cnnlens.maps.grids import read_sky
+from cobaya_cnnlens.maps.headers import INVERSE_VARIANCE, LEVEL, TEMPERATURE, factor_of
+from cobaya_cnnlens.maps.patch_files import parse_centres, read_maps
+from cobaya_cnnlens.maps.survey_files import Sources, _maps, read_splits
 from cobaya_cnnlens.simulate.instrument import ARCMIN
 from cobaya_cnnlens.simulate.patches import PatchGeometry
-from cobaya_cnnlens.survey.grids import read_sky
-from cobaya_cnnlens.survey.inputs import Sources, _maps, read_splits
 
 NSIDE = 16
 PIXELS = 12 * NSIDE**2

@@ -21,29 +21,30 @@ from typer.testing import CliRunner
 
 import yaml
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate import own_maps
-from cobaya_cnnlens.calibrate.map_checks import check_maps
-from cobaya_cnnlens.calibrate.own_maps import MapSetup, check_folder, reconstruct_maps
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError, MapError, NetworkError, ProductError, ReleaseError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.cnnlens import CNNLens
 from cobaya_cnnlens.likelihood.combined import combine
 from cobaya_cnnlens.likelihood.release import read_release, write_release
-from cobaya_cnnlens.pipeline.assemble import make_calibrated_release
-from cobaya_cnnlens.pipeline.loading import load_config
-from cobaya_cnnlens.pipeline.map_files import (
+from cobaya_cnnlens.maps import bandpower_file, map_setup
+from cobaya_cnnlens.maps.assembly import make_patch_release
+from cobaya_cnnlens.maps.bandpower_file import check_folder, reconstruct_maps
+from cobaya_cnnlens.maps.map_checks import check_maps
+from cobaya_cnnlens.maps.map_setup import MapSetup
+from cobaya_cnnlens.maps.patch_files import (
     PatchMaps,
     parse_centres,
     read_maps,
     to_meridian,
     write_images,
 )
+from cobaya_cnnlens.maps.separation import FRAMES, check_separate
+from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import sky_noise
 from cobaya_cnnlens.pipeline.power import power_of
 from cobaya_cnnlens.pipeline.release_networks import NETWORKS, find_networks, is_release
 from cobaya_cnnlens.pipeline.run import Run
-from cobaya_cnnlens.pipeline.separation import FRAMES, check_separate
 from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.simulate.bandpowers import Bins
 from cobaya_cnnlens.simulate.instrument import (
@@ -752,7 +753,9 @@ def test_reconstruction_of_maps(setup, observed, tmp_path):
     config = setup.fiducial.config
     mask = Run(config).mask
     kappa = (maps.q + maps.u) * mask
-    with products.open_product(path, own_maps.KIND, own_maps.recipe(Run(config, HASH))) as product:
+    with products.open_product(
+        path, bandpower_file.KIND, map_setup.recipe(Run(config, HASH))
+    ) as product:
         np.testing.assert_allclose(product.array("auto"), Run(config).bandpowers.auto(kappa))
         own = power_of(Run(config))(maps.q * mask, maps.u * mask)
         np.testing.assert_allclose(product.array("power"), own)
@@ -841,7 +844,7 @@ def write_bandpowers(path, calibration, auto, centres, frame="C", warnings=(), *
         "source": np.bytes_(path.stem.encode()),
         "warnings": products.texts(warnings),
     }
-    products.write_product(path, own_maps.KIND, recipe, arrays)
+    products.write_product(path, bandpower_file.KIND, recipe, arrays)
     return path
 
 
@@ -900,7 +903,7 @@ def test_a_release_calibrates_own_maps(calibration, tmp_path):
     one = write_bandpowers(tmp_path / "one.h5", calibration, auto[:1], CENTRES[:1])
     far = parse_centres(["0,0", "30,10"])
     two = write_bandpowers(tmp_path / "two.h5", calibration, auto[1:], far)
-    made = make_calibrated_release([one, two], calibration, "mine")
+    made = make_patch_release(calibration, [one, two], "mine")
     expected = auto.mean(0) / calibration.response**2 - calibration.noise
     np.testing.assert_allclose(made.bandpowers, expected, rtol=1e-12)
     covariance = (
@@ -927,7 +930,7 @@ def test_a_release_calibrates_own_maps(calibration, tmp_path):
         for release in (read, calibration)
     )
     np.testing.assert_allclose(one_model, other_model, rtol=1e-8)
-    again = make_calibrated_release(one, read, "again")
+    again = make_patch_release(read, one, "again")
     np.testing.assert_allclose(
         again.bandpowers, auto[0] / calibration.response**2 - calibration.noise, rtol=1e-8
     )
@@ -941,11 +944,10 @@ def test_warnings_of_maps_stay(setup, observed, tmp_path):
     said = check_maps(turned(first(observed, 4), 0.4), setup, "x")
     assert said
     path = reconstruct_maps(setup, Sum(), first(observed, 4), "x", tmp_path / "x", said)
-    size = setup.patch.size_deg
-    assert own_maps.read_map_bandpowers(path, setup.recipe, size, "x").warnings == tuple(said)
+    assert bandpower_file.read_map_bandpowers(path, setup).warnings == tuple(said)
     others = PatchMaps(observed.q[4:6], observed.u[4:6], observed.centres[4:6])
     more = reconstruct_maps(setup, Sum(), others, "y", tmp_path / "y", ["odd"])
-    found = own_maps.read_map_bandpowers([path, more], setup.recipe, size, "x").warnings
+    found = bandpower_file.read_map_bandpowers([path, more], setup).warnings
     assert found == (f"x: {said[0]}", "y: odd")
 
 
@@ -1012,7 +1014,7 @@ def test_a_calibration_of_other_maps_is_refused(calibration, tmp_path, changed, 
     auto = np.ones((1, 5))
     path = write_bandpowers(tmp_path / "b.h5", calibration, auto, CENTRES[:1], **changed)
     with pytest.raises(ProductError, match=rf"b.h5: measured .* release 'synthetic' .*{message}"):
-        make_calibrated_release(path, calibration, "mine")
+        make_patch_release(calibration, path, "mine")
 
 
 def test_bandpowers_of_overlapping_patches_are_refused(calibration, tmp_path):
@@ -1021,21 +1023,20 @@ def test_bandpowers_of_overlapping_patches_are_refused(calibration, tmp_path):
     near = parse_centres(["120,40", "121,40"])
     path = write_bandpowers(tmp_path / "b.h5", calibration, auto, near)
     with pytest.raises(MapError, match=r"patches 0 .* and 1 .* overlap, .* 0\.766 degrees apart"):
-        make_calibrated_release(path, calibration, "mine")
+        make_patch_release(calibration, path, "mine")
     one = write_bandpowers(tmp_path / "one.h5", calibration, auto[:1], near[:1])
     two = write_bandpowers(tmp_path / "two.h5", calibration, auto[1:], near[1:])
     with pytest.raises(MapError, match=r"one.h5, .*two.h5: patches 0 .* and 1 "):
-        make_calibrated_release([one, two], calibration, "mine")
+        make_patch_release(calibration, [one, two], "mine")
     unknown = np.full((2, 2), np.nan)
-    assert make_calibrated_release(
-        write_bandpowers(tmp_path / "u.h5", calibration, auto, unknown), calibration, "mine"
-    )
+    apart = write_bandpowers(tmp_path / "u.h5", calibration, auto, unknown)
+    assert make_patch_release(calibration, apart, "mine")
     twice = write_bandpowers(tmp_path / "t.h5", calibration, auto[[0, 0]], unknown)
     with pytest.raises(MapError, match="patches 0 and 1 have the same bandpowers"):
-        make_calibrated_release(twice, calibration, "mine")
+        make_patch_release(calibration, twice, "mine")
     galactic = write_bandpowers(tmp_path / "g.h5", calibration, auto[1:], CENTRES[1:], "G")
     with pytest.raises(MapError, match="equatorial, galactic, so it cannot be seen"):
-        make_calibrated_release([one, galactic], calibration, "mine")
+        make_patch_release(calibration, [one, galactic], "mine")
 
 
 def test_the_network_of_a_release_is_found(calibration, tmp_path):
@@ -1230,7 +1231,7 @@ def test_own_maps_to_a_posterior_from_a_wheel(installed, theory, tmp_path, kind)
 def test_what_is_wrong_is_told_before_anything_slow(tmp_path, monkeypatch):
     """The network, the folder and the options, each before a map is read."""
     monkeypatch.setattr(
-        "cobaya_cnnlens.pipeline.map_files.read_maps", lambda *_, **__: pytest.fail("read")
+        "cobaya_cnnlens.maps.patch_files.read_maps", lambda *_, **__: pytest.fail("read")
     )
     content = yaml.safe_load((REPOSITORY / "training" / "config" / "test.yaml").read_text())
     content["products"] = str(tmp_path / "products")

@@ -9,23 +9,23 @@ import pytest
 from typer.testing import CliRunner
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate.own_maps import MapSetup
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import ConfigError, ProductError, ReleaseError
 from cobaya_cnnlens.likelihood.fields import NUISANCES
 from cobaya_cnnlens.likelihood.release import read_release, write_release
+from cobaya_cnnlens.maps import assembly, calibration, reconstruction
+from cobaya_cnnlens.maps.map_setup import MapSetup
+from cobaya_cnnlens.maps.plan import Plan, Tile
+from cobaya_cnnlens.maps.simulated import SeenAs, neighbours, subset_in_turn, tiles_in_turn
+from cobaya_cnnlens.maps.survey_files import Sources
+from cobaya_cnnlens.maps.tiles import Footprint
+from cobaya_cnnlens.maps.weights import shares
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.perturbations import perturbed_sky
 from cobaya_cnnlens.pipeline.power import power_of
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.simulate.instrument import ARCMIN, Systematics, cosine_mask
 from cobaya_cnnlens.simulate.patches import PatchGeometry
-from cobaya_cnnlens.survey import assembly, calibration, reconstruction
-from cobaya_cnnlens.survey.inputs import Sources
-from cobaya_cnnlens.survey.plan import Plan, Tile
-from cobaya_cnnlens.survey.simulated import SeenAs, neighbours, subset_in_turn, tiles_in_turn
-from cobaya_cnnlens.survey.tiles import Footprint
-from cobaya_cnnlens.survey.weights import shares
 
 from .test_survey import SIDE, TAPER, toy_configuration
 from .test_survey_weights import MODES, N_BINS, N_TILES, NOISE, RESPONSE, SIGNAL, drawn
@@ -301,7 +301,7 @@ def test_the_commands(written, measured, run, tmp_path, monkeypatch):
     """`survey calibrate` finds what is there, `survey release` writes; what cannot be is one error,
     before anything slow."""
     of_release, plan, folder, *_ = written
-    monkeypatch.setattr("cobaya_cnnlens.survey.plan.read_plan", lambda _: plan)
+    monkeypatch.setattr("cobaya_cnnlens.maps.plan.read_plan", lambda _: plan)
 
     def cnnlens(given, *words):
         monkeypatch.setattr("cobaya_cnnlens.cli.runs.load", lambda _: given)

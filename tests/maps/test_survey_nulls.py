@@ -14,21 +14,21 @@ from typer.testing import CliRunner
 
 import yaml
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate.own_maps import MapSetup
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.release import read_release
+from cobaya_cnnlens.maps import reconstruction, tile_maps, tile_nulls, tiles
+from cobaya_cnnlens.maps.map_setup import MapSetup
+from cobaya_cnnlens.maps.plan import array_path, make_plan, read_plan
+from cobaya_cnnlens.maps.survey_files import Sources
+from cobaya_cnnlens.maps.tile_nulls import Choices, Halves
 from cobaya_cnnlens.plots.null_figures import survey_nulls_figure
 from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
 from cobaya_cnnlens.simulate.bandpowers import Bins
 from cobaya_cnnlens.simulate.instrument import ARCMIN, Instrument
 from cobaya_cnnlens.simulate.patches import PatchGeometry
 from cobaya_cnnlens.simulate.skies import scale_alm, unit_alm
-from cobaya_cnnlens.survey import nulls, patches, reconstruction, tiles
-from cobaya_cnnlens.survey.inputs import Sources
-from cobaya_cnnlens.survey.nulls import Choices, Halves
-from cobaya_cnnlens.survey.plan import array_path, make_plan, read_plan
 from cobaya_cnnlens.validate import survey_nulls as judged
 from cobaya_cnnlens.validate.null_tests import FAILED
 
@@ -102,7 +102,7 @@ def plan(setup, tmp_path_factory):
         patch.setattr(tiles, "SHIFTS", 2)
         patch.setattr(tiles, "TURNS", 4)
         made = make_plan(folder / "toy.yaml", sources, setup.patch, TAPER)
-    patches.measure(made, folder / "clean")
+    tile_maps.measure(made, folder / "clean")
     return made
 
 
@@ -111,19 +111,19 @@ def judge(plan, setup, folder, change=None, source="clean", **options):
     Q + iU of all tiles."""
     clean = plan.path.parent / source
     for split in range(plan.n_splits):
-        with products.open_product(patches.path(plan, clean, split), patches.KIND) as product:
+        with products.open_product(tile_maps.path(plan, clean, split), tile_maps.KIND) as product:
             arrays = {name: product.array(name) for name in product.names()}
             wanted = product.recipe
         if change is not None:
             p = change(split, arrays["q"] + 1j * arrays["u"])
             arrays |= {"q": p.real, "u": p.imag}
-        products.write_product(patches.path(plan, folder, split), patches.KIND, wanted, arrays)
+        products.write_product(tile_maps.path(plan, folder, split), tile_maps.KIND, wanted, arrays)
     estimator = Quadratic(setup)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reconstruction, "check", lambda *_: [])
         reconstruction.measure(plan, setup, lambda: estimator, folder)
     choices = Choices.of(setup, **options)
-    nulls.measure(plan, setup, lambda: estimator, folder, choices)
+    tile_nulls.measure(plan, setup, lambda: estimator, folder, choices)
     return judged.survey_nulls(plan, setup, folder, choices)
 
 
@@ -145,7 +145,7 @@ def test_the_difference_of_unequal_halves_is_noise_of_the_coadd(plan):
         rms = np.stack([np.where(tile.seen, tile.split_rms(i), 0.0) for i in range(2)])
         q, u = generator.standard_normal((2, 2, 32, 32)) * rms
         share = tile.split_ivar * tile.seen / np.maximum(tile.split_ivar.sum(0), 1e-30)
-        maps = patches.TilePatches(tile, q, u, (share * q).sum(0), (share * u).sum(0))
+        maps = tile_maps.TilePatches(tile, q, u, (share * q).sum(0), (share * u).sum(0))
         difference.append(Halves.of(maps).difference[0] / np.where(tile.seen, tile.rms, 1.0))
         coadd.append(maps.q / np.where(tile.seen, tile.rms, 1.0))
     inner = tile.seen
@@ -154,9 +154,9 @@ def test_the_difference_of_unequal_halves_is_noise_of_the_coadd(plan):
     assert np.mean(c**2) == pytest.approx(1.0, abs=0.01)
     assert abs(np.mean(d * c)) < 0.01
     sky = np.stack([generator.standard_normal((32, 32)) * tile.seen] * 2)
-    same = Halves.of(patches.TilePatches(tile, sky, 2.0 * sky, sky[0], sky[0]))
+    same = Halves.of(tile_maps.TilePatches(tile, sky, 2.0 * sky, sky[0], sky[0]))
     assert np.abs(same.difference).max() < 1e-12
-    alone = patches.TilePatches(tile, sky[:1], sky[:1], sky[0], sky[0])
+    alone = tile_maps.TilePatches(tile, sky[:1], sky[:1], sky[0], sky[0])
     assert Halves.of(alone) is None
 
 
@@ -179,7 +179,7 @@ def test_a_mock_of_the_sphere_has_no_null_that_fails(plan, setup, tmp_path):
     assert len(titles) == len(names)
     assert all(f"PTE {t.pte:.3f}" in title for t, title in zip(table.tests, titles, strict=True))
     # Of one split there are none of splits.
-    found = nulls.read(plan, setup, tmp_path, Choices.of(setup))
+    found = tile_nulls.read(plan, setup, tmp_path, Choices.of(setup))
     alone = {key: found[key] for key in ("kk", "ee", "eb", "curl", "low", "peaks")}
     tests, skipped = judged._Judge(plan, setup, alone).of_tiles()
     assert [test.name for test in tests] == ["rotation", "curl", "peaks", "l_max"]
@@ -236,12 +236,12 @@ def test_what_is_planted_is_found(plan, setup, tmp_path, change, fails, holds, n
 def test_another_network(plan, setup, tmp_path, monkeypatch):
     """One with other weights passes if it is as good on tile and twin; its own is none."""
     path = "n.keras"
-    monkeypatch.setattr(nulls, "kind_of", lambda _: "RefiningUNet")
-    monkeypatch.setattr(nulls, "estimator_hash", lambda _: "b" * 64)
+    monkeypatch.setattr(tile_nulls, "kind_of", lambda _: "RefiningUNet")
+    monkeypatch.setattr(tile_nulls, "estimator_hash", lambda _: "b" * 64)
     other = replace(setup, instrument=replace(setup.instrument, noise_uk_arcmin=3 * LEVEL))
     vars(other)["theory"] = setup.theory
     monkeypatch.setattr(
-        nulls,
+        tile_nulls,
         "learned_estimator",
         lambda *_: SimpleNamespace(reconstruct=Quadratic(other).reconstruct),
     )
@@ -323,12 +323,12 @@ def test_by_command(plan, setup, tmp_path, monkeypatch):
     assert (folder / "nulls.png").exists()
     made = copied(folder)
     assert len(made) == 8
-    nulls.path(folder, loaded.tiles[5]).unlink()
+    tile_nulls.path(folder, loaded.tiles[5]).unlink()
     estimator.calls = 0
     assert command().exception is None
     assert estimator.calls == 2  # a tile and its twin
     again = copied(folder)
-    assert [p for p in made if again[p] != made[p]] == [nulls.path(folder, loaded.tiles[5])]
+    assert [p for p in made if again[p] != made[p]] == [tile_nulls.path(folder, loaded.tiles[5])]
     for options, error, message in (
         (["--lmax-cmb", "300"], ConfigError, "--lmax-cmb 300: give a multipole from 54 to 287"),
         (["--twins", "0"], ConfigError, "--twins 0: give one or more"),

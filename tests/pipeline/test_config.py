@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import yaml
-from cobaya_cnnlens.calibrate import own_maps
 from cobaya_cnnlens.errors import ConfigError
+from cobaya_cnnlens.maps import map_setup
 from cobaya_cnnlens.pipeline import (
     assemble,
     cosmologies,
@@ -438,7 +438,7 @@ def recipes(config: Config) -> dict[str, dict]:
         "training": networks.recipe(run),
         "bandpowers": Bandpowers(run).recipe("test", 0),
         "survey": Bandpowers(run).recipe("survey-low", 0),
-        "maps": own_maps.recipe(run),
+        "maps": map_setup.recipe(run),
         "derivatives": Derivatives(run).recipe(0),
         "curvature": ShiftedSkies(run).recipe(0),
         "nuisances": Nuisances(run).recipe(0),
@@ -693,7 +693,7 @@ def test_a_recipe_is_of_one_sky_estimator_and_test(full):
             for i in (0, 1)
             for h in "ab"
         ),
-        *(own_maps.recipe(Run(full, h)) for h in "ab"),
+        *(map_setup.recipe(Run(full, h)) for h in "ab"),
         *(primary.recipe(Run(full), name, i) for name in ("test", "validation") for i in (0, 1)),
         baseline_recipe(Run(full)),
         MeanField(Run(full)).recipe(),

@@ -274,7 +274,7 @@ def test_few_patches_are_taken_evenly_where_each_costs_much(tmp_path):
         np.testing.assert_array_equal(of_patch[0][run.spread], of_patch[1])
     assert Skies(run).recipe("test", 0)["centres"] == {"rings": True}
     assert Skies(run).recipe("survey-high", 0)["centres"] == {"rings": True, "spread": 7}
-    assert [part for _, part in Features(run).keys("derivatives")] == [0]
+    assert Features(run).keys("derivatives") == [("derivatives", 0, 0)]
     plain = Run(run.config.model_copy(update={"centres": PatchCentres(rings=True, spread=10_000)}))
     np.testing.assert_array_equal(plain.spread, np.arange(plain.n_patches))
 

@@ -22,8 +22,8 @@ from astropy.io import fits
 from scipy.sparse.linalg import cg
 
 from ..errors import MapError
-from ..pipeline.fits_maps import FitsMap, read_fits
-from ..pipeline.map_headers import PLACE_TOLERANCE, MapHeader, odd_keywords, wcs_of
+from .fits_maps import FitsMap, read_fits
+from .headers import PLACE_TOLERANCE, MapHeader, odd_keywords, wcs_of
 
 # Of a HEALPix map's nside, and of a CAR map's Nyquist multipole: where quadrature is good.
 HEALPIX_LMAX, CAR_LMAX = 2.0, 0.9
@@ -36,7 +36,7 @@ SAMPLES = 17
 
 class Grid(Protocol):
     """A pixelisation. ``name`` in words; ``frame`` of the coordinates, a key of
-    :data:`~cobaya_cnnlens.pipeline.separation.FRAMES`; ``size``, the number of pixels; ``step``,
+    :data:`~cobaya_cnnlens.maps.separation.FRAMES`; ``size``, the number of pixels; ``step``,
     a pixel's side in radians; ``lmax``, to which multipole its a_lm are good."""
 
     name: str

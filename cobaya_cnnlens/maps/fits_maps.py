@@ -1,7 +1,7 @@
 """The map that a FITS file holds: its planes, wherever in the file they are and in whatever order.
 
 A HEALPix map is a table, of the whole sky or of a part with a column of pixel numbers; its planes
-come in ring order. Any other map is an image. What the headers say is read by :mod:`.map_headers`.
+come in ring order. Any other map is an image. What the headers say is read by :mod:`.headers`.
 Files of other kinds are refused with how to convert them.
 """
 
@@ -21,8 +21,8 @@ import numpy as np
 from astropy.io import fits
 
 from ..errors import MapError
-from . import map_headers
-from .map_headers import MapHeader
+from . import headers
+from .headers import MapHeader
 
 # Files that are no FITS files, by their first bytes or their suffix: what they are.
 OTHER_FILES = {
@@ -80,7 +80,7 @@ class FitsMap:
         :meth:`.MapHeader.holes`), or both are zero (see :func:`.unseen_in`)."""
         unseen = np.any([self.header.holes(plane) for plane in self.planes], axis=0)
         self.planes[:, unseen] = np.nan
-        self.planes[:, map_headers.unseen_in(*self.planes)] = np.nan
+        self.planes[:, headers.unseen_in(*self.planes)] = np.nan
         return self
 
 
@@ -201,8 +201,8 @@ def _only(path: Path, matches: Sequence[_T], kind: str) -> _T:
 def _read_table(path: Path, tables: list[_Extension], stokes: str, dtype: type) -> FitsMap:
     matches: list[tuple[Any, MapHeader, list[int], list[int]]] = []
     for part, header in tables:
-        names = map_headers.columns_of(part.header)
-        index = [i for i, name in names.items() if name in map_headers.PIXEL_COLUMNS.split()]
+        names = headers.columns_of(part.header)
+        index = [i for i, name in names.items() if name in headers.PIXEL_COLUMNS.split()]
         if not index and header.text("INDXSCHM") == "EXPLICIT":
             index = [1]
         values = {i: name for i, name in names.items() if i not in index}
@@ -238,7 +238,7 @@ def _columns(path: Path, names: dict[int, str], stokes: str) -> list[int]:
     """Numbers of the columns of Stokes parameters, by whole names."""
     columns = []
     for parameter in stokes:
-        spellings = map_headers.COLUMNS.format(parameter).split()
+        spellings = headers.COLUMNS.format(parameter).split()
         matches = [i for i, name in names.items() if name in spellings]
         if len(matches) > 1:
             raise MapError(
@@ -250,7 +250,7 @@ def _columns(path: Path, names: dict[int, str], stokes: str) -> list[int]:
 
 
 def _wrong_columns(path: Path, tables: list[_Extension], stokes: str) -> str:
-    columns = [list(map_headers.columns_of(part.header).values()) for part, _ in tables]
+    columns = [list(headers.columns_of(part.header).values()) for part, _ in tables]
     held = " and ".join(map(str, columns))
     if not stokes:
         return (
@@ -258,7 +258,7 @@ def _wrong_columns(path: Path, tables: list[_Extension], stokes: str) -> str:
             "healpy.write_map('plane.fits', healpy.read_map(FILE, field=NUMBER))"
         )
     held_names = {name for names in columns for name in names}
-    apart = all(held_names & set(map_headers.COLUMNS.format(s).split()) for s in stokes)
+    apart = all(held_names & set(headers.COLUMNS.format(s).split()) for s in stokes)
     mend = STACK if apart else "name them Q_POLARISATION, U_POLARISATION"
     return f"{path}: columns {held} hold no Q and U{' in one table' if apart else ''}; {mend}"
 
@@ -364,5 +364,5 @@ def _names(path: Path, header: MapHeader, n_planes: int) -> list[str]:
             "planes must be Stokes parameters alone: cut the map out"
         )
     if long and kinds[long[0]]:
-        return map_headers.stokes_of(header, long[0])
+        return headers.stokes_of(header, long[0])
     return {2: ["Q", "U"], 3: ["I", "Q", "U"]}.get(n_planes, [""] * n_planes)

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from .. import products
 from ..errors import MapError, ProductError
-from ..pipeline.map_files import pixel_window_of
 from ..simulate.patches import EPSILON, PatchGeometry, point_patches
 from .grids import HealpixGrid, fill
+from .patch_files import pixel_window_of
 from .plan import Plan, Tile, splits_of
 
 KIND = "survey maps"

@@ -20,16 +20,16 @@ from tqdm import tqdm
 import yaml
 
 from .. import products
-from ..calibrate.map_checks import band_warnings
 from ..errors import ConfigError, MapError
 from ..files import atomic_write
-from ..pipeline.map_headers import say_frame
-from ..pipeline.separation import FRAMES, check_separate
 from ..simulate.depth import enclosed
 from ..simulate.instrument import ARCMIN, cosine_mask
 from ..simulate.patches import PatchGeometry, Pointing, point_patch
 from .grids import Grid, HealpixGrid
-from .inputs import Sources, Split, check_coverage, digest_of, read_splits
+from .headers import say_frame
+from .map_checks import band_warnings
+from .separation import FRAMES, check_separate
+from .survey_files import Sources, Split, check_coverage, digest_of, read_splits
 from .tiles import Footprint, choose_tiles
 
 KIND = "survey tiles"
@@ -144,7 +144,7 @@ class Plan:
     recipe : everything that determined it, with the files' digests
     geometry : of the tiles, without padding
     taper_deg : of their mask
-    frame : of the coordinates, a key of :data:`~cobaya_cnnlens.pipeline.separation.FRAMES`
+    frame : of the coordinates, a key of :data:`~cobaya_cnnlens.maps.separation.FRAMES`
     lmax : to which multipole the maps' a_lm are good
     tiles : without overlap
     footprint : what was seen, tiles or not

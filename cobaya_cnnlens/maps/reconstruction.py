@@ -18,14 +18,13 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import products
-from ..calibrate import map_checks
-from ..calibrate.own_maps import MapSetup
 from ..errors import ConfigError, MapError
-from ..pipeline.map_files import write_kappa
 from ..simulate.bandpowers import EBPower
-from . import patches
-from .patches import TilePatches
+from . import map_checks, tile_maps
+from .map_setup import MapSetup
+from .patch_files import write_kappa
 from .plan import Plan, Tile
+from .tile_maps import TilePatches
 
 if TYPE_CHECKING:
     from ..reconstruct.refined import RefinedEstimator
@@ -119,7 +118,7 @@ def tile_recipe(plan: Plan, setup: MapSetup, tile: Tile) -> dict[str, Any]:
     recipe : of the product
     """
     return {
-        "maps": [patches.recipe(plan, split) for split in range(plan.n_splits)],
+        "maps": [tile_maps.recipe(plan, split) for split in range(plan.n_splits)],
         "tile": tile.number,
         "survey_algorithm": ALGORITHM,
         "estimator": setup.recipe,
@@ -202,8 +201,8 @@ def measure(
         if the maps are not those of the plan, or as :func:`check`
     """
     check_setup(plan, setup)
-    patches.measure(plan, folder, nthreads)
-    maps = {found.tile.number: found for found in patches.masked_patches(plan, folder)}
+    tile_maps.measure(plan, folder, nthreads)
+    maps = {found.tile.number: found for found in tile_maps.masked_patches(plan, folder)}
     suspicious = check(plan, setup, list(maps.values()))
     for warning in suspicious:
         warn(warning)
@@ -260,7 +259,7 @@ def _reconstruct(
 
 
 def check(plan: Plan, setup: MapSetup, maps: list[TilePatches]) -> list[str]:
-    """Check the tiles' Q and U as :func:`~cobaya_cnnlens.calibrate.map_checks.check_patches` does,
+    """Check the tiles' Q and U as :func:`~cobaya_cnnlens.maps.map_checks.check_patches` does,
     each with its own noise and holes.
 
     Parameters

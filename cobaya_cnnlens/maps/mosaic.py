@@ -15,9 +15,9 @@ import numpy as np
 from scipy.ndimage import map_coordinates
 from tqdm import tqdm
 
-from ..calibrate.own_maps import MapSetup
 from ..files import atomic_write
 from ..simulate.tiling import project
+from .map_setup import MapSetup
 from .plan import Plan, Tile
 from .reconstruction import read_tile
 

@@ -22,10 +22,10 @@ import numpy as np
 import scipy.ndimage
 
 from ..errors import MapError
-from ..pipeline.map_files import PatchMaps
 from ..simulate.instrument import ARCMIN, cosine_mask
 from ..simulate.modes import half_plane_weights, mode_vectors, pure_b_modes
-from .own_maps import MapSetup
+from .map_setup import MapSetup
+from .patch_files import PatchMaps
 
 ALGORITHM = 1
 # Patches whose maps are correlated by more than this, whatever the shift, share sky. Of 500

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import MapError
-from ..pipeline import map_headers
-from ..pipeline.fits_maps import check_file
-from ..pipeline.separation import FRAMES
 from ..simulate.instrument import ARCMIN
+from . import headers
+from .fits_maps import check_file
 from .grids import Grid, SkyFile, read_sky
+from .separation import FRAMES
 
 # A mask's pixel counts as seen from here on.
 SEEN = 0.5
@@ -80,7 +80,7 @@ class Sources:
                 "their order, or one of the coadd"
             )
         if self.unit is not None:
-            map_headers.unit_option(self.unit)
+            headers.unit_option(self.unit)
         for name in self.files():
             check_file(Path(name))
         if len({Path(name).resolve() for name in self.maps}) < len(self.maps):
@@ -281,7 +281,7 @@ def _density(
     [name], [keys] = file.map.names, file.map.unit_keys
     if sources.level is not None:
         _check_values(file, values, mask, "level", "inf or a mask of 0")
-        values = values * (header.factor(keys, name, map_headers.LEVEL) or 1.0)
+        values = values * (header.factor(keys, name, headers.LEVEL) or 1.0)
         with np.errstate(divide="ignore"):
             density = np.where(values > 0, 1.0 / np.square(values * ARCMIN), 0.0)
     else:
@@ -317,11 +317,11 @@ def _ivar_factor(file: SkyFile, unit: str | None, map_factor: float | None) -> f
         if the file says that it is something else, or nothing says the unit
     """
     [name], [keys], header = file.map.names, file.map.unit_keys, file.map.header
-    said = header.factor(keys, name, map_headers.INVERSE_VARIANCE)
+    said = header.factor(keys, name, headers.INVERSE_VARIANCE)
     if said is not None:
         return said
     name = name or header.alone.text("EXTNAME")
-    mend = map_headers.MENDS[map_headers.INVERSE_VARIANCE]
+    mend = headers.MENDS[headers.INVERSE_VARIANCE]
     if OTHER_NOISE.search(name.upper()) and not INVERSE.search(name.upper()):
         raise MapError(f"{file.path}: '{name}' without {keys[0]} is no inverse variance; {mend}")
     if unit is None and map_factor is None:
@@ -329,7 +329,7 @@ def _ivar_factor(file: SkyFile, unit: str | None, map_factor: float | None) -> f
             f"{file.path}: {keys[0]} is missing; write the unit of the inverse variance, uK^-2 or "
             "K^-2, or give that of Q and U as --unit"
         )
-    return 1.0 / (map_headers.unit_option(unit) if unit is not None else map_factor) ** 2
+    return 1.0 / (headers.unit_option(unit) if unit is not None else map_factor) ** 2
 
 
 def _check_level(file: SkyFile, density: np.ndarray, mask, sources: Sources) -> None:

@@ -34,7 +34,7 @@ from ..errors import MapError
 from ..files import atomic_write
 from ..simulate.patches import EPSILON, PatchGeometry, Pointing, point_patch, point_patches
 from .fits_maps import CONVERT, FitsMap, check_file, read_fits, reading
-from .map_headers import (
+from .headers import (
     AXES,
     MapHeader,
     odd_keywords,
@@ -66,7 +66,7 @@ class PatchMaps:
     q, u : in µK, (n_patches, n, n) each
     centres : colatitude and longitude in radians, (n_patches, 2); NaN where unknown
     lmax : multipole at which the maps end; None if it is not known
-    frame : of the coordinates, a key of :data:`~cobaya_cnnlens.pipeline.separation.FRAMES`
+    frame : of the coordinates, a key of :data:`~cobaya_cnnlens.maps.separation.FRAMES`
     arrays : whether the maps came as arrays
     warnings : of what was assumed
     """

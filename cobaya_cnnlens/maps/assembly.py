@@ -7,7 +7,7 @@ tile, and the release's is its weighted mean, for reference.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,10 +16,10 @@ import numpy as np
 from ..calibrate import debias
 from ..calibrate.debias import SimulatedChanges
 from ..calibrate.derivatives import BandDerivatives, NoiseDerivatives, nuisance_orders
-from ..calibrate.own_maps import MapSetup
 from ..calibrate.release_warnings import with_warnings
 from ..calibrate.response import FIELDS, Calibration, PatchBandpowers, standard_error
 from ..errors import ConfigError
+from ..likelihood.document import seal, to_document
 from ..likelihood.fields import NUISANCES
 from ..likelihood.release import Release
 from ..pipeline import assemble
@@ -29,7 +29,9 @@ from ..pipeline.perturbations import shifted_changes
 from ..pipeline.run import Run
 from ..simulate.depth import DepthClasses, depth_classes, tile_depths
 from . import calibration, reconstruction
+from .bandpower_file import read_map_bandpowers
 from .calibration import TEST, VALIDATION
+from .map_setup import MapSetup
 from .plan import Plan
 from .simulated import tiles_in_turn
 from .weights import TileWeights, effective_number, neighbour_correlation, weighted
@@ -172,6 +174,64 @@ class Calibrated:
         # The variance of a bandpower goes as its square.
         variance = np.array([auto[classes == c].mean(0) ** 2 for c in range(label.max() + 1)])
         return effective_number(tiles, self.weights.weight, label, variance)
+
+
+def make_patch_release(
+    calibration: Run | Release, files: str | Path | Iterable[str | Path], name: str
+) -> Release:
+    """Make the release of a user's own patches, by the calibration of a configuration or by that
+    which another release holds.
+
+    The bandpowers ⟨|κ̂|²⟩_b/R_b² − N_b and the number of patches are the maps'; R, N, derivatives,
+    windows, one patch's covariance and its n_sim are the calibration's.
+
+    Parameters
+    ----------
+    calibration : a configuration with its products, or the release whose calibration holds for the
+        maps
+    files : bandpowers of the patches, in one file or in several that make one survey
+    name : of the new release
+
+    Returns
+    -------
+    release : debiased bandpowers of the patches
+
+    Raises
+    ------
+    ReleaseError
+        if the calibrating release does not say what it is a calibration of
+    ProductError
+        if a file was made with another network, instrument, patch or binning
+    MapError
+        if patches overlap
+    """
+    setup = MapSetup.of(calibration)
+    measured = read_map_bandpowers(files, setup)
+    origin = {"maps": measured.source}
+    if isinstance(calibration, Run):
+        release = assemble.release_of_run(calibration, measured.auto, origin)
+    else:
+        # The calibration's own data are no part of this release.
+        skies = {
+            key: value
+            for key, value in dict(calibration.provenance.get("skies", {})).items()
+            if key != "maps" and not key.startswith("survey-")
+        }
+        digest = seal(to_document(calibration))["digest"]
+        provenance = calibration.provenance | {
+            "skies": skies | origin,
+            "calibration": {"release": calibration.name, "digest": digest},
+        }
+        release = replace(calibration, provenance=provenance, truth=None)
+    release = replace(
+        assemble.with_data(release, measured.auto, measured.power),
+        name=name,
+        description=assemble.patches_of(
+            len(measured.auto), setup.patch, setup.instrument, release.provenance.get("estimator")
+        ),
+        provenance=release.provenance | {"packages": assemble.package_versions()},
+    )
+    return with_warnings(release, measured.warnings)
 
 
 def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release:

@@ -26,7 +26,6 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import products
-from ..calibrate.own_maps import MapSetup
 from ..errors import ConfigError
 from ..reconstruct.files import estimator_hash, kind_of
 from ..reconstruct.learned import learned_estimator
@@ -37,10 +36,11 @@ from ..simulate.patches import PatchGeometry
 from ..simulate.periodic import PeriodicSkies
 from ..simulate.skies import seed_sequence
 from ..simulate.tile_instrument import TileInstrument
-from . import patches
-from .patches import TilePatches
+from . import tile_maps
+from .map_setup import MapSetup
 from .plan import Plan, Tile
 from .reconstruction import check_setup, read_tile, tile_recipe
+from .tile_maps import TilePatches
 
 if TYPE_CHECKING:
     from ..reconstruct.refined import RefinedEstimator
@@ -257,7 +257,7 @@ def measure(
     kappas = {tile.number: read_tile(plan, setup, tile, folder)["kappa"] for tile in todo}
     bench = None
     with tqdm(total=len(plan.tiles), initial=len(plan.tiles) - len(todo), desc="nulls") as bar:
-        for maps in patches.masked_patches(plan, folder):
+        for maps in tile_maps.masked_patches(plan, folder):
             tile = maps.tile
             if tile.number not in kappas:
                 continue
