@@ -7,12 +7,13 @@ import pytest
 from cobaya_cnnlens import products
 from cobaya_cnnlens.errors import ConfigError, NetworkError
 from cobaya_cnnlens.pipeline import features, networks, refining
-from cobaya_cnnlens.pipeline.config import PatchCentres, Phase, Refining
 from cobaya_cnnlens.pipeline.features import Features
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.sections.estimator_settings import Phase, Refining
+from cobaya_cnnlens.pipeline.sections.sky_settings import PatchCentres
 from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.pipeline.training import save_atomically
 from cobaya_cnnlens.reconstruct.features import FEATURES, KAPPA_UNIT, PASSES, REFINED, features_of
