@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
@@ -12,18 +12,17 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..calibrate import curvature, debias, own_maps
+from ..calibrate import curvature, debias
 from ..calibrate.covariance import mean_covariance, sample_covariance
 from ..calibrate.debias import DataDebias, SimulatedChanges
-from ..calibrate.own_maps import MapSetup, read_map_bandpowers
 from ..calibrate.release_warnings import with_warnings
 from ..calibrate.response import Calibration, PatchBandpowers, calibrate, standard_error
 from ..calibrate.windows import bandpower_windows
 from ..errors import CNNLensError
-from ..likelihood.document import seal, to_document
 from ..likelihood.fields import NUISANCES, Group, Release
+from ..simulate.instrument import Instrument
+from ..simulate.patches import PatchGeometry
 from ..theory.camb import settings_record
-from .config import Config
 from .estimators import name_of
 from .nuisances import Nuisances
 from .perturbations import Derivatives, ShiftedSkies, shifted_changes
@@ -152,11 +151,12 @@ def make_releases(
     for survey, sky in surveys.items():
         origin = {f"survey-{survey}": f"sky {sky}"}
         if calibrated is None:
-            calibrated = _assemble(run, data[survey], {})
+            calibrated = release_of_run(run, data[survey], {})
         release = replace(
             with_data(calibrated, data[survey], powers.get(survey)),
             name=release_name(run, survey, sky),
-            description=f"Mock survey of {_description(len(data[survey]), run.config, estimator)}",
+            description="Mock survey of "
+            + patches_of(len(data[survey]), run.config.patch, run.config.instrument, estimator),
             provenance=calibrated.provenance
             | {"skies": calibrated.provenance["skies"] | origin}
             | {"packages": package_versions() if packages else {}},
@@ -166,15 +166,14 @@ def make_releases(
     return made
 
 
-def make_data_release(run: Run, files: str | Path | Iterable[str | Path], name: str) -> Release:
-    """The release of a user's own maps, from the bandpowers that :mod:`.own_maps` wrote, in one
-    file or in several that make one survey.
+def release_of_run(run: Run, auto: np.ndarray, origin: dict[str, Any]) -> Release:
+    """The release of measured bandpowers by the calibration of a configuration.
 
     Parameters
     ----------
     run : the configuration and what follows from it
-    files : what :func:`.own_maps.reconstruct_maps` wrote, one or several
-    name : of the release
+    auto : ⟨κ̂κ̂*⟩ of the survey, (n_patches, n_bins)
+    origin : where that came from
 
     Returns
     -------
@@ -183,81 +182,8 @@ def make_data_release(run: Run, files: str | Path | Iterable[str | Path], name: 
     Raises
     ------
     products.ProductError
-        if a file was made with another network, instrument, patch or binning
-    MapError
-        if patches overlap
+        if a stage has not been run, or was run with another network or configuration
     """
-    config = run.config
-    measured = read_map_bandpowers(
-        files, own_maps.recipe(run), config.patch.size_deg, f"configuration '{config.name}'"
-    )
-    release = _assemble(run, measured.auto, {"maps": measured.source})
-    release = replace(
-        release,
-        name=name,
-        power=_own_power(release, measured.power),
-        provenance=release.provenance | {"packages": package_versions()},
-    )
-    return with_warnings(release, measured.warnings)
-
-
-def make_calibrated_release(
-    files: str | Path | Iterable[str | Path], calibration: Release, name: str
-) -> Release:
-    """The release of a user's own maps by the calibration that another release holds.
-
-    The bandpowers ⟨|κ̂|²⟩_b/R_b² − N_b and the number of patches are the maps'; R, N, derivatives,
-    windows, one patch's covariance and its n_sim are the calibration's.
-
-    Parameters
-    ----------
-    files : what :func:`.own_maps.reconstruct_maps` wrote, one or several
-    calibration : the release whose calibration holds for the maps
-    name : of the new release
-
-    Returns
-    -------
-    the release
-
-    Raises
-    ------
-    ReleaseError
-        if the calibration does not say what it is one of
-    products.ProductError, MapError
-        as :func:`make_data_release`
-    """
-    setup = MapSetup.of_release(calibration)
-    measured = read_map_bandpowers(
-        files, setup.recipe, setup.patch.size_deg, f"release '{calibration.name}'"
-    )
-    # The calibration's own data are no part of this release.
-    skies = {
-        key: value
-        for key, value in dict(calibration.provenance.get("skies", {})).items()
-        if key != "maps" and not key.startswith("survey-")
-    }
-    release = replace(
-        with_data(calibration, measured.auto, measured.power),
-        name=name,
-        description=_description(
-            len(measured.auto), setup, calibration.provenance.get("estimator")
-        ),
-        provenance=calibration.provenance
-        | {
-            "skies": {**skies, "maps": measured.source},
-            "calibration": {
-                "release": calibration.name,
-                "digest": seal(to_document(calibration))["digest"],
-            },
-            "packages": package_versions(),
-        },
-        truth=None,
-    )
-    return with_warnings(release, measured.warnings)
-
-
-def _assemble(run: Run, auto: np.ndarray, origin: dict[str, Any]) -> Release:
-    """The release of measured ⟨κ̂κ̂*⟩, (n_patches, n_bins), that came from ``origin``."""
     calibration, test = calibration_of(run)
     changes = bandpower_changes(run, calibration)
     fitted = None
@@ -359,7 +285,7 @@ def assembled(
     reach = max(windows.shape[1], settings.kk_edges[-1], settings.ee_edges[-1])
     return Release(
         name=config.name,
-        description=_description(len(auto), config, name_of(config)),
+        description=patches_of(len(auto), config.patch, config.instrument, name_of(config)),
         edges=run.bandpowers.bins.edges,
         bandpowers=calibration.debias(auto).mean(0),
         n_patches=len(auto),
@@ -482,10 +408,24 @@ def _own_power(calibration: Release, power: np.ndarray | None) -> np.ndarray:
     return power.mean(0)
 
 
-def _description(n_patches: int, setup: Config | MapSetup, estimator: str | None) -> str:
+def patches_of(
+    n_patches: int, patch: PatchGeometry, instrument: Instrument, estimator: str | None
+) -> str:
+    """What a release of equal patches holds, in words.
+
+    Parameters
+    ----------
+    n_patches : of the survey
+    patch, instrument : of each
+    estimator : its name; None where it is not recorded
+
+    Returns
+    -------
+    the release's description
+    """
     return (
-        f"{n_patches} patches of {setup.patch.size_deg:g} x {setup.patch.size_deg:g} deg at "
-        f"{setup.instrument.noise_uk_arcmin:g} uK arcmin: {bandpowers_of(estimator)}"
+        f"{n_patches} patches of {patch.size_deg:g} x {patch.size_deg:g} deg at "
+        f"{instrument.noise_uk_arcmin:g} uK arcmin: {bandpowers_of(estimator)}"
     )
 
 

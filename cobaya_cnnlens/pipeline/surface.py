@@ -20,12 +20,12 @@ from ..errors import ConfigError
 from ..simulate.tiling import evenly
 from ..theory.camb import Cosmology, Spectra
 from ..theory.emulator_files import read_emulator
-from .config import Surface
 from .cosmologies import SET, Patches, Point, Points, change_of_noise
 from .perturbations import bands_of, perturbed_sky
 from .power import power_of
 from .reconstructions import measurement_recipe
 from .run import Run
+from .sections.calibration_settings import Surface
 from .skies import Skies
 from .stage import Stage
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate import own_maps
 from cobaya_cnnlens.calibrate.covariance import mean_covariance, sample_covariance
 from cobaya_cnnlens.calibrate.curvature import (
     band_changes,
@@ -21,9 +20,10 @@ from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.document import seal, to_document
 from cobaya_cnnlens.likelihood.fields import NUISANCES
 from cobaya_cnnlens.likelihood.release import from_document, read_release, write_release
+from cobaya_cnnlens.maps import bandpower_file, map_setup
+from cobaya_cnnlens.maps.assembly import make_patch_release
 from cobaya_cnnlens.pipeline.assemble import (
     WINDOW_TOLERANCE,
-    make_data_release,
     make_release,
     trim_windows,
 )
@@ -247,15 +247,15 @@ def test_a_release_is_assembled_from_products(tiny, tmp_path):
         "warnings": products.texts(()),
     }
     products.write_product(
-        tmp_path / "b.h5", own_maps.KIND, own_maps.recipe(Run(tiny, HASH)), arrays
+        tmp_path / "b.h5", bandpower_file.KIND, map_setup.recipe(Run(tiny, HASH)), arrays
     )
-    own = make_data_release(Run(tiny, HASH), tmp_path / "b.h5", "mine")
+    own = make_patch_release(Run(tiny, HASH), tmp_path / "b.h5", "mine")
     write_release(own, tmp_path / "own.json")
     assert own.truth is None
     np.testing.assert_array_equal(own.bandpowers, release.bandpowers)
     np.testing.assert_array_equal(own.covariance, release.covariance)
     with pytest.raises(ProductError, match="network"):
-        make_data_release(Run(tiny, "b" * 64), tmp_path / "b.h5", "mine")
+        make_patch_release(Run(tiny, "b" * 64), tmp_path / "b.h5", "mine")
     np.testing.assert_allclose(release.response, 0.8, rtol=0.1)
     assert release.n_patches == release.n_sim == 40
     # Derivatives of the noise bias: the oracle does not see C^κκ move, so the truth's change is all

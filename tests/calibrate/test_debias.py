@@ -11,7 +11,6 @@ from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate import (
     curvature,
     debias,
-    own_maps,
     second_order,
 )
 from cobaya_cnnlens.calibrate.covariance import shrunk_covariance
@@ -27,13 +26,13 @@ from cobaya_cnnlens.likelihood.release import (
     without,
     write_release,
 )
+from cobaya_cnnlens.maps import bandpower_file, map_setup
+from cobaya_cnnlens.maps.assembly import make_patch_release
 from cobaya_cnnlens.pipeline import cosmologies
 from cobaya_cnnlens.pipeline.assemble import (
     calibration_of,
-    make_calibrated_release,
     make_releases,
 )
-from cobaya_cnnlens.pipeline.config import CosmologyGroup
 from cobaya_cnnlens.pipeline.cosmologies import Points
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import observe_sky
@@ -41,6 +40,7 @@ from cobaya_cnnlens.pipeline.perturbations import Derivatives, ShiftedSkies, shi
 from cobaya_cnnlens.pipeline.power import Power, power_of
 from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.sections.calibration_settings import CosmologyGroup
 from cobaya_cnnlens.simulate.instrument import Systematics
 from cobaya_cnnlens.validate import points, primary
 from cobaya_cnnlens.validate.omch2 import at_the_tangent
@@ -378,8 +378,8 @@ def test_own_maps_are_debiased_by_their_power(run, made, tmp_path):
         "warnings": products.texts(()),
     }
     path = tmp_path / "b.h5"
-    products.write_product(path, own_maps.KIND, own_maps.recipe(run), arrays)
-    mine = make_calibrated_release(path, release, "mine")
+    products.write_product(path, bandpower_file.KIND, map_setup.recipe(run), arrays)
+    mine = make_patch_release(release, path, "mine")
     np.testing.assert_allclose(mine.power, powers.mean(0))
     d = (arrays["auto"] / release.response**2).mean(0) - release.noise
     correction = release.correction_of(powers.mean(0))

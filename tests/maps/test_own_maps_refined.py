@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 import yaml
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate import own_maps
-from cobaya_cnnlens.calibrate.own_maps import MapSetup
-from cobaya_cnnlens.calibrate.release_estimator import fiducial_spectra, release_estimator
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import NetworkError, ReleaseError
 from cobaya_cnnlens.likelihood.release import write_release
+from cobaya_cnnlens.maps import bandpower_file, map_setup
+from cobaya_cnnlens.maps.map_setup import MapSetup
+from cobaya_cnnlens.maps.release_estimator import fiducial_spectra, release_estimator
 from cobaya_cnnlens.pipeline import release_networks
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.release_networks import check_network, find_networks
@@ -144,7 +144,7 @@ def test_the_release_reconstructs_as_its_run_does(
     found = [fits.getdata(out / f"kappa_{i:03d}.fits")[:, ::-1] for i in range(2)]
     np.testing.assert_allclose(found, expected, atol=1e-4 * expected.std())
     path = out / "bandpowers.h5"
-    with products.open_product(path, own_maps.KIND, own_maps.recipe(run)) as product:
+    with products.open_product(path, bandpower_file.KIND, map_setup.recipe(run)) as product:
         np.testing.assert_allclose(product.array("auto"), run.bandpowers.auto(expected), rtol=1e-3)
 
 

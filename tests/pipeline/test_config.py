@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import yaml
-from cobaya_cnnlens.calibrate import own_maps
 from cobaya_cnnlens.errors import ConfigError
+from cobaya_cnnlens.maps import map_setup
 from cobaya_cnnlens.pipeline import (
     assemble,
     cosmologies,
@@ -33,6 +33,8 @@ from cobaya_cnnlens.pipeline.nuisances import Nuisances
 from cobaya_cnnlens.pipeline.perturbations import Derivatives, ShiftedSkies
 from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.sections.calibration_settings import CosmologyGroup, Surface
+from cobaya_cnnlens.pipeline.sections.estimator_settings import Phase
 from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.products import identity_of
 from cobaya_cnnlens.simulate.instrument import FILES as INSTRUMENT_FILES
@@ -120,7 +122,10 @@ def test_wrong_values_are_all_named(content, tmp_path):
         ({"sky": {"lmax": 2100, "band_limit": 2200}}, "band_limit 2200 must not lie above"),
         ({"surveys": {"high": {"omch2": 2}}}, r"surveys\.high\.omch2 is 2; it must lie between"),
         ({"coverage": {"omch2": [0.001, 0.12]}}, r"coverage\.omch2\.0\.omch2 is 0\.001"),
-        ({"points": {"at": {"a": [{"ns": 9.6}]}}}, r"points\.at\.a\.0\.ns is 9\.6"),
+        (
+            {"points": {"at": {"a": {"cosmologies": [{"ns": 9.6}]}}}},
+            r"points\.at\.a\.cosmologies\.0\.ns is 9\.6",
+        ),
         ({"products": "a\nb"}, "key 'products': a path holds control characters"),
         ({"surveys": {"a/b": {"omch2": 0.12}}}, "a/b"),
         ({"foregrounds": {"sources": [1200.0]}}, r"foregrounds.*flux cut of 1200 mJy; the counts"),
@@ -138,7 +143,7 @@ def test_inconsistent_values(content, tmp_path, change, message):
 EVERYTHING = {
     "baseline": {"kind": "wiener"},
     "instrument": {"one_over_f": {"knee": 200, "slope": 3, "anisotropy": 2, "scan_deg": 10}},
-    "points": {"at": {"lcdm": [{"ns": 0.97, "H0": 68.0}]}},
+    "points": {"at": {"lcdm": {"cosmologies": [{"ns": 0.97, "H0": 68.0}]}}},
 }
 
 
@@ -438,7 +443,7 @@ def recipes(config: Config) -> dict[str, dict]:
         "training": networks.recipe(run),
         "bandpowers": Bandpowers(run).recipe("test", 0),
         "survey": Bandpowers(run).recipe("survey-low", 0),
-        "maps": own_maps.recipe(run),
+        "maps": map_setup.recipe(run),
         "derivatives": Derivatives(run).recipe(0),
         "curvature": ShiftedSkies(run).recipe(0),
         "nuisances": Nuisances(run).recipe(0),
@@ -564,7 +569,7 @@ def full(tmp_path):
             "instrument": instrument,
             "network": config.network.model_copy(update={"initial": start}),
             "baseline": schema.Baseline(kind="map"),
-            "points": schema.Points(at={"one": [POINT]}),
+            "points": schema.Points(at={"one": CosmologyGroup(cosmologies=[POINT])}),
             "surveys": {"low": low},
         }
     )
@@ -594,9 +599,9 @@ OTHER = {
     "shipped": "elsewhere.h5",
     "network.pretrained": "elsewhere.keras",
     "network.kind": "refined",
-    "training.phases": [schema.Phase(steps=77, learning_rate=1e-3)],
-    "points.at": {"other": schema.CosmologyGroup(sky=1, cosmologies=[{"ns": 0.9}] * 9)},
-    "points.surface": schema.Surface(over="other"),
+    "training.phases": [Phase(steps=77, learning_rate=1e-3)],
+    "points.at": {"other": CosmologyGroup(cosmologies=[{"ns": 0.9}])},
+    "points.surface": Surface(over="one"),
     "coverage.logA": (2.9, 3.2),
     "foregrounds.dust": {"other": 7.0},
     "foregrounds.synchrotron": {"other": 7.0},
@@ -693,7 +698,7 @@ def test_a_recipe_is_of_one_sky_estimator_and_test(full):
             for i in (0, 1)
             for h in "ab"
         ),
-        *(own_maps.recipe(Run(full, h)) for h in "ab"),
+        *(map_setup.recipe(Run(full, h)) for h in "ab"),
         *(primary.recipe(Run(full), name, i) for name in ("test", "validation") for i in (0, 1)),
         baseline_recipe(Run(full)),
         MeanField(Run(full)).recipe(),

@@ -16,7 +16,7 @@ from ..pipeline.ranges import HALOFIT_VERSIONS, RANGES
 from ..reconstruct import Estimator
 from ..reconstruct.files import kind_of
 from ..theory.camb import CambSettings, Cosmology, Spectra, compute_spectra
-from .own_maps import MapSetup
+from .map_setup import MapSetup
 
 # Relative difference from the release's spectra that those of its record may have.
 TOLERANCE = 1e-4
