@@ -533,6 +533,14 @@ def test_a_release_holds_the_error_of_its_surface(release):
     np.testing.assert_allclose(release.surface_error(u), by_mode @ by_mode.T, rtol=1e-9)
 
 
+def test_profiles_have_amplitudes_of_one_at_most():
+    changes = np.random.default_rng(5).standard_normal((9, 30))
+    found = second_order.profiles(changes, 2)
+    assert abs(found[0] @ found[1]) < 1e-9
+    amplitudes = changes @ (found / (found**2).sum(1, keepdims=True)).T
+    np.testing.assert_allclose(np.abs(amplitudes).max(0), 1.0)
+
+
 def test_a_design_is_central_and_composite():
     """Every amplitude and every product of two can be told from the others."""
     points_ = second_order.design(3)

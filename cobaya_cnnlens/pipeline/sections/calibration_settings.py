@@ -181,7 +181,9 @@ class Points(Section):
         skies = {f"at.{name}": group.sky for name, group in self.at.items()}
         for key, sky in (skies | ({"surface": surface.sky} if surface else {})).items():
             if sky >= n_test:
-                raise ValueError(f"points.{key}.sky is {sky}, but the last test sky is {n_test - 1}")
+                raise ValueError(
+                    f"points.{key}.sky is {sky}, but the last test sky is {n_test - 1}"
+                )
         if surface is None:
             return
         if not data_debias:
