@@ -10,14 +10,16 @@ import itertools
 import numpy as np
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate import bandpowers, curvature, derivatives, nuisances, power
-from cobaya_cnnlens.calibrate.bandpowers import signal_bandpowers
 from cobaya_cnnlens.likelihood.fields import NUISANCES
-from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.nuisances import Nuisances
 from cobaya_cnnlens.pipeline.observation import observe_sky
+from cobaya_cnnlens.pipeline.perturbations import Derivatives, ShiftedSkies
+from cobaya_cnnlens.pipeline.power import Power
+from cobaya_cnnlens.pipeline.reconstructions import Bandpowers, signal_bandpowers
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.skies import Skies
 
 from .conftest import REPOSITORY, of_nuisances
 
@@ -97,9 +99,9 @@ class Written:
         for i in range(self.config.set_size(set_name)):
             rows = slice(i * PER_SKY, (i + 1) * PER_SKY)
             products.write_product(
-                bandpowers.path(Run(self.config), set_name, i),
+                Bandpowers(Run(self.config)).path(set_name, i),
                 "bandpowers",
-                bandpowers.recipe(Run(self.config, self.digest), set_name, i),
+                Bandpowers(Run(self.config, self.digest)).recipe(set_name, i),
                 {"auto": auto[rows], "cross": cross[rows], "truth": truth[rows]},
             )
 
@@ -145,9 +147,9 @@ class Written:
         for i in range(config.skies.derivatives):
             rows = slice(i * PER_SKY, (i + 1) * PER_SKY)
             products.write_product(
-                derivatives.path(Run(config), i),
+                Derivatives(Run(config)).path(i),
                 "derivatives",
-                derivatives.recipe(Run(config, self.digest), i),
+                Derivatives(Run(config, self.digest)).recipe(i),
                 {
                     "kk": RESPONSE**2 * (kk + kk_truth)[:, rows],
                     "ee": RESPONSE**2 * ee[:, rows],
@@ -158,9 +160,9 @@ class Written:
             )
             shifted = RESPONSE**2 * (self.centre + self.moved + truths)
             products.write_product(
-                curvature.path(Run(config), i),
+                ShiftedSkies(Run(config)).path(i),
                 "curvature",
-                curvature.recipe(Run(config, self.digest), i),
+                ShiftedSkies(Run(config, self.digest)).recipe(i),
                 {"auto": shifted[:, rows], "truth": truths[:, rows]},
             )
 
@@ -185,8 +187,8 @@ class Written:
                     ]
                 )
                 arrays[name] = self.auto[rows] + RESPONSE**2 * shifts
-            recipe = nuisances.recipe(Run(config, self.digest), i)
-            products.write_product(nuisances.path(Run(config), i), "nuisances", recipe, arrays)
+            recipe = Nuisances(Run(config, self.digest)).recipe(i)
+            products.write_product(Nuisances(Run(config)).path(i), "nuisances", recipe, arrays)
 
 
 def error_of_mean(samples):
@@ -221,13 +223,13 @@ def simulated_run(folder) -> Run:
     config = Config.model_validate(content)
 
     def of(set_name):
-        skies.measure(Run(config), set_name)
+        Skies(Run(config)).measure(set_name)
         return Run(config, HASH, NoisyOracle(observe_sky(Run(config), set_name, 0).kappa))
 
     for name in ("validation", "test", *(f"survey-{s}" for s in config.surveys)):
-        bandpowers.measure(of(name), name)
-    derivatives.measure(of("derivatives"), 0)
-    curvature.measure(of("derivatives"), 0)
-    nuisances.measure(of("test"), 0)
-    power.measure(Run(config))
+        Bandpowers(of(name)).measure(name)
+    Derivatives(of("derivatives")).measure([0])
+    ShiftedSkies(of("derivatives")).measure([0])
+    Nuisances(of("test")).measure([0])
+    Power(Run(config)).measure()
     return Run(config, HASH)

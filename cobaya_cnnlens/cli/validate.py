@@ -109,7 +109,7 @@ def recovery_table(run: Run) -> str:
     -------
     table : as text
     """
-    from ..calibrate.assemble import make_releases
+    from ..pipeline.assemble import make_releases
     from ..validate.omch2 import recovery
 
     return recovery(run, make_releases(run, dict.fromkeys(run.config.surveys, 0)), 1).table()
@@ -171,7 +171,8 @@ def points(
 ) -> None:
     """Make test skies again at other cosmologies; print how far off omch2 is there, in sigmas."""
     run = runs.load(config)
-    from ..calibrate import cosmologies
+    from ..pipeline import cosmologies
+    from ..pipeline.cosmologies import Points
 
     key = "points.fit" if fit else "points.at"
     cosmology_points = cosmologies.fitted(run) if fit else cosmologies.checked(run)
@@ -181,9 +182,10 @@ def points(
         run.config.check_index(cosmologies.SET, i)
     runs.ready(run)
     chosen = [p for p in cosmology_points if index is None or p.index in index]
-    cosmologies.measure(run, chosen, runs.threads())
+    made_again = Points(run, runs.threads())
+    made_again.measure(chosen)
     if fit:
-        typer.echo(cosmologies.path(run, cosmology_points[0]).parent)
+        typer.echo(made_again.path(cosmology_points[0]).parent)
     else:
         typer.echo("\n".join(points_tables(run)))
 
@@ -212,8 +214,8 @@ def coverage(
 ) -> None:
     """Simulate skies of a prior (omch2, logA), and print how often posteriors hold the truth."""
     run, *others = map(runs.load, (config, *(more or ())))
-    from ..calibrate.assemble import make_release
     from ..likelihood.release import read_release
+    from ..pipeline.assemble import make_release
     from ..validate import coverage
 
     if not table_only:

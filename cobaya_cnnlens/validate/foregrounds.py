@@ -32,14 +32,15 @@ import scipy.fft
 from tqdm import tqdm
 
 from .. import products
-from ..calibrate import bandpowers, power
-from ..calibrate.assemble import make_release
-from ..calibrate.response import standard_error
+from ..calibrate.response import patch_bandpowers, standard_error
 from ..errors import ConfigError
 from ..likelihood.bandpowers import BandpowerLikelihood
 from ..likelihood.fields import Group
 from ..likelihood.statistics import inverse_covariance
+from ..pipeline.assemble import make_release
 from ..pipeline.observation import observe_sky
+from ..pipeline.power import power_of
+from ..pipeline.reconstructions import Bandpowers
 from ..pipeline.run import Run
 from ..simulate.foregrounds import foreground_patches
 from ..simulate.instrument import convolve_beam
@@ -141,7 +142,7 @@ def recipe(run: Run, foreground: Foreground, lmax: int | None, index: int) -> di
         "frequency": settings.frequency_ghz,
     }
     return {
-        **bandpowers.recipe(run, SET, index),
+        **Bandpowers(run).recipe(SET, index),
         "foreground_algorithm": ALGORITHM,
         **({} if foreground == CLEAN else {"foreground": added}),
         **({"lmax": lmax} if lmax else {}),
@@ -188,8 +189,8 @@ def _there(run: Run, foreground: Foreground, lmax: int | None, index: int) -> bo
 
 def _measure(run: Run, maps: np.ndarray, kappa: np.ndarray) -> dict[str, np.ndarray]:
     q, u = maps
-    measured = bandpowers.measure_patches(run.bandpowers, run.estimator, q, u, kappa)
-    return vars(measured) | {"power": power.power_of(run)(q, u)}
+    measured = patch_bandpowers(run.bandpowers, run.estimator.reconstruct(q, u), kappa)
+    return vars(measured) | {"power": power_of(run)(q, u)}
 
 
 def _seen(run: Run, foreground: Foreground, index: int) -> np.ndarray:

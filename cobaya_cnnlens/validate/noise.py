@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ..calibrate import bandpowers
-from ..calibrate.bandpowers import PatchBandpowers, signal_bandpowers
 from ..calibrate.covariance import mean_covariance
-from ..calibrate.response import Calibration, calibrate, standard_error
+from ..calibrate.response import Calibration, PatchBandpowers, calibrate, standard_error
 from ..errors import CNNLensError
 from ..likelihood.statistics import hotelling_pte, inverse_covariance
-from ..pipeline import skies
 from ..pipeline.config import Config
+from ..pipeline.reconstructions import Bandpowers, signal_bandpowers
 from ..pipeline.run import Run
+from ..pipeline.skies import Skies
 from ..reconstruct.n0 import band_of, n0_eb, n0_iterated
 from ..table import plus_minus, text_table
 from ..theory.camb import Spectra
@@ -124,7 +123,7 @@ def merged_bandpowers(run: Run, merge: int) -> tuple[PatchBandpowers, PatchBandp
     validation, test : bandpowers by patch
     """
     spectra = run.bandpowers
-    sets = (bandpowers.read(run, name) for name in ("validation", "test"))
+    sets = (Bandpowers(run).read(name) for name in ("validation", "test"))
     validation, test = (
         PatchBandpowers(*(spectra.merge(v, merge) for v in vars(measured).values()))
         for measured in sets
@@ -281,7 +280,7 @@ def _same_patches(one: Run, other: Run) -> bool:
     tapers = [run.config.instrument.taper_deg for run in (one, other)]
     return tapers[0] == tapers[1] and all(
         one.config.set_size(name) == other.config.set_size(name)
-        and skies.recipe(one, name, 0) == skies.recipe(other, name, 0)
+        and Skies(one).recipe(name, 0) == Skies(other).recipe(name, 0)
         for name in ("validation", "test")
     )
 
@@ -343,7 +342,7 @@ def residual_table(run: Run, set_name: str, merge: int = 1) -> ResidualTable:
     spectra = run.bandpowers
     validation, test = merged_bandpowers(run, merge)
     calibration = calibrate(validation, test)
-    measured = bandpowers.read(run, set_name)
+    measured = Bandpowers(run).read(set_name)
     auto, truth = (spectra.merge(v, merge) for v in (measured.auto, measured.truth))
     each = calibration.debias(auto) - truth
     noise = test.auto / calibration.response**2 - test.truth

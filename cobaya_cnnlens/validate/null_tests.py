@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..calibrate import bandpowers
-from ..calibrate.assemble import calibration_of
 from ..calibrate.covariance import sample_covariance
 from ..calibrate.response import standard_error
 from ..likelihood.statistics import hotelling_pte, inverse_covariance
+from ..pipeline.assemble import calibration_of
+from ..pipeline.reconstructions import Bandpowers
 from ..pipeline.run import Run
 from ..table import plus_minus, text_table
 from .nulls import check_names, read
@@ -302,8 +302,8 @@ class _Noise:
 
     def __init__(self, run: Run, response: np.ndarray, indices: list[int]):
         self.response = response
-        self.lensed = bandpowers.read(run, "test", indices, run.config.nulls.patches)
-        validation = bandpowers.read(run, "validation")
+        self.lensed = Bandpowers(run).read("test", indices, run.config.nulls.patches)
+        validation = Bandpowers(run).read("validation")
         scatter = validation.cross - response * validation.truth
         self.relative_error = standard_error(scatter) / validation.truth.mean(0) / response
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..calibrate import bandpowers, derivatives, nuisances
-from ..calibrate.assemble import calibration_of
-from ..calibrate.bandpowers import signal_bandpowers
 from ..calibrate.response import standard_error
 from ..calibrate.windows import expected_e_and_b
 from ..likelihood.fields import NUISANCES
+from ..pipeline.assemble import calibration_of
+from ..pipeline.nuisances import Nuisances
 from ..pipeline.observation import ObservedPatches
+from ..pipeline.perturbations import Derivatives
+from ..pipeline.reconstructions import Bandpowers, signal_bandpowers
 from ..pipeline.run import Run
 from ..simulate.bandpowers import e_and_b
 from ..theory.camb import lensed_polarisation
@@ -102,7 +103,7 @@ def survey_powers(run: Run) -> dict[str, Power]:
     fiducial = signal_bandpowers(run, run.spectra().kk)
     powers = {}
     for name in run.config.surveys:
-        data = calibration.debias(bandpowers.read(run, f"survey-{name}", [0]).auto)
+        data = calibration.debias(Bandpowers(run).read(f"survey-{name}", [0]).auto)
         truth = run.spectra(run.config.set_cosmology(f"survey-{name}"))
         powers[name] = Power.of(data, signal_bandpowers(run, truth.kk)).over(fiducial)
     return powers
@@ -122,7 +123,7 @@ def relative_derivatives(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """
     calibration, _ = calibration_of(run)
     signal = signal_bandpowers(run, run.spectra().kk)
-    measured = derivatives.read(run, calibration.response)
+    measured = Derivatives(run).read(calibration.response)
     spectra = {"kk": measured.kk, "ee": measured.ee}
     return {name: (bands.edges, bands.values / signal[:, None]) for name, bands in spectra.items()}
 
@@ -149,7 +150,7 @@ def nuisance_shifts(run: Run) -> dict[str, tuple[Shift, Shift]]:
     shifts : by nuisance
     """
     calibration, _ = calibration_of(run)
-    first, second = nuisances.read(run, calibration.response)
+    first, second = Nuisances(run).read(calibration.response)
     signal = signal_bandpowers(run, run.spectra().kk)
 
     def shift(i: int, size: float) -> Shift:

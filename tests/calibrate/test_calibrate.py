@@ -6,24 +6,6 @@ import numpy as np
 import pytest
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate import (
-    bandpowers,
-    curvature,
-    derivatives,
-    nuisances,
-    own_maps,
-    power,
-)
-from cobaya_cnnlens.calibrate.assemble import (
-    WINDOW_TOLERANCE,
-    make_data_release,
-    make_release,
-    trim_windows,
-)
-from cobaya_cnnlens.calibrate.bandpowers import (
-    PatchBandpowers,
-    measure_patches,
-)
 from cobaya_cnnlens.calibrate.covariance import mean_covariance, sample_covariance
 from cobaya_cnnlens.calibrate.curvature import (
     band_changes,
@@ -32,22 +14,39 @@ from cobaya_cnnlens.calibrate.curvature import (
     direction,
     second_order,
 )
-from cobaya_cnnlens.calibrate.derivatives import PerturbedSky
-from cobaya_cnnlens.calibrate.response import calibrate
+from cobaya_cnnlens.calibrate.response import PatchBandpowers, calibrate, patch_bandpowers
 from cobaya_cnnlens.errors import CNNLensError, ProductError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.document import seal, to_document
 from cobaya_cnnlens.likelihood.fields import NUISANCES
 from cobaya_cnnlens.likelihood.release import from_document, read_release, write_release
-from cobaya_cnnlens.pipeline import skies
+from cobaya_cnnlens.maps import bandpower_file, map_setup
+from cobaya_cnnlens.maps.assembly import make_patch_release
+from cobaya_cnnlens.pipeline.assemble import (
+    WINDOW_TOLERANCE,
+    make_release,
+    trim_windows,
+)
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.estimators import name_of
+from cobaya_cnnlens.pipeline.nuisances import Nuisances
 from cobaya_cnnlens.pipeline.observation import observe_sky
+from cobaya_cnnlens.pipeline.perturbations import (
+    Derivatives,
+    ShiftedSkies,
+    perturbed_sky,
+    shifted_changes,
+)
+from cobaya_cnnlens.pipeline.power import power_of
+from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.simulate.instrument import Systematics
 from cobaya_cnnlens.simulate.patches import patch_centres
+from cobaya_cnnlens.simulate.perturbed_skies import PerturbedSky
 from cobaya_cnnlens.simulate.tiling import evenly
 from cobaya_cnnlens.validate import coverage
+from cobaya_cnnlens.validate.nuisance_checks import check_nuisances
 
 from ..written import (
     HASH,
@@ -125,19 +124,19 @@ def test_nan_in_the_reconstruction_is_refused(tiny):
     bad = maps.copy()
     bad[1, 3, 4] = np.nan
     with pytest.raises(CNNLensError, match="not finite"):
-        measure_patches(Run(tiny).bandpowers, Linear(), bad, maps, maps)
+        patch_bandpowers(Run(tiny).bandpowers, bad, maps)
 
 
 def test_derivatives_of_a_linear_estimator(tiny):
     """With κ̂ = Q̃ + noise, Σ_j ∂⟨κ̂²⟩/∂ln C_j^EE over all EE bands is ⟨Q̃ (Q̃ + n)⟩, map by map."""
-    skies.measure(Run(tiny), "derivatives", [0])
-    derivatives.measure(Run(tiny, HASH, Linear()), 0)
+    Skies(Run(tiny)).measure("derivatives", [0])
+    Derivatives(Run(tiny, HASH, Linear())).measure([0])
     spectra = Run(tiny).bandpowers
     seen = observe_sky(Run(tiny), "derivatives", 0)
     quiet = tiny.model_copy(update={"instrument": tiny.instrument.__class__(noise_uk_arcmin=0.0)})
     clean = observe_sky(Run(quiet), "derivatives", 0)
-    recipe = derivatives.recipe(Run(tiny, HASH), 0)
-    with products.open_product(derivatives.path(Run(tiny), 0), "derivatives", recipe) as product:
+    recipe = Derivatives(Run(tiny, HASH)).recipe(0)
+    with products.open_product(Derivatives(Run(tiny)).path(0), "derivatives", recipe) as product:
         ee, kk, auto = (product.array(k) for k in ("ee", "kk", "auto"))
         truth, kk_truth = product.array("truth"), product.array("kk_truth")
     np.testing.assert_allclose(auto, spectra.auto(seen.q), rtol=1e-4)
@@ -154,14 +153,13 @@ def test_derivatives_of_a_linear_estimator(tiny):
 
 def test_derivatives_resume_band_by_band(tiny, monkeypatch):
     """A run that stops after three bands does the other two only, with the same result."""
-    from cobaya_cnnlens.calibrate import derivatives
 
-    derivatives.measure(Run(tiny, HASH, Linear()), 0)
-    path = derivatives.path(Run(tiny), 0)
+    Derivatives(Run(tiny, HASH, Linear())).measure([0])
+    path = Derivatives(Run(tiny)).path(0)
     whole = path.read_bytes()
     path.unlink()
     done = []
-    measured = derivatives.PerturbedSky.measure
+    measured = PerturbedSky.measure
 
     def stop_at_the_fourth(self, kind, band):
         if len(done) == 3:
@@ -169,15 +167,15 @@ def test_derivatives_resume_band_by_band(tiny, monkeypatch):
         done.append((kind, band))
         return measured(self, kind, band)
 
-    monkeypatch.setattr(derivatives.PerturbedSky, "measure", stop_at_the_fourth)
+    monkeypatch.setattr(PerturbedSky, "measure", stop_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
-        derivatives.measure(Run(tiny, HASH, Linear()), 0)
+        Derivatives(Run(tiny, HASH, Linear())).measure([0])
     monkeypatch.setattr(
-        derivatives.PerturbedSky,
+        PerturbedSky,
         "measure",
         lambda s, k, b: (done.append((k, b)), measured(s, k, b))[1],
     )
-    derivatives.measure(Run(tiny, HASH, Linear()), 0)
+    Derivatives(Run(tiny, HASH, Linear())).measure([0])
     assert len(done) == len(set(done)) == 5
     assert hash(path.read_bytes()) == hash(whole)
 
@@ -197,7 +195,7 @@ def test_a_scaled_band_is_a_sky_of_the_scaled_spectrum(tiny, monkeypatch, kind, 
             return q
 
     run = Run(config, HASH, Recording())
-    found = derivatives.PerturbedSky(run, 0, 1).measure(kind, band)
+    found = perturbed_sky(run, 0, 1).measure(kind, band)
     low, high = getattr(settings, f"{kind}_edges")[band : band + 2]
     power = []
     for maps, factor in zip(list(shown), (1.6, 0.4), strict=True):
@@ -205,7 +203,7 @@ def test_a_scaled_band_is_a_sky_of_the_scaled_spectrum(tiny, monkeypatch, kind, 
         cl[low:high] *= factor
         scaled = replace(fiducial, **{kind: cl})
         monkeypatch.setattr(run, "spectra", lambda *_, scaled=scaled: scaled)
-        power.append(derivatives.PerturbedSky(run, 0, 1).unperturbed())
+        power.append(perturbed_sky(run, 0, 1).unperturbed())
         for one, other in zip(maps, shown[-1], strict=True):
             np.testing.assert_allclose(one, other, atol=1e-4 * other.std())
     for name, values in found.items():
@@ -227,18 +225,18 @@ class Oracle:
 def test_a_release_is_assembled_from_products(tiny, tmp_path):
     """The whole calibration on small skies: what comes out is a valid, consistent release."""
     for name in tiny.set_names():
-        skies.measure(Run(tiny), name)
+        Skies(Run(tiny)).measure(name)
         kappa = observe_sky(Run(tiny), name, 0).kappa
-        bandpowers.measure(Run(tiny, HASH, Oracle(kappa, 0.8)), name)
+        Bandpowers(Run(tiny, HASH, Oracle(kappa, 0.8))).measure(name)
     oracle = Oracle(observe_sky(Run(tiny), "derivatives", 0).kappa, 0.8)
-    derivatives.measure(Run(tiny, HASH, oracle), 0)
-    curvature.measure(Run(tiny, HASH, oracle), 0)
-    nuisances.measure(Run(tiny, HASH, Oracle(observe_sky(Run(tiny), "test", 0).kappa, 0.8)), 0)
+    Derivatives(Run(tiny, HASH, oracle)).measure([0])
+    ShiftedSkies(Run(tiny, HASH, oracle)).measure([0])
+    Nuisances(Run(tiny, HASH, Oracle(observe_sky(Run(tiny), "test", 0).kappa, 0.8))).measure([0])
     release = make_release(Run(tiny, HASH), "high")
     write_release(release, tmp_path / "r.json")
     assert read_release(tmp_path / "r.json").name == "test_high"
     # The same patches as a user's own maps make the same release, but for its name and truth.
-    auto = bandpowers.read(Run(tiny, HASH), "survey-high").auto
+    auto = Bandpowers(Run(tiny, HASH)).read("survey-high").auto
     arrays = {
         "auto": auto,
         "power": np.ones((len(auto), 5)),
@@ -249,15 +247,15 @@ def test_a_release_is_assembled_from_products(tiny, tmp_path):
         "warnings": products.texts(()),
     }
     products.write_product(
-        tmp_path / "b.h5", own_maps.KIND, own_maps.recipe(Run(tiny, HASH)), arrays
+        tmp_path / "b.h5", bandpower_file.KIND, map_setup.recipe(Run(tiny, HASH)), arrays
     )
-    own = make_data_release(Run(tiny, HASH), tmp_path / "b.h5", "mine")
+    own = make_patch_release(Run(tiny, HASH), tmp_path / "b.h5", "mine")
     write_release(own, tmp_path / "own.json")
     assert own.truth is None
     np.testing.assert_array_equal(own.bandpowers, release.bandpowers)
     np.testing.assert_array_equal(own.covariance, release.covariance)
     with pytest.raises(ProductError, match="network"):
-        make_data_release(Run(tiny, "b" * 64), tmp_path / "b.h5", "mine")
+        make_patch_release(Run(tiny, "b" * 64), tmp_path / "b.h5", "mine")
     np.testing.assert_allclose(release.response, 0.8, rtol=0.1)
     assert release.n_patches == release.n_sim == 40
     # Derivatives of the noise bias: the oracle does not see C^κκ move, so the truth's change is all
@@ -270,7 +268,7 @@ def test_a_release_is_assembled_from_products(tiny, tmp_path):
     np.testing.assert_allclose(release.kk_derivatives.sum(1), -truth, rtol=0.05)
     estimate = spectra.transform(0.8 * seen.kappa + 0.003 * seen.q)
     moved = spectra.cross(spectra.transform(0.003 * clean.q), estimate).mean(0)
-    measured = derivatives.read(Run(tiny, HASH), release.response)
+    measured = Derivatives(Run(tiny, HASH)).read(release.response)
     np.testing.assert_allclose(
         measured.ee.values.sum(1),
         moved / release.response**2,
@@ -283,16 +281,16 @@ def test_a_release_is_assembled_from_products(tiny, tmp_path):
     chi2 = likelihood.chi2(truth.kk, truth.ee)
     assert likelihood.pte(chi2) > 1e-3
     with pytest.raises(ProductError, match="network"):
-        bandpowers.read(Run(tiny, "b" * 64), "test")
+        Bandpowers(Run(tiny, "b" * 64)).read("test")
 
 
 def test_nuisances_of_a_linear_estimator(tiny):
     """κ̂ = Q̃ + n: gain g changes its power by (2g + g²)⟨Q̃²⟩ + 2g⟨Q̃n⟩, noise likewise with Q̃ and n
     exchanged; a rotation by 45° exchanges Q and U; a wider beam takes power off at high L."""
-    skies.measure(Run(tiny), "test", [0])
-    bandpowers.measure(Run(tiny, HASH, Linear()), "test", [0])
-    nuisances.measure(Run(tiny, HASH, Linear()), 0)
-    first, second = nuisances.read(Run(tiny, HASH), np.ones(4))
+    Skies(Run(tiny)).measure("test", [0])
+    Bandpowers(Run(tiny, HASH, Linear())).measure("test", [0])
+    Nuisances(Run(tiny, HASH, Linear())).measure([0])
+    first, second = Nuisances(Run(tiny, HASH)).read(np.ones(4))
     spectra = Run(tiny).bandpowers
     seen = observe_sky(Run(tiny), "test", 0)
     quiet = tiny.model_copy(update={"instrument": tiny.instrument.__class__(noise_uk_arcmin=0.0)})
@@ -350,8 +348,8 @@ def test_coverage_of_some_patches_with_their_power(tiny):
     np.testing.assert_allclose(found.auto, want.auto[rows], rtol=1e-6)
     np.testing.assert_allclose(found.truth, want.truth[rows], rtol=1e-6)
     assert want.power is None
-    bench = PerturbedSky(part, 0, 1, coverage.cosmology_of(part, 0), coverage.KIND, rows=rows)
-    np.testing.assert_allclose(found.power, power.power_of(part)(*bench.observed()), rtol=1e-9)
+    bench = perturbed_sky(part, 0, 1, coverage.cosmology_of(part, 0), coverage.KIND, rows=rows)
+    np.testing.assert_allclose(found.power, power_of(part)(*bench.observed()), rtol=1e-9)
 
 
 def test_coverage_skies_are_drawn_from_the_prior(tiny):
@@ -514,11 +512,11 @@ def test_changes_of_a_band_are_of_its_power():
 def test_the_debias_of_shifted_skies(written):
     """κ̂κ̂*/R² less the truth of the shifted sky, −step before +step; second order from both."""
     config = written.config
-    found = curvature.shifted_noise(Run(config, HASH), RESPONSE)
+    found = ShiftedSkies(Run(config, HASH)).read(RESPONSE)
     np.testing.assert_allclose(found, written.centre + written.moved, rtol=1e-9)
-    first = derivatives.read(Run(config, HASH), RESPONSE)
+    first = Derivatives(Run(config, HASH)).read(RESPONSE)
     np.testing.assert_allclose(first.centre, written.centre, rtol=1e-9)
-    changes = curvature.shifted_changes(Run(config, HASH))
+    changes = shifted_changes(Run(config, HASH))
     curved = curvature_of(first, found, changes)
     np.testing.assert_allclose(curved.patches, written.q, atol=1e-7 * written.q.max())
     # Of one patch the change above is what was put in, where both signs agree on the second order.
@@ -543,7 +541,7 @@ def test_check_of_nuisances(written):
     """A change that was simulated beside what A and B of other skies say it does, in d's units."""
     config = written.config
     index = config.nuisances.skies
-    skies.measure(Run(config), "test", [index], 1)
+    Skies(Run(config), 1).measure("test", [index])
     spectra = Run(config).bandpowers
     seen = {
         x: observe_sky(Run(config), "test", index, systematics=Systematics(gain=x))
@@ -551,15 +549,15 @@ def test_check_of_nuisances(written):
     }
     scale = np.sqrt(written.signal.mean() / spectra.auto(seen[0.0].q).mean())
     auto = {x: spectra.auto(scale * s.q) for x, s in seen.items()}
-    bandpowers.path(Run(config), "test", index).unlink()
+    Bandpowers(Run(config)).path("test", index).unlink()
     products.write_product(
-        bandpowers.path(Run(config), "test", index),
+        Bandpowers(Run(config)).path("test", index),
         "bandpowers",
-        bandpowers.recipe(Run(config, HASH), "test", index),
+        Bandpowers(Run(config, HASH)).recipe("test", index),
         dict.fromkeys(("auto", "cross", "truth"), auto[0.0]),
     )
     changes = {"gain": 0.2}
-    (check,) = nuisances.check_nuisances(Run(config, HASH, Scaled(scale)), RESPONSE, index, changes)
+    (check,) = check_nuisances(Run(config, HASH, Scaled(scale)), RESPONSE, index, changes)
     by_patch = 0.2 * written.first[..., 0] + 0.04 * written.second[..., 0]
     shift = (auto[0.2] - auto[0.0]) / RESPONSE**2
     np.testing.assert_allclose(check.simulated, shift.mean(0), rtol=1e-5)
@@ -567,4 +565,4 @@ def test_check_of_nuisances(written):
     expected = np.sqrt(error_of_mean(shift) ** 2 + error_of_mean(by_patch) ** 2)
     np.testing.assert_allclose(check.error, expected, rtol=1e-4)
     with pytest.raises(CNNLensError, match="gave the derivatives itself; check on one from 2"):
-        nuisances.check_nuisances(Run(config, HASH, Scaled(scale)), RESPONSE, 1, changes)
+        check_nuisances(Run(config, HASH, Scaled(scale)), RESPONSE, 1, changes)

@@ -9,19 +9,9 @@ import pytest
 import yaml
 from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate import (
-    bandpowers,
-    cosmologies,
     curvature,
     debias,
-    derivatives,
-    own_maps,
-    power,
     second_order,
-)
-from cobaya_cnnlens.calibrate.assemble import (
-    calibration_of,
-    make_calibrated_release,
-    make_releases,
 )
 from cobaya_cnnlens.calibrate.covariance import shrunk_covariance
 from cobaya_cnnlens.calibrate.debias import debias_coefficients, fit_coefficients
@@ -36,8 +26,19 @@ from cobaya_cnnlens.likelihood.release import (
     without,
     write_release,
 )
+from cobaya_cnnlens.maps import bandpower_file, map_setup
+from cobaya_cnnlens.maps.assembly import make_patch_release
+from cobaya_cnnlens.pipeline import cosmologies
+from cobaya_cnnlens.pipeline.assemble import (
+    calibration_of,
+    make_releases,
+)
+from cobaya_cnnlens.pipeline.cosmologies import Points
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import observe_sky
+from cobaya_cnnlens.pipeline.perturbations import Derivatives, ShiftedSkies, shifted_changes
+from cobaya_cnnlens.pipeline.power import Power, power_of
+from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.simulate.instrument import Systematics
 from cobaya_cnnlens.validate import points, primary
@@ -198,7 +199,7 @@ def test_a_release_of_few_patches_has_the_scatter_of_others(run, made):
     """Of 40 patches, whose d' scatters less with the G that was fitted to them."""
     few = make_releases(run, {"fiducial": 0}, packages=False)["fiducial"]
     _, test = calibration_of(run)
-    of_test = power.read(run, "test", [0])["power"]
+    of_test = Power(run).read("test", [0])["power"]
     off = of_test - of_test.mean(0)
     d = test.auto / few.response**2 - off @ few.debias_coefficients.T
     own = np.diag(np.cov(d, rowvar=False))
@@ -211,7 +212,7 @@ def test_a_release_of_few_patches_has_the_scatter_of_others(run, made):
 
 def test_power_is_that_of_the_maps(run):
     """Parseval: all E and B modes together are all of Q and U; and each bin holds its modes."""
-    seen, measured = observe_sky(run, "test", 0), power.power_of(run)
+    seen, measured = observe_sky(run, "test", 0), power_of(run)
     found = measured(seen.q, seen.u)
     assert found.shape == (len(seen.q), len(measured.e_edges) - 1 + 1)
     edges = run.bandpowers.bins.edges
@@ -240,7 +241,7 @@ def test_the_theorys_e_is_hardly_needed(run, made):
     release = made["fiducial"]
     sigma = np.sqrt(np.diag(release.fixed_patch_covariance) / release.n_patches)
     changes = 0.1 * np.array([np.ones(5), [1, -1, 1, -1, 1]]).T
-    derivatives_ee = derivatives.read(run, release.response).ee.values
+    derivatives_ee = Derivatives(run).read(release.response).ee.values
     before = np.abs(derivatives_ee @ changes / sigma[:, None])
     left = derivatives_ee - release.debias_coefficients @ release.power_ee_derivatives
     after = np.abs(left @ changes / sigma[:, None])
@@ -254,7 +255,7 @@ def test_gain_and_noise_that_differ_are_taken_off(run, made):
     release = made["fiducial"]
     calibration = calibration_of(run)[0]
     few = observe_sky(run, "test", 0).kappa
-    estimator, measured = NoisyOracle(few), power.power_of(run)
+    estimator, measured = NoisyOracle(few), power_of(run)
 
     def seen_with(**systematics):
         sky = observe_sky(run, "test", 0, systematics=Systematics(**systematics))
@@ -279,9 +280,9 @@ def test_the_survey_is_debiased_by_its_own_power(run, made):
     """d' from the patches' products, and its covariance by the test set's patches."""
     release = made["high"]
     calibration, test = calibration_of(run)
-    of_survey = power.read(run, "survey-high", [0])["power"]
-    of_test = power.read(run, "test", [0])["power"]
-    auto = bandpowers.read(run, "survey-high", [0]).auto
+    of_survey = Power(run).read("survey-high", [0])["power"]
+    of_test = Power(run).read("test", [0])["power"]
+    auto = Bandpowers(run).read("survey-high", [0]).auto
 
     def debiased(auto, powers):
         shift = (powers - of_test.mean(0)) @ release.debias_coefficients.T
@@ -299,9 +300,9 @@ def test_the_survey_is_debiased_by_its_own_power(run, made):
     error = np.cov(plain - test.truth, rowvar=False) / len(plain)
     response = calibration.response
     change = curvature.change_above(
-        derivatives.read(run, response),
-        curvature.shifted_noise(run, response),
-        curvature.shifted_changes(run),
+        Derivatives(run).read(response),
+        ShiftedSkies(run).read(response),
+        shifted_changes(run),
     )
     error = error + np.cov(change, rowvar=False) / len(change)
     np.testing.assert_allclose(release.fixed_noise_covariance, error, rtol=1e-9)
@@ -313,15 +314,15 @@ def test_power_as_data(run, made):
     fiducial and of the model's change; signal and noise make all of p."""
     release = made["high"]
     calibration, test = calibration_of(run)
-    of_test = power.read(run, "test", [0])["power"]
+    of_test = Power(run).read("test", [0])["power"]
     d = calibration.debias(test.auto) - (of_test - of_test.mean(0)) @ release.debias_coefficients.T
     whole = np.cov(np.hstack([d, of_test]), rowvar=False)
     np.testing.assert_allclose(release.power_covariance, whole[4:, 4:], rtol=1e-9)
     np.testing.assert_allclose(release.power_cross_covariance, whole[:4, 4:], rtol=1e-9)
     noise = np.cov(np.hstack([d - test.truth, of_test]), rowvar=False) / len(d)
-    found = power.read(run, "derivatives", [0])
-    first = derivatives.read(run, calibration.response)
-    kk, ee = np.split(curvature.shifted_changes(run)[1], [len(first.kk.edges) - 1])
+    found = Power(run).read("derivatives", [0])
+    first = Derivatives(run).read(calibration.response)
+    kk, ee = np.split(shifted_changes(run)[1], [len(first.kk.edges) - 1])
     power_response = np.einsum("j,jpi->pi", kk, found["kk"]) + np.einsum(
         "j,jpi->pi", ee, found["ee"]
     )
@@ -376,8 +377,8 @@ def test_own_maps_are_debiased_by_their_power(run, made, tmp_path):
         "warnings": products.texts(()),
     }
     path = tmp_path / "b.h5"
-    products.write_product(path, own_maps.KIND, own_maps.recipe(run), arrays)
-    mine = make_calibrated_release(path, release, "mine")
+    products.write_product(path, bandpower_file.KIND, map_setup.recipe(run), arrays)
+    mine = make_patch_release(release, path, "mine")
     np.testing.assert_allclose(mine.power, powers.mean(0))
     d = (arrays["auto"] / release.response**2).mean(0) - release.noise
     correction = release.correction_of(powers.mean(0))
@@ -400,9 +401,9 @@ def test_second_order_is_of_the_debiased(run, made):
     order is, on the mean of both signs, the curvature."""
     release = made["fiducial"]
     response = release.response
-    auto = curvature.shifted_noise(run, response)
-    first = derivatives.read(run, response)
-    found = power.read(run, "derivatives", [0])
+    auto = ShiftedSkies(run).read(response)
+    first = Derivatives(run).read(response)
+    found = Power(run).read("derivatives", [0])
     change = (
         auto - first.centre - (found["shifted"] - found["power"]) @ release.debias_coefficients.T
     )
@@ -427,7 +428,7 @@ def with_points(run, patches, **change):
     moved = Run(run.config.model_copy(update={"points": settings}), HASH)
     rows = np.arange(patches) * moved.n_patches // patches
     kappa = observe_sky(run, "test", 0).kappa[rows]
-    cosmologies.measure(Run(moved.config, HASH, NoisyOracle(kappa)), cosmologies.checked(moved))
+    Points(Run(moved.config, HASH, NoisyOracle(kappa))).measure(cosmologies.checked(moved))
     return moved
 
 

@@ -12,12 +12,12 @@ import typer
 from typer.testing import CliRunner
 
 import cobaya_cnnlens
-from cobaya_cnnlens.calibrate.release_networks import NETWORKS
 from cobaya_cnnlens.cli import main as cli
 from cobaya_cnnlens.cli import runs
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import ConfigError
 from cobaya_cnnlens.likelihood.release import write_release
+from cobaya_cnnlens.pipeline.release_networks import NETWORKS
 
 from ..conftest import REPOSITORY, at_fiducial_power, cnnlens
 

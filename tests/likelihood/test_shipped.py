@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from scipy.interpolate import CubicSpline
 
-from cobaya_cnnlens.calibrate.assemble import make_releases
-from cobaya_cnnlens.calibrate.release_networks import NETWORKS, check_network
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.fields import ARRAYS
 from cobaya_cnnlens.likelihood.release import read_release, shipped_releases
 from cobaya_cnnlens.likelihood.statistics import chi2_pte
+from cobaya_cnnlens.pipeline.assemble import make_releases
 from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.release_networks import NETWORKS, check_network
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.theory.camb import CambSettings, Cosmology
 

@@ -8,15 +8,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cobaya_cnnlens.calibrate.own_maps import MapSetup
 from cobaya_cnnlens.errors import MapError
 from cobaya_cnnlens.likelihood.release import read_release
+from cobaya_cnnlens.maps import reconstruction
+from cobaya_cnnlens.maps.map_setup import MapSetup
+from cobaya_cnnlens.maps.tile_maps import TilePatches
+from cobaya_cnnlens.maps.tiles import Tile
 from cobaya_cnnlens.simulate.instrument import cosine_mask
 from cobaya_cnnlens.simulate.patches import PatchGeometry
 from cobaya_cnnlens.simulate.periodic import PeriodicSkies
-from cobaya_cnnlens.survey import reconstruction
-from cobaya_cnnlens.survey.patches import TilePatches
-from cobaya_cnnlens.survey.plan import Tile
 
 LEVELS = (1.0, 1.5, 3.0, 5.0)  # µK-arcmin
 PLAN = SimpleNamespace(path=Path("plan.yaml"), lmax=6500)

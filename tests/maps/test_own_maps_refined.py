@@ -15,14 +15,15 @@ from typer.testing import CliRunner
 
 import yaml
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate import own_maps, release_networks
-from cobaya_cnnlens.calibrate.own_maps import MapSetup
-from cobaya_cnnlens.calibrate.release_estimator import fiducial_spectra, release_estimator
-from cobaya_cnnlens.calibrate.release_networks import check_network, find_networks
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import NetworkError, ReleaseError
 from cobaya_cnnlens.likelihood.release import write_release
+from cobaya_cnnlens.maps import bandpower_file, map_setup
+from cobaya_cnnlens.maps.map_setup import MapSetup
+from cobaya_cnnlens.maps.release_estimator import fiducial_spectra, release_estimator
+from cobaya_cnnlens.pipeline import release_networks
 from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.release_networks import check_network, find_networks
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.reconstruct.features import PASSES
 from cobaya_cnnlens.reconstruct.files import estimator_hash, kind_of, networks_hash
@@ -84,7 +85,7 @@ def run(files, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def release(run):
-    """What :mod:`~cobaya_cnnlens.calibrate.assemble` records of the run, with made-up numbers."""
+    """What :mod:`~cobaya_cnnlens.pipeline.assemble` records of the run, with made-up numbers."""
     config, spectra = run.config, run.spectra()
     return synthetic_release(
         n_bins=run.bandpowers.bins.n_bins,
@@ -143,7 +144,7 @@ def test_the_release_reconstructs_as_its_run_does(
     found = [fits.getdata(out / f"kappa_{i:03d}.fits")[:, ::-1] for i in range(2)]
     np.testing.assert_allclose(found, expected, atol=1e-4 * expected.std())
     path = out / "bandpowers.h5"
-    with products.open_product(path, own_maps.KIND, own_maps.recipe(run)) as product:
+    with products.open_product(path, bandpower_file.KIND, map_setup.recipe(run)) as product:
         np.testing.assert_allclose(product.array("auto"), run.bandpowers.auto(expected), rtol=1e-3)
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cobaya_cnnlens.calibrate.bandpowers import PatchBandpowers
+from cobaya_cnnlens.calibrate.response import PatchBandpowers
 from cobaya_cnnlens.errors import CNNLensError
-from cobaya_cnnlens.survey.weights import (
+from cobaya_cnnlens.maps.weights import (
     TileWeights,
     effective_number,
     neighbour_correlation,

@@ -13,21 +13,29 @@ import numpy as np
 import pytest
 
 import yaml
-from cobaya_cnnlens.calibrate import (
-    assemble,
-    bandpowers,
-    cosmologies,
-    curvature,
-    derivatives,
-    nuisances,
-    own_maps,
-)
 from cobaya_cnnlens.errors import ConfigError
+from cobaya_cnnlens.maps import map_setup
+from cobaya_cnnlens.pipeline import (
+    assemble,
+    cosmologies,
+    loading,
+    mean_field,
+    networks,
+    reconstructions,
+)
 from cobaya_cnnlens.pipeline import config as schema
-from cobaya_cnnlens.pipeline import features, loading, mean_field, networks, skies
 from cobaya_cnnlens.pipeline.config import Config
+from cobaya_cnnlens.pipeline.cosmologies import Points
+from cobaya_cnnlens.pipeline.features import Features
 from cobaya_cnnlens.pipeline.loading import load_config, load_study
+from cobaya_cnnlens.pipeline.mean_field import MeanField, baseline_recipe
+from cobaya_cnnlens.pipeline.nuisances import Nuisances
+from cobaya_cnnlens.pipeline.perturbations import Derivatives, ShiftedSkies
+from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.sections.calibration_settings import Fit
+from cobaya_cnnlens.pipeline.sections.estimator_settings import Phase
+from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.products import identity_of
 from cobaya_cnnlens.simulate.instrument import FILES as INSTRUMENT_FILES
 from cobaya_cnnlens.simulate.one_over_f import OneOverF
@@ -281,10 +289,10 @@ def test_identity_follows_what_determines_a_product(content, tmp_path):
     moved = load_config(write(tmp_path, content))
 
     def sky(config):
-        return identity_of(skies.recipe(Run(config), "train", 0))
+        return identity_of(Skies(Run(config)).recipe("train", 0))
 
     assert sky(base) == sky(trained) != sky(moved)
-    assert identity_of(skies.recipe(Run(base), "train", 1)) != sky(base)
+    assert identity_of(Skies(Run(base)).recipe("train", 1)) != sky(base)
 
 
 def test_unknown_set(content, tmp_path):
@@ -425,37 +433,37 @@ def recipes(config: Config) -> dict[str, dict]:
     """Every recipe of a configuration, of one sky each."""
     run = Run(config, HASH)
     return {
-        "spectra": skies.spectra_recipe(run, config.cosmology),
-        "sky": skies.recipe(run, "test", 0),
-        "training sky": skies.recipe(run, "train", 0),
-        "survey sky": skies.recipe(run, "survey-low", 0),
+        "spectra": run.spectra_recipe(config.cosmology),
+        "sky": Skies(run).recipe("test", 0),
+        "training sky": Skies(run).recipe("train", 0),
+        "survey sky": Skies(run).recipe("survey-low", 0),
         "training": networks.recipe(run),
-        "bandpowers": bandpowers.recipe(run, "test", 0),
-        "survey": bandpowers.recipe(run, "survey-low", 0),
-        "maps": own_maps.recipe(run),
-        "derivatives": derivatives.recipe(run, 0),
-        "curvature": curvature.recipe(run, 0),
-        "nuisances": nuisances.recipe(run, 0),
+        "bandpowers": Bandpowers(run).recipe("test", 0),
+        "survey": Bandpowers(run).recipe("survey-low", 0),
+        "maps": map_setup.recipe(run),
+        "derivatives": Derivatives(run).recipe(0),
+        "curvature": ShiftedSkies(run).recipe(0),
+        "nuisances": Nuisances(run).recipe(0),
         "coverage": coverage.recipe(run, 0),
-        "points": cosmologies.recipe(run, cosmologies.Point(POINT, 0, run.config.points.patches)),
+        "points": Points(run).recipe(cosmologies.Point(POINT, 0, run.config.points.patches)),
         "null": nulls.recipe(run, "unlensed", 0),
         "training null": nulls.recipe(run, "training", 0),
         "foreground": foregrounds.recipe(run, DUST, None, 0),
         "primary": primary.recipe(run, "test", 0),
-        "baseline": mean_field.baseline_recipe(run),
-        "mean field": mean_field.recipe(run),
+        "baseline": baseline_recipe(run),
+        "mean field": MeanField(run).recipe(),
     }
 
 
 # What must be refused when the number of a stage's algorithm is raised.
 ALGORITHMS = {
-    skies: lambda: FROM_SKIES,
-    bandpowers: lambda: MEASURED,
-    derivatives: lambda: {"derivatives"},
-    curvature: lambda: {"curvature"},
-    nuisances: lambda: {"nuisances"},
+    Skies: lambda: FROM_SKIES,
+    reconstructions: lambda: MEASURED,
+    Derivatives: lambda: {"derivatives"},
+    ShiftedSkies: lambda: {"curvature"},
+    Nuisances: lambda: {"nuisances"},
     coverage: lambda: {"coverage"},
-    cosmologies: lambda: {"points"},
+    Points: lambda: {"points"},
     nulls: lambda: {"null", "training null"},
     foregrounds: lambda: {"foreground"},
     mean_field: lambda: BASELINE,
@@ -588,9 +596,9 @@ OTHER = {
     "shipped": "elsewhere.h5",
     "network.pretrained": "elsewhere.keras",
     "network.kind": "refined",
-    "training.phases": [schema.Phase(steps=77, learning_rate=1e-3)],
+    "training.phases": [Phase(steps=77, learning_rate=1e-3)],
     "points.at": {"other": [{"ns": 0.9}]},
-    "points.fit": schema.Fit(at=[{"ns": 0.9}] * 20),
+    "points.fit": Fit(at=[{"ns": 0.9}] * 20),
     "coverage.logA": (2.9, 3.2),
     "foregrounds.dust": {"other": 7.0},
     "foregrounds.synchrotron": {"other": 7.0},
@@ -653,18 +661,18 @@ def test_the_table_names_keys_that_exist(full):
 def test_a_recipe_is_of_one_sky_estimator_and_test(full):
     """Which sky, which set, which network, which null and which cosmology: none is another's."""
     variants = [
-        *(skies.recipe(Run(full), name, i) for name in full.set_names() for i in (0, 1)),
+        *(Skies(Run(full)).recipe(name, i) for name in full.set_names() for i in (0, 1)),
         *(
-            bandpowers.recipe(Run(full, h), name, 0)
+            Bandpowers(Run(full, h)).recipe(name, 0)
             for name in ("test", "validation")
             for h in "ab"
         ),
-        *(derivatives.recipe(Run(full, h), i) for i in (0, 1) for h in "ab"),
-        *(curvature.recipe(Run(full, h), i) for i in (0, 1) for h in "ab"),
-        *(nuisances.recipe(Run(full, h), i) for i in (0, 1) for h in "ab"),
+        *(Derivatives(Run(full, h)).recipe(i) for i in (0, 1) for h in "ab"),
+        *(ShiftedSkies(Run(full, h)).recipe(i) for i in (0, 1) for h in "ab"),
+        *(Nuisances(Run(full, h)).recipe(i) for i in (0, 1) for h in "ab"),
         *(coverage.recipe(Run(full, h), i) for i in (0, 1) for h in "ab"),
         *(
-            cosmologies.recipe(Run(full, h), cosmologies.Point(c, i, None))
+            Points(Run(full, h)).recipe(cosmologies.Point(c, i, None))
             for c in (POINT, {"ns": 0.9})
             for i in (0, 1)
             for h in "ab"
@@ -687,10 +695,10 @@ def test_a_recipe_is_of_one_sky_estimator_and_test(full):
             for i in (0, 1)
             for h in "ab"
         ),
-        *(own_maps.recipe(Run(full, h)) for h in "ab"),
+        *(map_setup.recipe(Run(full, h)) for h in "ab"),
         *(primary.recipe(Run(full), name, i) for name in ("test", "validation") for i in (0, 1)),
-        mean_field.baseline_recipe(Run(full)),
-        mean_field.recipe(Run(full)),
+        baseline_recipe(Run(full)),
+        MeanField(Run(full)).recipe(),
     ]
     assert len({identity_of(recipe) for recipe in variants}) == len(variants)
 
@@ -698,7 +706,7 @@ def test_a_recipe_is_of_one_sky_estimator_and_test(full):
 @pytest.mark.parametrize("stage", ALGORITHMS, ids=lambda stage: stage.__name__.rpartition(".")[2])
 def test_a_changed_algorithm_makes_its_products_stale(full, monkeypatch, stage):
     before = identities(full)
-    monkeypatch.setattr(stage, "ALGORITHM", 99)
+    monkeypatch.setattr(stage, "algorithm" if isinstance(stage, type) else "ALGORITHM", 99)
     after = identities(full)
     assert {name for name in after if after[name] != before[name]} == ALGORITHMS[stage]()
 
@@ -732,14 +740,14 @@ def test_paths_of_different_products_differ(full):
     run = Run(full)
     points = (POINT, {"H0": 71.0}, {"ns": 70.0}, {**POINT, "ns": 0.9}, {**POINT, "ns": 0.95})
     paths = [
-        *(skies.path(run, name, i) for name in full.set_names() for i in (0, 1)),
-        *(bandpowers.path(run, name, i) for name in full.set_names() for i in (0, 1)),
+        *(Skies(run).path(name, i) for name in full.set_names() for i in (0, 1)),
+        *(Bandpowers(run).path(name, i) for name in full.set_names() for i in (0, 1)),
         *(primary.path(run, name, i) for name in full.set_names() for i in (0, 1)),
-        *(derivatives.path(run, i) for i in (0, 1)),
-        *(curvature.path(run, i) for i in (0, 1)),
-        *(nuisances.path(run, i) for i in (0, 1)),
+        *(Derivatives(run).path(i) for i in (0, 1)),
+        *(ShiftedSkies(run).path(i) for i in (0, 1)),
+        *(Nuisances(run).path(i) for i in (0, 1)),
         *(coverage.path(run, i) for i in (0, 1)),
-        *(cosmologies.path(run, cosmologies.Point(c, i, None)) for c in points for i in (0, 1)),
+        *(Points(run).path(cosmologies.Point(c, i, None)) for c in points for i in (0, 1)),
         *(nulls.path(run, n, i) for n in ("noise", "curl") for i in (0, 1)),
         *(
             foregrounds.path(run, f, lmax, i)
@@ -748,18 +756,18 @@ def test_paths_of_different_products_differ(full):
             for i in (0, 1)
         ),
         *(assemble.path(run, s, i) for s in ("low", "high") for i in (0, 1)),
-        mean_field.path(run),
+        MeanField(run).path(),
         networks.path(run),
         networks.training_directory(run),
     ]
     assert len(set(paths)) == len(paths)
     assert all(full.products in path.parents for path in paths)
     elsewhere = full.model_copy(update={"skies_from": REPOSITORY})
-    assert REPOSITORY in skies.path(Run(elsewhere), "test", 0).parents
-    assert bandpowers.path(Run(elsewhere), "test", 0) == bandpowers.path(run, "test", 0)
+    assert REPOSITORY in Skies(Run(elsewhere)).path("test", 0).parents
+    assert Bandpowers(Run(elsewhere)).path("test", 0) == Bandpowers(run).path("test", 0)
     shared = full.model_copy(update={"features_from": REPOSITORY})
-    assert REPOSITORY in features.path(Run(shared), "train", 0, 0).parents
-    assert skies.path(Run(shared), "test", 0) == skies.path(run, "test", 0)
+    assert REPOSITORY in Features(Run(shared)).path("train", 0, 0).parents
+    assert Skies(Run(shared)).path("test", 0) == Skies(run).path("test", 0)
 
 
 if __name__ == "__main__":  # the table anew, where an identity is meant to change

@@ -7,24 +7,33 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 import yaml
-from cobaya_cnnlens.calibrate.assemble import bandpowers_of
 from cobaya_cnnlens.errors import ConfigError
-from cobaya_cnnlens.pipeline import mean_field, skies
+from cobaya_cnnlens.pipeline.assemble import bandpowers_of
 from cobaya_cnnlens.pipeline.config import Config
-from cobaya_cnnlens.pipeline.estimators import ESTIMATORS, GROUP, label_of, name_of, registered
+from cobaya_cnnlens.pipeline.estimators import (
+    ESTIMATORS,
+    GROUP,
+    label_of,
+    name_of,
+    registered,
+    with_own_options,
+)
 from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.mean_field import MeanField
 from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.products import ProductError
 from cobaya_cnnlens.reconstruct.map_lensing import LOWEST_LEVEL, TOLERANCES, MAPLensing
 from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
-from cobaya_cnnlens.simulate.shards import FIELDS, write_shard
+from cobaya_cnnlens.simulate.shards import FIELDS
 
 from ..conftest import REPOSITORY
 
 
 def with_baseline(config, **baseline):
-    return Config.model_validate({**config.model_dump(mode="json"), "baseline": baseline})
+    content = {**config.model_dump(mode="json"), "baseline": baseline}
+    return with_own_options(Config.model_validate(content))
 
 
 @pytest.fixture
@@ -33,8 +42,7 @@ def noisy(small_config):
     generator = np.random.default_rng(5)
     n = small_config.patch.n_padded
     fields = {f: generator.standard_normal((2, n, n)).astype("f4") for f in FIELDS}
-    recipe = skies.recipe(Run(small_config), "train", 0)
-    write_shard(skies.path(Run(small_config), "train", 0), recipe, fields)
+    Skies(Run(small_config)).write(fields, "train", 0)
     return small_config
 
 
@@ -50,10 +58,10 @@ def test_mean_field_is_subtracted_and_kept(noisy):
     ).reconstruct(seen.q, seen.u)
     np.testing.assert_allclose(found, mask * (bare - bare.mean(0)), atol=1e-9 * bare.std())
     np.testing.assert_allclose(found.mean(0), 0.0, atol=1e-9 * found.std())
-    skies.path(Run(config), "train", 0).unlink()
+    Skies(Run(config)).path("train", 0).unlink()
     again = Run(config).estimator.reconstruct(seen.q, seen.u)
     np.testing.assert_array_equal(again, found)
-    mean_field.path(Run(config)).unlink()
+    MeanField(Run(config)).path().unlink()
     with pytest.raises(ProductError, match=r"sky_0000\.h5: no such file"):
         _ = Run(config).estimator
 
@@ -139,7 +147,7 @@ def test_an_estimator_is_added_in_one_line(noisy, monkeypatch):
     seen = observe_sky(run, "train", 0)
     wiener = Run(with_baseline(noisy, kind="wiener"))
     expected = wiener.estimator.reconstruct(seen.q, seen.u)
-    mean_field.path(wiener).unlink()
+    MeanField(wiener).path().unlink()
     np.testing.assert_allclose(run.estimator.reconstruct(seen.q, seen.u), 0.8 * expected)
     assert label_of(run.config.baseline) == "Wiener QE, scaled"
     same = [{"kind": "scaled"}, {"kind": "scaled", "share": 0.9}]

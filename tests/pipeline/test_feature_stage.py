@@ -5,13 +5,16 @@ import numpy as np
 import pytest
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate import bandpowers
 from cobaya_cnnlens.errors import ConfigError, NetworkError
-from cobaya_cnnlens.pipeline import features, networks, refining, skies
-from cobaya_cnnlens.pipeline.config import PatchCentres, Phase, Refining
+from cobaya_cnnlens.pipeline import features, networks, refining
+from cobaya_cnnlens.pipeline.features import Features
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import observe_sky
+from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.sections.estimator_settings import Phase, Refining
+from cobaya_cnnlens.pipeline.sections.sky_settings import PatchCentres
+from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.pipeline.training import save_atomically
 from cobaya_cnnlens.reconstruct.features import FEATURES, KAPPA_UNIT, PASSES, REFINED, features_of
 from cobaya_cnnlens.reconstruct.files import networks_hash
@@ -20,7 +23,7 @@ from cobaya_cnnlens.reconstruct.refined import RefiningUNet, load_refining
 from cobaya_cnnlens.reconstruct.resunet import ResUNet, load_network
 from cobaya_cnnlens.simulate.instrument import convolve_beam, cosine_mask
 from cobaya_cnnlens.simulate.patches import PatchGeometry
-from cobaya_cnnlens.simulate.shards import FIELDS, write_shard
+from cobaya_cnnlens.simulate.shards import FIELDS
 from cobaya_cnnlens.simulate.skies import seed_sequence
 from cobaya_cnnlens.simulate.tiling import largest_overlap, ring_centres
 from cobaya_cnnlens.simulate.varied import Variation
@@ -63,7 +66,7 @@ def refined(tmp_path_factory):
     generator, n = np.random.default_rng(5), config.patch.n_padded
     for name in ("train", "validation"):
         maps = {f: generator.standard_normal((PATCHES, n, n)).astype("f4") for f in FIELDS}
-        write_shard(skies.path(Run(config), name, 0), skies.recipe(Run(config), name, 0), maps)
+        Skies(Run(config)).write(maps, name, 0)
     return config
 
 
@@ -71,27 +74,27 @@ def refined(tmp_path_factory):
 def made(refined):
     run = Run(refined)
     for name in ("train", "validation"):
-        features.measure(run, name, threads=1)
+        Features(run, threads=1).measure(name)
     return run
 
 
 def test_a_sky_is_several_files_and_validation_as_many_as_are_asked_for(refined):
     run = Run(refined)
     assert run.n_patches == 4
-    assert features.parts(run, "train") == [(0, 0), (0, 1)]
+    assert Features(run).keys("train") == [("train", 0, 0), ("train", 0, 1)]
     few = refined.training.model_copy(update={"validation_patches": 2})
     fewer = Run(refined.model_copy(update={"training": few}))
-    assert features.learned_from(fewer, "validation") == [(0, 0)]
-    assert features.learned_from(fewer, "train") == features.parts(fewer, "train")
-    assert features.parts(run, "test") == [(0, 0), (0, 1)]
+    assert Features(fewer).learned_from("validation") == [("validation", 0, 0)]
+    assert Features(fewer).learned_from("train") == Features(fewer).keys("train")
+    assert Features(run).keys("test") == [("test", 0, 0), ("test", 0, 1)]
 
 
 def test_features_are_of_the_sky_seen_through_the_drawn_instrument(made):
     """Part 1, of the last patch alone, has the other taper."""
     config = made.config
-    found = features.read(made, "train", features.parts(made, "train"))
+    found = Features(made).read(Features(made).keys("train"))
     assert found.features.shape == (PATCHES, 64, 64, len(FEATURES))
-    fields = skies.read(made, "train", 0, ("lensed_q", "lensed_u", "kappa"))
+    fields = Skies(made).read("train", 0, ("lensed_q", "lensed_u", "kappa"))
     q, u, kappa = (maps[2:3] for maps in fields)
     taper = VARIATION.taper(1, config.instrument)
     assert taper != config.instrument.taper_deg
@@ -112,7 +115,7 @@ def test_features_are_of_the_sky_seen_through_the_drawn_instrument(made):
 
 def test_validation_is_seen_by_the_instrument_itself(made):
     """With the noise of every stage, so that its features give the bandpowers of the sky itself."""
-    found = features.read(made, "validation", features.parts(made, "validation"))
+    found = Features(made).read(Features(made).keys("validation"))
     assert set(found.level) == {made.config.instrument.noise_uk_arcmin}
     seen = observe_sky(made, "validation", 0)
     ascent = MAPLensing(
@@ -131,13 +134,13 @@ def test_bandpowers_are_the_same_from_features_on_disk(made, tmp_path, monkeypat
     save_atomically(network, file)
     update = {"network": made.config.network.model_copy(update={"pretrained": file})}
     run = Run(made.config.model_copy(update=update))
-    bandpowers.measure(run, "validation")
-    kept = bandpowers.read(run, "validation")
-    bandpowers.path(run, "validation", 0).unlink()
-    monkeypatch.setattr(features, "exist", lambda *args: False)
-    bandpowers.measure(run, "validation")
+    Bandpowers(run).measure("validation")
+    kept = Bandpowers(run).read("validation")
+    Bandpowers(run).path("validation", 0).unlink()
+    monkeypatch.setattr(Features, "exists", lambda *args: False)
+    Bandpowers(run).measure("validation")
     for a, b in zip(
-        vars(kept).values(), vars(bandpowers.read(run, "validation")).values(), strict=True
+        vars(kept).values(), vars(Bandpowers(run).read("validation")).values(), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
@@ -147,19 +150,19 @@ def test_what_is_there_is_not_made_again(made):
     assert len(before) == 4
     first, *rest = before
     first.unlink()
-    features.measure(made, first.parent.name, threads=1)
+    Features(made, threads=1).measure(first.parent.name)
     assert {p: p.stat().st_mtime_ns for p in rest} == {p: before[p] for p in rest}
     assert first.exists()
 
 
 def test_another_variation_is_another_product(made, monkeypatch):
     def recipes():
-        return features.recipe(made, "validation", 0, 0), networks.recipe(made)
+        return Features(made).recipe("validation", 0, 0), networks.recipe(made)
 
     validation, training = recipes()
     monkeypatch.setattr(features, "VARIATION", Variation(hole_share=0.1))
     with pytest.raises(products.ProductError, match=r"variation\.hole_share"):
-        features.read(made, "train", [(0, 0)])
+        Features(made).read([("train", 0, 0)])
     assert recipes()[0] == validation
     assert recipes()[1] != training
 
@@ -270,9 +273,9 @@ def test_few_patches_are_taken_evenly_where_each_costs_much(tmp_path):
     for name in ("theta", "phi", "frame"):
         of_patch = [getattr(p, name).reshape(-1, 18**2) for p in (whole, few)]
         np.testing.assert_array_equal(of_patch[0][run.spread], of_patch[1])
-    assert skies.recipe(run, "test", 0)["centres"] == {"rings": True}
-    assert skies.recipe(run, "survey-high", 0)["centres"] == {"rings": True, "spread": 7}
-    assert [part for _, part in features.parts(run, "derivatives")] == [0]
+    assert Skies(run).recipe("test", 0)["centres"] == {"rings": True}
+    assert Skies(run).recipe("survey-high", 0)["centres"] == {"rings": True, "spread": 7}
+    assert Features(run).keys("derivatives") == [("derivatives", 0, 0)]
     plain = Run(run.config.model_copy(update={"centres": PatchCentres(rings=True, spread=10_000)}))
     np.testing.assert_array_equal(plain.spread, np.arange(plain.n_patches))
 
@@ -282,6 +285,6 @@ def test_a_dense_sky_is_full_and_no_patch_lies_over_another(tmp_path):
     config = load_config(write(tmp_path, centres={"rings": True}))
     run = Run(config.model_copy(update={"patch": PatchGeometry(20.0, n_pixels=16, pad=0)}))
     assert run.n_patches * 400 > 0.75 * 41253
-    assert skies.recipe(run, "train", 0)["centres"] == {"rings": True}
+    assert Skies(run).recipe("train", 0)["centres"] == {"rings": True}
     assert largest_overlap(ring_centres(20.0), 20.0) < 1e-3
     assert len(run.pointing_of("test").theta) == run.n_patches * run.config.patch.n_padded**2

@@ -7,11 +7,12 @@ import sys
 import numpy as np
 import pytest
 
-from cobaya_cnnlens.calibrate import bandpowers
 from cobaya_cnnlens.errors import NetworkError
-from cobaya_cnnlens.pipeline import networks, skies
-from cobaya_cnnlens.pipeline.config import Baseline
+from cobaya_cnnlens.pipeline import networks
+from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.sections.estimator_settings import Baseline
+from cobaya_cnnlens.pipeline.simulation import Simulation
 from cobaya_cnnlens.simulate.instrument import cosine_mask
 
 from ..conftest import REPOSITORY, write_network
@@ -23,14 +24,16 @@ def test_nothing_is_computed_until_it_is_asked_for(small_config):
     assert set(vars(run)) == {"config", "_spectra"}
     with pytest.raises(NetworkError, match="run `cnnlens train`"):
         _ = run.estimator_id
-    recipe = bandpowers.recipe(Run(small_config, "a" * 64), "test", 0)
+    recipe = Bandpowers(Run(small_config, "a" * 64)).recipe("test", 0)
     assert recipe["network"] == "a" * 64
     assert not small_config.products.exists()
 
 
 def test_what_is_computed_is_kept(small_config, monkeypatch):
     made = []
-    monkeypatch.setattr(skies, "spectra", lambda run, cosmology: made.append(cosmology) or object())
+    monkeypatch.setattr(
+        Simulation, "_kept_spectra", lambda run, cosmology: made.append(cosmology) or object()
+    )
     run = Run(small_config)
     assert run.mask is run.mask
     assert run.bandpowers is run.bandpowers
@@ -68,18 +71,24 @@ def test_another_process_makes_anew_what_it_needs(small_config):
 
 LIGHT = """
 import sys
-from cobaya_cnnlens.calibrate import assemble, bandpowers, cosmologies, curvature
-from cobaya_cnnlens.calibrate import derivatives, nuisances
-from cobaya_cnnlens.pipeline import mean_field, networks, skies
+from cobaya_cnnlens.pipeline import assemble, networks
+from cobaya_cnnlens.pipeline.cosmologies import Point, Points
 from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.mean_field import MeanField
+from cobaya_cnnlens.pipeline.nuisances import Nuisances
+from cobaya_cnnlens.pipeline.perturbations import Derivatives, ShiftedSkies
+from cobaya_cnnlens.pipeline.power import Power
+from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.simulation import Simulation
+from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.validate import coverage, nulls, primary
 run = Run(load_config(sys.argv[1]))
-paths = [bandpowers.path(run, "test", 0), skies.path(run, "test", 0), networks.path(run)]
-paths += [stage.path(run, 0) for stage in (curvature, derivatives, nuisances, coverage)]
-paths += [stage.path(run, "test", 0) for stage in (nulls, primary)]
-paths += [cosmologies.path(run, cosmologies.Point({"ns": 0.9}, 0, None))]
-paths += [mean_field.path(run), assemble.path(run, "low")]
+paths = [stage(run).path(0) for stage in (Derivatives, ShiftedSkies, Nuisances)]
+paths += [stage(run).path("test", 0) for stage in (Skies, Bandpowers, Power)]
+paths += [coverage.path(run, 0), *(stage.path(run, "test", 0) for stage in (nulls, primary))]
+paths += [Points(run).path(Point({"ns": 0.9}, 0, None)), MeanField(run).path()]
+paths += [networks.path(run), assemble.path(run, "low")]
 assert all(run.config.products in path.parents for path in paths)
 heavy = {"keras", "tensorflow", "healpy", "ducc0", "camb", "matplotlib"} & set(sys.modules)
 assert not heavy, heavy

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from cobaya_cnnlens.errors import NetworkError, ProductError
-from cobaya_cnnlens.pipeline import networks, skies, training
-from cobaya_cnnlens.pipeline.config import Phase
+from cobaya_cnnlens.pipeline import networks, training
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.sections.estimator_settings import Phase
+from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.reconstruct import resunet
 from cobaya_cnnlens.simulate.modes import mode_vectors, polarisation_angles
-from cobaya_cnnlens.simulate.shards import FIELDS, write_shard
+from cobaya_cnnlens.simulate.shards import FIELDS
 
 
 @pytest.fixture
@@ -43,9 +44,7 @@ def tiny(small_config):
     for name in ("train", "validation"):
         for i in range(config.set_size(name)):
             fields = {f: generator.standard_normal((3, n, n)).astype("f4") for f in FIELDS}
-            write_shard(
-                skies.path(Run(config), name, i), skies.recipe(Run(config), name, i), fields
-            )
+            Skies(Run(config)).write(fields, name, i)
     return config
 
 
@@ -247,7 +246,7 @@ def test_a_checkpoint_that_is_gone_or_damaged_is_named(tmp_path):
 
 
 def test_a_missing_sky_is_named(tiny, tmp_path):
-    skies.path(Run(tiny), "train", 1).unlink()
+    Skies(Run(tiny)).path("train", 1).unlink()
     with pytest.raises(ProductError, match=r"train/sky_0001\.h5: no such file"):
         next(training.train(Run(tiny), tmp_path))
 

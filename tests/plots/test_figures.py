@@ -10,12 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate.assemble import make_release
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError
-from cobaya_cnnlens.pipeline import networks, skies
+from cobaya_cnnlens.pipeline import networks
+from cobaya_cnnlens.pipeline.assemble import make_release
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.plots import figures
 from cobaya_cnnlens.plots.drawing import save, subplots
 from cobaya_cnnlens.plots.figures import PATCH
@@ -43,7 +44,7 @@ def made(camb_once, tmp_path_factory) -> Config:
     config = Config.model_validate(content)
     digest = Run(config).estimator_id
     written = Written(config, digest)
-    skies.measure(Run(config), "test", [0, 1], 1)
+    Skies(Run(config), 1).measure("test", [0, 1])
     primary.measure(Run(config))
     for index in range(2):
         auto = written.auto[10 * index : 10 * (index + 1)]

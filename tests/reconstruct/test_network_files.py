@@ -9,11 +9,11 @@ import h5py
 import numpy as np
 import pytest
 
-from cobaya_cnnlens.calibrate.release_networks import NETWORKS, check_network
 from cobaya_cnnlens.errors import NetworkError
 from cobaya_cnnlens.likelihood.release import read_release
 from cobaya_cnnlens.pipeline import networks
 from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.release_networks import NETWORKS, check_network
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.reconstruct.files import (
     network_hash,
@@ -260,7 +260,7 @@ def test_the_shipped_networks_were_trained_as_their_configurations_say(
 ):
     monkeypatch.chdir(REPOSITORY)
     if network == "refined":  # on features of before the filter knew the mean of Q and U
-        monkeypatch.setattr("cobaya_cnnlens.pipeline.features.ALGORITHM", 1)
+        monkeypatch.setattr("cobaya_cnnlens.pipeline.features.Features.algorithm", 1)
     config = load_config(f"training/config/{config}")
     untrained = config.network.model_copy(update={"pretrained": None})
     config = config.model_copy(update={"network": untrained})

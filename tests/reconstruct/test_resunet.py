@@ -11,12 +11,13 @@ import pytest
 
 import yaml
 from cobaya_cnnlens import reconstruct
-from cobaya_cnnlens.calibrate.release_networks import check_network
 from cobaya_cnnlens.errors import NetworkError
-from cobaya_cnnlens.pipeline import skies, training
+from cobaya_cnnlens.pipeline import training
 from cobaya_cnnlens.pipeline.estimators import network_estimator
 from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.release_networks import check_network
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.pipeline.training import save_atomically
 from cobaya_cnnlens.reconstruct.files import network_hash
 from cobaya_cnnlens.reconstruct.resunet import (
@@ -28,7 +29,7 @@ from cobaya_cnnlens.reconstruct.resunet import (
     load_network,
     undo_symmetry,
 )
-from cobaya_cnnlens.simulate.shards import FIELDS, write_shard
+from cobaya_cnnlens.simulate.shards import FIELDS
 
 from ..conftest import REPOSITORY
 
@@ -386,6 +387,7 @@ import keras
 from cobaya_cnnlens.pipeline import training
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.reconstruct.resunet import load_network
 assert keras.backend.backend() == "jax"
 folder = Path(sys.argv[1])
@@ -418,9 +420,7 @@ def training_config(tmp_path):
     for name in ("train", "validation"):
         for i in range(config.set_size(name)):
             fields = {f: generator.standard_normal((2, n, n)).astype("f4") for f in FIELDS}
-            write_shard(
-                skies.path(Run(config), name, i), skies.recipe(Run(config), name, i), fields
-            )
+            Skies(Run(config)).write(fields, name, i)
     Run(config).spectra()
     return config
 

@@ -7,12 +7,12 @@ import pytest
 import scipy.constants
 from scipy.integrate import quad
 
-from cobaya_cnnlens.calibrate import bandpowers
-from cobaya_cnnlens.calibrate.assemble import make_release
 from cobaya_cnnlens.calibrate.windows import expected_e_and_b
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
+from cobaya_cnnlens.pipeline.assemble import make_release
 from cobaya_cnnlens.pipeline.observation import observe_sky
+from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.plots.figures import draw_foregrounds
 from cobaya_cnnlens.simulate import foregrounds as simulated
@@ -249,7 +249,7 @@ def test_maps_are_the_same_but_for_the_foreground(measured):
     narrow, blurred = (foregrounds._seen(r, sources, 0) for r in (run, wide))
     assert blurred.std() < 0.7 * narrow.std()
     found = foregrounds.read(run, CLEAN, None, [0])
-    test = bandpowers.read(run, "test", patches=PATCHES)
+    test = Bandpowers(run).read("test", patches=PATCHES)
     for name in ("auto", "cross", "truth"):
         np.testing.assert_allclose(found[name], getattr(test, name), rtol=1e-5)
 

@@ -7,10 +7,10 @@ import pytest
 
 import yaml
 from cobaya_cnnlens.errors import ConfigError, InstrumentError
-from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.reconstruct.features import PASSES, features_of
 from cobaya_cnnlens.reconstruct.map_lensing import MAPLensing
 from cobaya_cnnlens.simulate.bandpowers import Bins, FlatSpectra
@@ -26,7 +26,7 @@ from cobaya_cnnlens.simulate.instrument_files import read_beam, read_transfer
 from cobaya_cnnlens.simulate.one_over_f import OneOverF
 from cobaya_cnnlens.simulate.patches import PatchGeometry
 from cobaya_cnnlens.simulate.periodic import Box, PeriodicSkies
-from cobaya_cnnlens.simulate.shards import FIELDS, write_shard
+from cobaya_cnnlens.simulate.shards import FIELDS
 
 from ..conftest import REPOSITORY
 
@@ -371,7 +371,7 @@ def test_what_was_not_seen_is_not_in_the_maps(small_config, tmp_path, ivar):
     n = small_config.patch.n_padded
     generator = np.random.default_rng(3)
     fields = {f: 1.0 + generator.random((3, n, n)).astype("f4") for f in FIELDS}
-    write_shard(skies.path(runs[0], "test", 0), skies.recipe(runs[0], "test", 0), fields)
+    Skies(runs[0]).write(fields, "test", 0)
     seen, whole = (observe_sky(run, "test", 0) for run in runs)
     for maps in (seen.q, seen.u):
         assert (maps[:, ivar == 0] == 0).all()

@@ -10,11 +10,12 @@ import healpy
 import numpy as np
 import pytest
 
+from cobaya_cnnlens import products
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
-from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.observation import observe_sky, sky_noise
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.simulate import patches, shards
 from cobaya_cnnlens.simulate.instrument import convolve_beam
 from cobaya_cnnlens.simulate.skies import scale_alm
@@ -36,7 +37,8 @@ def tiny(small_config) -> Config:
 
 
 def content(path):
-    return shards.read_fields(path, shards.FIELDS)
+    with products.open_product(path, Skies.kind) as shard:
+        return [shard.array(name) for name in shards.FIELDS]
 
 
 def sibling(config, tmp_path, name):
@@ -57,10 +59,10 @@ def assert_identical(path, other):
 
 
 def test_shards_do_not_depend_on_workers_or_order(tiny, tmp_path):
-    one = skies.measure(Run(tiny), "train", [0, 1, 2], nthreads=1)
+    one = Skies(Run(tiny), 1).measure("train", [0, 1, 2])
     other = sibling(tiny, tmp_path, "other")
-    two = skies.measure(Run(other), "train", [2], nthreads=2)
-    two += skies.measure(Run(other), "train", [1, 0], nthreads=2)
+    two = Skies(Run(other), 2).measure("train", [2])
+    two += Skies(Run(other), 2).measure("train", [1, 0])
     assert [p.name for p in one] == [p.name for p in sorted(two)]
     for a, b in zip(one, sorted(two), strict=True):
         assert_identical(a, b)
@@ -69,14 +71,14 @@ def test_shards_do_not_depend_on_workers_or_order(tiny, tmp_path):
 def test_a_killed_simulation_resumes_with_identical_shards(tiny, tmp_path):
     """kill −9 while skies are being made, then run again."""
     reference = sibling(tiny, tmp_path, "reference")
-    skies.measure(Run(reference), "train")
+    Skies(Run(reference)).measure("train")
     config_file = tmp_path / "config.yaml"
     config_file.write_text(tiny.model_dump_json())
     command = [sys.executable, "-m", "cobaya_cnnlens", "skies", str(config_file), "--set", "train"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    folder = skies.path(Run(tiny), "train", 0).parent
+    folder = Skies(Run(tiny)).path("train", 0).parent
     deadline = time.time() + 120
-    while not skies.path(Run(tiny), "train", 1).exists():
+    while not Skies(Run(tiny)).path("train", 1).exists():
         assert process.poll() is None, "finished before it could be killed"
         assert time.time() < deadline
         time.sleep(0.005)
@@ -85,9 +87,9 @@ def test_a_killed_simulation_resumes_with_identical_shards(tiny, tmp_path):
     finished = sorted(folder.glob("sky_*.h5"))
     assert 2 <= len(finished) < 6
     times = {p: p.stat().st_mtime_ns for p in finished}
-    skies.measure(Run(tiny), "train")
+    Skies(Run(tiny)).measure("train")
     for i in range(6):
-        assert_identical(skies.path(Run(tiny), "train", i), skies.path(Run(reference), "train", i))
+        assert_identical(Skies(Run(tiny)).path("train", i), Skies(Run(reference)).path("train", i))
     assert all(p.stat().st_mtime_ns == t for p, t in times.items())  # nothing was made twice
 
 
@@ -105,7 +107,7 @@ def test_without_a_potential_nothing_is_lensed(tiny):
 
 
 def test_fields_and_their_statistics(tiny):
-    (path,) = skies.measure(Run(tiny), "train", [0])
+    (path,) = Skies(Run(tiny)).measure("train", [0])
     fields = dict(zip(shards.FIELDS, content(path), strict=True))
     assert all(f.shape == (4, 36, 36) and f.dtype == np.float32 for f in fields.values())
     spectra = Run(tiny).spectra()
@@ -159,22 +161,21 @@ def test_every_sky_is_drawn_from_its_own_cosmology_and_phases(tiny, monkeypatch)
     monkeypatch.setattr(Run, "spectra", lambda run, cosmology: cosmology.omch2)
     monkeypatch.setattr(shards, "draw_sky", draw)
     monkeypatch.setattr(shards, "sample_patches", lambda *_: dict.fromkeys(shards.FIELDS, 1.0))
-    skies.measure(Run(tiny), "train", [0, 1, 2])
-    skies.measure(Run(tiny), "survey-high")
-    skies.measure(Run(tiny), "test")
+    Skies(Run(tiny)).measure("train", [0, 1, 2])
+    Skies(Run(tiny)).measure("survey-high")
+    Skies(Run(tiny)).measure("test")
     expected = [(0.1185, "train", index) for index in range(3)]
     expected += [(0.1285, "survey-high", 0), (0.1185, "test", 0)]
     seed = tiny.seed
     assert drawn == [(omch2, 600, seed, name, index) for omch2, name, index in expected]
     for _, name, index in expected:
-        path, recipe = skies.path(Run(tiny), name, index), skies.recipe(Run(tiny), name, index)
-        assert len(shards.read_fields(path, ("q",), recipe)) == 1
+        assert len(Skies(Run(tiny)).read(name, index, ("q",))) == 1
 
 
 def test_a_set_has_no_more_skies_than_it_says(tiny):
     with pytest.raises(ConfigError, match="set 'train' has skies 0 to 5, not 6"):
-        skies.measure(Run(tiny), "train", [0, 6])
-    assert not skies.path(Run(tiny), "train", 0).exists()
+        Skies(Run(tiny)).measure("train", [0, 6])
+    assert not Skies(Run(tiny)).path("train", 0).exists()
 
 
 def test_spectra_that_end_below_the_skys(tiny):
@@ -184,7 +185,7 @@ def test_spectra_that_end_below_the_skys(tiny):
 
 def test_fields_are_what_they_are_called(tiny):
     """Each from its own synthesis of the sky's a_lm: Q̃ and Ũ lensed, Q and U not, E and κ."""
-    (path,) = skies.measure(Run(tiny), "train", [0])
+    (path,) = Skies(Run(tiny)).measure("train", [0])
     found = dict(zip(shards.FIELDS, content(path), strict=True))
     theory = Run(tiny).spectra()
     sky = shards.draw_sky(theory, 600, tiny.seed, "train", 0)
@@ -211,13 +212,13 @@ def test_fields_are_what_they_are_called(tiny):
 
 
 def test_a_shard_cut_off_is_named_and_remade_after_deletion(tiny):
-    (path,) = skies.measure(Run(tiny), "train", [0])
+    (path,) = Skies(Run(tiny)).measure("train", [0])
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ProductError, match=r"sky_0000\.h5.*cut off.*delete it"):
-        skies.measure(Run(tiny), "train", [0])
+        Skies(Run(tiny)).measure("train", [0])
     path.unlink()
-    skies.measure(Run(tiny), "train", [0])
+    Skies(Run(tiny)).measure("train", [0])
     assert hash(path.read_bytes()) == hash(whole)
 
 
@@ -232,13 +233,13 @@ def test_a_sky_that_is_not_finite_is_not_written(tiny, monkeypatch):
 
     monkeypatch.setattr(shards, "sample_patches", broken)
     with pytest.raises(ProductError, match=r"sky_0000\.h5: field 'u': 1 of 5184 values are"):
-        skies.measure(Run(tiny), "train", [0])
-    assert not skies.path(Run(tiny), "train", 0).exists()
+        Skies(Run(tiny)).measure("train", [0])
+    assert not Skies(Run(tiny)).path("train", 0).exists()
 
 
 def test_sets_have_their_own_phases_and_surveys_their_cosmology(tiny):
-    train = content(skies.measure(Run(tiny), "train", [0])[0])
-    validation = content(skies.measure(Run(tiny), "validation", [0])[0])
+    train = content(Skies(Run(tiny)).measure("train", [0])[0])
+    validation = content(Skies(Run(tiny)).measure("validation", [0])[0])
     assert np.abs(train[4] - validation[4]).max() > 1
     assert tiny.set_cosmology("survey-high").omch2 == 0.1285
     assert tiny.set_cosmology("train").omch2 == 0.1185
@@ -258,14 +259,14 @@ def test_noise_is_its_own_in_every_set_sky_and_map(tiny):
 
 
 def test_observation_is_masked_noisy_and_repeatable(tiny):
-    skies.measure(Run(tiny), "test", [0])
+    Skies(Run(tiny)).measure("test", [0])
     one, two = observe_sky(Run(tiny), "test", 0), observe_sky(Run(tiny), "test", 0)
     np.testing.assert_array_equal(one.q, two.q)
     unlensed = observe_sky(Run(tiny), "test", 0, lensed=False)
     assert np.abs(unlensed.q - one.q).max() > 0
     np.testing.assert_array_equal(unlensed.kappa, one.kappa)
     # The noise is the same in both, so it cancels; what is left is beamed and masked.
-    lensed, plain = shards.read_fields(skies.path(Run(tiny), "test", 0), ("lensed_q", "q"))
+    lensed, plain = Skies(Run(tiny)).read("test", 0, ("lensed_q", "q"))
     mask = Run(tiny).mask
     expected = convolve_beam(lensed - plain, tiny.instrument, tiny.patch) * mask
     np.testing.assert_allclose(one.q - unlensed.q, expected, atol=1e-5)

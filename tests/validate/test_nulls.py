@@ -10,14 +10,15 @@ import pytest
 import scipy.fft
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate import bandpowers
-from cobaya_cnnlens.calibrate.assemble import calibration_of
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
-from cobaya_cnnlens.pipeline import skies
+from cobaya_cnnlens.pipeline.assemble import calibration_of
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.mean_field import baseline_recipe
 from cobaya_cnnlens.pipeline.observation import observe_sky
+from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.plots.figures import draw
 from cobaya_cnnlens.reconstruct.n0 import Filter
 from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
@@ -55,16 +56,11 @@ def config(camb_once, tmp_path_factory) -> Config:
     content["derivatives"] |= {"kk_edges": [2, 1701], "ee_edges": [2, 2001]}
     content["skies"] = {"train": 1, "validation": 1, "test": 1, "derivatives": 1}
     config = Config.model_validate(content)
-    skies.measure(Run(config), "test", [0], 1)
+    Skies(Run(config), 1).measure("test", [0])
     # One sky stands for the three sets: no null compares maps of one with those of another.
-    names = shards.FIELDS
-    recipe = skies.recipe(Run(config), "test", 0)
-    fields = shards.read_fields(skies.path(Run(config), "test", 0), names, recipe)
+    skies = Skies(Run(config))
     for other in ("train", "validation"):
-        path = skies.path(Run(config), other, 0)
-        shards.write_shard(
-            path, skies.recipe(Run(config), other, 0), dict(zip(names, fields, strict=True))
-        )
+        skies.write(skies.arrays("test", 0), other, 0)
     return config
 
 
@@ -101,7 +97,7 @@ def shown(config, quadratic):
     """The quadratic estimator's products of every null, and the maps that it was shown."""
     recording = Recording(quadratic)
     for name in ("test", "validation"):
-        bandpowers.measure(Run(config, HASH, quadratic), name)
+        Bandpowers(Run(config, HASH, quadratic)).measure(name)
     nulls.measure(Run(config, HASH, recording), nthreads=1)
     # Products are there: nothing is reconstructed again.
     nulls.measure(Run(config, HASH, None), nthreads=1)
@@ -113,7 +109,7 @@ def table_of(config, estimator, folder, names):
     """The table of some nulls of an estimator, with products of its own."""
     own = config.model_copy(update={"products": config.products.parent / folder})
     for name in ("test", "validation"):
-        bandpowers.measure(Run(own, HASH, estimator), name)
+        Bandpowers(Run(own, HASH, estimator)).measure(name)
     nulls.measure(Run(own, HASH, estimator), names)
     return nulls_table(Run(own, HASH), names)
 
@@ -169,7 +165,7 @@ def test_some_patches_are_those_of_all(config, quadratic, shown):
         }
     )
     for name in ("test", "validation"):
-        bandpowers.measure(Run(own, HASH, quadratic), name)
+        Bandpowers(Run(own, HASH, quadratic)).measure(name)
     recording = Recording(quadratic)
     names = ("unlensed", "noise", "curl")
     nulls.measure(Run(own, HASH, recording), names, nthreads=1)
@@ -201,7 +197,7 @@ def test_figure_is_drawn(config, shown, tmp_path):
     for name in ("test", "validation"):
         kappa = observe_sky(Run(own), name, 0).kappa
         oracle = Plus(Zero(), lambda q, u, kappa=kappa: kappa + 1e-3 * q)
-        bandpowers.measure(Run(own, Run(own).estimator_id, oracle), name)
+        Bandpowers(Run(own, Run(own).estimator_id, oracle)).measure(name)
     assert len(png(draw(Run(own), "nulls"))) > 10_000
 
 
@@ -418,13 +414,13 @@ def test_other_products_keep_their_identity(config):
     for recipe in (
         (
             lambda c: nulls.recipe(Run(c, HASH), "curl", 0),
-            lambda c: bandpowers.recipe(Run(c, HASH), "test", 0),
-            lambda c: mean_field.baseline_recipe(Run(c)),
+            lambda c: Bandpowers(Run(c, HASH)).recipe("test", 0),
+            lambda c: baseline_recipe(Run(c)),
         )
         if config.baseline
         else (
             lambda c: nulls.recipe(Run(c, HASH), "curl", 0),
-            lambda c: bandpowers.recipe(Run(c, HASH), "test", 0),
+            lambda c: Bandpowers(Run(c, HASH)).recipe("test", 0),
         )
     ):
         assert products.identity_of(recipe(config)) == products.identity_of(recipe(more))

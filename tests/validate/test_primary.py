@@ -8,10 +8,10 @@ from scipy import stats
 from cobaya_cnnlens import products
 from cobaya_cnnlens.calibrate.windows import expected_e_and_b, expected_pure_b
 from cobaya_cnnlens.errors import CNNLensError
-from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.observation import ObservedPatches, observe_sky
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.simulate.bandpowers import Bins, FlatSpectra, e_and_b, pure_b
 from cobaya_cnnlens.simulate.instrument import Instrument, convolve_beam, cosine_mask
 from cobaya_cnnlens.simulate.modes import mode_vectors
@@ -126,7 +126,7 @@ def test_power_of_a_sky_that_was_measured(tmp_path):
     """E of the masked maps, pure B of the unmasked ones, the beam divided out mode by mode; noise
     and all. What is there is not measured again."""
     config = Config.model_validate(small(tmp_path / "products"))
-    skies.measure(Run(config), "test", [1], 1)
+    Skies(Run(config), 1).measure("test", [1])
     primary.measure(Run(config), indices=[1])
     path, recipe = primary.path(Run(config), "test", 1), primary.recipe(Run(config), "test", 1)
     with products.open_product(path, PRIMARY, recipe) as product:

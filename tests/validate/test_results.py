@@ -8,13 +8,13 @@ from scipy.interpolate import CubicSpline
 from scipy.stats import kstest, norm
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate import bandpowers, power
-from cobaya_cnnlens.calibrate.assemble import calibration_of, make_release
-from cobaya_cnnlens.calibrate.bandpowers import signal_bandpowers
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.statistics import hotelling_pte, inverse_covariance
+from cobaya_cnnlens.pipeline.assemble import calibration_of, make_release
 from cobaya_cnnlens.pipeline.config import Config
+from cobaya_cnnlens.pipeline.power import Power
+from cobaya_cnnlens.pipeline.reconstructions import Bandpowers, signal_bandpowers
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.reconstruct.n0 import n0_iterated
 from cobaya_cnnlens.theory.camb import Spectra
@@ -76,9 +76,9 @@ def with_bandpowers(config, name, noise, seed, modes=200):
         estimate = RESPONSE * (kappa + extra)
         arrays = {"auto": estimate**2, "cross": kappa * estimate, "truth": kappa**2}
         products.write_product(
-            bandpowers.path(Run(config), set_name, 0),
+            Bandpowers(Run(config)).path(set_name, 0),
             "bandpowers",
-            bandpowers.recipe(Run(config, HASH), set_name, 0),
+            Bandpowers(Run(config, HASH)).recipe(set_name, 0),
             {name: values.mean(1) for name, values in arrays.items()},
         )
     return config
@@ -146,10 +146,10 @@ def test_residual_on_patches_that_gave_no_calibration(small_config):
     assert table.pte == pytest.approx(hotelling_pte(table.chi2, 600, len(table.L)), rel=1e-12)
     louder = with_bandpowers(small_config, "a", 1.1 * NOISE, 0)
     for name in ("validation", "test"):  # as before; the survey keeps the louder noise
-        bandpowers.path(Run(louder), name, 0).unlink()
+        Bandpowers(Run(louder)).path(name, 0).unlink()
     quiet = with_bandpowers(small_config, "b", NOISE, 0)
     for name in ("validation", "test"):
-        bandpowers.path(Run(quiet), name, 0).rename(bandpowers.path(Run(louder), name, 0))
+        Bandpowers(Run(quiet)).path(name, 0).rename(Bandpowers(Run(louder)).path(name, 0))
     off = residual_table(Run(louder, HASH), "survey-fiducial")
     assert off.pte < 1e-6
     np.testing.assert_allclose(off.residual, 0.1 * NOISE, atol=4 * off.error.max())
@@ -291,7 +291,7 @@ def test_recovered_omch2_knows_the_second_order_of_the_data(written, monkeypatch
     release = replace(release, curvature=0.3 * release.bandpowers * np.arange(1, N_BINS + 1))
     n = len(written.high)
     own = release.power * (1.0 + 0.02 * np.random.default_rng(0).standard_normal((n, 3)))
-    monkeypatch.setattr(power, "read", lambda *_: {"power": own})
+    monkeypatch.setattr(Power, "read", lambda *_: {"power": own})
     given_data = []
     maximum = Omch2Likelihood.maximum
     monkeypatch.setattr(

@@ -8,13 +8,15 @@ from typer.testing import CliRunner
 
 import yaml
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate import bandpowers, curvature, derivatives, nuisances
-from cobaya_cnnlens.calibrate.assemble import make_release
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, NetworkError, ProductError
 from cobaya_cnnlens.likelihood.fields import NUISANCES
 from cobaya_cnnlens.pipeline import networks
+from cobaya_cnnlens.pipeline.assemble import make_release
 from cobaya_cnnlens.pipeline.loading import load_config, load_study
+from cobaya_cnnlens.pipeline.nuisances import Nuisances
+from cobaya_cnnlens.pipeline.perturbations import Derivatives, ShiftedSkies
+from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.validate import coverage, primary, shipping
 from cobaya_cnnlens.validate.forecast import forecast
@@ -55,23 +57,23 @@ def made(tmp_path):
         for i in range(config.set_size(name)):
             truth, noise = power(), power()
             arrays = {"auto": 0.25 * (truth + noise), "cross": 0.5 * truth, "truth": truth}
-            recipe = bandpowers.recipe(Run(config, digest), name, i)
+            recipe = Bandpowers(Run(config, digest)).recipe(name, i)
             products.write_product(
-                bandpowers.path(Run(config), name, i), "bandpowers", recipe, arrays
+                Bandpowers(Run(config)).path(name, i), "bandpowers", recipe, arrays
             )
     for i in range(config.skies.derivatives):
         n_kk, n_ee = len(bands.kk_edges) - 1, len(bands.ee_edges) - 1
         arrays = {"kk": power(n_kk), "kk_truth": power(n_kk), "ee": power(n_ee)}
         arrays |= {"auto": power(), "truth": power()}
-        recipe = derivatives.recipe(Run(config, digest), i)
-        products.write_product(derivatives.path(Run(config), i), "derivatives", recipe, arrays)
+        recipe = Derivatives(Run(config, digest)).recipe(i)
+        products.write_product(Derivatives(Run(config)).path(i), "derivatives", recipe, arrays)
         arrays = {"auto": power(2), "truth": power(2)}
-        recipe = curvature.recipe(Run(config, digest), i)
-        products.write_product(curvature.path(Run(config), i), "curvature", recipe, arrays)
+        recipe = ShiftedSkies(Run(config, digest)).recipe(i)
+        products.write_product(ShiftedSkies(Run(config)).path(i), "curvature", recipe, arrays)
     for i in range(config.nuisances.skies):
         arrays = {name: power(2) for name in NUISANCES}
-        recipe = nuisances.recipe(Run(config, digest), i)
-        products.write_product(nuisances.path(Run(config), i), "nuisances", recipe, arrays)
+        recipe = Nuisances(Run(config, digest)).recipe(i)
+        products.write_product(Nuisances(Run(config)).path(i), "nuisances", recipe, arrays)
     for i in range(config.skies.test):
         path, recipe = primary.path(Run(config), "test", i), primary.recipe(Run(config), "test", i)
         products.write_product(path, "primary", recipe, {"ee": power(), "bb": power()})
@@ -134,20 +136,20 @@ def test_own_products_win_and_what_was_shipped_stays(made):
     shipping.ship(Run(made))
     digest = Run(made).estimator_id
     path, recipe = (
-        bandpowers.path(Run(made), "test", 0),
-        bandpowers.recipe(Run(made, digest), "test", 0),
+        Bandpowers(Run(made)).path("test", 0),
+        Bandpowers(Run(made, digest)).recipe("test", 0),
     )
     ours = {name: np.full((PATCHES, made.bandpowers.n_bins), 0.5) for name in ("auto", "cross")}
     path.unlink()
     products.write_product(path, "bandpowers", recipe, {**ours, "truth": ours["auto"]})
-    bandpowers.path(Run(made), "validation", 0).unlink()
+    Bandpowers(Run(made)).path("validation", 0).unlink()
     for config in (made, elsewhere(made)):
-        changed = (bandpowers.read(Run(config, digest), "test", [0]).auto == 0.5).all()
+        changed = (Bandpowers(Run(config, digest)).read("test", [0]).auto == 0.5).all()
         assert changed == (config is made)
-    before = bandpowers.read(Run(elsewhere(made), digest), "validation")
+    before = Bandpowers(Run(elsewhere(made), digest)).read("validation")
     shipping.ship(Run(made))
-    assert (bandpowers.read(Run(elsewhere(made), digest), "test", [0]).auto == 0.5).all()
-    after = bandpowers.read(Run(elsewhere(made), digest), "validation")
+    assert (Bandpowers(Run(elsewhere(made), digest)).read("test", [0]).auto == 0.5).all()
+    after = Bandpowers(Run(elsewhere(made), digest)).read("validation")
     np.testing.assert_array_equal(after.auto, before.auto)
 
 
@@ -160,7 +162,7 @@ def test_another_training_has_no_shipped_bandpowers(made):
         _ = Run(clone.model_copy(update={"network": network})).estimator_id
     louder = replace(clone.instrument, noise_uk_arcmin=9.0)
     with pytest.raises(ProductError, match=r"a\.h5 has none of this configuration; run `cnnlens"):
-        bandpowers.read(Run(clone.model_copy(update={"instrument": louder}), digest), "test")
+        Bandpowers(Run(clone.model_copy(update={"instrument": louder}), digest)).read("test")
 
 
 def test_stages_want_a_network_of_their_own(made, tmp_path):
@@ -213,7 +215,7 @@ def test_what_this_repository_ships(path, monkeypatch, tmp_path):
     table = noise_table(Run(config, digest))
     assert (table.noise > 0).all()
     n = Run(config).n_patches
-    assert len(bandpowers.read(Run(config, digest), "test").auto) == n * config.skies.test
+    assert len(Bandpowers(Run(config, digest)).read("test").auto) == n * config.skies.test
 
 
 def test_what_this_repository_ships_is_small():

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from cobaya_cnnlens import table
-from cobaya_cnnlens.calibrate.nuisances import NuisanceCheck
 from cobaya_cnnlens.likelihood.summary import release_table
 from cobaya_cnnlens.pipeline.emulation import Errors
 from cobaya_cnnlens.table import plus_minus, text_table
@@ -16,6 +15,7 @@ from cobaya_cnnlens.validate.coverage import CoverageTable
 from cobaya_cnnlens.validate.forecast import Forecast, forecasts_table
 from cobaya_cnnlens.validate.foregrounds import Bias, Foreground, ForegroundTable
 from cobaya_cnnlens.validate.noise import Comparison, NoiseTable, ResidualTable
+from cobaya_cnnlens.validate.nuisance_checks import NuisanceCheck
 from cobaya_cnnlens.validate.null_tests import NullTable, NullTest, PowerRatio
 from cobaya_cnnlens.validate.omch2 import Recovered, Recovery
 from cobaya_cnnlens.validate.points import PointsTable

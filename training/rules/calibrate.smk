@@ -73,7 +73,7 @@ rule power:
     output:
         "{products}/power/{what}/sky_{index}.h5",
     wildcard_constraints:
-        what=any_of(w for m in MEMBERS.values() for w, _ in power.entries(Run(m))),
+        what=any_of(name for m in MEMBERS.values() for name in Power(Run(m)).counts()),
     params:
         path=path_of,
         index=lambda w: int(w.index),
