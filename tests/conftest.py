@@ -68,6 +68,7 @@ def camb_once(shared):
     with pytest.MonkeyPatch.context() as patch:
         with contextlib.suppress(ImportError):  # a light installation has no pipeline
             patch.setattr("cobaya_cnnlens.pipeline.simulation.compute_spectra", remembered)
+            patch.setattr("cobaya_cnnlens.validate.analytic.compute_spectra", remembered)
             # κ̂ differs where the last bits of the spectra do, as CAMB's do between processes.
             patch.setattr("cobaya_cnnlens.maps.release_estimator.compute_spectra", remembered)
         yield remembered
