@@ -1,7 +1,8 @@
 """Warnings that a release keeps in ``provenance.warnings``.
 
-Warnings of the maps come with the bandpowers (:mod:`.map_checks`). A further one says that no
-cosmology near the fiducial fits the bandpowers. It rests on their best χ² over
+Warnings of the maps come with the bandpowers. A further one says that the E power of the survey is
+beyond the simulations of the debias. Another says that no cosmology near the fiducial fits the
+bandpowers; it rests on their best χ² over
 
     C_L^κκ = A C_L^fid (1 + u a_j/|a|²),  L in band j,
 
@@ -22,6 +23,8 @@ from ..likelihood.release import Release
 from ..likelihood.spectra import change_along
 from ..likelihood.statistics import POOR_FIT
 
+# How far beyond the simulations amplitudes may lie, in σ of the survey's.
+SCATTER = 5.0
 # Of ln A and of u, which is at most 1 in the simulations.
 BOUNDS = ((-1.5, 1.5), (-3.0, 3.0))
 
@@ -38,13 +41,35 @@ def with_warnings(release: Release, of_maps: Iterable[str] = ()) -> Release:
     -------
     the release
     """
-    warnings = list(of_maps)
-    if fit := poor_fit(release):
-        warnings.append(fit)
+    warnings = [*of_maps, *filter(None, (beyond_the_surface(release), poor_fit(release)))]
     provenance = {key: value for key, value in release.provenance.items() if key != "warnings"}
     if warnings:
         provenance["warnings"] = warnings
     return replace(release, provenance=provenance)
+
+
+def beyond_the_surface(release: Release) -> str | None:
+    """Warn of E power beyond the simulations of the response surface.
+
+    Parameters
+    ----------
+    release : with its data
+
+    Returns
+    -------
+    the warning, or None
+    """
+    if not release.n_v:
+        return None
+    amplitudes = np.abs(release.amplitudes)
+    scatter = np.sqrt(np.diag(release.amplitude_covariance) / release.n_patches)
+    if (amplitudes <= 1.0 + SCATTER * scatter).all():
+        return None
+    return (
+        f"the E power of the patches differs from the fiducial by an amplitude of "
+        f"{amplitudes.max():.1f}, where the simulations of the debias reach 1: bandpowers are "
+        "extrapolated; check the unit, the beam and the calibration of the maps"
+    )
 
 
 def poor_fit(release: Release) -> str | None:

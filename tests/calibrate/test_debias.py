@@ -16,6 +16,7 @@ from cobaya_cnnlens.calibrate import (
 from cobaya_cnnlens.calibrate.covariance import shrunk_covariance
 from cobaya_cnnlens.calibrate.debias import debias_coefficients, fit_coefficients
 from cobaya_cnnlens.calibrate.derivatives import BandDerivatives, NoiseDerivatives
+from cobaya_cnnlens.calibrate.release_warnings import beyond_the_surface, with_warnings
 from cobaya_cnnlens.errors import CNNLensError, ConfigError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.fields import ARRAYS, NUISANCES, Group
@@ -656,3 +657,15 @@ def test_the_joint_covariance_is_of_the_debiased(run, made, monkeypatch):
     kk = joint.covariance[:4, :4]
     np.testing.assert_allclose(kk, made["fiducial"].patch_covariance, rtol=1e-9)
     assert not np.allclose(kk, made["fiducial"].fixed_patch_covariance, rtol=1e-3, atol=0)
+
+
+def test_power_beyond_the_surface_is_told(release):
+    """Power 50% up moves d' by tens of σ; the simulations say nothing of it."""
+    quiet = at_fiducial_power(release)
+    assert beyond_the_surface(quiet) is None
+    assert beyond_the_surface(with_fixed_debias(release)) is None
+    far = replace(release, power=3.0 * release.fiducial_power)
+    largest = np.abs(far.amplitudes).max()
+    assert largest > 1.5
+    assert f"an amplitude of {largest:.1f}, where" in beyond_the_surface(far)
+    assert any("E power of the patches" in text for text in with_warnings(far).warnings)
