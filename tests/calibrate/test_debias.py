@@ -24,6 +24,7 @@ from cobaya_cnnlens.likelihood.release import (
     debiased_by_data,
     digest_of_numbers,
     read_release,
+    with_fixed_debias,
     without,
     write_release,
 )
