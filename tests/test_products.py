@@ -183,7 +183,7 @@ def test_what_is_not_finite_is_not_written(path, value):
 
 def test_missing(tmp_path):
     assert not products.exists(tmp_path / "no.h5", "sky", RECIPE)
-    with pytest.raises(ProductError, match=r"no\.h5: no such file; run `cnnlens skies CONFIG"):
+    with pytest.raises(ProductError, match=r"no\.h5: no such file; run the stage"):
         products.open_product(tmp_path / "no.h5", "sky")
 
 

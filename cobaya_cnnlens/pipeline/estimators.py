@@ -19,7 +19,8 @@ from .mean_field import MeanField
 
 if TYPE_CHECKING:
     from ..reconstruct import Estimator
-    from .config import Baseline, Config
+    from .config import Config
+    from .sections.estimator_settings import Baseline
     from .simulation import Simulation
 
 GROUP = "cobaya_cnnlens.estimators"

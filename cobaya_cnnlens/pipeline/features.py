@@ -22,8 +22,8 @@ from ..reconstruct.map_lensing import MAPLensing
 from ..simulate.instrument import convolve_beam, cosine_mask
 from ..simulate.skies import seed_sequence
 from ..simulate.varied import Variation
-from .config import WHOLE
 from .observation import ObservedPatches, observe_sky
+from .sections.sky_settings import WHOLE
 from .simulation import Simulation
 from .skies import Skies
 from .stage import Stage

@@ -17,7 +17,7 @@ from ..products import SHIPPED, differences, identity_of, open_product
 from ..reconstruct.files import estimator_hash, kind_of, network_hash, read_network
 from ..simulate.instrument import Instrument
 from . import mean_field
-from .config import Network, Training
+from .sections.estimator_settings import Network, Training
 from .skies import Skies
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from ..simulate.bandpowers import Bins, FlatSpectra
 from ..simulate.instrument import cosine_mask
 from ..simulate.tiling import evenly, ring_centres
 from ..theory.camb import Cosmology, Spectra, compute_spectra
-from .config import WHOLE, Config
+from .config import Config
+from .sections.sky_settings import WHOLE
 
 if TYPE_CHECKING:
     from ..simulate.patches import Pointing

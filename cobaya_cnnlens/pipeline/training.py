@@ -25,8 +25,9 @@ from ..reconstruct.resunet import ResUNet, apply_symmetry, load_network
 from ..simulate.instrument import convolve_beam
 from ..simulate.skies import seed_sequence
 from . import networks
-from .config import Config, Phase
+from .config import Config
 from .observation import observe_sky
+from .sections.estimator_settings import Phase
 from .simulation import Simulation
 from .skies import Skies
 

@@ -33,6 +33,8 @@ from cobaya_cnnlens.pipeline.nuisances import Nuisances
 from cobaya_cnnlens.pipeline.perturbations import Derivatives, ShiftedSkies
 from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.sections.calibration_settings import Fit
+from cobaya_cnnlens.pipeline.sections.estimator_settings import Phase
 from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.products import identity_of
 from cobaya_cnnlens.simulate.instrument import FILES as INSTRUMENT_FILES
@@ -594,9 +596,9 @@ OTHER = {
     "shipped": "elsewhere.h5",
     "network.pretrained": "elsewhere.keras",
     "network.kind": "refined",
-    "training.phases": [schema.Phase(steps=77, learning_rate=1e-3)],
+    "training.phases": [Phase(steps=77, learning_rate=1e-3)],
     "points.at": {"other": [{"ns": 0.9}]},
-    "points.fit": schema.Fit(at=[{"ns": 0.9}] * 20),
+    "points.fit": Fit(at=[{"ns": 0.9}] * 20),
     "coverage.logA": (2.9, 3.2),
     "foregrounds.dust": {"other": 7.0},
     "foregrounds.synchrotron": {"other": 7.0},

@@ -10,7 +10,14 @@ import yaml
 from cobaya_cnnlens.errors import ConfigError
 from cobaya_cnnlens.pipeline.assemble import bandpowers_of
 from cobaya_cnnlens.pipeline.config import Config
-from cobaya_cnnlens.pipeline.estimators import ESTIMATORS, GROUP, label_of, name_of, registered
+from cobaya_cnnlens.pipeline.estimators import (
+    ESTIMATORS,
+    GROUP,
+    label_of,
+    name_of,
+    registered,
+    with_own_options,
+)
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.mean_field import MeanField
 from cobaya_cnnlens.pipeline.observation import observe_sky
@@ -25,7 +32,8 @@ from ..conftest import REPOSITORY
 
 
 def with_baseline(config, **baseline):
-    return Config.model_validate({**config.model_dump(mode="json"), "baseline": baseline})
+    content = {**config.model_dump(mode="json"), "baseline": baseline}
+    return with_own_options(Config.model_validate(content))
 
 
 @pytest.fixture

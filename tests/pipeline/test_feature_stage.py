@@ -7,12 +7,13 @@ import pytest
 from cobaya_cnnlens import products
 from cobaya_cnnlens.errors import ConfigError, NetworkError
 from cobaya_cnnlens.pipeline import features, networks, refining
-from cobaya_cnnlens.pipeline.config import PatchCentres, Phase, Refining
 from cobaya_cnnlens.pipeline.features import Features
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.sections.estimator_settings import Phase, Refining
+from cobaya_cnnlens.pipeline.sections.sky_settings import PatchCentres
 from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.pipeline.training import save_atomically
 from cobaya_cnnlens.reconstruct.features import FEATURES, KAPPA_UNIT, PASSES, REFINED, features_of
@@ -274,7 +275,7 @@ def test_few_patches_are_taken_evenly_where_each_costs_much(tmp_path):
         np.testing.assert_array_equal(of_patch[0][run.spread], of_patch[1])
     assert Skies(run).recipe("test", 0)["centres"] == {"rings": True}
     assert Skies(run).recipe("survey-high", 0)["centres"] == {"rings": True, "spread": 7}
-    assert [part for _, part in Features(run).keys("derivatives")] == [0]
+    assert Features(run).keys("derivatives") == [("derivatives", 0, 0)]
     plain = Run(run.config.model_copy(update={"centres": PatchCentres(rings=True, spread=10_000)}))
     np.testing.assert_array_equal(plain.spread, np.arange(plain.n_patches))
 

@@ -9,9 +9,9 @@ import pytest
 
 from cobaya_cnnlens.errors import NetworkError
 from cobaya_cnnlens.pipeline import networks
-from cobaya_cnnlens.pipeline.config import Baseline
 from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.sections.estimator_settings import Baseline
 from cobaya_cnnlens.pipeline.simulation import Simulation
 from cobaya_cnnlens.simulate.instrument import cosine_mask
 

@@ -10,8 +10,8 @@ import pytest
 
 from cobaya_cnnlens.errors import NetworkError, ProductError
 from cobaya_cnnlens.pipeline import networks, training
-from cobaya_cnnlens.pipeline.config import Phase
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.sections.estimator_settings import Phase
 from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.reconstruct import resunet
 from cobaya_cnnlens.simulate.modes import mode_vectors, polarisation_angles

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from cobaya_cnnlens.pipeline.config import Phase
 from cobaya_cnnlens.pipeline.refining import PhaseRates
+from cobaya_cnnlens.pipeline.sections.estimator_settings import Phase
 from cobaya_cnnlens.pipeline.training import cosine_rate
 from cobaya_cnnlens.reconstruct.features import FEATURES, turned
 from cobaya_cnnlens.reconstruct.n0 import band_of, n0_iterated

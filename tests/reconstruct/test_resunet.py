@@ -29,7 +29,7 @@ from cobaya_cnnlens.reconstruct.resunet import (
     load_network,
     undo_symmetry,
 )
-from cobaya_cnnlens.simulate.shards import FIELDS, write_shard
+from cobaya_cnnlens.simulate.shards import FIELDS
 
 from ..conftest import REPOSITORY
 
@@ -420,8 +420,7 @@ def training_config(tmp_path):
     for name in ("train", "validation"):
         for i in range(config.set_size(name)):
             fields = {f: generator.standard_normal((2, n, n)).astype("f4") for f in FIELDS}
-            stage = Skies(Run(config))
-            write_shard(stage.path(name, i), stage.recipe(name, i), fields)
+            Skies(Run(config)).write(fields, name, i)
     Run(config).spectra()
     return config
 

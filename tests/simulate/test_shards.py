@@ -59,10 +59,10 @@ def assert_identical(path, other):
 
 
 def test_shards_do_not_depend_on_workers_or_order(tiny, tmp_path):
-    one = Skies(Run(tiny), nthreads=1).measure("train", [0, 1, 2])
+    one = Skies(Run(tiny), 1).measure("train", [0, 1, 2])
     other = sibling(tiny, tmp_path, "other")
-    two = Skies(Run(other), nthreads=2).measure("train", [2])
-    two += Skies(Run(other), nthreads=2).measure("train", [1, 0])
+    two = Skies(Run(other), 2).measure("train", [2])
+    two += Skies(Run(other), 2).measure("train", [1, 0])
     assert [p.name for p in one] == [p.name for p in sorted(two)]
     for a, b in zip(one, sorted(two), strict=True):
         assert_identical(a, b)
