@@ -8,7 +8,7 @@ import time
 import keras
 import numpy as np
 
-from cobaya_cnnlens.pipeline.training import ScaledMSE
+from cobaya_cnnlens.pipeline.training_state import ScaledMSE
 from cobaya_cnnlens.reconstruct.resunet import NetworkEstimator, ResUNet
 
 PAPER_EPOCH, PAPER_PATCH = 200.0, 0.011

@@ -13,7 +13,7 @@ from cobaya_cnnlens.errors import NetworkError
 from cobaya_cnnlens.pipeline.estimators import network_estimator
 from cobaya_cnnlens.pipeline.release_networks import check_network
 from cobaya_cnnlens.pipeline.run import Run
-from cobaya_cnnlens.pipeline.training import save_atomically
+from cobaya_cnnlens.pipeline.training_state import save_atomically
 from cobaya_cnnlens.reconstruct.files import network_hash, networks_hash
 from cobaya_cnnlens.reconstruct.resunet import (
     SYMMETRIES,
