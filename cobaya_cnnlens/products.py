@@ -37,6 +37,8 @@ HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # Rows of an array are read, checked and compressed in chunks of at least this many bytes.
 CHUNK_BYTES = 1 << 16
 SHIPPED = "shipped"
+# Binary digits of the numbers in shipped products.
+SHIPPED_BITS = 12
 # What makes each kind of product, unless its stage says so; set and index are those of its sky.
 COMMANDS = {
     "spectra": "skies CONFIG --set train",
@@ -418,7 +420,9 @@ def ship(
     recipe: Mapping[str, Any],
     contents: Iterable[tuple[str, Mapping[str, Any], Mapping[str, Any]]],
 ) -> None:
-    """Write many products into one file, in single precision.
+    """Write many products into one file, rounded to :data:`SHIPPED_BITS` binary digits.
+
+    Patches scatter by 5% and more, a thousand times the rounding; zeros at the end compress well.
 
     Parameters
     ----------
@@ -432,8 +436,29 @@ def ship(
         text = json.dumps(product_recipe, sort_keys=True).encode()
         arrays[f"{group}/recipe"] = np.frombuffer(text, np.uint8)
         for name, array in values.items():
-            arrays[f"{group}/{name}"] = np.asarray(array, np.float32)
+            arrays[f"{group}/{name}"] = rounded(array, SHIPPED_BITS)
     write_product(path, SHIPPED, recipe, arrays, compress=True)
+
+
+def rounded(values: np.ndarray, bits: int) -> np.ndarray:
+    """Values in single precision with few binary digits.
+
+    Parameters
+    ----------
+    values : any
+    bits : of the mantissa, at most 24
+
+    Returns
+    -------
+    the nearest numbers with so many binary digits
+
+    Examples
+    --------
+    >>> rounded(np.array([1.03, -5.9e-9]), 3).tolist()
+    [1.0, -5.587935447692871e-09]
+    """
+    mantissa, exponent = np.frexp(np.asarray(values, np.float32))
+    return np.ldexp(np.rint(mantissa * 2.0**bits) / np.float32(2.0**bits), exponent)
 
 
 def open_shipped(path: str | Path, kind: str, recipe: Mapping[str, Any] | None) -> Product | None:
