@@ -15,6 +15,7 @@ from cobaya_cnnlens.calibrate.curvature import (
     second_order,
 )
 from cobaya_cnnlens.calibrate.response import PatchBandpowers, calibrate, patch_bandpowers
+from cobaya_cnnlens.calibrate.windows import WINDOW_TOLERANCE, trim_windows
 from cobaya_cnnlens.errors import CNNLensError, ProductError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.document import seal, to_document
@@ -22,11 +23,7 @@ from cobaya_cnnlens.likelihood.fields import NUISANCES
 from cobaya_cnnlens.likelihood.release import from_document, read_release, write_release
 from cobaya_cnnlens.maps import bandpower_file, map_setup
 from cobaya_cnnlens.maps.assembly import make_patch_release
-from cobaya_cnnlens.pipeline.assemble import (
-    WINDOW_TOLERANCE,
-    make_release,
-    trim_windows,
-)
+from cobaya_cnnlens.pipeline.assemble import make_release
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.estimators import name_of
 from cobaya_cnnlens.pipeline.nuisances import Nuisances
