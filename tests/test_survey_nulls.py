@@ -19,7 +19,7 @@ from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.release import read_release
-from cobaya_cnnlens.plots.null_figures import survey_nulls_figure
+from cobaya_cnnlens.plots.validation_figures import survey_nulls_figure
 from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
 from cobaya_cnnlens.simulate.bandpowers import Bins
 from cobaya_cnnlens.simulate.instrument import ARCMIN, Instrument
@@ -30,7 +30,7 @@ from cobaya_cnnlens.survey.inputs import Sources
 from cobaya_cnnlens.survey.nulls import Choices, Halves
 from cobaya_cnnlens.survey.plan import array_path, make_plan, read_plan
 from cobaya_cnnlens.validate import survey_nulls as judged
-from cobaya_cnnlens.validate.null_tests import FAILED
+from cobaya_cnnlens.validate.null_tests import FAILED, null_test
 
 from .conftest import at_fiducial_power
 
@@ -63,7 +63,7 @@ class Quadratic:
 def setup(fiducial):
     instrument = Instrument(LEVEL, BEAM, TAPER)
     made = MapSetup(*("toy", GEOMETRY, instrument, Bins(18, 60, 4), "a" * 64, {"toy": 1}, 1, None))
-    # Waves longer than two tiles, which a twin does not have, are left out.
+    # Waves longer than two tiles, which a matched simulation does not have, are left out.
     long = np.arange(len(fiducial.ee)) < 2 * GEOMETRY.fundamental
     cut = {name: np.where(long, 0.0, getattr(fiducial, name)) for name in ("ee", "lensed_ee")}
     vars(made)["theory"] = replace(fiducial, **cut)
@@ -161,8 +161,8 @@ def test_the_difference_of_unequal_halves_is_noise_of_the_coadd(plan):
 
 
 def test_a_mock_of_the_sphere_has_no_null_that_fails(plan, setup, tmp_path):
-    """All of them, though its twins are flat, and the page shows each; what could not be had says
-    why."""
+    """All of them, though its simulations are flat, and the page shows each; what could not be
+    computed says why."""
     table = judge(plan, setup, tmp_path)
     assert len(plan.tiles) > 30
     assert min(test.pte for test in table.tests) > FAILED, table.table()
@@ -181,7 +181,7 @@ def test_a_mock_of_the_sphere_has_no_null_that_fails(plan, setup, tmp_path):
     # Of one split there are none of splits.
     found = nulls.read(plan, setup, tmp_path, Choices.of(setup))
     alone = {key: found[key] for key in ("kk", "ee", "eb", "curl", "low", "peaks")}
-    tests, skipped = judged._Judge(plan, setup, alone).of_tiles()
+    tests, skipped = judged._TileNulls(plan, setup, alone).of_tiles()
     assert [test.name for test in tests] == ["rotation", "curl", "peaks", "l_max"]
     assert skipped["gain"] == "the survey has one split; these take two"
 
@@ -234,7 +234,7 @@ def test_what_is_planted_is_found(plan, setup, tmp_path, change, fails, holds, n
 
 
 def test_another_network(plan, setup, tmp_path, monkeypatch):
-    """One with other weights passes if it is as good on tile and twin; its own is none."""
+    """One with other weights passes if it is as good on tile and simulation; its own is none."""
     path = "n.keras"
     monkeypatch.setattr(nulls, "kind_of", lambda _: "RefiningUNet")
     monkeypatch.setattr(nulls, "estimator_hash", lambda _: "b" * 64)
@@ -257,7 +257,7 @@ def test_another_network(plan, setup, tmp_path, monkeypatch):
 def test_two_groups_of_one_number_are_students_test():
     generator = np.random.default_rng(3)
     a, b = generator.standard_normal((9, 1)), generator.standard_normal((14, 1)) + 0.4
-    found = judged.two_groups("x", "", np.zeros(1), a, b)
+    found = null_test("x", "", np.zeros(1), a, b)
     t, pte = scipy.stats.ttest_ind(a[:, 0], b[:, 0])
     assert found.chi2 == pytest.approx(t**2)
     assert found.pte == pytest.approx(pte)
@@ -266,7 +266,7 @@ def test_two_groups_of_one_number_are_students_test():
 def test_two_groups_of_many_numbers_reject_as_often_as_they_say():
     generator = np.random.default_rng(4)
     ptes = [
-        judged.two_groups("x", "", np.zeros(3), *np.split(generator.standard_normal((20, 3)), [8]))
+        null_test("x", "", np.zeros(3), *np.split(generator.standard_normal((20, 3)), [8]))
         for _ in range(600)
     ]
     low = np.mean([test.pte < 0.1 for test in ptes])
@@ -326,7 +326,7 @@ def test_by_command(plan, setup, tmp_path, monkeypatch):
     nulls.path(folder, loaded.tiles[5]).unlink()
     estimator.calls = 0
     assert command().exception is None
-    assert estimator.calls == 2  # a tile and its twin
+    assert estimator.calls == 2  # a tile and its simulation
     again = copied(folder)
     assert [p for p in made if again[p] != made[p]] == [nulls.path(folder, loaded.tiles[5])]
     for options, error, message in (
@@ -351,14 +351,14 @@ def test_the_scatter_of_a_ratio_is_that_of_both_its_parts():
     generator = np.random.default_rng(8)
 
     def judge(x, y):
-        judge = object.__new__(judged._Judge)
-        judge.merge = lambda values: values
-        twins = np.ones((len(x), 1, 1)), 0.7 * np.ones((len(x), 1, 1))
-        judge.found = {
-            "x": np.concatenate([x[:, None], twins[1]], axis=1),
-            "y": np.concatenate([y[:, None], twins[0]], axis=1),
+        measured = object.__new__(judged._TileNulls)
+        measured.merge = lambda values: values
+        ones = np.ones((len(x), 1, 1))
+        measured.arrays = {
+            "x": np.concatenate([x[:, None], 0.7 * ones], axis=1),
+            "y": np.concatenate([y[:, None], ones], axis=1),
         }
-        return judge.relative("x", "y")
+        return measured.relative("x", "y")
 
     y = 1.0 + 0.2 * generator.standard_normal((5000, 1))
     np.testing.assert_allclose(judge(0.9 * y, y), 0.2, rtol=1e-9)

@@ -254,7 +254,7 @@ def survey_nulls(
     from ..files import atomic_write
     from ..likelihood.release import read_release
     from ..plots.drawing import save
-    from ..plots.null_figures import survey_nulls_figure
+    from ..plots.validation_figures import survey_nulls_figure
     from ..survey import nulls
     from ..survey.plan import read_plan
     from ..validate import survey_nulls as judged

@@ -388,8 +388,6 @@ LevelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=50)]
 class Foregrounds(Section):
     """Foregrounds that are added to test patches (:mod:`cobaya_cnnlens.simulate.foregrounds`).
 
-    Each is measured with all l of the maps, and again with those up to each of ``lmax`` alone.
-
     Attributes
     ----------
     skies : number of test skies, from the first on
@@ -397,7 +395,6 @@ class Foregrounds(Section):
     frequency_ghz : of the maps
     sources : flux cuts in mJy
     dust, synchrotron : D_l^EE at l = 80 in µK², at 353 and 23 GHz, by name of the level
-    lmax : highest l of the maps
     """
 
     skies: int = Field(default=1, gt=0)
@@ -410,16 +407,13 @@ class Foregrounds(Section):
         "half_sky": 120.0,
     }
     synchrotron: dict[LevelName, Annotated[float, Field(gt=0, le=1e5)]] = {"sky": 4.3}
-    lmax: list[Annotated[int, Field(gt=0, le=20_000)]] = []
 
     @model_validator(mode="after")
     def _counted(self) -> Foregrounds:
         for cut in self.sources:
             SourceCounts(cut, self.frequency_ghz)
-        for name in ("sources", "lmax"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name} holds a value twice")
+        if len(set(self.sources)) < len(self.sources):
+            raise ValueError("sources holds a value twice")
         return self
 
 
@@ -513,12 +507,6 @@ class Config(Section):
             if edges[0] < 2 or edges[-1] > self.sky.lmax + 1:
                 raise ValueError(
                     f"derivatives.{name} must lie between 2 and sky.lmax + 1 = {self.sky.lmax + 1}"
-                )
-        for lmax in self.foregrounds.lmax:
-            if lmax >= self.patch.nyquist:
-                raise ValueError(
-                    f"foregrounds.lmax {lmax} leaves nothing out: the patch's Nyquist multipole is "
-                    f"{self.patch.nyquist:.0f}; remove it"
                 )
         self._check_training()
         for name in ("nuisances", "points", "nulls", "foregrounds"):
