@@ -37,19 +37,10 @@ HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # Rows of an array are read, checked and compressed in chunks of at least this many bytes.
 CHUNK_BYTES = 1 << 16
 SHIPPED = "shipped"
-# What makes each kind of product; set and index are those of its sky.
+# What makes each kind of product, unless its stage says so; set and index are those of its sky.
 COMMANDS = {
     "spectra": "skies CONFIG --set train",
-    "sky": "skies CONFIG --set {set} --index {index}",
-    "features": "features CONFIG --set {set} --index {index}",
-    "mean field": "train CONFIG",
-    "bandpowers": "reconstruct CONFIG --set {set} --index {index}",
     "map bandpowers": "reconstruct CONFIG --maps FILE",
-    "derivatives": "derivatives CONFIG --index {index}",
-    "curvature": "derivatives CONFIG --index {index}",
-    "nuisances": "nuisances CONFIG --index {index}",
-    "power": "power CONFIG --index {index}",
-    "points": "points CONFIG --index {index}",
     "coverage": "coverage CONFIG --index {index}",
     "nulls": "nulltest CONFIG --index {index}",
     "foregrounds": "foregrounds CONFIG --index {index}",
@@ -58,7 +49,6 @@ COMMANDS = {
     "survey tiles": "survey plan",
     "survey maps": "survey reconstruct PLAN",
     "survey tile": "survey reconstruct PLAN",
-    "survey bandpowers": "survey reconstruct PLAN",
     "survey nulls": "survey nulls PLAN",
     "survey simulations": "survey calibrate PLAN",
     "survey calibration": "survey calibrate PLAN",
@@ -267,6 +257,7 @@ def open_product(
     kind: str,
     recipe: Mapping[str, Any] | None = None,
     shipped: str | Path | None = None,
+    command: str | None = None,
 ) -> Product:
     """Open a product for reading.
 
@@ -276,6 +267,7 @@ def open_product(
     kind : what it must be
     recipe : what must have determined it
     shipped : a file of shipped products, to be looked into if there is nothing at ``path``
+    command : what makes it, for the message that it is missing; that of its kind by default
 
     Returns
     -------
@@ -291,7 +283,7 @@ def open_product(
         if shipped and (product := open_shipped(shipped, kind, recipe)):
             return product
         nor = f" and {shipped} has none of this configuration" if shipped else ""
-        raise ProductError(f"{path}: no such file{nor}; run {_command(kind, recipe)}")
+        raise ProductError(f"{path}: no such file{nor}; run {_command(kind, recipe, command)}")
     _verify(path)
     try:
         # A finished product never changes, so that no lock is needed to read it.
@@ -329,8 +321,10 @@ def open_product(
     return product
 
 
-def _command(kind: str, recipe: Mapping[str, Any] | None) -> str:
+def _command(kind: str, recipe: Mapping[str, Any] | None, command: str | None) -> str:
     """The command that makes a product."""
+    if command is not None:
+        return f"`cnnlens {command}`"
     if kind not in COMMANDS:
         return f"the stage that makes the '{kind}' product"
     recipe = recipe or {}

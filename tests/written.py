@@ -10,11 +10,16 @@ import itertools
 import numpy as np
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.calibrate import bandpowers, curvature, derivatives, nuisances
-from cobaya_cnnlens.calibrate.bandpowers import signal_bandpowers
 from cobaya_cnnlens.likelihood.fields import NUISANCES
+from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.nuisances import Nuisances
+from cobaya_cnnlens.pipeline.observation import observe_sky
+from cobaya_cnnlens.pipeline.perturbations import Derivatives, ShiftedSkies
+from cobaya_cnnlens.pipeline.power import Power
+from cobaya_cnnlens.pipeline.reconstructions import Bandpowers, signal_bandpowers
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.skies import Skies
 
 from .conftest import REPOSITORY, of_nuisances
 
@@ -40,7 +45,7 @@ def small(folder) -> dict:
     content["skies"] = {"train": 1, "validation": 2, "test": 3, "derivatives": 2}
     content["nuisances"] = {"skies": 2}
     content["surveys"]["high"]["skies"] = 2
-    content["points"] = {"skies": 2, "at": {"some": [{"As": 2.3e-9}, {"omch2": 0.122}]}}
+    content["points"] = {"at": {"some": {"cosmologies": [{"As": 2.3e-9}, {"omch2": 0.122}]}}}
     return content
 
 
@@ -94,9 +99,9 @@ class Written:
         for i in range(self.config.set_size(set_name)):
             rows = slice(i * PER_SKY, (i + 1) * PER_SKY)
             products.write_product(
-                bandpowers.path(Run(self.config), set_name, i),
+                Bandpowers(Run(self.config)).path(set_name, i),
                 "bandpowers",
-                bandpowers.recipe(Run(self.config, self.digest), set_name, i),
+                Bandpowers(Run(self.config, self.digest)).recipe(set_name, i),
                 {"auto": auto[rows], "cross": cross[rows], "truth": truth[rows]},
             )
 
@@ -142,9 +147,9 @@ class Written:
         for i in range(config.skies.derivatives):
             rows = slice(i * PER_SKY, (i + 1) * PER_SKY)
             products.write_product(
-                derivatives.path(Run(config), i),
+                Derivatives(Run(config)).path(i),
                 "derivatives",
-                derivatives.recipe(Run(config, self.digest), i),
+                Derivatives(Run(config, self.digest)).recipe(i),
                 {
                     "kk": RESPONSE**2 * (kk + kk_truth)[:, rows],
                     "ee": RESPONSE**2 * ee[:, rows],
@@ -155,9 +160,9 @@ class Written:
             )
             shifted = RESPONSE**2 * (self.centre + self.moved + truths)
             products.write_product(
-                curvature.path(Run(config), i),
+                ShiftedSkies(Run(config)).path(i),
                 "curvature",
-                curvature.recipe(Run(config, self.digest), i),
+                ShiftedSkies(Run(config, self.digest)).recipe(i),
                 {"auto": shifted[:, rows], "truth": truths[:, rows]},
             )
 
@@ -182,8 +187,8 @@ class Written:
                     ]
                 )
                 arrays[name] = self.auto[rows] + RESPONSE**2 * shifts
-            recipe = nuisances.recipe(Run(config, self.digest), i)
-            products.write_product(nuisances.path(Run(config), i), "nuisances", recipe, arrays)
+            recipe = Nuisances(Run(config, self.digest)).recipe(i)
+            products.write_product(Nuisances(Run(config)).path(i), "nuisances", recipe, arrays)
 
 
 def error_of_mean(samples):
@@ -193,3 +198,38 @@ def error_of_mean(samples):
 def covariance_of_mean(samples):
     off = samples - samples.mean(0)
     return off.T @ off / (len(samples) - 1) / len(samples)
+
+
+class NoisyOracle:
+    """κ̂ = .8 κ + .02 Q̃: a response, and noise that is nothing but the maps' own power."""
+
+    def __init__(self, kappa):
+        self.kappa = kappa
+
+    def reconstruct(self, q, u):
+        return 0.8 * self.kappa + 0.02 * q
+
+
+def simulated_run(folder) -> Run:
+    """A run of 10° patches with every product of a calibration; those in ``folder`` are kept."""
+    content = small(folder)
+    content["centres"] = {"nside": 2, "poles": 4}  # 40 patches of a sky
+    content["derivatives"]["ee_edges"] = [2, 150, 300, 450, 600, 1001]
+    content["skies"] = {"train": 1, "validation": 1, "test": 1, "derivatives": 1}
+    content["nuisances"], content["points"] = {"skies": 1}, {}
+    content["surveys"]["high"]["skies"] = 1
+    content["data_debias"] = True
+    content["instrument"]["noise_uk_arcmin"] = 30.0
+    config = Config.model_validate(content)
+
+    def of(set_name):
+        Skies(Run(config)).measure(set_name)
+        return Run(config, HASH, NoisyOracle(observe_sky(Run(config), set_name, 0).kappa))
+
+    for name in ("validation", "test", *(f"survey-{s}" for s in config.surveys)):
+        Bandpowers(of(name)).measure(name)
+    Derivatives(of("derivatives")).measure([0])
+    ShiftedSkies(of("derivatives")).measure([0])
+    Nuisances(of("test")).measure([0])
+    Power(Run(config)).measure()
+    return Run(config, HASH)

@@ -11,20 +11,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from .. import products
-from ..pipeline import skies
-from ..pipeline.run import Run
-from ..theory.camb import Cosmology
-from .bandpowers import measurement_recipe
-from .derivatives import SET, NoiseDerivatives, PerturbedSky
-
-KIND = "curvature"
-ALGORITHM = 1
+from .derivatives import NoiseDerivatives
 
 
 @dataclass(frozen=True)
@@ -39,63 +29,6 @@ class Curvature:
 
     kk_direction: np.ndarray
     patches: np.ndarray
-
-
-def path(run: Run, index: int) -> Path:
-    """Where the bandpowers of a derivatives sky at shifted ω_c lie.
-
-    Parameters
-    ----------
-    run, index : the configuration, and the number of the sky
-
-    Returns
-    -------
-    the file, under ``products``
-    """
-    return run.config.products / "curvature" / f"sky_{index:04d}.h5"
-
-
-def recipe(run: Run, index: int) -> dict[str, Any]:
-    """What determines the bandpowers of a derivatives sky at shifted ω_c.
-
-    Parameters
-    ----------
-    run, index : the configuration, and the number of the sky
-
-    Returns
-    -------
-    mapping for JSON
-    """
-    return {
-        "sky": skies.recipe(run, SET, index),
-        **measurement_recipe(run),
-        "curvature_algorithm": ALGORITHM,
-        "omch2_step": run.config.derivatives.omch2_step,
-        **({"patches": n} if (n := run.config.derivatives.patches) is not None else {}),
-    }
-
-
-def measure(run: Run, index: int, nthreads: int = 0) -> None:
-    """Measure the bandpowers of one sky of the ``derivatives`` set at ω_c − step and ω_c + step.
-
-    The product holds ``auto`` (of κ̂) and ``truth``, each (2, n_patches, n_bins).
-
-    Parameters
-    ----------
-    run : a configuration with its estimator
-    index : of the sky
-    nthreads : of transforms; 0 for all
-    """
-    run.config.check_index(SET, index)
-    file, made_of = path(run, index), recipe(run, index)
-    if products.exists(file, KIND, made_of):
-        return
-    skies_at = []
-    for omch2 in run.config.shifted_omch2():
-        cosmology = run.config.cosmology.vary(omch2=omch2)
-        skies_at.append(PerturbedSky(run, index, nthreads, cosmology).unperturbed())
-    arrays = {name: np.stack([sky[name] for sky in skies_at]) for name in ("auto", "truth")}
-    products.write_product(file, KIND, made_of, arrays)
 
 
 def curvature_of(
@@ -142,63 +75,6 @@ def change_above(
     amplitudes = changes @ direction(*changes)
     patches = second_order(shifted - derivatives.centre - first_order, amplitudes)
     return first_order[1] + patches * amplitudes[1] ** 2
-
-
-def shifted_noise(run: Run, response: np.ndarray) -> np.ndarray:
-    """Noise bias of the patches of the ``derivatives`` skies at ω_c − step and ω_c + step.
-
-    Parameters
-    ----------
-    run : a configuration
-    response : R_b, (n_bins,)
-
-    Returns
-    -------
-    (2, n_patches, n_bins)
-
-    Raises
-    ------
-    products.ProductError
-        if a sky has not been measured, or was with another network or configuration
-    """
-    shifted = []
-    for index in range(run.config.skies.derivatives):
-        file, made_of = path(run, index), recipe(run, index)
-        with products.open_product(file, KIND, made_of, run.config.shipped) as product:
-            shifted.append(product.array("auto") / response**2 - product.array("truth"))
-    return np.concatenate(shifted, axis=1)
-
-
-def changes_at(run: Run, cosmology: Cosmology) -> np.ndarray:
-    """δ_j of the configuration's bands at a cosmology (docs/noise-bias, eq. 9).
-
-    Parameters
-    ----------
-    run : a configuration
-    cosmology : where CAMB runs, unless its spectra are kept
-
-    Returns
-    -------
-    C^κκ before C^EE, (n_kk + n_ee,)
-    """
-    moved, fiducial, settings = run.spectra(cosmology), run.spectra(), run.config.derivatives
-    kk = band_changes(settings.kk_edges, moved.kk, fiducial.kk)
-    return np.concatenate([kk, band_changes(settings.ee_edges, moved.ee, fiducial.ee)])
-
-
-def shifted_changes(run: Run) -> np.ndarray:
-    """:func:`changes_at` ω_c − step and ω_c + step.
-
-    Parameters
-    ----------
-    run : a configuration
-
-    Returns
-    -------
-    (2, n_kk + n_ee)
-    """
-    shifted = (run.config.cosmology.vary(omch2=omch2) for omch2 in run.config.shifted_omch2())
-    return np.array([changes_at(run, cosmology) for cosmology in shifted])
 
 
 def band_changes(edges: Sequence[int], cl: np.ndarray, fiducial: np.ndarray) -> np.ndarray:

@@ -2,12 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import CNNLensError
-from .bandpowers import PatchBandpowers
+from ..simulate.bandpowers import FlatSpectra
+
+
+@dataclass(frozen=True)
+class PatchBandpowers:
+    """Bandpowers by patch before any calibration, of masked maps over ⟨M²⟩.
+
+    Attributes
+    ----------
+    auto, cross, truth : ⟨κ̂κ̂*⟩, ⟨κκ̂*⟩ and ⟨κκ*⟩, (n_patches, n_bins) each
+    """
+
+    auto: np.ndarray
+    cross: np.ndarray
+    truth: np.ndarray
+
+    @classmethod
+    def join(cls, parts: Iterable[PatchBandpowers]) -> PatchBandpowers:
+        """The patches of several skies, one after another.
+
+        Parameters
+        ----------
+        parts : bandpowers of each sky
+
+        Returns
+        -------
+        bandpowers of all patches
+        """
+        parts = list(parts)
+        return cls(*(np.concatenate([getattr(p, k) for p in parts]) for k in FIELDS))
+
+
+FIELDS = tuple(PatchBandpowers.__annotations__)
+
+
+def patch_bandpowers(
+    spectra: FlatSpectra, estimate: np.ndarray, kappa: np.ndarray
+) -> PatchBandpowers:
+    """Bandpowers of masked κ̂ and κ.
+
+    Parameters
+    ----------
+    spectra : of the masked patches
+    estimate, kappa : κ̂ and the true κ, (n_patches, n, n) each
+
+    Returns
+    -------
+    bandpowers by patch
+
+    Raises
+    ------
+    CNNLensError
+        if κ̂ is not finite
+    """
+    if not np.isfinite(estimate).all():
+        raise CNNLensError(
+            "the reconstructed convergence is not finite; check the input maps for NaN"
+        )
+    estimated, true = spectra.transform(estimate), spectra.transform(kappa)
+    return PatchBandpowers(
+        spectra.cross(estimated, estimated),
+        spectra.cross(true, estimated),
+        spectra.cross(true, true),
+    )
 
 
 @dataclass(frozen=True)

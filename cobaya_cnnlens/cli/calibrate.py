@@ -25,13 +25,12 @@ def derivatives(
 ) -> None:
     """Measure how the debiased bandpowers change with cosmology, to second order in omch2."""
     run = runs.load(config)
-    from ..calibrate import curvature, derivatives
+    from ..pipeline.perturbations import Derivatives, ShiftedSkies
 
     runs.ready(run)
-    for i in range(run.config.skies.derivatives) if index is None else index:
-        if not shifted_only:
-            derivatives.measure(run, i, runs.threads())
-        curvature.measure(run, i, runs.threads())
+    if not shifted_only:
+        Derivatives(run, runs.threads()).measure(index)
+    ShiftedSkies(run, runs.threads()).measure(index)
 
 
 @command(epilog="Example: cnnlens nuisances my.yaml --index 0")
@@ -47,21 +46,22 @@ def nuisances(
 ) -> None:
     """Measure how systematics of the instrument change the bandpowers, on test skies."""
     run = runs.load(config)
-    from ..calibrate import nuisances
-    from ..calibrate.assemble import calibration_of
-    from ..likelihood.fields import NUISANCES
+    from ..pipeline.nuisances import Nuisances
 
     runs.ready(run)
     if check is not None:
+        from ..likelihood.fields import NUISANCES
+        from ..pipeline.assemble import calibration_of
+        from ..validate.nuisance_checks import check_nuisances
+
         calibration, _ = calibration_of(run)
         steps = run.config.nuisances
         changes = {name: 2.0 * getattr(steps, name) for name in NUISANCES}
-        checks = nuisances.check_nuisances(run, calibration.response, check, changes)
+        checks = check_nuisances(run, calibration.response, check, changes)
         L = run.bandpowers.bins.centres
         typer.echo("\n".join(result.table(L) for result in checks))
         return
-    for i in range(run.config.nuisances.skies) if index is None else index:
-        nuisances.measure(run, i)
+    Nuisances(run).measure(index)
 
 
 @command(epilog="Example: cnnlens power my.yaml --what test")
@@ -75,20 +75,19 @@ def power(
 ) -> None:
     """Measure the E and B power of the patches, for `data_debias: true`; no network is run."""
     run = runs.load(config)
-    from ..calibrate import power
+    from ..pipeline.power import Power
 
-    entries = power.entries(run)
-    if what is not None and what not in dict(entries):
-        raise ConfigError(f"--what is {what!r:.60}; choose one of {', '.join(dict(entries))}")
-    chosen = [(kind, i) for kind, i in entries if what in (None, kind)]
-    indices = {i for _, i in chosen}
-    if unknown := set(index or ()) - indices:
+    power = Power(run, runs.threads())
+    counts = power.counts()
+    if what is not None and what not in counts:
+        raise ConfigError(f"--what is {what!r:.60}; choose one of {', '.join(counts)}")
+    size = max(counts.values()) if what is None else counts[what]
+    if unknown := set(index or ()) - set(range(size)):
         raise ConfigError(
-            f"{config}: power of {what or 'all sets'} is of skies 0 to {max(indices)}, not "
+            f"{config}: power of {what or 'all sets'} is of skies 0 to {size - 1}, not "
             f"{min(unknown)}; correct --index"
         )
-    chosen = [(kind, i) for kind, i in chosen if index is None or i in index]
-    power.measure(run, chosen, runs.threads())
+    power.measure(what, index)
 
 
 @command(epilog="Example: cnnlens ship my.yaml")

@@ -14,7 +14,7 @@ from . import runs
 from .arguments import FRONT, ConfigFile, Indices, Networks, Unit
 
 if TYPE_CHECKING:
-    from ..calibrate.own_maps import MapSetup
+    from ..maps.map_setup import MapSetup
     from ..pipeline.run import Run
 
 NOISY = "tiles with depths and holes of their own need a refining network, as refined_fiducial has"
@@ -36,10 +36,10 @@ def features(
 ) -> None:
     """Compute the feature maps that a refining network learns from."""
     run = runs.load(config)
-    from ..pipeline import features
+    from ..pipeline.features import Features
 
-    features.measure(run, set_name, index, part, runs.threads())
-    typer.echo(features.path(run, set_name, 0, 0).parent)
+    files = Features(run, runs.threads()).measure(set_name, index, part)
+    typer.echo(files[0].parent)
 
 
 @command(rich_help_panel=FRONT, epilog="Example: cnnlens train my.yaml")
@@ -50,10 +50,10 @@ def train(config: ConfigFile) -> None:
     """
     run = runs.load(config)
     if run.config.baseline is not None:
-        from ..pipeline import mean_field
+        from ..pipeline.mean_field import MeanField
 
         _ = runs.ready(run).estimator
-        typer.echo(f"mean field in {mean_field.path(run)}")
+        typer.echo(f"mean field in {MeanField(run).path()}")
         return
     if run.config.network.pretrained is not None:
         raise ConfigError(
@@ -116,33 +116,32 @@ def reconstruct(
     if bool(maps) == (set_name is not None):
         raise ConfigError("give either --set NAME or --maps FILE")
     runs.need_pipeline()
-    from ..calibrate.release_networks import is_release
+    from ..pipeline.release_networks import is_release
 
     if set_name is not None or not maps:
         if is_release(config):
             raise ConfigError(f"{config} is a release: --set needs the configuration that made it")
         run = runs.load(config)
-        from ..calibrate import bandpowers
+        from ..pipeline.reconstructions import Bandpowers
 
-        bandpowers.measure(runs.ready(run), str(set_name), index)
+        Bandpowers(runs.ready(run)).measure(str(set_name), index)
         return
-    from ..calibrate import own_maps
-    from ..calibrate.map_checks import check_maps
-    from ..pipeline.map_files import PatchMaps, parse_centres, read_maps
+    from ..maps.bandpower_file import check_folder
+    from ..maps.map_checks import check_maps
+    from ..maps.patch_files import parse_centres, read_maps
+    from ..maps.patch_maps import PatchMaps
+    from ..maps.reconstruction import reconstruct_maps
 
     setup, load_estimator = map_setup(config, network)
-    folder = out or maps[0].parent / maps[0].stem
-    own_maps.check_folder(folder)
-    centres, source = parse_centres(centre or []), ", ".join(path.name for path in maps)
-    patch_maps = PatchMaps.join(
+    folder, centres = out or maps[0].parent / maps[0].stem, parse_centres(centre or [])
+    check_folder(folder)
+    patches = PatchMaps.join(
         [read_maps(path, setup.patch, centres, pixel_window, unit=unit) for path in maps],
         setup.patch.size_deg,
-        source,
     )
-    warnings = [*patch_maps.warnings, *check_maps(patch_maps, setup, source)]
-    runs.warn(source, warnings)
-    estimator = load_estimator()
-    typer.echo(own_maps.reconstruct_maps(setup, estimator, patch_maps, source, folder, warnings))
+    warnings = [*patches.warnings, *check_maps(patches, setup)]
+    runs.warn(patches.source, warnings)
+    typer.echo(reconstruct_maps(setup, load_estimator(), patches, folder, warnings))
 
 
 def map_setup(
@@ -166,9 +165,9 @@ def map_setup(
     ConfigError
     If there is no such release or configuration, or the estimator is not told the noise.
     """
-    from ..calibrate.own_maps import MapSetup
-    from ..calibrate.release_estimator import release_estimator
-    from ..calibrate.release_networks import find_networks, is_release
+    from ..maps.map_setup import MapSetup
+    from ..maps.release_estimator import release_estimator
+    from ..pipeline.release_networks import find_networks, is_release
     from ..reconstruct.files import kind_of
 
     if not is_release(source):

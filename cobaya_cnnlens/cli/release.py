@@ -50,17 +50,14 @@ def release_make(
     if (config is None) == (calibration is None) or (calibration is not None and not data):
         raise ConfigError("give either CONFIG, or --data FILE with --calibration RELEASE")
     runs.need_pipeline()
-    from ..calibrate import assemble
     from ..likelihood.release import read_release, write_release
+    from ..maps.assembly import make_patch_release
+    from ..pipeline import assemble
 
     run = None if config is None else runs.load(config)
     if data:
         path = out or data[0].with_name("release.json")
-        if run is None:
-            calibrated = read_release(str(calibration))
-            release = assemble.make_calibrated_release(data, calibrated, path.stem)
-        else:
-            release = assemble.make_data_release(run, data, path.stem)
+        release = make_patch_release(run or read_release(str(calibration)), data, path.stem)
     else:
         run, survey = cast("Run", run), str(survey)
         release = assemble.make_release(run, survey)
@@ -103,7 +100,7 @@ def release_show(
         return
     release = read_release(file)
     if network:
-        from ..calibrate.release_networks import check_network
+        from ..pipeline.release_networks import check_network
 
         check_network(release, network)
         typer.echo(f"{file} was made with {', '.join(map(str, network))}")

@@ -20,9 +20,9 @@ command = partial(app.command, rich_help_panel="Simulate")
 def skies(config: ConfigFile, set_name: SetName, index: Indices = None) -> None:
     """Simulate the skies of a set: one file of patches (Q̃, Ũ, Q, U, E, κ) each."""
     run = runs.load(config)
-    from ..pipeline import skies
+    from ..pipeline.skies import Skies
 
-    for path in skies.measure(run, set_name, index, runs.threads()):
+    for path in Skies(run, runs.threads()).measure(set_name, index):
         typer.echo(path)
 
 

@@ -73,7 +73,7 @@ def _tables(members: list[Run], table: Table, merge: int) -> list[str]:
 
 def _recovery_table(run: Run) -> str:
     """Maximum-likelihood omch2 of the surveys' patches, and the test of the null hypothesis."""
-    from ..calibrate.assemble import make_releases
+    from ..pipeline.assemble import make_releases
     from ..validate.omch2 import recovery
 
     return recovery(run, make_releases(run, dict.fromkeys(run.config.surveys, 0)), 1).table()
@@ -108,31 +108,40 @@ def n0(
     typer.echo(table.table())
 
 
-@command(epilog="Example: cnnlens points my.yaml --fit")
+@command(epilog="Example: cnnlens points my.yaml --surface")
 def points(
     config: ConfigFile,
-    index: Indices = None,
-    fit: Annotated[
-        bool, typer.Option(help="Instead: those to which the debias from the data is fitted.")
+    index: Annotated[
+        list[int] | None,
+        typer.Option("--index", help="Test sky, or point of the surface; repeatable."),
+    ] = None,
+    surface: Annotated[
+        bool, typer.Option(help="Instead: measure the response surface of the debias.")
     ] = False,
 ) -> None:
     """Make test skies again at other cosmologies; print how far off omch2 is there, in sigmas."""
     run = runs.load(config)
-    from ..calibrate import cosmologies
+    from ..pipeline import cosmologies
+    from ..pipeline.cosmologies import Points
+    from ..pipeline.surface import SurfacePoints
 
-    key = "points.fit" if fit else "points.at"
-    cosmology_points = cosmologies.fitted(run) if fit else cosmologies.checked(run)
+    if surface:
+        if run.config.points.surface is None:
+            raise ConfigError(f"{config}: key 'points.surface' is missing; add it")
+        design = SurfacePoints(run, runs.threads())
+        design.keys(index)
+        runs.ready(run)
+        typer.echo(design.measure(index)[0].parent)
+        return
+    cosmology_points = cosmologies.checked(run)
     if not cosmology_points:
-        raise ConfigError(f"{config}: key '{key}' lists no cosmologies; add some")
+        raise ConfigError(f"{config}: key 'points.at' lists no cosmologies; add some")
     for i in index or ():
         run.config.check_index(cosmologies.SET, i)
     runs.ready(run)
     chosen = [p for p in cosmology_points if index is None or p.index in index]
-    cosmologies.measure(run, chosen, runs.threads())
-    if fit:
-        typer.echo(cosmologies.path(run, cosmology_points[0]).parent)
-    else:
-        typer.echo("\n".join(_points_tables(run)))
+    Points(run, runs.threads()).measure(chosen)
+    typer.echo("\n".join(_points_tables(run)))
 
 
 @command(epilog="Example: cnnlens coverage my.yaml --release refined_fiducial")
@@ -159,8 +168,8 @@ def coverage(
 ) -> None:
     """Simulate skies of a prior (omch2, logA), and print how often posteriors hold the truth."""
     run, *others = map(runs.load, (config, *(more or ())))
-    from ..calibrate.assemble import make_release
     from ..likelihood.release import read_release
+    from ..pipeline.assemble import make_release
     from ..validate import coverage
 
     if not table_only:

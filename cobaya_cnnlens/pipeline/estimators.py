@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..simulate.instrument import Instrument
+from . import networks
+from .mean_field import MeanField
 
 if TYPE_CHECKING:
     from ..reconstruct import Estimator
-    from .config import Baseline, Config
-    from .run import Run
+    from .config import Config
+    from .sections.estimator_settings import Baseline
+    from .simulation import Simulation
 
 GROUP = "cobaya_cnnlens.estimators"
 
@@ -49,7 +52,7 @@ class MaskedEstimator:
         return self._mask * (self._estimator.reconstruct(q, u) - self._mean_field)
 
 
-def build_estimator(run: Run) -> Estimator:
+def build_estimator(run: Simulation) -> Estimator:
     """The configuration's network or networks, or its baseline with the mean field of training
     skies, which is measured first if there is none yet.
 
@@ -61,17 +64,16 @@ def build_estimator(run: Run) -> Estimator:
     -------
     from masked Q and U to masked κ̂
     """
-    from . import mean_field
-
     if run.config.baseline is None:
         return network_estimator(run)
     builder, *_ = registered(run.config.baseline.kind)
     bare = builder(run)
-    mean_field.measure(run, bare)
-    return MaskedEstimator(bare, run.mask, mean_field.read(run))
+    mean_field = MeanField(run, bare)
+    mean_field.measure()
+    return MaskedEstimator(bare, run.mask, mean_field.read())
 
 
-def network_estimator(run: Run) -> Estimator:
+def network_estimator(run: Simulation) -> Estimator:
     """The configuration's network, or its networks' mean, applied as the configuration says.
 
     Parameters
@@ -83,7 +85,6 @@ def network_estimator(run: Run) -> Estimator:
     from masked Q and U to masked κ̂
     """
     from ..reconstruct.learned import learned_estimator
-    from . import networks
 
     config = run.config
     networks.check_kind(run)
@@ -98,7 +99,7 @@ def network_estimator(run: Run) -> Estimator:
     )
 
 
-def filtered_for(run: Run) -> Instrument:
+def filtered_for(run: Simulation) -> Instrument:
     """The instrument as filters take it, with a noise of at least :data:`LOWEST_LEVEL`.
 
     Parameters
@@ -115,7 +116,7 @@ def filtered_for(run: Run) -> Instrument:
     return replace(instrument, noise_uk_arcmin=max(instrument.noise_uk_arcmin, LOWEST_LEVEL))
 
 
-def _quadratic(run: Run) -> Estimator:
+def _quadratic(run: Simulation) -> Estimator:
     from ..reconstruct.quadratic import QuadraticEstimator
 
     baseline = run.config.baseline
@@ -130,7 +131,7 @@ def _quadratic(run: Run) -> Estimator:
     )
 
 
-def _wiener(run: Run) -> Estimator:
+def _wiener(run: Simulation) -> Estimator:
     from ..reconstruct.map_lensing import TOLERANCES, MAPLensing
 
     # The only pass: its filter converges as that of the last of many does.
@@ -139,7 +140,7 @@ def _wiener(run: Run) -> Estimator:
     return MAPLensing(*patches, passes=1, tolerances=last)
 
 
-def _map(run: Run) -> Estimator:
+def _map(run: Simulation) -> Estimator:
     from ..reconstruct.map_lensing import MAPLensing
 
     baseline, patch = run.config.baseline, run.config.patch
@@ -222,29 +223,32 @@ def name_of(config: Config) -> str:
     return {"resunet": "ResUNet", "refined": "refining network"}[config.network.kind]
 
 
-def own_options(kind: str, given: dict[str, Any]) -> dict[str, Any]:
-    """A baseline's options beyond those that all kinds share, checked and completed.
+def with_own_options(config: Config) -> Config:
+    """A configuration whose baseline is known, its own options checked and completed.
 
     Parameters
     ----------
-    kind : of baseline
-    given : options of the configuration
+    config : the pipeline's configuration
 
     Returns
     -------
-    options with defaults filled in
+    the configuration, with the defaults of options that its baseline's kind has and others do not
 
     Raises
     ------
     ValueError
-        for an option that the kind does not have, or a wrong value
+        for a kind that is not registered, an option that it does not have, or a wrong value
     """
-    _, _, *options = registered(kind)
+    if (baseline := config.baseline) is None:
+        return config
+    _, _, *options = registered(baseline.kind)
+    given = baseline.model_extra or {}
     if options:
-        return options[0].model_validate(given).model_dump()
+        completed = options[0].model_validate(given).model_dump()
+        return config.model_copy(update={"baseline": baseline.model_copy(update=completed)})
     if given:
         raise ValueError(
-            f"no option {min(given)!r:.40} of the estimator '{kind}'; remove it or correct its "
-            "spelling"
+            f"no option {min(given)!r:.40} of the estimator '{baseline.kind}'; remove it or "
+            "correct its spelling"
         )
-    return {}
+    return config

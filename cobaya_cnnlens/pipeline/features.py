@@ -11,153 +11,184 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from .. import products
 from ..reconstruct.features import PASSES, RefiningPatches, features_of
 from ..reconstruct.files import FEATURES_ALGORITHM
 from ..reconstruct.map_lensing import MAPLensing
 from ..simulate.instrument import convolve_beam, cosine_mask
 from ..simulate.skies import seed_sequence
 from ..simulate.varied import Variation
-from . import skies
-from .config import WHOLE
 from .observation import ObservedPatches, observe_sky
+from .sections.sky_settings import WHOLE
+from .simulation import Simulation
+from .skies import Skies
+from .stage import Stage
 
-if TYPE_CHECKING:
-    from .run import Run
-
-KIND = "features"
-ALGORITHM = FEATURES_ALGORITHM
-ARRAYS = tuple(RefiningPatches.__annotations__)
 # Of the instruments that see training patches.
 VARIATION = Variation()
 
 
-def parts(run: Run, set_name: str) -> list[tuple[int, int]]:
-    """The files of a set.
+class Features(Stage[Simulation]):
+    """Features of observed patches, a batch in each file.
 
     Parameters
     ----------
-    run, set_name : the configuration, and the set of skies
-
-    Returns
-    -------
-    number of the sky, and of the file within it
+    run : the configuration and what follows from it
+    threads : patches that are filtered at a time; 0 for one per core
     """
-    n_patches = run.n_patches if set_name in WHOLE else len(run.spread)
-    each = -(-n_patches // run.config.refining.batch)
-    return [(i, part) for i in range(run.config.set_size(set_name)) for part in range(each)]
 
+    kind = "features"
+    algorithm = FEATURES_ALGORITHM
+    command = "features CONFIG --set {} --index {}"
+    unit = "file"
 
-def learned_from(run: Run, set_name: str) -> list[tuple[int, int]]:
-    """Sky and number of the files that training reads: all of "train", and "validation" as far as
-    ``training.validation_patches`` goes.
+    def __init__(self, run: Simulation, threads: int = 0):
+        super().__init__(run, threads)
+        # The last sky that was asked for, and the filters by their taper.
+        self._sky: tuple[tuple[str, int], ObservedPatches] | None = None
+        self._filters: dict[float, MAPLensing] = {}
 
-    Parameters
-    ----------
-    run, set_name : the configuration, and the set of skies
+    def keys(
+        self,
+        set_name: str,
+        indices: Iterable[int] | None = None,
+        parts: Iterable[int] | None = None,
+    ) -> list[tuple[str, int, int]]:
+        """The files of a set.
 
-    Returns
-    -------
-    number of the sky, and of the file within it
-    """
-    files, config = parts(run, set_name), run.config
-    if set_name == "validation":
-        return files[: -(-config.training.validation_patches // config.refining.batch)]
-    return files
+        Parameters
+        ----------
+        set_name : of the set of skies
+        indices, parts : of which skies, and which of their files; all by default
 
+        Returns
+        -------
+        name of the set, number of the sky, and of the file within it
+        """
+        n_patches = self.run.n_patches if set_name in WHOLE else len(self.run.spread)
+        each = range(-(-n_patches // self.config.refining.batch))
+        chosen = each if parts is None else sorted(set(parts) & set(each))
+        skies = self.config.indices(set_name, indices)
+        return [(set_name, index, part) for index in skies for part in chosen]
 
-def path(run: Run, set_name: str, index: int, part: int) -> Path:
-    """Where the features of some patches of a sky lie.
+    def learned_from(self, set_name: str) -> list[tuple[str, int, int]]:
+        """The files that training reads: all of "train", and "validation" as far as
+        ``training.validation_patches`` goes.
 
-    Parameters
-    ----------
-    run, set_name, index : the configuration, the set of skies and the number of one
-    part : number of the file within the sky
+        Parameters
+        ----------
+        set_name : of the set of skies
 
-    Returns
-    -------
-    the file, under the features' directory
-    """
-    return run.config.feature_directory / set_name / f"sky_{index:04d}_{part:02d}.h5"
+        Returns
+        -------
+        keys of the files
+        """
+        files, config = self.keys(set_name), self.config
+        if set_name == "validation":
+            return files[: -(-config.training.validation_patches // config.refining.batch)]
+        return files
 
+    def path(self, set_name: str, index: int, part: int) -> Path:
+        """Where the features of some patches of a sky lie.
 
-def recipe(run: Run, set_name: str, index: int, part: int) -> dict[str, Any]:
-    """What determines the features of some patches of a sky.
+        Parameters
+        ----------
+        set_name, index : the set of skies, and the number of one
+        part : number of the file within the sky
 
-    Parameters
-    ----------
-    run, set_name, index : the configuration, the set of skies and the number of one
-    part : number of the file within the sky
+        Returns
+        -------
+        the file, under the features' directory
+        """
+        return self.config.feature_directory / set_name / f"sky_{index:04d}_{part:02d}.h5"
 
-    Returns
-    -------
-    mapping for JSON
-    """
-    return {
-        "sky": skies.recipe(run, set_name, index),
-        "instrument": run.config.instrument.recipe(),
-        **({"variation": asdict(VARIATION)} if set_name == "train" else {}),
-        "part": part,
-        "batch": run.config.refining.batch,
-        "passes": PASSES,
-        "feature_algorithm": ALGORITHM,
-    }
+    def recipe(self, set_name: str, index: int, part: int) -> dict[str, Any]:
+        """What determines the features of some patches of a sky.
 
+        Parameters
+        ----------
+        set_name, index : the set of skies, and the number of one
+        part : number of the file within the sky
 
-def measure(
-    run: Run,
-    set_name: str,
-    indices: Iterable[int] | None = None,
-    numbers: Iterable[int] | None = None,
-    threads: int = 0,
-) -> None:
-    """Make the missing features of a set, one file after another.
+        Returns
+        -------
+        mapping for JSON
+        """
+        return {
+            "sky": Skies(self.run).recipe(set_name, index),
+            "instrument": self.config.instrument.recipe(),
+            **({"variation": asdict(VARIATION)} if set_name == "train" else {}),
+            "part": part,
+            "batch": self.config.refining.batch,
+            "passes": PASSES,
+            "feature_algorithm": self.algorithm,
+        }
 
-    Parameters
-    ----------
-    indices, numbers : of which skies, and which of their files; all by default
-    threads : patches at a time; 0 for one per core. Features do not depend on it
-    """
-    indices = range(run.config.set_size(set_name)) if indices is None else list(indices)
-    for index in indices:
-        run.config.check_index(set_name, index)
-    asked_for = [
-        (index, part)
-        for index, part in parts(run, set_name)
-        if index in indices and (numbers is None or part in set(numbers))
-    ]
-    missing = [
-        (index, part)
-        for index, part in asked_for
-        if not products.exists(
-            path(run, set_name, index, part), KIND, recipe(run, set_name, index, part)
-        )
-    ]
-    made: dict[float, MAPLensing] = {}
-    maps: dict[int, ObservedPatches] = {}
-    bar = tqdm(missing, desc=f"features/{set_name}", unit="file", disable=not missing)
-    for index, part in bar:
-        if index not in maps:
-            maps = {index: _sky(run, set_name, index)}
-        batch = run.config.refining.batch
-        rows = range(part * batch, min((part + 1) * batch, len(maps[index].q)))
+    def make(self, set_name: str, index: int, part: int) -> dict[str, np.ndarray]:
+        """Observe patches and filter them.
+
+        Parameters
+        ----------
+        set_name, index : the set of skies, and the number of one
+        part : number of the file within the sky
+
+        Returns
+        -------
+        the arrays of :class:`.RefiningPatches`
+        """
+        if self._sky is None or self._sky[0] != (set_name, index):
+            self._sky = (set_name, index), _sky(self.run, set_name, index)
+        sky, batch = self._sky[1], self.config.refining.batch
+        rows = range(part * batch, min((part + 1) * batch, len(sky.q)))
         observe = _drawn if set_name == "train" else _as_configured
-        patches = _features(run, *observe(run, index, part, rows, maps[index]), made, threads)
-        file, made_of = path(run, set_name, index, part), recipe(run, set_name, index, part)
-        products.write_product(file, KIND, made_of, vars(patches))
+        taper, level, rms, patches = observe(self.run, index, part, rows, sky)
+        if taper not in self._filters:
+            mask = cosine_mask(self.config.patch, taper)
+            self._filters[taper] = MAPLensing(
+                self.config.patch,
+                self.config.instrument,
+                mask,
+                self.run.spectra(),
+                PASSES,
+                self.threads,
+            )
+        values = features_of(self._filters[taper], patches.q, patches.u, rms, self.threads)
+        kappa, e = (maps.astype(np.float32) for maps in (patches.kappa, patches.e))
+        stacked = np.stack(list(values)).astype(np.float16)
+        return vars(RefiningPatches(stacked, kappa, e, level))
+
+    def read(self, files: Iterable[tuple[str, int, int]]) -> RefiningPatches:
+        """Read the features of some files.
+
+        Parameters
+        ----------
+        files : keys of the files
+
+        Returns
+        -------
+        features and true maps of all patches
+
+        Raises
+        ------
+        products.ProductError
+            if a file is missing, damaged, or of another configuration
+        """
+        names = tuple(RefiningPatches.__annotations__)
+        bar = tqdm(files, desc=self.kind, unit=self.unit, leave=False)
+        parts = [self.arrays(*key, names=names) for key in bar]
+        return RefiningPatches(*(np.concatenate([part[name] for part in parts]) for name in names))
 
 
-def _sky(run: Run, set_name: str, index: int) -> ObservedPatches:
+def _sky(run: Simulation, set_name: str, index: int) -> ObservedPatches:
     """A sky's patches, as observed; those of the training set with the beam and no more."""
     if set_name != "train":
         return observe_sky(run, set_name, index)
     config = run.config
-    q, u, e, kappa = skies.read(run, set_name, index, ("lensed_q", "lensed_u", "e", "kappa"))
+    q, u, e, kappa = Skies(run).read(set_name, index, ("lensed_q", "lensed_u", "e", "kappa"))
     q, u = (convolve_beam(maps, config.instrument, config.patch) for maps in (q, u))
     return ObservedPatches(q, u, *(config.patch.crop(maps) for maps in (e, kappa)))
 
@@ -166,7 +197,9 @@ def _sky(run: Run, set_name: str, index: int) -> ObservedPatches:
 _Observed = tuple[float, np.ndarray, np.ndarray, ObservedPatches]
 
 
-def _as_configured(run: Run, index: int, part: int, rows: range, sky: ObservedPatches) -> _Observed:
+def _as_configured(
+    run: Simulation, index: int, part: int, rows: range, sky: ObservedPatches
+) -> _Observed:
     """The patches ``rows`` of a sky as the configuration's instrument sees them."""
     config, n = run.config, run.config.patch.n_pixels
     rms = np.broadcast_to(config.instrument.noise_rms(config.patch), (len(rows), n, n))
@@ -175,7 +208,7 @@ def _as_configured(run: Run, index: int, part: int, rows: range, sky: ObservedPa
     return config.instrument.taper_deg, level, rms, patches
 
 
-def _drawn(run: Run, index: int, part: int, rows: range, sky: ObservedPatches) -> _Observed:
+def _drawn(run: Simulation, index: int, part: int, rows: range, sky: ObservedPatches) -> _Observed:
     """As :func:`_as_configured`, each patch seen by an instrument of its own."""
     config, n = run.config, run.config.patch.n_pixels
     generators = [
@@ -191,68 +224,3 @@ def _drawn(run: Run, index: int, part: int, rows: range, sky: ObservedPatches) -
     mask = cosine_mask(config.patch, taper)
     maps = ((q + noise[0]) * mask, (u + noise[1]) * mask, e * mask, kappa * mask)
     return taper, level, rms, ObservedPatches(*maps)
-
-
-def _features(
-    run: Run,
-    taper: float,
-    level: np.ndarray,
-    rms: np.ndarray,
-    patches: ObservedPatches,
-    made: dict[float, MAPLensing],
-    threads: int,
-) -> RefiningPatches:
-    """Features of observed patches; ``made`` keeps the filters by their taper."""
-    config = run.config
-    if taper not in made:
-        mask = cosine_mask(config.patch, taper)
-        made[taper] = MAPLensing(
-            config.patch, config.instrument, mask, run.spectra(), PASSES, threads
-        )
-    values = np.stack(list(features_of(made[taper], patches.q, patches.u, rms, threads)))
-    kappa, e = (maps.astype(np.float32) for maps in (patches.kappa, patches.e))
-    return RefiningPatches(values.astype(np.float16), kappa, e, level)
-
-
-def exist(run: Run, set_name: str, index: int) -> bool:
-    """Whether all features of a sky are there.
-
-    Parameters
-    ----------
-    run, set_name, index : the configuration, the set of skies and the number of one
-
-    Returns
-    -------
-    True if none is missing
-    """
-    return all(
-        products.exists(path(run, set_name, *part), KIND, recipe(run, set_name, *part))
-        for part in parts(run, set_name)
-        if part[0] == index
-    )
-
-
-def read(run: Run, set_name: str, files: Iterable[tuple[int, int]]) -> RefiningPatches:
-    """Features of a set.
-
-    Parameters
-    ----------
-    run : the configuration and what follows from it
-    set_name : name of the set of skies
-    files : number of the sky, and of the file within it, of each
-
-    Returns
-    -------
-    features and true maps of all patches
-
-    Raises
-    ------
-    products.ProductError
-        if a file is missing, damaged, or of another configuration
-    """
-    arrays: list[dict[str, np.ndarray]] = []
-    for index, part in tqdm(files, desc=f"features of {set_name}", unit="file", leave=False):
-        file, made_of = path(run, set_name, index, part), recipe(run, set_name, index, part)
-        with products.open_product(file, KIND, made_of) as product:
-            arrays.append({name: product.array(name) for name in ARRAYS})
-    return RefiningPatches(*(np.concatenate([a[name] for a in arrays]) for name in ARRAYS))

@@ -15,6 +15,7 @@ import yaml
 
 from ..errors import ConfigError
 from .config import Config
+from .estimators import with_own_options
 
 # Of the YAML: more is no configuration but an attack, or a product's name given by mistake.
 MOST_BYTES, MOST_VALUES, MOST_LEVELS = 1_000_000, 20_000, 20
@@ -63,7 +64,13 @@ def load_config(path: str | Path) -> Config:
             f"{file} is a study of {len(members)} members; name one, as in "
             f"{file}#{next(iter(members))}"
         )
-    return _validated(Config, content, path)
+    config = _validated(Config, content, path)
+    try:
+        return with_own_options(config)
+    except ValidationError as error:
+        raise ConfigError(_explain(path, error, ("baseline",))) from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: key 'baseline.kind': {error}") from None
 
 
 def load_as(kind: type[_T], path: str | Path) -> _T:
@@ -267,10 +274,10 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(path: str | Path, error: ValidationError) -> str:
+def _explain(path: str | Path, error: ValidationError, above: _Keys = ()) -> str:
     lines = []
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
+        key = _dotted((*above, *item["loc"]))
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             lines.append(f"{path}: unknown key '{key}'; remove it or correct its spelling")

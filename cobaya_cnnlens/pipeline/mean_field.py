@@ -8,22 +8,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from .. import products
-from . import skies
 from .observation import observe_sky
+from .simulation import Simulation
+from .skies import Skies
+from .stage import Stage
 
 if TYPE_CHECKING:
     from ..reconstruct import Estimator
-    from .run import Run
 
-KIND = "mean field"
 # Of the estimators themselves too: their number stands in the recipe that is their identity.
 ALGORITHM = 4
 # Patches at a time while the mean field is summed.
 CHUNK = 16
 
 
-def baseline_recipe(run: Run) -> dict[str, Any]:
+def baseline_recipe(run: Simulation) -> dict[str, Any]:
     """What determines an estimator without a network; its hash stands in a network's place.
 
     Parameters
@@ -40,71 +39,63 @@ def baseline_recipe(run: Run) -> dict[str, Any]:
         "algorithm": ALGORITHM,
         "baseline": baseline.model_dump(),
         "instrument": run.config.instrument.recipe(),
-        "sky": skies.recipe(run, "train", 0),
+        "sky": Skies(run).recipe("train", 0),
     }
 
 
-def path(run: Run) -> Path:
-    """Where the mean field lies.
+class MeanField(Stage[Simulation]):
+    """Mean κ̂ of a bare estimator over the first training sky: what mask and noise put into κ̂.
 
     Parameters
     ----------
     run : the configuration and what follows from it
-
-    Returns
-    -------
-    the file, under ``products``
+    estimator : of κ on the whole patch; not needed to read
     """
-    return run.config.products / "mean_field.h5"
 
+    kind = "mean field"
+    command = "train CONFIG"
 
-def recipe(run: Run) -> dict[str, Any]:
-    """What determines the mean field.
+    def __init__(self, run: Simulation, estimator: Estimator | None = None):
+        super().__init__(run)
+        self._estimator = estimator
 
-    Parameters
-    ----------
-    run : the configuration and what follows from it
+    def keys(self) -> list[tuple[()]]:
+        """The only product has an empty key."""
+        return [()]
 
-    Returns
-    -------
-    mapping for JSON
-    """
-    return {"mean_field": baseline_recipe(run)}
+    def path(self) -> Path:
+        """The file, under ``products``."""
+        return self.config.products / "mean_field.h5"
 
+    def recipe(self) -> dict[str, Any]:
+        """What determines the mean field, a mapping for JSON."""
+        return {"mean_field": baseline_recipe(self.run)}
 
-def measure(run: Run, estimator: Estimator) -> None:
-    """Mean κ̂ of a bare estimator over the first training sky, unless that is done.
+    def make(self) -> dict[str, np.ndarray]:
+        """Average κ̂ over the sky's patches.
 
-    Parameters
-    ----------
-    run : the configuration and what follows from it
-    estimator : of κ on the whole patch
-    """
-    if products.exists(path(run), KIND, recipe(run)):
-        return
-    sky = observe_sky(run, "train", 0)
-    total = np.zeros(sky.q.shape[1:])
-    for start in tqdm(range(0, len(sky.q), CHUNK), desc="mean field", unit=f"{CHUNK} patches"):
-        rows = slice(start, start + CHUNK)
-        total += estimator.reconstruct(sky.q[rows], sky.u[rows]).sum(0)
-    products.write_product(path(run), KIND, recipe(run), {"kappa": total / len(sky.q)})
+        Returns
+        -------
+        ``kappa``, (n, n)
+        """
+        assert self._estimator is not None  # of a reader alone
+        sky = observe_sky(self.run, "train", 0)
+        total = np.zeros(sky.q.shape[1:])
+        for start in tqdm(range(0, len(sky.q), CHUNK), desc=self.kind, unit=f"{CHUNK} patches"):
+            rows = slice(start, start + CHUNK)
+            total += self._estimator.reconstruct(sky.q[rows], sky.u[rows]).sum(0)
+        return {"kappa": total / len(sky.q)}
 
+    def read(self) -> np.ndarray:
+        """Read the mean field.
 
-def read(run: Run) -> np.ndarray:
-    """What mask and noise alone put into κ̂.
+        Returns
+        -------
+        (n, n)
 
-    Parameters
-    ----------
-    run : the configuration and what follows from it
-
-    Returns
-    -------
-    (n, n)
-
-    Raises
-    ------
-    products.ProductError
-        if it is missing, damaged, or of another configuration
-    """
-    with products.open_product(path(run), KIND, recipe(run)) as product:
-        return product.array("kappa")
+        Raises
+        ------
+        products.ProductError
+            if it is missing, damaged, or of another configuration
+        """
+        return self.arrays()["kappa"]

@@ -16,11 +16,12 @@ from ..errors import NetworkError
 from ..products import SHIPPED, differences, identity_of, open_product
 from ..reconstruct.files import estimator_hash, kind_of, network_hash, read_network
 from ..simulate.instrument import Instrument
-from . import mean_field, skies
-from .config import Network, Training
+from . import mean_field
+from .sections.estimator_settings import Network, Training
+from .skies import Skies
 
 if TYPE_CHECKING:
-    from .run import Run
+    from .simulation import Simulation
 
 # What the files of a configuration's `network.kind` hold.
 KINDS = {"resunet": "ResUNet", "refined": "RefiningUNet"}
@@ -33,7 +34,7 @@ FORMER: dict[str, dict[str, Any]] = {
 }
 
 
-def path(run: Run) -> Path:
+def path(run: Simulation) -> Path:
     """Where training leaves its network.
 
     Parameters
@@ -47,7 +48,7 @@ def path(run: Run) -> Path:
     return run.config.products / "network.keras"
 
 
-def paths(run: Run) -> tuple[Path, ...]:
+def paths(run: Simulation) -> tuple[Path, ...]:
     """The networks in use: the trained one, or those that ``network.pretrained`` names.
 
     Parameters
@@ -64,7 +65,7 @@ def paths(run: Run) -> tuple[Path, ...]:
     return tuple(named) if isinstance(named, list) else (named,)
 
 
-def training_directory(run: Run) -> Path:
+def training_directory(run: Simulation) -> Path:
     """Where training keeps its state.
 
     Parameters
@@ -78,7 +79,7 @@ def training_directory(run: Run) -> Path:
     return run.config.products / "training"
 
 
-def recipe(run: Run) -> dict[str, Any]:
+def recipe(run: Simulation) -> dict[str, Any]:
     """What determines a training run.
 
     Parameters
@@ -90,7 +91,7 @@ def recipe(run: Run) -> dict[str, Any]:
     mapping for JSON
     """
     config = run.config
-    sky = skies.recipe(run, "train", 0)
+    sky = Skies(run).recipe("train", 0)
     del sky["index"], sky["set"]
     if config.network.kind == "refined":
         return _refining_recipe(run, sky)
@@ -109,10 +110,10 @@ def recipe(run: Run) -> dict[str, Any]:
 REFINING = {"network": {"width", "seed"}, "training": {"phases", "clip_norm", "seed"}}
 
 
-def _refining_recipe(run: Run, sky: dict[str, Any]) -> dict[str, Any]:
+def _refining_recipe(run: Simulation, sky: dict[str, Any]) -> dict[str, Any]:
     """What determines a training run on features."""
     from ..reconstruct.features import PASSES
-    from .features import ALGORITHM, VARIATION
+    from .features import VARIATION, Features
 
     config = run.config
     initial = config.network.initial
@@ -121,7 +122,7 @@ def _refining_recipe(run: Run, sky: dict[str, Any]) -> dict[str, Any]:
         "train_skies": config.skies.train,
         "instrument": config.instrument.recipe(),
         "features": {
-            "algorithm": ALGORITHM,
+            "algorithm": Features.algorithm,
             "passes": PASSES,
             "batch": config.refining.batch,
             "variation": asdict(VARIATION),
@@ -133,7 +134,7 @@ def _refining_recipe(run: Run, sky: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def estimator_id(run: Run) -> str:
+def estimator_id(run: Simulation) -> str:
     """What stands for a run's estimator in recipes: the hash of its network or networks, or of its
     baseline's recipe. Where a network is yet to be trained, that of the one which made the shipped
     bandpowers stands for it, if that was trained as the configuration says.
@@ -161,7 +162,7 @@ def estimator_id(run: Run) -> str:
     return estimator_hash(paths(run))
 
 
-def check_kind(run: Run) -> None:
+def check_kind(run: Simulation) -> None:
     """Refuse networks of another kind than the configuration's.
 
     Parameters
@@ -181,7 +182,7 @@ def check_kind(run: Run) -> None:
         )
 
 
-def _shipped_hash(run: Run) -> str | None:
+def _shipped_hash(run: Simulation) -> str | None:
     shipped = run.config.shipped
     if shipped is None or not shipped.exists():
         return None
@@ -226,7 +227,7 @@ def _completed(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return completed
 
 
-def check_trained(run: Run) -> None:
+def check_trained(run: Simulation) -> None:
     """Refuse a network in the products' folder that was not trained as the configuration says.
 
     Parameters

@@ -9,10 +9,10 @@ import numpy as np
 
 from ..simulate.instrument import Instrument, Systematics, convolve_beam, draw_noise
 from ..simulate.skies import seed_sequence
-from . import skies
+from .skies import Skies
 
 if TYPE_CHECKING:
-    from .run import Run
+    from .simulation import Simulation
 
 AS_CONFIGURED = Systematics()
 
@@ -35,7 +35,7 @@ class ObservedPatches:
 
 
 def observe_sky(
-    run: Run,
+    run: Simulation,
     set_name: str,
     index: int,
     *,
@@ -61,7 +61,7 @@ def observe_sky(
     """
     names = (*(("lensed_q", "lensed_u") if lensed else ("q", "u")), "e", "kappa")
     config = run.config
-    q, u, e, kappa = skies.read(run, set_name, index, names)
+    q, u, e, kappa = Skies(run).read(set_name, index, names)
     mask: np.ndarray | np.float32 = np.float32(1.0)
     data_mask = mask
     if masked:
@@ -78,7 +78,7 @@ def observe_sky(
 
 
 def sky_noise(
-    run: Run,
+    run: Simulation,
     set_name: str,
     index: int,
     n_patches: int,

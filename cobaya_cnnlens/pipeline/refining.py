@@ -26,11 +26,12 @@ from ..reconstruct.refining import (
     targets_of,
 )
 from ..simulate.skies import seed_sequence
-from . import features, networks
+from . import networks
+from .features import Features
 from .training import ScaledMSE, TrainingRun, plan_epochs
 
 if TYPE_CHECKING:
-    from .run import Run
+    from .simulation import Simulation
 
 # Of the error of E, in units of a typical residual's variance (3 µK)², beside that of κ's modes.
 E_WEIGHT, E_UNIT = 0.05, 3.0
@@ -78,7 +79,7 @@ class _Progress(keras.callbacks.Callback):
         self._bar.update()
 
 
-def train(run: Run, directory: Path) -> Iterator[dict[str, Any]]:
+def train(run: Simulation, directory: Path) -> Iterator[dict[str, Any]]:
     """Train, or go on training, yielding the record of each finished epoch.
 
     Parameters
@@ -99,9 +100,9 @@ def train(run: Run, directory: Path) -> Iterator[dict[str, Any]]:
     state, plan = TrainingRun(directory, networks.recipe(run)), plan_epochs(config)
     if len(state.history) >= len(plan):
         return
+    features = Features(run)
     patches, checked = (
-        features.read(run, name, features.learned_from(run, name))
-        for name in ("train", "validation")
+        features.read(features.learned_from(name)) for name in ("train", "validation")
     )
     x_val = checked.features.astype(np.float32)
     weights = ModeWeights(config.patch, config.instrument, run.spectra(), np.mean(run.mask**2))
@@ -146,7 +147,7 @@ def _losses() -> dict[str, Any]:
     }
 
 
-def new_learner(run: Run) -> RefiningLearner:
+def new_learner(run: Simulation) -> RefiningLearner:
     """The network before training, compiled to learn; with the weights of ``network.initial`` if
     that names a file.
 

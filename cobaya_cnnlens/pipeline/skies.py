@@ -1,151 +1,106 @@
-"""The simulation stage: spectra once per cosmology, then one shard per sky."""
+"""The simulation stage: one shard for each sky, with all fields of all its patches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from .. import products
 from ..simulate import shards
-from ..theory.camb import Cosmology, Spectra, compute_spectra
-
-if TYPE_CHECKING:
-    from .run import Run
-
-KIND = shards.KIND
-SPECTRA = "spectra"
-# Raised when what a stage makes changes, so that older products are refused.
-ALGORITHM = 1
+from .simulation import Simulation
+from .stage import Stage
 
 
-def spectra_recipe(run: Run, cosmology: Cosmology) -> dict[str, Any]:
-    """What determines a product of spectra.
+class Skies(Stage[Simulation]):
+    """Shards: patches of one sky each, without beam, noise or mask."""
 
-    Parameters
-    ----------
-    run : the configuration and what follows from it
-    cosmology : of the spectra
+    kind = "sky"
+    command = "skies CONFIG --set {} --index {}"
 
-    Returns
-    -------
-    mapping for JSON
-    """
-    return {"cosmology": asdict(cosmology), "camb": asdict(run.config.camb)}
+    def keys(self, set_name: str, indices: Iterable[int] | None = None) -> list[tuple[str, int]]:
+        """The skies of a set.
 
+        Parameters
+        ----------
+        set_name : see :meth:`.Config.set_names`
+        indices : numbers of the skies; all by default
 
-def spectra(run: Run, cosmology: Cosmology) -> Spectra:
-    """The spectra of a cosmology, from its product, which is made when missing.
+        Returns
+        -------
+        name of the set and number of each sky
+        """
+        return [(set_name, index) for index in self.config.indices(set_name, indices)]
 
-    Parameters
-    ----------
-    run : the configuration and what follows from it
-    cosmology : of the spectra
+    def path(self, set_name: str, index: int) -> Path:
+        """Where a shard lies.
 
-    Returns
-    -------
-    unlensed and lensed spectra
-    """
-    made_of = spectra_recipe(run, cosmology)
-    file = run.config.sky_directory / "spectra" / f"{products.identity_of(made_of)}.h5"
-    if not products.exists(file, SPECTRA, made_of):
-        computed = compute_spectra(cosmology, run.config.camb)
-        products.write_product(file, SPECTRA, made_of, vars(computed))
-    with products.open_product(file, SPECTRA, made_of) as product:
-        return Spectra(**{name: product.array(name) for name in Spectra.__annotations__})
+        Parameters
+        ----------
+        set_name, index : the set of skies, and the number of one
 
+        Returns
+        -------
+        the file, under the directory of skies
+        """
+        return self.config.sky_directory / set_name / f"sky_{index:04d}.h5"
 
-def path(run: Run, set_name: str, index: int) -> Path:
-    """Where a shard lies.
+    def recipe(self, set_name: str, index: int) -> dict[str, Any]:
+        """What determines a shard.
 
-    Parameters
-    ----------
-    run, set_name, index : the configuration, the set of skies and the number of one
+        Parameters
+        ----------
+        set_name, index : the set of skies, and the number of one
 
-    Returns
-    -------
-    the file, under the directory of skies
-    """
-    return run.config.sky_directory / set_name / f"sky_{index:04d}.h5"
+        Returns
+        -------
+        mapping for JSON
+        """
+        config = self.config
+        return {
+            **self.run.spectra_recipe(config.set_cosmology(set_name)),
+            "algorithm": self.algorithm,
+            "seed": config.seed,
+            "set": set_name,
+            "index": index,
+            "sky": asdict(config.sky),
+            "patch": asdict(config.patch),
+            "centres": config.centres.recipe(set_name),
+        }
 
+    def make(self, set_name: str, index: int) -> dict[str, np.ndarray]:
+        """Draw a sky and sample its patches.
 
-def recipe(run: Run, set_name: str, index: int) -> dict[str, Any]:
-    """What determines one shard.
+        Parameters
+        ----------
+        set_name, index : the set of skies, and the number of one
 
-    Parameters
-    ----------
-    run, set_name, index : the configuration, the set of skies and the number of one
-
-    Returns
-    -------
-    mapping for JSON
-    """
-    config = run.config
-    return {
-        **spectra_recipe(run, config.set_cosmology(set_name)),
-        "algorithm": ALGORITHM,
-        "seed": config.seed,
-        "set": set_name,
-        "index": index,
-        "sky": asdict(config.sky),
-        "patch": asdict(config.patch),
-        "centres": config.centres.recipe(set_name),
-    }
-
-
-def measure(
-    run: Run, set_name: str, indices: Iterable[int] | None = None, nthreads: int = 0
-) -> list[Path]:
-    """Make the missing shards of a set, one after another.
-
-    Parameters
-    ----------
-    set_name : which set, see :meth:`Config.set_names`
-    indices : which skies; all by default
-    nthreads : threads of the transforms; 0 takes all cores. The shards do not depend on it
-
-    Returns
-    -------
-    paths of the shards
-    """
-    config = run.config
-    indices = range(config.set_size(set_name)) if indices is None else list(indices)
-    for index in indices:
-        config.check_index(set_name, index)
-    paths = [path(run, set_name, i) for i in indices]
-    missing = [
-        (i, file)
-        for i, file in zip(indices, paths, strict=True)
-        if not products.exists(file, KIND, recipe(run, set_name, i))
-    ]
-    for index, file in tqdm(missing, desc=f"skies/{set_name}", unit="sky", disable=not missing):
-        theory = run.spectra(config.set_cosmology(set_name))
+        Returns
+        -------
+        the fields of :mod:`.shards`
+        """
+        config, theory = self.config, self.run.spectra(self.config.set_cosmology(set_name))
         sky = shards.draw_sky(theory, config.sky.lmax, config.seed, set_name, index)
-        pointing = run.pointing_of(set_name)
-        fields = shards.sample_patches(sky, config.sky, config.patch, pointing, nthreads)
-        shards.write_shard(file, recipe(run, set_name, index), fields)
-    return paths
+        pointing = self.run.pointing_of(set_name)
+        return shards.sample_patches(sky, config.sky, config.patch, pointing, self.threads)
 
+    def read(self, set_name: str, index: int, names: Iterable[str]) -> tuple[np.ndarray, ...]:
+        """Chosen fields of a shard.
 
-def read(run: Run, set_name: str, index: int, names: tuple[str, ...]) -> tuple[np.ndarray, ...]:
-    """Chosen fields of a shard, each (n_patches, n_padded, n_padded) float32.
+        Parameters
+        ----------
+        set_name, index : the set of skies, and the number of one
+        names : of the fields
 
-    Parameters
-    ----------
-    run, set_name, index : the configuration, the set of skies and the number of one
-    names : of the fields
+        Returns
+        -------
+        (n_patches, n_padded, n_padded) float32 for each name
 
-    Returns
-    -------
-    an array for each name
-
-    Raises
-    ------
-    products.ProductError
-        if the file is missing, damaged, or from another configuration
-    """
-    return shards.read_fields(path(run, set_name, index), names, recipe(run, set_name, index))
+        Raises
+        ------
+        products.ProductError
+            if the file is missing, damaged, or from another configuration
+        """
+        return tuple(self.arrays(set_name, index, names=names).values())

@@ -24,10 +24,12 @@ from ..reconstruct.files import read_network
 from ..reconstruct.resunet import ResUNet, apply_symmetry, load_network
 from ..simulate.instrument import convolve_beam
 from ..simulate.skies import seed_sequence
-from . import networks, skies
-from .config import Config, Phase
+from . import networks
+from .config import Config
 from .observation import observe_sky
-from .run import Run
+from .sections.estimator_settings import Phase
+from .simulation import Simulation
+from .skies import Skies
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class TrainingPatches:
     targets: np.ndarray
 
 
-def load_training_patches(run: Run) -> TrainingPatches:
+def load_training_patches(run: Simulation) -> TrainingPatches:
     """Read the whole training set; 2 GB for 48 skies of the paper's patches.
 
     Parameters
@@ -61,7 +63,7 @@ def load_training_patches(run: Run) -> TrainingPatches:
     lensed: np.ndarray = np.empty(0)
     targets: np.ndarray = np.empty(0)
     for i in tqdm(range(n_skies), desc="training set", unit="sky"):
-        q, u, *truth = skies.read(run, "train", i, ("lensed_q", "lensed_u", *target_names))
+        q, u, *truth = Skies(run).read("train", i, ("lensed_q", "lensed_u", *target_names))
         if i == 0:
             shape = (n_skies * len(q), n, n)
             lensed = np.empty((*shape, 2), np.float32)
@@ -110,7 +112,9 @@ class EpochBatches(keras.utils.PyDataset):
     steps : number of batches
     """
 
-    def __init__(self, patches: TrainingPatches, run: Run, phase: Phase, epoch: int, steps: int):
+    def __init__(
+        self, patches: TrainingPatches, run: Simulation, phase: Phase, epoch: int, steps: int
+    ):
         super().__init__(workers=1, use_multiprocessing=False)
         self._patches, self._config, self._phase = patches, run.config, phase
         self._epoch, self._steps = epoch, steps
@@ -405,7 +409,7 @@ def save_atomically(network: keras.Model, path: Path) -> None:
         network.save(partial)
 
 
-def new_network(run: Run, patches: TrainingPatches) -> ResUNet:
+def new_network(run: Simulation, patches: TrainingPatches) -> ResUNet:
     """The network before training, compiled: of the training set's normalisation, with the weights
     of ``network.initial`` if that names a file.
 
@@ -464,7 +468,7 @@ def _with_weights_of(path: Path, network: ResUNet) -> ResUNet:
     return started
 
 
-def validation_batch(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def validation_batch(run: Simulation) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The first ``validation_patches`` patches of the validation skies, with fixed noise.
 
     Parameters
@@ -489,7 +493,7 @@ def validation_batch(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return np.concatenate(inputs)[:n_patches], targets
 
 
-def train(run: Run, directory: Path) -> Iterator[dict[str, Any]]:
+def train(run: Simulation, directory: Path) -> Iterator[dict[str, Any]]:
     """Train, or go on training, yielding the record of each finished epoch.
 
     Parameters

@@ -8,15 +8,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..calibrate import bandpowers, derivatives, nuisances
-from ..calibrate.assemble import calibration_of
-from ..calibrate.bandpowers import signal_bandpowers
 from ..calibrate.response import standard_error
 from ..calibrate.windows import expected_e_and_b
 from ..errors import CNNLensError
 from ..likelihood.fields import NUISANCES
 from ..pipeline import networks
+from ..pipeline.assemble import calibration_of
+from ..pipeline.nuisances import Nuisances
 from ..pipeline.observation import ObservedPatches, observe_sky
+from ..pipeline.perturbations import Derivatives
+from ..pipeline.reconstructions import Bandpowers, signal_bandpowers
 from ..pipeline.run import Run
 from ..reconstruct import Estimator
 from ..simulate.bandpowers import e_and_b
@@ -202,7 +203,7 @@ def derivatives_figure(run: Run) -> Figure:
     """
     calibration, _ = calibration_of(run)
     signal = signal_bandpowers(run, run.spectra().kk)
-    measured = derivatives.read(run, calibration.response)
+    measured = Derivatives(run).read(calibration.response)
     figure, axes = subplots(1, 2, figsize=(13, 5))
     labels = r"C_L^{\kappa\kappa}", r"C_\ell^{EE}"
     for axis, bands, label in zip(axes, (measured.kk, measured.ee), labels, strict=True):
@@ -238,7 +239,7 @@ def bandpowers_figure(run: Run, axis: Axes | None = None) -> Figure:
     L = run.bandpowers.bins.centres
     axis = panel(axis, (8, 5))
     for i, (name, survey) in enumerate(run.config.surveys.items()):
-        data = calibration.debias(bandpowers.read(run, f"survey-{name}", [0]).auto) / fiducial
+        data = calibration.debias(Bandpowers(run).read(f"survey-{name}", [0]).auto) / fiducial
         truth = run.spectra(run.config.set_cosmology(f"survey-{name}"))
         label = rf"{name}, $\Omega_c h^2$ = {survey.omch2:g}"
         mean, error = data.mean(0), standard_error(data)
@@ -262,7 +263,7 @@ def nuisances_figure(run: Run) -> Figure:
     figure : a panel for each nuisance
     """
     calibration, _ = calibration_of(run)
-    first, second = nuisances.read(run, calibration.response)
+    first, second = Nuisances(run).read(calibration.response)
     signal = signal_bandpowers(run, run.spectra().kk)
     L = run.bandpowers.bins.centres
     rows = -(-len(NUISANCES) // 2)

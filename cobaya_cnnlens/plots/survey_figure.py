@@ -8,11 +8,11 @@ import numpy as np
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
-from ..pipeline.separation import FRAMES
+from ..maps.headers import FRAMES
 from ..simulate.patches import PatchGeometry, point_patch
 
 if TYPE_CHECKING:
-    from ..survey.plan import Plan
+    from ..maps.plan import Plan
 
 EDGE = 9  # points along a side
 

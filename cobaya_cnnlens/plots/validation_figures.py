@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..calibrate.assemble import make_release
 from ..errors import CNNLensError
+from ..pipeline.assemble import make_release
 from ..pipeline.estimators import label_of
 from ..pipeline.run import Run
 from ..validate import nulls

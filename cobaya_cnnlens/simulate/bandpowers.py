@@ -14,6 +14,13 @@ from ..errors import CNNLensError
 from .modes import half_plane_weights, masked_area, mode_vectors, polarisation_angles, pure_b_modes
 from .patches import PatchGeometry
 
+# A bin of κ̂ holds a whole number of bins of E, each at least this many fundamental modes wide.
+LEAST_WIDTH = 0.8
+# B is taken between these fractions of the Nyquist multipole, E up to the second.
+NOISE_BAND = (0.7, 0.98)
+# Patches whose E and B are measured at a time.
+CHUNK = 128
+
 
 @dataclass(frozen=True)
 class Bins:
@@ -185,3 +192,46 @@ def pure_b(spectra: FlatSpectra, q: np.ndarray, u: np.ndarray) -> np.ndarray:
     b : (n_patches, n, n//2 + 1), complex
     """
     return pure_b_modes(q, u, spectra.mask, spectra.geometry.pixel)
+
+
+class EBPower:
+    """Measures E and B of masked patches.
+
+    Parameters
+    ----------
+    geometry : of the patches
+    bins : of κ̂
+    mask : that the maps carry already, (n, n)
+
+    Attributes
+    ----------
+    e_edges, b_edges : of the bins of E, (n_e + 1,), and of the one of B, (2,)
+    """
+
+    def __init__(self, geometry: PatchGeometry, bins: Bins, mask: np.ndarray):
+        mode = 2.0 * np.pi / (geometry.n_pixels * geometry.pixel)
+        parts = max(1, int(bins.width / (LEAST_WIDTH * mode)))
+        low, high = (round(fraction * geometry.nyquist) for fraction in NOISE_BAND)
+        width = bins.width / parts
+        self._e = FlatSpectra(
+            geometry, Bins(bins.lmin, width, int((high - bins.lmin) / width)), mask
+        )
+        self._b = FlatSpectra(geometry, Bins(low, high - low, 1), mask)
+        self.e_edges, self.b_edges = self._e.bins.edges.astype(float), self._b.bins.edges
+
+    def __call__(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
+        """Measure masked patches, with their noise and beam.
+
+        Parameters
+        ----------
+        q, u : masked Q̃ and Ũ in µK, (n, ny, nx) each
+
+        Returns
+        -------
+        ⟨EE*⟩ of every bin and ⟨BB*⟩ in µK², (n, n_e + 1)
+        """
+        chunks = []
+        for start in range(0, len(q), CHUNK):
+            e, b = e_and_b(self._e, q[start : start + CHUNK], u[start : start + CHUNK])
+            chunks.append(np.hstack([self._e.cross(e, e), self._b.cross(b, b)]))
+        return np.concatenate(chunks)

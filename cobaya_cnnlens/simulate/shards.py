@@ -7,16 +7,13 @@ in µK, and ``kappa``. E and κ are band-limited below the patch's Nyquist multi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from .. import products
 from ..errors import CNNLensError
 from ..theory.camb import Spectra
 from . import patches
@@ -24,7 +21,6 @@ from .patches import PatchGeometry
 from .skies import scale_alm, seed_sequence, unit_alm
 from .tiling import ring_centres
 
-KIND = "sky"
 FIELDS = ("lensed_q", "lensed_u", "q", "u", "e", "kappa")
 
 
@@ -176,39 +172,3 @@ def sample_patches(
         name: values.astype(np.float32).reshape(-1, n, n)
         for name, values in zip(FIELDS, maps, strict=True)
     }
-
-
-def write_shard(path: str | Path, recipe: Mapping[str, Any], fields: dict[str, np.ndarray]) -> None:
-    """Write one sky atomically.
-
-    Parameters
-    ----------
-    path : of the file
-    recipe : what determines the sky
-    fields : of :func:`sample_patches`
-    """
-    products.write_product(path, KIND, recipe, fields)
-
-
-def read_fields(
-    path: str | Path, names: tuple[str, ...], recipe: Mapping[str, Any] | None = None
-) -> tuple[np.ndarray, ...]:
-    """Read chosen fields of a shard.
-
-    Parameters
-    ----------
-    path : of the file
-    names : of the fields
-    recipe : that the file must have been written with; None for any
-
-    Returns
-    -------
-    fields : (n_patches, n_padded, n_padded) float32 each
-
-    Raises
-    ------
-    products.ProductError
-        if the file is cut off, damaged, or from another recipe
-    """
-    with products.open_product(path, KIND, recipe) as shard:
-        return tuple(shard.array(name) for name in names)

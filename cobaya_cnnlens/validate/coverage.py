@@ -19,15 +19,15 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import products
-from ..calibrate import power
-from ..calibrate.assemble import with_data
-from ..calibrate.bandpowers import measurement_recipe
-from ..calibrate.derivatives import PerturbedSky
 from ..errors import CNNLensError
 from ..likelihood.bandpowers import BandpowerLikelihood
 from ..likelihood.release import Release
-from ..pipeline import skies
+from ..pipeline.assemble import with_data
+from ..pipeline.perturbations import perturbed_sky
+from ..pipeline.power import power_of
+from ..pipeline.reconstructions import measurement_recipe
 from ..pipeline.run import Run
+from ..pipeline.skies import Skies
 from ..simulate.skies import seed_sequence
 from ..simulate.tiling import evenly
 from ..theory.camb import Cosmology
@@ -87,8 +87,8 @@ def recipe(run: Run, index: int) -> dict[str, Any]:
     patches = run.config.coverage.patches
     return {
         "sky": {
-            **skies.recipe(run, "test", index),
-            **skies.spectra_recipe(run, cosmology_at(run, drawn(run, index))),
+            **Skies(run).recipe("test", index),
+            **run.spectra_recipe(cosmology_at(run, drawn(run, index))),
             "set": KIND,
             "centres": run.config.centres.recipe(KIND),
         },
@@ -158,9 +158,9 @@ def measure(run: Run, indices: Iterable[int] | None = None, nthreads: int = 0) -
     for index in tqdm(todo, desc=KIND, unit="sky", disable=not todo):
         n_patches = len(run.pointing_of(KIND).theta) // run.config.patch.n_padded**2
         rows = evenly(n_patches, run.config.coverage.patches)
-        cosmology = cosmology_at(run, drawn(run, index))
-        sky = PerturbedSky(run, index, nthreads, cosmology, KIND, rows=rows)
-        own = {"power": power.power_of(run)(*sky.observed())} if run.config.data_debias else {}
+        spectra = run.spectra(cosmology_at(run, drawn(run, index)))
+        sky = perturbed_sky(run, index, nthreads, spectra, KIND, rows=rows)
+        own = {"power": power_of(run)(*sky.observed())} if run.config.data_debias else {}
         products.write_product(path(run, index), KIND, recipe(run, index), sky.unperturbed() | own)
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..calibrate import curvature
-from ..calibrate.assemble import calibration_of
-from ..calibrate.bandpowers import signal_bandpowers
 from ..calibrate.covariance import sample_covariance
 from ..likelihood.statistics import hartlap_factor, inverse_covariance
+from ..pipeline.assemble import calibration_of
+from ..pipeline.perturbations import ShiftedSkies
+from ..pipeline.reconstructions import signal_bandpowers
 from ..pipeline.run import Run
 from ..table import plus_minus, text_table
 
@@ -83,7 +83,7 @@ def _errors(run: Run) -> np.ndarray:
         for omch2 in run.config.shifted_omch2()
     )
     signal = signal_bandpowers(run, high - low) / step
-    below, above = curvature.shifted_noise(run, calibration.response)
+    below, above = ShiftedSkies(run).read(calibration.response)
     noise = (above - below) / step
 
     def results(slope: np.ndarray) -> np.ndarray:

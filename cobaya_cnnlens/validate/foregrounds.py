@@ -24,12 +24,13 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import products
-from ..calibrate import bandpowers, power
-from ..calibrate.assemble import make_release
-from ..calibrate.response import standard_error
+from ..calibrate.response import patch_bandpowers, standard_error
 from ..errors import ConfigError
 from ..likelihood.bandpowers import BandpowerLikelihood
+from ..pipeline.assemble import make_release
 from ..pipeline.observation import observe_sky
+from ..pipeline.power import power_of
+from ..pipeline.reconstructions import Bandpowers
 from ..pipeline.run import Run
 from ..simulate.foregrounds import foreground_patches
 from ..simulate.instrument import convolve_beam
@@ -127,7 +128,7 @@ def recipe(run: Run, foreground: Foreground, index: int) -> dict[str, Any]:
         "frequency": settings.frequency_ghz,
     }
     return {
-        **bandpowers.recipe(run, SET, index),
+        **Bandpowers(run).recipe(SET, index),
         "foreground_algorithm": ALGORITHM,
         **({} if foreground == CLEAN else {"foreground": added}),
         **({"patches": n} if (n := settings.patches) is not None else {}),
@@ -156,10 +157,9 @@ def measure(run: Run, index: int) -> None:
     mask = run.mask.astype(np.float32)
     for foreground in tqdm(todo, desc=f"{KIND}/{index}", unit="sky"):
         maps = (np.stack([q, u]) + _added(run, foreground, index)) * mask
-        measured = bandpowers.measure_patches(
-            run.bandpowers, run.estimator, maps[0], maps[1], kappa * mask
-        )
-        arrays = vars(measured) | {"power": power.power_of(run)(*maps)}
+        estimate = run.estimator.reconstruct(*maps)
+        measured = patch_bandpowers(run.bandpowers, estimate, kappa * mask)
+        arrays = vars(measured) | {"power": power_of(run)(*maps)}
         case = run, foreground, index
         products.write_product(path(*case), KIND, recipe(*case), arrays)
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ..calibrate import bandpowers
-from ..calibrate.bandpowers import PatchBandpowers, signal_bandpowers
-from ..calibrate.response import Calibration, calibrate, standard_error
+from ..calibrate.response import Calibration, PatchBandpowers, calibrate, standard_error
 from ..errors import CNNLensError
-from ..pipeline import skies
 from ..pipeline.config import Config
+from ..pipeline.reconstructions import Bandpowers, signal_bandpowers
 from ..pipeline.run import Run
+from ..pipeline.skies import Skies
 from ..reconstruct.n0 import band_of, n0_eb, n0_iterated
 from ..table import plus_minus, text_table
 from ..theory.camb import Spectra
@@ -111,7 +110,7 @@ def _merged_bandpowers(run: Run, merge: int) -> tuple[PatchBandpowers, PatchBand
     """Validation and test patches, with neighbouring bins taken together."""
     validation, test = (
         PatchBandpowers(
-            *(run.bandpowers.merge(v, merge) for v in vars(bandpowers.read(run, name)).values())
+            *(run.bandpowers.merge(v, merge) for v in vars(Bandpowers(run).read(name)).values())
         )
         for name in ("validation", "test")
     )
@@ -273,6 +272,6 @@ def _same_patches(one: Run, other: Run) -> bool:
     tapers = [run.config.instrument.taper_deg for run in (one, other)]
     return tapers[0] == tapers[1] and all(
         one.config.set_size(name) == other.config.set_size(name)
-        and skies.recipe(one, name, 0) == skies.recipe(other, name, 0)
+        and Skies(one).recipe(name, 0) == Skies(other).recipe(name, 0)
         for name in ("validation", "test")
     )

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..calibrate import bandpowers
-from ..calibrate.assemble import calibration_of
 from ..calibrate.covariance import sample_covariance
-from ..calibrate.response import standard_error
+from ..calibrate.response import PatchBandpowers, standard_error
 from ..likelihood.statistics import hotelling_pte, inverse_covariance
+from ..pipeline.assemble import calibration_of
+from ..pipeline.reconstructions import Bandpowers
 from ..pipeline.run import Run
 from ..table import plus_minus, text_table
 from .nulls import check_names, read
@@ -249,7 +249,7 @@ def nulls_table(
     indices = list(range(run.config.nulls.skies) if indices is None else indices)
     L = run.bandpowers.bins.centres
     calibration, _ = calibration_of(run)
-    lensed = bandpowers.read(run, "test", indices, run.config.nulls.patches)
+    lensed = Bandpowers(run).read("test", indices, run.config.nulls.patches)
     cross, fields, over_noise, over_own = [], [], [], []
     for name in names:
         measured = read(run, name, indices)
@@ -300,13 +300,13 @@ def _over_own(name: str, measured: dict[str, np.ndarray]) -> tuple[np.ndarray, n
 
 
 def _over_noise(
-    run: Run, auto: np.ndarray, lensed: bandpowers.PatchBandpowers, response: np.ndarray
+    run: Run, auto: np.ndarray, lensed: PatchBandpowers, response: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Power over N_L = ⟨κ̂κ̂*⟩/R² − ⟨κκ*⟩ of the same test patches, and its standard error."""
     noise = lensed.auto / response**2 - lensed.truth
     ratio, error = _ratio(auto / response**2, noise)
     # N_L R² = ⟨κ̂κ̂*⟩ − R²⟨κκ*⟩ moves with R, whose error is that of the validation patches.
-    validation = bandpowers.read(run, "validation")
+    validation = Bandpowers(run).read("validation")
     scatter = validation.cross - response * validation.truth
     relative_error = standard_error(scatter) / validation.truth.mean(0) / response
     by_response = 2.0 * ratio * lensed.truth.mean(0) / noise.mean(0) * relative_error

@@ -16,9 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import products
-from ..calibrate import bandpowers
 from ..errors import CNNLensError
 from ..pipeline.observation import ObservedPatches, observe_sky, sky_noise
+from ..pipeline.reconstructions import Bandpowers
 from ..pipeline.run import Run
 from ..simulate import patches, shards
 from ..simulate.bandpowers import FlatSpectra
@@ -101,7 +101,7 @@ def recipe(run: Run, null: str, index: int) -> dict[str, Any]:
     recipe : of the product
     """
     return {
-        **bandpowers.recipe(run, SETS.get(null, "test"), index),
+        **Bandpowers(run).recipe(SETS.get(null, "test"), index),
         "null_algorithm": ALGORITHM,
         "null": null,
         **({"patches": n} if (n := run.config.nulls.patches) is not None else {}),

@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from ..calibrate import bandpowers, power
-from ..calibrate.assemble import calibration_of
 from ..calibrate.response import standard_error
 from ..errors import CNNLensError
 from ..likelihood.bandpowers import BandpowerLikelihood
 from ..likelihood.fields import Release
 from ..likelihood.release import with_fixed_debias
 from ..likelihood.statistics import chi2_pte, inverse_covariance, pte_to_sigma
+from ..pipeline.assemble import calibration_of
+from ..pipeline.power import Power
+from ..pipeline.reconstructions import Bandpowers
 from ..pipeline.run import Run
 from ..table import plus_minus, text_table
 
@@ -182,7 +183,7 @@ def recovered_omch2(
     """
     calibration, _ = calibration_of(run)
     likelihood = BandpowerLikelihood(release, noise_debias)
-    data = calibration.debias(bandpowers.read(run, f"survey-{survey}").auto)
+    data = calibration.debias(Bandpowers(run).read(f"survey-{survey}").auto)
     if len(data) < 2 * patches_each:
         raise CNNLensError(
             f"survey '{survey}' has {len(data)} patches: too few for two groups of "
@@ -196,7 +197,7 @@ def recovered_omch2(
     groups = group_means(data)
     if noise_debias == "data":
         skies = range(run.config.set_size(f"survey-{survey}"))
-        powers = group_means(power.read(run, f"survey-{survey}", skies)["power"])
+        powers = group_means(Power(run).read(f"survey-{survey}", skies)["power"])
         for d, own in zip(groups, powers, strict=True):
             d -= replace(release, power=own, n_patches=patches_each).correction
         groups += at_the_tangent(likelihood, release)
@@ -224,7 +225,7 @@ def null_significance(run: Run, release: Release, survey: str) -> tuple[np.ndarr
     χ² and σ, each (n_patches,); the covariance is that of one patch with the fixed noise bias
     """
     calibration, test = calibration_of(run)
-    data = calibration.debias(bandpowers.read(run, f"survey-{survey}").auto)
+    data = calibration.debias(Bandpowers(run).read(f"survey-{survey}").auto)
     residual = data - calibration.debias(test.auto).mean(0)
     inverse = inverse_covariance(with_fixed_debias(release).patch_covariance)
     chi2 = np.einsum("nb,bc,nc->n", residual, inverse, residual)

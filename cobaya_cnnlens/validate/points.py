@@ -1,6 +1,6 @@
 """Is the noise bias at other cosmologies where the model puts it?
 
-The change of the noise bias of test skies made again (:mod:`..calibrate.cosmologies`) beside what
+The change of the noise bias of test skies made again (:mod:`..pipeline.cosmologies`) beside what
 the model says, whose derivatives were measured on skies that share nothing with these.
 """
 
@@ -11,14 +11,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..calibrate import bandpowers, cosmologies, curvature
-from ..calibrate.assemble import bandpower_changes, fit_debias, make_release, with_data
-from ..calibrate.cosmologies import Patches, Point
 from ..calibrate.covariance import mean_covariance
 from ..calibrate.response import Calibration
 from ..likelihood.bandpowers import BandpowerLikelihood
 from ..likelihood.release import Release
 from ..likelihood.statistics import hotelling_pte, inverse_covariance
+from ..pipeline import cosmologies
+from ..pipeline.assemble import bandpower_changes, fit_debias, make_release, with_data
+from ..pipeline.cosmologies import Patches, Point, Points
+from ..pipeline.perturbations import bands_of
+from ..pipeline.reconstructions import Bandpowers
 from ..pipeline.run import Run
 from ..table import plus_minus, text_table
 from ..theory.camb import Cosmology, Spectra
@@ -86,7 +88,7 @@ def check_points(run: Run, release: Release, group: str) -> list[PointCheck]:
     checks = []
     for change, points in by_change.items():
         cosmology = run.config.cosmology.vary(**dict(change))
-        changed, fiducial = cosmologies.read(run, points), cosmologies.at_fiducial(run, points)
+        changed, fiducial = Points(run).read(points), Points(run).at_fiducial(points)
         measured = cosmologies.change_of_noise(changed, fiducial, release.response)
         if changed.power is not None and fiducial.power is not None:
             measured = measured - (changed.power - fiducial.power) @ release.debias_coefficients.T
@@ -114,12 +116,12 @@ def _model(run: Run, release: Release) -> Callable[[Cosmology], tuple[np.ndarray
     calibration = Calibration(
         release.response, release.response_error, release.noise, release.noise_error
     )
-    test = bandpowers.read(run, cosmologies.SET)
+    test = Bandpowers(run).read(cosmologies.SET)
     changes = bandpower_changes(run, calibration)
     fitted = fit_debias(run, calibration, test, changes, release.n_patches)
     return lambda cosmology: tuple(
         by_patch[:, : release.n_bins]
-        for by_patch in fitted.changes_at(curvature.changes_at(run, cosmology))
+        for by_patch in fitted.changes_at(bands_of(run, run.spectra(cosmology)))
     )
 
 

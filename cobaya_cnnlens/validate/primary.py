@@ -19,14 +19,15 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import products
-from ..calibrate import bandpowers, power
-from ..calibrate.assemble import calibration_of, make_release
 from ..calibrate.covariance import sample_covariance
 from ..errors import CNNLensError
 from ..files import atomic_write
-from ..pipeline import skies
+from ..pipeline.assemble import calibration_of, make_release
 from ..pipeline.observation import ObservedPatches, observe_sky
+from ..pipeline.power import Power
+from ..pipeline.reconstructions import Bandpowers
 from ..pipeline.run import Run
+from ..pipeline.skies import Skies
 from ..simulate.bandpowers import e_and_b, pure_b
 from ..simulate.modes import mode_vectors
 from ..table import plus_minus, text_table
@@ -257,7 +258,7 @@ def recipe(run: Run, set_name: str, index: int) -> dict[str, Any]:
     recipe : of the product
     """
     return {
-        "sky": skies.recipe(run, set_name, index),
+        "sky": Skies(run).recipe(set_name, index),
         "primary_algorithm": ALGORITHM,
         "instrument": run.config.instrument.recipe(),
         "bandpowers": run.config.bandpowers.model_dump(),
@@ -330,10 +331,10 @@ def read_joint(
         if a sky has not been reconstructed or measured, or its power has not
     """
     indices = _indices(run, set_name, indices)
-    lensing = bandpowers.read(run, set_name, indices)
+    lensing = Bandpowers(run).read(set_name, indices)
     kk = lensing.truth if true_kappa else calibration_of(run)[0].debias(lensing.auto)
     if run.config.data_debias and not true_kappa:
-        own = power.read(run, set_name, indices)["power"]
+        own = Power(run).read(set_name, indices)["power"]
         kk = kk - make_release(run, run.config.first_survey).correction_of(own)
     edges = run.bandpowers.bins.edges
     return joint_covariance(edges, kk=kk, **read(run, set_name, indices))

@@ -13,10 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from .. import products
-from ..calibrate import bandpowers, cosmologies, curvature, derivatives, nuisances, power
 from ..errors import ConfigError, ProductError
 from ..pipeline import networks
+from ..pipeline.cosmologies import Points, checked
+from ..pipeline.nuisances import Nuisances
+from ..pipeline.perturbations import Derivatives, ShiftedSkies
+from ..pipeline.power import Power
+from ..pipeline.reconstructions import Bandpowers
 from ..pipeline.run import Run
+from ..pipeline.stage import Stage
+from ..pipeline.surface import SurfacePoints
 from . import coverage, primary
 
 Entry = tuple[str, str, Path, dict[str, Any]]
@@ -95,24 +101,23 @@ def ship(run: Run) -> dict[str, int]:
 def _entries(run: Run) -> Iterator[Entry]:
     """What is shipped: its name, kind, path and recipe."""
     config = run.config
-    sets = ["validation", "test", *(f"survey-{name}" for name in config.surveys)]
-    stages: list[tuple[str, Any, tuple[str, ...], int]] = [
-        (f"bandpowers, {name}", bandpowers, (name,), config.set_size(name)) for name in sets
-    ]
+    stages: list[tuple[str, Stage[Run], list[tuple[Any, ...]]]] = []
+    for name in ("validation", "test", *(f"survey-{survey}" for survey in config.surveys)):
+        stages.append((f"bandpowers, {name}", Bandpowers(run), Bandpowers(run).keys(name)))
     stages += [
-        ("derivatives", derivatives, (), config.skies.derivatives),
-        ("second order", curvature, (), config.skies.derivatives),
-        ("nuisances", nuisances, (), config.nuisances.skies),
-        ("primary spectra", primary, ("test",), config.skies.test),
-        ("coverage", coverage, (), config.coverage.skies),
+        ("derivatives", Derivatives(run), Derivatives(run).keys()),
+        ("second order", ShiftedSkies(run), ShiftedSkies(run).keys()),
+        ("nuisances", Nuisances(run), Nuisances(run).keys()),
+        ("surface", SurfacePoints(run), SurfacePoints(run).keys()),
+        ("points", Points(run), Points(run).keys(checked(run))),
     ]
-    for label, stage, set_names, size in stages:
-        for index in range(size):
-            key = *set_names, index
-            yield label, stage.KIND, stage.path(run, *key), stage.recipe(run, *key)
-    for label, points in (("fit", cosmologies.fitted(run)), ("points", cosmologies.checked(run))):
-        for point in points:
-            own = cosmologies.recipe(run, point)
-            yield label, cosmologies.KIND, cosmologies.path(run, point), own
-    for entry in power.entries(run) if config.data_debias else ():
-        yield f"power, {entry[0]}", power.KIND, power.path(run, *entry), power.recipe(run, *entry)
+    for name in Power(run).counts() if config.data_debias else ():
+        stages.append((f"power, {name}", Power(run), Power(run).keys(name)))
+    for label, stage, keys in stages:
+        for key in keys:
+            yield label, stage.kind, stage.path(*key), stage.recipe(*key)
+    for i in range(config.skies.test):
+        of_sky = run, "test", i
+        yield "primary spectra", primary.KIND, primary.path(*of_sky), primary.recipe(*of_sky)
+    for i in range(config.coverage.skies):
+        yield "coverage", coverage.KIND, coverage.path(run, i), coverage.recipe(run, i)

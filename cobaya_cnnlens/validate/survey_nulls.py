@@ -1,4 +1,4 @@
-"""Null tests of a survey's own maps: what :mod:`..survey.nulls` measured of the tiles, judged.
+"""Null tests of a survey's own maps: what :mod:`..maps.tile_nulls` measured of the tiles, judged.
 
 Every null is a number of each tile and bin whose mean over the tiles should vanish, or be the same
 in two groups of tiles; docs/survey-nulls lists them. The covariance is the scatter of the tiles, so
@@ -14,18 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from ..calibrate.own_maps import MapSetup
 from ..errors import CNNLensError
 from ..likelihood.bandpowers import BandpowerLikelihood
 from ..likelihood.release import Release
 from ..likelihood.statistics import chi2_pte, inverse_covariance
-from ..survey import nulls
-from ..survey.nulls import PEAKS, Choices
-from ..survey.plan import Plan
+from ..maps.map_setup import MapSetup
+from ..maps.plan import Plan
+from ..maps.tile_nulls import PEAKS, TileNulls
 from ..table import plus_minus, text_table
 from .null_tests import NullTest, null_test, verdicts_table
 
@@ -82,26 +80,17 @@ class SurveyNulls:
         return "\n\n".join([title, verdicts, *bins])
 
 
-def survey_nulls(
-    plan: Plan,
-    setup: MapSetup,
-    folder: str | Path,
-    choices: Choices,
-    release: Release | None = None,
-) -> SurveyNulls:
+def survey_nulls(nulls: TileNulls, release: Release | None = None) -> SurveyNulls:
     """The null tests of a survey whose tiles have been measured.
 
     Parameters
     ----------
-    plan : the survey's plan
-    setup : of the calibration
-    folder : where they were
-    choices : what the nulls were measured with
+    nulls : what was measured of the tiles
     release : of the survey's bandpowers, for the null of the L range
 
     Returns
     -------
-    nulls : the tests, and the reasons for those that were skipped
+    verdicts : the tests, and the reasons for those that were skipped
 
     Raises
     ------
@@ -110,8 +99,9 @@ def survey_nulls(
     CNNLensError
         if there are too few tiles for their scatter to be known
     """
+    plan, lmax = nulls.reconstruction.plan, nulls.choices.lmax
     check_tiles(plan)
-    measured = _TileNulls(plan, setup, nulls.read(plan, setup, folder, choices))
+    measured = _TileTests(plan, nulls.reconstruction.setup, nulls.read())
     tests, skipped = measured.of_tiles()
     half_tests, half_reasons = measured.of_halves()
     tests, skipped = [*tests, *half_tests], {**skipped, **half_reasons}
@@ -119,7 +109,7 @@ def survey_nulls(
         skipped["L range"] = "no release of the survey was given"
     else:
         tests.append(range_test(release))
-    return SurveyNulls(plan.name, len(plan.tiles), choices.lmax, tests, skipped)
+    return SurveyNulls(plan.name, len(plan.tiles), lmax, tests, skipped)
 
 
 def check_tiles(plan: Plan) -> None:
@@ -140,7 +130,7 @@ def check_tiles(plan: Plan) -> None:
         )
 
 
-class _TileNulls:
+class _TileTests:
     """What was measured of a plan's tiles, by bins of which there are enough tiles."""
 
     def __init__(self, plan: Plan, setup: MapSetup, arrays: dict[str, np.ndarray]):

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import f as f_distribution
 
-from cobaya_cnnlens.calibrate import bandpowers, power
-from cobaya_cnnlens.calibrate.assemble import calibration_of, make_release
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.release import read_release
+from cobaya_cnnlens.pipeline.assemble import calibration_of, make_release
 from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.power import Power
+from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.validate.omch2 import Omch2Likelihood
 
@@ -38,10 +39,10 @@ for debias in release.noise_debiases:
     weights /= slope @ weights
     d, truth = [], []
     for index in range(run.config.skies.test):
-        sky = bandpowers.read(run, "test", [index])
+        sky = Bandpowers(run).read("test", [index])
         debiased = calibration.debias(sky.auto)
         if debias == "data":
-            own = power.read(run, "test", [index])["power"]
+            own = Power(run).read("test", [index])["power"]
             debiased = debiased - release.correction_of(own)
         d.append(debiased @ weights)
         truth.append(sky.truth @ weights)

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cobaya_cnnlens.calibrate.release_networks import NETWORKS
 from cobaya_cnnlens.likelihood.statistics import hotelling_pte
-from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import observe_sky
+from cobaya_cnnlens.pipeline.release_networks import NETWORKS
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.reconstruct.features import PASSES
 from cobaya_cnnlens.reconstruct.map_lensing import MAPLensing
 from cobaya_cnnlens.reconstruct.refined import RefinedEstimator, load_refining
@@ -32,7 +32,7 @@ MERGED = 2
 
 n = int(sys.argv[1]) if len(sys.argv) > 1 else 120
 config = load_config(ROOT / "training" / "config" / "refined.yaml")
-skies.measure(Run(config), "test", [0])
+Skies(Run(config)).measure("test", [0])
 network = load_refining(NETWORKS / "refined.keras")
 generator = np.random.default_rng(1)
 y, x = np.mgrid[: config.patch.n_pixels, : config.patch.n_pixels] + 0.5

@@ -16,11 +16,15 @@ import sys
 
 import numpy as np
 
-from cobaya_cnnlens.calibrate import bandpowers, cosmologies, curvature, power
-from cobaya_cnnlens.calibrate.assemble import calibration_of
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.release import read_release
+from cobaya_cnnlens.pipeline import cosmologies
+from cobaya_cnnlens.pipeline.assemble import calibration_of
+from cobaya_cnnlens.pipeline.cosmologies import Points
 from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.perturbations import bands_of
+from cobaya_cnnlens.pipeline.power import Power
+from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
 
 PATCHES = 160
@@ -35,7 +39,7 @@ def slopes(run, likelihood, release):
         for sign in (1, -1):
             cosmology = fiducial.vary(**{name: getattr(fiducial, name) + sign * step})
             theory = run.spectra(cosmology)
-            kk, ee = np.split(curvature.changes_at(run, cosmology), [len(release.kk_edges) - 1])
+            kk, ee = np.split(bands_of(run, run.spectra(cosmology)), [len(release.kk_edges) - 1])
             e = (release.power_kk_derivatives @ kk + release.power_ee_derivatives @ ee)[:-1]
             both.append(np.concatenate([likelihood.model(theory.kk, theory.ee), e]))
         scale = fiducial.As if name == "As" else 1.0
@@ -54,8 +58,8 @@ def power_as_data(run, release):
     still_model = likelihood.model(fiducial.kk, fiducial.ee)[n:]
     for group in run.config.points.at:
         for point in cosmologies.checked(run, group):
-            moved = cosmologies.read(run, [point]).power
-            found = (moved - cosmologies.at_fiducial(run, [point]).power).mean(0)
+            moved = Points(run).read([point]).power
+            found = (moved - Points(run).at_fiducial([point]).power).mean(0)
             theory = run.spectra(run.config.cosmology.vary(**point.change))
             off = (found - likelihood.model(theory.kk, theory.ee)[n:] + still_model) / sigma[n:]
             moves = np.sqrt(np.mean((found / sigma[n:]) ** 2))
@@ -67,11 +71,11 @@ def power_as_data(run, release):
 def main(config="training/config/refined.yaml", name="refined_fiducial"):
     run, release = Run(load_config(config)), read_release(name)
     calibration, _ = calibration_of(run)
-    own = power.read(run, "test", range(run.config.skies.test))["power"]
+    own = Power(run).read("test", range(run.config.skies.test))["power"]
     print(f"{release.name}: {len(own) // PATCHES} surveys of {PATCHES} patches at the fiducial")
     print("data                       claimed: omch2    ln As     scatter: omch2    ln As")
     likelihood = BandpowerLikelihood(release)
-    d = calibration.debias(bandpowers.read(run, "test").auto) - release.correction_of(own)
+    d = calibration.debias(Bandpowers(run).read("test").auto) - release.correction_of(own)
     samples = np.hstack([d, own[:, :-1]])
     n_bins = d.shape[1]
     with_cross = np.cov(samples, rowvar=False) / PATCHES

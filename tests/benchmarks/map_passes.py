@@ -13,17 +13,17 @@ from time import process_time
 import numpy as np
 from paired import Paired
 
-from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.reconstruct.map_lensing import MAPLensing
 
 PASSES = 7
 n = int(sys.argv[1]) if len(sys.argv) > 1 else 120
 config = load_config(Path(__file__).parents[2] / "training" / "config" / "resunet_1uk.yaml")
 run = Run(config)
-skies.measure(run, "test", [0])
+Skies(run).measure("test", [0])
 seen = observe_sky(run, "test", 0)
 paired = Paired(run, seen.kappa[:n])
 estimator = MAPLensing(config.patch, config.instrument, run.mask, run.spectra(), PASSES, threads=1)

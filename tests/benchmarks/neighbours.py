@@ -10,8 +10,8 @@ import sys
 
 import numpy as np
 
-from cobaya_cnnlens.calibrate import bandpowers
 from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.simulate.tiling import ring_centres
 
@@ -20,7 +20,7 @@ run = Run(load_config(sys.argv[1] if len(sys.argv) > 1 else "training/config/ref
 latitude = ring_centres(run.config.patch.size_deg)[:, 0]
 beside = np.isclose(latitude[1:], latitude[:-1])
 auto = np.array(
-    [bandpowers.read(run, "test", [i]).auto for i in range(run.config.set_size("test"))]
+    [Bandpowers(run).read("test", [i]).auto for i in range(run.config.set_size("test"))]
 )
 auto = run.bandpowers.merge(auto, 2)
 auto = auto[..., run.bandpowers.bins.edges[2 : 2 * auto.shape[-1] + 1 : 2] <= LMAX]

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cobaya_cnnlens.calibrate.release_networks import NETWORKS
-from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.release_networks import NETWORKS
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.reconstruct.features import PASSES
 from cobaya_cnnlens.reconstruct.map_lensing import MAPLensing
 from cobaya_cnnlens.reconstruct.refined import RefinedEstimator, load_refining
@@ -31,9 +31,9 @@ BINS = [0, 1, 2, 3, 4, 5, 6, 8, 11, 15, 20]
 n = int(sys.argv[1]) if len(sys.argv) > 1 else 40
 config = load_config(ROOT / "training" / "config" / "refined.yaml")
 run = Run(config)
-skies.measure(run, "test", [0])
+Skies(run).measure("test", [0])
 network = load_refining(NETWORKS / "refined.keras")
-q, u, kappa = skies.read(run, "test", 0, ("lensed_q", "lensed_u", "kappa"))
+q, u, kappa = Skies(run).read("test", 0, ("lensed_q", "lensed_u", "kappa"))
 chosen = np.linspace(0, len(q) - 1, n).astype(int)
 q, u, kappa = q[chosen], u[chosen], config.patch.crop(kappa[chosen]) * run.mask
 

@@ -18,11 +18,12 @@ from time import process_time
 import numpy as np
 from paired import Paired
 
-from cobaya_cnnlens.calibrate.release_networks import NETWORKS
-from cobaya_cnnlens.pipeline import features, skies
+from cobaya_cnnlens.pipeline.features import Features
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import observe_sky
+from cobaya_cnnlens.pipeline.release_networks import NETWORKS
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.reconstruct.features import FEATURES, KAPPA_UNIT, PASSES, features_of
 from cobaya_cnnlens.reconstruct.map_lensing import LOWEST_LEVEL, TOLERANCES, MAPLensing
 from cobaya_cnnlens.reconstruct.n0 import Filter, band_of, n0_iterated
@@ -36,7 +37,7 @@ arguments = sys.argv[1:]
 config = load_config(arguments[0] if arguments else ROOT / "training" / "config" / "refined.yaml")
 wanted = int(arguments[1]) if len(arguments) > 1 else 120
 run = Run(config)
-skies.measure(run, "test", [0])
+Skies(run).measure("test", [0])
 seen = observe_sky(run, "test", 0)
 chosen = np.arange(wanted) * len(seen.q) // wanted
 q, u = seen.q[chosen], seen.u[chosen]
@@ -69,8 +70,8 @@ def wiener():
 
 
 files = [NETWORKS / "refined.keras", *map(Path, arguments[2:])]
-if features.exist(run, "test", 0):
-    every = features.read(run, "test", [p for p in features.parts(run, "test") if p[0] == 0])
+if Features(run).exist("test", 0):
+    every = Features(run).read("test", [p for p in Features(run).keys("test") if p[0] == 0])
     known = every.features[chosen]
 else:
     known = timed("features", known_features)

@@ -18,11 +18,11 @@ import numpy as np
 import scipy.fft
 from paired import Paired
 
-from cobaya_cnnlens.calibrate.release_networks import NETWORKS
-from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import observe_sky
+from cobaya_cnnlens.pipeline.release_networks import NETWORKS
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.reconstruct.features import (
     FEATURES,
     KAPPA_UNIT,
@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 64
 run = Run(load_config(ROOT / "training" / "config" / "refined.yaml"))
 config, mask = run.config, run.mask
-skies.measure(run, "validation", [0])
+Skies(run).measure("validation", [0])
 seen = observe_sky(run, "validation", 0)
 chosen = np.arange(wanted) * len(seen.q) // wanted
 q, u = seen.q[chosen], seen.u[chosen]

@@ -24,9 +24,9 @@ from astropy.io import fits
 from pixell import curvedsky, enmap
 
 import yaml
-from cobaya_cnnlens.calibrate.release_networks import NETWORKS
 from cobaya_cnnlens.likelihood.release import read_release, write_release
 from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.release_networks import NETWORKS
 from cobaya_cnnlens.simulate import patches
 from cobaya_cnnlens.simulate.instrument import ARCMIN
 from cobaya_cnnlens.simulate.patches import Pointing

@@ -16,10 +16,10 @@ from time import process_time
 import numpy as np
 from paired import Paired
 
-from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.reconstruct import map_lensing, wiener
 from cobaya_cnnlens.reconstruct.features import PASSES
 from cobaya_cnnlens.simulate import periodic
@@ -39,7 +39,7 @@ arguments = sys.argv[1:]
 config = load_config(arguments[0] if arguments else ROOT / "training" / "config" / "refined.yaml")
 wanted = int(arguments[1]) if len(arguments) > 1 else 32
 run = Run(config)
-skies.measure(run, "validation", [0])
+Skies(run).measure("validation", [0])
 seen = observe_sky(run, "validation", 0)
 chosen = np.arange(wanted) * len(seen.q) // wanted
 q, u = seen.q[chosen], seen.u[chosen]

@@ -10,16 +10,17 @@ from cobaya.model import get_model
 from jsonschema import Draft202012Validator
 
 import cobaya_cnnlens
-from cobaya_cnnlens.calibrate import bandpowers, nuisances
 from cobaya_cnnlens.likelihood.fields import NUISANCES
 from cobaya_cnnlens.likelihood.release import read_release, write_release
 from cobaya_cnnlens.likelihood.schema import json_schema
-from cobaya_cnnlens.pipeline import skies
 from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.nuisances import Nuisances
 from cobaya_cnnlens.pipeline.observation import observe_sky
+from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.simulate.instrument import Instrument
-from cobaya_cnnlens.simulate.shards import FIELDS, write_shard
+from cobaya_cnnlens.simulate.shards import FIELDS
 from tests.conftest import synthetic_release
 
 repository, work = Path(sys.argv[1]), Path(sys.argv[2])
@@ -39,10 +40,10 @@ run = Run(config, "a" * 64, OnlyU())
 generator = np.random.default_rng(3)
 n = config.patch.n_padded
 fields = {f: generator.standard_normal((3, n, n)).astype("f4") for f in FIELDS}
-write_shard(skies.path(run, "test", 0), skies.recipe(run, "test", 0), fields)
-bandpowers.measure(run, "test", [0])
-nuisances.measure(run, 0)
-first, second = nuisances.read(run, np.ones(4))
+Skies(run).write(fields, "test", 0)
+Bandpowers(run).measure("test", [0])
+Nuisances(run).measure([0])
+first, second = Nuisances(run).read(np.ones(4))
 seen = observe_sky(run, "test", 0)
 quiet = config.model_copy(update={"instrument": Instrument(noise_uk_arcmin=0.0)})
 clean = observe_sky(Run(quiet), "test", 0)

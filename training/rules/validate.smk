@@ -10,7 +10,7 @@ rule table:
 rule forecast:
     input:
         TABLE,
-        [file for m in MEMBERS.values() for file in all_curvature(m)],
+        [file for m in MEMBERS.values() for file in all_of(ShiftedSkies(Run(m)))],
     output:
         FORECAST,
     shell:

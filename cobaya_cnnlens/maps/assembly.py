@@ -1,0 +1,320 @@
+"""From the bandpowers of observed patches and what calibrates them to a release.
+
+That of own patches takes a calibration that there is, of a configuration or of a release. That of a
+survey takes the survey's own (:mod:`.calibration`): its patches are the tiles, weighted
+(:mod:`.weights`), its N the sum's, its covariance that of the sum times the number of tiles. R is
+divided out tile by tile, and the release's is its weighted mean, for reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ..calibrate import debias
+from ..calibrate.debias import SimulatedChanges
+from ..calibrate.derivatives import BandDerivatives, NoiseDerivatives, nuisance_orders
+from ..calibrate.release_warnings import with_warnings
+from ..calibrate.response import FIELDS, Calibration, PatchBandpowers, standard_error
+from ..errors import ConfigError
+from ..likelihood.document import seal, to_document
+from ..likelihood.fields import NUISANCES
+from ..likelihood.release import Release
+from ..pipeline import assemble
+from ..pipeline.estimators import name_of
+from ..pipeline.nuisances import nuisance_steps
+from ..pipeline.perturbations import shifted_changes
+from ..pipeline.run import Run
+from ..simulate.depth import DepthClasses, depth_classes, tile_depths
+from .bandpower_file import read_map_bandpowers
+from .calibration import TEST, VALIDATION, SurveyCalibration
+from .map_setup import MapSetup
+from .plan import Plan
+from .reconstruction import TileReconstruction
+from .weights import TileWeights, by_class, effective_number, neighbour_correlation, weighted
+
+
+def classes_of(plan: Plan) -> DepthClasses:
+    """Group the survey's tiles by depth and holes.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+
+    Returns
+    -------
+    classes : the class of every tile
+    """
+    rms = np.stack([tile.rms for tile in plan.tiles])
+    return depth_classes(tile_depths(rms, plan.tiles[0].taper, plan.geometry))
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What was simulated of a survey, read.
+
+    Attributes
+    ----------
+    calibration : its products
+    arrays : of :meth:`.SurveyCalibration.read`
+    weights : of the tiles
+    """
+
+    calibration: SurveyCalibration
+    arrays: dict[str, np.ndarray]
+    weights: TileWeights
+
+    @classmethod
+    def read(cls, run: Run, plan: Plan, folder: Path) -> Calibrated:
+        """Read a survey's calibration, and compute the weights of its tiles.
+
+        Parameters
+        ----------
+        run : a configuration, with its products and networks
+        plan : the survey's plan
+        folder : the survey's products
+
+        Returns
+        -------
+        calibrated : simulated bandpowers and power of E and B, with the tiles' weights
+
+        Raises
+        ------
+        ProductError
+            if it is missing, or of another plan or configuration
+        """
+        calibration, arrays = SurveyCalibration.read(run, plan, folder)
+        validation = PatchBandpowers(*(arrays[f"{VALIDATION}_{name}"] for name in FIELDS))
+        modes = np.array([tile.weight for tile in plan.tiles])
+        label = classes_of(plan).label
+        weights = TileWeights.of(validation, calibration.tiles(VALIDATION), label, modes)
+        return cls(calibration, arrays, weights)
+
+    @cached_property
+    def tiles(self) -> np.ndarray:
+        """As which tile each test patch was seen, (n_patches,)."""
+        return self.calibration.tiles(TEST)
+
+    @cached_property
+    def normalised(self) -> np.ndarray:
+        """⟨κ̂κ̂*⟩/R² of every test patch, (n_patches, n_bins)."""
+        return self.weights.normalised(self.arrays[f"{TEST}_auto"], self.tiles)
+
+    def test(self) -> tuple[PatchBandpowers, np.ndarray]:
+        """The test patches as those of a survey of weighted tiles, with R divided out, and the
+        power of E and B."""
+        auto, truth = (
+            self._sum(values, self.tiles, self.weights.weight)
+            for values in (self.normalised, self.arrays[f"{TEST}_truth"])
+        )
+        power = self._power(self.arrays[f"{TEST}_power"], None, self.tiles)
+        return PatchBandpowers(auto, auto, truth), power
+
+    def changes(self) -> tuple[SimulatedChanges, SimulatedChanges]:
+        """How d − signal and p̂ of the weighted tiles change."""
+        return self._changes(self._noise_bias, "auto"), self._changes(self._power, "power")
+
+    def _changes(self, combine: Callable[..., np.ndarray], name: str) -> SimulatedChanges:
+        arrays, settings = self.arrays, self.calibration.run.config.derivatives
+        tiles = self.calibration.derivative_patches().tiles
+
+        def combined(label: str) -> np.ndarray:
+            values = arrays[f"{label}_{name}"]
+            truths = arrays.get(f"{label}_truth", [None] * len(values))
+            return np.stack([combine(v, t, tiles) for v, t in zip(values, truths, strict=True)])
+
+        kk, ee = (
+            BandDerivatives(np.array(edges), np.moveaxis(combined(spectrum), 0, -1))
+            for spectrum, edges in (("kk", settings.kk_edges), ("ee", settings.ee_edges))
+        )
+        which = self.calibration.nuisance_patches()
+        centre = arrays[f"{TEST}_{name}"][which]
+        shifted = np.stack([arrays[f"{nuisance}_{name}"] for nuisance in NUISANCES], axis=-1)
+        first, second = (
+            np.stack(
+                [combine(x[..., i], None, self.tiles[which]) for i in range(x.shape[-1])], axis=-1
+            )
+            for x in nuisance_orders(nuisance_steps(self.calibration.run), centre, shifted)
+        )
+        first_order = NoiseDerivatives(kk, ee, combined("fiducial")[0])
+        return SimulatedChanges(first_order, combined("shifted"), (first, second))
+
+    def _noise_bias(
+        self, auto: np.ndarray, truth: np.ndarray | None, tiles: np.ndarray
+    ) -> np.ndarray:
+        """⟨κ̂κ̂*⟩/R² less the truth, of weighted tiles, (n_patches, n_bins)."""
+        normalised = self.weights.normalised(auto, tiles)
+        normalised = normalised if truth is None else normalised - truth
+        return self._sum(normalised, tiles, self.weights.weight)
+
+    def _power(self, power: np.ndarray, truth: None, tiles: np.ndarray) -> np.ndarray:
+        return self._sum(power, tiles, self.weights.modes[:, None])
+
+    def _sum(self, values: np.ndarray, tiles: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        return weighted(values, tiles, weight, self.weights.label)
+
+    def n_sim(self) -> int:
+        """Of how many patches the covariance is worth."""
+        label = self.weights.label
+        # The variance of a bandpower goes as its square.
+        variance = by_class(self.normalised, label[self.tiles]) ** 2
+        return effective_number(self.tiles, self.weights.weight, label, variance)
+
+    def neighbour_correlation(self) -> list[float]:
+        """Correlation of the bandpowers of neighbouring tiles, and its error, rounded."""
+        return [
+            round(value, 4)
+            for value in neighbour_correlation(self.normalised, self.tiles, self.weights.label)
+        ]
+
+    def response_error(self) -> np.ndarray:
+        """Standard error of Σ_t w R, by the scatter of the validation patches, (n_bins,)."""
+        weights, tiles = self.weights, self.calibration.tiles(VALIDATION)
+        cross, truth = (self.arrays[f"{VALIDATION}_{name}"] for name in ("cross", "truth"))
+        scatter = cross - weights.response[weights.label[tiles]] * truth
+        return standard_error(weighted(scatter, tiles, weights.weight, weights.label)) / truth.mean(
+            0
+        )
+
+
+def make_patch_release(
+    calibration: Run | Release, files: str | Path | Iterable[str | Path], name: str
+) -> Release:
+    """Make the release of a user's own patches, by the calibration of a configuration or by that
+    which another release holds.
+
+    The bandpowers ⟨|κ̂|²⟩_b/R_b² − N_b and the number of patches are the maps'; R, N, derivatives,
+    windows, one patch's covariance and its n_sim are the calibration's.
+
+    Parameters
+    ----------
+    calibration : a configuration with its products, or the release whose calibration holds for the
+        maps
+    files : bandpowers of the patches, in one file or in several that make one survey
+    name : of the new release
+
+    Returns
+    -------
+    release : debiased bandpowers of the patches
+
+    Raises
+    ------
+    ReleaseError
+        if the calibrating release does not say what it is a calibration of
+    ProductError
+        if a file was made with another network, instrument, patch or binning
+    MapError
+        if patches overlap
+    """
+    setup = MapSetup.of(calibration)
+    measured = read_map_bandpowers(files, setup)
+    origin = {"maps": measured.source}
+    if isinstance(calibration, Run):
+        release = assemble.release_of_run(calibration, measured.auto, origin)
+    else:
+        # The calibration's own data are no part of this release.
+        skies = {
+            key: value
+            for key, value in dict(calibration.provenance.get("skies", {})).items()
+            if key != "maps" and not key.startswith("survey-")
+        }
+        digest = seal(to_document(calibration))["digest"]
+        provenance = calibration.provenance | {
+            "skies": skies | origin,
+            "calibration": {"release": calibration.name, "digest": digest},
+        }
+        release = replace(calibration, provenance=provenance, truth=None)
+    release = replace(
+        assemble.with_data(release, measured.auto, measured.power),
+        name=name,
+        description=assemble.patches_of(
+            len(measured.auto), setup.patch, setup.instrument, release.provenance.get("estimator")
+        ),
+        provenance=release.provenance | {"packages": assemble.package_versions()},
+    )
+    return with_warnings(release, measured.warnings)
+
+
+def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release:
+    """Make the release of a survey.
+
+    Parameters
+    ----------
+    run : of the configuration that reconstructed and calibrated it
+    plan : the survey's plan
+    folder : where the products of both lie
+    name : name of the release
+
+    Returns
+    -------
+    release : debiased bandpowers with their covariance, response and derivatives
+
+    Raises
+    ------
+    ProductError
+        if a stage has not been run, or was with another plan or configuration
+    ConfigError
+        if the covariance is not worth enough patches
+    """
+    folder = Path(folder)
+    data = TileReconstruction(plan, MapSetup.of_run(run), folder).read()
+    calibrated = Calibrated.read(run, plan, folder)
+    calibration, weights = calibrated.calibration, calibrated.weights
+    test, power = calibrated.test()
+    of_patches = test.auto - test.truth
+    unit = np.ones(test.auto.shape[1])
+    made = Calibration(unit, unit, of_patches.mean(0), standard_error(of_patches))
+    n_sim, n_bins = calibrated.n_sim(), len(unit)
+    if n_sim <= n_bins + 2:
+        raise ConfigError(
+            f"{calibration.path}: {calibration.n_patches} patches of tiles as different as these "
+            f"are worth {n_sim} alike, and {n_bins} bins need {n_bins + 3}; calibrate with more "
+            "--patches, or take fewer bins"
+        )
+    changes, power_changes = calibrated.changes()
+    auto = weights.combine(data.auto)
+    fitted = None
+    if run.config.data_debias:
+        # A second order over the prior needs skies of many cosmologies: here it is along ω_c.
+        fitted = debias.fit(
+            changes,
+            power_changes,
+            made.debias(test.auto),
+            power,
+            shifted_changes(run),
+            None,
+            len(auto),
+            weights.label[calibrated.tiles],
+        )
+    release = assemble.assembled(run, made, test, changes, fitted, auto, {"maps": data.source})
+    if fitted is not None:
+        release = replace(release, power=(weights.modes[:, None] * data.power).sum(0))
+    depths, patch = np.array([tile.depth for tile in plan.tiles]), run.config.patch
+    survey = {
+        "plan": plan.identity,
+        "tiles": [tile.number for tile in plan.tiles],
+        "area_deg2": round(plan.area_deg2, 2),
+        "classes": int(weights.label.max()) + 1,
+        "simulated_patches": calibration.n_patches,
+        "neighbour_correlation": calibrated.neighbour_correlation(),
+    }
+    release = replace(
+        release,
+        name=name,
+        description=(
+            f"{len(depths)} tiles of {patch.size_deg:g} x {patch.size_deg:g} deg at "
+            f"{depths.min():.3g} to {depths.max():.3g} uK arcmin: "
+            f"{assemble.bandpowers_of(name_of(run.config))}"
+        ),
+        response=weights.mean_response,
+        response_error=calibrated.response_error(),
+        n_sim=n_sim,
+        # The level whose inverse square is the tiles' mean one.
+        instrument=release.instrument | {"noise": float(np.mean(depths**-2.0) ** -0.5)},
+        provenance=release.provenance | {"survey": survey, "packages": assemble.package_versions()},
+    )
+    return with_warnings(release, data.warnings)

@@ -1,0 +1,209 @@
+"""Test skies made again at other cosmologies, with the phases and the noise of the fiducial ones.
+
+Such a sky differs from the test sky by its cosmology alone, so the scatter of the patches cancels
+in the difference. The change of its own ⟨κκ*⟩ is subtracted too, which leaves the change of the
+noise bias. :mod:`cobaya_cnnlens.validate.points` tests the model with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..calibrate.response import PatchBandpowers
+from ..simulate.tiling import evenly
+from .perturbations import perturbed_sky
+from .power import Power, power_of
+from .reconstructions import Bandpowers, measurement_recipe
+from .run import Run
+from .simulation import Simulation
+from .skies import Skies
+from .stage import Stage
+
+SET = "test"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A cosmology at which a test sky is made again.
+
+    Attributes
+    ----------
+    change : values of the parameters that differ from the fiducial ones
+    index : number of the test sky
+    patches : how many of its patches, spread evenly; None for all
+    """
+
+    change: dict[str, float]
+    index: int
+    patches: int | None
+
+
+def checked(run: Simulation, group: str | None = None) -> list[Point]:
+    """Points at which the model is tested, of one group or of all.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+    group : key of ``points.at``; all groups by default
+
+    Returns
+    -------
+    the points, sky by sky
+    """
+    settings = run.config.points
+    groups = settings.at if group is None else {group: settings.at[group]}
+    return [
+        Point(change, of_group.sky, settings.patches)
+        for of_group in groups.values()
+        for change in of_group.cosmologies
+    ]
+
+
+@dataclass(frozen=True)
+class Patches:
+    """What was measured of the patches of some skies.
+
+    Attributes
+    ----------
+    auto, truth : ⟨κ̂κ̂*⟩ and ⟨κκ*⟩, (n_patches, n_bins) each
+    power : of E and B in µK², (n_patches, n_power); None without a debias from the data
+    """
+
+    auto: np.ndarray
+    truth: np.ndarray
+    power: np.ndarray | None
+
+
+class Points(Stage[Run]):
+    """Test skies made again at other cosmologies: their bandpowers, and E and B power.
+
+    A product holds ``auto`` and ``truth``, (n_patches, n_bins) each, and ``power``.
+    """
+
+    kind = "points"
+    algorithm = 2
+    command = "points CONFIG"
+
+    def keys(self, points: Iterable[Point]) -> list[tuple[Point]]:
+        """A product for each point.
+
+        Parameters
+        ----------
+        points : of :func:`checked`
+
+        Returns
+        -------
+        keys of the products
+        """
+        return [(point,) for point in points]
+
+    def path(self, point: Point) -> Path:
+        """Where a test sky's bandpowers at another cosmology lie.
+
+        Parameters
+        ----------
+        point : cosmology and sky
+
+        Returns
+        -------
+        the file, under ``products``
+        """
+        name = "_".join(f"{key}={value:g}" for key, value in sorted(point.change.items()))
+        return self.config.products / "points" / f"sky_{point.index:04d}" / f"{name}.h5"
+
+    def recipe(self, point: Point) -> dict[str, Any]:
+        """What determines a test sky's bandpowers at another cosmology.
+
+        Parameters
+        ----------
+        point : cosmology and sky
+
+        Returns
+        -------
+        mapping for JSON
+        """
+        run, cosmology = self.run, self.config.cosmology.vary(**point.change)
+        return {
+            "sky": {**Skies(run).recipe(SET, point.index), **run.spectra_recipe(cosmology)},
+            **measurement_recipe(run),
+            "point_algorithm": self.algorithm,
+            **({"patches": point.patches} if point.patches is not None else {}),
+        }
+
+    def make(self, point: Point) -> dict[str, np.ndarray]:
+        """Make a test sky again at another cosmology.
+
+        Parameters
+        ----------
+        point : cosmology and sky
+
+        Returns
+        -------
+        arrays of the product
+        """
+        run, cosmology = self.run, self.config.cosmology.vary(**point.change)
+        rows, spectra = evenly(run.n_patches, point.patches), run.spectra(cosmology)
+        sky = perturbed_sky(run, point.index, self.threads, spectra, SET, rows=rows)
+        return sky.unperturbed() | {"power": power_of(run)(*sky.observed())}
+
+    def read(self, points: Iterable[Point]) -> Patches:
+        """Read the patches of one change of the cosmology, on all of its skies.
+
+        Parameters
+        ----------
+        points : of one cosmology
+
+        Returns
+        -------
+        the patches
+
+        Raises
+        ------
+        products.ProductError
+            if a point has not been measured, or was with another network or configuration
+        """
+        names = ["auto", "truth", *(["power"] if self.config.data_debias else [])]
+        parts = [self.arrays(point, names=names) for point in points]
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        return Patches(arrays["auto"], arrays["truth"], arrays.get("power"))
+
+    def at_fiducial(self, points: Iterable[Point]) -> Patches:
+        """Read the patches of some points at the fiducial cosmology, as the test set holds them.
+
+        Parameters
+        ----------
+        points : of one cosmology
+
+        Returns
+        -------
+        the patches
+        """
+        points = list(points)
+        measured = PatchBandpowers.join(
+            Bandpowers(self.run).read(SET, [point.index], point.patches) for point in points
+        )
+        power = None
+        if self.config.data_debias:
+            powers = (Power(self.run).read(SET, [p.index], p.patches) for p in points)
+            power = np.concatenate([of_sky["power"] for of_sky in powers])
+        return Patches(measured.auto, measured.truth, power)
+
+
+def change_of_noise(moved: Patches, fiducial: Patches, response: np.ndarray) -> np.ndarray:
+    """Change of the noise bias, that is of d − signal.
+
+    Parameters
+    ----------
+    moved, fiducial : the same patches at both cosmologies
+    response : R_b, (n_bins,)
+
+    Returns
+    -------
+    by patch, (n_patches, n_bins)
+    """
+    return (moved.auto - fiducial.auto) / response**2 - (moved.truth - fiducial.truth)

@@ -1,0 +1,658 @@
+"""The noise debias from the survey's own E and B, from coefficients to the likelihood."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import yaml
+from cobaya_cnnlens import products
+from cobaya_cnnlens.calibrate import (
+    curvature,
+    debias,
+    second_order,
+)
+from cobaya_cnnlens.calibrate.covariance import shrunk_covariance
+from cobaya_cnnlens.calibrate.debias import debias_coefficients, fit_coefficients
+from cobaya_cnnlens.calibrate.derivatives import BandDerivatives, NoiseDerivatives
+from cobaya_cnnlens.errors import CNNLensError, ConfigError
+from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
+from cobaya_cnnlens.likelihood.fields import ARRAYS, NUISANCES, Group
+from cobaya_cnnlens.likelihood.release import (
+    debiased_by_data,
+    digest_of_numbers,
+    read_release,
+    without,
+    write_release,
+)
+from cobaya_cnnlens.maps import bandpower_file, map_setup
+from cobaya_cnnlens.maps.assembly import make_patch_release
+from cobaya_cnnlens.pipeline import cosmologies
+from cobaya_cnnlens.pipeline.assemble import (
+    calibration_of,
+    make_releases,
+)
+from cobaya_cnnlens.pipeline.cosmologies import Points
+from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.observation import observe_sky
+from cobaya_cnnlens.pipeline.perturbations import Derivatives, ShiftedSkies, shifted_changes
+from cobaya_cnnlens.pipeline.power import Power, power_of
+from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
+from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.sections.calibration_settings import CosmologyGroup
+from cobaya_cnnlens.simulate.instrument import Systematics
+from cobaya_cnnlens.validate import points, primary
+from cobaya_cnnlens.validate.omch2 import at_the_tangent
+
+from ..conftest import at_fiducial_power
+from ..written import HASH, NoisyOracle
+
+
+def test_coefficients_follow_what_the_power_tells():
+    """With exact powers as many as unknowns, G J = A; without a prior it is the regression of d on
+    p̂, by samples."""
+    generator = np.random.default_rng(1)
+    bandpower_response, power_response = (
+        generator.standard_normal((3, 4)),
+        generator.standard_normal((4, 4)),
+    )
+    widths = np.array([0.1, 0.3, 0.2, 0.5])
+    exact = debias_coefficients(
+        bandpower_response, power_response, widths, np.zeros((3, 4)), 1e-12 * np.eye(4)
+    )
+    np.testing.assert_allclose(exact @ power_response, bandpower_response, rtol=1e-6)
+
+    drawn = generator.standard_normal((20_000, 7)) @ generator.standard_normal((7, 7))
+    d, p = drawn[:, :3], drawn[:, 3:]
+    covariance = np.cov(drawn, rowvar=False)
+    regression = debias_coefficients(
+        bandpower_response, power_response, 0 * widths, covariance[:3, 3:], covariance[3:, 3:]
+    )
+    expected = np.linalg.lstsq(p - p.mean(0), d - d.mean(0), rcond=None)[0].T
+    np.testing.assert_allclose(regression, expected, rtol=1e-8)
+
+
+def test_no_linear_estimate_is_better():
+    """Of d's change with x, over draws of x and of the scatter of d and p̂."""
+    generator = np.random.default_rng(2)
+    bandpower_response, power_response = (
+        generator.standard_normal((1, 3)),
+        generator.standard_normal((2, 3)),
+    )
+    widths, root = np.array([0.5, 1.0, 2.0]), generator.standard_normal((3, 3))
+    scatter = root @ root.T
+    best = debias_coefficients(
+        bandpower_response, power_response, widths, scatter[:1, 1:], scatter[1:, 1:]
+    )
+    x = generator.standard_normal((400_000, 3)) * widths
+    noise = generator.standard_normal((400_000, 3)) @ root.T
+    d, p = x @ bandpower_response.T + noise[:, :1], x @ power_response.T + noise[:, 1:]
+
+    def left(coefficients):
+        return np.var(d - p @ coefficients.T)
+
+    for step in (0.05 * np.eye(2)[0], -0.05 * np.eye(2)[1]):
+        assert left(best) < min(left(best + step), left(best - step))
+
+
+def test_few_patches_say_how_much_others_scatter():
+    """G of 60 patches for 30 numbers: d' scatters over other patches, of the covariance that the 60
+    are drawn from, as the 60 say of themselves, and no more than d. What the 60 scatter with their
+    own G is too little; of many patches the two are one."""
+    generator = np.random.default_rng(3)
+    n_bins = 4
+    root = np.eye(30) + 0.1 * generator.standard_normal((30, 30))
+    true = root @ root.T
+    widths = np.array([1.0, 0.05])
+    bandpower_response, power_response = (
+        generator.standard_normal((4, 2)),
+        generator.standard_normal((26, 2)),
+    )
+
+    def variances(n_sim):
+        """Of d' of others, of the patches as they say, and with their own G, over that of d."""
+        both = generator.standard_normal((n_sim, 30)) @ root.T
+        both -= both.mean(0)
+        coefficients, over_fitted = fit_coefficients(
+            0.1 * bandpower_response, 0.1 * power_response, widths, both, 50
+        )
+        debiasing = np.hstack([np.eye(n_bins), -coefficients])
+        others = np.diag(debiasing @ true @ debiasing.T)
+        own = both @ debiasing.T
+        said = (own - over_fitted).var(0, ddof=1), own.var(0, ddof=1)
+        return np.array([others, *said]) / np.diag(true)[:n_bins]
+
+    others, said, own = np.mean([variances(60) for _ in range(30)], axis=(0, 2))
+    assert said == pytest.approx(others, rel=0.04)
+    assert own < 0.9 * others
+    assert others < 1.02
+    others, said, own = np.mean([variances(1000) for _ in range(5)], axis=(0, 2))
+    assert said == pytest.approx(others, rel=0.03)
+    assert own < 0.97 * others
+    others, said, own = np.mean([variances(1600) for _ in range(3)], axis=(0, 2))
+    assert said == own == pytest.approx(others, rel=0.05)
+
+
+def test_patches_about_a_common_mean_are_left_out_together():
+    """Of three that add up to nothing one is what the others are not: G would know it by them."""
+    generator = np.random.default_rng(6)
+    root = np.eye(30) + 0.1 * generator.standard_normal((30, 30))
+    answers = generator.standard_normal((4, 2)), generator.standard_normal((26, 2))
+    groups = np.repeat(np.arange(20), 3)
+    ratios = []
+    for _ in range(20):
+        drawn = (generator.standard_normal((60, 30)) @ root.T).reshape(20, 3, 30)
+        both = np.sqrt(1.5) * (drawn - drawn.mean(1, keepdims=True)).reshape(60, 30)
+        widths = np.array([1.0, 0.05])
+        coefficients, together = fit_coefficients(
+            0.1 * answers[0], 0.1 * answers[1], widths, both, 50, groups
+        )
+        same, singly = fit_coefficients(0.1 * answers[0], 0.1 * answers[1], widths, both, 50)
+        np.testing.assert_array_equal(coefficients, same)
+        own = both @ np.hstack([np.eye(4), -coefficients]).T
+        debiasing = np.hstack([np.eye(4), -coefficients])
+        others = np.diag(debiasing @ root @ root.T @ debiasing.T)
+        ratios.append([(own - x).var(0, ddof=1).mean() / others.mean() for x in (together, singly)])
+    together, singly = np.mean(ratios, axis=0)
+    assert together == pytest.approx(1.0, abs=0.05)
+    assert singly < together - 0.03
+
+
+def test_a_covariance_of_few_patches_has_an_inverse():
+    """Correlations shrink by what Schäfer & Strimmer's formula says, variances stay; of many
+    patches nearly nothing shrinks."""
+    generator = np.random.default_rng(4)
+    root = np.eye(12) + 0.5 * generator.standard_normal((12, 12))
+    samples = generator.standard_normal((10, 12)) @ root.T
+    found = shrunk_covariance(samples)
+    sample = np.cov(samples, rowvar=False)
+    np.testing.assert_allclose(np.diag(found), np.diag(sample), rtol=1e-12)
+    z = (samples - samples.mean(0)) / samples.std(0, ddof=1)
+    above, below = 0.0, 0.0
+    for i in range(12):
+        for j in set(range(12)) - {i}:
+            w = z[:, i] * z[:, j]
+            above += 10 / 9**3 * ((w - w.mean()) ** 2).sum()
+            below += (10 / 9 * w.mean()) ** 2
+    off = ~np.eye(12, dtype=bool)
+    np.testing.assert_allclose(found[off], (1 - above / below) * sample[off], rtol=1e-10)
+    assert np.linalg.eigvalsh(found).min() > 0 > np.linalg.eigvalsh(sample).min() - 1e-12
+    many = generator.standard_normal((20_000, 12)) @ root.T
+    np.testing.assert_allclose(shrunk_covariance(many), np.cov(many, rowvar=False), atol=0.02)
+
+
+@pytest.fixture(scope="module")
+def run(simulated_run):
+    return simulated_run
+
+
+@pytest.fixture(scope="module")
+def made(run):
+    """Releases as of many patches, whose closed forms are simple."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(debias, "FEW", 0)
+        patch.setattr(debias, "MANY", 0)
+        return make_releases(run, dict.fromkeys(run.config.surveys, 0), packages=False)
+
+
+def test_a_release_of_few_patches_has_the_scatter_of_others(run, made):
+    """Of 40 patches, whose d' scatters less with the G that was fitted to them."""
+    few = make_releases(run, {"fiducial": 0}, packages=False)["fiducial"]
+    _, test = calibration_of(run)
+    of_test = Power(run).read("test", [0])["power"]
+    off = of_test - of_test.mean(0)
+    d = test.auto / few.response**2 - off @ few.debias_coefficients.T
+    own = np.diag(np.cov(d, rowvar=False))
+    said = np.diag(few.patch_covariance)
+    assert (said > own).all()
+    assert said.mean() > 1.05 * own.mean()
+    fixed = few.fixed_patch_covariance
+    np.testing.assert_array_equal(fixed, made["fiducial"].fixed_patch_covariance)
+
+
+def test_power_is_that_of_the_maps(run):
+    """Parseval: all E and B modes together are all of Q and U; and each bin holds its modes."""
+    seen, measured = observe_sky(run, "test", 0), power_of(run)
+    found = measured(seen.q, seen.u)
+    assert found.shape == (len(seen.q), len(measured.e_edges) - 1 + 1)
+    edges = run.bandpowers.bins.edges
+    assert (measured.e_edges[: 5 * len(edges) : 5][: len(edges)] == edges).all()
+    nyquist = run.config.patch.nyquist
+    assert 0.9 * nyquist < measured.e_edges[-1] < nyquist
+    np.testing.assert_allclose(measured.b_edges / nyquist, [0.7, 0.98], atol=0.002)
+    n, pixel = run.config.patch.n_pixels, run.config.patch.pixel
+    l = 2 * np.pi * np.fft.fftfreq(n, pixel)
+    ly, lx = np.meshgrid(l, l, indexing="ij")
+    phi, ell = np.arctan2(lx, -ly), np.hypot(lx, ly)
+    modes = [np.fft.fft2(m) * pixel**2 for m in (seen.q, seen.u)]
+    e = np.abs(modes[0] * np.cos(2 * phi) + modes[1] * np.sin(2 * phi)) ** 2
+    b = sum(np.abs(m) ** 2 for m in modes) - e
+    area = np.mean(run.mask**2) * (n * pixel) ** 2
+    for i, (low, high) in enumerate(zip(measured.e_edges[:-1], measured.e_edges[1:], strict=True)):
+        inside = (ell >= low) & (ell < high)
+        np.testing.assert_allclose(found[:, i], e[:, inside].mean(1) / area, rtol=1e-4)
+    inside = (ell >= measured.b_edges[0]) & (ell < measured.b_edges[1])
+    np.testing.assert_allclose(found[:, -1], b[:, inside].mean(1) / area, rtol=1e-4)
+
+
+def test_the_theorys_e_is_hardly_needed(run, made):
+    """What of the dependence on C^EE is left, in units of the survey's errors for a change by 10%
+    that is the same at all l, and for one that alternates from band to band."""
+    release = made["fiducial"]
+    sigma = np.sqrt(np.diag(release.fixed_patch_covariance) / release.n_patches)
+    changes = 0.1 * np.array([np.ones(5), [1, -1, 1, -1, 1]]).T
+    derivatives_ee = Derivatives(run).read(release.response).ee.values
+    before = np.abs(derivatives_ee @ changes / sigma[:, None])
+    left = derivatives_ee - release.debias_coefficients @ release.power_ee_derivatives
+    after = np.abs(left @ changes / sigma[:, None])
+    assert before[:, 0].max() > 1.0
+    assert (after < 0.25 * before.max(0)).all()
+
+
+def test_gain_and_noise_that_differ_are_taken_off(run, made):
+    """A survey whose gain or noise is off: the debiased bandpowers of its own maps, made here from
+    the maps, move by what the release says, and by a part of what they do else."""
+    release = made["fiducial"]
+    calibration = calibration_of(run)[0]
+    few = observe_sky(run, "test", 0).kappa
+    estimator, measured = NoisyOracle(few), power_of(run)
+
+    def seen_with(**systematics):
+        sky = observe_sky(run, "test", 0, systematics=Systematics(**systematics))
+        auto = run.bandpowers.auto(estimator.reconstruct(sky.q, sky.u))
+        d = calibration.debias(auto).mean(0)
+        return d, d - release.correction_of(measured(sky.q, sky.u).mean(0))
+
+    still = seen_with()
+    for name in ("gain", "noise"):
+        x = 0.02
+        moved = [a - b for a, b in zip(seen_with(**{name: x}), still, strict=True)]
+        column = NUISANCES.index(name)
+        predicted = (
+            release.nuisance_first[:, column] * x + release.nuisance_second[:, column] * x**2
+        )
+        scale = np.abs(moved[0]).max()
+        np.testing.assert_allclose(moved[1], predicted, atol=0.01 * scale)
+        assert np.abs(moved[1]).max() < 0.3 * scale
+
+
+def test_the_survey_is_debiased_by_its_own_power(run, made):
+    """d' from the patches' products, and its covariance by the test set's patches."""
+    release = made["high"]
+    calibration, test = calibration_of(run)
+    of_survey = Power(run).read("survey-high", [0])["power"]
+    of_test = Power(run).read("test", [0])["power"]
+    auto = Bandpowers(run).read("survey-high", [0]).auto
+
+    def debiased(auto, powers):
+        shift = (powers - of_test.mean(0)) @ release.debias_coefficients.T
+        return auto / calibration.response**2 - calibration.noise - shift
+
+    used = debiased_by_data(replace(release, curvature=0 * release.curvature))
+    np.testing.assert_allclose(used.bandpowers, debiased(auto, of_survey).mean(0), rtol=1e-9)
+    of_patches = debiased(test.auto, of_test)
+    np.testing.assert_allclose(used.patch_covariance, np.cov(of_patches, rowvar=False), rtol=1e-9)
+    error = np.cov(of_patches - test.truth, rowvar=False) / len(of_patches)
+    np.testing.assert_allclose(used.noise_covariance, error, rtol=1e-9)
+    assert not used.power.size
+    # That of plain d holds the error of its change at the excursion too.
+    plain = calibration.debias(test.auto)
+    error = np.cov(plain - test.truth, rowvar=False) / len(plain)
+    response = calibration.response
+    change = curvature.change_above(
+        Derivatives(run).read(response),
+        ShiftedSkies(run).read(response),
+        shifted_changes(run),
+    )
+    error = error + np.cov(change, rowvar=False) / len(change)
+    np.testing.assert_allclose(release.fixed_noise_covariance, error, rtol=1e-9)
+    np.testing.assert_array_equal(used.response, release.response)
+
+
+def test_power_as_data(run, made):
+    """Covariance of d' and p̂ by the test set's patches, with the errors of what is taken for
+    fiducial and of the model's change; signal and noise make all of p."""
+    release = made["high"]
+    calibration, test = calibration_of(run)
+    of_test = Power(run).read("test", [0])["power"]
+    d = calibration.debias(test.auto) - (of_test - of_test.mean(0)) @ release.debias_coefficients.T
+    whole = np.cov(np.hstack([d, of_test]), rowvar=False)
+    np.testing.assert_allclose(release.power_covariance, whole[4:, 4:], rtol=1e-9)
+    np.testing.assert_allclose(release.power_cross_covariance, whole[:4, 4:], rtol=1e-9)
+    noise = np.cov(np.hstack([d - test.truth, of_test]), rowvar=False) / len(d)
+    found = Power(run).read("derivatives", [0])
+    first = Derivatives(run).read(calibration.response)
+    kk, ee = np.split(shifted_changes(run)[1], [len(first.kk.edges) - 1])
+    power_response = np.einsum("j,jpi->pi", kk, found["kk"]) + np.einsum(
+        "j,jpi->pi", ee, found["ee"]
+    )
+    bandpower_response = first.kk.patches @ kk + first.ee.patches @ ee
+    bandpower_response = bandpower_response - power_response @ release.debias_coefficients.T
+    error = np.cov(power_response, rowvar=False) / len(power_response)
+    np.testing.assert_allclose(
+        release.power_error_covariance, noise[4:, 4:] + error, rtol=1e-6, atol=0
+    )
+    cross = np.cov(np.hstack([bandpower_response, power_response]), rowvar=False)[:4, 4:] / len(
+        bandpower_response
+    )
+    expected = noise[:4, 4:] + cross
+    np.testing.assert_allclose(
+        release.power_error_cross, expected, rtol=0.2, atol=0.05 * np.abs(expected).max()
+    )
+
+    likelihood = BandpowerLikelihood(release, primary=True)
+    assert len(likelihood.bandpowers) == 4 + of_test.shape[1]
+    # All bands of E make the signal's power S, and p̂ is S and the noise's: with the rms 1 + x of
+    # noise p = S + (1 + x)² N, with a gain (1 + x)² S + N. Skies differ, by 40 patches' scatter.
+    total = release.fiducial_power
+    signal = release.power_ee_derivatives.sum(1)
+    of_gain, of_noise = (
+        release.power_nuisance_second[:, NUISANCES.index(name)] for name in ("gain", "noise")
+    )
+    sigma = np.sqrt(np.diag(release.power_covariance) / 20)
+    for parts in (signal + of_noise, of_gain + of_noise):
+        np.testing.assert_allclose((parts - total) / sigma, 0, atol=4.0)
+    assert (signal[3:-1] > 5 * sigma[3:-1]).any()
+    doubled = likelihood.model(release.fiducial_kk, 2 * release.fiducial_ee)
+    still = likelihood.model(release.fiducial_kk, release.fiducial_ee)
+    np.testing.assert_allclose((doubled - still)[4:], signal, rtol=1e-6)
+    np.testing.assert_allclose((doubled - still)[:4], 0, atol=1e-9 * still[:4].max())
+
+
+def test_own_maps_are_debiased_by_their_power(run, made, tmp_path):
+    """By the calibration that another release holds."""
+    generator = np.random.default_rng(3)
+    release = replace(
+        made["high"],
+        instrument=made["high"].instrument | {"patch_deg": 10.0, "patch_pixels": 48},
+    )
+    powers = release.power * (1 + 0.1 * generator.random((2, 1)))
+    arrays = {
+        "auto": release.response**2 * generator.uniform(1, 2, (2, 4)) * release.noise,
+        "power": powers,
+        "centres": np.array([[0.0, 0.0], [40.0, 0.0]]),
+        "known": np.ones(2, bool),
+        "frame": np.bytes_(b"C"),
+        "source": np.bytes_(b"m.fits"),
+        "warnings": products.texts(()),
+    }
+    path = tmp_path / "b.h5"
+    products.write_product(path, bandpower_file.KIND, map_setup.recipe(run), arrays)
+    mine = make_patch_release(release, path, "mine")
+    np.testing.assert_allclose(mine.power, powers.mean(0))
+    d = (arrays["auto"] / release.response**2).mean(0) - release.noise
+    correction = release.correction_of(powers.mean(0))
+    used = BandpowerLikelihood(replace(mine, curvature=0 * mine.curvature))
+    np.testing.assert_allclose(used.bandpowers, d - correction, rtol=1e-9)
+    assert np.abs(correction).max() > 1e-3 * np.abs(d).max()
+
+
+def test_a_release_without_power_is_told(made):
+    release = made["fiducial"]
+    assert BandpowerLikelihood(release).noise_debias == "data"
+    bare = without(release, *{numbers.group for numbers in ARRAYS.values()} - {Group.ALWAYS})
+    BandpowerLikelihood(bare, "fixed")
+    with pytest.raises(CNNLensError, match="hold the power of its patches; take noise_debias"):
+        BandpowerLikelihood(bare)
+
+
+def test_second_order_is_of_the_debiased(run, made):
+    """At ω_c ± step, d' of the derivatives' patches less that of the fiducial and the model's first
+    order is, on the mean of both signs, the curvature."""
+    release = made["fiducial"]
+    response = release.response
+    auto = ShiftedSkies(run).read(response)
+    first = Derivatives(run).read(response)
+    found = Power(run).read("derivatives", [0])
+    change = (
+        auto - first.centre - (found["shifted"] - found["power"]) @ release.debias_coefficients.T
+    )
+    flat = replace(release, curvature=0 * release.curvature)
+    likelihood = BandpowerLikelihood(flat)
+    fiducial = release.fiducial_kk, release.fiducial_ee
+    left, t = [], []
+    for omch2, moved in zip(run.config.shifted_omch2(), change.mean(1), strict=True):
+        theory = run.spectra(run.config.cosmology.vary(omch2=omch2))
+        t.append(likelihood.excursion(theory.kk)[0])
+        signal = release.windows @ (theory.kk - run.spectra().kk)[: release.windows.shape[1]]
+        model = likelihood.model(theory.kk, theory.ee) - likelihood.model(*fiducial)
+        left.append(moved + signal - model)
+    np.testing.assert_allclose(t, [-1.0, 1.0], rtol=0.1)
+    mean = np.square(t) @ np.array(left) / np.sum(np.power(t, 4))
+    np.testing.assert_allclose(mean, release.curvature, atol=1e-3 * np.abs(change).max())
+
+
+def with_points(run, patches, **change):
+    """The run with one point, of some patches, and measured there."""
+    at = {"some": CosmologyGroup(cosmologies=[change])}
+    settings = run.config.points.model_copy(update={"patches": patches, "at": at})
+    moved = Run(run.config.model_copy(update={"points": settings}), HASH)
+    rows = np.arange(patches) * moved.n_patches // patches
+    kappa = observe_sky(run, "test", 0).kappa[rows]
+    Points(Run(moved.config, HASH, NoisyOracle(kappa))).measure(cosmologies.checked(moved))
+    return moved
+
+
+def test_points_of_some_patches(run, made):
+    """At the fiducial cosmology itself nothing has moved: phases and noise are those of the patches
+    that the whole sky has there."""
+    moved = with_points(run, 7, omch2=run.config.cosmology.omch2)
+    (check,) = points.check_points(moved, made["fiducial"], "some")
+    assert check.measured.shape == (7, 4)
+    np.testing.assert_allclose(check.measured, 0, atol=1e-4 * made["fiducial"].noise.max())
+    np.testing.assert_allclose(check.predicted, 0, atol=1e-12)
+
+
+def test_another_cosmology_is_where_the_model_puts_it(run, made):
+    """At a tenth more power: d' of one sky changes as another sky's derivatives say, to their
+    errors."""
+    moved = with_points(run, run.n_patches, As=1.1 * run.config.cosmology.As)
+    (check,) = points.check_points(moved, made["fiducial"], "some")
+    error = np.sqrt(np.diag(check.covariance))
+    assert (np.abs(check.residual) < 4 * error).all()
+    assert (np.abs(check.predicted) > 10 * error).any()
+    content = moved.config.model_dump(mode="json") | {
+        "points": {"at": {"some": {"cosmologies": [{"A_s": 2e-9}]}}}
+    }
+    path = moved.config.products / "points.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match="no cosmological parameter A_s"):
+        load_config(path)
+
+
+def test_the_response_surface_is_fitted():
+    """To points of known amplitudes and coefficients, patch by patch; none exceeds one."""
+    generator = np.random.default_rng(4)
+    n_points, n_patches, n_bins, n_power, n_kk, n_ee = 14, 5, 4, 6, 3, 5
+    kk, ee = (generator.standard_normal((n_patches, n_bins, n)) for n in (n_kk, n_ee))
+    first = NoiseDerivatives(BandDerivatives(None, kk), BandDerivatives(None, ee), None)
+    # The bands of C^κκ move together, but for a little.
+    shape = generator.standard_normal(n_kk)
+    bands = np.hstack(
+        [
+            np.outer(generator.uniform(-0.2, 0.3, n_points), shape)
+            + 0.01 * generator.standard_normal((n_points, n_kk)),
+            generator.standard_normal((n_points, n_ee)),
+        ]
+    )
+    directions = generator.standard_normal((2, n_power))
+    coefficients = generator.standard_normal((n_bins, n_power))
+    power = generator.standard_normal((n_points, n_power))
+    along = np.linalg.svd(bands[:, :n_kk])[2][0]
+    along = along / np.abs(bands[:, :n_kk] @ along).max() * np.sign(along[np.abs(along).argmax()])
+    v = power @ directions.T
+    w = np.column_stack([v / np.abs(v).max(0), bands[:, :n_kk] @ along])
+    pairs = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
+    terms = np.column_stack([w, *(w[:, i] * w[:, j] for i, j in pairs)])
+    by_patch = generator.standard_normal((n_patches, n_bins, 3 + 6))
+    noise = np.einsum("pbt,ct->cpb", by_patch, terms)
+    noise += (power @ coefficients.T + bands[:, :n_kk] @ kk.mean(0).T)[:, None]
+    repeated = np.repeat(power[:, None], n_patches, axis=1)
+    points_ = second_order.DesignPoints(noise, repeated, bands, bands, 2)
+    fitted = second_order.fit(points_, first, coefficients, lambda _: directions)
+    np.testing.assert_allclose(fitted.kk_direction, along, rtol=1e-9)
+    near = {"rtol": 1e-6, "atol": 1e-8}
+    np.testing.assert_allclose(fitted.patches, by_patch, **near)
+    np.testing.assert_allclose(fitted.linear, by_patch.mean(0)[:, :3], **near)
+    np.testing.assert_allclose(fitted.product(1, 2), by_patch[..., 7], **near)
+    np.testing.assert_allclose(fitted.amplitudes(power[3], bands[3, :n_kk]), w[3], rtol=1e-9)
+    # The first order is the mean of two measurements, by their patches.
+    assert fitted.weight == n_patches / (n_patches + len(kk))
+    weight = np.concatenate([np.full(3, fitted.weight), np.ones(6)])
+    np.testing.assert_allclose(fitted.weighted(), by_patch * weight, **near)
+
+
+@pytest.mark.parametrize(("left_out", "near"), [(0.0, 1e-9), (second_order.LEAST_VARIANCE, 0.1)])
+def test_modes_of_the_error_hold_the_covariance_of_the_mean(monkeypatch, left_out, near):
+    """At any amplitudes, and all of it if no mode is left out."""
+    monkeypatch.setattr(second_order, "LEAST_VARIANCE", left_out)
+    generator = np.random.default_rng(3)
+    by_patch = generator.standard_normal((40, 4, 5)) @ generator.standard_normal((5, 5))
+    by_patch *= [[1.0], [1e-3], [1.0], [1e3]]
+    modes = second_order.error_modes(by_patch)
+    assert modes.shape[:2] == (5, 4)
+    for x in np.eye(5), generator.standard_normal((3, 5)):
+        for row in x:
+            of_mean = np.cov(by_patch @ row, rowvar=False) / 40
+            found = np.einsum("br,cr->bc", *(2 * [np.tensordot(row, modes, 1)]))
+            np.testing.assert_allclose(np.diag(found), np.diag(of_mean), rtol=near)
+
+
+def test_a_release_holds_the_error_of_its_surface(release):
+    """At the survey's own amplitudes, and it grows with them."""
+    quiet = at_fiducial_power(release)
+    near, far = (debiased_by_data(r).derivative_covariance for r in (quiet, release))
+    constant = release.derivative_covariance
+    assert np.abs(near - constant).max() < 0.1 * np.abs(far - constant).max()
+    v = release.amplitudes
+    modes = release.surface_error_modes
+    u = 0.3
+    x = [*v, u, v[0] ** 2, v[0] * v[1], v[0] * u, v[1] ** 2, v[1] * u, u**2]
+    by_mode = sum(a * b for a, b in zip(x, modes, strict=True))
+    np.testing.assert_allclose(release.surface_error(u), by_mode @ by_mode.T, rtol=1e-9)
+
+
+def test_profiles_have_amplitudes_of_one_at_most():
+    changes = np.random.default_rng(5).standard_normal((9, 30))
+    found = second_order.profiles(changes, 2)
+    assert abs(found[0] @ found[1]) < 1e-9
+    amplitudes = changes @ (found / (found**2).sum(1, keepdims=True)).T
+    np.testing.assert_allclose(np.abs(amplitudes).max(0), 1.0)
+
+
+def test_a_design_is_central_and_composite():
+    """Every amplitude and every product of two can be told from the others."""
+    points_ = second_order.design(3)
+    assert points_.shape == (22, 4)
+    np.testing.assert_array_equal(points_[::2], -points_[1::2])
+    assert np.linalg.matrix_rank(second_order.terms(points_)) == 4 + 10
+    assert np.linalg.cond(second_order.terms(points_)) < 10
+
+
+def test_principal_changes():
+    """Directions of a cloud that is longest along the one and then along the other."""
+    generator = np.random.default_rng(0)
+    axes = np.linalg.qr(generator.standard_normal((5, 5)))[0][:2]
+    cloud = generator.standard_normal((200, 2)) * [3.0, 1.0] @ axes
+    found = second_order.principal(cloud, 2)
+    assert (np.abs((found * axes).sum(1)) > 0.99).all()
+    assert (found[[0, 1], np.abs(found).argmax(1)] > 0).all()
+
+
+def test_the_survey_with_its_second_order(release):
+    """Data, derivatives in C^κκ and model by their formulae; C^EE has no part."""
+    whole = replace(release, n_patches=9)
+    used = debiased_by_data(whole)
+    change = release.power - release.fiducial_power
+    v = np.array([change @ release.ee_directions[:, 0], change @ release.ee_directions[:, 1]])
+    scatter = release.amplitude_covariance / 9
+    expected = (
+        release.bandpowers
+        - release.debias_coefficients @ change
+        - release.debias_second[:, 0] * (v[0] ** 2 - scatter[0, 0])
+        - release.debias_second[:, 1] * (v[0] * v[1] - scatter[0, 1])
+        - release.debias_second[:, 2] * (v[1] ** 2 - scatter[1, 1])
+    )
+    likelihood = BandpowerLikelihood(whole)
+    kk = release.fiducial_kk.copy()
+    kk[release.kk_edges[0] : release.kk_edges[1]] *= 1.2
+    u = 0.2 * release.kk_direction[0]
+    model = (
+        release.windows @ kk[: release.windows.shape[1]]
+        + 0.2 * release.kk_derivatives[:, 0]
+        + (release.debias_cross @ v) * u
+    )
+    # u² about the amplitude that the bandpowers have: where they have that of the model, it is u².
+    found = likelihood.bandpowers - likelihood.model(kk, release.fiducial_ee)
+    left = found - (expected - model - release.curvature * u**2)
+    assert np.abs(left).max() > 1e-3 * np.abs(expected).max()
+    distance = np.sqrt(left / release.curvature)
+    np.testing.assert_allclose(distance, distance[0], rtol=1e-6)
+    np.testing.assert_array_equal(used.curvature, 0.0)
+    louder = 1.3 * release.fiducial_ee
+    assert likelihood.chi2(kk, louder) == likelihood.chi2(kk, release.fiducial_ee)
+
+
+def test_the_tangent_is_at_the_data(release):
+    """Bandpowers that are the second-order model of some amplitude of C^κκ are met exactly by the
+    model that is linear about it."""
+    release = at_fiducial_power(release)
+    a = release.kk_direction
+    for u in (-0.4, 0.3):
+        changes = u * a / (a @ a)
+        kk = release.fiducial_kk.copy()
+        for low, high, x in zip(release.kk_edges[:-1], release.kk_edges[1:], changes, strict=True):
+            kk[low:high] *= 1 + x
+        signal = release.windows @ kk[: release.windows.shape[1]]
+        data = signal + release.kk_derivatives @ changes + release.curvature * u**2
+        survey = replace(release, bandpowers=data)
+        residual = BandpowerLikelihood(survey).residuals(kk, None)
+        np.testing.assert_allclose(residual, 0, atol=1e-9 * signal.max())
+        # The noise bias that tables of other cosmologies find is of second order all the same.
+        rows = np.tile((data + release.noise) * release.response**2, (4, 1))
+        patches = cosmologies.Patches(rows, rows, np.tile(release.power, (4, 1)))
+        noise = points._noise(survey, patches, SimpleNamespace(kk=kk, ee=None))
+        np.testing.assert_allclose(noise, data - signal, atol=1e-9 * signal.max())
+        added = at_the_tangent(BandpowerLikelihood(survey), survey)
+        np.testing.assert_allclose(added, release.curvature * u**2, rtol=1e-6)
+        flat = replace(survey, curvature=0 * release.curvature)
+        off = BandpowerLikelihood(flat).residuals(kk, None)
+        assert np.abs(off).max() > 1e-3 * signal.max()
+
+
+def test_nothing_else_of_the_survey_with_its_second_order(release):
+    """A survey of the fiducial power and amplitude is that of the first order."""
+    release = at_fiducial_power(release)
+    used = debiased_by_data(release)
+    np.testing.assert_allclose(used.bandpowers, release.bandpowers, rtol=1e-9)
+    np.testing.assert_allclose(used.kk_derivatives, release.kk_derivatives, rtol=1e-9)
+
+
+def test_a_made_release_is_written_and_read(made, tmp_path):
+    release = made["high"]
+    write_release(release, tmp_path / "r.json")
+    again = read_release(tmp_path / "r.json")
+    for name in ARRAYS:
+        scale = np.abs(getattr(release, name)).max(initial=0.0)
+        np.testing.assert_allclose(
+            getattr(again, name),
+            getattr(release, name),
+            rtol=1e-9,
+            atol=1e-12 * scale,
+            err_msg=name,
+        )
+    assert digest_of_numbers(again) != digest_of_numbers(replace(again, power=1.01 * again.power))
+
+
+def test_the_joint_covariance_is_of_the_debiased(run, made, monkeypatch):
+    """Its lensing block is the covariance of d' of the patches, as the release has it."""
+    monkeypatch.setattr(debias, "FEW", 0)
+    monkeypatch.setattr(debias, "MANY", 0)
+    n = run.n_patches
+    other = np.random.default_rng(0).standard_normal((n, 4))
+    monkeypatch.setattr(primary, "read", lambda *_: {"ee": other, "bb": other**2})
+    joint = primary.read_joint(run)
+    kk = joint.covariance[:4, :4]
+    np.testing.assert_allclose(kk, made["fiducial"].patch_covariance, rtol=1e-9)
+    assert not np.allclose(kk, made["fiducial"].fixed_patch_covariance, rtol=1e-3, atol=0)

@@ -1,0 +1,106 @@
+"""Every Cobaya input of ``yaml/`` starts and takes its first hundred steps."""
+
+import re
+import warnings
+
+import numpy as np
+import pytest
+from cobaya.run import run
+from cobaya.yaml import yaml_load_file
+
+import yaml
+
+from ..conftest import REPOSITORY
+
+INPUTS = sorted((REPOSITORY / "yaml").glob("*.yaml"))
+STEPS = 100
+# Cobaya counts accepted steps: at most six of ten in these chains, and four of ten with CLASS.
+ACCEPTED, ACCEPTED_CLASS = 60, 45
+# As they ship, CLASS takes 20 CPU-seconds a step and CAMB 8 a node. So they take two or three, with
+# spectra right to some percent.
+COARSE = {
+    "camb": {"lens_potential_accuracy": 1},
+    "classy": {
+        "k_max_limber_over_l_max_scalars": 0.001,
+        "tol_perturbations_integration": 1e-3,
+        "k_step_sub": 0.2,
+        "k_step_super": 0.01,
+        "perturbations_sampling_stepsize": 0.5,
+        "k_per_decade_for_pk": 5,
+        "k_per_decade_for_bao": 20,
+    },
+}
+SLOW = ("omegac_class",)
+
+
+def emulated(content):
+    return "cobaya_cnnlens.EmulatedCAMB" in content["theory"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[pytest.mark.slow] * (p.stem in SLOW), id=p.stem) for p in INPUTS],
+)
+def test_first_hundred_steps(path, tmp_path, monkeypatch):
+    """From any folder: the chain takes them, and has a finite posterior at each."""
+    monkeypatch.chdir(tmp_path)
+    content = yaml_load_file(str(path))
+    for code in set(COARSE) & set(content["theory"]):
+        if code == "classy":
+            pytest.importorskip("classy")
+        content["theory"][code]["extra_args"] |= COARSE[code]
+        for block in content["likelihood"].values():
+            block["check_theory"] = False  # it is off, and finding that out takes a full run
+    accepted = ACCEPTED_CLASS if "classy" in content["theory"] else ACCEPTED
+    content["sampler"]["mcmc"] |= {"max_samples": accepted, "burn_in": 0, "seed": 1}
+    content["output"] = "c"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pandas, on how Cobaya writes its progress
+        run(content, no_mpi=True)
+    table = np.loadtxt("c.1.txt")
+    assert table[:, 0].sum() >= STEPS
+    assert np.isfinite(table).all()
+    assert len(np.unique(table[:, 2:], axis=0)) == accepted
+
+
+@pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.stem)
+def test_inputs_name_themselves(path):
+    """The command in the first lines, and the output, are of the input's own name."""
+    text = path.read_text()
+    assert re.search(rf"cobaya-run yaml/{path.stem}\.yaml\b", text)
+    assert set(re.findall(r"\b(?:yaml|chains)/(\w+)", text)) <= {path.stem, "omegac"}
+    assert yaml_load_file(str(path))["output"] == f"chains/{path.stem}"
+    assert set(re.findall(r" (\w+)\.yaml", text)) <= {*(p.stem for p in INPUTS), "CNNLens"}
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in INPUTS if emulated(yaml_load_file(str(p)))], ids=lambda path: path.stem
+)
+def test_the_line_that_puts_camb_in_holds(path):
+    """CAMB by that line has the settings of the main job's, and mnu where the input gives none."""
+    (line,) = re.findall(r"^  # (camb: \{.*\})$", path.read_text(), re.MULTILINE)
+    settings = yaml.safe_load(line)["camb"]["extra_args"]
+    content = yaml_load_file(str(path))
+    main = yaml_load_file(str(REPOSITORY / "yaml" / "omegac.yaml"))
+    expected = dict(main["theory"]["camb"]["extra_args"])
+    if "mnu" in content["params"]:
+        del expected["mnu"]
+    assert settings == expected
+
+
+@pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.stem)
+def test_covariances_are_of_the_sampled_parameters(path):
+    """What ships of a proposal's covariance can be one, and its widths are within the priors'."""
+    content = yaml_load_file(str(path))
+    sampler = content["sampler"]["mcmc"]
+    if "covmat" not in sampler:
+        return
+    covariance = np.array(sampler["covmat"], dtype=float)
+    np.testing.assert_array_equal(covariance, covariance.T)
+    assert np.linalg.eigvalsh(covariance / np.sqrt(np.outer(*2 * [np.diag(covariance)]))).min() > 0
+    sampled = [n for n, p in content["params"].items() if isinstance(p, dict) and "prior" in p]
+    assert sampler["covmat_params"] == sampled
+    for name, width in zip(sampled, np.sqrt(np.diag(covariance)), strict=True):
+        prior = content["params"][name]["prior"]
+        widest = prior.get("scale", (prior.get("max", 0) - prior.get("min", 0)) / np.sqrt(12))
+        assert width < 1.1 * widest
