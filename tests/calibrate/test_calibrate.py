@@ -323,7 +323,7 @@ def test_stratified_truths_fill_the_prior(tiny, prior):
     if prior:
         counts = np.histogram2d(*unit.T, 4, [(0, 1), (0, 1)])[0]
         assert 2 <= counts.min() <= counts.max() <= 6, counts
-        first = coverage.cosmology_of(run, 0)
+        first = coverage.cosmology_at(run, coverage.drawn(run, 0))
         assert first.As == pytest.approx(1e-10 * np.exp(found[0]["logA"]))
 
 
@@ -345,14 +345,15 @@ def test_coverage_of_some_patches_with_their_power(tiny):
     np.testing.assert_allclose(found.auto, want.auto[rows], rtol=1e-6)
     np.testing.assert_allclose(found.truth, want.truth[rows], rtol=1e-6)
     assert want.power is None
-    bench = perturbed_sky(part, 0, 1, coverage.cosmology_of(part, 0), coverage.KIND, rows=rows)
+    cosmology = coverage.cosmology_at(part, coverage.drawn(part, 0))
+    bench = perturbed_sky(part, 0, 1, part.spectra(cosmology), coverage.KIND, rows=rows)
     np.testing.assert_allclose(found.power, power_of(part)(*bench.observed()), rtol=1e-9)
 
 
 def test_coverage_skies_are_drawn_from_the_prior(tiny):
     """Each has its own ω_c, phases and noise; measuring again does nothing; a changed prior is
     another product."""
-    values = [coverage.cosmology_of(Run(tiny), i).omch2 for i in range(200)]
+    values = [coverage.drawn(Run(tiny), i)["omch2"] for i in range(200)]
     assert len(set(values)) == 200
     assert 0.1085 <= min(values) < 0.1087
     assert 0.128 < max(values) <= 0.1285
