@@ -274,7 +274,7 @@ class SurveyCalibration:
         -------
         calibration : with the number of test patches
         arrays : by part and name, (n_patches, n_bins); of bands, signs and steps (n, n_patches,
-            n_bins)
+            n_bins).
 
         Raises
         ------

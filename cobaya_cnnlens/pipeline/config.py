@@ -87,7 +87,6 @@ class Config(Section):
         self._check_multipoles()
         self.bandpowers.check(patch.nyquist)
         self.derivatives.check(lmax)
-        self.foregrounds.check(patch.nyquist)
         self.training.check(patch.n_pixels)
         if self.network.kind == "refined":
             self.training.check_refined(self.network, patch.n_pixels)

@@ -129,8 +129,6 @@ def test_wrong_values_are_all_named(content, tmp_path):
         ({"products": "a\nb"}, "key 'products': a path holds control characters"),
         ({"surveys": {"a/b": {"omch2": 0.12}}}, "a/b"),
         ({"foregrounds": {"sources": [1200.0]}}, r"foregrounds.*flux cut of 1200 mJy; the counts"),
-        ({"foregrounds": {"lmax": [2400]}}, r"foregrounds\.lmax 2400 leaves nothing out"),
-        ({"foregrounds": {"lmax": [900, 900]}}, "lmax holds a value twice"),
         ({"foregrounds": {"skies": 2}}, r"foregrounds\.skies is 2, but there are 1 test"),
     ],
 )
@@ -451,7 +449,7 @@ def recipes(config: Config) -> dict[str, dict]:
         "points": Points(run).recipe(cosmologies.Point(POINT, 0, run.config.points.patches)),
         "null": nulls.recipe(run, "unlensed", 0),
         "training null": nulls.recipe(run, "training", 0),
-        "foreground": foregrounds.recipe(run, DUST, None, 0),
+        "foreground": foregrounds.recipe(run, DUST, 0),
         "primary": primary.recipe(run, "test", 0),
         "baseline": baseline_recipe(run),
         "mean field": MeanField(run).recipe(),
@@ -536,7 +534,7 @@ STALE = {
     "points.patches": {"points"},
     "nulls": NOTHING,
     "nulls.patches": {"null", "training null"},
-    # Each level and l_max is a product of its own.
+    # Each level is a product of its own.
     "foregrounds": NOTHING,
     "foregrounds.patches": {"foreground"},
     "foregrounds.frequency_ghz": {"foreground"},
@@ -605,7 +603,6 @@ OTHER = {
     "coverage.logA": (2.9, 3.2),
     "foregrounds.dust": {"other": 7.0},
     "foregrounds.synchrotron": {"other": 7.0},
-    "foregrounds.lmax": [700],
 }
 
 
@@ -687,14 +684,13 @@ def test_a_recipe_is_of_one_sky_estimator_and_test(full):
             for h in "ab"
         ),
         *(
-            foregrounds.recipe(Run(full, h), f, lmax, i)
+            foregrounds.recipe(Run(full, h), f, i)
             for f in (
                 foregrounds.CLEAN,
                 DUST,
                 replace(DUST, level=1.0),
                 replace(DUST, kind="sources"),
             )
-            for lmax in (None, 900)
             for i in (0, 1)
             for h in "ab"
         ),
@@ -753,9 +749,8 @@ def test_paths_of_different_products_differ(full):
         *(Points(run).path(cosmologies.Point(c, i, None)) for c in points for i in (0, 1)),
         *(nulls.path(run, n, i) for n in ("noise", "curl") for i in (0, 1)),
         *(
-            foregrounds.path(run, f, lmax, i)
+            foregrounds.path(run, f, i)
             for f in (foregrounds.CLEAN, DUST, replace(DUST, name="more"))
-            for lmax in (None, 900, 90)
             for i in (0, 1)
         ),
         *(assemble.path(run, s, i) for s in ("low", "high") for i in (0, 1)),

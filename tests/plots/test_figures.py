@@ -17,7 +17,7 @@ from cobaya_cnnlens.pipeline.assemble import make_release
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.pipeline.skies import Skies
-from cobaya_cnnlens.plots import figures
+from cobaya_cnnlens.plots import figures, validation_figures
 from cobaya_cnnlens.plots.drawing import save, subplots
 from cobaya_cnnlens.plots.figures import PATCH
 from cobaya_cnnlens.plots.posteriors import predictive_figure
@@ -134,8 +134,8 @@ def test_the_noise_is_called_by_the_estimators_name(made, monkeypatch, baseline,
     """Not all estimators are ResUNets."""
     content = {**made.model_dump(mode="json"), "baseline": baseline}
     table = NoiseTable(L, *[np.full(3, 1e-8)] * 9)
-    monkeypatch.setattr(figures, "noise_table", lambda _: table)
-    left, *_ = figures.noise_figure(Run(Config.model_validate(content))).axes
+    monkeypatch.setattr(validation_figures, "noise_table", lambda _: table)
+    left, *_ = validation_figures.noise_figure(Run(Config.model_validate(content))).axes
     assert f"{name}, $N_L$" in left.get_legend_handles_labels()[1]
 
 
@@ -280,7 +280,7 @@ def test_the_figure_of_coverage(made):
     """Ranks by tenths over the band of simulated sets, and every survey's pull at its truth."""
     run = Run(made)
     tables = coverage.coverage_tables(run, make_release(run, "fiducial"))
-    left, right = figures.draw_coverage(tables).axes
+    left, right = validation_figures.draw_coverage(tables).axes
     (table,) = tables
     ranks, band = (patch.get_data() for patch in left.patches)
     np.testing.assert_array_equal(ranks.values, table.tenths)
