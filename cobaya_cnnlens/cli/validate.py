@@ -168,7 +168,7 @@ def coverage(
 ) -> None:
     """Simulate skies of a prior (omch2, logA), and print how often posteriors hold the truth."""
     run, *others = map(runs.load, (config, *(more or ())))
-    from ..likelihood.release import read_release
+    from ..likelihood.release import Group, read_release
     from ..pipeline.assemble import make_release
     from ..validate import coverage
 
@@ -179,6 +179,8 @@ def coverage(
         tested = read_release(release) if release else make_release(run, run.config.first_survey)
         tables = coverage.coverage_tables(run, tested, primary=primary, others=others)
         typer.echo("\n\n".join(table.table() for table in tables))
+        if tested.has(Group.DEBIAS):
+            typer.echo("\n" + coverage.coverage_scatter(run, tested, others).table())
 
 
 @command(epilog="Example: cnnlens nulltest my.yaml --null unlensed")

@@ -102,6 +102,7 @@ class BandpowerLikelihood:
     noise_debias : the option
     bins : the release's bins in use, (n_bins,)
     bandpowers : d_b of those, (n_bins,); with ``primary`` (n_bins + n_power,), as all that follows
+    correction : c_b that the debias subtracted from those
     own_covariance : of those, of the survey's own scatter, (n_bins, n_bins)
     covariance : and with the calibration's errors
     hartlap : Hartlap's factor for the bins in use
@@ -159,8 +160,9 @@ class BandpowerLikelihood:
         self.bins = read_only(_bins_between(release.edges, L_min, L_max))
         self._set_data(release, power, calibration_errors)
         # The scatter of d' is that of the total power of κ̂, of which the debias is a part.
-        self._correction = np.zeros(len(self.bandpowers))
-        self._correction[: len(self.bins)] = (measured - release.bandpowers)[self.bins]
+        correction = np.zeros(len(self.bandpowers))
+        correction[: len(self.bins)] = (measured - release.bandpowers)[self.bins]
+        self.correction = read_only(correction)
         inverse = inverse_covariance(self.covariance)
         self.hartlap = hartlap_factor(release.n_sim, len(self.bandpowers))
         self.inverse = read_only(inverse * self.hartlap if statistics in _SCALED else inverse)
@@ -201,7 +203,7 @@ class BandpowerLikelihood:
             self._fiducial_total = fiducial[self.bins] + self._noise[: len(self.bins)]
             if power is not None:
                 self._fiducial_total = np.append(self._fiducial_total, power.fiducial_power)
-            measured_total = self.bandpowers + self._noise + self._correction
+            measured_total = self.bandpowers + self._noise + self.correction
             for name, total in (("bandpowers", measured_total), ("model", self._fiducial_total)):
                 if not (total > 0).all():
                     raise CNNLensError(
@@ -499,7 +501,7 @@ class BandpowerLikelihood:
         (..., n_bins)
         """
         if self.statistics == "hamimeche-lewis":
-            added = self._noise + (self._correction if correction is None else correction)
+            added = self._noise + (self.correction if correction is None else correction)
             return (models + added) / self._fiducial_total
         return np.ones_like(models)
 
@@ -513,7 +515,7 @@ class BandpowerLikelihood:
         data = self.bandpowers if data is None else data
         if self.statistics != "hamimeche-lewis":
             return data - model
-        added = self._noise + (self._correction if correction is None else correction)
+        added = self._noise + (self.correction if correction is None else correction)
         total = model + added
         if not np.isfinite(total).all():
             raise SpectrumError(_NOT_FINITE)

@@ -31,8 +31,9 @@ from ..pipeline.skies import Skies
 from ..simulate.skies import seed_sequence
 from ..simulate.tiling import evenly
 from ..theory.camb import Cosmology
+from .patch_scatter import PatchScatter, debiased_patches, patch_scatter
 from .posterior_grid import GridMarginal, PosteriorGrid
-from .ranks import CoverageTable, simulate_ranks
+from .ranks import CoverageTable, Draws, simulate_ranks
 
 KIND = "coverage"
 ALGORITHM = 1
@@ -253,8 +254,8 @@ def coverage_tables(
         )
     coverage_skies = read(run, *others)
     debias = release.noise_debiases[0]
-    grid = PosteriorGrid.of_prior(prior, lambda at: run.spectra(cosmology_at(run, at)))
-    truths, sky_numbers, posteriors = [], [], []
+    grid = _grid(run)
+    truths, sky_numbers, posteriors, draws = [], [], [], list[Draws]()
     for number, sky in enumerate(coverage_skies):
         for survey in _surveys(sky, release, patches_each):
             likelihood = BandpowerLikelihood(survey, debias, statistics, primary=primary)
@@ -262,11 +263,15 @@ def coverage_tables(
             posteriors.append(grid.posterior(likelihood, model, data))
             truths.append(list(sky.parameters.values()))
             sky_numbers.append(number)
+            deviations = _deviations(sky, survey, likelihood)
+            draws.append(
+                Draws(np.array(truths[-1]), likelihood.correction, deviations, patches_each)
+            )
     true, sky_of = np.array(truths), np.array(sky_numbers)
     first = _surveys(coverage_skies[0], release, patches_each)[0]
     typical = BandpowerLikelihood(first, debias, statistics, primary=primary)
     generator = np.random.default_rng(seed_sequence(config.seed, f"{KIND}/ranks"))
-    simulated = simulate_ranks(grid, typical, true, generator, N_SIMULATED[len(prior)])
+    simulated = simulate_ranks(grid, typical, draws, generator, N_SIMULATED[len(prior)])
     tables = []
     for i, (name, ends) in enumerate(prior.items()):
         probability = np.concatenate([posterior[i].probability for posterior in posteriors])
@@ -274,6 +279,43 @@ def coverage_tables(
         columns = sky_of, true[:, i], one.mean, one.sigma, one.ranks(true[:, i])
         tables.append(CoverageTable(name, patches_each, ends, *columns, simulated[i]))
     return tables
+
+
+def coverage_scatter(run: Run, release: Release, others: Sequence[Run] = ()) -> PatchScatter:
+    """Scatter of the patches of the coverage skies over the covariance of a release.
+
+    Parameters
+    ----------
+    run, others : as of :func:`coverage_tables`
+    release : with the debias from the data
+
+    Returns
+    -------
+    the scatter of each sky
+    """
+    grid = _grid(run)
+    surveys, models = [], []
+    for sky in read(run, *others):
+        (survey,) = _surveys(sky, release, len(sky.auto))
+        likelihood = BandpowerLikelihood(survey)
+        at = grid.at(np.array([list(sky.parameters.values())]))
+        models.append((at @ grid.table(likelihood))[0])
+        surveys.append((survey, debiased_patches(survey, sky.auto, sky.power)))
+    return patch_scatter(surveys, np.array(models))
+
+
+def _grid(run: Run) -> PosteriorGrid:
+    return PosteriorGrid.of_prior(
+        run.config.coverage.prior, lambda at: run.spectra(cosmology_at(run, at))
+    )
+
+
+def _deviations(sky: CoverageSky, survey: Release, likelihood: BandpowerLikelihood) -> np.ndarray:
+    """Data of each patch of a sky, as a likelihood has them, less their mean."""
+    data = debiased_patches(survey, sky.auto, sky.power)[:, likelihood.bins]
+    if likelihood.needs_ee and sky.power is not None:
+        data = np.hstack([data, sky.power])
+    return data - data.mean(0)
 
 
 def _surveys(sky: CoverageSky, release: Release, patches_each: int) -> list[Release]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..likelihood.bandpowers import BandpowerLikelihood
-from ..likelihood.fields import Release
+from ..likelihood.fields import Group, Release
 from ..likelihood.statistics import inverse_covariance
 from ..table import plus_minus, text_table
 
@@ -66,15 +66,34 @@ class PatchScatter:
         )
 
 
+def debiased_patches(release: Release, auto: np.ndarray, power: np.ndarray | None) -> np.ndarray:
+    """d' of every patch of a survey, with the debias linear about the survey's own power.
+
+    Parameters
+    ----------
+    release : of all the patches
+    auto : ⟨κ̂κ̂*⟩, (n_patches, n_bins)
+    power : of E and B, (n_patches, n_power); not used by a release without the debias from the data
+
+    Returns
+    -------
+    d' but for a constant, (n_patches, n_bins)
+    """
+    bandpowers = auto / release.response**2 - release.noise
+    if power is None or not release.has(Group.DEBIAS):
+        return bandpowers
+    return bandpowers - power @ release.correction_slope.T
+
+
 def patch_scatter(
-    surveys: Sequence[tuple[Release, np.ndarray, np.ndarray]], models: np.ndarray
+    surveys: Sequence[tuple[Release, np.ndarray]], models: np.ndarray
 ) -> PatchScatter:
     """Compare the scatter of the patches of several skies with the covariance.
 
     Parameters
     ----------
-    surveys : of each sky the release of all its patches by one calibration, and of every patch d
-        and the power of E and B, (n_patches, n_bins) and (n_patches, n_power)
+    surveys : of each sky the release of all its patches by one calibration, and d' of every patch,
+        (n_patches, n_bins)
     models : µ_b at each sky's truth, (n_skies, n_bins)
 
     Returns
@@ -82,12 +101,11 @@ def patch_scatter(
     the scatter of each sky
     """
     ln_total, ratio = [], []
-    for (release, bandpowers, power), model in zip(surveys, models, strict=True):
+    for (release, debiased), model in zip(surveys, models, strict=True):
         scale = BandpowerLikelihood(release).scatter(model)
-        debiased = bandpowers - power @ release.correction_slope.T
         scatter = np.cov(debiased / scale, rowvar=False)
         inverse = inverse_covariance(release.patch_covariance)
         ratio.append(np.trace(inverse @ scatter) / len(inverse))
         ln_total.append(2.0 * np.log(scale).mean())
-    sizes = np.array([len(bandpowers) for _, bandpowers, _ in surveys])
+    sizes = np.array([len(debiased) for _, debiased in surveys])
     return PatchScatter(np.array(ln_total), np.array(ratio), sizes)

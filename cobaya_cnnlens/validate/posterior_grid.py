@@ -140,7 +140,11 @@ class PosteriorGrid:
         return np.array([likelihood.model(s.kk, s.ee) for s in self._spectra])
 
     def posterior(
-        self, likelihood: BandpowerLikelihood, table: np.ndarray, data: np.ndarray
+        self,
+        likelihood: BandpowerLikelihood,
+        table: np.ndarray,
+        data: np.ndarray,
+        corrections: np.ndarray | None = None,
     ) -> list[GridMarginal]:
         """Marginal posteriors of every parameter for many surveys.
 
@@ -149,6 +153,8 @@ class PosteriorGrid:
         likelihood : the likelihood whose model is used
         table : of :meth:`table`
         data : bandpowers, (n_surveys, n_bins)
+        corrections : what the debias subtracted from each, (n_surveys, n_bins); by default the same
+            as from the likelihood's own data
 
         Returns
         -------
@@ -157,8 +163,11 @@ class PosteriorGrid:
         models = self._weights @ table
         shape = [len(axis) for axis in self.axes]
         marginals: list[list[np.ndarray]] = [[] for _ in shape]
-        for chunk in np.array_split(data, max(1, len(data) * len(models) // CHUNK)):
-            chi2 = likelihood.chi2_of(models, chunk[:, None])
+        if corrections is None:
+            corrections = np.broadcast_to(likelihood.correction, data.shape)
+        n_chunks = max(1, len(data) * len(models) // CHUNK)
+        for chunk in np.array_split(np.stack([data, corrections], axis=1), n_chunks):
+            chi2 = likelihood.chi2_of(models, chunk[:, :1], chunk[:, 1:])
             p = np.exp(-0.5 * (chi2 - chi2.min(1, keepdims=True))).reshape(-1, *shape)
             for i, chunks in enumerate(marginals):
                 one = p.sum(tuple(k + 1 for k in range(len(shape)) if k != i))

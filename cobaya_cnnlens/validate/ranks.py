@@ -16,6 +16,7 @@ The surveys at hand are not independent in two ways:
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,23 +56,58 @@ def _tenths(rank: np.ndarray) -> np.ndarray:
     return np.histogram(rank, N_TENTHS, range=(0.0, 1.0))[0]
 
 
+@dataclass(frozen=True)
+class Draws:
+    """What surveys are drawn from.
+
+    Attributes
+    ----------
+    truth : parameters of the survey, (n_parameters,)
+    correction : c that the debias subtracted from its bandpowers, (n_data,)
+    deviations : data of simulated patches at this truth, less their mean, (n_patches, n_data)
+    n_patches : of the survey
+    """
+
+    truth: np.ndarray
+    correction: np.ndarray
+    deviations: np.ndarray
+    n_patches: int
+
+    def mean(self, generator: np.random.Generator) -> np.ndarray:
+        """Mean deviation of patches that are drawn with replacement.
+
+        Parameters
+        ----------
+        generator : of random numbers
+
+        Returns
+        -------
+        (n_data,)
+        """
+        n = len(self.deviations)
+        rows = generator.integers(n, size=self.n_patches)
+        # Resampling n patches has (n − 1)/n of the variance.
+        return self.deviations[rows].mean(0) * np.sqrt(n / (n - 1.0))
+
+
 def simulate_ranks(
     grid: PosteriorGrid,
     likelihood: BandpowerLikelihood,
-    truth: np.ndarray,
+    surveys: Sequence[Draws],
     generator: np.random.Generator,
     n_sets: int,
 ) -> list[SimulatedRanks]:
-    """Ranks of sets of surveys that are drawn from the likelihood itself.
+    """Ranks of sets of surveys that are drawn from measured patches.
 
-    d = µ(θ) + s(θ)(c + e), with c of the calibration's covariance once a set, e of the survey's own
-    for each survey, and s the scatter at θ over the fiducial's.
+    d = µ(θ) + s(θ) c + e, with c of the calibration's covariance once a set, s the scatter at θ
+    over the fiducial's, and e the mean of measured patches. The covariance of the likelihood plays no
+    part in e, so that a wrong one is seen.
 
     Parameters
     ----------
     grid : of the prior
     likelihood : whose model and covariance are used
-    truth : parameters of each survey of a set, (n_surveys, n_parameters)
+    surveys : of a set
     generator : of random numbers
     n_sets : how many sets of surveys to simulate
 
@@ -79,16 +115,18 @@ def simulate_ranks(
     -------
     ranks : of each parameter
     """
-    own = likelihood.own_covariance
-    shared = likelihood.covariance - own
+    shared = likelihood.covariance - likelihood.own_covariance
+    truth = np.array([survey.truth for survey in surveys])
+    corrections = np.array([survey.correction for survey in surveys])
     table = grid.table(likelihood)
     mu = grid.at(truth) @ table
-    scale = likelihood.scatter(mu)
-    zero, ranks = np.zeros(len(own)), []
+    scale = likelihood.scatter(mu, corrections)
+    zero, ranks = np.zeros(len(shared)), []
     for _ in range(n_sets):
         calibration = generator.multivariate_normal(zero, shared)
-        scatter = generator.multivariate_normal(zero, own, size=len(truth))
-        posteriors = grid.posterior(likelihood, table, mu + scale * (calibration + scatter))
+        scatter = np.array([survey.mean(generator) for survey in surveys])
+        data = mu + scale * calibration + scatter
+        posteriors = grid.posterior(likelihood, table, data, corrections)
         ranks.append([p.ranks(t) for p, t in zip(posteriors, truth.T, strict=True)])
     return [
         SimulatedRanks(

@@ -7,7 +7,7 @@ import pytest
 
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.release import read_release
-from cobaya_cnnlens.validate.patch_scatter import PatchScatter, patch_scatter
+from cobaya_cnnlens.validate.patch_scatter import PatchScatter, debiased_patches, patch_scatter
 
 AMPLITUDES = (0.7, 0.85, 1.0, 1.15, 1.3)
 N_PATCHES = 1000
@@ -29,10 +29,11 @@ def skies():
         draws = generator.standard_normal((N_PATCHES, len(root))) @ root.T
         power = np.tile(survey.power, (N_PATCHES, 1))
         power = power * (1.0 + 0.05 * generator.standard_normal(power.shape))
-        slope = survey.correction_slope
         bandpowers = model + scale * draws + survey.correction
-        bandpowers = bandpowers + (power - survey.power) @ slope.T
-        surveys.append((replace(survey, bandpowers=bandpowers.mean(0)), bandpowers, power))
+        bandpowers = bandpowers + (power - survey.power) @ survey.correction_slope.T
+        auto = (bandpowers + release.noise) * release.response**2
+        survey = replace(survey, bandpowers=bandpowers.mean(0))
+        surveys.append((survey, debiased_patches(survey, auto, power)))
         models.append(model)
     return surveys, np.array(models)
 

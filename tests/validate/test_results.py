@@ -30,7 +30,7 @@ from cobaya_cnnlens.validate.omch2 import (
 )
 from cobaya_cnnlens.validate.points import points_table
 from cobaya_cnnlens.validate.posterior_grid import PosteriorGrid
-from cobaya_cnnlens.validate.ranks import CoverageTable, SimulatedRanks, simulate_ranks
+from cobaya_cnnlens.validate.ranks import CoverageTable, Draws, SimulatedRanks, simulate_ranks
 
 from .. import written as written_by_hand
 from ..conftest import fixed_release, synthetic_release, with_made_up_debias
@@ -455,6 +455,19 @@ def test_two_parameters_of_one_product():
     assert y.probability[0][inside].sum() == pytest.approx(1.0, abs=1e-3)
 
 
+def drawn(likelihood, truth, model, generator):
+    """Surveys of 16 patches at some truths, whose patches scatter as the likelihood has it."""
+    own = 16 * likelihood.own_covariance
+    patches = generator.multivariate_normal(np.zeros(len(own)), own, 3000)
+    patches = patches - patches.mean(0)
+    zero = np.zeros(len(own))
+    scales = likelihood.scatter(model)
+    return [
+        Draws(np.array([t]), zero, scale * patches, 16)
+        for t, scale in zip(truth, scales, strict=True)
+    ]
+
+
 def test_ranks_under_a_shared_calibration_error():
     """p of right surveys is uniform where all share an error of the calibration, a tenth of a
     survey's variance; taken for independent, the same ranks would be refused too often."""
@@ -476,7 +489,8 @@ def test_ranks_under_a_shared_calibration_error():
         mean = mean + generator.multivariate_normal(np.zeros(2), 0.1 * own)
         data = mean + generator.multivariate_normal(np.zeros(2), own, len(truth))
         rank = grid.posterior(likelihood, table, data)[0].ranks(truth)
-        [sets] = simulate_ranks(grid, likelihood, truth[:, None], generator, 79)
+        surveys = drawn(likelihood, truth, np.outer(truth, release.bandpowers), generator)
+        [sets] = simulate_ranks(grid, likelihood, surveys, generator, 79)
         one = np.ones_like(truth)
         found = CoverageTable("omch2", 16, ends, sky, truth, one, one, rank, sets)
         p_values.append(found.uniformity)
@@ -500,7 +514,8 @@ def test_simulated_sets_without_a_shared_error_are_uniform(statistics):
         made = replace(release, patch_covariance=16 * own, noise_covariance=part * own)
         likelihood = BandpowerLikelihood(made, "fixed", statistics)
         grid = proportional(release, [ends], (1201,))
-        [found] = simulate_ranks(grid, likelihood, truth[:, None], generator, 60)
+        surveys = drawn(likelihood, truth, np.outer(truth, release.bandpowers), generator)
+        [found] = simulate_ranks(grid, likelihood, surveys, generator, 60)
         np.testing.assert_allclose(found.covered.mean(0), [0.68, 0.95], atol=0.02)
         assert (found.tenths.sum(1) == 1000).all()
         spread[part] = found.tenths.std(0).mean()
