@@ -238,9 +238,9 @@ def error_modes(by_patch: np.ndarray) -> np.ndarray:
 
 
 def design(n_v: int) -> np.ndarray:
-    """Central-composite design of the response surface.
+    """Design of the response surface.
 
-    Each amplitude at ±1, u also at ±½, and each pair of amplitudes at ±0.7.
+    Each amplitude at ±1, u also at ±½, and each pair of amplitudes at 0.7.
 
     Parameters
     ----------
@@ -252,13 +252,13 @@ def design(n_v: int) -> np.ndarray:
 
     Examples
     --------
-    >>> design(1)[::2].tolist()
-    [[1.0, 0.0], [0.0, 1.0], [0.5, 0.0], [0.7, 0.7]]
+    >>> design(1).tolist()
+    [[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0], [0.5, 0.0], [-0.5, 0.0], [0.7, 0.7]]
     """
     axes = np.eye(n_v + 1)
-    pairs_of_axes = [axes[i] + axes[j] for i, j in itertools.combinations(range(n_v + 1), 2)]
-    along = [*axes, 0.5 * axes[0], *(0.7 * np.array(pairs_of_axes))]
-    return np.array([sign * point for point in along for sign in (1.0, -1.0)]) + 0.0
+    along = [sign * point for point in (*axes, 0.5 * axes[0]) for sign in (1.0, -1.0)]
+    both = [0.7 * (axes[i] + axes[j]) for i, j in itertools.combinations(range(n_v + 1), 2)]
+    return np.array([*along, *both]) + 0.0
 
 
 def profiles(changes: np.ndarray, n: int) -> np.ndarray:

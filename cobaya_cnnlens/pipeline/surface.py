@@ -1,6 +1,6 @@
 """Test patches made again at the points of a design, for the response surface of the debias.
 
-The design is a central-composite one in the amplitudes of the principal changes of ln C^κκ and
+The design is one in the amplitudes of the principal changes of ln C^κκ and
 ln C^EE (docs/noise-bias, eqs 10 and 11). :mod:`cobaya_cnnlens.calibrate.second_order` fits the
 surface. The shipped emulator gives the changes over the prior: they only choose the directions.
 """

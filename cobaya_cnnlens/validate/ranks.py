@@ -100,8 +100,8 @@ def simulate_ranks(
     """Ranks of sets of surveys that are drawn from measured patches.
 
     d = µ(θ) + s(θ) c + e, with c of the calibration's covariance once a set, s the scatter at θ
-    over the fiducial's, and e the mean of measured patches. The covariance of the likelihood plays no
-    part in e, so that a wrong one is seen.
+    over the fiducial's, and e the mean of measured patches. The covariance of the likelihood plays
+    no part in e, so that a wrong one is seen.
 
     Parameters
     ----------

@@ -543,13 +543,13 @@ def test_profiles_have_amplitudes_of_one_at_most():
     np.testing.assert_allclose(np.abs(amplitudes).max(0), 1.0)
 
 
-def test_a_design_is_central_and_composite():
+def test_a_design_tells_all_terms_apart():
     """Every amplitude and every product of two can be told from the others."""
     points_ = second_order.design(3)
-    assert points_.shape == (22, 4)
-    np.testing.assert_array_equal(points_[::2], -points_[1::2])
+    assert points_.shape == (16, 4)
+    np.testing.assert_array_equal(points_[:10:2], -points_[1:10:2])
     assert np.linalg.matrix_rank(second_order.terms(points_)) == 4 + 10
-    assert np.linalg.cond(second_order.terms(points_)) < 10
+    assert np.linalg.cond(second_order.terms(points_)) < 12
 
 
 def test_principal_changes():

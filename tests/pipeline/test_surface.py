@@ -63,8 +63,8 @@ def test_a_point_without_a_change_is_the_test_sky(run, monkeypatch):
 
 def test_the_design_has_so_many_points(run):
     assert SurfacePoints(run).keys() == [(k,) for k in range(len(design(2)))]
-    with pytest.raises(ConfigError, match="points 0 to 13, not 14; correct --index"):
-        SurfacePoints(run).keys([14])
+    with pytest.raises(ConfigError, match="points 0 to 10, not 11; correct --index"):
+        SurfacePoints(run).keys([11])
 
 
 @pytest.mark.parametrize(
