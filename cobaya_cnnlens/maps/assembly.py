@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -164,12 +165,18 @@ class Calibrated:
         variance = by_class(self.normalised, label[self.tiles]) ** 2
         return effective_number(self.tiles, self.weights.weight, label, variance)
 
-    def neighbour_correlation(self) -> list[float]:
-        """Correlation of the bandpowers of neighbouring tiles, and its error, rounded."""
-        return [
-            round(value, 4)
-            for value in neighbour_correlation(self.normalised, self.tiles, self.weights.label)
-        ]
+    def record(self) -> dict[str, Any]:
+        """What the release's provenance says of the survey."""
+        plan, label = self.calibration.plan, self.weights.label
+        correlation = neighbour_correlation(self.normalised, self.tiles, label)
+        return {
+            "plan": plan.identity,
+            "tiles": [tile.number for tile in plan.tiles],
+            "area_deg2": round(plan.area_deg2, 2),
+            "classes": int(label.max()) + 1,
+            "simulated_patches": self.calibration.n_patches,
+            "neighbour_correlation": [round(value, 4) for value in correlation],
+        }
 
     def response_error(self) -> np.ndarray:
         """Standard error of Σ_t w R, by the scatter of the validation patches, (n_bins,)."""
@@ -294,14 +301,6 @@ def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release
     if fitted is not None:
         release = replace(release, power=(weights.modes[:, None] * data.power).sum(0))
     depths, patch = np.array([tile.depth for tile in plan.tiles]), run.config.patch
-    survey = {
-        "plan": plan.identity,
-        "tiles": [tile.number for tile in plan.tiles],
-        "area_deg2": round(plan.area_deg2, 2),
-        "classes": int(weights.label.max()) + 1,
-        "simulated_patches": calibration.n_patches,
-        "neighbour_correlation": calibrated.neighbour_correlation(),
-    }
     release = replace(
         release,
         name=name,
@@ -315,6 +314,7 @@ def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release
         n_sim=n_sim,
         # The level whose inverse square is the tiles' mean one.
         instrument=release.instrument | {"noise": float(np.mean(depths**-2.0) ** -0.5)},
-        provenance=release.provenance | {"survey": survey, "packages": assemble.package_versions()},
+        provenance=release.provenance
+        | {"survey": calibrated.record(), "packages": assemble.package_versions()},
     )
     return with_warnings(release, data.warnings)

@@ -8,7 +8,7 @@ must agree with the product.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -154,13 +154,12 @@ def make_plan(
         "patch": {"size_deg": flat.size_deg, "n_pixels": flat.n_pixels, "taper_deg": taper_deg},
         "seen": least,
     }
-    densities: list[np.ndarray] = []
-    grid: Grid | None = None
-    assumed = False
-    for split in tqdm(read_splits(sources), desc="splits", total=sources.n_splits, unit="split"):
-        densities.append(split.density)
-        grid, assumed = split.grid, assumed or split.assumed_frame
-    assert grid is not None  # a survey has one split at least
+    splits = tqdm(read_splits(sources), desc="splits", total=sources.n_splits, unit="split")
+    # Of the maps one is in memory at a time.
+    grids, densities, assumed = zip(
+        *((split.grid, split.density, split.assumed_frame) for split in splits), strict=True
+    )
+    grid = grids[0]
     if sources.maps and sources.pixel_window and not isinstance(grid, HealpixGrid):
         raise MapError(
             f"{sources.maps[0]}: --pixel-window is for HEALPix maps; divide that of a CAR map out "
@@ -183,7 +182,7 @@ def make_plan(
             tiles.append(tile)
     if not tiles:
         raise MapError(f"no tile sees {100 * least:.0f}%; lower --seen, or take smaller patches")
-    known = (grid.frame, lmax_of(grid, flat), tuple(tiles), footprint, assumed)
+    known = (grid.frame, lmax_of(grid, flat), tuple(tiles), footprint, any(assumed))
     plan = Plan(path, sources, recipe, flat, taper_deg, *known)
     check_separate(plan.centres, flat.size_deg, str(path), "tiles")
     _write(plan, grid)
@@ -207,7 +206,7 @@ def _at(grid: Grid, seen: np.ndarray, theta: np.ndarray, phi: np.ndarray) -> np.
 
 def _pixel_ivar(
     grid: Grid,
-    densities: list[np.ndarray],
+    densities: Sequence[np.ndarray],
     seen: np.ndarray,
     centre: np.ndarray,
     geometry: PatchGeometry,

@@ -130,7 +130,7 @@ def training_figure(run: Run, axis: Axes | None = None) -> Figure:
     CNNLensError
     If no epoch has finished.
     """
-    from ..pipeline.training import TrainingRun
+    from ..pipeline.training_state import TrainingRun
 
     directory = networks.training_directory(run)
     history = TrainingRun(directory, networks.recipe(run)).history

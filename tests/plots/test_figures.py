@@ -51,7 +51,7 @@ def made(camb_once, tmp_path_factory) -> Config:
         recipe = coverage.recipe(Run(config, digest), index)
         arrays = {"auto": auto, "truth": auto}
         products.write_product(coverage.path(Run(config), index), "coverage", recipe, arrays)
-    from cobaya_cnnlens.pipeline.training import TrainingRun
+    from cobaya_cnnlens.pipeline.training_state import TrainingRun
 
     run = TrainingRun(networks.training_directory(Run(config)), networks.recipe(Run(config)))
     losses = {f"{v}{name}_loss": 1.0 for name in ("e", "kappa") for v in ("", "val_")}

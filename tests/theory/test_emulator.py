@@ -20,7 +20,8 @@ from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.fields import NUISANCES
 from cobaya_cnnlens.likelihood.release import read_release, write_release
 from cobaya_cnnlens.pipeline import emulation
-from cobaya_cnnlens.pipeline.emulation import Plan, Points, errors, fit, load_plan
+from cobaya_cnnlens.pipeline.emulation import Plan, Points, load_plan
+from cobaya_cnnlens.pipeline.emulator_fit import fit
 from cobaya_cnnlens.theory.camb import (
     CambSettings,
     background_parameters,
@@ -28,6 +29,7 @@ from cobaya_cnnlens.theory.camb import (
 )
 from cobaya_cnnlens.theory.emulator import SCALARS, Emulator, unit_box
 from cobaya_cnnlens.theory.emulator_files import read_emulator, write_emulator
+from cobaya_cnnlens.validate.emulator_errors import errors
 
 from ..conftest import REPOSITORY, synthetic_release
 

@@ -8,10 +8,10 @@ import pytest
 
 from cobaya_cnnlens import table
 from cobaya_cnnlens.likelihood.summary import release_table
-from cobaya_cnnlens.pipeline.emulation import Errors
 from cobaya_cnnlens.table import plus_minus, text_table
 from cobaya_cnnlens.validate.analytic import AnalyticNoise
 from cobaya_cnnlens.validate.coverage import CoverageTable
+from cobaya_cnnlens.validate.emulator_errors import Errors
 from cobaya_cnnlens.validate.forecast import Forecast, forecasts_table
 from cobaya_cnnlens.validate.foregrounds import Bias, Foreground, ForegroundTable
 from cobaya_cnnlens.validate.noise import Comparison, NoiseTable, ResidualTable
