@@ -30,10 +30,6 @@ class Bandpowers(Section):
         Parameters
         ----------
         nyquist : multipole of the patches
-
-        Raises
-        ------
-        ValueError
         """
         if (last := self.lmin + self.width * self.n_bins) > nyquist:
             raise ValueError(
@@ -77,10 +73,6 @@ class Derivatives(Section):
         Parameters
         ----------
         lmax : of the skies
-
-        Raises
-        ------
-        ValueError
         """
         for name in ("kk_edges", "ee_edges"):
             edges = getattr(self, name)
@@ -179,10 +171,6 @@ class Points(Section):
         ----------
         n_test : number of test skies
         data_debias : whether releases are debiased by their data
-
-        Raises
-        ------
-        ValueError
         """
         last = {"first": self.skies_of[-1]} | ({"fit.sky": self.fit.sky} if self.fit else {})
         for key, sky in last.items():

@@ -109,10 +109,6 @@ class Foregrounds(Section):
         Parameters
         ----------
         nyquist : multipole of the patches
-
-        Raises
-        ------
-        ValueError
         """
         for lmax in self.lmax:
             if lmax >= nyquist:
