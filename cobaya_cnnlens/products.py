@@ -49,7 +49,6 @@ COMMANDS = {
     "survey tiles": "survey plan",
     "survey maps": "survey reconstruct PLAN",
     "survey tile": "survey reconstruct PLAN",
-    "survey bandpowers": "survey reconstruct PLAN",
     "survey nulls": "survey nulls PLAN",
     "survey simulations": "survey calibrate PLAN",
     "survey calibration": "survey calibrate PLAN",

@@ -42,18 +42,23 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.meta)
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> Path:
+    """A folder of all processes of a test run."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def camb_once(tmp_path_factory):
+def camb_once(shared):
     """The pipeline's CAMB runs once per cosmology and settings in all processes of a test run; the
     fixture is :func:`compute_spectra` with that memory."""
-    folder = tmp_path_factory.getbasetemp()
-    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "spectra"
 
     def remembered(cosmology: Cosmology, settings: CambSettings) -> Spectra:
         from cobaya_cnnlens import products
 
         recipe = settings_record(cosmology, settings)
-        path = folder / f"{products.identity_of(recipe)}.h5"
+        path = shared / "spectra" / f"{products.identity_of(recipe)}.h5"
         if not path.exists():
             spectra = compute_spectra(cosmology, settings)
             products.write_product(path, "spectra", recipe, vars(spectra))
@@ -63,19 +68,26 @@ def camb_once(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         with contextlib.suppress(ImportError):  # a light installation has no pipeline
             patch.setattr("cobaya_cnnlens.pipeline.simulation.compute_spectra", remembered)
+            patch.setattr("cobaya_cnnlens.validate.analytic.compute_spectra", remembered)
             # κ̂ differs where the last bits of the spectra do, as CAMB's do between processes.
             patch.setattr("cobaya_cnnlens.maps.release_estimator.compute_spectra", remembered)
         yield remembered
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nodes_of_this_run(tmp_path_factory):
+def nodes_of_this_run(shared):
     """NodeCAMB's nodes are kept for all processes of a test run, and nowhere else."""
-    folder = tmp_path_factory.getbasetemp()
-    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setenv("XDG_CACHE_HOME", str(shared / "cache"))
         yield
+
+
+@pytest.fixture(scope="session")
+def simulated_run(camb_once, shared):
+    """A run whose products are simulated once for all processes of a test run."""
+    from .written import simulated_run
+
+    return simulated_run(shared / "simulated")
 
 
 @pytest.fixture(scope="session")
@@ -280,6 +292,14 @@ def in_process(program, *arguments, folder=".", environment=()) -> subprocess.Co
             except SystemExit as end:
                 code = end.code
     return subprocess.CompletedProcess(arguments, code or 0, out.getvalue(), err.getvalue())
+
+
+def cnnlens(*arguments, folder=".") -> subprocess.CompletedProcess:
+    """The command in this process, with what its entry point sets for a process of its own."""
+    from cobaya_cnnlens.cli import run
+
+    own = {"MPLBACKEND": "Agg", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    return in_process(run, *arguments, folder=folder, environment=own)
 
 
 def snakemake_dry_run(folder, *arguments, snakefile=None) -> subprocess.CompletedProcess:

@@ -11,11 +11,15 @@ import numpy as np
 
 from cobaya_cnnlens import products
 from cobaya_cnnlens.likelihood.fields import NUISANCES
+from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.nuisances import Nuisances
+from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.perturbations import Derivatives, ShiftedSkies
+from cobaya_cnnlens.pipeline.power import Power
 from cobaya_cnnlens.pipeline.reconstructions import Bandpowers, signal_bandpowers
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.skies import Skies
 
 from .conftest import REPOSITORY, of_nuisances
 
@@ -194,3 +198,38 @@ def error_of_mean(samples):
 def covariance_of_mean(samples):
     off = samples - samples.mean(0)
     return off.T @ off / (len(samples) - 1) / len(samples)
+
+
+class NoisyOracle:
+    """κ̂ = .8 κ + .02 Q̃: a response, and noise that is nothing but the maps' own power."""
+
+    def __init__(self, kappa):
+        self.kappa = kappa
+
+    def reconstruct(self, q, u):
+        return 0.8 * self.kappa + 0.02 * q
+
+
+def simulated_run(folder) -> Run:
+    """A run of 10° patches with every product of a calibration; those in ``folder`` are kept."""
+    content = small(folder)
+    content["centres"] = {"nside": 2, "poles": 4}  # 40 patches of a sky
+    content["derivatives"]["ee_edges"] = [2, 150, 300, 450, 600, 1001]
+    content["skies"] = {"train": 1, "validation": 1, "test": 1, "derivatives": 1}
+    content["nuisances"] = content["points"] = {"skies": 1}
+    content["surveys"]["high"]["skies"] = 1
+    content["data_debias"] = True
+    content["instrument"]["noise_uk_arcmin"] = 30.0
+    config = Config.model_validate(content)
+
+    def of(set_name):
+        Skies(Run(config)).measure(set_name)
+        return Run(config, HASH, NoisyOracle(observe_sky(Run(config), set_name, 0).kappa))
+
+    for name in ("validation", "test", *(f"survey-{s}" for s in config.surveys)):
+        Bandpowers(of(name)).measure(name)
+    Derivatives(of("derivatives")).measure([0])
+    ShiftedSkies(of("derivatives")).measure([0])
+    Nuisances(of("test")).measure([0])
+    Power(Run(config)).measure()
+    return Run(config, HASH)

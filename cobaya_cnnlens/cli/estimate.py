@@ -126,23 +126,22 @@ def reconstruct(
 
         Bandpowers(runs.ready(run)).measure(str(set_name), index)
         return
-    from ..maps.bandpower_file import check_folder, reconstruct_maps
+    from ..maps.bandpower_file import check_folder
     from ..maps.map_checks import check_maps
-    from ..maps.patch_files import PatchMaps, parse_centres, read_maps
+    from ..maps.patch_files import parse_centres, read_maps
+    from ..maps.patch_maps import PatchMaps
+    from ..maps.reconstruction import reconstruct_maps
 
     setup, load_estimator = map_setup(config, network)
-    folder = out or maps[0].parent / maps[0].stem
+    folder, centres = out or maps[0].parent / maps[0].stem, parse_centres(centre or [])
     check_folder(folder)
-    centres, source = parse_centres(centre or []), ", ".join(path.name for path in maps)
-    patch_maps = PatchMaps.join(
+    patches = PatchMaps.join(
         [read_maps(path, setup.patch, centres, pixel_window, unit=unit) for path in maps],
         setup.patch.size_deg,
-        source,
     )
-    warnings = [*patch_maps.warnings, *check_maps(patch_maps, setup, source)]
-    runs.warn(source, warnings)
-    estimator = load_estimator()
-    typer.echo(reconstruct_maps(setup, estimator, patch_maps, source, folder, warnings))
+    warnings = [*patches.warnings, *check_maps(patches, setup)]
+    runs.warn(patches.source, warnings)
+    typer.echo(reconstruct_maps(setup, load_estimator(), patches, folder, warnings))
 
 
 def map_setup(

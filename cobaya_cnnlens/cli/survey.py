@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -133,23 +132,24 @@ def survey_reconstruct(
     """
     source = one_estimator(estimator)
     runs.need_pipeline()
-    from ..maps import mosaic, reconstruction
+    from ..maps import mosaic
     from ..maps.bandpower_file import check_folder
     from ..maps.plan import read_plan
+    from ..maps.reconstruction import TileReconstruction, check_setup
     from .estimate import map_setup
 
     if nside is not None and (nside < 1 or nside & (nside - 1)):
         raise ConfigError(f"--nside {nside}: give a power of two")
     loaded = read_plan(plan)
     setup, load_estimator = map_setup(source, network, noisy=True)
-    reconstruction.check_setup(loaded, setup)
+    check_setup(loaded, setup)
     folder = out or plan.with_suffix("")
     check_folder(folder)
-    tell = partial(runs.warn, plan)
-    bandpowers = reconstruction.measure(
-        loaded, setup, load_estimator, folder, runs.threads(), lambda warning: tell([warning])
+    tiles = TileReconstruction(loaded, setup, folder)
+    bandpowers = tiles.measure(
+        load_estimator, runs.threads(), lambda warning: runs.warn(plan, [warning])
     )
-    typer.echo(mosaic.make(loaded, setup, folder, nside))
+    typer.echo(mosaic.make(tiles, nside))
     typer.echo(bandpowers)
 
 
@@ -178,20 +178,22 @@ def survey_calibrate(
     the covariance and the derivatives.
     """
     run = runs.load(config)
-    from ..maps import calibration, reconstruction
     from ..maps.bandpower_file import check_folder
+    from ..maps.calibration import EACH, SurveyCalibration
     from ..maps.map_setup import MapSetup
     from ..maps.plan import read_plan
+    from ..maps.reconstruction import check_setup
     from .estimate import refuse_quiet
 
     refuse_quiet(run, config)
     loaded = read_plan(plan)
-    reconstruction.check_setup(loaded, MapSetup.of_run(run))
-    n_patches = calibration.EACH * len(loaded.tiles) if patches is None else patches
-    calibration.check(run, loaded, n_patches)
+    check_setup(loaded, MapSetup.of_run(run))
+    n_patches = EACH * len(loaded.tiles) if patches is None else patches
     folder = out or plan.with_suffix("")
+    SurveyCalibration(run, loaded, folder, n_patches).check()
     check_folder(folder)
-    typer.echo(calibration.measure(runs.ready(run), loaded, folder, n_patches, runs.threads()))
+    calibration = SurveyCalibration(runs.ready(run), loaded, folder, n_patches)
+    typer.echo(calibration.measure(runs.threads()))
 
 
 @app.command("release", epilog="Example: cnnlens survey release s.yaml --config survey.yaml")
@@ -240,7 +242,9 @@ def survey_nulls(
     lmax_cmb: Annotated[
         int | None, typer.Option(help="Where E and B end in one null; .65 of Nyquist if absent.")
     ] = None,
-    twins: Annotated[int, typer.Option(help="Simulated twins of each tile.")] = 1,
+    matched_simulations: Annotated[
+        int, typer.Option(help="Simulated tiles for each tile, of the same noise and holes.")
+    ] = 1,
     out: Annotated[
         Path | None, typer.Option(help="Folder of κ̂; named as the plan if absent.")
     ] = None,
@@ -254,8 +258,9 @@ def survey_nulls(
     runs.need_pipeline()
     from ..files import atomic_write
     from ..likelihood.release import read_release
-    from ..maps import tile_nulls
     from ..maps.plan import read_plan
+    from ..maps.reconstruction import TileReconstruction
+    from ..maps.tile_nulls import Choices, TileNulls
     from ..plots.drawing import save
     from ..plots.null_figures import survey_nulls_figure
     from ..validate import survey_nulls as judged
@@ -266,10 +271,11 @@ def survey_nulls(
     own = read_release(survey_release) if survey_release else None
     setup, load_estimator = map_setup(source, network, noisy=True)
     others = tuple(map(str, other_network or ()))
-    choices = tile_nulls.Choices.of(setup, lmax_cmb, twins, networks=others)
+    choices = Choices.of(setup, lmax_cmb, matched_simulations, networks=others)
     folder = out or plan.with_suffix("")
-    tile_nulls.measure(loaded, setup, load_estimator, folder, choices)
-    table = judged.survey_nulls(loaded, setup, folder, choices, own)
+    nulls = TileNulls(TileReconstruction(loaded, setup, folder), choices)
+    nulls.measure(load_estimator)
+    table = judged.survey_nulls(nulls, own)
     text = table.table()
     with atomic_write(folder / "nulls.txt") as partial:
         partial.write_text(text + "\n", encoding="utf-8")

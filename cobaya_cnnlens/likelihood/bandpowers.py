@@ -87,8 +87,9 @@ class BandpowerLikelihood:
     release : the data and their calibration
     noise_debias : "data" or "fixed", see above
     statistics : "hartlap" is Gaussian with the inverse covariance scaled for the finite number of
-        simulations; "hamimeche-lewis" the same in the variables T_fid g((d + N)/(µ + N)), whose
-        scatter is the fiducial's at any cosmology; "sellentin-heavens" the t distribution that
+        simulations; "hamimeche-lewis" the same in the variables T_fid g(T̂/T), whose scatter is the
+        fiducial's at any cosmology, with the total power T = µ + N + c of κ̂
+        (docs/noise-bias, eq. 16); "sellentin-heavens" the t distribution that
         marginalises over the true covariance; "gaussian" takes the covariance as exact
     L_min, L_max : only bins that lie inside are used; None for no limit
     calibration_errors : whether the Monte-Carlo errors of N_b and of its derivatives enter the
@@ -153,10 +154,13 @@ class BandpowerLikelihood:
         self.doubt_said = False
         self._ee_bands = Bands(_ee_edges(release), release.fiducial_ee)
         self.lmax_ee = max(self._ee_bands.stop, 5) - 1
-        release = debiased(release)
+        measured, release = release.bandpowers, debiased(release)
         self.release, self.noise_debias, self.statistics = release, noise_debias, statistics
         self.bins = read_only(_bins_between(release.edges, L_min, L_max))
         self._set_data(release, power, calibration_errors)
+        # The scatter of d' is that of the total power of κ̂, of which the debias is a part.
+        self._correction = np.zeros(len(self.bandpowers))
+        self._correction[: len(self.bins)] = (measured - release.bandpowers)[self.bins]
         inverse = inverse_covariance(self.covariance)
         self.hartlap = hartlap_factor(release.n_sim, len(self.bandpowers))
         self.inverse = read_only(inverse * self.hartlap if statistics in _SCALED else inverse)
@@ -192,13 +196,13 @@ class BandpowerLikelihood:
                 _stacked(release.nuisance_second[self.bins], power, "power_nuisance_second"),
             ]
         )
-        self._total = self.bandpowers + self._noise
         if statistics == "hamimeche-lewis":
             fiducial = release.windows @ release.fiducial_kk[: release.windows.shape[1]]
             self._fiducial_total = fiducial[self.bins] + self._noise[: len(self.bins)]
             if power is not None:
                 self._fiducial_total = np.append(self._fiducial_total, power.fiducial_power)
-            for name, total in (("bandpowers", self._total), ("model", self._fiducial_total)):
+            measured_total = self.bandpowers + self._noise + self._correction
+            for name, total in (("bandpowers", measured_total), ("model", self._fiducial_total)):
                 if not (total > 0).all():
                     raise CNNLensError(
                         f"statistics 'hamimeche-lewis': the {name} of bins "
@@ -456,7 +460,12 @@ class BandpowerLikelihood:
             raise SpectrumError(_NOT_FINITE)
         return chi2
 
-    def chi2_of(self, models: np.ndarray, data: np.ndarray | None = None) -> np.ndarray:
+    def chi2_of(
+        self,
+        models: np.ndarray,
+        data: np.ndarray | None = None,
+        correction: np.ndarray | None = None,
+    ) -> np.ndarray:
         """χ² of several models.
 
         Parameters
@@ -464,36 +473,48 @@ class BandpowerLikelihood:
         models : µ_b, (..., n_bins)
         data : d_b debiased as the release's, of a shape that goes with ``models``; the release's if
             None
+        correction : c_b that the debias subtracted from ``data``, of their shape; the release's if
+            None
 
         Returns
         -------
         (...)
         """
-        deviations = self._deviations(models, data)
+        deviations = self._deviations(models, data, correction)
         return ((deviations @ self.inverse) * deviations).sum(-1)
 
-    def scatter(self, models: np.ndarray) -> np.ndarray:
+    def scatter(self, models: np.ndarray, correction: np.ndarray | None = None) -> np.ndarray:
         """Standard deviation of data of some models, over that of ``covariance``.
 
-        It is (µ + N)/T_fid for "hamimeche-lewis", else one.
+        It is (µ + N + c)/T_fid for "hamimeche-lewis" (docs/noise-bias, eq. 16), else one.
 
         Parameters
         ----------
         models : µ_b, (..., n_bins)
+        correction : c_b that the debias subtracted from the data, of a shape that goes with
+            ``models``; the release's if None
 
         Returns
         -------
         (..., n_bins)
         """
         if self.statistics == "hamimeche-lewis":
-            return (models + self._noise) / self._fiducial_total
+            added = self._noise + (self._correction if correction is None else correction)
+            return (models + added) / self._fiducial_total
         return np.ones_like(models)
 
-    def _deviations(self, model: np.ndarray, data: np.ndarray | None = None) -> np.ndarray:
-        """d − µ, or X_b = T^fid_b g(T̂_b/T_b), T = µ + N, for "hamimeche-lewis"; (..., n_bins)."""
+    def _deviations(
+        self,
+        model: np.ndarray,
+        data: np.ndarray | None = None,
+        correction: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """d − µ; X_b = T^fid_b g(T̂_b/T_b), T = µ + N + c, for "hamimeche-lewis"; (..., n_bins)."""
+        data = self.bandpowers if data is None else data
         if self.statistics != "hamimeche-lewis":
-            return (self.bandpowers if data is None else data) - model
-        total = model + self._noise
+            return data - model
+        added = self._noise + (self._correction if correction is None else correction)
+        total = model + added
         if not np.isfinite(total).all():
             raise SpectrumError(_NOT_FINITE)
         if not (total > 0).all():
@@ -501,8 +522,7 @@ class BandpowerLikelihood:
                 "the theory's bandpowers with the noise on top are not positive; check the theory "
                 "and the nuisances"
             )
-        measured = self._total if data is None else data + self._noise
-        return self._fiducial_total * hamimeche_lewis(measured / total)
+        return self._fiducial_total * hamimeche_lewis((data + added) / total)
 
     def log_likelihood(
         self,

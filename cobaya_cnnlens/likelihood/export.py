@@ -48,6 +48,7 @@ class LinearModel:
     windows : W, (n_bins, lmax + 1) from L = 0
     kk : K, of the same shape; zero for a fixed noise bias
     fiducial_correction : K C^κκ_fid, (n_bins,)
+    subtracted : c, what the debias subtracted from the bandpowers, (n_bins,)
     """
 
     noise_debias: str
@@ -55,6 +56,7 @@ class LinearModel:
     windows: np.ndarray
     kk: np.ndarray
     fiducial_correction: np.ndarray
+    subtracted: np.ndarray
 
     @property
     def lmax(self) -> int:
@@ -81,6 +83,7 @@ def linear_model(release: Release, noise_debias: str = "data") -> LinearModel:
     """
     if noise_debias not in NOISE_DEBIAS:
         raise CNNLensError(f"noise_debias is {noise_debias!r}; choose one of {NOISE_DEBIAS}")
+    measured = release.bandpowers
     release = (debiased_by_data if noise_debias == "data" else with_fixed_debias)(release)
     check_arrays(release)
     size = max(release.windows.shape[1], release.kk_edges[-1])
@@ -88,7 +91,9 @@ def linear_model(release: Release, noise_debias: str = "data") -> LinearModel:
     windows[:, : release.windows.shape[1]] = release.windows
     kk = band_matrix(release.kk_edges, release.fiducial_kk, release.kk_derivatives, size)
     # Σ_j N'_bj: a band's own correction of the fiducial is its derivative.
-    return LinearModel(noise_debias, release, windows, kk, release.kk_derivatives.sum(1))
+    fiducial_correction = release.kk_derivatives.sum(1)
+    subtracted = measured - release.bandpowers
+    return LinearModel(noise_debias, release, windows, kk, fiducial_correction, subtracted)
 
 
 def export_release(
@@ -196,9 +201,11 @@ def _write_cmblikes(release: Release, model: LinearModel, folder: Path) -> str:
         "covmat_fiducial = covariance.dat\n"
     )
     if by_data:
-        # Of the transform of Hamimeche & Lewis: N_b, and the fiducial bandpowers without it.
-        signal = release.windows @ release.fiducial_kk[: release.windows.shape[1]]
-        for name, values in (("noise", release.noise), ("fiducial", signal)):
+        # Of the transform of Hamimeche & Lewis: N + c, which data and model get, and the fiducial
+        # total power, which holds N alone.
+        fiducial = release.windows @ release.fiducial_kk[: release.windows.shape[1]] + release.noise
+        settings += "cl_fiducial_includes_noise = T\n"
+        for name, values in (("noise", release.noise + model.subtracted), ("fiducial", fiducial)):
             numbered = np.c_[np.arange(1, release.n_bins + 1), unit * values]
             np.savetxt(folder / f"{name}.dat", numbered, fmt="%3d %.17e", header="bin PP")
             settings += f"cl_{name}_file = {name}.dat\n"

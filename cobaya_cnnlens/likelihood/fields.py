@@ -408,6 +408,17 @@ class Release:
         v, scatter = self.amplitudes, self.amplitude_covariance / self.n_patches
         return linear + self.debias_second @ (np.outer(v, v) - scatter)[np.triu_indices(self.n_v)]
 
+    @property
+    def correction_slope(self) -> np.ndarray:
+        """Derivative of :attr:`correction` with respect to the power, at the survey's own power,
+        (n_bins, n_power)."""
+        if not self.n_v:
+            return self.debias_coefficients
+        products = np.zeros((self.n_bins, self.n_v, self.n_v))
+        products[(slice(None), *np.triu_indices(self.n_v))] = self.debias_second
+        twice = products + products.transpose(0, 2, 1)
+        return self.debias_coefficients + twice @ self.amplitudes @ self.ee_directions.T
+
     def correction_of(self, power: np.ndarray) -> np.ndarray:
         """First order of :attr:`correction` (docs/noise-bias, eq. 6) for any power.
 

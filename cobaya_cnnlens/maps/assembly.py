@@ -1,15 +1,18 @@
-"""From a survey's bandpowers and what calibrates them to a release.
+"""From the bandpowers of observed patches and what calibrates them to a release.
 
-The release is one of the ordinary format: its patches are the tiles, weighted (:mod:`.weights`),
-its N the sum's, its covariance that of the sum times the number of tiles. R is divided out tile by
-tile, and the release's is its weighted mean, for reference.
+That of own patches takes a calibration that there is, of a configuration or of a release. That of a
+survey takes the survey's own (:mod:`.calibration`): its patches are the tiles, weighted
+(:mod:`.weights`), its N the sum's, its covariance that of the sum times the number of tiles. R is
+divided out tile by tile, and the release's is its weighted mean, for reference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,13 +31,12 @@ from ..pipeline.nuisances import nuisance_steps
 from ..pipeline.perturbations import shifted_changes
 from ..pipeline.run import Run
 from ..simulate.depth import DepthClasses, depth_classes, tile_depths
-from . import calibration, reconstruction
 from .bandpower_file import read_map_bandpowers
-from .calibration import TEST, VALIDATION
+from .calibration import TEST, VALIDATION, SurveyCalibration
 from .map_setup import MapSetup
 from .plan import Plan
-from .simulated import tiles_in_turn
-from .weights import TileWeights, effective_number, neighbour_correlation, weighted
+from .reconstruction import TileReconstruction
+from .weights import TileWeights, by_class, effective_number, neighbour_correlation, weighted
 
 
 def classes_of(plan: Plan) -> DepthClasses:
@@ -58,19 +60,17 @@ class Calibrated:
 
     Attributes
     ----------
-    n_patches : that N rests on
-    arrays : of :func:`.calibration.read`
+    calibration : its products
+    arrays : of :meth:`.SurveyCalibration.read`
     weights : of the tiles
     """
 
-    run: Run
-    plan: Plan
-    n_patches: int
+    calibration: SurveyCalibration
     arrays: dict[str, np.ndarray]
     weights: TileWeights
 
     @classmethod
-    def read(cls, run: Run, plan: Plan, folder: str | Path) -> Calibrated:
+    def read(cls, run: Run, plan: Plan, folder: Path) -> Calibrated:
         """Read a survey's calibration, and compute the weights of its tiles.
 
         Parameters
@@ -88,69 +88,61 @@ class Calibrated:
         ProductError
             if it is missing, or of another plan or configuration
         """
-        n_patches, arrays = calibration.read(run, plan, folder)
-        tiles = tiles_in_turn(plan, calibration.counts(plan, n_patches)[VALIDATION])
-        found = PatchBandpowers(*(arrays[f"{VALIDATION}_{name}"] for name in FIELDS))
+        calibration, arrays = SurveyCalibration.read(run, plan, folder)
+        validation = PatchBandpowers(*(arrays[f"{VALIDATION}_{name}"] for name in FIELDS))
         modes = np.array([tile.weight for tile in plan.tiles])
-        weights = TileWeights.of(found, tiles, classes_of(plan).label, modes)
-        return cls(run, plan, n_patches, arrays, weights)
+        label = classes_of(plan).label
+        weights = TileWeights.of(validation, calibration.tiles(VALIDATION), label, modes)
+        return cls(calibration, arrays, weights)
 
-    @property
-    def test_tiles(self) -> np.ndarray:
+    @cached_property
+    def tiles(self) -> np.ndarray:
         """As which tile each test patch was seen, (n_patches,)."""
-        return tiles_in_turn(self.plan, self.n_patches)
+        return self.calibration.tiles(TEST)
 
-    def noise(self) -> np.ndarray:
-        """⟨κ̂κ̂*⟩/R² − ⟨κκ*⟩ of every test patch, (n_patches, n_bins)."""
-        auto = self.weights.normalised(self.arrays[f"{TEST}_auto"], self.test_tiles)
-        return auto - self.arrays[f"{TEST}_truth"]
+    @cached_property
+    def normalised(self) -> np.ndarray:
+        """⟨κ̂κ̂*⟩/R² of every test patch, (n_patches, n_bins)."""
+        return self.weights.normalised(self.arrays[f"{TEST}_auto"], self.tiles)
 
     def test(self) -> tuple[PatchBandpowers, np.ndarray]:
         """The test patches as those of a survey of weighted tiles, with R divided out, and the
         power of E and B."""
-        tiles = self.test_tiles
-        auto = self.weights.normalised(self.arrays[f"{TEST}_auto"], tiles)
         auto, truth = (
-            self._sum(x, tiles, self.weights.weight) for x in (auto, self.arrays[f"{TEST}_truth"])
+            self._sum(values, self.tiles, self.weights.weight)
+            for values in (self.normalised, self.arrays[f"{TEST}_truth"])
         )
-        return PatchBandpowers(auto, auto, truth), self._power(self.arrays[f"{TEST}_power"], tiles)
+        power = self._power(self.arrays[f"{TEST}_power"], None, self.tiles)
+        return PatchBandpowers(auto, auto, truth), power
 
     def changes(self) -> tuple[SimulatedChanges, SimulatedChanges]:
         """How d − signal and p̂ of the weighted tiles change."""
-        bandpowers = self._changes(self._noise_bias, "auto")
-        return bandpowers, self._changes(
-            lambda values, truth, tiles: self._power(values, tiles), "power"
-        )
+        return self._changes(self._noise_bias, "auto"), self._changes(self._power, "power")
 
     def _changes(self, combine: Callable[..., np.ndarray], name: str) -> SimulatedChanges:
-        arrays, config = self.arrays, self.run.config
-        tiles = calibration.derivative_patches(self.run, self.plan).tiles
+        arrays, settings = self.arrays, self.calibration.run.config.derivatives
+        tiles = self.calibration.derivative_patches().tiles
 
-        def of(what: str) -> np.ndarray:
-            truth = arrays.get(f"{what}_truth")
-            values = arrays[f"{what}_{name}"]
-            truths = [None] * len(values) if truth is None else truth
+        def combined(label: str) -> np.ndarray:
+            values = arrays[f"{label}_{name}"]
+            truths = arrays.get(f"{label}_truth", [None] * len(values))
             return np.stack([combine(v, t, tiles) for v, t in zip(values, truths, strict=True)])
 
         kk, ee = (
-            BandDerivatives(np.array(edges), np.moveaxis(of(spectrum), 0, -1))
-            for spectrum, edges in (
-                ("kk", config.derivatives.kk_edges),
-                ("ee", config.derivatives.ee_edges),
-            )
+            BandDerivatives(np.array(edges), np.moveaxis(combined(spectrum), 0, -1))
+            for spectrum, edges in (("kk", settings.kk_edges), ("ee", settings.ee_edges))
         )
-        which = calibration.nuisance_patches(self.run, self.plan, self.n_patches)
-        tiles = self.test_tiles[which]
+        which = self.calibration.nuisance_patches()
         centre = arrays[f"{TEST}_{name}"][which]
-        shifted = np.stack([arrays[f"{x}_{name}"] for x in NUISANCES], axis=-1)
-        orders_of_nuisances = nuisance_orders(nuisance_steps(self.run), centre, shifted)
+        shifted = np.stack([arrays[f"{nuisance}_{name}"] for nuisance in NUISANCES], axis=-1)
         first, second = (
-            np.stack([combine(x[..., i], None, tiles) for i in range(x.shape[-1])], axis=-1)
-            for x in orders_of_nuisances
+            np.stack(
+                [combine(x[..., i], None, self.tiles[which]) for i in range(x.shape[-1])], axis=-1
+            )
+            for x in nuisance_orders(nuisance_steps(self.calibration.run), centre, shifted)
         )
-        tiles = calibration.derivative_patches(self.run, self.plan).tiles
-        first_order = NoiseDerivatives(kk, ee, of("fiducial")[0])
-        return SimulatedChanges(first_order, of("shifted"), (first, second))
+        first_order = NoiseDerivatives(kk, ee, combined("fiducial")[0])
+        return SimulatedChanges(first_order, combined("shifted"), (first, second))
 
     def _noise_bias(
         self, auto: np.ndarray, truth: np.ndarray | None, tiles: np.ndarray
@@ -160,7 +152,7 @@ class Calibrated:
         normalised = normalised if truth is None else normalised - truth
         return self._sum(normalised, tiles, self.weights.weight)
 
-    def _power(self, power: np.ndarray, tiles: np.ndarray) -> np.ndarray:
+    def _power(self, power: np.ndarray, truth: None, tiles: np.ndarray) -> np.ndarray:
         return self._sum(power, tiles, self.weights.modes[:, None])
 
     def _sum(self, values: np.ndarray, tiles: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -168,12 +160,32 @@ class Calibrated:
 
     def n_sim(self) -> int:
         """Of how many patches the covariance is worth."""
-        tiles, label = self.test_tiles, self.weights.label
-        auto = self.weights.normalised(self.arrays[f"{TEST}_auto"], tiles)
-        classes = label[tiles]
+        label = self.weights.label
         # The variance of a bandpower goes as its square.
-        variance = np.array([auto[classes == c].mean(0) ** 2 for c in range(label.max() + 1)])
-        return effective_number(tiles, self.weights.weight, label, variance)
+        variance = by_class(self.normalised, label[self.tiles]) ** 2
+        return effective_number(self.tiles, self.weights.weight, label, variance)
+
+    def record(self) -> dict[str, Any]:
+        """What the release's provenance says of the survey."""
+        plan, label = self.calibration.plan, self.weights.label
+        correlation = neighbour_correlation(self.normalised, self.tiles, label)
+        return {
+            "plan": plan.identity,
+            "tiles": [tile.number for tile in plan.tiles],
+            "area_deg2": round(plan.area_deg2, 2),
+            "classes": int(label.max()) + 1,
+            "simulated_patches": self.calibration.n_patches,
+            "neighbour_correlation": [round(value, 4) for value in correlation],
+        }
+
+    def response_error(self) -> np.ndarray:
+        """Standard error of Σ_t w R, by the scatter of the validation patches, (n_bins,)."""
+        weights, tiles = self.weights, self.calibration.tiles(VALIDATION)
+        cross, truth = (self.arrays[f"{VALIDATION}_{name}"] for name in ("cross", "truth"))
+        scatter = cross - weights.response[weights.label[tiles]] * truth
+        return standard_error(weighted(scatter, tiles, weights.weight, weights.label)) / truth.mean(
+            0
+        )
 
 
 def make_patch_release(
@@ -255,21 +267,22 @@ def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release
     ConfigError
         if the covariance is not worth enough patches
     """
-    data = reconstruction.read(plan, MapSetup.of_run(run), folder)
-    found = Calibrated.read(run, plan, folder)
-    weights, n_tiles = found.weights, len(plan.tiles)
-    test, power = found.test()
-    each = test.auto - test.truth
+    folder = Path(folder)
+    data = TileReconstruction(plan, MapSetup.of_run(run), folder).read()
+    calibrated = Calibrated.read(run, plan, folder)
+    calibration, weights = calibrated.calibration, calibrated.weights
+    test, power = calibrated.test()
+    of_patches = test.auto - test.truth
     unit = np.ones(test.auto.shape[1])
-    made = Calibration(unit, unit, each.mean(0), standard_error(each))
-    n_sim, n_bins = found.n_sim(), len(unit)
+    made = Calibration(unit, unit, of_patches.mean(0), standard_error(of_patches))
+    n_sim, n_bins = calibrated.n_sim(), len(unit)
     if n_sim <= n_bins + 2:
         raise ConfigError(
-            f"{calibration.path(folder)}: {found.n_patches} patches of tiles as different as these "
+            f"{calibration.path}: {calibration.n_patches} patches of tiles as different as these "
             f"are worth {n_sim} alike, and {n_bins} bins need {n_bins + 3}; calibrate with more "
             "--patches, or take fewer bins"
         )
-    changes, power_changes = found.changes()
+    changes, power_changes = calibrated.changes()
     auto = weights.combine(data.auto)
     fitted = None
     if run.config.data_debias:
@@ -282,57 +295,26 @@ def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release
             shifted_changes(run),
             None,
             len(auto),
-            weights.label[found.test_tiles],
+            weights.label[calibrated.tiles],
         )
-    origin = {"maps": ", ".join(Path(p).name for p in plan.sources.maps)}
-    release = assemble.assembled(run, made, test, changes, fitted, auto, origin)
+    release = assemble.assembled(run, made, test, changes, fitted, auto, {"maps": data.source})
     if fitted is not None:
         release = replace(release, power=(weights.modes[:, None] * data.power).sum(0))
-    depths = [tile.depth for tile in plan.tiles]
-    patch = run.config.patch
-    correlation, error = neighbour_correlation(
-        weights.normalised(found.arrays[f"{TEST}_auto"], found.test_tiles),
-        found.test_tiles,
-        weights.label,
-    )
-    made_release = replace(
+    depths, patch = np.array([tile.depth for tile in plan.tiles]), run.config.patch
+    release = replace(
         release,
         name=name,
         description=(
-            f"{n_tiles} tiles of {patch.size_deg:g} x {patch.size_deg:g} deg at "
-            f"{min(depths):.3g} to {max(depths):.3g} uK arcmin: "
+            f"{len(depths)} tiles of {patch.size_deg:g} x {patch.size_deg:g} deg at "
+            f"{depths.min():.3g} to {depths.max():.3g} uK arcmin: "
             f"{assemble.bandpowers_of(name_of(run.config))}"
         ),
         response=weights.mean_response,
-        response_error=_response_error(found),
+        response_error=calibrated.response_error(),
         n_sim=n_sim,
-        instrument=release.instrument | {"noise": _mean_level(plan)},
+        # The level whose inverse square is the tiles' mean one.
+        instrument=release.instrument | {"noise": float(np.mean(depths**-2.0) ** -0.5)},
         provenance=release.provenance
-        | {
-            "survey": {
-                "plan": plan.identity,
-                "tiles": [tile.number for tile in plan.tiles],
-                "area_deg2": round(plan.area_deg2, 2),
-                "classes": int(weights.label.max()) + 1,
-                "simulated_patches": found.n_patches,
-                "neighbour_correlation": [round(correlation, 4), round(error, 4)],
-            },
-            "packages": assemble.package_versions(),
-        },
+        | {"survey": calibrated.record(), "packages": assemble.package_versions()},
     )
-    return with_warnings(made_release, data.warnings)
-
-
-def _mean_level(plan: Plan) -> float:
-    """µK′ whose inverse square is the tiles' mean one."""
-    return float(np.mean([tile.depth**-2.0 for tile in plan.tiles]) ** -0.5)
-
-
-def _response_error(calibrated: Calibrated) -> np.ndarray:
-    """Standard error of Σ_t w R, by the scatter of the validation patches, (n_bins,)."""
-    weights, arrays = calibrated.weights, calibrated.arrays
-    count = calibration.counts(calibrated.plan, calibrated.n_patches)[VALIDATION]
-    tiles = tiles_in_turn(calibrated.plan, count)
-    cross, truth = (arrays[f"{VALIDATION}_{name}"] for name in ("cross", "truth"))
-    scatter = cross - weights.response[weights.label[tiles]] * truth
-    return standard_error(weighted(scatter, tiles, weights.weight, weights.label)) / truth.mean(0)
+    return with_warnings(release, data.warnings)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,63 +74,218 @@ class Part:
         return f"{self.label}_{self.number:03d}"
 
 
-def path(folder: str | Path) -> Path:
-    """Path of the survey's calibration.
+@dataclass(frozen=True)
+class SurveyCalibration:
+    """The products with what calibrates a survey.
 
-    Parameters
+    Attributes
     ----------
-    folder : the survey's products
-
-    Returns
-    -------
-    path : of the product
+    run : configuration of the survey's optics, network and skies
+    plan : of the survey
+    folder : of the survey's products
+    n_patches : test patches, for N and the covariance, which take the tiles in turn
     """
-    return Path(folder) / "calibration.h5"
 
+    run: Run
+    plan: Plan
+    folder: Path
+    n_patches: int
 
-def part_path(folder: str | Path, part: Part) -> Path:
-    """Path of one part of the simulations.
+    @property
+    def path(self) -> Path:
+        """Of all that was measured."""
+        return self.folder / "calibration.h5"
 
-    Parameters
-    ----------
-    folder : the survey's products
-    part : the part
+    def part_path(self, part: Part) -> Path:
+        """Path of one part of the simulations.
 
-    Returns
-    -------
-    path : of the product
-    """
-    return Path(folder) / "calibration" / f"{part.name}.h5"
+        Parameters
+        ----------
+        part : of the simulations
 
+        Returns
+        -------
+        path : of the product
+        """
+        return self.folder / "calibration" / f"{part.name}.h5"
 
-def recipe(run: Run, plan: Plan, n_patches: int) -> dict[str, Any]:
-    """What determines the calibration.
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """What determines the calibration; of the plan the noise and holes of its tiles, so that
+        other maps of the same depth take the same."""
+        run, config = self.run, self.run.config
+        return {
+            "depth": _digest_of(self.plan),
+            "taper_deg": self.plan.taper_deg,
+            "survey_algorithm": ALGORITHM,
+            "patches": self.n_patches,
+            "skies": {
+                name: Skies(run).recipe(name, 0) for name in (VALIDATION, TEST, perturbations.SET)
+            },
+            "estimator": measurement_recipe(run),
+            "derivatives": config.derivatives.recipe(),
+            "omch2_step": config.derivatives.omch2_step,
+            "nuisances": config.nuisances.recipe(),
+        }
 
-    Parameters
-    ----------
-    run : a configuration, with its products and networks
-    plan : the survey's plan
-    n_patches : number of simulated patches
+    def part_recipe(self, part: Part) -> dict[str, Any]:
+        """What determines one part of the simulations.
 
-    Returns
-    -------
-    recipe : of the plan it holds the noise and holes of the tiles, so that other maps of the same
-        depth take the same calibration.
-    """
-    config = run.config
-    return {
-        "depth": _digest_of(plan),
-        "taper_deg": plan.taper_deg,
-        "survey_algorithm": ALGORITHM,
-        "patches": n_patches,
-        "skies": {
-            name: Skies(run).recipe(name, 0) for name in (VALIDATION, TEST, perturbations.SET)
-        },
-        "estimator": measurement_recipe(run),
-        "derivatives": config.derivatives.recipe(),
-        "omch2_step": config.derivatives.omch2_step,
-        "nuisances": config.nuisances.recipe(),
-    }
+        Parameters
+        ----------
+        part : of the simulations
+
+        Returns
+        -------
+        recipe : of the part's product
+        """
+        return self.recipe | {"part": part.name}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Patches of each set; of the validation set half as many, and one a tile at least."""
+        validation = max(len(self.plan.tiles), -(-self.n_patches // 2))
+        return {TEST: self.n_patches, VALIDATION: validation}
+
+    def tiles(self, set_name: str) -> np.ndarray:
+        """As which tile each patch of a set is seen.
+
+        Parameters
+        ----------
+        set_name : test or validation
+
+        Returns
+        -------
+        tiles : positions in the plan, (n_patches,)
+        """
+        return tiles_in_turn(self.plan, self.counts[set_name])
+
+    @property
+    def parts(self) -> list[Part]:
+        """All parts of the simulations, in the order in which they are made."""
+        settings = self.run.config.derivatives
+        bands = {"kk": len(settings.kk_edges) - 1, "ee": len(settings.ee_edges) - 1}
+        kinds = [
+            *((PartKind.SET, name, -(-count // BATCH)) for name, count in self.counts.items()),
+            *((PartKind.NUISANCE, name, 2) for name in NUISANCES),
+            (PartKind.FIDUCIAL, "fiducial", 1),
+            (PartKind.SHIFTED, "shifted", 2),
+            *((PartKind.BAND, spectrum, count) for spectrum, count in bands.items()),
+        ]
+        return [Part(kind, label, n) for kind, label, count in kinds for n in range(count)]
+
+    def derivative_patches(self) -> SeenAs:
+        """The patches of the first sky of their set that give the derivatives, with their tiles."""
+        most = len(self.run.spread)
+        n = min(self.run.config.derivatives.patches or most, most)
+        tiles = tiles_in_turn(self.plan, n)
+        return SeenAs(self.run, self.plan, perturbations.SET, 0, np.arange(n), tiles)
+
+    def nuisance_patches(self) -> np.ndarray:
+        """Numbers of the test patches that give the nuisances, (n,)."""
+        chosen = self.run.config.nuisances.patches
+        return subset_in_turn(len(self.plan.tiles), self.n_patches, chosen)
+
+    def check(self) -> None:
+        """Refuse a configuration that cannot calibrate the survey, before anything slow.
+
+        Raises
+        ------
+        ConfigError
+            if there are fewer patches than tiles, or fewer skies than patches need
+        """
+        plan, n_patches = self.plan, self.n_patches
+        if n_patches < len(plan.tiles):
+            raise ConfigError(
+                f"--patches {n_patches}: {plan.path} has {len(plan.tiles)} tiles, each of which "
+                f"needs a simulated patch; give --patches {EACH * len(plan.tiles)}, or more"
+            )
+        if (n_bins := self.run.config.bandpowers.n_bins) + 3 > n_patches:
+            raise ConfigError(
+                f"--patches {n_patches}: too few for the covariance of {n_bins} bins; give "
+                f"{4 * n_bins}, or more"
+            )
+        for name, count in self.counts.items():
+            neighbours(self.run, name, count)
+
+    def measure(self, nthreads: int = 0) -> Path:
+        """Simulate the parts that are not there yet; skies are made where they are missing.
+
+        Parameters
+        ----------
+        nthreads : threads of the transforms; 0 takes all cores. Results do not depend on it
+
+        Returns
+        -------
+        path : of all that was measured
+
+        Raises
+        ------
+        ConfigError
+            as :meth:`check`
+        """
+        self.check()
+        if products.exists(self.path, KIND, self.recipe):
+            return self.path
+        every = self.parts
+        todo = [
+            part
+            for part in every
+            if not products.exists(self.part_path(part), PART_KIND, self.part_recipe(part))
+        ]
+        for name, count in self.counts.items():
+            if any(part.label in (name, *(NUISANCES if name == TEST else ())) for part in todo):
+                needed = {int(i) for i in neighbours(self.run, name, count)[0]}
+                Skies(self.run, nthreads).measure(name, sorted(needed))
+        simulations = _Simulations(self, nthreads)
+        with tqdm(total=len(every), initial=len(every) - len(todo), desc=KIND, unit="part") as bar:
+            for part in todo:
+                path, recipe = self.part_path(part), self.part_recipe(part)
+                products.write_product(path, PART_KIND, recipe, simulations.measure(part))
+                bar.update()
+        values: dict[str, list[np.ndarray]] = {}
+        for part in every:
+            path, recipe = self.part_path(part), self.part_recipe(part)
+            with products.open_product(path, PART_KIND, recipe) as product:
+                for name in product.names():
+                    values.setdefault(f"{part.label}_{name}", []).append(product.array(name))
+        joined = {
+            name: np.concatenate(arrays)
+            if name.startswith((TEST, VALIDATION))
+            else np.stack(arrays)
+            for name, arrays in values.items()
+        }
+        products.write_product(self.path, KIND, self.recipe, joined)
+        return self.path
+
+    @classmethod
+    def read(
+        cls, run: Run, plan: Plan, folder: Path
+    ) -> tuple[SurveyCalibration, dict[str, np.ndarray]]:
+        """Read the calibration of a survey.
+
+        Parameters
+        ----------
+        run : a configuration, with its products and networks
+        plan : the survey's plan
+        folder : the survey's products
+
+        Returns
+        -------
+        calibration : with the number of test patches
+        arrays : by part and name, (n_patches, n_bins); of bands, signs and steps (n, n_patches,
+            n_bins).
+
+        Raises
+        ------
+        ProductError
+            if it is missing, or of another plan or configuration
+        """
+        unknown = cls(run, plan, folder, 0)
+        with products.open_product(unknown.path, KIND) as product:
+            known = replace(unknown, n_patches=int(product.recipe.get("patches", 0)))
+        with products.open_product(known.path, KIND, known.recipe) as product:
+            return known, {name: product.array(name) for name in product.names()}
 
 
 def _digest_of(plan: Plan) -> str:
@@ -140,149 +296,11 @@ def _digest_of(plan: Plan) -> str:
     return digest.hexdigest()[:16]
 
 
-def part_recipe(run: Run, plan: Plan, n_patches: int, part: Part) -> dict[str, Any]:
-    """What determines one part of the simulations.
-
-    Parameters
-    ----------
-    run : a configuration, with its products and networks
-    plan : the survey's plan
-    n_patches : number of simulated patches
-    part : the part
-
-    Returns
-    -------
-    recipe : of the part's product
-    """
-    return recipe(run, plan, n_patches) | {"part": part.name}
-
-
-def counts(plan: Plan, n_patches: int) -> dict[str, int]:
-    """Number of simulated patches of each set.
-
-    Parameters
-    ----------
-    plan : the survey's plan
-    n_patches : number of test patches
-
-    Returns
-    -------
-    counts : by set; the validation set has half as many, and one of each tile at least
-    """
-    return {TEST: n_patches, VALIDATION: max(len(plan.tiles), -(-n_patches // 2))}
-
-
-def parts(run: Run, plan: Plan, n_patches: int) -> list[Part]:
-    """List all parts of the simulations in the order in which they are made.
-
-    Parameters
-    ----------
-    run : a configuration, with its products and networks
-    plan : the survey's plan
-    n_patches : number of test patches
-
-    Returns
-    -------
-    parts : sets, nuisances, shifted skies and bands
-    """
-    parts_in_order = [
-        Part(PartKind.SET, name, number)
-        for name, count in counts(plan, n_patches).items()
-        for number in range(-(-count // BATCH))
-    ]
-    settings = run.config.derivatives
-    parts_in_order += [
-        Part(PartKind.NUISANCE, name, number) for name in NUISANCES for number in (0, 1)
-    ]
-    parts_in_order += [Part(PartKind.FIDUCIAL, "fiducial", 0)]
-    parts_in_order += [Part(PartKind.SHIFTED, "shifted", number) for number in (0, 1)]
-    for spectrum, edges in (("kk", settings.kk_edges), ("ee", settings.ee_edges)):
-        parts_in_order += [Part(PartKind.BAND, spectrum, band) for band in range(len(edges) - 1)]
-    return parts_in_order
-
-
-def check(run: Run, plan: Plan, n_patches: int) -> None:
-    """Refuse a configuration that cannot calibrate the survey, before anything slow.
-
-    Parameters
-    ----------
-    run : a configuration, with its products and networks
-    plan : the survey's plan
-    n_patches : number of simulated patches
-
-    Raises
-    ------
-    ConfigError
-    """
-    if n_patches < len(plan.tiles):
-        raise ConfigError(
-            f"--patches {n_patches}: {plan.path} has {len(plan.tiles)} tiles, each of which needs "
-            f"a simulated patch; give --patches {EACH * len(plan.tiles)}, or more"
-        )
-    if (n_bins := run.config.bandpowers.n_bins) + 3 > n_patches:
-        raise ConfigError(
-            f"--patches {n_patches}: too few for the covariance of {n_bins} bins; give "
-            f"{4 * n_bins}, or more"
-        )
-    for name, count in counts(plan, n_patches).items():
-        neighbours(run, name, count)
-
-
-def measure(run: Run, plan: Plan, folder: str | Path, n_patches: int, nthreads: int = 0) -> Path:
-    """Simulate the parts that are not there yet; skies are made where they are missing.
-
-    Parameters
-    ----------
-    run : configuration of the survey's optics, network and skies
-    plan : the survey's plan
-    folder : the survey's products
-    n_patches : for N and the covariance, each tile in turn
-
-    Returns
-    -------
-    path of all that was measured
-
-    Raises
-    ------
-    ConfigError
-        if there are fewer patches than tiles or fewer skies than patches need
-    """
-    check(run, plan, n_patches)
-    whole = recipe(run, plan, n_patches)
-    if products.exists(path(folder), KIND, whole):
-        return path(folder)
-    every = parts(run, plan, n_patches)
-    recipes = {part: part_recipe(run, plan, n_patches, part) for part in every}
-    todo = [p for p in every if not products.exists(part_path(folder, p), PART_KIND, recipes[p])]
-    for name, count in counts(plan, n_patches).items():
-        needed = {int(i) for i in neighbours(run, name, count)[0]}
-        if any(part.label in (name, *(NUISANCES if name == TEST else ())) for part in todo):
-            Skies(run, nthreads).measure(name, sorted(needed))
-    simulations = _Simulations(run, plan, n_patches, nthreads)
-    with tqdm(total=len(every), initial=len(every) - len(todo), desc=KIND, unit="part") as bar:
-        for part in todo:
-            arrays = simulations.measure(part)
-            products.write_product(part_path(folder, part), PART_KIND, recipes[part], arrays)
-            bar.update()
-    found: dict[str, dict[str, list[np.ndarray]]] = {}
-    for part in every:
-        with products.open_product(part_path(folder, part), PART_KIND, recipes[part]) as product:
-            for name in product.names():
-                found.setdefault(part.label, {}).setdefault(name, []).append(product.array(name))
-    arrays = {
-        f"{label}_{name}": (np.concatenate if label in (TEST, VALIDATION) else np.stack)(values)
-        for label, named in found.items()
-        for name, values in named.items()
-    }
-    products.write_product(path(folder), KIND, whole, arrays)
-    return path(folder)
-
-
 class _Simulations:
     """Makes the parts, with what they share in memory."""
 
-    def __init__(self, run: Run, plan: Plan, n_patches: int, nthreads: int):
-        self.run, self.plan, self.n_patches, self.nthreads = run, plan, n_patches, nthreads
+    def __init__(self, calibration: SurveyCalibration, nthreads: int):
+        self.calibration, self.run, self.nthreads = calibration, calibration.run, nthreads
         self._bench: PerturbedSky | None = None
 
     def measure(self, part: Part) -> dict[str, np.ndarray]:
@@ -300,47 +318,42 @@ class _Simulations:
 
     def _set(self, set_name: str, rows: slice) -> dict[str, np.ndarray]:
         """Patches of a set, sky by sky."""
-        found: dict[str, list[np.ndarray]] = {}
-        for seen, maps in self._skies(set_name, np.arange(self._count(set_name))[rows]):
+        of_skies: list[dict[str, np.ndarray]] = []
+        count = self.calibration.counts[set_name]
+        for seen, maps in self._skies(set_name, np.arange(count)[rows]):
             q, u = seen.observe(maps[0], maps[1])
             kappa = self.run.config.patch.crop(maps[2]) * self.run.mask
             of_kappa = patch_bandpowers(self.run.bandpowers, seen.estimate(q, u), kappa)
-            arrays = vars(of_kappa) | {"power": seen.power(q, u)}
-            for name, values in arrays.items():
-                found.setdefault(name, []).append(values)
-        return {name: np.concatenate(values) for name, values in found.items()}
+            of_skies.append(vars(of_kappa) | {"power": seen.power(q, u)})
+        return {name: np.concatenate([sky[name] for sky in of_skies]) for name in of_skies[0]}
 
     def _nuisance(self, part: Part) -> dict[str, np.ndarray]:
         step = getattr(self.run.config.nuisances, part.label)
         off = Systematics(**{part.label: (-step, step)[part.number]})
-        which = nuisance_patches(self.run, self.plan, self.n_patches)
         measured = [
             seen.measure(*seen.observe(maps[0], maps[1], off))
-            for seen, maps in self._skies(TEST, which)
+            for seen, maps in self._skies(TEST, self.calibration.nuisance_patches())
         ]
         return self._named({"auto": np.concatenate(measured)})
-
-    def _count(self, set_name: str) -> int:
-        return counts(self.plan, self.n_patches)[set_name]
 
     def _skies(
         self, set_name: str, which: np.ndarray
     ) -> Iterator[tuple[SeenAs, tuple[np.ndarray, ...]]]:
         """Patches by number among those of a set, and their Q̃, Ũ, κ, padded, without noise."""
-        count = self._count(set_name)
+        count = self.calibration.counts[set_name]
         index, row = (values[which] for values in neighbours(self.run, set_name, count))
-        tiles = tiles_in_turn(self.plan, count)[which]
+        tiles, plan = self.calibration.tiles(set_name)[which], self.calibration.plan
         for sky in np.unique(index):
             here = index == sky
             names = ("lensed_q", "lensed_u", "kappa")
             fields = Skies(self.run).read(set_name, int(sky), names)
             maps = tuple(values[row[here]] for values in fields)
-            yield SeenAs(self.run, self.plan, set_name, int(sky), row[here], tiles[here]), maps
+            yield SeenAs(self.run, plan, set_name, int(sky), row[here], tiles[here]), maps
 
     def _new_bench(self, omch2: float | None = None) -> PerturbedSky:
         run = self.run
         cosmology = None if omch2 is None else run.config.cosmology.vary(omch2=omch2)
-        seen = derivative_patches(run, self.plan)
+        seen = self.calibration.derivative_patches()
         return perturbed_sky(
             run,
             seen.index,
@@ -355,62 +368,3 @@ class _Simulations:
         n_bins = self.run.config.bandpowers.n_bins
         joined = arrays["auto"]
         return arrays | {"auto": joined[:, :n_bins], "power": joined[:, n_bins:]}
-
-
-def derivative_patches(run: Run, plan: Plan) -> SeenAs:
-    """The patches that give the derivatives.
-
-    Parameters
-    ----------
-    run : a configuration, with its products and networks
-    plan : the survey's plan
-
-    Returns
-    -------
-    patches : of the first sky of the set ``derivatives``, with their tiles
-    """
-    n = run.config.derivatives.patches or len(run.spread)
-    n = min(n, len(run.spread))
-    return SeenAs(run, plan, perturbations.SET, 0, np.arange(n), tiles_in_turn(plan, n))
-
-
-def nuisance_patches(run: Run, plan: Plan, n_patches: int) -> np.ndarray:
-    """The test patches that give the nuisances.
-
-    Parameters
-    ----------
-    run : a configuration, with its products and networks
-    plan : the survey's plan
-    n_patches : number of test patches
-
-    Returns
-    -------
-    patches : their numbers, (n,)
-    """
-    return subset_in_turn(len(plan.tiles), n_patches, run.config.nuisances.patches)
-
-
-def read(run: Run, plan: Plan, folder: str | Path) -> tuple[int, dict[str, np.ndarray]]:
-    """Read the calibration of a survey.
-
-    Parameters
-    ----------
-    run : a configuration, with its products and networks
-    plan : the survey's plan
-    folder : the survey's products
-
-    Returns
-    -------
-    n_patches : number of test patches
-    arrays : by part and name, (n_patches, n_bins); of bands, signs and steps (n, n_patches,
-        n_bins).
-
-    Raises
-    ------
-    ProductError
-        if it is missing, or of another plan or configuration
-    """
-    with products.open_product(path(folder), KIND) as product:
-        n_patches = int(product.recipe.get("patches", 0))
-    with products.open_product(path(folder), KIND, recipe(run, plan, n_patches)) as product:
-        return n_patches, {name: product.array(name) for name in product.names()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import bz2
 import contextlib
 import gzip
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,7 @@ import numpy as np
 from astropy.io import fits
 
 from ..errors import MapError
-from . import headers
-from .headers import MapHeader
+from .headers import MapHeader, unseen_in
 
 # Files that are no FITS files, by their first bytes or their suffix: what they are.
 OTHER_FILES = {
@@ -36,6 +36,15 @@ OTHER_FILES = {
     ".pkl": "a pickle",
     ".txt": "a text file",
 }
+# What HEALPix tables call the columns of a Stokes parameter, and of the numbers of pixels.
+COLUMNS = "{0} {0}_STOKES STOKES_{0} {0}_POLARISATION {0}_POLARIZATION {0}POLARISATION "
+COLUMNS += "{0}POLARIZATION {0}_POL {0}POL POL_{0} {0}_MAP MAP_{0} {0}_SIGNAL SIGNAL_{0}"
+PIXEL_COLUMNS = (
+    "PIX PIXEL PIXELS PIXNUM IPIX HPIX HPX HPXPIX PIXNO INDEX IDX PIXEL_INDEX PIX_INDEX "
+)
+PIXEL_COLUMNS += "PIXELINDEX PIXINDEX PIXEL_NUMBER PIXEL_ID PIX_ID HEALPIX HEALPIX_INDEX"
+# Values of the Stokes axis, FITS standard 4.0, table 29.
+STOKES = {1: "I", 2: "Q", 3: "U", 4: "V"}
 UNPACK: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}
 CONVERT = (
     "we read FITS: HEALPix tables and images; convert it with healpy.write_map('map.fits', [q, u], "
@@ -80,7 +89,7 @@ class FitsMap:
         :meth:`.MapHeader.holes`), or both are zero (see :func:`.unseen_in`)."""
         unseen = np.any([self.header.holes(plane) for plane in self.planes], axis=0)
         self.planes[:, unseen] = np.nan
-        self.planes[:, headers.unseen_in(*self.planes)] = np.nan
+        self.planes[:, unseen_in(*self.planes)] = np.nan
         return self
 
 
@@ -201,8 +210,8 @@ def _only(path: Path, matches: Sequence[_T], kind: str) -> _T:
 def _read_table(path: Path, tables: list[_Extension], stokes: str, dtype: type) -> FitsMap:
     matches: list[tuple[Any, MapHeader, list[int], list[int]]] = []
     for part, header in tables:
-        names = headers.columns_of(part.header)
-        index = [i for i, name in names.items() if name in headers.PIXEL_COLUMNS.split()]
+        names = _column_names(part.header)
+        index = [i for i, name in names.items() if name in PIXEL_COLUMNS.split()]
         if not index and header.text("INDXSCHM") == "EXPLICIT":
             index = [1]
         values = {i: name for i, name in names.items() if i not in index}
@@ -234,11 +243,17 @@ def _values(path: Path, part: fits.BinTableHDU, column: int) -> np.ndarray:
     return values
 
 
+def _column_names(header: fits.Header) -> dict[int, str]:
+    """Names of a table's columns by number from 1, in capitals, with _ for other signs."""
+    names = {i: str(header.get(f"TTYPE{i}", "")) for i in range(1, header.get("TFIELDS", 0) + 1)}
+    return {i: re.sub(r"[^A-Z0-9]+", "_", name.upper()).strip("_") for i, name in names.items()}
+
+
 def _columns(path: Path, names: dict[int, str], stokes: str) -> list[int]:
     """Numbers of the columns of Stokes parameters, by whole names."""
     columns = []
     for parameter in stokes:
-        spellings = headers.COLUMNS.format(parameter).split()
+        spellings = COLUMNS.format(parameter).split()
         matches = [i for i, name in names.items() if name in spellings]
         if len(matches) > 1:
             raise MapError(
@@ -250,7 +265,7 @@ def _columns(path: Path, names: dict[int, str], stokes: str) -> list[int]:
 
 
 def _wrong_columns(path: Path, tables: list[_Extension], stokes: str) -> str:
-    columns = [list(headers.columns_of(part.header).values()) for part, _ in tables]
+    columns = [list(_column_names(part.header).values()) for part, _ in tables]
     held = " and ".join(map(str, columns))
     if not stokes:
         return (
@@ -258,7 +273,7 @@ def _wrong_columns(path: Path, tables: list[_Extension], stokes: str) -> str:
             "healpy.write_map('plane.fits', healpy.read_map(FILE, field=NUMBER))"
         )
     held_names = {name for names in columns for name in names}
-    apart = all(held_names & set(headers.COLUMNS.format(s).split()) for s in stokes)
+    apart = all(held_names & set(COLUMNS.format(s).split()) for s in stokes)
     mend = STACK if apart else "name them Q_POLARISATION, U_POLARISATION"
     return f"{path}: columns {held} hold no Q and U{' in one table' if apart else ''}; {mend}"
 
@@ -269,11 +284,11 @@ def _in_rings(
     """nside, and planes of the whole sky in ring order: NaN where a part of the sky has no pixel,
     zero of a single plane."""
     path, nested = header.path, header.nested()
-    nside = header.find(("NSIDE",), header.parse_number)
+    nside = header.number("NSIDE", np.nan)
     size = planes.shape[1]
-    if nside is None and numbers is None and healpy.isnpixok(size):
+    if np.isnan(nside) and numbers is None and healpy.isnpixok(size):
         nside = np.sqrt(size / 12)
-    if nside is None:
+    if np.isnan(nside):
         raise MapError(
             f"{path}: NSIDE is missing, and {size} pixels are not known to be the whole sky; write "
             "NSIDE of the map"
@@ -364,5 +379,14 @@ def _names(path: Path, header: MapHeader, n_planes: int) -> list[str]:
             "planes must be Stokes parameters alone: cut the map out"
         )
     if long and kinds[long[0]]:
-        return headers.stokes_of(header, long[0])
+        return _stokes_of(header, long[0])
     return {2: ["Q", "U"], 3: ["I", "Q", "U"]}.get(n_planes, [""] * n_planes)
+
+
+def _stokes_of(header: MapHeader, axis: int) -> list[str]:
+    """The Stokes parameters of an axis whose ``CTYPE`` is STOKES, "?" for others."""
+    header, length = header.alone, int(header.own[f"NAXIS{axis}"])
+    start, value = (header.number(f"{key}{axis}", 0.0) for key in ("CRPIX", "CRVAL"))
+    step = header.number(f"CDELT{axis}", header.number(f"CD{axis}_{axis}", 1.0))
+    numbers = value + (np.arange(1, length + 1) - start) * step
+    return [STOKES.get(round(x), "?") if abs(x - round(x)) < 1e-3 else "?" for x in numbers]

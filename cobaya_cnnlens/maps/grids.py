@@ -9,44 +9,63 @@ there, from the nearest pixel.
 from __future__ import annotations
 
 import importlib.util
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import ducc0
 import healpy
 import numpy as np
-import scipy.sparse
 from astropy.io import fits
-from scipy.sparse.linalg import cg
 
 from ..errors import MapError
 from .fits_maps import FitsMap, read_fits
-from .headers import PLACE_TOLERANCE, MapHeader, odd_keywords, wcs_of
+from .headers import MapHeader
+from .projection import PLACE_TOLERANCE, odd_keywords, wcs_of
 
 # Of a HEALPix map's nside, and of a CAR map's Nyquist multipole: where quadrature is good.
 HEALPIX_LMAX, CAR_LMAX = 2.0, 0.9
-# Norm of the residual of filled pixels over their right-hand side; what is asked of them is that
-# they be smooth.
-FILL_TOLERANCE, FILL_LIMIT = 1e-4, 4000
 # Along a side of a CAR map, pixels whose places are compared with its header.
 SAMPLES = 17
+# By how much a map may reach beyond the sky, for rounded steps.
+ROUNDING_DEG = 0.01
 
 
-class Grid(Protocol):
-    """A pixelisation. ``name`` in words; ``frame`` of the coordinates, a key of
-    :data:`~cobaya_cnnlens.maps.separation.FRAMES`; ``size``, the number of pixels; ``step``,
-    a pixel's side in radians; ``lmax``, to which multipole its a_lm are good."""
+class Grid(ABC):
+    """A pixelisation.
 
-    name: str
+    Attributes
+    ----------
+    name : in words
+    frame : of the coordinates, a key of :data:`~cobaya_cnnlens.maps.headers.FRAMES`
+    size : number of pixels
+    step : side of a pixel in radians
+    lmax : multipole up to which its a_lm are good
+    """
+
     frame: str
-    size: int
-    step: float
-    lmax: int
 
+    @property
+    @abstractmethod
+    def name(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def size(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def step(self) -> float: ...
+
+    @property
+    @abstractmethod
+    def lmax(self) -> int: ...
+
+    @abstractmethod
     def pixels_at(self, theta: np.ndarray, phi: np.ndarray) -> np.ndarray:
-        """The pixels in which positions lie, same shape; −1 beyond the map.
+        """Find the pixels in which positions lie.
 
         Parameters
         ----------
@@ -58,11 +77,13 @@ class Grid(Protocol):
         pixels : numbers of the pixels, same shape; −1 beyond the map
         """
 
+    @abstractmethod
     def areas(self) -> np.ndarray | float:
         """Of all pixels, (n,), or of each, in sr."""
 
+    @abstractmethod
     def neighbours(self, pixels: np.ndarray) -> np.ndarray:
-        """The 8 pixels around each, (8, n); −1 where there is none.
+        """Find the 8 pixels around each.
 
         Parameters
         ----------
@@ -70,16 +91,16 @@ class Grid(Protocol):
 
         Returns
         -------
-        neighbours : numbers of the 8 pixels around each, (8, n); −1 where there is none
+        neighbours : their numbers, (8, n); −1 where there is none
         """
 
+    @abstractmethod
     def harmonics(self, q: np.ndarray, u: np.ndarray, lmax: int, nthreads: int) -> np.ndarray:
-        """E and B a_lm, (2, n_lm), of Q and U (COSMO), zero where nothing is known.
+        """Analyse Q and U.
 
         Parameters
         ----------
-        q : Q in µK, COSMO convention, zero where nothing is known, (n,)
-        u : U in µK, (n,)
+        q, u : in µK, COSMO convention, zero where nothing is known, (n,) each
         lmax : largest multipole of the a_lm
         nthreads : threads of the transforms; 0 takes all cores. Results do not depend on it
 
@@ -90,8 +111,8 @@ class Grid(Protocol):
 
 
 @dataclass(frozen=True)
-class HealpixGrid:
-    """HEALPix, ring order; see :class:`Grid`."""
+class HealpixGrid(Grid):
+    """HEALPix in ring order."""
 
     nside: int
     frame: str
@@ -113,49 +134,15 @@ class HealpixGrid:
         return int(HEALPIX_LMAX * self.nside)
 
     def pixels_at(self, theta: np.ndarray, phi: np.ndarray) -> np.ndarray:
-        """See :meth:`Grid.pixels_at`.
-
-        Parameters
-        ----------
-        theta : colatitudes in radians
-        phi : longitudes in radians
-
-        Returns
-        -------
-        pixels : numbers of the pixels, same shape
-        """
         return healpy.ang2pix(self.nside, theta, phi)
 
     def areas(self) -> float:
         return 4.0 * np.pi / self.size
 
     def neighbours(self, pixels: np.ndarray) -> np.ndarray:
-        """See :meth:`Grid.neighbours`.
-
-        Parameters
-        ----------
-        pixels : numbers of pixels, (n,)
-
-        Returns
-        -------
-        neighbours : numbers of the 8 pixels around each, (8, n); −1 where there is none
-        """
         return healpy.get_all_neighbours(self.nside, pixels)
 
     def harmonics(self, q: np.ndarray, u: np.ndarray, lmax: int, nthreads: int) -> np.ndarray:
-        """See :meth:`Grid.harmonics`.
-
-        Parameters
-        ----------
-        q : Q in µK, COSMO convention, zero where nothing is known, (n,)
-        u : U in µK, (n,)
-        lmax : largest multipole of the a_lm
-        nthreads : threads of the transforms; 0 takes all cores. Results do not depend on it
-
-        Returns
-        -------
-        alm : of E and B in µK, (2, n_lm)
-        """
         rings = ducc0.healpix.Healpix_Base(self.nside, "RING").sht_info()
         starts, counts = rings["ringstart"].astype(int), rings["nphi"].astype(int)
         # Only the rings that hold anything.
@@ -170,8 +157,8 @@ class HealpixGrid:
 
 
 @dataclass(frozen=True)
-class CarGrid:
-    """Plate carrée, analysed by pixell; see :class:`Grid`.
+class CarGrid(Grid):
+    """Plate carrée, analysed by pixell.
 
     Attributes
     ----------
@@ -192,11 +179,11 @@ class CarGrid:
         return f"CAR {self.shape[1]} x {self.shape[0]} pixels of {60 * np.degrees(self.step):.3g}'"
 
     @cached_property
-    def _wcs(self):
+    def _wcs(self) -> Any:
         from pixell import wcsutils
 
         # To pixell the frame is a name.
-        header = {"CTYPE1": "RA---CAR", "CTYPE2": "DEC--CAR"}
+        header: dict[str, Any] = {"CTYPE1": "RA---CAR", "CTYPE2": "DEC--CAR"}
         header |= {"CRVAL1": self.longitude, "CRPIX1": 0.5 * (self.shape[1] + 1)}
         header |= {"CRVAL2": 0.0, "CRPIX2": self.equator}
         header |= {"CDELT1": self.steps[0], "CDELT2": self.steps[1]}
@@ -215,17 +202,6 @@ class CarGrid:
         return int(CAR_LMAX * np.pi / self.step)
 
     def pixels_at(self, theta: np.ndarray, phi: np.ndarray) -> np.ndarray:
-        """See :meth:`Grid.pixels_at`.
-
-        Parameters
-        ----------
-        theta : colatitudes in radians
-        phi : longitudes in radians
-
-        Returns
-        -------
-        pixels : numbers of the pixels, same shape; −1 beyond the map
-        """
         from pixell import enmap
 
         at = enmap.sky2pix(self.shape, self._wcs, [0.5 * np.pi - theta, phi], safe=True)
@@ -243,16 +219,6 @@ class CarGrid:
         return np.repeat(np.array(rows)[:, 0], self.shape[1])
 
     def neighbours(self, pixels: np.ndarray) -> np.ndarray:
-        """See :meth:`Grid.neighbours`.
-
-        Parameters
-        ----------
-        pixels : numbers of pixels, (n,)
-
-        Returns
-        -------
-        neighbours : numbers of the 8 pixels around each, (8, n); −1 where there is none
-        """
         rows, columns = self.shape
         y, x = np.divmod(np.asarray(pixels), columns)
         steps = [(j, i) for j in (-1, 0, 1) for i in (-1, 0, 1) if (j, i) != (0, 0)]
@@ -263,19 +229,6 @@ class CarGrid:
         return np.array(numbers)
 
     def harmonics(self, q: np.ndarray, u: np.ndarray, lmax: int, nthreads: int) -> np.ndarray:
-        """See :meth:`Grid.harmonics`.
-
-        Parameters
-        ----------
-        q : Q in µK, COSMO convention, zero where nothing is known, (n,)
-        u : U in µK, (n,)
-        lmax : largest multipole of the a_lm
-        nthreads : threads of the transforms; 0 takes all cores. Results do not depend on it
-
-        Returns
-        -------
-        alm : of E and B in µK, (2, n_lm)
-        """
         from pixell import curvedsky, enmap
 
         maps = np.stack([q, u]).astype(float).reshape(2, *self.shape)
@@ -292,6 +245,21 @@ class SkyFile:
 
     grid: Grid
     map: FitsMap
+
+    @classmethod
+    def healpix(cls, sky_map: FitsMap, nside: int) -> SkyFile:
+        """A HEALPix map with its grid.
+
+        Parameters
+        ----------
+        sky_map : as its file holds it
+        nside : of its pixels
+
+        Returns
+        -------
+        file : in equatorial coordinates where no header says any
+        """
+        return cls(HealpixGrid(nside, sky_map.header.frame() or "C"), sky_map)
 
     @property
     def path(self) -> Path:
@@ -330,16 +298,41 @@ def read_sky(path: str | Path, stokes: str = "") -> SkyFile:
         installed
     """
     sky_map = read_fits(Path(path), stokes, np.float32)
-    header = sky_map.header
     if sky_map.nside is not None:
-        grid: Grid = HealpixGrid(sky_map.nside, header.frame() or "C")
+        file = SkyFile.healpix(sky_map, sky_map.nside)
     else:
-        grid = _car_grid(header, sky_map.planes.shape[1:])
+        rows, columns = sky_map.planes.shape[1:]
+        file = SkyFile(_car_grid(sky_map.header, (rows, columns)), sky_map)
     if stokes:
-        return SkyFile(grid, sky_map.with_holes())
-    # What is not finite is refused, or means something, where it is used.
-    sky_map.planes[np.isfinite(sky_map.planes) & header.holes(sky_map.planes)] = 0.0
-    return SkyFile(grid, sky_map)
+        sky_map.with_holes()
+    else:
+        # What is not finite is refused, or means something, where it is used.
+        holes = np.isfinite(sky_map.planes) & sky_map.header.holes(sky_map.planes)
+        sky_map.planes[holes] = 0.0
+    return file
+
+
+def q_and_u(file: SkyFile, unit: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Q and U of a map in µK, with the COSMO sign of U.
+
+    Parameters
+    ----------
+    file : the map, with planes Q and U
+    unit : of Q and U where the header does not say
+
+    Returns
+    -------
+    q, u : NaN where nothing was seen, (n,) each
+
+    Raises
+    ------
+    MapError
+        if the header does not say unit or, of a CAR map, the sign of U, or says another
+    """
+    header = file.map.header
+    factor = np.float32(header.factor_to_uk(file.map.unit_keys, unit))
+    sign = np.float32(header.sign_of_u("" if file.map.nside is None else "COSMO"))
+    return file.planes[0] * factor, file.planes[1] * factor * sign
 
 
 def _car_grid(header: MapHeader, shape: tuple[int, int]) -> CarGrid:
@@ -374,8 +367,8 @@ def _car_grid(header: MapHeader, shape: tuple[int, int]) -> CarGrid:
             f"equator has them, CRVAL2 0 and no turn{odd_keywords(header.own)}; CRVAL2 is "
             f"{header.alone.number('CRVAL2', 0.0):g}: reproject the map, or give it as HEALPix"
         )
-    reach = np.abs(steps) * [columns, rows - 1]
-    if reach[0] > 360.0 + PLACE_TOLERANCE or reach[1] / 2 + abs(centre[1]) > 90.0 + PLACE_TOLERANCE:
+    width, height = np.abs(steps) * [columns, rows - 1]
+    if width > 360.0 + ROUNDING_DEG or 0.5 * height + abs(centre[1]) > 90.0 + ROUNDING_DEG:
         raise MapError(
             f"{header.path}: {columns} x {rows} pixels of CDELT1 {steps[0]:g} and CDELT2 "
             f"{steps[1]:g} degrees reach more than once around the sky, or beyond a pole; cut the "
@@ -386,66 +379,3 @@ def _car_grid(header: MapHeader, shape: tuple[int, int]) -> CarGrid:
     equator = round(float(middle[1] + 1.0 - centre[1] / steps[1]), 6)
     where = round(float(centre[0] % 360.0), 9)
     return CarGrid((rows, columns), (step_x, step_y), where, equator, frame)
-
-
-def dilated(grid: Grid, known: np.ndarray, steps: int) -> np.ndarray:
-    """Pixels that are not known and lie near one that is.
-
-    Parameters
-    ----------
-    grid : the pixelisation
-    known : whether a pixel holds a value, (n,)
-    steps : how many steps from a known pixel
-
-    Returns
-    -------
-    pixels : their numbers, ascending, (n,)
-    """
-    state = known.copy()
-    edge, reached = np.flatnonzero(known), []
-    for _ in range(steps):
-        edge = np.unique(grid.neighbours(edge))
-        edge = edge[edge >= 0]
-        edge = edge[~state[edge]]
-        state[edge] = True
-        reached.append(edge)
-    return np.sort(np.concatenate(reached)) if reached else np.zeros(0, int)
-
-
-def fill(grid: Grid, maps: list[np.ndarray], known: np.ndarray, steps: int) -> list[np.ndarray]:
-    """Maps (n,) that go on smoothly where they are not known: to zero within ``steps`` pixels of
-    what is known beyond the survey, and through holes.
-
-    Every filled pixel is the mean of its neighbours (∇²f = 0): there is no step at an edge, which a
-    band limit would make ring into what is known.
-
-    Parameters
-    ----------
-    grid : the pixelisation
-    maps : values of the pixels, (n,) each
-    known : whether a pixel holds a value, (n,)
-    steps : pixels beyond the survey over which the maps fall to zero
-
-    Returns
-    -------
-    maps : filled, (n,) float32 each
-    """
-    maps = [np.where(known, values, 0.0).astype(np.float32) for values in maps]
-    unknown = dilated(grid, known, steps)
-    if not len(unknown):
-        return maps
-    around = grid.neighbours(unknown)
-    place = np.searchsorted(unknown, around)
-    place[place == len(unknown)] = 0
-    is_unknown = (unknown[place] == around) & (around >= 0)
-    is_known = (around >= 0) & known[around]
-    _, rows = np.nonzero(is_unknown)
-    n = len(unknown)
-    coupling = scipy.sparse.csr_matrix(
-        (np.ones(len(rows)), (rows, place[is_unknown])), shape=(n, n)
-    )
-    operator = scipy.sparse.diags_array(np.full(n, float(len(around)))) - coupling
-    for values in maps:
-        right = np.where(is_known, values[around], 0.0).sum(0, dtype=float)
-        values[unknown] = cg(operator, right, rtol=FILL_TOLERANCE, maxiter=FILL_LIMIT)[0]
-    return maps

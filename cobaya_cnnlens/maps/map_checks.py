@@ -1,7 +1,7 @@
 """Q and U of patches against what their estimator was calibrated for.
 
 Every map passes here, whether it comes as patches (``reconstruct --maps``) or as the tiles of a
-survey: all patches together, and each by itself with its own noise and holes. What no instrument
+survey: all together, and each by itself with its own noise and holes. What no instrument
 does is refused: another unit, noise or gain, Q and U that are swapped, mirrored or turned, the same
 sky twice. What is only suspicious is a warning, which the bandpowers and their release keep.
 
@@ -16,7 +16,7 @@ over the modes of real fields; of Q − iU in the place of Q + iU it is that of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.ndimage
@@ -25,7 +25,7 @@ from ..errors import MapError
 from ..simulate.instrument import ARCMIN, cosine_mask
 from ..simulate.modes import half_plane_weights, mode_vectors, pure_b_modes
 from .map_setup import MapSetup
-from .patch_files import PatchMaps
+from .patch_maps import PLURALS, PatchMaps
 
 ALGORITHM = 1
 # Patches whose maps are correlated by more than this, whatever the shift, share sky. Of 500
@@ -44,86 +44,52 @@ SIGMA_TOLD, SIGMA_REFUSED = 3.0, 5.0
 # Degrees of a turn of the polarisation: releases take 0.1 for the error of an instrument's angle.
 # What was calibrated at all is known to 0.5.
 ANGLE_TOLERANCE, ANGLE_IMPOSSIBLE = 0.25, 0.5
-PLURALS = {"patch": "patches", "tile": "tiles"}
 # ln L by which mirrored or swapped Q and U must fit better to be refused.
 ODDS = 10.0
 
 
 @dataclass(frozen=True)
-class Patches:
-    """Q and U as the checks look at them.
-
-    Attributes
-    ----------
-    q, u : unmasked, in µK, (n_patches, n, n); what was not seen does not count
-    rms : noise of Q and of U per pixel in µK, infinite where nothing was seen, (n_patches, n, n),
-        or (1, n, n) where all patches have the same
-    lmax : multipole at which the maps end, or None if that is not known
-    source : where they came from, for errors
-    noun : what one of them is called
-    numbers : of each, (n_patches,)
-    """
-
-    q: np.ndarray
-    u: np.ndarray
-    rms: np.ndarray
-    lmax: int | None
-    source: str
-    noun: str
-    numbers: np.ndarray
-
-    def named(self, which: np.ndarray) -> str:
-        """Some of the patches, as a message names them.
-
-        Parameters
-        ----------
-        which : true for each that is meant, (n_patches,)
-
-        Returns
-        -------
-        text, e.g. "patch 0, 3"
-        """
-        numbers = self.numbers[which].tolist()
-        if len(numbers) == len(which):
-            return f"all {PLURALS[self.noun]}" if len(which) > 1 else f"the {self.noun}"
-        more = f" and {len(numbers) - 5} others" if len(numbers) > 5 else ""
-        return f"{self.noun} {', '.join(map(str, numbers[:5]))}{more}"
-
-
-@dataclass(frozen=True)
-class _Limits:
-    """Between which ratios a quantity is as expected, of all patches and of one, and between which
-    it is possible."""
+class _Quantity:
+    """A quantity of the maps, over what is expected: between which ratios it is as expected, of all
+    patches and of one, and between which it is possible; what a message says of it."""
 
     told: tuple[float, float]
     told_of_one: tuple[float, float]
     possible: tuple[float, float]
+    text: str
+    remedy: str
 
 
-LIMITS = {
-    "rms": _Limits((0.8, 1.25), (0.8, 1.25), (0.5, 2.0)),
-    # Of patches of 128 pixels a side; others by :func:`_limits`.
-    "noise": _Limits((0.96, 1.04), (0.9, 1.1), (1 / 1.5, 1.5)),
-    # Maps of an unlensed sky have no B but noise.
-    "b": _Limits((0.7, 1.3), (0.5, 2.0), (0.0, 2.0)),
-    # Other cosmologies change E by more than a gain of 1.05 does, which is 1.10.
-    "e": _Limits((0.95, 1.05), (0.7, 1.4), (1 / 1.5, 1.5)),
-}
-TEXTS = {
-    "rms": (
+QUANTITIES = {
+    "rms": _Quantity(
+        (0.8, 1.25),
+        (0.8, 1.25),
+        (0.5, 2.0),
         "the rms of Q and U is {ratio:.3g} times what sky and noise give",
         "look at their unit",
     ),
-    "noise": (
+    # Of patches of 128 pixels a side; others by :func:`_limits`.
+    "noise": _Quantity(
+        (0.96, 1.04),
+        (0.9, 1.1),
+        (1 / 1.5, 1.5),
         "the amplitude at the highest multipoles is {ratio:.2f} times what noise of {level:.3g} "
         "µK-arcmin gives",
         "look at the depth or inverse variance, and its unit",
     ),
-    "b": (
+    # Maps of an unlensed sky have no B but noise.
+    "b": _Quantity(
+        (0.7, 1.3),
+        (0.5, 2.0),
+        (0.0, 2.0),
         "the power of B is {ratio:.3g} times what lensing and noise give",
         "look for foregrounds and sources, and at the depth",
     ),
-    "e": (
+    # Other cosmologies change E by more than a gain of 1.05 does, which is 1.10.
+    "e": _Quantity(
+        (0.95, 1.05),
+        (0.7, 1.4),
+        (1 / 1.5, 1.5),
         "the power of E is {ratio:.2f} times that of the fiducial cosmology",
         "look at calibration, beam and unit",
     ),
@@ -153,48 +119,20 @@ class _Measured:
     information: np.ndarray
 
 
-def check_maps(maps: PatchMaps, setup: MapSetup, source: str) -> list[str]:
-    """Check a user's patches as :func:`check_patches` does, and whether their place is known.
-
-    Parameters
-    ----------
-    setup : what their estimator was calibrated for
-    source : where they came from, for errors
-
-    Returns
-    -------
-    warnings
-
-    Raises
-    ------
-    MapError
-        as :func:`check_patches`
-    """
-    n = setup.patch.n_pixels
-    rms = np.broadcast_to(setup.instrument.noise_rms(setup.patch), (1, n, n))
-    numbers = np.arange(len(maps.q))
-    patches = Patches(maps.q, maps.u, rms, maps.lmax, source, "patch", numbers)
-    warned = check_patches(patches, setup)
-    if len(maps.q) > 1 and not np.isfinite(maps.centres).all():
-        warned.append(
-            "where its patches lie is not known, so nobody can tell whether they overlap: add an "
-            "array 'centres', longitude and latitude in degrees"
-        )
-    return warned
-
-
-def check_patches(patches: Patches, setup: MapSetup) -> list[str]:
+def check_maps(patches: PatchMaps, setup: MapSetup) -> list[str]:
     """Compare patches with what the instrument and the fiducial cosmology give, all together and
     each by itself.
 
     Parameters
     ----------
+    patches : a user's own, or the tiles of a survey
     setup : what their estimator was calibrated for
 
     Returns
     -------
     warnings of what is suspicious: maps that end below the patches' Nyquist multipole; rms, noise,
-    or the power of E or B off; the polarisation turned; patches of which too little was seen
+    or the power of E or B off; the polarisation turned; patches of which too little was seen, or
+    of which nobody knows where they lie
 
     Raises
     ------
@@ -202,16 +140,24 @@ def check_patches(patches: Patches, setup: MapSetup) -> list[str]:
         if Q and U are swapped, mirrored or turned by more than half a degree, if the rms, the noise
         or the power of E or B is what no instrument gives, or if two patches hold the same sky
     """
+    rms = patches.rms
+    if rms is None:
+        rms = np.broadcast_to(setup.instrument.noise_rms(setup.patch), (1, *patches.q.shape[1:]))
     warned = band_warnings(patches.lmax, setup.patch.nyquist)
-    measured = _measure(patches, setup)
+    measured = _measure(patches, rms, setup)
     unseen = measured.information == 0.0
     if unseen.any():
         warned.append(f"too little was seen of {patches.named(unseen)} to check its Q and U")
     warned += _judge(patches, measured, "rms")
-    _check_repeated(patches, setup)
+    _check_repeated(patches, np.isfinite(rms), setup)
     warned += _check_axes(patches, measured)
     for name in ("noise", "e", "b"):
         warned += _judge(patches, measured, name)
+    if len(patches.q) > 1 and not np.isfinite(patches.centres).all():
+        warned.append(
+            "where its patches lie is not known, so nobody can tell whether they overlap: add an "
+            "array 'centres', longitude and latitude in degrees"
+        )
     return warned
 
 
@@ -236,10 +182,10 @@ def band_warnings(lmax: int | None, nyquist: float) -> list[str]:
     ]
 
 
-def _judge(patches: Patches, measured: _Measured, name: str) -> list[str]:
+def _judge(patches: PatchMaps, measured: _Measured, name: str) -> list[str]:
     """Refuse or warn of one quantity: of the patches that are off, or of all by their mean."""
     limits, ratio, error = _limits(name, patches), measured.ratios[name], measured.errors[name]
-    (text, remedy), checkable = TEXTS[name], measured.information > 0.0
+    checkable = measured.information > 0.0
     for refused, of_all, of_one in (
         (True, limits.possible, limits.possible),
         (False, limits.told, limits.told if len(ratio) == 1 else limits.told_of_one),
@@ -252,28 +198,28 @@ def _judge(patches: Patches, measured: _Measured, name: str) -> list[str]:
         if not which.any():
             continue
         level = np.sqrt(np.mean(measured.level[which] ** 2))
-        statement = (
-            f"in {patches.named(which)} {text.format(ratio=ratio[which].mean(), level=level)}"
-        )
+        text = limits.text.format(ratio=ratio[which].mean(), level=level)
+        statement = f"in {patches.named(which)} {text}"
         if refused:
             leave = "" if which.all() else f", or leave the {patches.noun} out"
             raise MapError(
-                f"{patches.source}: {statement}, more than any instrument is off; {remedy}{leave}"
+                f"{patches.source}: {statement}, more than any instrument is off; "
+                f"{limits.remedy}{leave}"
             )
-        return [f"{statement}; {remedy}"]
+        return [f"{statement}; {limits.remedy}"]
     return []
 
 
-def _limits(name: str, patches: Patches) -> _Limits:
+def _limits(name: str, patches: PatchMaps) -> _Quantity:
     """Few pixels alias E into their highest multipoles, as the inverse square of their number."""
-    limits, wider = LIMITS[name], (128 / patches.q.shape[-1]) ** 2
+    limits, wider = QUANTITIES[name], (128 / patches.q.shape[-1]) ** 2
     if name != "noise" or wider <= 1.0:
         return limits
     told, of_one = (
         (1.0 - min(wider * (1.0 - low), 0.5), 1.0 + wider * (high - 1.0))
         for low, high in (limits.told, limits.told_of_one)
     )
-    return _Limits(told, of_one, limits.possible)
+    return replace(limits, told=told, told_of_one=of_one)
 
 
 def _outside(
@@ -285,7 +231,7 @@ def _outside(
     return (ratio < low) | (ratio > np.maximum(bounds[1] + margin, 1.0 + least))
 
 
-def _check_axes(patches: Patches, measured: _Measured) -> list[str]:
+def _check_axes(patches: PatchMaps, measured: _Measured) -> list[str]:
     """Refuse Q and U that are mirrored, swapped or turned, in some patches or by the sum of all;
     warn of a small turn of all."""
     whole = measured.information > 0.0
@@ -327,7 +273,7 @@ def _axes(measured: _Measured, which: np.ndarray) -> tuple[str, bool]:
     )
 
 
-def _check_repeated(patches: Patches, setup: MapSetup) -> None:
+def _check_repeated(patches: PatchMaps, seen: np.ndarray, setup: MapSetup) -> None:
     """Refuse patches that hold the same sky, shifted or not: their maps are correlated.
 
     |Σ_x P_a(x) P_b*(x + s)| over all shifts s, beside √(Σ|P_a|² Σ|P_b|²), of multipoles below a
@@ -335,7 +281,7 @@ def _check_repeated(patches: Patches, setup: MapSetup) -> None:
     """
     n = setup.patch.n_pixels
     low = np.r_[0 : n // 6, n - n // 6 : n]
-    p = (patches.q + 1j * patches.u) * setup.mask * np.isfinite(patches.rms)
+    p = (patches.q + 1j * patches.u) * setup.mask * seen
     modes = np.fft.fft2(p)[:, low[:, None], low].astype(np.complex64)
     modes /= np.sqrt((np.abs(modes) ** 2).sum((1, 2), keepdims=True))
     for i in range(len(modes) - 1):
@@ -376,8 +322,9 @@ class _Window:
         self.independent = float(total**2 / max((square**2).sum(), 1e-9) / square.size)
 
 
-def _measure(patches: Patches, setup: MapSetup) -> _Measured:
-    """Spectra of every patch beside what is expected of its own noise."""
+def _measure(patches: PatchMaps, rms: np.ndarray, setup: MapSetup) -> _Measured:
+    """Spectra of every patch beside what is expected of its own noise ``rms``, (n_patches or 1, n,
+    n)."""
     patch, instrument, theory = setup.patch, setup.instrument, setup.theory
     l = np.arange(len(theory.ee))
     sky = np.stack([theory.lensed_ee, theory.lensed_bb]) * instrument.beam(l) ** 2
@@ -398,8 +345,8 @@ def _measure(patches: Patches, setup: MapSetup) -> _Measured:
     edges = cosine_mask(patch, max(instrument.taper_deg, 0.1 * patch.size_deg))
     rows, window = [], None
     for i, (q, u) in enumerate(zip(patches.q, patches.u, strict=True)):
-        if window is None or len(patches.rms) > 1:
-            window = _Window(edges, patches.rms[min(i, len(patches.rms) - 1)], patch.pixel)
+        if window is None or len(rms) > 1:
+            window = _Window(edges, rms[min(i, len(rms) - 1)], patch.pixel)
         if np.mean(window.mask**2) < LEAST_SEEN:
             rows.append([1.0, UNKNOWN] * 4 + [0.0] * 5)
             continue

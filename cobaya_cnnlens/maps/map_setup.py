@@ -16,7 +16,7 @@ from ..errors import ReleaseError
 from ..likelihood.release import Release
 from ..pipeline.reconstructions import ALGORITHM, measurement_recipe
 from ..pipeline.run import Run
-from ..simulate.bandpowers import Bins, FlatSpectra
+from ..simulate.bandpowers import Bins, EBPower, FlatSpectra
 from ..simulate.instrument import Instrument, cosine_mask
 from ..simulate.one_over_f import OneOverF
 from ..simulate.patches import PatchGeometry
@@ -182,6 +182,11 @@ class MapSetup:
         }
         return cls(release.name, patch, instrument, bins, digest, made_of, symmetries, release)
 
+    @property
+    def cards(self) -> dict[str, str]:
+        """What the headers of κ̂'s images say of the estimator."""
+        return {"NETWORK": self.network_hash[:16], "CONFIG": self.name}
+
     @cached_property
     def mask(self) -> np.ndarray:
         """The apodisation mask, (n, n)."""
@@ -191,6 +196,11 @@ class MapSetup:
     def spectra(self) -> FlatSpectra:
         """The spectrum estimator of the masked patches."""
         return FlatSpectra(self.patch, self.bins, self.mask)
+
+    @cached_property
+    def power(self) -> EBPower:
+        """What measures E and B of the masked patches."""
+        return EBPower(self.patch, self.bins, self.mask)
 
     @cached_property
     def theory(self) -> Spectra:

@@ -17,26 +17,12 @@ from tqdm import tqdm
 
 from ..files import atomic_write
 from ..simulate.tiling import project
-from .map_setup import MapSetup
-from .plan import Plan, Tile
-from .reconstruction import read_tile
+from .plan import Plan
+from .reconstruction import TileReconstruction
+from .tiles import Tile
 
 # Taper below which nothing is written.
 LEAST = 0.2
-
-
-def path(folder: str | Path) -> Path:
-    """Path of the mosaic.
-
-    Parameters
-    ----------
-    folder : the survey's products
-
-    Returns
-    -------
-    path : of the FITS file
-    """
-    return Path(folder) / "mosaic.fits"
 
 
 def nside_for(plan: Plan) -> int:
@@ -53,30 +39,27 @@ def nside_for(plan: Plan) -> int:
     return 2 ** int(np.ceil(np.log2(np.sqrt(np.pi / 3.0) / plan.geometry.pixel)))
 
 
-def make(plan: Plan, setup: MapSetup, folder: str | Path, nside: int | None = None) -> Path:
+def make(reconstruction: TileReconstruction, nside: int | None = None) -> Path:
     """Write κ̂ of all tiles and its weight as a HEALPix map of the pixels that have any.
 
     Parameters
     ----------
-    plan : the survey's plan
-    setup : the patches, instrument and network for which the estimator was calibrated
-    folder : the survey's products
+    reconstruction : of the tiles
     nside : resolution; by default pixels no wider than a tile's
 
     Returns
     -------
     path : of the FITS file
     """
+    plan, path = reconstruction.plan, reconstruction.folder / "mosaic.fits"
     nside = nside or nside_for(plan)
     kappa = np.full(12 * nside**2, healpy.UNSEEN, np.float32)
     weight = np.zeros(12 * nside**2, np.float32)
     for tile in tqdm(plan.tiles, desc="mosaic", unit="tile"):
-        pixels, values, weights = on_sphere(
-            tile, read_tile(plan, setup, tile, folder)["kappa"], nside
-        )
+        pixels, values, weights = on_sphere(tile, reconstruction.read_tile(tile)["kappa"], nside)
         kappa[pixels], weight[pixels] = values, weights
     weight[kappa == healpy.UNSEEN] = healpy.UNSEEN
-    with atomic_write(path(folder)) as partial:
+    with atomic_write(path) as partial:
         healpy.write_map(
             partial,
             [kappa, weight],
@@ -87,7 +70,7 @@ def make(plan: Plan, setup: MapSetup, folder: str | Path, nside: int | None = No
             dtype=np.float32,
             overwrite=True,
         )
-    return path(folder)
+    return path
 
 
 def on_sphere(

@@ -1,4 +1,4 @@
-"""Files of a user's own polarisation maps: read into patches, and written.
+"""Files of a user's own polarisation maps, read into patches.
 
 Three kinds of file hold Q and U:
 
@@ -21,93 +21,26 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-import ducc0
 import healpy
 import numpy as np
-from astropy.io import fits
 from astropy.wcs import WCS
 
 from ..errors import MapError
-from ..files import atomic_write
-from ..simulate.patches import EPSILON, PatchGeometry, Pointing, point_patch, point_patches
+from ..simulate.patches import PatchGeometry, Pointing, point_patch
+from .cutting import cut_map, lmax_of
 from .fits_maps import CONVERT, FitsMap, check_file, read_fits, reading
-from .headers import (
-    AXES,
-    MapHeader,
-    odd_keywords,
-    say_frame,
-    unit_option,
-    unseen_in,
-    wcs_of,
-)
-from .separation import check_separate
+from .grids import SkyFile, q_and_u
+from .headers import ASSUMED_FRAME, MapHeader, unseen_in
+from .patch_maps import PatchMaps
+from .projection import PLACE_TOLERANCE, odd_keywords, wcs_of
+from .tiles import check_separate
+from .units import unit_option
 
+# By how much pixels may be wider or narrower than the network's.
 PIXEL_TOLERANCE = 1e-3
-# How far, in pixels, a header may put a pixel from where the patch has it.
-PLACE_TOLERANCE = 0.05
-# What κ̂'s images say of themselves.
-KAPPA_COMMENTS = (
-    "kappa is dimensionless (BUNIT is empty); it is times the mask,",
-    "and not divided by the response R.",
-    "Longitude grows to the left: data[:, ::-1] has the order of an array",
-    "of maps (.npz), axis 0 north, axis 1 east.",
-)
-
-
-@dataclass(frozen=True)
-class PatchMaps:
-    """Unmasked polarisation maps of patches, in the patches' frame.
-
-    Attributes
-    ----------
-    q, u : in µK, (n_patches, n, n) each
-    centres : colatitude and longitude in radians, (n_patches, 2); NaN where unknown
-    lmax : multipole at which the maps end; None if it is not known
-    frame : of the coordinates, a key of :data:`~cobaya_cnnlens.maps.separation.FRAMES`
-    arrays : whether the maps came as arrays
-    warnings : of what was assumed
-    """
-
-    q: np.ndarray
-    u: np.ndarray
-    centres: np.ndarray
-    lmax: int | None = None
-    frame: str = "C"
-    arrays: bool = False
-    warnings: tuple[str, ...] = ()
-
-    @classmethod
-    def join(cls, parts: Sequence[PatchMaps], size_deg: float, source: str) -> PatchMaps:
-        """Several files' patches as one survey.
-
-        Parameters
-        ----------
-        parts : patches of each file
-        size_deg : side of a patch in degrees
-        source : for errors
-
-        Returns
-        -------
-        all patches
-
-        Raises
-        ------
-        MapError
-            if their coordinates are of different frames, or patches overlap
-        """
-        if len({part.frame for part in parts}) > 1:
-            raise MapError(f"{source}: the maps' coordinates are of different frames; choose one")
-        q, u, centres = (
-            np.concatenate([getattr(part, key) for part in parts]) for key in ("q", "u", "centres")
-        )
-        check_separate(centres, size_deg, source)
-        ends = [part.lmax for part in parts if part.lmax is not None]
-        arrays = any(part.arrays for part in parts)
-        warnings = tuple(dict.fromkeys(text for part in parts for text in part.warnings))
-        return cls(q, u, centres, min(ends, default=None), parts[0].frame, arrays, warnings)
 
 
 def read_maps(
@@ -150,15 +83,16 @@ def read_maps(
         maps = _read_arrays(path, geometry, centres, unit)
     else:
         check_file(path, f"{CONVERT}; or arrays of patches with numpy.savez('maps.npz', q=q, u=u)")
-        sky = read_fits(path, "QU").with_holes()
-        if sky.nside is not None:
+        image = read_fits(path, "QU").with_holes()
+        if image.nside is not None:
             if centres is None:
                 raise MapError(f"{path}: a HEALPix map; say where to cut patches with --centre")
-            maps = _cut_healpix(sky, sky.nside, geometry, centres, pixel_window, nthreads, unit)
+            sky = SkyFile.healpix(image, image.nside)
+            maps = _cut_healpix(sky, image.nside, geometry, centres, pixel_window, nthreads, unit)
         else:
             _refuse(path, centres is not None, "--centre", "an image says itself where it lies")
             _refuse(path, pixel_window, "--pixel-window", "an image has no pixel window of HEALPix")
-            maps = _read_image(sky, geometry, unit)
+            maps = _read_image(image, geometry, unit)
     bad = ~np.isfinite(maps.q) | ~np.isfinite(maps.u)
     if bad.any():
         patch, y, x = np.argwhere(bad)[0]
@@ -168,7 +102,7 @@ def read_maps(
             "them, or choose a patch without holes"
         )
     check_separate(maps.centres, geometry.size_deg, str(path))
-    return maps
+    return replace(maps, source=path.name)
 
 
 def _refuse(path: Path, given: bool, option: str, why: str) -> None:
@@ -332,7 +266,7 @@ def _check_places(
 
 
 def _cut_healpix(
-    sky: FitsMap,
+    sky: SkyFile,
     nside: int,
     geometry: PatchGeometry,
     centres: np.ndarray,
@@ -340,153 +274,20 @@ def _cut_healpix(
     nthreads: int,
     unit: str | None,
 ) -> PatchMaps:
-    path, header, frame = sky.path, sky.header, sky.header.frame()
-    q, u = sky.planes * header.factor_to_uk(sky.unit_keys, unit)
-    unseen = np.isnan(q)
+    q, u = q_and_u(sky, unit)
+    known = np.isfinite(q)
     half_diagonal = np.radians(geometry.size_deg) / np.sqrt(2.0)
     for theta, phi in centres:
         disc = healpy.query_disc(nside, healpy.ang2vec(theta, phi), half_diagonal)
-        if unseen[disc].any():
+        if not known[disc].all():
             raise MapError(
-                f"{path}: {unseen[disc].sum()} unseen or non-finite pixels, or zero in Q and U, "
-                "within the patch at (lon, lat) = "
+                f"{sky.path}: {(~known[disc]).sum()} unseen or non-finite pixels, or zero in Q and "
+                "U, within the patch at (lon, lat) = "
                 f"({np.degrees(phi):g}, {90 - np.degrees(theta):g}); cut elsewhere"
             )
-    q, u = (np.where(unseen, 0.0, m) for m in (q, u))
-    u *= header.sign_of_u("COSMO")
-    # Beyond 2 nside the map's quadrature is poor, beyond the patch's corners nothing is needed.
-    lmax = min(2 * nside, int(np.sqrt(2.0) * geometry.nyquist))
-    elm, blm = healpy.map2alm_spin([q, u], 2, lmax=lmax)
-    if pixel_window:
-        window = pixel_window_of(path, nside, lmax)
-        keep = np.where(window > 0, 1.0 / np.where(window > 0, window, 1.0), 0.0)
-        elm, blm = (healpy.almxfl(a, keep) for a in (elm, blm))
-    flat = PatchGeometry(geometry.size_deg, geometry.n_pixels, pad=0)
-    pointing = point_patches(centres, flat)
-    q, u = ducc0.sht.synthesis_general(
-        alm=np.array([elm, blm]),
-        spin=2,
-        lmax=lmax,
-        loc=np.stack([pointing.theta, pointing.phi], axis=1),
-        epsilon=EPSILON,
-        nthreads=nthreads,
-    )
-    p = ((q + 1j * u) * np.exp(-2j * pointing.frame)).reshape(-1, flat.n_pixels, flat.n_pixels)
-    warnings = () if frame else (say_frame("C"),)
-    return PatchMaps(p.real, p.imag, np.asarray(centres), lmax, frame or "C", warnings=warnings)
-
-
-def pixel_window_of(path: Path, nside: int, lmax: int) -> np.ndarray:
-    """Window of polarisation of a HEALPix map's pixels, (lmax + 1,).
-
-    Parameters
-    ----------
-    path : of the map, for errors
-    nside : of the map
-    lmax : highest multipole
-
-    Returns
-    -------
-    (lmax + 1,)
-    """
-    try:
-        return healpy.pixwin(nside, pol=True, lmax=lmax)[1]
-    except (OSError, ValueError) as error:
-        raise MapError(
-            f"{path}: healpy has no pixel window for nside {nside} and fetches it from the network "
-            f"({error}); run `python -c 'import healpy; healpy.pixwin({nside})'` where there is one"
-        ) from None
-
-
-def write_images(
-    path: str | Path,
-    planes: np.ndarray,
-    centre: np.ndarray,
-    geometry: PatchGeometry,
-    unit: str,
-    frame: str = "C",
-    comments: Sequence[str] = (),
-    **cards: str | float,
-) -> None:
-    """Write a patch, (ny, nx) or (n_planes, ny, nx), as a FITS image with its WCS, atomically; one
-    whose ``centre`` is not known (NaN) with the size of its pixels alone.
-
-    Polarisation planes must refer to the local meridian, see :func:`to_meridian`.
-
-    Parameters
-    ----------
-    path : destination
-    planes : the map, (ny, nx) or (n_planes, ny, nx)
-    centre : colatitude and longitude in radians, (2,), NaN where unknown
-    geometry : of the patches
-    unit : for ``BUNIT``
-    frame : of the coordinates, a key of :data:`~.separation.FRAMES`
-    comments : for the header
-    **cards : further keywords of the header
-    """
-    n, step = geometry.n_pixels, np.degrees(geometry.pixel)
-    # Astronomical images have longitude growing to the left.
-    image = fits.PrimaryHDU(np.ascontiguousarray(planes[..., ::-1], dtype=np.float32))
-    header = image.header
-    latitude, longitude = 90.0 - np.degrees(centre[0]), np.degrees(centre[1])
-    known = bool(np.isfinite(centre).all())
-    kinds, place = [f"{axis}ZEA" for axis in AXES[frame]], (longitude, latitude)
-    if not known:
-        kinds, place = ["X", "Y"], (0.0, 0.0)
-    for axis, (kind, value, sign) in enumerate(
-        zip(kinds, place, (-1.0, 1.0), strict=True), start=1
-    ):
-        header[f"CTYPE{axis}"], header[f"CUNIT{axis}"] = kind, "deg"
-        header[f"CRVAL{axis}"], header[f"CDELT{axis}"] = value, sign * step
-        header[f"CRPIX{axis}"] = 0.5 * (n + 1)
-    header["BUNIT"] = unit
-    for key, value in cards.items():
-        header[key] = value
-    for comment in comments:
-        header.add_comment(comment)
-    with atomic_write(path) as partial:
-        image.writeto(partial, overwrite=True)
-
-
-def write_kappa(
-    path: str | Path,
-    kappa: np.ndarray,
-    centre: np.ndarray,
-    geometry: PatchGeometry,
-    frame: str,
-    **cards: str | float,
-) -> None:
-    """Write κ̂ of a patch, (ny, nx) in the patch's frame, as :func:`write_images` does, and say in
-    the header what it is.
-
-    Parameters
-    ----------
-    path : destination
-    kappa : κ̂ in the patch's frame, (ny, nx)
-    centre : colatitude and longitude in radians, (2,), NaN where unknown
-    geometry : of the patches
-    frame : of the coordinates, a key of :data:`~.separation.FRAMES`
-    **cards : further keywords of the header
-    """
-    write_images(path, kappa, centre, geometry, "", frame, KAPPA_COMMENTS, **cards)
-
-
-def to_meridian(
-    q: np.ndarray, u: np.ndarray, centre: np.ndarray, geometry: PatchGeometry
-) -> tuple[np.ndarray, np.ndarray]:
-    """Turn Q and U from the patch's frame to the local meridian, with the sign of COSMO.
-
-    Parameters
-    ----------
-    q, u : in the patch's frame, (n, n) each
-    centre : colatitude and longitude in radians, (2,)
-    geometry : of the patches
-
-    Returns
-    -------
-    Q and U, (n, n) each
-    """
-    flat = PatchGeometry(geometry.size_deg, geometry.n_pixels, pad=0)
-    frame = point_patch(centre, flat).frame.reshape(q.shape)
-    p = (q + 1j * u) * np.exp(2j * frame)
-    return p.real, p.imag
+    flat = replace(geometry, pad=0)
+    window_of = sky.path if pixel_window else None
+    p = cut_map(sky.grid, (q, u), known, centres, flat, window_of, nthreads)
+    warnings = (ASSUMED_FRAME,) if sky.assumed_frame else ()
+    lmax, frame = lmax_of(sky.grid, flat), sky.grid.frame
+    return PatchMaps(p.real, p.imag, centres, lmax, frame, warnings=warnings)

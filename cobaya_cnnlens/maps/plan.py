@@ -8,9 +8,9 @@ must agree with the product.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,115 +22,18 @@ import yaml
 from .. import products
 from ..errors import ConfigError, MapError
 from ..files import atomic_write
-from ..simulate.depth import enclosed
-from ..simulate.instrument import ARCMIN, cosine_mask
-from ..simulate.patches import PatchGeometry, Pointing, point_patch
+from ..simulate.instrument import cosine_mask
+from ..simulate.patches import PatchGeometry, point_patch
+from .cutting import lmax_of
 from .grids import Grid, HealpixGrid
-from .headers import say_frame
+from .headers import ASSUMED_FRAME, FRAMES
 from .map_checks import band_warnings
-from .separation import FRAMES, check_separate
 from .survey_files import Sources, Split, check_coverage, digest_of, read_splits
-from .tiles import Footprint, choose_tiles
+from .tiles import Footprint, Tile, check_separate, choose_tiles
 
 KIND = "survey tiles"
 ALGORITHM = 1
 HEADER = "# Written by `cnnlens survey plan`. Tiles may be taken out, nothing else be changed.\n"
-# Of a patch's diagonal Nyquist multipole, to which its a_lm go.
-CORNER = np.sqrt(2.0)
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One patch of a survey.
-
-    Attributes
-    ----------
-    number : of the plan
-    centre : colatitude and longitude in radians, (2,)
-    geometry : of the patch, as the simulations' but without padding
-    taper : that every tile has, (n, n)
-    split_ivar : inverse variance of Q and of U each of a pixel in every split, 1/µK², zero where
-        nothing was seen, (n_splits, n, n)
-    """
-
-    number: int
-    centre: np.ndarray
-    geometry: PatchGeometry
-    taper: np.ndarray
-    split_ivar: np.ndarray
-
-    @cached_property
-    def seen(self) -> np.ndarray:
-        """Whether all splits saw a pixel, (n, n)."""
-        return np.asarray((self.split_ivar > 0).all(0))
-
-    @property
-    def mask(self) -> np.ndarray:
-        """Taper times whether a pixel was seen, (n, n)."""
-        return self.taper * self.seen
-
-    @cached_property
-    def rms(self) -> np.ndarray:
-        """Noise of Q and of U per pixel of the coadd in µK, infinite where unseen, (n, n)."""
-        return self._rms(self.split_ivar.sum(0, dtype=float))
-
-    def split_rms(self, split: int) -> np.ndarray:
-        """Noise of Q and of U per pixel of one split.
-
-        Parameters
-        ----------
-        split : number of the split, from 0
-
-        Returns
-        -------
-        rms : in µK, infinite where unseen, (n, n)
-        """
-        return self._rms(self.split_ivar[split].astype(float))
-
-    def _rms(self, ivar: np.ndarray) -> np.ndarray:
-        return np.sqrt(np.divide(1.0, ivar, out=np.full(ivar.shape, np.inf), where=self.seen))
-
-    @property
-    def depth(self) -> float:
-        """Level of noise in µK′ whose inverse square is the mean one, weighted by the mask²."""
-        weight = self.mask**2
-        ivar = (weight * self.split_ivar.sum(0, dtype=float)).sum() / weight.sum()
-        return float(self.geometry.pixel / ARCMIN / np.sqrt(ivar))
-
-    @property
-    def seen_fraction(self) -> float:
-        """Σ mask² over Σ taper²."""
-        return float((self.mask**2).sum() / (self.taper**2).sum())
-
-    @property
-    def weight(self) -> float:
-        """How many modes the tile has beside one without holes and edges, as ⟨M²⟩²/⟨M⁴⟩ counts
-        them: the inverse variance of its bandpowers where all tiles have the same noise."""
-        counts = [(m**2).sum() ** 2 / (m**4).sum() for m in (self.mask, self.taper)]
-        return float(counts[0] / counts[1])
-
-    @cached_property
-    def holes(self) -> np.ndarray:
-        """Numbers from 1 of the holes, unseen pixels within what was seen, (n, n); 0 elsewhere."""
-        return enclosed(~self.seen)
-
-    @property
-    def pointing(self) -> Pointing:
-        """Where its pixels lie, row by row."""
-        return point_patch(self.centre, self.geometry)
-
-    def summary(self) -> dict[str, Any]:
-        """What the plan's file says of it."""
-        longitude, latitude = np.degrees(self.centre[1]) % 360.0, 90.0 - np.degrees(self.centre[0])
-        return {
-            "tile": self.number,
-            "longitude": round(float(longitude), 6),
-            "latitude": round(float(latitude), 6),
-            "depth_uk_arcmin": round(self.depth, 4),
-            "seen": round(self.seen_fraction, 4),
-            "holes": int(self.holes.max()),
-            "weight": round(self.weight, 4),
-        }
 
 
 @dataclass(frozen=True)
@@ -144,7 +47,7 @@ class Plan:
     recipe : everything that determined it, with the files' digests
     geometry : of the tiles, without padding
     taper_deg : of their mask
-    frame : of the coordinates, a key of :data:`~cobaya_cnnlens.maps.separation.FRAMES`
+    frame : of the coordinates, a key of :data:`~cobaya_cnnlens.maps.headers.FRAMES`
     lmax : to which multipole the maps' a_lm are good
     tiles : without overlap
     footprint : what was seen, tiles or not
@@ -191,7 +94,7 @@ class Plan:
         """What may be wrong with the maps."""
         warned = []
         if self.assumed_frame:
-            warned.append(f"a map has {say_frame(self.frame)}; write COORDSYS if that is wrong")
+            warned.append(f"a map has {ASSUMED_FRAME}; write COORDSYS if that is wrong")
         known = self.lmax if self.sources.maps else None
         return warned + band_warnings(known, self.geometry.nyquist)
 
@@ -245,13 +148,18 @@ def make_plan(
         raise ConfigError(f"--seen {least}: give a fraction above 0 and up to 1")
     flat = replace(geometry, pad=0)
     sources.check()
-    densities: list[np.ndarray] = []
-    grid: Grid | None = None
-    assumed = False
-    for split in tqdm(read_splits(sources), desc="splits", total=sources.n_splits, unit="split"):
-        densities.append(split.density)
-        grid, assumed = split.grid, assumed or split.assumed_frame
-    assert grid is not None  # a survey has one split at least
+    recipe = {
+        "survey_algorithm": ALGORITHM,
+        "sources": sources.recipe(),
+        "patch": {"size_deg": flat.size_deg, "n_pixels": flat.n_pixels, "taper_deg": taper_deg},
+        "seen": least,
+    }
+    splits = tqdm(read_splits(sources), desc="splits", total=sources.n_splits, unit="split")
+    # Of the maps one is in memory at a time.
+    grids, densities, assumed = zip(
+        *((split.grid, split.density, split.assumed_frame) for split in splits), strict=True
+    )
+    grid = grids[0]
     if sources.maps and sources.pixel_window and not isinstance(grid, HealpixGrid):
         raise MapError(
             f"{sources.maps[0]}: --pixel-window is for HEALPix maps; divide that of a CAR map out "
@@ -259,12 +167,6 @@ def make_plan(
         )
     seen = check_coverage(sources, [density > 0 for density in densities])
     footprint = Footprint.of(partial(_at, grid, seen), flat.size_deg)
-    recipe = {
-        "survey_algorithm": ALGORITHM,
-        "sources": sources.recipe(),
-        "patch": {"size_deg": flat.size_deg, "n_pixels": flat.n_pixels, "taper_deg": taper_deg},
-        "seen": least,
-    }
     taper = cosine_mask(flat, taper_deg)
     tiles: list[Tile] = []
     if like is None:
@@ -280,8 +182,7 @@ def make_plan(
             tiles.append(tile)
     if not tiles:
         raise MapError(f"no tile sees {100 * least:.0f}%; lower --seen, or take smaller patches")
-    lmax = min(grid.lmax, int(np.ceil(CORNER * flat.nyquist)))
-    known = (grid.frame, lmax, tuple(tiles), footprint, assumed)
+    known = (grid.frame, lmax_of(grid, flat), tuple(tiles), footprint, any(assumed))
     plan = Plan(path, sources, recipe, flat, taper_deg, *known)
     check_separate(plan.centres, flat.size_deg, str(path), "tiles")
     _write(plan, grid)
@@ -305,7 +206,7 @@ def _at(grid: Grid, seen: np.ndarray, theta: np.ndarray, phi: np.ndarray) -> np.
 
 def _pixel_ivar(
     grid: Grid,
-    densities: list[np.ndarray],
+    densities: Sequence[np.ndarray],
     seen: np.ndarray,
     centre: np.ndarray,
     geometry: PatchGeometry,

@@ -41,7 +41,8 @@ def tiles_in_turn(plan: Plan, n_patches: int) -> np.ndarray:
     tiles : positions in the plan, (n_patches,)
     """
     order = np.argsort([tile.depth for tile in plan.tiles], kind="stable")
-    return order[_turns(len(order), n_patches)]
+    cycles, remainder = divmod(n_patches, len(order))
+    return np.concatenate([np.tile(order, cycles), order[_spread(len(order), remainder)]])
 
 
 def subset_in_turn(n_tiles: int, n_patches: int, n_chosen: int | None) -> np.ndarray:
@@ -60,15 +61,14 @@ def subset_in_turn(n_tiles: int, n_patches: int, n_chosen: int | None) -> np.nda
     if n_chosen is None or n_chosen >= n_patches:
         return np.arange(n_patches)
     cycles, remainder = divmod(n_chosen, n_tiles)
-    left = min(n_tiles, n_patches - cycles * n_tiles)
-    last = evenly(left, remainder) if remainder else np.zeros(0, int)
-    return np.concatenate([np.arange(cycles * n_tiles), cycles * n_tiles + last])
+    first = cycles * n_tiles
+    last = _spread(min(n_tiles, n_patches - first), remainder)
+    return np.concatenate([np.arange(first), first + last])
 
 
-def _turns(n_tiles: int, n_patches: int) -> np.ndarray:
-    cycles, remainder = divmod(n_patches, n_tiles)
-    last = evenly(n_tiles, remainder) if remainder else np.zeros(0, int)
-    return np.concatenate([np.tile(np.arange(n_tiles), cycles), last])
+def _spread(n: int, n_chosen: int) -> np.ndarray:
+    """Numbers of some of n, or of none, spread evenly."""
+    return evenly(n, n_chosen) if n_chosen else np.zeros(0, int)
 
 
 def neighbours(run: Run, set_name: str, n_patches: int) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +140,8 @@ class SeenAs:
         return np.stack([self.plan.tiles[t].mask for t in self.tiles])
 
     @cached_property
-    def _power(self) -> EBPower:
+    def power(self) -> EBPower:
+        """What measures the power of E and B of masked Q̃ and Ũ."""
         return power_of(self.run)
 
     def noise(self, systematics: Systematics = AS_CONFIGURED) -> np.ndarray:
@@ -170,8 +171,7 @@ class SeenAs:
 
         Parameters
         ----------
-        q : padded Q̃ in µK, (n, n_padded, n_padded)
-        u : padded Ũ in µK, the same shape
+        q, u : padded Q̃ and Ũ in µK, (n, n_padded, n_padded) each
         systematics : errors of the instrument; those of the configuration by default
 
         Returns
@@ -192,8 +192,7 @@ class SeenAs:
 
         Parameters
         ----------
-        q : masked Q̃ in µK, (n, ny, nx)
-        u : masked Ũ in µK, (n, ny, nx)
+        q, u : masked Q̃ and Ũ in µK, (n, ny, nx) each
 
         Returns
         -------
@@ -215,25 +214,10 @@ class SeenAs:
 
         Parameters
         ----------
-        q : masked Q̃ in µK, (n, ny, nx)
-        u : masked Ũ in µK, (n, ny, nx)
+        q, u : masked Q̃ and Ũ in µK, (n, ny, nx) each
 
         Returns
         -------
         bandpowers : ⟨κ̂κ̂*⟩, then the power of E and B in µK², (n, n_bins + n_power)
         """
         return np.hstack([self.run.bandpowers.auto(self.estimate(q, u)), self.power(q, u)])
-
-    def power(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """Power of E and B of masked Q̃ and Ũ.
-
-        Parameters
-        ----------
-        q : masked Q̃ in µK, (n, ny, nx)
-        u : masked Ũ in µK, (n, ny, nx)
-
-        Returns
-        -------
-        power : in µK², (n, n_power)
-        """
-        return self._power(q, u)

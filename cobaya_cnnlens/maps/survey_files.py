@@ -12,15 +12,16 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import MapError
 from ..simulate.instrument import ARCMIN
-from . import headers
+from . import units
 from .fits_maps import check_file
-from .grids import Grid, SkyFile, read_sky
-from .separation import FRAMES
+from .grids import Grid, SkyFile, q_and_u, read_sky
+from .headers import FRAMES
 
 # A mask's pixel counts as seen from here on.
 SEEN = 0.5
@@ -80,18 +81,16 @@ class Sources:
                 "their order, or one of the coadd"
             )
         if self.unit is not None:
-            headers.unit_option(self.unit)
+            units.unit_option(self.unit)
         for name in self.files():
             check_file(Path(name))
-        if len({Path(name).resolve() for name in self.maps}) < len(self.maps):
-            raise MapError("a map is given twice; splits are maps of independent noise")
 
     def files(self) -> list[str]:
         """All that are to be read."""
         level = [self.level] if self.level is not None and _number(self.level) is None else []
         return [*self.maps, *([self.mask] if self.mask else []), *self.ivar, *level]
 
-    def recipe(self) -> dict:
+    def recipe(self) -> dict[str, Any]:
         """What they are, by content.
 
         Raises
@@ -114,11 +113,18 @@ class Sources:
 
 @dataclass(frozen=True)
 class Split:
-    """One split: Q and U in µK, COSMO, zero where it saw nothing, (n,) or None for a footprint
-    alone; its inverse variance per sr, zero there, (n,); whether some file's frame is assumed."""
+    """One split of a survey.
+
+    Attributes
+    ----------
+    grid : the pixelisation
+    maps : Q and U in µK, COSMO, zero where it saw nothing, (n,) each; none of a footprint alone
+    density : inverse variance per sr, zero where it saw nothing, (n,)
+    assumed_frame : whether some file does not say its frame
+    """
 
     grid: Grid
-    maps: list[np.ndarray] | None
+    maps: tuple[np.ndarray, ...]
     density: np.ndarray
     assumed_frame: bool = False
 
@@ -138,13 +144,13 @@ def digest_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def read_splits(sources: Sources, wanted: Collection[int] | None = None) -> Iterator[Split]:
+def read_splits(sources: Sources, chosen: Collection[int] | None = None) -> Iterator[Split]:
     """The splits of a survey, one after another, checked by themselves and against the first.
 
     Parameters
     ----------
     sources : the survey's files
-    wanted : which, by number; all by default
+    chosen : which, by number; all by default
 
     Returns
     -------
@@ -162,14 +168,15 @@ def read_splits(sources: Sources, wanted: Collection[int] | None = None) -> Iter
     if sources.mask is not None:
         file = read_sky(sources.mask)
         mask, assumed, first = _mask(file), file.assumed_frame, file.without_planes()
-    for i in range(sources.n_splits) if wanted is None else sorted(wanted):
-        maps, factor = None, None
+    for i in range(sources.n_splits) if chosen is None else sorted(chosen):
+        maps: tuple[np.ndarray, ...] = ()
+        factor = None
         if sources.maps:
             file = read_sky(sources.maps[i], "QU")
             first = first or file.without_planes()
             _check_same(file, first)
-            maps, assumed = _maps(file, sources.unit), assumed or file.assumed_frame
-            factor = _factor(file, sources.unit)
+            maps, assumed = q_and_u(file, sources.unit), assumed or file.assumed_frame
+            factor = file.map.header.factor_to_uk(file.map.unit_keys, sources.unit)
         if shared is None:
             density, first, of_depth = _density(sources, i, mask, first, factor)
             assumed |= of_depth
@@ -180,9 +187,10 @@ def read_splits(sources: Sources, wanted: Collection[int] | None = None) -> Iter
         known = density > 0
         if mask is not None:
             known &= mask
-        if maps is not None:
-            known &= np.isfinite(maps[0]) & np.isfinite(maps[1])
-            maps = [np.where(known, values, np.float32(0)) for values in maps]
+        for values in maps:
+            known &= np.isfinite(values)
+        maps = tuple(np.where(known, values, np.float32(0)) for values in maps)
+        assert first is not None  # the density is on a grid
         yield Split(first.grid, maps, np.where(known, density, np.float32(0)), assumed)
 
 
@@ -249,19 +257,12 @@ def _check_same(file: SkyFile, first: SkyFile) -> None:
     )
 
 
-def _factor(file: SkyFile, unit: str | None) -> float:
-    return file.map.header.factor_to_uk(file.map.unit_keys, unit)
-
-
-def _maps(file: SkyFile, unit: str | None) -> list[np.ndarray]:
-    """Q and U in µK, COSMO."""
-    factor = np.float32(_factor(file, unit))
-    sign = np.float32(file.map.header.sign_of_u("" if file.map.nside is None else "COSMO"))
-    return [file.planes[0] * factor, file.planes[1] * factor * sign]
-
-
 def _density(
-    sources: Sources, i: int, mask, first: SkyFile | None, map_factor: float | None
+    sources: Sources,
+    i: int,
+    mask: np.ndarray | None,
+    first: SkyFile | None,
+    map_factor: float | None,
 ) -> tuple[np.ndarray, SkyFile, bool]:
     """ρ of a split's pixels, the file that has the grid, and whether a frame is assumed.
 
@@ -273,6 +274,7 @@ def _density(
         if not LEVELS[0] <= level <= LEVELS[1]:
             raise MapError(f"--level {sources.level}: give the noise in µK-arcmin, e.g. 5")
         value = 1.0 / (level * ARCMIN) ** 2 / sources.n_splits
+        assert first is not None  # Sources.check asks for a map or a mask
         return np.full(first.grid.size, value, np.float32), first, False
     file = read_sky(sources.level or sources.ivar[min(i, len(sources.ivar) - 1)])
     first = first or file.without_planes()
@@ -281,7 +283,7 @@ def _density(
     [name], [keys] = file.map.names, file.map.unit_keys
     if sources.level is not None:
         _check_values(file, values, mask, "level", "inf or a mask of 0")
-        values = values * (header.factor(keys, name, headers.LEVEL) or 1.0)
+        values = values * (header.factor(keys, name, units.LEVEL) or 1.0)
         with np.errstate(divide="ignore"):
             density = np.where(values > 0, 1.0 / np.square(values * ARCMIN), 0.0)
     else:
@@ -294,16 +296,18 @@ def _density(
     return density, first, file.assumed_frame
 
 
-def _check_values(file: SkyFile, values: np.ndarray, mask, what: str, instead: str) -> None:
+def _check_values(
+    file: SkyFile, values: np.ndarray, mask: np.ndarray | None, quantity: str, instead: str
+) -> None:
     """Negative anywhere, or not a number where the mask, if there is one, sees."""
     bad = values < -ROUNDING * np.nanmax(np.abs(values), initial=0.0, where=np.isfinite(values))
-    unknown = ~np.isfinite(values) if what == "inverse variance" else np.isnan(values)
+    unknown = ~np.isfinite(values) if quantity == "inverse variance" else np.isnan(values)
     if mask is not None:
         unknown &= mask
     for wrong, how in ((bad, "negative"), (unknown, "not finite")):
         if wrong.any():
             raise MapError(
-                f"{file.path}: {wrong.sum()} pixels of the {what} are {how}, the first number "
+                f"{file.path}: {wrong.sum()} pixels of the {quantity} are {how}, the first number "
                 f"{int(np.argmax(wrong))}; write {instead} where nothing was seen"
             )
 
@@ -317,22 +321,25 @@ def _ivar_factor(file: SkyFile, unit: str | None, map_factor: float | None) -> f
         if the file says that it is something else, or nothing says the unit
     """
     [name], [keys], header = file.map.names, file.map.unit_keys, file.map.header
-    said = header.factor(keys, name, headers.INVERSE_VARIANCE)
+    said = header.factor(keys, name, units.INVERSE_VARIANCE)
     if said is not None:
         return said
     name = name or header.alone.text("EXTNAME")
-    mend = headers.MENDS[headers.INVERSE_VARIANCE]
+    mend = units.MENDS[units.INVERSE_VARIANCE]
     if OTHER_NOISE.search(name.upper()) and not INVERSE.search(name.upper()):
         raise MapError(f"{file.path}: '{name}' without {keys[0]} is no inverse variance; {mend}")
-    if unit is None and map_factor is None:
+    of_maps = map_factor if unit is None else units.unit_option(unit)
+    if of_maps is None:
         raise MapError(
             f"{file.path}: {keys[0]} is missing; write the unit of the inverse variance, uK^-2 or "
             "K^-2, or give that of Q and U as --unit"
         )
-    return 1.0 / (headers.unit_option(unit) if unit is not None else map_factor) ** 2
+    return 1.0 / of_maps**2
 
 
-def _check_level(file: SkyFile, density: np.ndarray, mask, sources: Sources) -> None:
+def _check_level(
+    file: SkyFile, density: np.ndarray, mask: np.ndarray | None, sources: Sources
+) -> None:
     seen = density > 0 if mask is None else (density > 0) & mask
     if not seen.any():
         raise MapError(f"{file.path}: nothing was seen where the mask is open")

@@ -8,10 +8,10 @@ variances. With w the halves' shares of that sum, C = w_A A + w_B B is the coadd
 holds no sky, has at every pixel the variance of C's noise, and does not correlate with that noise.
 κ̂ of C, D, A and B is each by the estimator under the noise of that map.
 
-What a null expects is zero where parity says so (EB, ω̂κ̂), and else that of the tile's *twin*: a
-lensed sky of the fiducial theory, flat and cut from a periodic box twice as wide, with the tile's
-beam, its noise in each half, and its holes. The twin goes the same way, so that the mask, the noise
-debias and the estimator's answer to them are in both, and drop out.
+What a null expects is zero where parity says so (EB, ω̂κ̂), and else that of the tile's *matched
+simulation*: a lensed sky of the fiducial theory, flat and cut from a periodic box twice as wide,
+with the tile's beam, its noise in each half, and its holes. The simulation goes the same way, so
+that the mask, the debias and the estimator's answer to them are in both, and drop out.
 """
 
 from __future__ import annotations
@@ -36,11 +36,10 @@ from ..simulate.patches import PatchGeometry
 from ..simulate.periodic import PeriodicSkies
 from ..simulate.skies import seed_sequence
 from ..simulate.tile_instrument import TileInstrument
-from . import tile_maps
 from .map_setup import MapSetup
-from .plan import Plan, Tile
-from .reconstruction import check_setup, read_tile, tile_recipe
+from .reconstruction import TileReconstruction, check_setup
 from .tile_maps import TilePatches
+from .tiles import Tile
 
 if TYPE_CHECKING:
     from ..reconstruct.refined import RefinedEstimator
@@ -62,13 +61,13 @@ class Choices:
     Attributes
     ----------
     lmax : multipole beyond which E and B are taken off, in one of them
-    twins : of each tile
-    seed : of the twins
+    simulations : matched ones of each tile
+    seed : of the simulations
     networks : files of another refining network, or several
     """
 
     lmax: int
-    twins: int = 1
+    simulations: int = 1
     seed: int = 0
     networks: tuple[str, ...] = ()
 
@@ -77,7 +76,7 @@ class Choices:
         cls,
         setup: MapSetup,
         lmax: int | None = None,
-        twins: int = 1,
+        simulations: int = 1,
         seed: int = 0,
         networks: tuple[str, ...] = (),
     ) -> Choices:
@@ -88,8 +87,8 @@ class Choices:
         setup : the patches, instrument and network for which the estimator was calibrated
         lmax : multipole beyond which E and B are removed in one null; by default :data:`LMAX` times
             the Nyquist multipole.
-        twins : simulated twins of each tile
-        seed : of the twins
+        simulations : matched ones of each tile
+        seed : of the simulations
         networks : files of another refining network
 
         Returns
@@ -99,7 +98,7 @@ class Choices:
         Raises
         ------
         ConfigError
-            if there is nothing beyond ``lmax`` or below it, or no twin
+            if there is nothing beyond ``lmax`` or below it, or no simulation
         NetworkError
             if a network cannot be read
         """
@@ -108,8 +107,8 @@ class Choices:
         low, high = (round(m) for m in (3.0 * patch.fundamental, patch.nyquist))
         if not low <= lmax < high:
             raise ConfigError(f"--lmax-cmb {lmax}: give a multipole from {low} to {high - 1}")
-        if twins < 1:
-            raise ConfigError(f"--twins {twins}: give one or more")
+        if simulations < 1:
+            raise ConfigError(f"--matched-simulations {simulations}: give one or more")
         if networks and kind_of(networks) == "ResUNet":
             raise ConfigError(
                 f"--other-network {networks[0]}: a ResUNet on maps; tiles need a refining network"
@@ -119,7 +118,7 @@ class Choices:
                 f"--other-network {networks[0]}: is the network of '{setup.name}' itself; name "
                 "another one, as of another seed"
             )
-        return cls(lmax, twins, seed, networks)
+        return cls(lmax, simulations, seed, networks)
 
 
 @dataclass(frozen=True)
@@ -173,132 +172,120 @@ def _over(above: np.ndarray | float, below: np.ndarray) -> np.ndarray:
     return np.divide(above, below, out=np.zeros(below.shape), where=below > 0)
 
 
-def path(folder: str | Path, tile: Tile) -> Path:
-    """Path of the null tests of one tile.
+@dataclass(frozen=True)
+class TileNulls:
+    """The products with the null tests of a survey's tiles.
 
-    Parameters
+    A product holds bandpowers of the tile in its first row and of its matched simulations in the
+    others, (1 + n_simulations, n_bins): ``kk`` ⟨κ̂κ̂*⟩, ``ee`` ⟨EE*⟩ and ``eb`` ⟨EB*⟩ of the coadd,
+    ``curl`` ⟨ω̂κ̂*⟩, ``low`` of κ̂ of E and B to l_max less κ̂, ``other`` of another network's κ̂ less
+    κ̂ if there is one, and ``peaks``, (1 + n_simulations, 3), ⟨|P|⁴⟩/⟨|P|²⟩² − 2 of the polarisation
+    in bands of l over its noise, zero of Gaussian fields. With two splits or more also ``e_aa``,
+    ``e_bb`` and ``e_ab`` of E of the halves, ``noise`` ⟨EE*⟩ + ⟨BB*⟩ of D, ``null`` ⟨κ̂κ̂*⟩ of D,
+    ``null_cross`` of that with κ̂, and ``halves`` of κ̂ of A less κ̂ of B.
+
+    Attributes
     ----------
-    folder : the survey's products
-    tile : a tile of the plan
-
-    Returns
-    -------
-    path : of the product
+    reconstruction : of the tiles, with their plan and what the estimator was calibrated for
+    choices : what the nulls are measured with
     """
-    return Path(folder) / "nulls" / f"tile_{tile.number:04d}.h5"
 
+    reconstruction: TileReconstruction
+    choices: Choices
 
-def recipe(plan: Plan, setup: MapSetup, tile: Tile, choices: Choices) -> dict[str, Any]:
-    """What determines the null tests of one tile.
+    def path(self, tile: Tile) -> Path:
+        """Path of the null tests of one tile.
 
-    Parameters
-    ----------
-    plan : the survey's plan
-    setup : the patches, instrument and network for which the estimator was calibrated
-    tile : a tile of the plan
-    choices : settings of the null tests
+        Parameters
+        ----------
+        tile : of the plan
 
-    Returns
-    -------
-    recipe : of the product
-    """
-    theory = setup.theory
-    return {
-        **tile_recipe(plan, setup, tile),
-        "nulls_algorithm": ALGORITHM,
-        "lmax": choices.lmax,
-        "twins": choices.twins,
-        "seed": choices.seed,
-        "other_network": estimator_hash(choices.networks) if choices.networks else None,
-        "fiducial": [float(f"{cl.sum():.5g}") for cl in (theory.ee, theory.kk)],
-    }
+        Returns
+        -------
+        path : of the product
+        """
+        return self.reconstruction.folder / "nulls" / f"tile_{tile.number:04d}.h5"
 
+    def recipe(self, tile: Tile) -> dict[str, Any]:
+        """What determines the null tests of one tile.
 
-def measure(
-    plan: Plan,
-    setup: MapSetup,
-    load_estimator: Callable[[], RefinedEstimator],
-    folder: str | Path,
-    choices: Choices,
-) -> None:
-    """Measure the nulls of every tile that has none yet; a killed run goes on with the tile at
-    which it was.
+        Parameters
+        ----------
+        tile : of the plan
 
-    A product holds bandpowers of the tile in its first row and of its twins in the others,
-    (1 + n_twins, n_bins): ``kk`` ⟨κ̂κ̂*⟩, ``ee`` ⟨EE*⟩ and ``eb`` ⟨EB*⟩ of the coadd, ``curl`` ⟨ω̂κ̂*⟩,
-    ``low`` of κ̂ of E and B to l_max less κ̂, ``other`` of another network's κ̂ less κ̂ if there is
-    one, and ``peaks``, (1 + n_twins, 3), ⟨|P|⁴⟩/⟨|P|²⟩² − 2 of the polarisation in bands of l over
-    its noise, zero of Gaussian fields. With two splits or more also ``e_aa``, ``e_bb`` and ``e_ab``
-    of E of the halves, ``noise`` ⟨EE*⟩ + ⟨BB*⟩ of D, ``null`` ⟨κ̂κ̂*⟩ of D, ``null_cross`` of that
-    with κ̂, and ``halves`` of κ̂ of A less κ̂ of B.
+        Returns
+        -------
+        recipe : of the product
+        """
+        theory, choices = self.reconstruction.setup.theory, self.choices
+        return {
+            **self.reconstruction.tile_recipe(tile),
+            "nulls_algorithm": ALGORITHM,
+            "lmax": choices.lmax,
+            # The key is part of the identity of products that there are.
+            "twins": choices.simulations,
+            "seed": choices.seed,
+            "other_network": estimator_hash(choices.networks) if choices.networks else None,
+            "fiducial": [float(f"{cl.sum():.5g}") for cl in (theory.ee, theory.kk)],
+        }
 
-    Parameters
-    ----------
-    plan : the survey's plan
-    setup : what the estimator was calibrated for
-    load_estimator : gives the estimator; called if a tile is missing
-    folder : where `survey reconstruct` wrote
-    choices : settings of the null tests
+    def measure(self, load_estimator: Callable[[], RefinedEstimator]) -> None:
+        """Measure the nulls of every tile that has none yet; a killed run goes on with the tile at
+        which it was.
 
-    Raises
-    ------
-    ProductError
-        if a tile has not been reconstructed, or was from other maps or with another estimator
-    """
-    check_setup(plan, setup)
-    todo = [
-        tile
-        for tile in plan.tiles
-        if not products.exists(path(folder, tile), KIND, recipe(plan, setup, tile, choices))
-    ]
-    if not todo:
-        return
-    # Told before anything slow.
-    kappas = {tile.number: read_tile(plan, setup, tile, folder)["kappa"] for tile in todo}
-    bench = None
-    with tqdm(total=len(plan.tiles), initial=len(plan.tiles) - len(todo), desc="nulls") as bar:
-        for maps in tile_maps.masked_patches(plan, folder):
-            tile = maps.tile
-            if tile.number not in kappas:
-                continue
-            bench = bench or Bench(setup, load_estimator(), choices)
-            arrays = bench.measure(maps, kappas[tile.number])
-            wanted = recipe(plan, setup, tile, choices)
-            products.write_product(path(folder, tile), KIND, wanted, arrays)
-            bar.update()
+        Parameters
+        ----------
+        load_estimator : gives the estimator; called if a tile is missing
 
+        Raises
+        ------
+        ProductError
+            if a tile has not been reconstructed, or was from other maps or with another estimator
+        """
+        plan, setup = self.reconstruction.plan, self.reconstruction.setup
+        check_setup(plan, setup)
+        todo = [
+            tile
+            for tile in plan.tiles
+            if not products.exists(self.path(tile), KIND, self.recipe(tile))
+        ]
+        if not todo:
+            return
+        # Told before anything slow.
+        kappas = {tile.number: self.reconstruction.read_tile(tile)["kappa"] for tile in todo}
+        bench = None
+        initial = len(plan.tiles) - len(todo)
+        with tqdm(total=len(plan.tiles), initial=initial, desc="nulls", unit="tile") as bar:
+            for maps in self.reconstruction.maps.masked():
+                tile = maps.tile
+                if tile.number not in kappas:
+                    continue
+                bench = bench or Bench(setup, load_estimator(), self.choices)
+                arrays = bench.measure(maps, kappas[tile.number])
+                products.write_product(self.path(tile), KIND, self.recipe(tile), arrays)
+                bar.update()
 
-def read(
-    plan: Plan, setup: MapSetup, folder: str | Path, choices: Choices
-) -> dict[str, np.ndarray]:
-    """Read the null tests of all tiles.
+    def read(self) -> dict[str, np.ndarray]:
+        """Read the null tests of all tiles.
 
-    Parameters
-    ----------
-    plan : the survey's plan
-    setup : the patches, instrument and network for which the estimator was calibrated
-    folder : the survey's products
-    choices : settings of the null tests
+        Returns
+        -------
+        arrays : by name, (n_tiles, 1 + n_simulations, n_bins) each
 
-    Returns
-    -------
-    arrays : by name as :func:`measure` lists them, (n_tiles, 1 + n_twins, n_bins) each
-
-    Raises
-    ------
-    ProductError
-        if a tile is missing, or was measured otherwise
-    """
-    parts = []
-    for tile in plan.tiles:
-        wanted = recipe(plan, setup, tile, choices)
-        with products.open_product(path(folder, tile), KIND, wanted) as product:
-            parts.append({name: product.array(name) for name in product.names()})
-    return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+        Raises
+        ------
+        ProductError
+            if a tile is missing, or was measured otherwise
+        """
+        parts = []
+        for tile in self.reconstruction.plan.tiles:
+            with products.open_product(self.path(tile), KIND, self.recipe(tile)) as product:
+                parts.append({name: product.array(name) for name in product.names()})
+        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
 
 class Bench:
-    """Measures tiles, and draws and measures their twins."""
+    """Measures tiles, and draws and measures their matched simulations."""
 
     def __init__(self, setup: MapSetup, estimator: RefinedEstimator, choices: Choices):
         self.setup, self.estimator, self.choices = setup, estimator, choices
@@ -316,7 +303,7 @@ class Bench:
         self.ell = np.hypot(*plane_vectors(patch.n_pixels, patch.pixel))
 
     def measure(self, maps: TilePatches, kappa: np.ndarray) -> dict[str, np.ndarray]:
-        """Measure the null tests of one tile and its twins.
+        """Measure the null tests of one tile and its matched simulations.
 
         Parameters
         ----------
@@ -325,25 +312,25 @@ class Bench:
 
         Returns
         -------
-        arrays : by name as :func:`measure` lists them, (1 + n_twins, n_bins) each
+        arrays : by name as :class:`TileNulls` lists them, (1 + n_simulations, n_bins) each
         """
         rows = [self._measured(maps, Halves.of(maps), kappa)]
-        for number in range(self.choices.twins):
-            twin = self.twin(maps, number)
-            rows.append(self._measured(twin, Halves.of(twin), None))
+        for number in range(self.choices.simulations):
+            simulated = self.simulated(maps, number)
+            rows.append(self._measured(simulated, Halves.of(simulated), None))
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def twin(self, maps: TilePatches, number: int) -> TilePatches:
-        """Simulate a tile's twin, with its splits.
+    def simulated(self, maps: TilePatches, number: int) -> TilePatches:
+        """Draw a matched simulation of a tile, with its splits.
 
         Parameters
         ----------
         maps : Q and U of a tile, by split and coadded
-        number : number of the twin, from 0
+        number : number of the simulation, from 0
 
         Returns
         -------
-        maps : Q and U of the twin, with the tile's noise and holes
+        maps : Q and U of the simulation, with the tile's noise and holes
         """
         tile, n, setup = maps.tile, self.patch.n_pixels, self.setup
         stage = seed_sequence(self.choices.seed, "survey nulls", tile.number, number)
@@ -361,7 +348,7 @@ class Bench:
     def _measured(
         self, maps: TilePatches, halves: Halves | None, kappa: np.ndarray | None
     ) -> dict[str, np.ndarray]:
-        """Of one tile or twin; ``kappa`` as in :meth:`measure`, None to be reconstructed."""
+        """Of one tile or simulation; ``kappa`` as in :meth:`measure`, None to be reconstructed."""
         tile = maps.tile
         inputs = {"low": (*self._low(maps), tile.rms)}
         if kappa is None:

@@ -12,20 +12,119 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import healpy
 import numpy as np
-from scipy import spatial
+from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 from ..errors import MapError
-from ..simulate.instrument import cosine_mask
-from ..simulate.patches import PatchGeometry
-from ..simulate.tiling import project, rings, unit_vectors
+from ..simulate.depth import enclosed
+from ..simulate.instrument import ARCMIN, cosine_mask
+from ..simulate.patches import PatchGeometry, Pointing, point_patch
+from ..simulate.tiling import largest_overlap, project, rings, unit_vectors
 
 SHIFTS, TURNS = 8, 24
 # Points of the footprint along a tile's side, at least, by which tiles are chosen.
 POINTS = 24
+# Degrees that edges may reach into each other: half a pixel. Patches one side apart on the equator
+# do by an eighth of that at their corners.
+TOUCH_DEG = 0.02
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One patch of a survey.
+
+    Attributes
+    ----------
+    number : of the plan
+    centre : colatitude and longitude in radians, (2,)
+    geometry : of the patch, as the simulations' but without padding
+    taper : that every tile has, (n, n)
+    split_ivar : inverse variance of Q and of U each of a pixel in every split, 1/µK², zero where
+        nothing was seen, (n_splits, n, n)
+    """
+
+    number: int
+    centre: np.ndarray
+    geometry: PatchGeometry
+    taper: np.ndarray
+    split_ivar: np.ndarray
+
+    @cached_property
+    def seen(self) -> np.ndarray:
+        """Whether all splits saw a pixel, (n, n)."""
+        return np.asarray((self.split_ivar > 0).all(0))
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Taper times whether a pixel was seen, (n, n)."""
+        return self.taper * self.seen
+
+    @cached_property
+    def rms(self) -> np.ndarray:
+        """Noise of Q and of U per pixel of the coadd in µK, infinite where unseen, (n, n)."""
+        return self._rms(self.split_ivar.sum(0, dtype=float))
+
+    def split_rms(self, split: int) -> np.ndarray:
+        """Noise of Q and of U per pixel of one split.
+
+        Parameters
+        ----------
+        split : number of the split, from 0
+
+        Returns
+        -------
+        rms : in µK, infinite where unseen, (n, n)
+        """
+        return self._rms(self.split_ivar[split].astype(float))
+
+    def _rms(self, ivar: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.divide(1.0, ivar, out=np.full(ivar.shape, np.inf), where=self.seen))
+
+    @property
+    def depth(self) -> float:
+        """Level of noise in µK′ whose inverse square is the mean one, weighted by the mask²."""
+        weight = self.mask**2
+        ivar = (weight * self.split_ivar.sum(0, dtype=float)).sum() / weight.sum()
+        return float(self.geometry.pixel / ARCMIN / np.sqrt(ivar))
+
+    @property
+    def seen_fraction(self) -> float:
+        """Σ mask² over Σ taper²."""
+        return float((self.mask**2).sum() / (self.taper**2).sum())
+
+    @property
+    def weight(self) -> float:
+        """How many modes the tile has beside one without holes and edges, as ⟨M²⟩²/⟨M⁴⟩ counts
+        them: the inverse variance of its bandpowers where all tiles have the same noise."""
+        counts = [(m**2).sum() ** 2 / (m**4).sum() for m in (self.mask, self.taper)]
+        return float(counts[0] / counts[1])
+
+    @cached_property
+    def holes(self) -> np.ndarray:
+        """Numbers from 1 of the holes, unseen pixels within what was seen, (n, n); 0 elsewhere."""
+        return enclosed(~self.seen)
+
+    @property
+    def pointing(self) -> Pointing:
+        """Where its pixels lie, row by row."""
+        return point_patch(self.centre, self.geometry)
+
+    def summary(self) -> dict[str, Any]:
+        """What the plan's file says of it."""
+        longitude, latitude = np.degrees(self.centre[1]) % 360.0, 90.0 - np.degrees(self.centre[0])
+        return {
+            "tile": self.number,
+            "longitude": round(float(longitude), 6),
+            "latitude": round(float(latitude), 6),
+            "depth_uk_arcmin": round(self.depth, 4),
+            "seen": round(self.seen_fraction, 4),
+            "holes": int(self.holes.max()),
+            "weight": round(self.weight, 4),
+        }
 
 
 @dataclass(frozen=True)
@@ -58,8 +157,8 @@ class Footprint:
         return np.stack(healpy.pix2vec(self.nside, self.pixels), axis=1)
 
     @cached_property
-    def _tree(self) -> spatial.cKDTree:
-        return spatial.cKDTree(self.points)
+    def _tree(self) -> cKDTree:
+        return cKDTree(self.points)
 
     @property
     def area_deg2(self) -> float:
@@ -85,15 +184,15 @@ class Footprint:
         side = 64
         taper = cosine_mask(PatchGeometry(size_deg, side, 0), taper_deg) ** 2
         whole = taper.mean() * (2.0 * half) ** 2 / (4.0 * np.pi / (12 * self.nside**2))
-        found = np.zeros(len(centres))
+        fractions = np.zeros(len(centres))
         for i, (centre, points) in enumerate(zip(centres, near, strict=True)):
             if len(points) < 0.1 * whole:
                 continue
             x, y = project(self.points[points], centre)
             at = [np.floor((c + half) / (2.0 * half) * side).astype(int) for c in (y, x)]
             inside = np.all([(c >= 0) & (c < side) for c in at], axis=0)
-            found[i] = taper[at[0][inside], at[1][inside]].sum() / whole
-        return np.minimum(found, 1.0)
+            fractions[i] = taper[at[0][inside], at[1][inside]].sum() / whole
+        return np.minimum(fractions, 1.0)
 
 
 def choose_tiles(
@@ -145,3 +244,43 @@ def choose_tiles(
             f"and {100 * least:.0f}% are asked for; lower --seen, or take smaller patches"
         )
     return np.concatenate(best)
+
+
+def check_separate(
+    centres: np.ndarray, size_deg: float, source: str, kind: str = "patches"
+) -> None:
+    """Refuse patches that overlap: a survey's errors are those of independent ones.
+
+    Parameters
+    ----------
+    centres : (n, 2)
+        Colatitude and longitude in radians; NaN where unknown, which is passed over.
+    size_deg : side of a patch, whose edges lie along the meridian at its centre
+    source : where the patches come from, for errors
+    kind : what they are, for errors
+
+    Raises
+    ------
+    MapError
+        if two reach into each other by more than rounding
+    """
+    known = np.flatnonzero(np.isfinite(centres).all(1))
+    if len(known) < 2:
+        return
+    # Patches further apart than their diagonal never touch.
+    reach = 4.0 * np.arcsin(0.5 * np.sqrt(0.5) * np.radians(size_deg))
+    points = unit_vectors(centres[known])
+    for pair in sorted(cKDTree(points).query_pairs(2.0 * np.sin(0.5 * reach))):
+        i, j = known[list(pair)]
+        if largest_overlap(centres[[i, j]], size_deg) > TOUCH_DEG:
+            chord = np.linalg.norm(np.diff(points[list(pair)], axis=0))
+            apart = np.degrees(2.0 * np.arcsin(0.5 * chord))
+            raise MapError(
+                f"{source}: {kind} {i} at {_place(centres[i])} and {j} at {_place(centres[j])} "
+                f"overlap, {size_deg:g} degrees wide and {apart:.3g} degrees apart, and would "
+                "count as independent; leave one out"
+            )
+
+
+def _place(centre: np.ndarray) -> str:
+    return f"(lon, lat) = ({np.degrees(centre[1]):g}, {90.0 - np.degrees(centre[0]):g})"

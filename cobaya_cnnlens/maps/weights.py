@@ -43,13 +43,13 @@ class TileWeights:
 
     @classmethod
     def of(
-        cls, found: PatchBandpowers, tiles: np.ndarray, label: np.ndarray, modes: np.ndarray
+        cls, simulated: PatchBandpowers, tiles: np.ndarray, label: np.ndarray, modes: np.ndarray
     ) -> TileWeights:
         """The weights that simulated patches give.
 
         Parameters
         ----------
-        found : of patches of which every class has one at least
+        simulated : of patches of which every class has one at least
         tiles : as which tile each was seen, (n_patches,)
         label, modes : of the tiles, (n_tiles,)
 
@@ -63,7 +63,7 @@ class TileWeights:
             if no class has a positive response in some bin
         """
         classes = label[tiles]
-        sums = [_by_class(getattr(found, name), classes) for name in ("auto", "cross", "truth")]
+        sums = [by_class(getattr(simulated, name), classes) for name in ("auto", "cross", "truth")]
         power, cross, truth = sums
         response = cross / truth
         # w/R², which stays finite where κ̂ knows nothing.
@@ -110,8 +110,18 @@ class TileWeights:
         return np.divide(auto, response**2, out=np.zeros_like(auto), where=response > 0)
 
 
-def _by_class(values: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Means of each class, (n_classes, n_bins)."""
+def by_class(values: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Average patches of each class.
+
+    Parameters
+    ----------
+    values : of patches, (n_patches, n_bins)
+    classes : of each, (n_patches,)
+
+    Returns
+    -------
+    means : (n_classes, n_bins)
+    """
     return np.array([values[classes == c].mean(0) for c in range(classes.max() + 1)])
 
 

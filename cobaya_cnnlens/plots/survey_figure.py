@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
-from ..maps.separation import FRAMES
+from ..maps.headers import FRAMES
 from ..simulate.patches import PatchGeometry, point_patch
 
 if TYPE_CHECKING:

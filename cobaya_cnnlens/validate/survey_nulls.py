@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -36,10 +35,9 @@ from ..errors import CNNLensError
 from ..likelihood.bandpowers import BandpowerLikelihood
 from ..likelihood.release import Release
 from ..likelihood.statistics import chi2_pte, hotelling_pte, inverse_covariance
-from ..maps import tile_nulls
 from ..maps.map_setup import MapSetup
 from ..maps.plan import Plan
-from ..maps.tile_nulls import PEAKS, Choices
+from ..maps.tile_nulls import PEAKS, TileNulls
 from ..table import plus_minus, text_table
 from .null_tests import NullTest, null_test, verdicts_table
 
@@ -94,24 +92,17 @@ class SurveyNulls:
         return "\n\n".join([title, verdicts, *bins])
 
 
-def survey_nulls(
-    plan: Plan,
-    setup: MapSetup,
-    folder: str | Path,
-    choices: Choices,
-    release: Release | None = None,
-) -> SurveyNulls:
+def survey_nulls(nulls: TileNulls, release: Release | None = None) -> SurveyNulls:
     """The null tests of a survey whose tiles have been measured.
 
     Parameters
     ----------
-    plan : the survey's plan
-    folder : where they were
+    nulls : what was measured of the tiles
     release : of the survey's bandpowers, for the null of the L range
 
     Returns
     -------
-    nulls : the tests, and the reasons for those that were skipped
+    verdicts : the tests, and the reasons for those that were skipped
 
     Raises
     ------
@@ -120,17 +111,16 @@ def survey_nulls(
     CNNLensError
         if there are too few tiles for their scatter to be known
     """
+    plan, lmax = nulls.reconstruction.plan, nulls.choices.lmax
     check_tiles(plan)
-    judge = _Judge(plan, setup, tile_nulls.read(plan, setup, folder, choices))
+    judge = _Judge(plan, nulls.reconstruction.setup, nulls.read())
     tests, skipped = judge.of_tiles()
     more, also = judge.of_halves()
     if release is None:
         also["L range"] = "no release of the survey was given"
     else:
         more.append(range_test(release))
-    return SurveyNulls(
-        plan.name, len(plan.tiles), choices.lmax, [*tests, *more], {**skipped, **also}
-    )
+    return SurveyNulls(plan.name, len(plan.tiles), lmax, [*tests, *more], {**skipped, **also})
 
 
 def check_tiles(plan: Plan) -> None:

@@ -12,7 +12,9 @@ import ducc0
 import healpy
 import numpy as np
 
-from cobaya_cnnlens.maps.patch_files import PatchMaps, read_maps, to_meridian, write_images
+from cobaya_cnnlens.maps.images import to_meridian, write_images
+from cobaya_cnnlens.maps.patch_files import read_maps
+from cobaya_cnnlens.maps.patch_maps import PatchMaps
 from cobaya_cnnlens.pipeline.estimators import network_estimator
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.run import Run

@@ -22,11 +22,13 @@ from astropy.io import fits
 from pixell import curvedsky, enmap
 
 from cobaya_cnnlens.likelihood.release import read_release
-from cobaya_cnnlens.maps import reconstruction, tile_maps
+from cobaya_cnnlens.maps import cutting
 from cobaya_cnnlens.maps.map_setup import MapSetup
 from cobaya_cnnlens.maps.plan import make_plan
+from cobaya_cnnlens.maps.reconstruction import TileReconstruction
 from cobaya_cnnlens.maps.release_estimator import release_estimator
 from cobaya_cnnlens.maps.survey_files import Sources
+from cobaya_cnnlens.maps.tile_maps import TileMaps
 from cobaya_cnnlens.pipeline.release_networks import find_networks
 from cobaya_cnnlens.simulate.instrument import ARCMIN
 from cobaya_cnnlens.simulate.skies import scale_alm, unit_alm
@@ -131,21 +133,21 @@ for name, files in (("HEALPix", healpix_files), ("CAR", car_files)):
         like=plans.get("HEALPix"),
     )
     clock(f"{name}: survey plan, {len(plan.tiles)} tiles")
-    tile_maps.measure(plan, folder / name)
+    TileMaps(plan, folder / name).measure()
     clock(f"{name}: Q and U of the tiles")
-    reconstruction.measure(plan, setup, estimator, folder / name)
+    TileReconstruction(plan, setup, folder / name).measure(estimator)
     clock(f"{name}: kappa-hat")
-    found = [reconstruction.read_tile(plan, setup, tile, folder / name) for tile in plan.tiles]
+    found = [TileReconstruction(plan, setup, folder / name).read_tile(tile) for tile in plan.tiles]
     plans[name], kappas[name] = plan, np.stack([f["kappa"] for f in found])
     powers[name] = np.stack([f["auto"] for f in found])
 plan = plans["HEALPix"]
 np.testing.assert_allclose(plan.centres, plans["CAR"].centres)
-cut = tile_maps.cut(alm, LMAX, plan.centres, plan.geometry)
+cut = cutting.cut(alm, LMAX, plan.centres, plan.geometry)
 for name in plans:
     tiles = plans[name].tiles
     rms = np.stack([tile.rms for tile in tiles])
     masked = cut * np.stack([tile.mask for tile in tiles])
-    known = next(tile_maps.masked_patches(plans[name], folder / name))
+    known = next(TileMaps(plans[name], folder / name).masked())
     off = np.std((known.q + 1j * known.u) - masked[0]) / np.std(masked[0])
     print(f"{name}: Q, U of tile 0 off the sky's by {off:.1e} of their rms")
     kappas[f"the sky, seen as {name}"] = estimator().reconstruct(masked.real, masked.imag, rms)
@@ -160,7 +162,7 @@ for a, b in (
     print(f"{a} against {b}: rms difference of kappa-hat / its rms, by tile:", end=" ")
     print(*(f"{e:.1e}" for e in error))
 # Under one mask: without the pixels at the edges of holes that one of the two saw.
-pairs = [list(tile_maps.masked_patches(plans[name], folder / name)) for name in plans]
+pairs = [list(TileMaps(plans[name], folder / name).masked()) for name in plans]
 common = [one.tile.seen & two.tile.seen for one, two in zip(*pairs, strict=True)]
 same = []
 for found in pairs:

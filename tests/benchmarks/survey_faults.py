@@ -19,9 +19,9 @@ import healpy
 import numpy as np
 
 from cobaya_cnnlens.likelihood.release import read_release
-from cobaya_cnnlens.maps import reconstruction
 from cobaya_cnnlens.maps.map_setup import MapSetup
 from cobaya_cnnlens.maps.plan import read_plan
+from cobaya_cnnlens.maps.reconstruction import TileReconstruction
 from cobaya_cnnlens.simulate.instrument import ARCMIN
 from cobaya_cnnlens.simulate.skies import scale_alm, unit_alm
 from cobaya_cnnlens.theory.camb import lensed_polarisation
@@ -127,7 +127,7 @@ def main():
         loaded = read_plan(plan)
         if done.returncode == 0:
             kappa = np.stack(
-                [reconstruction.read_tile(loaded, setup, t, out)["kappa"] for t in loaded.tiles]
+                [TileReconstruction(loaded, setup, out).read_tile(t)["kappa"] for t in loaded.tiles]
             )
             clean = kappa if clean is None else clean
             off = 100 * np.std(kappa - clean) / np.std(clean)

@@ -20,11 +20,14 @@ from pixell import enmap
 
 from cobaya_cnnlens import products
 from cobaya_cnnlens.likelihood.release import read_release
-from cobaya_cnnlens.maps import reconstruction, tile_maps, tile_nulls
+from cobaya_cnnlens.maps import tile_maps
 from cobaya_cnnlens.maps.map_setup import MapSetup
 from cobaya_cnnlens.maps.plan import make_plan
+from cobaya_cnnlens.maps.reconstruction import TileReconstruction
 from cobaya_cnnlens.maps.release_estimator import release_estimator
 from cobaya_cnnlens.maps.survey_files import Sources
+from cobaya_cnnlens.maps.tile_maps import TileMaps
+from cobaya_cnnlens.maps.tile_nulls import Choices, TileNulls
 from cobaya_cnnlens.pipeline.release_networks import find_networks
 from cobaya_cnnlens.simulate.foregrounds import SourceCounts, source_patches
 from cobaya_cnnlens.simulate.instrument import ARCMIN, convolve_beam
@@ -91,18 +94,18 @@ def make_maps():
 
 def judge(name, change):
     for split in range(2):
-        clean = tile_maps.path(plan, folder / "clean", split)
+        clean = TileMaps(plan, folder / "clean").path(split)
         with products.open_product(clean, tile_maps.KIND) as product:
             arrays = {key: product.array(key) for key in product.names()}
         p = change(split, arrays["q"] + 1j * arrays["u"])
         p = np.where([tile.seen for tile in plan.tiles], p, 0.0).astype(np.complex64)
         arrays |= {"q": p.real, "u": p.imag}
-        where = tile_maps.path(plan, folder / name, split)
-        products.write_product(where, tile_maps.KIND, tile_maps.recipe(plan, split), arrays)
-    reconstruction.measure(plan, setup, lambda: estimator, folder / name)
-    choices = tile_nulls.Choices.of(setup)
-    tile_nulls.measure(plan, setup, lambda: estimator, folder / name, choices)
-    table = survey_nulls(plan, setup, folder / name, choices)
+        where = TileMaps(plan, folder / name).path(split)
+        products.write_product(where, tile_maps.KIND, TileMaps(plan, folder).recipe(split), arrays)
+    TileReconstruction(plan, setup, folder / name).measure(lambda: estimator)
+    tests = TileNulls(TileReconstruction(plan, setup, folder / name), Choices.of(setup))
+    tests.measure(lambda: estimator)
+    table = survey_nulls(tests)
     clock(name)
     text = table.table()
     print(text if name == "as it is" else "\n".join(text.splitlines()[3:20]), flush=True)
@@ -124,7 +127,7 @@ plan = make_plan(
     instrument.taper_deg,
 )
 clock(f"survey plan, {len(plan.tiles)} tiles")
-tile_maps.measure(plan, folder / "clean")
+TileMaps(plan, folder / "clean").measure()
 clock("Q and U of the tiles")
 judge("as it is", lambda _, p: p)
 judge("gain of 2% of one split", lambda i, p: p * (1.0 + 0.02 * i))

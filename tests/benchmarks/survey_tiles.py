@@ -12,19 +12,19 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from cobaya_cnnlens.maps import reconstruction
 from cobaya_cnnlens.maps.assembly import Calibrated
 from cobaya_cnnlens.maps.map_setup import MapSetup
 from cobaya_cnnlens.maps.plan import read_plan
+from cobaya_cnnlens.maps.reconstruction import TileReconstruction
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.run import Run
 
 plan, run = read_plan(sys.argv[1]), Run(load_config(sys.argv[2]))
 folder = Path(sys.argv[3]) if len(sys.argv) > 3 else plan.path.with_suffix("")
-found = Calibrated.read(run, plan, folder)
-weights, tiles, noise = found.weights, found.test_tiles, found.noise()
+calibrated = Calibrated.read(run, plan, folder)
+weights, tiles, auto = calibrated.weights, calibrated.tiles, calibrated.normalised
+noise = auto - calibrated.arrays["test_truth"]
 label = weights.label[tiles]
-auto = weights.normalised(found.arrays["test_auto"], tiles)
 mean = np.array([auto[label == c].mean(0) for c in range(label.max() + 1)])
 rows = np.bincount(label)
 
@@ -37,7 +37,7 @@ def scatter(values, unit):
 
 
 # Of N with itself and with κ.
-signal = found.arrays["test_truth"].mean(0)
+signal = calibrated.arrays["test_truth"].mean(0)
 of_class = np.array([noise[label == c].mean(0) for c in range(len(rows))])
 of_class = np.maximum(of_class, 0.05 * signal)
 of_noise = np.sqrt(of_class**2 + 2 * of_class * signal)
@@ -54,7 +54,7 @@ print(f"{label.max() + 1} classes; N of {len(off)} tiles against the rest of the
 print(f"  within 2 standard errors: {100 * (np.abs(off) < 2).mean():.1f}% of {off.size}")
 print(f"  chi2 per number: {(off**2).mean():.3f} ± {np.sqrt(2 / off.size):.3f}")
 
-data = reconstruction.read(plan, MapSetup.of_run(run), folder)
+data = TileReconstruction(plan, MapSetup.of_run(run), folder).read()
 number = np.arange(len(plan.tiles))
 seen = weights.normalised(data.auto, number) / mean[weights.label]
 # About the mean of all tiles, which the cosmology moves.

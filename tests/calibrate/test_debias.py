@@ -33,22 +33,19 @@ from cobaya_cnnlens.pipeline.assemble import (
     calibration_of,
     make_releases,
 )
-from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.cosmologies import Points
 from cobaya_cnnlens.pipeline.loading import load_config
-from cobaya_cnnlens.pipeline.nuisances import Nuisances
 from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.perturbations import Derivatives, ShiftedSkies, shifted_changes
 from cobaya_cnnlens.pipeline.power import Power, power_of
 from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
-from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.simulate.instrument import Systematics
 from cobaya_cnnlens.validate import points, primary
 from cobaya_cnnlens.validate.omch2 import at_the_tangent
 
 from ..conftest import at_fiducial_power
-from ..written import HASH, small
+from ..written import HASH, NoisyOracle
 
 
 def test_coefficients_follow_what_the_power_tells():
@@ -184,40 +181,9 @@ def test_a_covariance_of_few_patches_has_an_inverse():
     np.testing.assert_allclose(shrunk_covariance(many), np.cov(many, rowvar=False), atol=0.02)
 
 
-class NoisyOracle:
-    """κ̂ = .8 κ + .02 Q̃: a response, and noise that is nothing but the maps' own power."""
-
-    def __init__(self, kappa):
-        self.kappa = kappa
-
-    def reconstruct(self, q, u):
-        return 0.8 * self.kappa + 0.02 * q
-
-
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Of 10° patches, whose products are all there."""
-    content = small(tmp_path_factory.mktemp("debias"))
-    content["centres"] = {"nside": 2, "poles": 4}  # 40 patches of a sky
-    content["derivatives"]["ee_edges"] = [2, 150, 300, 450, 600, 1001]
-    content["skies"] = {"train": 1, "validation": 1, "test": 1, "derivatives": 1}
-    content["nuisances"] = content["points"] = {"skies": 1}
-    content["surveys"]["high"]["skies"] = 1
-    content["data_debias"] = True
-    content["instrument"]["noise_uk_arcmin"] = 30.0
-    config = Config.model_validate(content)
-
-    def of(set_name):
-        Skies(Run(config)).measure(set_name)
-        return Run(config, HASH, NoisyOracle(observe_sky(Run(config), set_name, 0).kappa))
-
-    for name in ("validation", "test", *(f"survey-{s}" for s in config.surveys)):
-        Bandpowers(of(name)).measure(name)
-    Derivatives(of("derivatives")).measure([0])
-    ShiftedSkies(of("derivatives")).measure([0])
-    Nuisances(of("test")).measure([0])
-    Power(Run(config)).measure()
-    return Run(config, HASH)
+def run(simulated_run):
+    return simulated_run
 
 
 @pytest.fixture(scope="module")

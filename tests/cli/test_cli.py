@@ -19,7 +19,7 @@ from cobaya_cnnlens.errors import ConfigError
 from cobaya_cnnlens.likelihood.release import write_release
 from cobaya_cnnlens.pipeline.release_networks import NETWORKS
 
-from ..conftest import REPOSITORY, at_fiducial_power, in_process
+from ..conftest import REPOSITORY, at_fiducial_power, cnnlens
 
 COMMANDS = [
     *("skies", "emulator", "features", "train", "reconstruct"),
@@ -34,13 +34,15 @@ pipeline = pytest.mark.skipif(
 )
 NETWORK = NETWORKS / "refined.keras"
 CONFIG = REPOSITORY / "training" / "config" / "test.yaml"
-# What a light installation has no copy of: importing it fails.
+# What a light installation has no copy of: importing it fails. CAMB is coarse: it has to run.
 PIPELINE = ("ducc0", "healpy", "keras", "tensorflow", "jax", "snakemake")
 BLOCKED = f"""
-import contextlib, io, json, sys
+import contextlib, functools, io, json, sys
 for name in {PIPELINE}:
     sys.modules[name] = None
 from cobaya_cnnlens.cli.main import run
+from cobaya_cnnlens.validate import analytic
+analytic.CambSettings = functools.partial(analytic.CambSettings, lens_potential_accuracy=1.0)
 done = []
 for arguments in json.load(sys.stdin):
     sys.argv = ["cnnlens", *arguments]
@@ -78,25 +80,6 @@ NEEDS_PIPELINE = [
 ]
 
 
-def cnnlens(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "cobaya_cnnlens", *arguments],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
-
-
-def cnnlens_here(*arguments):
-    """The same in this process, which has imported most of what it needs."""
-    from cobaya_cnnlens.cli import run
-
-    # What the entry point sets for its own process.
-    own = {"MPLBACKEND": "Agg", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return in_process(run, *arguments, environment=own)
-
-
 def without_pipeline(commands):
     """Exit code, output and errors of ``cnnlens`` commands without the pipeline's packages."""
     done = subprocess.run(
@@ -109,27 +92,23 @@ def without_pipeline(commands):
     return json.loads(done.stdout)
 
 
-def test_a_light_installation_shows_releases_and_analytic_noise(tmp_path):
-    """Line for line what needs no pipeline; a traceback would end the process."""
+def test_a_light_installation_says_what_installs_the_pipeline(tmp_path):
+    """Line for line: what needs no pipeline, and what does; a traceback would end the process."""
     commands = [[a.replace("OUT", str(tmp_path)) for a in c] for c, _ in LIGHT]
-    for (code, out, err), (command, word) in zip(without_pipeline(commands), LIGHT, strict=True):
+    done = without_pipeline([*commands, *NEEDS_PIPELINE])
+    for (code, out, err), (command, word) in zip(done, LIGHT, strict=False):
         assert (code, err) == (0, ""), command
         assert word in out, command
+    for (code, out, err), command in zip(done[len(LIGHT) :], NEEDS_PIPELINE, strict=True):
+        assert (code, out) == (1, ""), command
+        assert err.count("\n") == 1, err
+        assert err.startswith("error: "), err
+        assert "pip install '.[pipeline]'" in err
     assert (tmp_path / "release.png").stat().st_size > 10_000
     # Hu & Okamoto's N0 of κ at L = 100 for 1 µK-arcmin: of the order of a tenth of C_L^κκ
     L, n0, kk = map(float, (tmp_path / "n0.csv").read_text().splitlines()[1].split(","))
     assert L == 100
     assert 0.01 < n0 / kk < 1
-
-
-def test_a_light_installation_names_what_installs_the_pipeline():
-    for (code, out, err), command in zip(
-        without_pipeline(NEEDS_PIPELINE), NEEDS_PIPELINE, strict=True
-    ):
-        assert (code, out) == (1, ""), command
-        assert err.count("\n") == 1, err
-        assert err.startswith("error: "), err
-        assert "pip install '.[pipeline]'" in err
 
 
 @pytest.mark.slow
@@ -190,13 +169,6 @@ def test_the_figure_of_a_release(release):
     assert figure_limits[0] <= release.bandpowers.min()
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command):
-    result = CliRunner().invoke(app, [*command.split(), "--help"])
-    assert result.exit_code == 0
-    assert "Usage" in result.output
-
-
 # What most users need stands in front; then the order of the pipeline.
 STAGES = {
     "What most users need": ["release", "survey", "train", "reconstruct", "check", "plot"],
@@ -241,10 +213,12 @@ def test_the_commands_are_few():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_help_has_an_example_that_the_command_accepts(name):
-    commands = dict(commands_of(typer.main.get_command(app)))
+def test_every_command_has_help_with_an_example_that_it_accepts(name):
     words = tuple(name.split())
-    command = commands[words]
+    result = CliRunner().invoke(app, [*words, "--help"])
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+    command = dict(commands_of(typer.main.get_command(app)))[words]
     example = command.epilog.removeprefix("Example: cnnlens ").split()
     assert tuple(example[: len(words)]) == words
     command.make_context(name, example[len(words) :])  # an unknown option would raise
@@ -338,29 +312,31 @@ def test_release_show(release, tmp_path):
     ],
 )
 def test_errors_are_one_line(arguments, message):
-    result = cnnlens_here(*arguments)
+    result = cnnlens(*arguments)
     assert result.returncode == 1
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stderr.startswith("error: ")
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
 def test_an_encoding_without_our_letters(encoding):
     """What it lacks is replaced: no result is lost for a κ."""
-    result = cnnlens("n0", "--help", PYTHONIOENCODING=encoding)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "?" in result.stdout
+    given = [sys.executable, "-m", "cobaya_cnnlens", "n0", "--help"]
+    done = subprocess.run(
+        given, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, check=True
+    )
+    assert done.stderr == b""
+    assert b"?" in done.stdout
 
 
 @pipeline
-@pytest.mark.parametrize("backend", ["torch", "theano", "numpy"])
-def test_a_backend_on_which_no_network_runs(backend):
+def test_a_backend_on_which_no_network_runs(monkeypatch):
     """It is told before the maps are read, with the ones that do."""
-    given = ("reconstruct", "refined_fiducial", "--maps", "none.npz")
-    result = cnnlens(*given, KERAS_BACKEND=backend)
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    result = cnnlens("reconstruct", "refined_fiducial", "--maps", "none.npz")
     assert result.returncode == 1
-    assert result.stderr.startswith(f"error: Keras has the backend '{backend}' (KERAS_BACKEND,")
+    assert result.stderr.startswith("error: Keras has the backend 'torch' (KERAS_BACKEND,")
     assert "one of tensorflow, jax" in result.stderr
     assert result.stderr.count("\n") == 1
 
@@ -377,6 +353,20 @@ def test_errors_of_the_system_are_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: products/x: No space left on device\n"
 
 
+@pytest.fixture
+def configured(tmp_path):
+    """The test configuration with some keys changed, as a file."""
+
+    def write(**changes):
+        import yaml
+
+        content = yaml.safe_load(CONFIG.read_text()) | changes
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+        return str(tmp_path / "c.yaml")
+
+    return write
+
+
 @pipeline
 @pytest.mark.parametrize(
     "arguments",
@@ -386,49 +376,29 @@ def test_errors_of_the_system_are_one_line(monkeypatch, capsys):
         ("foregrounds",),
     ],
 )
-def test_an_index_below_zero_is_refused(tmp_path, arguments, monkeypatch):
-    import yaml
-
-    from ..conftest import REPOSITORY
-
-    content = yaml.safe_load((REPOSITORY / "training" / "config" / "test.yaml").read_text())
-    content |= {"products": str(tmp_path / "p"), "points": {"at": {"one": [{"ns": 0.95}]}}}
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+def test_an_index_below_zero_is_refused(tmp_path, arguments, monkeypatch, configured):
+    path = configured(products=str(tmp_path / "p"), points={"at": {"one": [{"ns": 0.95}]}})
     monkeypatch.setattr(runs, "ready", lambda run: run)
     command, *options = arguments
-    result = CliRunner().invoke(app, [command, str(tmp_path / "c.yaml"), *options, "--index", "-1"])
+    result = CliRunner().invoke(app, [command, path, *options, "--index", "-1"])
     assert isinstance(result.exception, ConfigError), result.exception
     assert "not -1" in str(result.exception)
 
 
 @pipeline
-def test_a_pretrained_network_is_not_trained(tmp_path):
-    import yaml
-
-    from ..conftest import REPOSITORY
-
-    content = yaml.safe_load((REPOSITORY / "training" / "config" / "test.yaml").read_text())
-    content["network"] = {"pretrained": str(tmp_path / "n.keras")}
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
-    result = cnnlens_here("train", str(tmp_path / "c.yaml"))
+def test_a_pretrained_network_is_not_trained(tmp_path, configured):
+    result = cnnlens("train", configured(network={"pretrained": str(tmp_path / "n.keras")}))
     assert result.returncode == 1
     assert "'network.pretrained' names" in result.stderr
 
 
 @pipeline
-def test_missing_stage_is_named(tmp_path):
-    import yaml
-
-    from ..conftest import REPOSITORY
-
-    content = yaml.safe_load((REPOSITORY / "training" / "config" / "test.yaml").read_text())
-    content["products"] = str(tmp_path)
-    path = tmp_path / "c.yaml"
-    path.write_text(yaml.safe_dump(content))
-    result = cnnlens_here("reconstruct", str(path), "--set", "test")
+def test_missing_stage_is_named(tmp_path, configured):
+    path = configured(products=str(tmp_path))
+    result = cnnlens("reconstruct", path, "--set", "test")
     assert result.returncode == 1
     assert "network.keras: the network cannot be read" in result.stderr
     assert "run `cnnlens train`" in result.stderr
-    result = cnnlens_here("figure", str(path), "moon")
+    result = cnnlens("figure", path, "moon")
     assert result.returncode == 1
     assert "no figure for stage 'moon'" in result.stderr

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from cobaya_cnnlens.errors import ReleaseError
 from cobaya_cnnlens.likelihood.document import seal, to_document
@@ -60,21 +58,7 @@ def test_round_trip(release, tmp_path):
     # Reading and writing again changes nothing any more.
     write_release(again, tmp_path / "s.json")
     assert (tmp_path / "r.json").read_text() == (tmp_path / "s.json").read_text()
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 5), st.floats(1e-12, 1e3))
-def test_round_trip_of_any_size_and_scale(n_bins, scale):
-    release = without(synthetic_release(n_bins), Group.PRIMARY)
-    scaled = replace(
-        release,
-        bandpowers=release.bandpowers * scale,
-        patch_covariance=release.patch_covariance * scale**2,
-        noise_covariance=release.noise_covariance * scale**2,
-    )
-    again = from_document(seal(json.loads(json.dumps(to_document(scaled)))), "x")
-    np.testing.assert_allclose(again.bandpowers, scaled.bandpowers, rtol=1e-9)
-    np.testing.assert_allclose(again.covariance, scaled.covariance, rtol=1e-8)
+    assert release.instrument == synthetic_release().instrument
 
 
 def test_covariance_is_that_of_the_survey(release):
@@ -146,37 +130,56 @@ def test_missing_fields(document, key):
     refused(document, f"field '{key}' is missing")
 
 
-def test_unknown_fields(document):
-    document["data"]["bandpower"] = 1
-    refused(document, "unknown field 'data.bandpower'")
-    del document["data"]["bandpower"]
-    document["extra"] = {}
-    refused(document, "unknown field 'extra'")
+def with_value(document, key, value):
+    """A copy with another value at a key, whose parts dots divide."""
+    changed = copy.deepcopy(document)
+    *sections, last = (int(k) if k.lstrip("-").isdigit() else k for k in key.split("."))
+    part = changed
+    for section in sections:
+        part = part[section]
+    part[last] = value
+    return changed
 
 
-def test_wrong_shapes(document):
-    for key, part, name in (
-        ("data", "bandpowers", r"data\.bandpowers"),
-        ("calibration", "noise", r"calibration\.noise"),
-    ):
-        broken = copy.deepcopy(document)
-        broken[key][part] = broken[key][part][:-1]
-        refused(broken, f"field '{name}' has shape|fix n_bins")
-    broken = copy.deepcopy(document)
-    broken["covariance"]["patch"][1] = broken["covariance"]["patch"][1][:-1]
-    refused(broken, "rows of different lengths")
-    broken = copy.deepcopy(document)
-    broken["noise_bias"]["kk"] = [row[:-1] for row in broken["noise_bias"]["kk"]]
-    refused(broken, r"noise_bias\.kk.*shape")
-
-
-def test_wrong_types(document):
-    for value in ("1e-9", True, None, [1.0], {}):
-        broken = copy.deepcopy(document)
-        broken["data"]["bandpowers"][0] = value
-        refused(broken, r"field 'data\.bandpowers' holds")
-    document["data"]["n_patches"] = 40.0
-    refused(document, r"'data\.n_patches' must be int")
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("data.bandpower", 1, "unknown field 'data.bandpower'"),
+        ("extra", {}, "unknown field 'extra'"),
+        *(
+            ("data.bandpowers.0", value, r"field 'data\.bandpowers' holds")
+            for value in ("1e-9", True, None, [1.0], {})
+        ),
+        ("data.bandpowers", [1e-9] * 4, r"field 'data\.bandpowers' has shape|fix n_bins"),
+        ("calibration.noise", [1e-9] * 4, r"field 'calibration\.noise' has shape|fix n_bins"),
+        ("covariance.patch.1", [1e-18] * 4, "rows of different lengths"),
+        ("noise_bias.kk", [[1e-9]] * 5, r"noise_bias\.kk.*shape"),
+        ("data.n_patches", 40.0, r"'data\.n_patches' must be int"),
+        ("data.n_patches", 10**400, r"'data\.n_patches' is beyond"),
+        ("data.n_patches", 0, "is 0; a survey has at least one patch"),
+        *(
+            (f"{key}.-1", 10**19, f"field '{key}' holds a multipole beyond")
+            for key in ("bins.edges", "noise_bias.kk_edges", "windows.first")
+        ),
+        ("primary.ee_edges.1", 300.5, "'primary.ee_edges' holds 300.5 where an integer is needed"),
+        ("windows.first.0", -1, r"'windows\.first' must hold multipoles from zero up"),
+        ("truth.omch2", "a", r"'truth\.omch2' must be a number"),
+        ("truth.omch2", np.inf, "which is not finite"),
+        ("instrument.noise", np.nan, "which is not finite"),
+        ("instrument.noise", -1.0, r"'instrument\.noise' must not be negative"),
+        ("instrument.noise_unit", "K arcmin", r"instrument\.noise_unit' must be 'uK arcmin'"),
+        ("provenance.seed", [10**400], "which is not finite"),
+        ("provenance.derivative_step", "a tenth", r"derivative_step' must be a number"),
+        ("theory.cosmology", [1], "'theory.cosmology' must be"),
+        ("theory.cosmology", {"omch2": "0.12"}, r"theory\.cosmology\.omch2' must be a n"),
+        ("nuisances.names.-1", "tilt", re.escape(f"nuisances.names' must be {list(NUISANCES)}")),
+        ("nuisances.first", [[0.0]] * 5, rf"shape \(5, 1\); {len(NUISANCES)} entries are needed"),
+        ("version", 1, f"'version' is 1.*reads {VERSION}"),
+        ("format", "sacc", "another kind of file"),
+    ],
+)
+def test_wrong_values(document, key, value, message):
+    refused(with_value(document, key, value), message)
 
 
 def test_arrays_of_the_wrong_kind(document):
@@ -197,9 +200,6 @@ def test_arrays_of_the_wrong_kind(document):
             refused(broken, f"field '{section}.{name}' (holds|must|has)")
         if not nested:
             refused({**document, section: {**document[section], name: [[1.0]] * len(was)}}, name)
-    integers = copy.deepcopy(document)
-    integers["primary"]["ee_edges"][1] = 300.5
-    refused(integers, "'primary.ee_edges' holds 300.5 where an integer is needed")
 
 
 def test_windows_are_one_row_a_bin(document):
@@ -211,32 +211,10 @@ def test_windows_are_one_row_a_bin(document):
     ):
         broken = {**document, "windows": {**windows, **change}}
         refused(broken, r"'windows\.values' must hold 5 rows, one per bin")
-    negative = {**windows, "first": [-1, *windows["first"][1:]]}
-    refused(
-        {**document, "windows": negative}, r"'windows\.first' must hold multipoles from zero up"
-    )
-    zero = {**windows, "first": [0, *windows["first"][1:]]}
-    read = accepted({**document, "windows": zero}).windows
+    read = accepted(with_value(document, "windows.first.0", 0)).windows
     assert read.shape == (5, 1036)
     np.testing.assert_array_equal(np.flatnonzero(read[0]), np.arange(200))
     np.testing.assert_array_equal(np.flatnonzero(read[4]), np.arange(836, 1036))
-
-
-def test_huge_integers(document):
-    for key, part in (("bins", "edges"), ("noise_bias", "kk_edges"), ("windows", "first")):
-        broken = copy.deepcopy(document)
-        broken[key][part][-1] = 10**19
-        refused(broken, f"field '{key}.{part}' holds a multipole beyond")
-    document["data"]["n_patches"] = 10**400
-    refused(document, r"'data\.n_patches' is beyond")
-
-
-def test_metadata_that_plots_would_trip_over(document):
-    broken = copy.deepcopy(document)
-    broken["truth"]["omch2"] = "a"
-    refused(broken, r"'truth\.omch2' must be a number")
-    document["instrument"]["noise"] = -1.0
-    refused(document, r"'instrument\.noise' must not be negative")
 
 
 def names_with(sign):
@@ -359,7 +337,6 @@ def test_edges_ascend_from_zero(release):
 
 
 def test_numbers_of_patches_and_simulations(release):
-    refused(to_document(replace(release, n_patches=0)), "is 0; a survey has at least one patch")
     accepted(to_document(replace(release, n_patches=1)))
     for n_bins in (2, 5):
         few = replace(synthetic_release(n_bins), n_sim=n_bins + 2)
@@ -400,19 +377,6 @@ def test_metadata_that_is_no_text_or_number(release, document):
         from_document({**to_document(nested), "digest": ""}, "file.json")
     with pytest.raises(ReleaseError, match="nested too deeply"):
         write_release(nested, "never_written.json")
-    for change in (
-        {"truth": {"omch2": np.inf}},
-        {"instrument": {"noise": np.nan}},
-        {"provenance": {"seed": [10**400]}},
-    ):
-        refused(to_document(replace(release, **change)), "which is not finite")
-    refused(to_document(replace(release, theory={"cosmology": [1]})), "'theory.cosmology' must be")
-    cosmology = {"cosmology": {"omch2": "0.12"}}
-    refused(
-        to_document(replace(release, theory=cosmology)), r"theory\.cosmology\.omch2' must be a n"
-    )
-    step = {"derivative_step": "a tenth"}
-    refused(to_document(replace(release, provenance=step)), r"derivative_step' must be a number")
     smile = replace(release, description="two\nlines \U0001f600")
     assert accepted(to_document(smile)).description == smile.description
 
@@ -533,30 +497,7 @@ def test_paths_as_users_give_them(tmp_path, release, monkeypatch):
         read_release("~no_such_user/r.json")
 
 
-def test_writing_leaves_the_release_as_it_was(release, tmp_path):
-    before = dict(release.instrument)
-    write_release(release, tmp_path / "r.json")
-    assert release.instrument == before
-
-
-def test_wrong_units(document):
-    document["instrument"]["noise_unit"] = "K arcmin"
-    refused(document, r"instrument\.noise_unit' must be 'uK arcmin'")
-
-
-def test_nuisances_are_those_of_the_likelihood(document):
-    other = copy.deepcopy(document)
-    other["nuisances"]["names"][-1] = "tilt"
-    refused(other, re.escape(f"nuisances.names' must be {list(NUISANCES)}"))
-    for rows in document["nuisances"]["first"]:
-        rows.pop()
-    n = len(NUISANCES)
-    refused(document, rf"nuisances\.first' has shape \(5, {n - 1}\); {n} entries are needed")
-
-
-def test_other_versions_and_files(document):
-    refused({**document, "version": 1}, f"'version' is 1.*reads {VERSION}")
-    refused({**document, "format": "sacc"}, "another kind of file")
+def test_another_kind_of_document():
     with pytest.raises(ReleaseError, match="holds a list"):
         from_document([1], "file.json")
 

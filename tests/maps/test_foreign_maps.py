@@ -12,10 +12,10 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from cobaya_cnnlens.errors import MapError
-from cobaya_cnnlens.maps.grids import read_sky
-from cobaya_cnnlens.maps.headers import INVERSE_VARIANCE, LEVEL, TEMPERATURE, factor_of
+from cobaya_cnnlens.maps.grids import q_and_u, read_sky
 from cobaya_cnnlens.maps.patch_files import parse_centres, read_maps
-from cobaya_cnnlens.maps.survey_files import Sources, _maps, read_splits
+from cobaya_cnnlens.maps.survey_files import Sources, read_splits
+from cobaya_cnnlens.maps.units import INVERSE_VARIANCE, LEVEL, TEMPERATURE, factor_of
 from cobaya_cnnlens.simulate.instrument import ARCMIN
 from cobaya_cnnlens.simulate.patches import PatchGeometry
 
@@ -55,7 +55,7 @@ def write(tmp_path, monkeypatch):
 
 def q_of(path):
     """Q in µK of the fifth pixel in ring order, and U by the COSMO sign."""
-    return [float(m[5]) for m in _maps(read_sky(path, "QU"), None)]
+    return [float(m[5]) for m in q_and_u(read_sky(path, "QU"), None)]
 
 
 # Keywords
@@ -590,4 +590,4 @@ def test_holes_of_a_plate_carree(write):
     found = read_sky(path, "QU").planes
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(found).any(0)), [3, 5])
     with pytest.raises(MapError, match="POLCCONV is missing; write IAU or COSMO"):
-        _maps(read_sky(write(image=maps, primary=PLAIN | {"POLCCONV": ""}), "QU"), None)
+        q_and_u(read_sky(write(image=maps, primary=PLAIN | {"POLCCONV": ""}), "QU"), None)

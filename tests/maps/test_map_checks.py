@@ -12,8 +12,8 @@ from cobaya_cnnlens.errors import MapError
 from cobaya_cnnlens.likelihood.release import read_release
 from cobaya_cnnlens.maps import reconstruction
 from cobaya_cnnlens.maps.map_setup import MapSetup
-from cobaya_cnnlens.maps.plan import Tile
 from cobaya_cnnlens.maps.tile_maps import TilePatches
+from cobaya_cnnlens.maps.tiles import Tile
 from cobaya_cnnlens.simulate.instrument import cosine_mask
 from cobaya_cnnlens.simulate.patches import PatchGeometry
 from cobaya_cnnlens.simulate.periodic import PeriodicSkies

@@ -15,12 +15,15 @@ from typer.testing import CliRunner
 import yaml
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import ConfigError, MapError, ProductError
-from cobaya_cnnlens.maps import grids, mosaic, reconstruction, tile_maps, tiles
-from cobaya_cnnlens.maps.grids import HealpixGrid, fill, read_sky
+from cobaya_cnnlens.maps import cutting, grids, mosaic, reconstruction, tiles
+from cobaya_cnnlens.maps.cutting import cut, fill
+from cobaya_cnnlens.maps.grids import HealpixGrid, read_sky
 from cobaya_cnnlens.maps.map_setup import MapSetup
-from cobaya_cnnlens.maps.plan import Tile, array_path, make_plan, read_plan
+from cobaya_cnnlens.maps.plan import array_path, make_plan, read_plan
+from cobaya_cnnlens.maps.reconstruction import TileReconstruction
 from cobaya_cnnlens.maps.survey_files import Sources
-from cobaya_cnnlens.maps.tiles import Footprint, choose_tiles
+from cobaya_cnnlens.maps.tile_maps import TileMaps
+from cobaya_cnnlens.maps.tiles import Footprint, Tile, choose_tiles
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.plots.survey_figure import plan_figure
@@ -296,7 +299,7 @@ def clean(files, tmp_path_factory):
     """The same survey of maps without noise, cut."""
     folder = tmp_path_factory.mktemp("clean")
     plan = make_plan(folder / "clean.yaml", sources(files, "clean"), GEOMETRY, TAPER)
-    tile_maps.measure(plan, folder / "clean")
+    TileMaps(plan, folder / "clean").measure()
     return plan, folder / "clean"
 
 
@@ -319,7 +322,7 @@ def test_patches_of_a_map_with_holes_are_the_skys(clean, elm):
     plan, folder = clean
     p = truth(elm, plan)
     off = {2: [], 5: []}
-    for found, true in zip(tile_maps.masked_patches(plan, folder), p, strict=True):
+    for found, true in zip(TileMaps(plan, folder).masked(), p, strict=True):
         tile = found.tile
         assert not (found.q[~tile.seen]).any()
         for steps, errors in off.items():
@@ -339,12 +342,12 @@ def test_a_smooth_sky_does_not_ring_at_holes(files, clean, elm, tmp_path):
     path = write(tmp_path / "smooth.fits", [np.where(SEEN, m, np.nan) for m in (q, u)], "uK")
     given = Sources((path,), files["mask"], level=str(LEVEL))
     plan = make_plan(tmp_path / "p.yaml", given, GEOMETRY, TAPER, like=like)
-    tile_maps.measure(plan, tmp_path / "out")
+    TileMaps(plan, tmp_path / "out").measure()
     p = polarisation_at(smooth, LMAX, point_patches(plan.centres, plan.geometry))
     found = [
         ((m.q + 1j * m.u - t * m.tile.mask), m.tile.seen & ~away(m.tile, 1))
         for m, t in zip(
-            tile_maps.masked_patches(plan, tmp_path / "out"), p.reshape(-1, 32, 32), strict=True
+            TileMaps(plan, tmp_path / "out").masked(), p.reshape(-1, 32, 32), strict=True
         )
     ]
     beside = np.concatenate([difference[edge] for difference, edge in found])
@@ -352,15 +355,13 @@ def test_a_smooth_sky_does_not_ring_at_holes(files, clean, elm, tmp_path):
 
 
 def test_the_pixels_window_is_divided_out(clean, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        tile_maps, "pixel_window_of", lambda path, nside, lmax: np.full(lmax + 1, 0.5)
-    )
+    monkeypatch.setattr(cutting, "_pixel_window", lambda path, grid, lmax: np.full(lmax + 1, 0.5))
     plan, folder = clean
     halved = replace(plan, sources=replace(plan.sources, pixel_window=True))
-    tile_maps.measure(halved, tmp_path)
+    TileMaps(halved, tmp_path).measure()
     pairs = zip(
-        tile_maps.masked_patches(halved, tmp_path),
-        tile_maps.masked_patches(plan, folder),
+        TileMaps(halved, tmp_path).masked(),
+        TileMaps(plan, folder).masked(),
         strict=True,
     )
     for one, two in pairs:
@@ -395,7 +396,7 @@ def test_white_noise_of_a_map_is_white_noise_of_the_patches():
     centres = np.radians([[t, p] for t in (50, 90, 130) for p in range(0, 360, 36)])
     flat = replace(GEOMETRY, pad=0)
     lmax = int(np.sqrt(2) * flat.nyquist)
-    p = tile_maps.cut(grid.harmonics(*noise, lmax, 0), lmax, centres, flat)
+    p = cut(grid.harmonics(*noise, lmax, 0), lmax, centres, flat)
     power = (np.abs(np.fft.fft2(p)) ** 2).mean(0) / 32**2 * flat.pixel**2 / (2 * AREA)
     l = np.hypot(*np.meshgrid(np.fft.fftfreq(32), np.fft.fftfreq(32))) * 2
     for low in (0.0, 0.25, 0.5, 0.75):
@@ -406,10 +407,8 @@ def test_white_noise_of_a_map_is_white_noise_of_the_patches():
 
 def test_the_coadd_is_the_mean_by_inverse_variance(plan, clean, tmp_path):
     """Noise of the splits and of the coadd is what the tile says of each."""
-    tile_maps.measure(plan, tmp_path)
-    pairs = zip(
-        tile_maps.masked_patches(plan, tmp_path), tile_maps.masked_patches(*clean), strict=True
-    )
+    TileMaps(plan, tmp_path).measure()
+    pairs = zip(TileMaps(plan, tmp_path).masked(), TileMaps(*clean).masked(), strict=True)
     ratios = {"coadd": [], 0: [], 1: []}
     for noisy, quiet in pairs:
         tile = noisy.tile
@@ -427,16 +426,16 @@ def test_the_coadd_is_the_mean_by_inverse_variance(plan, clean, tmp_path):
 def test_cutting_resumes(plan, tmp_path, monkeypatch):
     """A split that is there is not cut again; one of another plan is refused, and so are maps that
     are not those of the plan."""
-    tile_maps.measure(plan, tmp_path)
-    tile_maps.path(plan, tmp_path, 1).unlink()
-    counted, original = [], tile_maps.cut
-    monkeypatch.setattr(tile_maps, "cut", lambda *a: counted.append(1) or original(*a))
-    tile_maps.measure(plan, tmp_path)
-    tile_maps.measure(plan, tmp_path)
+    TileMaps(plan, tmp_path).measure()
+    TileMaps(plan, tmp_path).path(1).unlink()
+    counted, original = [], cut
+    monkeypatch.setattr(cutting, "cut", lambda *a: counted.append(1) or original(*a))
+    TileMaps(plan, tmp_path).measure()
+    TileMaps(plan, tmp_path).measure()
     assert len(counted) == 1
     changed = replace(plan, recipe={**plan.recipe, "seen": 0.7})
     with pytest.raises(ProductError, match="made from another configuration"):
-        tile_maps.measure(changed, tmp_path)
+        TileMaps(changed, tmp_path).measure()
 
 
 def test_maps_that_changed_are_refused(files, tmp_path):
@@ -444,7 +443,7 @@ def test_maps_that_changed_are_refused(files, tmp_path):
     plan = make_plan(tmp_path / "p.yaml", sources(moved), GEOMETRY, TAPER)
     fits.setval(moved["map1"], "HISTORY", value="again", ext=1)
     with pytest.raises(MapError, match=r"map1\.fits: is not the file that .*p\.yaml was made from"):
-        tile_maps.measure(plan, tmp_path / "out")
+        TileMaps(plan, tmp_path / "out").measure()
 
 
 # κ̂
@@ -492,18 +491,19 @@ def test_every_tile_is_reconstructed_with_its_own_noise(plan, run, tmp_path, mon
     """κ̂ is told the coadd's rms; bandpowers are of κ̂; a killed run goes on where it was; the image
     lies where the tile does; the mosaic has κ̂ at its place, and no weight in holes."""
     setup, fake = MapSetup.of_run(run[1]), Fake()
+    products = TileReconstruction(plan, setup, tmp_path)
     monkeypatch.setattr(reconstruction, "check", lambda *_: [])
-    reconstruction.measure(plan, setup, lambda: fake, tmp_path)
+    TileReconstruction(plan, setup, tmp_path).measure(lambda: fake)
     assert fake.tiles == len(plan.tiles)
-    whole = reconstruction.read(plan, setup, tmp_path)
+    whole = TileReconstruction(plan, setup, tmp_path).read()
     assert whole.power.shape[0] == len(plan.tiles)
-    cut = list(tile_maps.masked_patches(plan, tmp_path))
+    cut = list(TileMaps(plan, tmp_path).masked())
     for i, (tile, maps) in enumerate(zip(plan.tiles, cut, strict=True)):
-        found = reconstruction.read_tile(plan, setup, tile, tmp_path)
+        found = TileReconstruction(plan, setup, tmp_path).read_tile(tile)
         expected = np.where(tile.seen, maps.q / tile.rms, 0.0)
         np.testing.assert_allclose(found["kappa"], expected, rtol=1e-5, atol=1e-9)
         np.testing.assert_allclose(whole.auto[i], setup.spectra.auto(expected[None])[0], rtol=1e-4)
-        image = reconstruction.image_path(tmp_path, tile)
+        image = products.image_path(tile)
         np.testing.assert_allclose(fits.getdata(image)[:, ::-1], found["kappa"], rtol=1e-6)
         longitude, latitude = WCS(fits.getheader(image)).wcs_pix2world(15.5, 15.5, 0)
         np.testing.assert_allclose(
@@ -511,14 +511,14 @@ def test_every_tile_is_reconstructed_with_its_own_noise(plan, run, tmp_path, mon
             [np.degrees(tile.centre[1]) % 360, 90 - np.degrees(tile.centre[0])],
             atol=1e-6,
         )
-    reconstruction.tile_path(tmp_path, plan.tiles[2]).unlink()
-    reconstruction.measure(plan, setup, lambda: fake, tmp_path)
+    products.tile_path(plan.tiles[2]).unlink()
+    TileReconstruction(plan, setup, tmp_path).measure(lambda: fake)
     assert fake.tiles == len(plan.tiles) + 1
     # Another estimator's κ̂ is not taken for this one's.
     other = replace(setup, recipe={**setup.recipe, "network": "b" * 64})
     with pytest.raises(ProductError, match=r"estimator\.network"):
-        reconstruction.measure(plan, other, lambda: fake, tmp_path)
-    path = mosaic.make(plan, setup, tmp_path)
+        TileReconstruction(plan, other, tmp_path).measure(lambda: fake)
+    path = mosaic.make(TileReconstruction(plan, setup, tmp_path))
     kappa, weight = healpy.read_map(path, field=(0, 1))
     seen = weight != healpy.UNSEEN
     nside = healpy.get_nside(kappa)
@@ -579,10 +579,10 @@ def test_from_maps_to_kappa_by_commands(files, run, tmp_path, monkeypatch):
         made.config.patch, made.config.instrument, made.mask, made.spectra(), PASSES
     )
     setup = MapSetup.of_run(made)
-    assert reconstruction.read(plan, setup, tmp_path).warnings == ("turned",)
-    for maps in tile_maps.masked_patches(plan, tmp_path):
+    assert TileReconstruction(plan, setup, tmp_path).read().warnings == ("turned",)
+    for maps in TileMaps(plan, tmp_path).masked():
         expected = made.mask * ascent.reconstruct(maps.q[None], maps.u[None], maps.tile.rms)[0]
-        found = reconstruction.read_tile(plan, setup, maps.tile, tmp_path)["kappa"]
+        found = TileReconstruction(plan, setup, tmp_path).read_tile(maps.tile)["kappa"]
         np.testing.assert_allclose(found, expected, atol=5e-3 * expected.std())
     assert (tmp_path / "mosaic.fits").exists()
 
@@ -590,7 +590,7 @@ def test_from_maps_to_kappa_by_commands(files, run, tmp_path, monkeypatch):
 def test_maps_that_no_instrument_gives_are_refused(plan, run, tmp_path):
     """The toy's Q and U are no CMB's."""
     with pytest.raises(MapError, match=r"toy\.yaml: in .*, more than any instrument is off"):
-        reconstruction.measure(plan, MapSetup.of_run(run[1]), Fake, tmp_path)
+        TileReconstruction(plan, MapSetup.of_run(run[1]), tmp_path).measure(Fake)
     assert not (tmp_path / "tiles").exists()
 
 
@@ -748,7 +748,7 @@ def test_a_footprint_alone(files, tmp_path):
     assert len(plan.tiles) >= 6
     assert plan.tiles[0].depth == pytest.approx(7.0, rel=1e-4)
     with pytest.raises(MapError, match="the plan of a footprint alone; plan again"):
-        tile_maps.measure(read_plan(plan.path), tmp_path / "out")
+        TileMaps(read_plan(plan.path), tmp_path / "out").measure()
 
 
 def test_a_map_of_levels_is_a_depth(files, tmp_path):
@@ -816,10 +816,10 @@ def test_a_car_map_is_the_same_survey(car_files, clean, elm, tmp_path):
     plan = make_plan(tmp_path / "car.yaml", given, GEOMETRY, TAPER, like=other)
     np.testing.assert_array_equal(plan.centres, other.centres)
     assert plan.identity != other.identity
-    tile_maps.measure(plan, tmp_path / "car")
+    TileMaps(plan, tmp_path / "car").measure()
     pairs = zip(
-        tile_maps.masked_patches(plan, tmp_path / "car"),
-        tile_maps.masked_patches(other, folder),
+        TileMaps(plan, tmp_path / "car").masked(),
+        TileMaps(other, folder).masked(),
         strict=True,
     )
     for at, (one, two) in enumerate(pairs):

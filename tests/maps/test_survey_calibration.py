@@ -13,12 +13,15 @@ from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import ConfigError, ProductError, ReleaseError
 from cobaya_cnnlens.likelihood.fields import NUISANCES
 from cobaya_cnnlens.likelihood.release import read_release, write_release
-from cobaya_cnnlens.maps import assembly, calibration, reconstruction
+from cobaya_cnnlens.maps import assembly, calibration
+from cobaya_cnnlens.maps.bandpower_file import MapBandpowers
+from cobaya_cnnlens.maps.calibration import SurveyCalibration
 from cobaya_cnnlens.maps.map_setup import MapSetup
-from cobaya_cnnlens.maps.plan import Plan, Tile
+from cobaya_cnnlens.maps.plan import Plan
+from cobaya_cnnlens.maps.reconstruction import TileReconstruction
 from cobaya_cnnlens.maps.simulated import SeenAs, neighbours, subset_in_turn, tiles_in_turn
 from cobaya_cnnlens.maps.survey_files import Sources
-from cobaya_cnnlens.maps.tiles import Footprint
+from cobaya_cnnlens.maps.tiles import Footprint, Tile
 from cobaya_cnnlens.maps.weights import shares
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.perturbations import perturbed_sky
@@ -26,6 +29,7 @@ from cobaya_cnnlens.pipeline.power import power_of
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.simulate.instrument import ARCMIN, Systematics, cosine_mask
 from cobaya_cnnlens.simulate.patches import PatchGeometry
+from cobaya_cnnlens.simulate.perturbed_skies import Observation
 
 from .test_survey import SIDE, TAPER, toy_configuration
 from .test_survey_weights import MODES, N_BINS, N_TILES, NOISE, RESPONSE, SIGNAL, drawn
@@ -126,14 +130,14 @@ def test_what_cannot_calibrate_is_refused(run):
         (13, "lower --patches"),
     ):
         with pytest.raises(ConfigError, match=message):
-            calibration.check(run, plan, patches)
+            SurveyCalibration(run, plan, Path(), patches).check()
 
 
 @pytest.fixture(scope="module")
 def measured(run, tmp_path_factory):
     """All that is simulated of the toy survey."""
     folder = tmp_path_factory.mktemp("calibration")
-    calibration.measure(run, plan_of(), folder, 12)
+    SurveyCalibration(run, plan_of(), folder, 12).measure()
     return folder
 
 
@@ -145,32 +149,36 @@ def test_calibrating_resumes(run, measured, monkeypatch):
     monkeypatch.setattr(
         calibration._Simulations, "measure", lambda *a: made.append(a[1]) or original(*a)
     )
-    calibration.measure(run, plan, measured, 12)
+    stage = SurveyCalibration(run, plan, measured, 12)
+    stage.measure()
     assert not made
-    before = calibration.path(measured).read_bytes()
-    calibration.path(measured).unlink()
+    before = stage.path.read_bytes()
+    stage.path.unlink()
     part = calibration.Part(calibration.PartKind.BAND, "ee", 1)
-    calibration.part_path(measured, part).unlink()
-    calibration.measure(run, plan, measured, 12)
+    stage.part_path(part).unlink()
+    stage.measure()
     assert made == [part]
-    assert calibration.path(measured).read_bytes() == before
-    calibration.measure(run, replace(plan, recipe={"a": 2}), measured, 12)
+    assert stage.path.read_bytes() == before
+    replace(stage, plan=replace(plan, recipe={"a": 2})).measure()
     assert made == [part]
     with pytest.raises(ProductError, match="depth"):
-        calibration.measure(run, plan_of(LEVELS + 1), measured, 12)
+        replace(stage, plan=plan_of(LEVELS + 1)).measure()
 
 
 def test_derivatives_are_of_the_tiles_maps(run, measured):
     """κ̂ is linear in the maps here: over all bands of E, ∂⟨κ̂κ̂*⟩/∂ ln C^EE is the cross power of
     the maps with what they are without noise, patch by patch; and so it is for E."""
     plan = plan_of()
-    n, arrays = calibration.read(run, plan, measured)
-    assert n == 12
-    seen = calibration.derivative_patches(run, plan)
+    stage, arrays = SurveyCalibration.read(run, plan, measured)
+    assert stage.n_patches == 12
+    seen = stage.derivative_patches()
     still = np.zeros((6, 40, 40))
     noise = seen.measure(*seen.observe(still, still))
     bench = perturbed_sky(
-        run, 0, 0, measured=seen.measure, observation=(0 * seen.noise(), seen.mask)
+        run,
+        0,
+        measured=seen.measure,
+        observation=Observation(run.config.instrument, 0 * seen.noise(), seen.mask),
     )
     clean = bench.unperturbed()["auto"]
     whole = np.hstack([arrays["fiducial_auto"][0], arrays["fiducial_power"][0]])
@@ -199,12 +207,13 @@ def written(run, tmp_path_factory):
     noise = 1e-7 * NOISE
     n_power = len(power_of(run).e_edges)
     arrays = {}
-    for name, count in calibration.counts(plan, n).items():
+    stage = SurveyCalibration(run, plan, folder, n)
+    for name, count in stage.counts.items():
         tiles = tiles_in_turn(plan, count)
         found = drawn(generator, tiles, RESPONSE, noise, signal, MODES)
         arrays |= {f"{name}_{key}": values for key, values in vars(found).items()}
         arrays[f"{name}_power"] = 1.0 + 0.1 * generator.standard_normal((count, n_power))
-    which = calibration.derivative_patches(run, plan)
+    which = stage.derivative_patches()
     shape = (1, len(which.tiles))
 
     def some(*lead):
@@ -215,30 +224,22 @@ def written(run, tmp_path_factory):
         arrays[f"{what}_power"] = 0.1 * generator.standard_normal((count, shape[1], n_power)) + 1
         if what != "ee":
             arrays[f"{what}_truth"] = some(count) + 5e-8
-    rows = calibration.nuisance_patches(run, plan, n)
+    rows = stage.nuisance_patches()
     for name in NUISANCES:
         arrays[f"{name}_auto"] = arrays["test_auto"][rows] * np.array([0.9, 1.1])[:, None, None]
         arrays[f"{name}_power"] = arrays["test_power"][rows] * np.array([0.9, 1.1])[:, None, None]
-    products.write_product(
-        calibration.path(folder), calibration.KIND, calibration.recipe(run, plan, n), arrays
-    )
+    products.write_product(stage.path, calibration.KIND, stage.recipe, arrays)
     data = drawn(generator, np.arange(N_TILES), RESPONSE, noise, signal, MODES)
-    setup = MapSetup.of_run(run)
-    whole = {
-        "auto": data.auto,
-        "power": 1.0 + 0.1 * generator.standard_normal((N_TILES, n_power)),
-        "numbers": np.arange(N_TILES),
-        "centres": plan.centres,
-        "depth": LEVELS,
-        "weight": np.array([tile.weight for tile in plan.tiles]),
-        "warnings": products.texts(["the polarisation is turned"]),
-    }
-    products.write_product(
-        reconstruction.path(folder),
-        reconstruction.KIND,
-        reconstruction.recipe(plan, setup),
-        whole,
+    whole = MapBandpowers(
+        data.auto,
+        1.0 + 0.1 * generator.standard_normal((N_TILES, n_power)),
+        plan.centres,
+        plan.frame,
+        "a.fits, b.fits",
+        ("the polarisation is turned",),
     )
+    tiles = TileReconstruction(plan, MapSetup.of_run(run), folder)
+    whole.write(tiles.path, tiles.recipe)
     return run, plan, folder, arrays, whole
 
 
@@ -246,7 +247,8 @@ def test_the_release_is_the_weighted_sum(written, tmp_path):
     """d, N, derivatives and own power against the formulas, patch by patch."""
     run, plan, folder, arrays, data = written
     release = assembly.make_release(run, plan, folder, "toy")
-    weights = assembly.Calibrated.read(run, plan, folder).weights
+    calibrated = assembly.Calibrated.read(run, plan, folder)
+    stage, weights = calibrated.calibration, calibrated.weights
     label = weights.label
     np.testing.assert_array_equal(label, [0, 3, 0, 1, 2, 1])  # the hole makes a class
     tiles = tiles_in_turn(plan, 30)
@@ -259,27 +261,27 @@ def test_the_release_is_the_weighted_sum(written, tmp_path):
     by_tile = arrays["test_auto"] / r2[tiles] - arrays["test_truth"]
     noise = sum(weights.weight[t] * by_tile[tiles == t].mean(0) for t in range(N_TILES))
     np.testing.assert_allclose(release.noise, noise, rtol=1e-9)
-    d = (weights.weight * data["auto"] / r2).sum(0) - noise
+    d = (weights.weight * data.auto / r2).sum(0) - noise
     np.testing.assert_allclose(release.bandpowers, d, rtol=1e-9)
     # What was suspicious of the maps stays.
     assert release.warnings[0] == "the polarisation is turned"
     assert "convergence bandpowers (refining network), debiased" in release.description
     assert release.n_patches == N_TILES
     assert N_BINS + 2 < release.n_sim < 60
-    seen = calibration.derivative_patches(run, plan).tiles
+    seen = stage.derivative_patches().tiles
     u = shares(seen, weights.weight)
     kk = (u * (arrays["kk_auto"][1] / r2[seen] - arrays["kk_truth"][1])).mean(0)
     debiased = kk - release.debias_coefficients @ release.power_kk_derivatives[:, 1]
     np.testing.assert_allclose(release.kk_derivatives[:, 1], debiased, rtol=1e-9)
     gain = NUISANCES.index("gain")
-    rows = calibration.nuisance_patches(run, plan, 60)
+    rows = stage.nuisance_patches()
     u = shares(tiles[rows], weights.weight)
     first = 0.1 / run.config.nuisances.gain * arrays["test_auto"][rows] / r2[tiles[rows]]
     np.testing.assert_allclose(
         release.fixed_nuisance_first[:, gain], (u * first).mean(0), rtol=1e-9
     )
     modes = np.array([tile.weight for tile in plan.tiles])
-    own = (modes[:, None] * data["power"]).sum(0) / modes.sum()
+    own = (modes[:, None] * data.power).sum(0) / modes.sum()
     np.testing.assert_allclose(release.power, own, rtol=1e-12)
     assert release.instrument["noise"] == pytest.approx(np.mean(LEVELS**-2.0) ** -0.5, rel=0.01)
     write_release(release, tmp_path / "toy.json")
@@ -309,7 +311,7 @@ def test_the_commands(written, measured, run, tmp_path, monkeypatch):
 
     done = cnnlens(run, "calibrate", "toy.yaml", "--out", measured, "--patches", 12)
     assert done.exception is None, done.exception
-    assert done.output.strip() == str(calibration.path(measured))
+    assert done.output.strip() == str(measured / "calibration.h5")
     few = cnnlens(run, "calibrate", "toy.yaml", "--out", measured, "--patches", 5)
     assert "give --patches 24" in str(few.exception)
     out = tmp_path / "mine.json"

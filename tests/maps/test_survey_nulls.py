@@ -21,8 +21,10 @@ from cobaya_cnnlens.likelihood.release import read_release
 from cobaya_cnnlens.maps import reconstruction, tile_maps, tile_nulls, tiles
 from cobaya_cnnlens.maps.map_setup import MapSetup
 from cobaya_cnnlens.maps.plan import array_path, make_plan, read_plan
+from cobaya_cnnlens.maps.reconstruction import TileReconstruction
 from cobaya_cnnlens.maps.survey_files import Sources
-from cobaya_cnnlens.maps.tile_nulls import Choices, Halves
+from cobaya_cnnlens.maps.tile_maps import TileMaps, TilePatches
+from cobaya_cnnlens.maps.tile_nulls import Choices, Halves, TileNulls
 from cobaya_cnnlens.plots.null_figures import survey_nulls_figure
 from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
 from cobaya_cnnlens.simulate.bandpowers import Bins
@@ -63,7 +65,7 @@ class Quadratic:
 def setup(fiducial):
     instrument = Instrument(LEVEL, BEAM, TAPER)
     made = MapSetup(*("toy", GEOMETRY, instrument, Bins(18, 60, 4), "a" * 64, {"toy": 1}, 1, None))
-    # Waves longer than two tiles, which a twin does not have, are left out.
+    # Waves longer than two tiles, which a matched simulation does not have, are left out.
     long = np.arange(len(fiducial.ee)) < 2 * GEOMETRY.fundamental
     cut = {name: np.where(long, 0.0, getattr(fiducial, name)) for name in ("ee", "lensed_ee")}
     vars(made)["theory"] = replace(fiducial, **cut)
@@ -102,7 +104,7 @@ def plan(setup, tmp_path_factory):
         patch.setattr(tiles, "SHIFTS", 2)
         patch.setattr(tiles, "TURNS", 4)
         made = make_plan(folder / "toy.yaml", sources, setup.patch, TAPER)
-    tile_maps.measure(made, folder / "clean")
+    TileMaps(made, folder / "clean").measure()
     return made
 
 
@@ -111,20 +113,21 @@ def judge(plan, setup, folder, change=None, source="clean", **options):
     Q + iU of all tiles."""
     clean = plan.path.parent / source
     for split in range(plan.n_splits):
-        with products.open_product(tile_maps.path(plan, clean, split), tile_maps.KIND) as product:
+        with products.open_product(TileMaps(plan, clean).path(split), tile_maps.KIND) as product:
             arrays = {name: product.array(name) for name in product.names()}
             wanted = product.recipe
         if change is not None:
             p = change(split, arrays["q"] + 1j * arrays["u"])
             arrays |= {"q": p.real, "u": p.imag}
-        products.write_product(tile_maps.path(plan, folder, split), tile_maps.KIND, wanted, arrays)
+        products.write_product(TileMaps(plan, folder).path(split), tile_maps.KIND, wanted, arrays)
     estimator = Quadratic(setup)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reconstruction, "check", lambda *_: [])
-        reconstruction.measure(plan, setup, lambda: estimator, folder)
+        TileReconstruction(plan, setup, folder).measure(lambda: estimator)
     choices = Choices.of(setup, **options)
-    tile_nulls.measure(plan, setup, lambda: estimator, folder, choices)
-    return judged.survey_nulls(plan, setup, folder, choices)
+    tests = TileNulls(TileReconstruction(plan, setup, folder), choices)
+    tests.measure(lambda: estimator)
+    return judged.survey_nulls(tests)
 
 
 def of(table, name):
@@ -145,7 +148,7 @@ def test_the_difference_of_unequal_halves_is_noise_of_the_coadd(plan):
         rms = np.stack([np.where(tile.seen, tile.split_rms(i), 0.0) for i in range(2)])
         q, u = generator.standard_normal((2, 2, 32, 32)) * rms
         share = tile.split_ivar * tile.seen / np.maximum(tile.split_ivar.sum(0), 1e-30)
-        maps = tile_maps.TilePatches(tile, q, u, (share * q).sum(0), (share * u).sum(0))
+        maps = TilePatches(tile, q, u, (share * q).sum(0), (share * u).sum(0))
         difference.append(Halves.of(maps).difference[0] / np.where(tile.seen, tile.rms, 1.0))
         coadd.append(maps.q / np.where(tile.seen, tile.rms, 1.0))
     inner = tile.seen
@@ -154,15 +157,15 @@ def test_the_difference_of_unequal_halves_is_noise_of_the_coadd(plan):
     assert np.mean(c**2) == pytest.approx(1.0, abs=0.01)
     assert abs(np.mean(d * c)) < 0.01
     sky = np.stack([generator.standard_normal((32, 32)) * tile.seen] * 2)
-    same = Halves.of(tile_maps.TilePatches(tile, sky, 2.0 * sky, sky[0], sky[0]))
+    same = Halves.of(TilePatches(tile, sky, 2.0 * sky, sky[0], sky[0]))
     assert np.abs(same.difference).max() < 1e-12
-    alone = tile_maps.TilePatches(tile, sky[:1], sky[:1], sky[0], sky[0])
+    alone = TilePatches(tile, sky[:1], sky[:1], sky[0], sky[0])
     assert Halves.of(alone) is None
 
 
 def test_a_mock_of_the_sphere_has_no_null_that_fails(plan, setup, tmp_path):
-    """All of them, though its twins are flat, and the page shows each; what could not be had says
-    why."""
+    """All of them, though its matched simulations are flat, and the page shows each; what could not
+    be had says why."""
     table = judge(plan, setup, tmp_path)
     assert len(plan.tiles) > 30
     assert min(test.pte for test in table.tests) > FAILED, table.table()
@@ -179,7 +182,7 @@ def test_a_mock_of_the_sphere_has_no_null_that_fails(plan, setup, tmp_path):
     assert len(titles) == len(names)
     assert all(f"PTE {t.pte:.3f}" in title for t, title in zip(table.tests, titles, strict=True))
     # Of one split there are none of splits.
-    found = tile_nulls.read(plan, setup, tmp_path, Choices.of(setup))
+    found = TileNulls(TileReconstruction(plan, setup, tmp_path), Choices.of(setup)).read()
     alone = {key: found[key] for key in ("kk", "ee", "eb", "curl", "low", "peaks")}
     tests, skipped = judged._Judge(plan, setup, alone).of_tiles()
     assert [test.name for test in tests] == ["rotation", "curl", "peaks", "l_max"]
@@ -234,7 +237,7 @@ def test_what_is_planted_is_found(plan, setup, tmp_path, change, fails, holds, n
 
 
 def test_another_network(plan, setup, tmp_path, monkeypatch):
-    """One with other weights passes if it is as good on tile and twin; its own is none."""
+    """One with other weights passes if it is as good on tile and simulation; its own is none."""
     path = "n.keras"
     monkeypatch.setattr(tile_nulls, "kind_of", lambda _: "RefiningUNet")
     monkeypatch.setattr(tile_nulls, "estimator_hash", lambda _: "b" * 64)
@@ -315,7 +318,7 @@ def test_by_command(plan, setup, tmp_path, monkeypatch):
     assert "run `cnnlens survey reconstruct PLAN`" in str(result.exception)
     loaded = read_plan(path)
     monkeypatch.setattr(reconstruction, "check", lambda *_: [])
-    reconstruction.measure(loaded, setup, lambda: estimator, folder)
+    TileReconstruction(loaded, setup, folder).measure(lambda: estimator)
     result = command("--survey-release", "refined_fiducial")
     assert result.exception is None, result.exception
     assert (folder / "nulls.txt").read_text().strip() in result.output
@@ -323,15 +326,17 @@ def test_by_command(plan, setup, tmp_path, monkeypatch):
     assert (folder / "nulls.png").exists()
     made = copied(folder)
     assert len(made) == 8
-    tile_nulls.path(folder, loaded.tiles[5]).unlink()
+    tests = TileNulls(TileReconstruction(loaded, setup, folder), Choices.of(setup))
+    one = tests.path(loaded.tiles[5])
+    one.unlink()
     estimator.calls = 0
     assert command().exception is None
-    assert estimator.calls == 2  # a tile and its twin
+    assert estimator.calls == 2  # a tile and its matched simulation
     again = copied(folder)
-    assert [p for p in made if again[p] != made[p]] == [tile_nulls.path(folder, loaded.tiles[5])]
+    assert [p for p in made if again[p] != made[p]] == [one]
     for options, error, message in (
         (["--lmax-cmb", "300"], ConfigError, "--lmax-cmb 300: give a multipole from 54 to 287"),
-        (["--twins", "0"], ConfigError, "--twins 0: give one or more"),
+        (["--matched-simulations", "0"], ConfigError, "--matched-simulations 0: give one or more"),
         (["--config", "x.yaml"], ConfigError, "give either --release NAME or --config FILE"),
         (["--lmax-cmb", "150"], ProductError, r"differs in lmax \(187 ≠ 150\)"),
     ):
@@ -353,10 +358,10 @@ def test_the_scatter_of_a_ratio_is_that_of_both_its_parts():
     def judge(x, y):
         judge = object.__new__(judged._Judge)
         judge.merge = lambda values: values
-        twins = np.ones((len(x), 1, 1)), 0.7 * np.ones((len(x), 1, 1))
+        simulated = np.ones((len(x), 1, 1)), 0.7 * np.ones((len(x), 1, 1))
         judge.found = {
-            "x": np.concatenate([x[:, None], twins[1]], axis=1),
-            "y": np.concatenate([y[:, None], twins[0]], axis=1),
+            "x": np.concatenate([x[:, None], simulated[1]], axis=1),
+            "y": np.concatenate([y[:, None], simulated[0]], axis=1),
         }
         return judge.relative("x", "y")
 

@@ -1,32 +1,10 @@
-"""What the documentation rests on: the package's own names, the check of the built site's links."""
+"""The check of the built site's links, on which the documentation rests."""
 
 import importlib.util
-import subprocess
-import sys
 
 import pytest
 
-import cobaya_cnnlens
-
 from ..conftest import REPOSITORY
-
-
-@pytest.mark.parametrize("name", cobaya_cnnlens.__all__)
-def test_every_public_name_is_there(name):
-    assert getattr(cobaya_cnnlens, name) is not None
-
-
-def test_public_names_load_only_what_is_asked_for():
-    code = (
-        "import sys, cobaya_cnnlens; cobaya_cnnlens.read_release('refined_fiducial'); "
-        "sys.exit(bool({'cobaya', 'camb', 'keras', 'healpy', 'matplotlib'} & set(sys.modules)))"
-    )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="no attribute 'CNNlens'"):
-        cobaya_cnnlens.CNNlens  # noqa: B018
 
 
 @pytest.fixture(scope="module")

@@ -157,9 +157,10 @@ def test_the_command(made, tmp_path):
     assert (made.products / "figures" / "spectra.png").exists()
 
 
-def python(code, *arguments, **environment):
+def python(code, *arguments, cwd=None, **environment):
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
+        cwd=cwd,
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
@@ -193,19 +194,11 @@ def notebook(tmp_path_factory):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_notebook_keeps_its_plots(notebook, backend):
-    """No module of the figures chooses a backend when it is imported, or makes one be chosen."""
-    found = python(LOOK, backend, MPLBACKEND=backend, **notebook)
-    assert found.returncode == 0, found.stderr
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_posteriors_leave_a_notebook_alone(notebook, backend):
-    """getdist draws with pyplot, and its import takes Agg: the backend stays, so does a figure that
+    """No module of the figures chooses a backend when it is imported, or makes one be chosen.
+    getdist draws with pyplot, and its import takes Agg: the backend stays, so does a figure that
     is open, and the one drawn is not left open beside it."""
     code = """
 import io
-import sys
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from getdist import MCSamples
@@ -221,7 +214,7 @@ assert matplotlib.get_backend() == sys.argv[1]
 assert type(plt.figure().canvas) is type(own.canvas)
 assert plt.get_fignums() == [1, 2]
 """
-    found = python(code, backend, MPLBACKEND=backend, **notebook)
+    found = python(LOOK + code, backend, MPLBACKEND=backend, **notebook)
     assert found.returncode == 0, found.stderr
 
 
@@ -272,15 +265,13 @@ from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.plots.drawing import save
 from cobaya_cnnlens.plots.figures import draw
-save(draw(Run(load_config(sys.argv[1])), "spectra"), Path(sys.argv[2]))
+save(draw(Run(load_config(sys.argv[2])), "spectra"), Path("a.png"))
 assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+from cobaya_cnnlens.cli.main import run
+run()
 """
-    environment = {"MPLBACKEND": "TkAgg", "DISPLAY": ""}
-    found = python(code, str(path), str(tmp_path / "a.png"), **environment)
-    assert found.returncode == 0, found.stderr
-    command = "from cobaya_cnnlens.cli.main import run\nrun()"
     options = ["figure", str(path), "spectra", "--out", str(tmp_path / "b.png")]
-    found = python(command, *options, **environment)
+    found = python(code, *options, MPLBACKEND="TkAgg", DISPLAY="", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 

@@ -96,17 +96,26 @@ def test_a_network_of_another_output_is_refused(tmp_path):
         read_network(path)
 
 
+def with_members(path, members):
+    """A network's file in which some members are others, or missing: None."""
+    with zipfile.ZipFile(write_network(path)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()} | members
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            if content is not None:
+                archive.writestr(name, content)
+    return path
+
+
 def bomb(path, member):
     """Half a gigabyte of zeros in a member of a file of half a megabyte."""
-    write_network(path)
-    with zipfile.ZipFile(path) as archive:
-        content = {name: archive.read(name) for name in archive.namelist() if name != member}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name, text in content.items():
-            archive.writestr(name, text)
-        with archive.open(member, "w") as opened:
-            for _ in range(64):
-                opened.write(bytes(1 << 20))
+    with_members(path, {member: None})
+    with (
+        zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open(member, "w") as opened,
+    ):
+        for _ in range(64):
+            opened.write(bytes(1 << 20))
     return path
 
 
@@ -123,12 +132,7 @@ def test_arrays_larger_than_their_file(tmp_path):
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         file.create_dataset("layers/c7/vars/0", (1, 1, 1 << 38, 4), "f4", chunks=(1, 1, 1, 4))
-    path = write_network(tmp_path / "n.keras")
-    with zipfile.ZipFile(path) as archive:
-        config = archive.read("config.json")
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("config.json", config)
-        archive.writestr("model.weights.h5", content.getvalue())
+    path = with_members(tmp_path / "n.keras", {"model.weights.h5": content.getvalue()})
     with pytest.raises(NetworkError, match="holds less than its arrays' sizes"):
         read_network(path)
 
@@ -159,31 +163,26 @@ def test_files_cut_off(tmp_path, keep):
 
 @pytest.mark.parametrize("member", ["model.weights.h5", "config.json"])
 def test_members_missing(tmp_path, member):
-    path = write_network(tmp_path / "n.keras")
-    with zipfile.ZipFile(path) as archive:
-        rest = {name: archive.read(name) for name in archive.namelist() if name != member}
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in rest.items():
-            archive.writestr(name, content)
+    path = with_members(tmp_path / "n.keras", {member: None})
     with pytest.raises(NetworkError, match=rf"cannot be read as a Keras model.*{member}"):
         read_network(path)
 
 
-def test_what_is_no_resunet_never_reaches_keras(tmp_path):
-    path = write_network(tmp_path / "n.keras")
-    with zipfile.ZipFile(path) as archive:
-        config = json.loads(archive.read("config.json"))
-        weights = archive.read("model.weights.h5")
-    for change in (
+@pytest.mark.parametrize(
+    "change",
+    [
         {"class_name": "Sequential", "registered_name": "Sequential"},
         {"registered_name": "builtins>eval"},
         {"registered_name": None},
-    ):
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("config.json", json.dumps(config | change))
-            archive.writestr("model.weights.h5", weights)
-        with pytest.raises(NetworkError, match="neither a ResUNet nor a RefiningUNet"):
-            read_network(path)
+    ],
+)
+def test_what_is_no_resunet_never_reaches_keras(tmp_path, change):
+    path = write_network(tmp_path / "n.keras")
+    with zipfile.ZipFile(path) as archive:
+        config = json.loads(archive.read("config.json"))
+    with_members(path, {"config.json": json.dumps(config | change)})
+    with pytest.raises(NetworkError, match="neither a ResUNet nor a RefiningUNet"):
+        read_network(path)
 
 
 @pytest.fixture

@@ -32,8 +32,8 @@ from cobaya_cnnlens.simulate.patches import PatchGeometry
 from cobaya_cnnlens.validate import foregrounds
 from cobaya_cnnlens.validate.foregrounds import CLEAN, Foreground, foregrounds_table, low_pass
 
-from ..calibrate.test_debias import HASH, NoisyOracle, run  # noqa: F401  (the fixture)
 from ..conftest import png
+from ..written import HASH, NoisyOracle
 
 # Tucci et al. 2011, C2Ex at 148 GHz: fluxes in Jy between those of the fit, dN/dS in 1/(Jy sr).
 TUCCI = {3.16e-4: 1.52e8, 3.16e-3: 2.04e6, 3.16e-2: 1.77e4, 0.316: 163.0}
@@ -203,8 +203,9 @@ DUST = {"faint": 2e3, "bright": 8e3}
 
 
 @pytest.fixture(scope="module")
-def measured(run):  # noqa: F811
+def measured(simulated_run):
     """A run whose foregrounds are there, and the maps that the estimator was shown, by case."""
+    run = simulated_run
     settings = run.config.foregrounds.model_copy(
         update={
             "patches": PATCHES,
@@ -229,7 +230,7 @@ def of_dust(name):
 
 def test_maps_are_the_same_but_for_the_foreground(measured):
     """Without one, those of the test set; dust of four times the power is twice the map."""
-    run, shown = measured  # noqa: F811
+    run, shown = measured
     seen = observe_sky(run, "test", 0)
     for maps, whole in zip(shown[CLEAN, None], (seen.q, seen.u), strict=True):
         np.testing.assert_array_equal(maps, whole[::2])
@@ -255,7 +256,7 @@ def test_maps_are_the_same_but_for_the_foreground(measured):
 
 def test_with_a_limit_nothing_is_seen_beyond_it(measured):
     """But for what the mask moves there."""
-    run, shown = measured  # noqa: F811
+    run, shown = measured
     spectra = FlatSpectra(run.config.patch, Bins(LMAX + 150, 150, 1), run.mask)
     of_all, limited = (spectra.auto(shown[CLEAN, lmax][0]).mean() for lmax in (None, LMAX))
     assert limited < 1e-2 * of_all
@@ -263,7 +264,7 @@ def test_with_a_limit_nothing_is_seen_beyond_it(measured):
 
 @pytest.mark.slow
 def test_what_is_there_is_not_measured_again(measured):
-    run, _ = measured  # noqa: F811
+    run, _ = measured
     kappa = observe_sky(run, "test", 0).kappa[::2]
     estimator = Counting(kappa)
     foregrounds.measure(Run(run.config, HASH, estimator), 0)
@@ -284,7 +285,7 @@ def test_what_is_there_is_not_measured_again(measured):
 
 
 def test_products_know_their_foreground(measured):
-    run, _ = measured  # noqa: F811
+    run, _ = measured
     settings = run.config.foregrounds.model_copy(update={"frequency_ghz": 95.0})
     other = Run(run.config.model_copy(update={"foregrounds": settings}), HASH)
     one = of_dust("faint")
@@ -301,7 +302,7 @@ def shift_of_omch2(slope, covariance, shift):
     return x * np.linalg.norm(root @ slope)
 
 
-def slope_of(run, likelihood):  # noqa: F811
+def slope_of(run, likelihood):
     both = []
     for sign in (1, -1):
         theory = run.spectra(run.config.cosmology.vary(omch2=0.1185 + sign * 0.0005))
@@ -311,7 +312,7 @@ def slope_of(run, likelihood):  # noqa: F811
 
 def test_biases_are_those_of_the_patches(measured):
     """κ̂ = .8κ + .02Q: its power is that of the map."""
-    run, shown = measured  # noqa: F811
+    run, shown = measured
     table = foregrounds_table(run)
     release = make_release(run, run.config.first_survey)
     response = release.response
@@ -345,7 +346,7 @@ def test_biases_are_those_of_the_patches(measured):
 
 def test_biases_with_a_limit(measured):
     """R and scatter are those of the limited maps; the rest is the survey's."""
-    run, shown = measured  # noqa: F811
+    run, shown = measured
     table = foregrounds_table(run)
     likelihood = BandpowerLikelihood(make_release(run, run.config.first_survey), "fixed")
     spectra, dust = run.bandpowers, of_dust("bright")
@@ -369,7 +370,7 @@ def test_biases_with_a_limit(measured):
 
 
 def test_a_configuration_without_foregrounds(measured):
-    run, _ = measured  # noqa: F811
+    run, _ = measured
     nothing = {"sources": [], "dust": {}, "synchrotron": {}}
     settings = run.config.foregrounds.model_copy(update=nothing)
     with pytest.raises(ConfigError, match="key 'foregrounds' lists neither sources"):

@@ -371,6 +371,9 @@ def test_spectra_that_have_no_logarithm_are_told(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"nodes": {}}, "must name one or 2"),
+        ({"nodes": {"omega": 0.1}}, "'omega' is not a CAMB parameter"),
+        ({"nodes": {"omch2": -1.0}}, "spacing of 'omch2' is -1.0; it must be a positive"),
         ({"nodes": {"omch2": True}}, "spacing of 'omch2' is True"),
         ({"nodes": {"omch2": "0.002"}}, "spacing of 'omch2' is '0.002'"),
         ({"nodes": {"omch2": float("inf")}}, "spacing of 'omch2' is inf"),

@@ -23,7 +23,7 @@ class Moments(Stage[Run]):
         return [(set_name, index) for index in self.config.indices(set_name, indices)]
 
     def recipe(self, set_name: str, index: int) -> dict:
-        """What determines them, and nothing else: sky, instrument and estimator; not the bins."""
+        """All that determines them: sky, instrument and estimator; not the bins."""
         by_bins = Bandpowers(self.run).recipe(set_name, index)
         return {k: v for k, v in by_bins.items() if k != "bandpowers"} | {"moments": self.algorithm}
 
