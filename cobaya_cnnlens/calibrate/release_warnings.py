@@ -1,7 +1,7 @@
 """Warnings that a release keeps in ``provenance.warnings``.
 
-Warnings of the maps come with the bandpowers (:mod:`.map_checks`). A further one says that no
-cosmology near the fiducial fits the bandpowers. It rests on their best χ² over
+Warnings of the maps come with the bandpowers (:mod:`cobaya_cnnlens.maps.map_checks`). A further one
+says that no cosmology near the fiducial fits the bandpowers. It rests on their best χ² over
 
     C_L^κκ = A C_L^fid (1 + u a_j/|a|²),  L in band j,
 
@@ -32,7 +32,7 @@ def with_warnings(release: Release, of_maps: Iterable[str] = ()) -> Release:
     Parameters
     ----------
     release : perhaps with warnings of earlier data
-    of_maps : warnings of :mod:`.map_checks`
+    of_maps : warnings of :mod:`cobaya_cnnlens.maps.map_checks`
 
     Returns
     -------
