@@ -6,7 +6,7 @@ three. With p̂ the power of E and B of the same patches,
     d'_b = d_b − Σ_i G_bi (p̂_i − p_i^fid)
 
 does not depend on them to first order (docs/noise-bias, eqs 6 and 7). Arrays in, arrays out;
-:mod:`.assemble` and the survey read them.
+:mod:`cobaya_cnnlens.pipeline.assemble` and the maps read them.
 """
 
 from __future__ import annotations

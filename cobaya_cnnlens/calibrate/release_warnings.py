@@ -35,7 +35,7 @@ def with_warnings(release: Release, of_maps: Iterable[str] = ()) -> Release:
     Parameters
     ----------
     release : perhaps with warnings of earlier data
-    of_maps : warnings of :mod:`.map_checks`
+    of_maps : warnings of :mod:`cobaya_cnnlens.maps.map_checks`
 
     Returns
     -------

@@ -90,43 +90,16 @@ class Points(Stage[Run]):
     command = "points CONFIG"
 
     def keys(self, points: Iterable[Point]) -> list[tuple[Point]]:
-        """A product for each point.
-
-        Parameters
-        ----------
-        points : of :func:`checked`
-
-        Returns
-        -------
-        keys of the products
-        """
+        """A product for each point."""
         return [(point,) for point in points]
 
     def path(self, point: Point) -> Path:
-        """Where a test sky's bandpowers at another cosmology lie.
-
-        Parameters
-        ----------
-        point : cosmology and sky
-
-        Returns
-        -------
-        the file, under ``products``
-        """
+        """Where a test sky's bandpowers at another cosmology lie."""
         name = "_".join(f"{key}={value:g}" for key, value in sorted(point.change.items()))
         return self.config.products / "points" / f"sky_{point.index:04d}" / f"{name}.h5"
 
     def recipe(self, point: Point) -> dict[str, Any]:
-        """What determines a test sky's bandpowers at another cosmology.
-
-        Parameters
-        ----------
-        point : cosmology and sky
-
-        Returns
-        -------
-        mapping for JSON
-        """
+        """What determines a test sky's bandpowers at another cosmology."""
         run, cosmology = self.run, self.config.cosmology.vary(**point.change)
         return {
             "sky": {**Skies(run).recipe(SET, point.index), **run.spectra_recipe(cosmology)},
@@ -136,16 +109,7 @@ class Points(Stage[Run]):
         }
 
     def make(self, point: Point) -> dict[str, np.ndarray]:
-        """Make a test sky again at another cosmology.
-
-        Parameters
-        ----------
-        point : cosmology and sky
-
-        Returns
-        -------
-        arrays of the product
-        """
+        """Make a test sky again at another cosmology."""
         run, cosmology = self.run, self.config.cosmology.vary(**point.change)
         rows, spectra = evenly(run.n_patches, point.patches), run.spectra(cosmology)
         sky = perturbed_sky(run, point.index, self.threads, spectra, SET, rows=rows)

@@ -33,7 +33,7 @@ VARIATION = Variation()
 
 
 class Features(Stage[Simulation]):
-    """Features of observed patches, a batch in each file.
+    """Features of observed patches: a file for each batch (``part``) of a sky's patches.
 
     Parameters
     ----------
@@ -58,17 +58,7 @@ class Features(Stage[Simulation]):
         indices: Iterable[int] | None = None,
         parts: Iterable[int] | None = None,
     ) -> list[tuple[str, int, int]]:
-        """The files of a set.
-
-        Parameters
-        ----------
-        set_name : of the set of skies
-        indices, parts : of which skies, and which of their files; all by default
-
-        Returns
-        -------
-        name of the set, number of the sky, and of the file within it
-        """
+        """The files of a set."""
         n_patches = self.run.n_patches if set_name in WHOLE else len(self.run.spread)
         each = range(-(-n_patches // self.config.refining.batch))
         chosen = each if parts is None else sorted(set(parts) & set(each))
@@ -93,31 +83,11 @@ class Features(Stage[Simulation]):
         return files
 
     def path(self, set_name: str, index: int, part: int) -> Path:
-        """Where the features of some patches of a sky lie.
-
-        Parameters
-        ----------
-        set_name, index : the set of skies, and the number of one
-        part : number of the file within the sky
-
-        Returns
-        -------
-        the file, under the features' directory
-        """
+        """Where the features of some patches of a sky lie."""
         return self.config.feature_directory / set_name / f"sky_{index:04d}_{part:02d}.h5"
 
     def recipe(self, set_name: str, index: int, part: int) -> dict[str, Any]:
-        """What determines the features of some patches of a sky.
-
-        Parameters
-        ----------
-        set_name, index : the set of skies, and the number of one
-        part : number of the file within the sky
-
-        Returns
-        -------
-        mapping for JSON
-        """
+        """What determines the features of some patches of a sky."""
         return {
             "sky": Skies(self.run).recipe(set_name, index),
             "instrument": self.config.instrument.recipe(),
@@ -129,17 +99,7 @@ class Features(Stage[Simulation]):
         }
 
     def make(self, set_name: str, index: int, part: int) -> dict[str, np.ndarray]:
-        """Observe patches and filter them.
-
-        Parameters
-        ----------
-        set_name, index : the set of skies, and the number of one
-        part : number of the file within the sky
-
-        Returns
-        -------
-        the arrays of :class:`.RefiningPatches`
-        """
+        """Observe patches and filter them."""
         if self._sky is None or self._sky[0] != (set_name, index):
             self._sky = (set_name, index), _sky(self.run, set_name, index)
         sky, batch = self._sky[1], self.config.refining.batch

@@ -72,12 +72,7 @@ class MeanField(Stage[Simulation]):
         return {"mean_field": baseline_recipe(self.run)}
 
     def make(self) -> dict[str, np.ndarray]:
-        """Average κ̂ over the sky's patches.
-
-        Returns
-        -------
-        ``kappa``, (n, n)
-        """
+        """Average κ̂ over the sky's patches."""
         assert self._estimator is not None  # of a reader alone
         sky = observe_sky(self.run, "train", 0)
         total = np.zeros(sky.q.shape[1:])

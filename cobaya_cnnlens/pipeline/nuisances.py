@@ -52,30 +52,12 @@ class Nuisances(Stage[Run]):
     command = "nuisances CONFIG --index {}"
 
     def keys(self, indices: Iterable[int] | None = None) -> list[tuple[int]]:
-        """The test skies that are observed again.
-
-        Parameters
-        ----------
-        indices : numbers of the skies; by default those of ``nuisances.skies``
-
-        Returns
-        -------
-        number of each sky
-        """
+        """The test skies that are observed again."""
         indices = range(self.config.nuisances.skies) if indices is None else indices
         return [(index,) for index in self.config.indices(SET, indices)]
 
     def recipe(self, index: int) -> dict[str, Any]:
-        """What determines the bandpowers of a test sky seen with systematics.
-
-        Parameters
-        ----------
-        index : number of the sky
-
-        Returns
-        -------
-        mapping for JSON
-        """
+        """What determines the bandpowers of a test sky seen with systematics."""
         return {
             **Bandpowers(self.run).recipe(SET, index),
             "nuisance_algorithm": self.algorithm,
@@ -83,16 +65,7 @@ class Nuisances(Stage[Run]):
         }
 
     def make(self, index: int) -> dict[str, np.ndarray]:
-        """Observe and reconstruct a test sky with each systematic at ± its step.
-
-        Parameters
-        ----------
-        index : number of the sky
-
-        Returns
-        -------
-        arrays of the product
-        """
+        """Observe and reconstruct a test sky with each systematic at ± its step."""
         steps = {name: getattr(self.config.nuisances, name) for name in NUISANCES}
         return {
             name: np.stack([self.shifted(index, name, x) for x in (-step, step)])

@@ -101,16 +101,7 @@ class _Perturbed(Stage[Run]):
     """A stage with one product for each sky of the ``derivatives`` set."""
 
     def keys(self, indices: Iterable[int] | None = None) -> list[tuple[int]]:
-        """The skies.
-
-        Parameters
-        ----------
-        indices : numbers of the skies; all by default
-
-        Returns
-        -------
-        number of each sky
-        """
+        """The skies."""
         return [(index,) for index in self.config.indices(SET, indices)]
 
     def _sky_recipe(self, index: int) -> dict[str, Any]:
@@ -129,16 +120,7 @@ class Derivatives(_Perturbed):
     command = "derivatives CONFIG --index {}"
 
     def recipe(self, index: int) -> dict[str, Any]:
-        """What determines the derivatives measured on one sky.
-
-        Parameters
-        ----------
-        index : number of the sky
-
-        Returns
-        -------
-        mapping for JSON
-        """
+        """What determines the derivatives measured on one sky."""
         return {
             **self._sky_recipe(index),
             "derivative_algorithm": self.algorithm,
@@ -146,16 +128,7 @@ class Derivatives(_Perturbed):
         }
 
     def make(self, index: int) -> dict[str, np.ndarray]:
-        """Perturb every band of a sky; each is kept on disk as soon as it is done.
-
-        Parameters
-        ----------
-        index : number of the sky
-
-        Returns
-        -------
-        arrays of the product
-        """
+        """Perturb every band of a sky; each is kept on disk as soon as it is done."""
         stage = _Band(self.run, index, self.threads)
         stage.measure()
         bands = stage.keys()
@@ -167,13 +140,7 @@ class Derivatives(_Perturbed):
         return arrays
 
     def write(self, arrays: Mapping[str, np.ndarray], index: int) -> None:
-        """Write the product, which takes the place of what its bands left on disk.
-
-        Parameters
-        ----------
-        arrays : by name
-        index : number of the sky
-        """
+        """Write the product, which takes the place of what its bands left on disk."""
         super().write(arrays, index)
         shutil.rmtree(self.path(index).with_suffix(""), ignore_errors=True)
 
@@ -240,16 +207,7 @@ class ShiftedSkies(_Perturbed):
     command = "derivatives CONFIG --index {}"
 
     def recipe(self, index: int) -> dict[str, Any]:
-        """What determines the bandpowers of a sky at shifted ω_c.
-
-        Parameters
-        ----------
-        index : number of the sky
-
-        Returns
-        -------
-        mapping for JSON
-        """
+        """What determines the bandpowers of a sky at shifted ω_c."""
         return {
             **self._sky_recipe(index),
             "curvature_algorithm": self.algorithm,
@@ -258,16 +216,7 @@ class ShiftedSkies(_Perturbed):
         }
 
     def make(self, index: int) -> dict[str, np.ndarray]:
-        """Observe a sky at both shifted ω_c.
-
-        Parameters
-        ----------
-        index : number of the sky
-
-        Returns
-        -------
-        arrays of the product
-        """
+        """Observe a sky at both shifted ω_c."""
         skies = [
             perturbed_sky(self.run, index, self.threads, self.run.spectra(cosmology)).unperturbed()
             for cosmology in shifted_cosmologies(self.run)

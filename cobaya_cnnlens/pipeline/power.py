@@ -47,7 +47,7 @@ def power_of(run: Simulation) -> EBPower:
 
 
 class Power(Stage[Run]):
-    """Power of E and B by patch.
+    """Power of E and B by patch, of a sky of a set, or of one under errors ("nuisances").
 
     A set's product holds ``power`` (n_patches, n_power). That of the derivatives holds ``power`` of
     its patches; ``kk`` and ``ee``, derivatives with respect to ln C of each band,
@@ -71,17 +71,7 @@ class Power(Stage[Run]):
     def keys(
         self, name: str | None = None, indices: Iterable[int] | None = None
     ) -> list[tuple[str, int]]:
-        """The power that a configuration's releases need.
-
-        Parameters
-        ----------
-        name : of a set of skies, or "nuisances"; all by default
-        indices : numbers of the skies; all by default
-
-        Returns
-        -------
-        set of skies or "nuisances", and number of the sky
-        """
+        """The power that a configuration's releases need."""
         chosen = None if indices is None else set(indices)
         return [
             (kind, index)
@@ -91,17 +81,7 @@ class Power(Stage[Run]):
         ]
 
     def recipe(self, name: str, index: int) -> dict[str, Any]:
-        """What determines the power of one sky.
-
-        Parameters
-        ----------
-        name : of a set of skies, or "nuisances"
-        index : number of the sky in its set
-
-        Returns
-        -------
-        mapping for JSON
-        """
+        """What determines the power of one sky."""
         config = self.config
         set_name = nuisances.SET if name == NUISANCE_SKIES else name
         settings: dict[str, dict[str, Any]] = {
@@ -121,17 +101,7 @@ class Power(Stage[Run]):
         }
 
     def make(self, name: str, index: int) -> dict[str, np.ndarray]:
-        """Measure one sky.
-
-        Parameters
-        ----------
-        name : of a set of skies, or "nuisances"
-        index : number of the sky in its set
-
-        Returns
-        -------
-        arrays of the product
-        """
+        """Measure one sky."""
         if name == perturbations.SET:
             return self._derivatives(index)
         if name == NUISANCE_SKIES:

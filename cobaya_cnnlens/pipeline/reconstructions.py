@@ -66,43 +66,15 @@ class Bandpowers(Stage[Run]):
     command = "reconstruct CONFIG --set {} --index {}"
 
     def keys(self, set_name: str, indices: Iterable[int] | None = None) -> list[tuple[str, int]]:
-        """The skies of a set.
-
-        Parameters
-        ----------
-        set_name : see :meth:`.Config.set_names`
-        indices : numbers of the skies; all by default
-
-        Returns
-        -------
-        name of the set and number of each sky
-        """
+        """The skies of a set."""
         return [(set_name, index) for index in self.config.indices(set_name, indices)]
 
     def recipe(self, set_name: str, index: int) -> dict[str, Any]:
-        """What determines the bandpowers of one reconstructed sky.
-
-        Parameters
-        ----------
-        set_name, index : the set of skies, and the number of one
-
-        Returns
-        -------
-        mapping for JSON
-        """
+        """What determines the bandpowers of one reconstructed sky."""
         return {"sky": Skies(self.run).recipe(set_name, index), **measurement_recipe(self.run)}
 
     def make(self, set_name: str, index: int) -> dict[str, np.ndarray]:
-        """Reconstruct a sky; a refining network takes its features from disk, if they are there.
-
-        Parameters
-        ----------
-        set_name, index : the set of skies, and the number of one
-
-        Returns
-        -------
-        the arrays of :class:`.PatchBandpowers`
-        """
+        """Reconstruct a sky; a refining network takes its features from disk, if they are there."""
         from .features import Features  # loads ducc0, which recipes and paths do without
 
         run = self.run

@@ -21,43 +21,15 @@ class Skies(Stage[Simulation]):
     command = "skies CONFIG --set {} --index {}"
 
     def keys(self, set_name: str, indices: Iterable[int] | None = None) -> list[tuple[str, int]]:
-        """The skies of a set.
-
-        Parameters
-        ----------
-        set_name : see :meth:`.Config.set_names`
-        indices : numbers of the skies; all by default
-
-        Returns
-        -------
-        name of the set and number of each sky
-        """
+        """The skies of a set."""
         return [(set_name, index) for index in self.config.indices(set_name, indices)]
 
     def path(self, set_name: str, index: int) -> Path:
-        """Where a shard lies.
-
-        Parameters
-        ----------
-        set_name, index : the set of skies, and the number of one
-
-        Returns
-        -------
-        the file, under the directory of skies
-        """
+        """Where a shard lies."""
         return self.config.sky_directory / set_name / f"sky_{index:04d}.h5"
 
     def recipe(self, set_name: str, index: int) -> dict[str, Any]:
-        """What determines a shard.
-
-        Parameters
-        ----------
-        set_name, index : the set of skies, and the number of one
-
-        Returns
-        -------
-        mapping for JSON
-        """
+        """What determines a shard."""
         config = self.config
         return {
             **self.run.spectra_recipe(config.set_cosmology(set_name)),
@@ -71,16 +43,7 @@ class Skies(Stage[Simulation]):
         }
 
     def make(self, set_name: str, index: int) -> dict[str, np.ndarray]:
-        """Draw a sky and sample its patches.
-
-        Parameters
-        ----------
-        set_name, index : the set of skies, and the number of one
-
-        Returns
-        -------
-        the fields of :mod:`.shards`
-        """
+        """Draw a sky and sample its patches."""
         config, theory = self.config, self.run.spectra(self.config.set_cosmology(set_name))
         sky = shards.draw_sky(theory, config.sky.lmax, config.seed, set_name, index)
         pointing = self.run.pointing_of(set_name)

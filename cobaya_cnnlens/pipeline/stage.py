@@ -46,15 +46,43 @@ class Stage(ABC, Generic[RunT]):
 
     @abstractmethod
     def recipe(self, *key: Any, **named: Any) -> dict[str, Any]:
-        """All that determines a product and nothing else, a mapping for JSON."""
+        """All that determines a product, and nothing else.
+
+        Parameters
+        ----------
+        *key, **named : of the product
+
+        Returns
+        -------
+        mapping for JSON
+        """
 
     @abstractmethod
     def make(self, *key: Any, **named: Any) -> Mapping[str, np.ndarray]:
-        """Make the arrays of a product, by name."""
+        """Make a product.
+
+        Parameters
+        ----------
+        *key, **named : of the product
+
+        Returns
+        -------
+        arrays by name, which the stage's class describes
+        """
 
     @abstractmethod
     def keys(self, *which: Any, **named: Any) -> list[tuple[Any, ...]]:
-        """Keys of the products that a configuration asks for."""
+        """Keys of the products that a configuration asks for, or of some of them.
+
+        Parameters
+        ----------
+        *which, **named : of most stages the name of a set of skies, and ``indices``, numbers of
+            skies; all by default
+
+        Returns
+        -------
+        a tuple for each product
+        """
 
     def path(self, *key: Any) -> Path:
         """Where a product lies.

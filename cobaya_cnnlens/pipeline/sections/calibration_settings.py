@@ -30,10 +30,6 @@ class Bandpowers(Section):
         Parameters
         ----------
         nyquist : multipole of the patches
-
-        Raises
-        ------
-        ValueError
         """
         if (last := self.lmin + self.width * self.n_bins) > nyquist:
             raise ValueError(
@@ -77,10 +73,6 @@ class Derivatives(Section):
         Parameters
         ----------
         lmax : of the skies
-
-        Raises
-        ------
-        ValueError
         """
         for name in ("kk_edges", "ee_edges"):
             edges = getattr(self, name)
@@ -172,10 +164,6 @@ class Points(Section):
         ----------
         n_test : number of test skies
         data_debias : whether releases are debiased by their data
-
-        Raises
-        ------
-        ValueError
         """
         surface = self.surface
         skies = {f"at.{name}": group.sky for name, group in self.at.items()}

@@ -89,10 +89,6 @@ class Training(Section):
         Parameters
         ----------
         n_pixels : along a side of a patch
-
-        Raises
-        ------
-        ValueError
         """
         sizes = {"patch.n_pixels": n_pixels}
         for i, phase in enumerate(self.phases):
@@ -118,10 +114,6 @@ class Training(Section):
         ----------
         network : the section
         n_pixels : along a side of a patch
-
-        Raises
-        ------
-        ValueError
         """
         if network.dropout:
             raise ValueError("network.dropout is of kind 'resunet'; remove it")

@@ -62,10 +62,6 @@ class PatchCentres(Section):
         Parameters
         ----------
         patch : their geometry
-
-        Raises
-        ------
-        ValueError
         """
         if self.rings:
             return
