@@ -47,7 +47,7 @@ class Sources:
     mask : 0 to 1, with holes; all that was seen without one
     ivar : inverse variance of Q and of U each, per pixel: one of each split, or one of the coadd,
         which the splits then share equally
-    level : instead, the coadd's noise of Q and of U each in µK′: a number, or a map of it
+    level : instead, the coadd's noise of Q and of U each in µK-arcmin: a number, or a map of it
     unit : of Q and U where a header does not say
     pixel_window : whether to divide a HEALPix map's pixel window out
     """

@@ -3,7 +3,7 @@
 Tiles lie side by side in rings of equal latitude (:func:`cobaya_cnnlens.simulate.tiling.rings`),
 which do not overlap however each is turned about the pole. Of :data:`SHIFTS` places of the rings
 along the meridian, and in each ring of :data:`TURNS` turns, the one with the largest seen fraction
-is chosen. The seen fraction of a tile is the mean over what was seen, weighted by the taper
+is chosen. The seen fraction is the part of a tile's area that was seen, weighted by the taper
 squared. Tiles below a threshold do not count.
 """
 
@@ -86,7 +86,7 @@ class Tile:
 
     @property
     def depth(self) -> float:
-        """Level of noise in µK′ whose inverse square is the mean one, weighted by the mask²."""
+        """Noise level in µK-arcmin whose inverse square is the mean one, weighted by the mask²."""
         weight = self.mask**2
         ivar = (weight * self.split_ivar.sum(0, dtype=float)).sum() / weight.sum()
         return float(self.geometry.pixel / ARCMIN / np.sqrt(ivar))
