@@ -68,6 +68,7 @@ def camb_once(shared):
     with pytest.MonkeyPatch.context() as patch:
         with contextlib.suppress(ImportError):  # a light installation has no pipeline
             patch.setattr("cobaya_cnnlens.pipeline.simulation.compute_spectra", remembered)
+            patch.setattr("cobaya_cnnlens.validate.analytic.compute_spectra", remembered)
             # κ̂ differs where the last bits of the spectra do, as CAMB's do between processes.
             patch.setattr("cobaya_cnnlens.maps.release_estimator.compute_spectra", remembered)
         yield remembered
@@ -204,6 +205,10 @@ def synthetic_release(n_bins: int = 5, **changes) -> Release:
         "amplitude_covariance": np.array([[4e-3, 1e-3], [1e-3, 2e-3]]),
         "debias_second": 0.2 * of_bins(3),
         "debias_cross": 0.2 * of_bins(2),
+        # Nine terms of three amplitudes, four modes.
+        "surface_error_modes": 2e-3
+        * np.cos(np.arange(9.0 * n_bins * 4)).reshape(9, n_bins, 4)
+        * signal[:, None],
         "nuisance_steps": of_nuisances(0.01, 0.05, 0.05, 0.5, others=0.1),
         "nuisance_first": signal[:, None] * of_nuisances(2.0, 0.3, 0.2),
         "nuisance_first_errors": 0.01 * signal[:, None] * of_nuisances(others=1.0),

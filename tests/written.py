@@ -45,7 +45,7 @@ def small(folder) -> dict:
     content["skies"] = {"train": 1, "validation": 2, "test": 3, "derivatives": 2}
     content["nuisances"] = {"skies": 2}
     content["surveys"]["high"]["skies"] = 2
-    content["points"] = {"skies": 2, "at": {"some": [{"As": 2.3e-9}, {"omch2": 0.122}]}}
+    content["points"] = {"at": {"some": {"cosmologies": [{"As": 2.3e-9}, {"omch2": 0.122}]}}}
     return content
 
 
@@ -216,7 +216,7 @@ def simulated_run(folder) -> Run:
     content["centres"] = {"nside": 2, "poles": 4}  # 40 patches of a sky
     content["derivatives"]["ee_edges"] = [2, 150, 300, 450, 600, 1001]
     content["skies"] = {"train": 1, "validation": 1, "test": 1, "derivatives": 1}
-    content["nuisances"] = content["points"] = {"skies": 1}
+    content["nuisances"], content["points"] = {"skies": 1}, {}
     content["surveys"]["high"]["skies"] = 1
     content["data_debias"] = True
     content["instrument"]["noise_uk_arcmin"] = 30.0

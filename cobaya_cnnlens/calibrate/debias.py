@@ -22,7 +22,7 @@ from .covariance import mean_covariance, sample_covariance, shrunk_covariance
 from .curvature import Curvature
 from .derivatives import BandDerivatives, NoiseDerivatives
 from .response import standard_error
-from .second_order import FitPoints, SecondOrder
+from .second_order import DesignPoints, SecondOrder
 
 # Prior widths S of the relative change of the power in a band of E, and of the noise rms.
 E_WIDTH, NOISE_WIDTH = 1.0, 0.05
@@ -68,7 +68,7 @@ class DataDebias:
     derivatives : of d'
     power : changes of p̂
     test_power : p̂ of the test patches, (n_patches, n_power) in µK²
-    second : second order of d', over the prior or along ω_c
+    second : response surface of d' over the prior, or its second order along ω_c
     over_fitted : d' of a test patch with G, less that with the G of other patches,
         (n_patches, n_bins); zero if there are many patches
     """
@@ -90,21 +90,22 @@ class DataDebias:
         Returns
         -------
         sets of patches that share nothing, (n_patches, …) each: the first order of d' and of p̂ side
-        by side, where that of d' is the mean of two measurements if the second order is over the
-        prior; then the second measurement
+        by side; then the response surface, if there is one
         """
-        kk, ee = np.split(bands, [self.derivatives.kk.patches.shape[2]])
-        first, power = (
-            changes.kk.patches @ kk + changes.ee.patches @ ee
-            for changes in (self.derivatives, self.power.derivatives)
-        )
+        kk = bands[: self.derivatives.kk.patches.shape[2]]
+        power = self.power.derivatives.change_at(bands)
         if isinstance(self.second, Curvature):
             u = kk @ self.second.kk_direction
-            return (np.hstack([first + self.second.patches * u**2, power]),)
-        return np.hstack([0.5 * first, power]), self.second.change_at(power.mean(0), kk)
+            first = self.derivatives.change_at(bands) + self.second.patches * u**2
+            return (np.hstack([first, power]),)
+        w = self.second.amplitudes(power.mean(0), kk)
+        # The surface is added to the first order: along its directions, that keeps 1 − weight.
+        first = self.derivatives.change_at(bands - self.second.weight * self.second.along(w))
+        surface = self.second.weighted() @ second_order.terms(w[None])[0]
+        return np.hstack([first, power]), surface
 
     def error_at(self, bands: np.ndarray) -> np.ndarray:
-        """Monte-Carlo covariance of the models of d' and p̂ (docs/noise-bias, eq. 15).
+        """Monte-Carlo covariance of the first order of d' and p̂ (docs/noise-bias, eq. 15).
 
         Parameters
         ----------
@@ -114,12 +115,7 @@ class DataDebias:
         -------
         (n_bins + n_power, n_bins + n_power)
         """
-        side_by_side, *others = self.changes_at(bands)
-        covariance = mean_covariance(side_by_side)
-        for by_patch in others:
-            n_bins = by_patch.shape[1]
-            covariance[:n_bins, :n_bins] += mean_covariance(by_patch)
-        return covariance
+        return mean_covariance(self.changes_at(bands)[0])
 
 
 def fit(
@@ -128,7 +124,7 @@ def fit(
     test_bandpowers: np.ndarray,
     test_power: np.ndarray,
     shifted_bands: np.ndarray,
-    points: FitPoints | None,
+    points: DesignPoints | None,
     n_patches: int,
     groups: np.ndarray | None = None,
 ) -> DataDebias:
@@ -139,7 +135,8 @@ def fit(
     bandpowers, power : changes of d − signal, and of p̂
     test_bandpowers, test_power : d and p̂ of the test patches, (n_sim, n_bins) and (n_sim, n_power)
     shifted_bands : δ_j of the bands at ω_c ∓ step, (2, n_kk + n_ee)
-    points : patches at other cosmologies, for a second order over the prior; None for one along ω_c
+    points : patches with other spectra, for a response surface over the prior; None for a second
+        order along ω_c
     n_patches : of the survey
     groups : of the test patches, see :func:`fit_coefficients`
 
@@ -239,15 +236,15 @@ def release_fields(
 def _second_order_fields(
     debias: DataDebias, second: SecondOrder
 ) -> tuple[np.ndarray, NoiseDerivatives, dict[str, Any]]:
-    """G and the derivatives of d' with half of the second measurement of the first order, and the
-    fields of the second order; ``curvature`` is by patch."""
+    """G and the derivatives of d' with the linear part of the response surface, and the fields of
+    its second order; ``curvature`` is by patch."""
     n_v = second.n_v
-    # One measurement of the first order says that d' changes by K δ, the other by that and l w.
-    # With ½ l v subtracted from the data, the mean of both is K δ + ½ l u.
-    *half_v, half_u = 0.5 * second.linear.T
-    coefficients = debias.coefficients + np.transpose(half_v) @ second.ee_directions.T
+    # The bands say that d' changes by K δ, the surface by that and l w. With f l v subtracted from
+    # the data, f the weight of the surface, the weighted mean of both is K δ + f l u.
+    *of_v, of_u = second.weight * second.linear.T
+    coefficients = debias.coefficients + np.transpose(of_v) @ second.ee_directions.T
     kk = debias.derivatives.kk
-    kk = replace(kk, patches=kk.patches + half_u[:, None] * second.kk_direction)
+    kk = replace(kk, patches=kk.patches + of_u[:, None] * second.kk_direction)
     squares = [second.product(i, j).mean(0) for i, j in second_order.pairs(n_v)]
     directions = second.ee_directions
     fields = {
@@ -256,6 +253,7 @@ def _second_order_fields(
         "amplitude_covariance": directions.T @ sample_covariance(debias.test_power) @ directions,
         "debias_second": np.transpose(squares),
         "debias_cross": np.transpose([second.product(i, n_v).mean(0) for i in range(n_v)]),
+        "surface_error_modes": second_order.error_modes(second.weighted()),
     }
     return coefficients, replace(debias.derivatives, kk=kk), fields
 

@@ -76,6 +76,20 @@ class NoiseDerivatives:
     ee: BandDerivatives
     centre: np.ndarray
 
+    def change_at(self, bands: np.ndarray) -> np.ndarray:
+        """First-order change.
+
+        Parameters
+        ----------
+        bands : δ_j, C^κκ before C^EE, (n_kk + n_ee,)
+
+        Returns
+        -------
+        by patch, (n_patches, n)
+        """
+        kk, ee = np.split(bands, [self.kk.patches.shape[2]])
+        return self.kk.patches @ kk + self.ee.patches @ ee
+
 
 def nuisance_orders(
     steps: np.ndarray, centre: np.ndarray, below_above: np.ndarray

@@ -1,7 +1,7 @@
-"""Second order of the debias from the data, over the prior of lensing-only ΛCDM.
+"""Response surface of the debiased bandpowers over the prior of lensing-only ΛCDM.
 
-To first order d' does not depend on C^EE. At other cosmologies a second order in a few amplitudes
-w = (v, u) is left,
+Nearly all of the change of the spectra lies in few directions, with amplitudes w = (v, u): v of
+C^EE and u of C^κκ. What the first order in the bands leaves of the change of d' is a polynomial,
 
     r_b = Σ_i l_bi w_i + Σ_{i≤j} s_bij w_i w_j
 
@@ -20,23 +20,28 @@ from .derivatives import NoiseDerivatives
 
 # Principal changes of C^EE that p̂ tells apart.
 N_DISTINGUISHED = 4
+# Part of the variance of the coefficients that a release may leave out.
+LEAST_VARIANCE = 0.003
 
 
 @dataclass(frozen=True)
-class FitPoints:
-    """Test patches made again at other cosmologies, less the same at the fiducial one.
+class DesignPoints:
+    """Test patches made again with other spectra, less the same patches with the fiducial ones.
 
     Attributes
     ----------
     noise : change of d − signal, (n_points, n_patches, n_bins)
     power : change of p̂, (n_points, n_patches, n_power)
     bands : δ_j of the bands, C^κκ before C^EE, (n_points, n_kk + n_ee)
-    n_directions : number of principal changes of C^EE that get a second order
+    prior : the same at cosmologies over the prior, whose principal changes are the directions,
+        (n_cosmologies, n_kk + n_ee)
+    n_directions : number of principal changes of C^EE that get an amplitude
     """
 
     noise: np.ndarray
     power: np.ndarray
     bands: np.ndarray
+    prior: np.ndarray
     n_directions: int
 
 
@@ -46,14 +51,19 @@ class SecondOrder:
 
     Attributes
     ----------
-    ee_directions : P, (n_power, n_v)
-    kk_direction : a, (n_kk,); |u| ≤ 1 at the cosmologies of the fit
+    ee_directions : P, (n_power, n_v); |v| ≤ 1 at the points of the design
+    kk_direction : a, (n_kk,); |u| ≤ 1 at the points of the design
+    ee_changes : change of the bands of C^EE by v = 1, (n_v, n_ee)
     patches : l_bi and s_bij in the order of :func:`terms`, (n_patches, n_bins, n_terms)
+    weight : with which l_bi is added to the first order of the bands: the part of all patches that
+        made the surface
     """
 
     ee_directions: np.ndarray
     kk_direction: np.ndarray
+    ee_changes: np.ndarray
     patches: np.ndarray
+    weight: float
 
     @property
     def n_v(self) -> int:
@@ -84,22 +94,41 @@ class SecondOrder:
         number: int = pairs(self.n_v + 1).index((i, j))
         return self.patches[..., self.n_v + 1 + number]
 
-    def change_at(self, power: np.ndarray, kk: np.ndarray) -> np.ndarray:
-        """½ l w + s w w at a change of p̂ and of the bands of C^κκ.
+    def amplitudes(self, power: np.ndarray, kk: np.ndarray) -> np.ndarray:
+        """Amplitudes of a change of the spectra.
 
         Parameters
         ----------
         power : change of p̂ in µK², (n_power,)
-        kk : δ_j of the bands, (n_kk,)
+        kk : δ_j of the bands of C^κκ, (n_kk,)
 
         Returns
         -------
-        by patch, (n_patches, n_bins)
+        w = (v, u), (n_v + 1,)
         """
-        w = np.append(power @ self.ee_directions, kk @ self.kk_direction)
-        weight = terms(w[None])[0]
-        weight[: len(w)] *= 0.5
-        return self.patches @ weight
+        return np.append(power @ self.ee_directions, kk @ self.kk_direction)
+
+    def along(self, w: np.ndarray) -> np.ndarray:
+        """Change of the bands of both spectra along the directions.
+
+        Parameters
+        ----------
+        w : (v, u), (n_v + 1,)
+
+        Returns
+        -------
+        δ_j, C^κκ before C^EE, (n_kk + n_ee,)
+        """
+        *v, u = w
+        kk = u * self.kk_direction / (self.kk_direction @ self.kk_direction)
+        return np.concatenate([kk, v @ self.ee_changes])
+
+    def weighted(self) -> np.ndarray:
+        """Coefficients by patch, the linear ones times :attr:`weight`, (n_patches, n_bins,
+        n_terms)."""
+        weight = np.ones(self.patches.shape[2])
+        weight[: self.n_v + 1] = self.weight
+        return self.patches * weight
 
 
 def pairs(n: int) -> list[tuple[int, int]]:
@@ -142,12 +171,12 @@ def terms(w: np.ndarray) -> np.ndarray:
 
 
 def fit(
-    points: FitPoints,
+    points: DesignPoints,
     derivatives: NoiseDerivatives,
     coefficients: np.ndarray,
     amplitudes: Callable[[np.ndarray], np.ndarray],
 ) -> SecondOrder:
-    """The second order that patches at other cosmologies show.
+    """The response surface that patches with other spectra show.
 
     Parameters
     ----------
@@ -162,18 +191,90 @@ def fit(
     amplitudes and coefficients
     """
     n_kk = derivatives.kk.patches.shape[2]
-    kk, ee = np.split(points.bands, [n_kk], axis=1)
+    kk = points.bands[:, :n_kk]
     signal = np.einsum("bj,cj->cb", derivatives.kk.values, kk)
     left = points.noise - points.power @ coefficients.T - signal[:, None]
-    ee_directions = amplitudes(principal(ee, N_DISTINGUISHED))[: points.n_directions].T
-    (kk_direction,) = principal(kk, 1)
-    kk_direction = kk_direction / np.abs(kk @ kk_direction).max()
+    ee_changes = principal(points.prior[:, n_kk:], N_DISTINGUISHED)
+    ee_directions = amplitudes(ee_changes)[: points.n_directions].T
+    (kk_direction,) = principal(points.prior[:, :n_kk], 1)
     w = np.column_stack([points.power.mean(1) @ ee_directions, kk @ kk_direction])
+    # Amplitudes are at most one at the points of the design.
+    *largest, largest_u = np.abs(w).max(0)
+    w /= np.append(largest, largest_u)
     # The third order is largest at the far points: the nearer ones weigh more.
-    weight = 1.0 / np.sqrt(1.0 + (w**2).sum(1))
-    solve = np.linalg.pinv(weight[:, None] * terms(w)) * weight
-    by_patch = np.einsum("tc,cpb->pbt", solve, left)
-    return SecondOrder(ee_directions, kk_direction, by_patch)
+    nearness = 1.0 / np.sqrt(1.0 + (w**2).sum(1))
+    solve = np.linalg.pinv(nearness[:, None] * terms(w)) * nearness
+    n_surface, n_derivatives = points.noise.shape[1], len(derivatives.kk.patches)
+    return SecondOrder(
+        ee_directions / largest,
+        kk_direction / largest_u,
+        ee_changes[: points.n_directions] * np.transpose([largest]),
+        np.einsum("tc,cpb->pbt", solve, left),
+        n_surface / (n_surface + n_derivatives),
+    )
+
+
+def error_modes(by_patch: np.ndarray) -> np.ndarray:
+    """The Monte-Carlo covariance of the mean of some coefficients, as a factor.
+
+    Modes that hold together less than ``LEAST_VARIANCE`` of the variance are left out.
+
+    Parameters
+    ----------
+    by_patch : coefficients, (n_patches, n_bins, n_terms)
+
+    Returns
+    -------
+    F with covariance Σ_r F_tbr F_t'b'r, (n_terms, n_bins, n_modes)
+    """
+    n, n_bins, n_terms = by_patch.shape
+    scale = by_patch.std(0, ddof=1)
+    flat = ((by_patch - by_patch.mean(0)) / scale).reshape(n, -1)
+    _, size, modes = np.linalg.svd(flat, full_matrices=False)
+    left_out = np.cumsum(size[::-1] ** 2)[::-1]  # with each mode and all after it
+    kept = np.count_nonzero(left_out > LEAST_VARIANCE * left_out[0])
+    factor = modes[:kept].T * size[:kept] / np.sqrt(n * (n - 1.0))
+    return (factor.reshape(n_bins, n_terms, kept) * scale[..., None]).transpose(1, 0, 2)
+
+
+def design(n_v: int) -> np.ndarray:
+    """Central-composite design of the response surface.
+
+    Each amplitude at ±1, u also at ±½, and each pair of amplitudes at ±0.7.
+
+    Parameters
+    ----------
+    n_v : number of amplitudes v
+
+    Returns
+    -------
+    (u, v) of each point, (n_points, n_v + 1)
+
+    Examples
+    --------
+    >>> design(1)[::2].tolist()
+    [[1.0, 0.0], [0.0, 1.0], [0.5, 0.0], [0.7, 0.7]]
+    """
+    axes = np.eye(n_v + 1)
+    pairs_of_axes = [axes[i] + axes[j] for i, j in itertools.combinations(range(n_v + 1), 2)]
+    along = [*axes, 0.5 * axes[0], *(0.7 * np.array(pairs_of_axes))]
+    return np.array([sign * point for point in along for sign in (1.0, -1.0)]) + 0.0
+
+
+def profiles(changes: np.ndarray, n: int) -> np.ndarray:
+    """Principal changes, scaled so that no amplitude exceeds one.
+
+    Parameters
+    ----------
+    changes : of a logarithm of a spectrum, (n_cosmologies, n_l)
+    n : number of directions
+
+    Returns
+    -------
+    change by an amplitude of one, (n, n_l)
+    """
+    directions = principal(changes, n)
+    return directions * np.abs(changes @ directions.T).max(0)[:, None]
 
 
 def principal(changes: np.ndarray, n: int) -> np.ndarray:

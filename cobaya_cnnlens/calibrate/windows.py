@@ -16,6 +16,9 @@ import numpy as np
 from ..simulate.bandpowers import FlatSpectra
 from ..simulate.modes import mode_vectors, polarisation_angles
 
+# Part of a bandpower that stored windows may leave out, on each side.
+WINDOW_TOLERANCE = 1e-6
+
 
 def bandpower_windows(spectra: FlatSpectra, lmax: int) -> np.ndarray:
     """Bandpower windows of a scalar field.
@@ -51,6 +54,28 @@ def bandpower_windows(spectra: FlatSpectra, lmax: int) -> np.ndarray:
         windows[:, L] = kernel @ current * ((2 * L + 1) / (4.0 * np.pi))
         previous, current = current, ((2 * L + 1) * mu * current - L * previous) / (L + 1)
     return windows
+
+
+def trim_windows(windows: np.ndarray, clkk: np.ndarray) -> np.ndarray:
+    """Windows without their far wings, ``WINDOW_TOLERANCE`` of the bandpower on each side.
+
+    Parameters
+    ----------
+    windows : W_bL, (n_bins, lmax + 1)
+    clkk : fiducial C_L^κκ from L = 0
+
+    Returns
+    -------
+    (n_bins, lmax + 1), zero beyond
+    """
+    trimmed = np.zeros_like(windows)
+    for b, row in enumerate(windows):
+        power = np.abs(row * clkk[: len(row)])
+        cumulative = np.cumsum(power) / power.sum()
+        start = np.searchsorted(cumulative, WINDOW_TOLERANCE)
+        stop = np.searchsorted(cumulative, 1.0 - WINDOW_TOLERANCE) + 1
+        trimmed[b, start:stop] = row[start:stop]
+    return trimmed
 
 
 def expected_e_and_b(

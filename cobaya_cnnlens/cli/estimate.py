@@ -62,7 +62,7 @@ def train(config: ConfigFile) -> None:
         )
     from tqdm import tqdm
 
-    from ..pipeline import networks, refining, training
+    from ..pipeline import networks, refining, training, training_state
 
     train_network = refining.train if run.config.network.kind == "refined" else training.train
     directory, trained = networks.training_directory(run), False
@@ -72,8 +72,8 @@ def train(config: ConfigFile) -> None:
         tqdm.write("  ".join(values))
     # A Keras file holds its date: writing the same weights again would change the network's hash.
     if trained or not networks.path(run).exists():
-        state = training.TrainingRun(directory, networks.recipe(run))
-        training.save_atomically(state.best(), networks.path(run))
+        state = training_state.TrainingRun(directory, networks.recipe(run))
+        training_state.save_atomically(state.best(), networks.path(run))
     typer.echo(f"network in {networks.path(run)}")
 
 

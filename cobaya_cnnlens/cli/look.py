@@ -46,7 +46,7 @@ def plot(
     ] = None,
     burn_in: Annotated[
         float,
-        typer.Option(min=0.0, max=0.99, help="Part of each file to leave out from its start."),
+        typer.Option(min=0.0, max=0.99, help="Fraction of each file to leave out from its start."),
     ] = 0.2,
     out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
 ) -> None:
@@ -57,10 +57,10 @@ def plot(
     """
     from ..plots.drawing import save
     from ..plots.posteriors import posteriors_figure
-    from ..validate.chains import chain_root, describe_chains, load_chain
+    from ..validate.chains import chain_root, load_chain, summarise
 
     roots = dict.fromkeys(map(chain_root, chains))  # a shell may give every file of a chain
     loaded = [load_chain(root, burn_in) for root in roots]
     figure = posteriors_figure(loaded, params)
     typer.echo(save(figure, out or Path(f"{loaded[0].root}.png"), dpi="figure"))
-    typer.echo(describe_chains(loaded, params))
+    typer.echo("\n\n".join(summarise(chain, params).table() for chain in loaded))

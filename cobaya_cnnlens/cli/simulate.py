@@ -48,13 +48,14 @@ def emulator(
         typer.echo(emulator_errors(plan, check, release, jobs))
         return
     from ..pipeline import emulation
+    from ..pipeline.emulator_fit import fit
     from ..theory.emulator_files import write_emulator
 
     loaded = emulation.load_plan(plan)
     design = loaded.design()
     emulation.run_camb(loaded, design, jobs)
     training_points = design[: len(design) - loaded.checks]
-    made = emulation.fit(loaded, emulation.read_points(loaded, training_points))
+    made = fit(loaded, emulation.read_points(loaded, training_points))
     path = out or loaded.products / f"emulator_{loaded.name}.npz"
     write_emulator(made.tables, made.record, path)
     typer.echo(path)
@@ -82,6 +83,7 @@ def emulator_errors(plan: Path, emulator: str, release: str, jobs: int) -> str:
     from ..likelihood.release import read_release
     from ..pipeline import emulation
     from ..theory.emulator_files import read_emulator
+    from ..validate.emulator_errors import errors
 
     loaded, made = emulation.load_plan(plan), read_emulator(emulator)
     if made.parameters != loaded.parameters or loaded.checks < 1:
@@ -92,4 +94,4 @@ def emulator_errors(plan: Path, emulator: str, release: str, jobs: int) -> str:
     check_points = loaded.check_points()
     emulation.run_camb(loaded, check_points, jobs)
     checks = emulation.read_points(loaded, check_points)
-    return emulation.errors(made, checks, read_release(release)).table()
+    return errors(made, checks, read_release(release)).table()

@@ -262,7 +262,7 @@ def survey_nulls(
     from ..maps.reconstruction import TileReconstruction
     from ..maps.tile_nulls import Choices, TileNulls
     from ..plots.drawing import save
-    from ..plots.null_figures import survey_nulls_figure
+    from ..plots.validation_figures import survey_nulls_figure
     from ..validate import survey_nulls as judged
     from .estimate import map_setup
 

@@ -27,7 +27,6 @@ class Table(str, Enum):
     recovery = "recovery"
     forecast = "forecast"
     points = "points"
-    nulls = "nulls"
     foregrounds = "foregrounds"
 
 
@@ -38,104 +37,55 @@ def evaluate(
         Table,
         typer.Option(
             help="Reconstruction noise; recovered omch2 and the null hypothesis; Fisher forecast "
-            "of omch2; shifts of omch2 at other cosmologies, or by foregrounds; null tests."
+            "of omch2; shifts of omch2 at other cosmologies, or by foregrounds."
         ),
     ] = Table.noise,
     merge: Annotated[
         int, typer.Option(min=1, help="Neighbouring bins of the noise to take together.")
     ] = 1,
-    on: Annotated[
-        str | None, typer.Option(help="Instead: debiased minus true bandpowers on another set.")
-    ] = None,
 ) -> None:
     """Print a table of what stages made: by default the noise beside the analytic curves.
 
     Several configurations, or the members of a study, stand side by side.
     """
     members = [run for config in configs for run in runs.load_study(config)]
-    if table is not Table.noise and (on or merge != 1):
-        raise ConfigError(f"--on and --merge are of --table noise, not of {table.value}")
-    typer.echo("\n".join(evaluated(members, table, merge, on)))
+    if table is not Table.noise and merge != 1:
+        raise ConfigError(f"--merge is of --table noise, not of {table.value}")
+    typer.echo("\n".join(_tables(members, table, merge)))
 
 
-def evaluated(members: list[Run], table: Table, merge: int, on: str | None) -> list[str]:
-    """Tables of runs.
-
-    Parameters
-    ----------
-    members : runs, which the noise and the forecast compare
-    table : which table
-    merge : neighbouring bins of the noise to take together
-    on : a set whose residuals replace the noise
-
-    Returns
-    -------
-    tables : as text
-    """
-    from ..validate import forecast, foregrounds, noise, null_tests, nulls
+def _tables(members: list[Run], table: Table, merge: int) -> list[str]:
+    """One table of several runs, or one for each, as text."""
+    from ..validate import forecast, foregrounds, noise
 
     if table is Table.forecast:
-        return [
-            forecast.forecasts_table({run.config.name: forecast.forecast(run) for run in members})
-        ]
-    if table is Table.noise and on is None:
+        return [forecast.forecast(*members).table()]
+    if table is Table.noise:
         if len(members) > 1:
             return [noise.compare(members, merge).table()]
         return [noise.noise_table(run, merge).table() for run in members]
-    tables = []
-    for run in members:
-        if table is Table.noise:
-            tables.append(noise.residual_table(run, str(on), merge).table())
-        elif table is Table.recovery:
-            tables.append(recovery_table(run))
-        elif table is Table.points:
-            tables += points_tables(run)
-        elif table is Table.nulls:
-            tables.append(null_tests.nulls_table(run, nulls.check_names(run, None), None).table())
-        else:
-            foregrounds.foregrounds_of(run)
-            tables.append(foregrounds.foregrounds_table(run, None).table())
-    return tables
+    if table is Table.points:
+        return [text for run in members for text in _points_tables(run)]
+    if table is Table.recovery:
+        return [_recovery_table(run) for run in members]
+    return [foregrounds.foregrounds_table(run).table() for run in members]
 
 
-def recovery_table(run: Run) -> str:
-    """Maximum-likelihood omch2 of the surveys' patches, and the test of the null hypothesis.
-
-    Parameters
-    ----------
-    run : of a configuration with mock surveys
-
-    Returns
-    -------
-    table : as text
-    """
+def _recovery_table(run: Run) -> str:
+    """Maximum-likelihood omch2 of the surveys' patches, and the test of the null hypothesis."""
     from ..pipeline.assemble import make_releases
     from ..validate.omch2 import recovery
 
     return recovery(run, make_releases(run, dict.fromkeys(run.config.surveys, 0)), 1).table()
 
 
-def points_tables(run: Run) -> list[str]:
-    """Shifts of omch2 at the cosmologies of `points.at`, a table for each group.
-
-    Parameters
-    ----------
-    run : of a configuration with that key
-
-    Returns
-    -------
-    tables : as text
-
-    Raises
-    ------
-    ConfigError
-        If the key lists no cosmologies.
-    """
+def _points_tables(run: Run) -> list[str]:
+    """Shifts of omch2 at the cosmologies of `points.at`, a table for each group."""
     from ..validate import points
 
     if not run.config.points.at:
         raise ConfigError(f"{run.config.name}: key 'points.at' lists no cosmologies; add some")
-    return [points.points_table(run, group).table(group) for group in run.config.points.at]
+    return [points.points_table(run, group).table() for group in run.config.points.at]
 
 
 @command(epilog="Example: cnnlens n0 --estimator eb-iterative --noise 1")
@@ -148,7 +98,6 @@ def n0(
     multipole: Annotated[
         list[int] | None, typer.Option(help="L to print; repeatable; 20 of them by default.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="CSV file to write too.")] = None,
 ) -> None:
     """Analytic reconstruction noise N0 of κ at the fiducial cosmology, beside C_L of κ."""
     from ..reconstruct.n0 import Filter
@@ -157,37 +106,42 @@ def n0(
 
     table = analytic_noise(estimator, Instrument(noise, beam), Filter(lmin, lmax), multipole)
     typer.echo(table.table())
-    if out:
-        table.write(out)
 
 
-@command(epilog="Example: cnnlens points my.yaml --fit")
+@command(epilog="Example: cnnlens points my.yaml --surface")
 def points(
     config: ConfigFile,
-    index: Indices = None,
-    fit: Annotated[
-        bool, typer.Option(help="Instead: those to which the debias from the data is fitted.")
+    index: Annotated[
+        list[int] | None,
+        typer.Option("--index", help="Test sky, or point of the surface; repeatable."),
+    ] = None,
+    surface: Annotated[
+        bool, typer.Option(help="Instead: measure the response surface of the debias.")
     ] = False,
 ) -> None:
     """Make test skies again at other cosmologies; print how far off omch2 is there, in sigmas."""
     run = runs.load(config)
     from ..pipeline import cosmologies
     from ..pipeline.cosmologies import Points
+    from ..pipeline.surface import SurfacePoints
 
-    key = "points.fit" if fit else "points.at"
-    cosmology_points = cosmologies.fitted(run) if fit else cosmologies.checked(run)
+    if surface:
+        if run.config.points.surface is None:
+            raise ConfigError(f"{config}: key 'points.surface' is missing; add it")
+        design = SurfacePoints(run, runs.threads())
+        design.keys(index)
+        runs.ready(run)
+        typer.echo(design.measure(index)[0].parent)
+        return
+    cosmology_points = cosmologies.checked(run)
     if not cosmology_points:
-        raise ConfigError(f"{config}: key '{key}' lists no cosmologies; add some")
+        raise ConfigError(f"{config}: key 'points.at' lists no cosmologies; add some")
     for i in index or ():
         run.config.check_index(cosmologies.SET, i)
     runs.ready(run)
     chosen = [p for p in cosmology_points if index is None or p.index in index]
-    made_again = Points(run, runs.threads())
-    made_again.measure(chosen)
-    if fit:
-        typer.echo(made_again.path(cosmology_points[0]).parent)
-    else:
-        typer.echo("\n".join(points_tables(run)))
+    Points(run, runs.threads()).measure(chosen)
+    typer.echo("\n".join(_points_tables(run)))
 
 
 @command(epilog="Example: cnnlens coverage my.yaml --release refined_fiducial")
@@ -195,7 +149,7 @@ def coverage(
     config: ConfigFile,
     index: Indices = None,
     table_only: Annotated[
-        bool, typer.Option(help="Print the table of the skies that there are.")
+        bool, typer.Option(help="Print the table of the skies that exist.")
     ] = False,
     release: Annotated[
         str | None,
@@ -285,14 +239,14 @@ def primary(
     primary.measure(run, set_name, index)
     joint = primary.read_joint(run, set_name, index)
     true = primary.read_joint(run, set_name, index, true_kappa=True)
-    typer.echo(primary.joint_table(joint, true, 8))
+    typer.echo(joint.table(true))
     if out is not None:
         provenance = {
             "configuration": run.config.name,
             "set": set_name,
             "network_sha256": run.estimator_id,
         }
-        typer.echo(primary.write_joint(joint, out, provenance))
+        typer.echo(joint.write(out, provenance))
 
 
 @command(rich_help_panel=FRONT, epilog="Example: cnnlens check chains/omegac")

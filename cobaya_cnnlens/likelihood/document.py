@@ -174,6 +174,12 @@ def _check_dimensions(dimensions: dict[str, int], source: str) -> None:
             f"{source}: field 'debias.second' holds {dimensions['n_products']} products; "
             f"{n_v} directions have {n_v * (n_v + 1) // 2}: make the release again"
         )
+    n_terms = (n_v + 1) * (n_v + 4) // 2 if n_v else 0
+    if dimensions.get("n_terms", 0) != n_terms:
+        raise ReleaseError(
+            f"{source}: field 'debias.error_modes' holds {dimensions['n_terms']} terms; {n_v} "
+            f"directions have {n_terms}: make the release again"
+        )
     n_power = dimensions.get("n_e", 0) + dimensions.get("n_b", 0)
     if dimensions.get("n_power", 0) != n_power:
         raise ReleaseError(

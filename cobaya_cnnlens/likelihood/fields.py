@@ -96,7 +96,8 @@ class Release:
         "n_bins n_bins",
         KAPPA2,
         "Monte-Carlo covariance of the model's noise bias, at the change of ω_c in "
-        "'provenance.derivative_excursion_omch2'.",
+        "'provenance.derivative_excursion_omch2'; without that of the response surface, which "
+        "'debias.error_modes' hold.",
     )
     response: np.ndarray = numbers(
         "calibration.response",
@@ -213,6 +214,14 @@ class Release:
         "n_bins n_v",
         KAPPA,
         "X_i: the model has the term Σ_i X_i v_i u.",
+        Group.SECOND_ORDER,
+    )
+    surface_error_modes: np.ndarray = numbers(
+        "debias.error_modes",
+        "n_terms n_bins n_modes",
+        KAPPA,
+        "F: the Monte-Carlo error of the response surface is the covariance of Σ_t x_t F_tbr g_r "
+        "with g of unit variance; x holds v, u, and their products in the order of 'second'.",
         Group.SECOND_ORDER,
     )
     nuisance_steps: np.ndarray = numbers(
@@ -418,6 +427,22 @@ class Release:
         products[(slice(None), *np.triu_indices(self.n_v))] = self.debias_second
         twice = products + products.transpose(0, 2, 1)
         return self.debias_coefficients + twice @ self.amplitudes @ self.ee_directions.T
+
+    def surface_error(self, u: float) -> np.ndarray:
+        """Monte-Carlo covariance of the response surface (docs/noise-bias, eq. 15).
+
+        Parameters
+        ----------
+        u : amplitude of C^κκ; those of C^EE are the survey's
+
+        Returns
+        -------
+        (n_bins, n_bins)
+        """
+        w = np.append(self.amplitudes, u)
+        products = np.outer(w, w)[np.triu_indices(len(w))]
+        modes = np.tensordot(np.append(w, products), self.surface_error_modes, 1)
+        return modes @ modes.T
 
     def correction_of(self, power: np.ndarray) -> np.ndarray:
         """First order of :attr:`correction` (docs/noise-bias, eq. 6) for any power.

@@ -56,7 +56,7 @@ def debiased_by_data(release: Release) -> Release:
 
     Of the second order, v is the survey's, and u² = 2 û u − û² + (u − û)² is taken to first order
     about the amplitude û that the bandpowers themselves have: what that leaves, Q (u − û)², is of
-    the order of Q times the variance of û.
+    the order of Q times the variance of û. The error of the model is that at v and û.
 
     Parameters
     ----------
@@ -83,11 +83,15 @@ def debiased_by_data(release: Release) -> Release:
     if release.n_v:
         derivatives = derivatives + np.outer(release.debias_cross @ release.amplitudes, along)
     u = _amplitude(release, bandpowers, derivatives)
+    error = release.derivative_covariance
+    if release.n_v:
+        error = error + release.surface_error(u)
     return replace(
         without(release, Group.DEBIAS, Group.SECOND_ORDER, Group.PRIMARY, Group.FIXED),
         bandpowers=bandpowers + release.curvature * u**2,
         kk_derivatives=derivatives + 2.0 * u * np.outer(release.curvature, along),
         curvature=np.zeros_like(release.curvature),
+        derivative_covariance=error,
     )
 
 

@@ -352,13 +352,13 @@ class _Simulations:
 
     def _new_bench(self, omch2: float | None = None) -> PerturbedSky:
         run = self.run
-        cosmology = None if omch2 is None else run.config.cosmology.vary(omch2=omch2)
+        spectra = None if omch2 is None else run.spectra(run.config.cosmology.vary(omch2=omch2))
         seen = self.calibration.derivative_patches()
         return perturbed_sky(
             run,
             seen.index,
             self.nthreads,
-            cosmology,
+            spectra,
             measured=seen.measure,
             observation=Observation(run.config.instrument, seen.noise(), seen.mask),
         )

@@ -12,27 +12,25 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..calibrate import curvature, debias
-from ..calibrate.covariance import mean_covariance, sample_covariance
+from ..calibrate import debias
 from ..calibrate.debias import DataDebias, SimulatedChanges
+from ..calibrate.error_fields import error_fields
 from ..calibrate.release_warnings import with_warnings
-from ..calibrate.response import Calibration, PatchBandpowers, calibrate, standard_error
-from ..calibrate.windows import bandpower_windows
+from ..calibrate.response import Calibration, PatchBandpowers, calibrate
+from ..calibrate.windows import bandpower_windows, trim_windows
 from ..errors import CNNLensError
-from ..likelihood.fields import NUISANCES, Group, Release
+from ..likelihood.fields import Group, Release
 from ..simulate.instrument import Instrument
 from ..simulate.patches import PatchGeometry
 from ..theory.camb import settings_record
-from .cosmologies import Points
 from .estimators import name_of
-from .nuisances import Nuisances
+from .nuisances import Nuisances, nuisance_steps
 from .perturbations import Derivatives, ShiftedSkies, shifted_changes
 from .power import Power, power_of
 from .reconstructions import Bandpowers
 from .run import Run
+from .surface import SurfacePoints
 
-# Part of a bandpower that the stored windows may leave out.
-WINDOW_TOLERANCE = 1e-6
 PACKAGES = ("cobaya_cnnlens", "camb", "ducc0", "healpy", "keras", "numpy", "scipy", "tensorflow")
 
 
@@ -62,28 +60,6 @@ def path(run: Run, survey: str, sky: int = 0) -> Path:
     the file, under ``products``
     """
     return run.config.products / "releases" / f"{release_name(run, survey, sky)}.json"
-
-
-def trim_windows(windows: np.ndarray, clkk: np.ndarray) -> np.ndarray:
-    """Windows without their far wings, ``WINDOW_TOLERANCE`` of the bandpower on each side.
-
-    Parameters
-    ----------
-    windows : W_bL, (n_bins, lmax + 1)
-    clkk : fiducial C_L^κκ from L = 0
-
-    Returns
-    -------
-    (n_bins, lmax + 1), zero beyond
-    """
-    trimmed = np.zeros_like(windows)
-    for b, row in enumerate(windows):
-        power = np.abs(row * clkk[: len(row)])
-        cumulative = np.cumsum(power) / power.sum()
-        start = np.searchsorted(cumulative, WINDOW_TOLERANCE)
-        stop = np.searchsorted(cumulative, 1.0 - WINDOW_TOLERANCE) + 1
-        trimmed[b, start:stop] = row[start:stop]
-    return trimmed
 
 
 def calibration_of(run: Run) -> tuple[Calibration, PatchBandpowers]:
@@ -241,7 +217,7 @@ def fit_debias(
     Raises
     ------
     products.ProductError
-        if the power of a set, or a point of ``points.fit``, has not been measured
+        if the power of a set, or a point of the response surface, has not been measured
     """
     return debias.fit(
         changes,
@@ -249,7 +225,7 @@ def fit_debias(
         calibration.debias(test.auto),
         Power(run).read("test", range(run.config.skies.test))["power"],
         shifted_changes(run),
-        Points(run).fit_points(calibration.response),
+        SurfacePoints(run).read(calibration.response),
         n_patches,
     )
 
@@ -296,10 +272,11 @@ def assembled(
         noise_error=calibration.noise_error,
         windows=windows,
         kk_edges=np.array(settings.kk_edges),
-        nuisance_steps=np.array([getattr(config.nuisances, name) for name in NUISANCES]),
+        nuisance_steps=nuisance_steps(run),
         fiducial_kk=fiducial.kk[:reach],
         fiducial_ee=fiducial.ee[:reach],
-        **_error_fields(run, calibration, test, changes, fitted),
+        **_edges_of_power(run, fitted),
+        **error_fields(calibration, test, changes, fitted, shifted_changes(run)),
         theory=settings_record(config.cosmology, config.camb),
         instrument={
             "noise": config.instrument.noise_uk_arcmin,
@@ -325,49 +302,12 @@ def assembled(
     )
 
 
-def _error_fields(
-    run: Run,
-    calibration: Calibration,
-    test: PatchBandpowers,
-    changes: SimulatedChanges,
-    fitted: DataDebias | None,
-) -> dict[str, Any]:
-    """Covariances, derivatives and nuisances of the bandpowers, as debiased and as they are."""
-    debiased = calibration.debias(test.auto)
-    of_nuisances = debias.nuisance_fields(changes.nuisances)
-    fixed = {
-        "patch_covariance": sample_covariance(debiased),
-        "noise_covariance": mean_covariance(debiased - test.truth),
-    }
-    shifted = shifted_changes(run)
+def _edges_of_power(run: Run, fitted: DataDebias | None) -> dict[str, Any]:
+    """Edges of the bins of E and B power, if a release is debiased by them."""
     if fitted is None:
-        curved = curvature.curvature_of(changes.derivatives, changes.shifted, shifted)
-        kk = changes.derivatives.kk.patches
-        n_kk = kk.shape[2]
-        u = shifted[1, :n_kk] @ curved.kk_direction
-        return {
-            **fixed,
-            # Monte-Carlo error of the model at the shifted ω_c.
-            "derivative_covariance": mean_covariance(
-                kk @ shifted[1, :n_kk] + curved.patches * u**2
-            ),
-            "kk_direction": curved.kk_direction,
-            "curvature": curved.patches.mean(0),
-            "curvature_errors": standard_error(curved.patches),
-            **debias.derivative_fields(changes.derivatives),
-            **of_nuisances,
-        }
-    measured = power_of(run)
-    change = curvature.change_above(changes.derivatives, changes.shifted, shifted)
-    fixed["noise_covariance"] = fixed["noise_covariance"] + mean_covariance(change)
-    fixed |= {name: of_nuisances[name] for name in ("nuisance_first", "nuisance_second")}
-    return {
-        "e_edges": measured.e_edges,
-        "b_edges": measured.b_edges,
-        "ee_edges": np.array(run.config.derivatives.ee_edges),
-        **{f"fixed_{name}": values for name, values in fixed.items()},
-        **debias.release_fields(fitted, changes.nuisances, debiased, test.truth, shifted[1]),
-    }
+        return {}
+    measured, ee_edges = power_of(run), np.array(run.config.derivatives.ee_edges)
+    return {"e_edges": measured.e_edges, "b_edges": measured.b_edges, "ee_edges": ee_edges}
 
 
 def with_data(calibration: Release, auto: np.ndarray, power: np.ndarray | None) -> Release:

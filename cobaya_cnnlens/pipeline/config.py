@@ -87,11 +87,10 @@ class Config(Section):
         self._check_multipoles()
         self.bandpowers.check(patch.nyquist)
         self.derivatives.check(lmax)
-        self.foregrounds.check(patch.nyquist)
         self.training.check(patch.n_pixels)
         if self.network.kind == "refined":
             self.training.check_refined(self.network, patch.n_pixels)
-        for name in ("nuisances", "points", "nulls", "foregrounds"):
+        for name in ("nuisances", "nulls", "foregrounds"):
             if (skies := getattr(self, name).skies) > self.skies.test:
                 raise ValueError(
                     f"{name}.skies is {skies}, but there are {self.skies.test} test skies"

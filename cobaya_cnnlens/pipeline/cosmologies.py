@@ -2,9 +2,7 @@
 
 Such a sky differs from the test sky by its cosmology alone, so the scatter of the patches cancels
 in the difference. The change of its own ⟨κκ*⟩ is subtracted too, which leaves the change of the
-noise bias. The second order of the debias from the data is fitted to some of these
-(:mod:`cobaya_cnnlens.calibrate.second_order`). The others, on another sky, test the model
-(:mod:`cobaya_cnnlens.validate.points`).
+noise bias. :mod:`cobaya_cnnlens.validate.points` tests the model with it.
 """
 
 from __future__ import annotations
@@ -17,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..calibrate.response import PatchBandpowers
-from ..calibrate.second_order import FitPoints
 from ..simulate.tiling import evenly
-from .perturbations import changes_at, perturbed_sky
+from .perturbations import perturbed_sky
 from .power import Power, power_of
 from .reconstructions import Bandpowers, measurement_recipe
 from .run import Run
@@ -61,26 +58,10 @@ def checked(run: Simulation, group: str | None = None) -> list[Point]:
     settings = run.config.points
     groups = settings.at if group is None else {group: settings.at[group]}
     return [
-        Point(change, index, settings.patches)
-        for index in settings.skies_of
-        for changes in groups.values()
-        for change in changes
+        Point(change, of_group.sky, settings.patches)
+        for of_group in groups.values()
+        for change in of_group.cosmologies
     ]
-
-
-def fitted(run: Simulation) -> list[Point]:
-    """Points to which the second order of the debias from the data is fitted.
-
-    Parameters
-    ----------
-    run : the configuration and what follows from it
-
-    Returns
-    -------
-    the points; empty without ``points.fit``
-    """
-    fit = run.config.points.fit
-    return [] if fit is None else [Point(change, fit.sky, fit.patches) for change in fit.at]
 
 
 @dataclass(frozen=True)
@@ -113,7 +94,7 @@ class Points(Stage[Run]):
 
         Parameters
         ----------
-        points : of :func:`checked` or :func:`fitted`
+        points : of :func:`checked`
 
         Returns
         -------
@@ -134,15 +115,6 @@ class Points(Stage[Run]):
         """
         name = "_".join(f"{key}={value:g}" for key, value in sorted(point.change.items()))
         return self.config.products / "points" / f"sky_{point.index:04d}" / f"{name}.h5"
-
-    def fit_path(self) -> Path:
-        """What the workflow puts down when all points of the fit are there.
-
-        Returns
-        -------
-        the file, under ``products``
-        """
-        return self.config.products / "points" / "fit.done"
 
     def recipe(self, point: Point) -> dict[str, Any]:
         """What determines a test sky's bandpowers at another cosmology.
@@ -175,8 +147,8 @@ class Points(Stage[Run]):
         arrays of the product
         """
         run, cosmology = self.run, self.config.cosmology.vary(**point.change)
-        rows = evenly(run.n_patches, point.patches)
-        sky = perturbed_sky(run, point.index, self.threads, cosmology, SET, rows=rows)
+        rows, spectra = evenly(run.n_patches, point.patches), run.spectra(cosmology)
+        sky = perturbed_sky(run, point.index, self.threads, spectra, SET, rows=rows)
         return sky.unperturbed() | {"power": power_of(run)(*sky.observed())}
 
     def read(self, points: Iterable[Point]) -> Patches:
@@ -220,37 +192,6 @@ class Points(Stage[Run]):
             powers = (Power(self.run).read(SET, [p.index], p.patches) for p in points)
             power = np.concatenate([of_sky["power"] for of_sky in powers])
         return Patches(measured.auto, measured.truth, power)
-
-    def fit_points(self, response: np.ndarray) -> FitPoints | None:
-        """Changes at the cosmologies of ``points.fit``; None if the configuration has none.
-
-        Parameters
-        ----------
-        response : R_b, (n_bins,)
-
-        Returns
-        -------
-        the changes, and the number of directions that get a second order
-
-        Raises
-        ------
-        products.ProductError
-            if a point has not been measured
-        """
-        if (fit := self.config.points.fit) is None:
-            return None
-        points = fitted(self.run)
-        fiducial = self.at_fiducial(points[:1])
-        noise, powers, bands = [], [], []
-        for point in points:
-            moved = self.read([point])
-            # The configuration has points of a fit only with a debias from the data.
-            assert moved.power is not None
-            assert fiducial.power is not None
-            noise.append(change_of_noise(moved, fiducial, response))
-            powers.append(moved.power - fiducial.power)
-            bands.append(changes_at(self.run, self.config.cosmology.vary(**point.change)))
-        return FitPoints(np.array(noise), np.array(powers), np.array(bands), fit.directions)
 
 
 def change_of_noise(moved: Patches, fiducial: Patches, response: np.ndarray) -> np.ndarray:

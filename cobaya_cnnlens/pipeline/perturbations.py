@@ -20,7 +20,7 @@ from ..simulate import shards
 from ..simulate.patches import Pointing
 from ..simulate.perturbed_skies import Observation, PerturbedSky
 from ..simulate.tiling import evenly
-from ..theory.camb import Cosmology
+from ..theory.camb import Cosmology, Spectra
 from .observation import sky_noise
 from .reconstructions import measurement_recipe
 from .run import Run
@@ -36,7 +36,7 @@ def perturbed_sky(
     run: Run,
     index: int,
     nthreads: int = 0,
-    cosmology: Cosmology | None = None,
+    spectra: Spectra | None = None,
     set_name: str = SET,
     measured: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
     rows: np.ndarray | None = None,
@@ -49,7 +49,7 @@ def perturbed_sky(
     run : the configuration and what follows from it
     index : number of the sky, which with ``set_name`` fixes phases and noise
     nthreads : threads of the transforms; 0 for all cores
-    cosmology : of its spectra; the fiducial by default
+    spectra : of the sky; the fiducial ones by default
     set_name : name of the set of skies
     measured : from masked Q̃ and Ũ, (n_patches, ny, nx) each, to (n_patches, n); bandpowers of κ̂
         by default
@@ -70,7 +70,7 @@ def perturbed_sky(
         noise = noise if rows is None else noise[:, rows]
         observation = Observation(config.instrument, noise, run.data_mask)
     return PerturbedSky(
-        shards.draw_sky(run.spectra(cosmology), config.sky.lmax, config.seed, set_name, index),
+        shards.draw_sky(spectra or run.spectra(), config.sky.lmax, config.seed, set_name, index),
         pointing,
         observation,
         run.bandpowers,
@@ -269,7 +269,7 @@ class ShiftedSkies(_Perturbed):
         arrays of the product
         """
         skies = [
-            perturbed_sky(self.run, index, self.threads, cosmology).unperturbed()
+            perturbed_sky(self.run, index, self.threads, self.run.spectra(cosmology)).unperturbed()
             for cosmology in shifted_cosmologies(self.run)
         ]
         return {name: np.stack([sky[name] for sky in skies]) for name in ("auto", "truth")}
@@ -308,25 +308,25 @@ def shifted_cosmologies(run: Simulation) -> list[Cosmology]:
     return [run.config.cosmology.vary(omch2=omch2) for omch2 in run.config.shifted_omch2()]
 
 
-def changes_at(run: Simulation, cosmology: Cosmology) -> np.ndarray:
-    """δ_j of the configuration's bands at a cosmology (docs/noise-bias, eq. 9).
+def bands_of(run: Simulation, spectra: Spectra) -> np.ndarray:
+    """δ_j of the configuration's bands (docs/noise-bias, eq. 9).
 
     Parameters
     ----------
     run : a configuration
-    cosmology : where CAMB runs, unless its spectra are kept
+    spectra : to be compared with the fiducial ones
 
     Returns
     -------
     C^κκ before C^EE, (n_kk + n_ee,)
     """
-    moved, fiducial, settings = run.spectra(cosmology), run.spectra(), run.config.derivatives
-    kk = band_changes(settings.kk_edges, moved.kk, fiducial.kk)
-    return np.concatenate([kk, band_changes(settings.ee_edges, moved.ee, fiducial.ee)])
+    fiducial, settings = run.spectra(), run.config.derivatives
+    kk = band_changes(settings.kk_edges, spectra.kk, fiducial.kk)
+    return np.concatenate([kk, band_changes(settings.ee_edges, spectra.ee, fiducial.ee)])
 
 
 def shifted_changes(run: Simulation) -> np.ndarray:
-    """:func:`changes_at` ω_c − step and ω_c + step.
+    """:func:`bands_of` the spectra at ω_c − step and ω_c + step.
 
     Parameters
     ----------
@@ -336,4 +336,4 @@ def shifted_changes(run: Simulation) -> np.ndarray:
     -------
     (2, n_kk + n_ee)
     """
-    return np.array([changes_at(run, cosmology) for cosmology in shifted_cosmologies(run)])
+    return np.array([bands_of(run, run.spectra(c)) for c in shifted_cosmologies(run)])

@@ -146,7 +146,7 @@ class Power(Stage[Run]):
         for kind, band in tqdm(sky.bands(), desc=f"{self.kind}, derivatives/{index}", unit="band"):
             by_band[kind].append(sky.measure(kind, band)["auto"])
         shifted = [
-            perturbed_sky(run, index, threads, cosmology, measured=measured)
+            perturbed_sky(run, index, threads, run.spectra(cosmology), measured=measured)
             for cosmology in shifted_cosmologies(run)
         ]
         return {

@@ -28,7 +28,7 @@ from ..reconstruct.refining import (
 from ..simulate.skies import seed_sequence
 from . import networks
 from .features import Features
-from .training import ScaledMSE, TrainingRun, plan_epochs
+from .training_state import ScaledMSE, TrainingRun, plan_epochs
 
 if TYPE_CHECKING:
     from .simulation import Simulation

@@ -1,32 +1,32 @@
-"""Figures of every stage, from its products."""
+"""Figures of the stages of the pipeline, from their products."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..calibrate.response import standard_error
+from ..calibrate.windows import expected_e_and_b
 from ..errors import CNNLensError
+from ..likelihood.fields import NUISANCES
 from ..pipeline import networks
-from ..pipeline.assemble import make_release
-from ..pipeline.estimators import label_of
-from ..pipeline.observation import observe_sky
+from ..pipeline.assemble import calibration_of
+from ..pipeline.nuisances import Nuisances
+from ..pipeline.observation import ObservedPatches, observe_sky
+from ..pipeline.perturbations import Derivatives
+from ..pipeline.reconstructions import Bandpowers, signal_bandpowers
 from ..pipeline.run import Run
 from ..reconstruct import Estimator
-from ..validate import stages
-from ..validate.coverage import CoverageTable, coverage_tables
-from ..validate.foregrounds import ForegroundTable, foregrounds_table
-from ..validate.noise import noise_table
-from ..validate.primary import JointCovariance, read_joint
+from ..simulate.bandpowers import e_and_b
+from ..theory.camb import lensed_polarisation
+from . import validation_figures
 from .drawing import draw_map, figure_of, panel, subplots
-from .null_figures import nulls_figure
 
 # The patch of the first test sky that is drawn; any would do.
 PATCH = 40
-# Of the noise debias by which a bias is found.
-MARKERS = {"data": "o", "fixed": "d", "theory": "s"}
 
 
 def draw(run: Run, stage: str) -> Figure:
@@ -68,8 +68,9 @@ def theory_figure(run: Run) -> Figure:
         theory = run.spectra(cosmology)
         l = np.arange(2, theory.lmax + 1)
         label = rf"{name}, $\Omega_c h^2$ = {cosmology.omch2:g}"
-        left.loglog(l, theory.kk[2:], label=label)
-        right.loglog(l, l * (l + 1) / (2 * np.pi) * theory.ee[2:], label=label)
+        width = 4 if name == "test" else 1.5  # a survey may have the same cosmology
+        left.loglog(l, theory.kk[2:], lw=width, label=label)
+        right.loglog(l, l * (l + 1) / (2 * np.pi) * theory.ee[2:], lw=width)
     left.set(xlabel="$L$", ylabel=r"$C_L^{\kappa\kappa}$")
     right.set(xlabel=r"$\ell$", ylabel=r"unlensed $D_\ell^{EE}$ [$\mu$K$^2$]", ylim=(1e-3, None))
     left.legend(fontsize=7)
@@ -87,30 +88,41 @@ def sky_figure(run: Run) -> Figure:
     -------
     figure : maps and spectra
     """
-    seen = observe_sky(run, "test", 0)
-    patch = _shown_patch(len(seen.q))
-    power = stages.sky_power(run, seen)
+    sky = observe_sky(run, "test", 0)
+    patch = _shown_patch(len(sky.q))
     figure, axes = subplots(2, 3, figsize=(13, 8))
     half = run.config.patch.size_deg / 2
     titles = (r"$\tilde Q$ [$\mu$K]", r"$\tilde U$ [$\mu$K]", r"$E$ [$\mu$K]", r"$\kappa$")
-    maps = (seen.q, seen.u, seen.e, seen.kappa)
+    maps = (sky.q, sky.u, sky.e, sky.kappa)
     for axis, values, title in zip(axes.flat, maps, titles, strict=False):
         _map(figure, axis, values[patch], title, half)
-    L = run.bandpowers.bins.centres
     observed, kappa = axes[1, 1:]
-    for name, colour in (("e", "C0"), ("b", "C1")):
-        field = power[name]
-        observed.errorbar(L, field.mean, field.error, fmt=".", color=colour, label=name.upper())
-        observed.plot(L, field.expected, color=colour, lw=1)
-    observed.set(yscale="log", xlabel=r"$\ell$", ylabel=r"$C_\ell$ [$\mu$K$^2$]")
-    observed.set_title("observed E and B (points), CAMB through the mask + noise (lines)", size=8)
-    observed.legend()
-    ratio = power["kappa"].over(power["kappa"].expected)
-    kappa.errorbar(L, ratio.mean - 1, ratio.error, fmt=".")
+    _draw_e_and_b(observed, run, sky)
+    power = run.bandpowers.auto(sky.kappa) / signal_bandpowers(run, run.spectra().kk)
+    L = run.bandpowers.bins.centres
+    kappa.errorbar(L, power.mean(0) - 1, standard_error(power), fmt=".")
     kappa.axhline(0, color="k", lw=0.8)
     kappa.set(xlabel="$L$", ylabel=r"$C_L^{\kappa\kappa}$: patches / theory $-$ 1")
     figure.tight_layout()
     return figure
+
+
+def _draw_e_and_b(axis: Axes, run: Run, sky: ObservedPatches) -> None:
+    """Power of a sky's masked E and B; CAMB's through beam and mask, with the maps' white noise."""
+    config, spectra = run.config, run.bandpowers
+    lensed_ee, lensed_bb = lensed_polarisation(run.spectra())
+    beam2 = config.instrument.beam(np.arange(len(lensed_ee))) ** 2
+    white = np.mean(config.instrument.noise_variance(config.patch)) * config.patch.pixel**2
+    expected = expected_e_and_b(spectra, lensed_ee * beam2, lensed_bb * beam2)
+    modes = e_and_b(spectra, sky.q, sky.u)
+    L = spectra.bins.centres
+    for name, m, signal, colour in zip("EB", modes, expected, ("C0", "C1"), strict=True):
+        power = spectra.cross(m, m)
+        axis.errorbar(L, power.mean(0), standard_error(power), fmt=".", color=colour, label=name)
+        axis.plot(L, signal + white, color=colour, lw=1)
+    axis.set(yscale="log", xlabel=r"$\ell$", ylabel=r"$C_\ell$ [$\mu$K$^2$]")
+    axis.set_title("observed E and B (points), CAMB through the mask + noise (lines)", size=8)
+    axis.legend()
 
 
 def training_figure(run: Run, axis: Axes | None = None) -> Figure:
@@ -128,32 +140,20 @@ def training_figure(run: Run, axis: Axes | None = None) -> Figure:
     Raises
     ------
     CNNLensError
-    If no epoch has finished.
+        if no epoch has finished
     """
-    from ..pipeline.training import TrainingRun
+    from ..pipeline.training_state import TrainingRun
 
     directory = networks.training_directory(run)
     history = TrainingRun(directory, networks.recipe(run)).history
     if not history:
-        raise CNNLensError(
-            f"{networks.training_directory(run)}: no finished epoch; run `cnnlens train`"
-        )
+        raise CNNLensError(f"{directory}: no finished epoch; run `cnnlens train`")
     epochs = [h["epoch"] for h in history]
     axis = panel(axis, (7, 4.5))
     for name, colour in (("kappa", "C0"), ("e", "C1")):
-        axis.plot(
-            epochs,
-            [h[f"val_{name}_loss"] for h in history],
-            colour,
-            label=f"{name}, validation",
-        )
-        axis.plot(
-            epochs,
-            [h[f"{name}_loss"] for h in history],
-            colour,
-            ls=":",
-            label=f"{name}, training",
-        )
+        for prefix, style, patches in (("val_", "-", "validation"), ("", ":", "training")):
+            losses = [h[f"{prefix}{name}_loss"] for h in history]
+            axis.plot(epochs, losses, colour, ls=style, label=f"{name}, {patches}")
     axis.set(xlabel="epoch", ylabel="mean squared error / variance", yscale="log")
     axis.legend()
     return figure_of(axis)
@@ -190,42 +190,8 @@ def reconstruction_figure(run: Run) -> Figure:
     return figure
 
 
-def noise_figure(run: Run) -> Figure:
-    """Reconstruction noise, its ratios to the analytic curves, and bandpower errors.
-
-    Parameters
-    ----------
-    run : a configuration, with its products and networks
-
-    Returns
-    -------
-    figure : three panels
-    """
-    table, theory, baseline = noise_table(run), run.spectra(), run.config.baseline
-    name = "network" if baseline is None else label_of(baseline)
-    figure, (left, middle, right) = subplots(1, 3, figsize=(15, 4.3))
-    L = np.arange(40, int(table.L[-1]) + 60)
-    left.loglog(L, theory.kk[L], "k", label=r"$C_L^{\kappa\kappa}$")
-    left.errorbar(table.L, table.noise, table.noise_error, fmt="o", ms=3, label=f"{name}, $N_L$")
-    left.plot(table.L, table.n0_eb, label="EB quadratic estimator, analytic")
-    left.plot(table.L, table.n0_iterated, label="iterated EB, analytic")
-    left.set(xlabel="$L$", ylabel=r"$N_L^{\kappa\kappa}$")
-    left.legend(fontsize=7)
-    for other, label in ((table.n0_eb, "EB QE"), (table.n0_iterated, "iterated EB")):
-        middle.errorbar(
-            table.L, table.noise / other, table.noise_error / other, fmt="o-", ms=3, label=label
-        )
-    middle.axhline(1, color="k", lw=0.8)
-    middle.set(xlabel="$L$", ylabel="$N_L$ / analytic", ylim=(0, None))
-    middle.legend()
-    right.plot(table.L, 100 * table.relative_error, "o-", ms=3)
-    right.set(xlabel="$L$", ylabel="bandpower error of one patch [%]", yscale="log")
-    figure.tight_layout()
-    return figure
-
-
 def derivatives_figure(run: Run) -> Figure:
-    """Noise-debias derivatives, as fractions of the fiducial bandpower.
+    """Derivatives of the noise bias, as fractions of the fiducial bandpower.
 
     Parameters
     ----------
@@ -235,26 +201,29 @@ def derivatives_figure(run: Run) -> Figure:
     -------
     figure : two panels
     """
-    measured = stages.relative_derivatives(run)
+    calibration, _ = calibration_of(run)
+    signal = signal_bandpowers(run, run.spectra().kk)
+    measured = Derivatives(run).read(calibration.response)
     figure, axes = subplots(1, 2, figsize=(13, 5))
-    labels = {"kk": r"C_L^{\kappa\kappa}", "ee": r"C_\ell^{EE}"}
-    for axis, (name, label) in zip(axes, labels.items(), strict=True):
-        edges, relative = measured[name]
+    labels = r"C_L^{\kappa\kappa}", r"C_\ell^{EE}"
+    for axis, bands, label in zip(axes, (measured.kk, measured.ee), labels, strict=True):
+        relative = bands.values / signal[:, None]
         limit = np.percentile(np.abs(relative), 98)
         rows = run.bandpowers.bins.edges
-        mesh = axis.pcolormesh(edges, rows, relative, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        mesh = axis.pcolormesh(bands.edges, rows, relative, cmap="RdBu_r", vmin=-limit, vmax=limit)
         axis.set(
             xlabel=rf"band of ${label}$",
             ylabel="$L$ of the bandpower",
             title=rf"$\partial (d_b - \mathrm{{signal}})\,/\,\partial\ln {label}$ over signal",
         )
-        figure.colorbar(mesh, ax=axis)
+        figure.colorbar(mesh, ax=axis, extend="both")
     figure.tight_layout()
     return figure
 
 
 def bandpowers_figure(run: Run, axis: Axes | None = None) -> Figure:
-    """Debiased bandpowers of every survey over the fiducial expectation.
+    """Bandpowers of every survey's first sky, debiased at the fiducial cosmology, over the fiducial
+    signal.
 
     Parameters
     ----------
@@ -265,20 +234,25 @@ def bandpowers_figure(run: Run, axis: Axes | None = None) -> Figure:
     -------
     figure : one panel
     """
+    calibration, _ = calibration_of(run)
+    fiducial = signal_bandpowers(run, run.spectra().kk)
     L = run.bandpowers.bins.centres
     axis = panel(axis, (8, 5))
-    for i, (name, power) in enumerate(stages.survey_powers(run).items()):
-        label = rf"{name}, $\Omega_c h^2$ = {run.config.surveys[name].omch2:g}"
-        axis.errorbar(L + 8 * i, power.mean, power.error, fmt=".", color=f"C{i}", label=label)
-        axis.plot(L, power.expected, color=f"C{i}", lw=1)
+    for i, (name, survey) in enumerate(run.config.surveys.items()):
+        data = calibration.debias(Bandpowers(run).read(f"survey-{name}", [0]).auto) / fiducial
+        truth = run.spectra(run.config.set_cosmology(f"survey-{name}"))
+        label = rf"{name}, $\Omega_c h^2$ = {survey.omch2:g}"
+        mean, error = data.mean(0), standard_error(data)
+        axis.errorbar(L + 8 * i, mean, error, fmt=".", color=f"C{i}", label=label)
+        axis.plot(L, signal_bandpowers(run, truth.kk) / fiducial, color=f"C{i}", lw=1)
     axis.set(xlabel="$L$", ylabel=r"$d_L\,/\,C_L^{\kappa\kappa}$ fiducial", ylim=(0.5, 1.7))
-    axis.set_title("noise debias fixed at the fiducial (points), true signal (lines)", size=9)
+    axis.set_title("debias fixed at the fiducial cosmology (points), true signal (lines)", size=9)
     axis.legend()
     return figure_of(axis)
 
 
 def nuisances_figure(run: Run) -> Figure:
-    """What the simulated steps of the instrument's systematics do to the bandpowers.
+    """What one step up and one step down of the instrument's systematics do to the bandpowers.
 
     Parameters
     ----------
@@ -288,17 +262,21 @@ def nuisances_figure(run: Run) -> Figure:
     -------
     figure : a panel for each nuisance
     """
+    calibration, _ = calibration_of(run)
+    first, second = Nuisances(run).read(calibration.response)
+    signal = signal_bandpowers(run, run.spectra().kk)
     L = run.bandpowers.bins.centres
-    shifts = stages.nuisance_shifts(run)
-    rows = -(-len(shifts) // 2)
+    rows = -(-len(NUISANCES) // 2)
     figure, axes = subplots(rows, 2, figsize=(11, 3.5 * rows), sharex=True)
-    for axis, (name, both) in zip(axes.flat, shifts.items(), strict=False):
-        for shift, colour in zip(both, ("C0", "C3"), strict=True):
-            label = f"{name} {shift.size:+g}"
-            axis.errorbar(L, shift.mean, shift.error, fmt=".-", color=colour, label=label)
+    for i, (axis, name) in enumerate(zip(axes.flat, NUISANCES, strict=False)):
+        step = getattr(run.config.nuisances, name)
+        for size, colour in ((step, "C0"), (-step, "C3")):
+            shift = (size * first[..., i] + size**2 * second[..., i]) / signal
+            mean, error = shift.mean(0), standard_error(shift)
+            axis.errorbar(L, mean, error, fmt=".-", color=colour, label=f"{name} {size:+g}")
         axis.axhline(0, color="k", lw=0.8)
         axis.legend()
-    for axis in axes.flat[len(shifts) :]:
+    for axis in axes.flat[len(NUISANCES) :]:
         axis.set_visible(False)
     for axis in axes[-1]:
         axis.set_xlabel("$L$")
@@ -306,170 +284,6 @@ def nuisances_figure(run: Run) -> Figure:
         axis.set_ylabel(r"$\Delta d_L\,/\,C_L^{\kappa\kappa}$")
     figure.tight_layout()
     return figure
-
-
-def primary_figure(run: Run) -> Figure:
-    """Correlation of the lensing bandpowers with E and B power of the same test patches.
-
-    Parameters
-    ----------
-    run : a configuration, with its products and networks
-
-    Returns
-    -------
-    figure : three panels
-    """
-    joint = read_joint(run)
-    names = {"ee": r"lensed $C_\ell^{EE}$", "bb": r"lensed $C_\ell^{BB}$"}
-    figure, axes = subplots(1, 3, figsize=(16, 4.6))
-    for axis, (name, label) in zip(axes, names.items(), strict=False):
-        _correlation(axis, joint, name, label)
-    centres = 0.5 * (joint.edges[1:] + joint.edges[:-1])
-    together = joint.correlation_with_power(1000)
-    for r, label in zip(together[1:], names.values(), strict=True):
-        axes[2].errorbar(centres, r, joint.error_of(r), fmt=".-", label=label)
-    axes[2].axhline(0, color="k", lw=0.8)
-    axes[2].set(xlabel=r"$\ell$", ylabel="correlation with the lensing power at $L < 1000$")
-    axes[2].legend()
-    figure.suptitle(
-        f"{joint.n_sim} patches; error of one coefficient {joint.n_sim**-0.5:.3f}", size=10
-    )
-    figure.tight_layout()
-    return figure
-
-
-def _correlation(axis: Axes, joint: JointCovariance, name: str, label: str) -> None:
-    """The block of the correlation between lensing and E or B power."""
-    r = joint.block(joint.correlation, "kk", name)
-    limit = np.abs(r).max()
-    mesh = axis.pcolormesh(joint.edges, joint.edges, r, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    axis.set(xlabel=rf"$\ell$ of {label}", ylabel="$L$ of the lensing bandpower")
-    axis.figure.colorbar(mesh, ax=axis, label="correlation coefficient")
-
-
-def coverage_figure(run: Run) -> Figure:
-    """Ranks of the truth in the posteriors of the coverage surveys, and their pulls.
-
-    Parameters
-    ----------
-    run : a configuration, with its products and networks
-
-    Returns
-    -------
-    figure : a row for each parameter
-    """
-    release = make_release(run, run.config.first_survey)
-    return draw_coverage(coverage_tables(run, release))
-
-
-def draw_coverage(tables: Sequence[CoverageTable]) -> Figure:
-    """The figure of tables of coverage, a row for each parameter; the band holds 68% of sets
-    simulated under the release's model, calibration errors included.
-
-    Parameters
-    ----------
-    tables : one for each parameter
-
-    Returns
-    -------
-    figure : a row for each parameter
-    """
-    figure, rows = subplots(len(tables), 2, figsize=(11, 4 * len(tables)), squeeze=False)
-    for (left, right), table in zip(rows, tables, strict=True):
-        _draw_ranks(left, right, table)
-    figure.tight_layout()
-    return figure
-
-
-def _draw_ranks(left: Axes, right: Axes, table: CoverageTable) -> None:
-    counts = table.tenths
-    edges = np.linspace(0.0, 1.0, len(counts) + 1)
-    left.stairs(counts, edges, lw=1.5)
-    low, high = np.percentile(table.simulated.tenths, [16, 84], axis=0)
-    left.stairs(high, edges, baseline=low, fill=True, color="k", alpha=0.15, lw=0)
-    left.set(xlabel="posterior probability below the truth", ylabel="surveys", ylim=(0, None))
-    left.set_title(
-        f"{len(table.rank)} surveys of {table.patches_each} patches on {table.n_skies} skies; "
-        f"uniform with p = {table.uniformity:.3f}",
-        size=9,
-    )
-    right.errorbar(table.truth, table.pulls, fmt=".", ms=3)
-    right.axhline(0, color="k", lw=0.8)
-    labels = {"omch2": r"$\Omega_c h^2$", "logA": r"$\ln(10^{10} A_s)$"}
-    right.set(
-        xlabel=f"true {labels[table.parameter]}", ylabel=r"(posterior mean - truth) / $\sigma$"
-    )
-
-
-def foregrounds_figure(run: Run) -> Figure:
-    """What foregrounds do to a survey of the configuration; see :func:`draw_foregrounds`.
-
-    Parameters
-    ----------
-    run : a configuration, with its products and networks
-
-    Returns
-    -------
-    figure : a panel for each noise debias, and one of ω_c
-    """
-    return draw_foregrounds(foregrounds_table(run))
-
-
-def draw_foregrounds(table: ForegroundTable) -> Figure:
-    """Bias of every bandpower with each noise debias, and of ω_c by foreground and l_max.
-
-    Parameters
-    ----------
-    table : of the foregrounds' biases
-
-    Returns
-    -------
-    figure : a panel for each noise debias, and one of ω_c
-    """
-    ways = list(table.sigma)
-    figure, axes = subplots(1, len(ways) + 1, figsize=(5.2 * (len(ways) + 1), 4.6))
-    for axis, way in zip(axes, ways, strict=False):
-        for i, b in enumerate(table.of(way)):
-            axis.errorbar(table.L, b.bins, b.bins_error, fmt=".-", lw=0.8, color=f"C{i}")
-        axis.set(xlabel="$L$", ylabel=rf"bias [$\sigma$ of {table.n_survey} patches]")
-        axis.set_title(f"bandpowers, debias from the {way}", size=10)
-        _signed(axis, axis.set_yscale)
-    axis = axes[-1]
-    foregrounds = [b.foreground for b in table.of(ways[0])]
-    series = [(way, None) for way in ways] + [("theory", lmax) for lmax in table.sigma_lmax]
-    for k, (way, lmax) in enumerate(series):
-        biases = [b for b in table.of(way, lmax) if b.foreground in foregrounds]
-        rows = np.array([foregrounds.index(b.foreground) for b in biases])
-        axis.errorbar(
-            [b.omch2 for b in biases],
-            rows + 0.15 * (k - 0.5 * (len(series) - 1)),
-            xerr=[b.omch2_error for b in biases],
-            fmt=MARKERS[way],
-            ms=4,
-            color="k" if lmax is None else str(0.4 + 0.2 * list(table.sigma_lmax).index(lmax)),
-            label=f"debias from the {way}" + (f", l up to {lmax}" if lmax else ""),
-        )
-    axis.set_yticks(range(len(foregrounds)), [f.label.replace("_", " ") for f in foregrounds])
-    for i, tick in enumerate(axis.get_yticklabels()):
-        tick.set_color(f"C{i}")
-    axis.set(xlabel=r"bias of $\Omega_c h^2$ [its $\sigma$]")
-    axis.set_title(f"{table.frequency_ghz:g} GHz, nothing masked or cleaned beyond that", size=10)
-    axis.invert_yaxis()
-    axis.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
-    _signed(axis, axis.set_xscale)
-    figure.tight_layout()
-    return figure
-
-
-def _signed(axis: Axes, set_scale: Callable[..., None]) -> None:
-    """Both signs over decades; half a σ either way in grey."""
-    set_scale("symlog", linthresh=0.5, linscale=0.7)
-    upright = set_scale == axis.set_yscale
-    low, high = axis.get_ylim() if upright else axis.get_xlim()
-    ticks = [x for x in (-100, -10, -1, 0, 1, 10, 100) if low <= x <= high]
-    (axis.set_yticks if upright else axis.set_xticks)(ticks, [f"{x:g}" for x in ticks])
-    span = axis.axhspan if upright else axis.axvspan
-    span(-0.5, 0.5, color="0.9", zorder=0)
 
 
 def _shown_patch(n_patches: int) -> int:
@@ -502,12 +316,12 @@ STAGES: dict[str, Callable[[Run], Figure]] = {
     "sky": sky_figure,
     "training": training_figure,
     "reconstruction": reconstruction_figure,
-    "noise": noise_figure,
+    "noise": validation_figures.noise_figure,
     "bandpowers": bandpowers_figure,
     "derivatives": derivatives_figure,
     "nuisances": nuisances_figure,
-    "coverage": coverage_figure,
-    "primary": primary_figure,
-    "nulls": nulls_figure,
-    "foregrounds": foregrounds_figure,
+    "coverage": validation_figures.coverage_figure,
+    "primary": validation_figures.primary_figure,
+    "nulls": validation_figures.nulls_figure,
+    "foregrounds": validation_figures.foregrounds_figure,
 }

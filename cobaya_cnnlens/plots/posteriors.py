@@ -106,7 +106,8 @@ def _add_legend(axis: Axes, labels: list[str], colours: list[str]) -> None:
     """Whose posterior is whose, above the curves of a panel."""
     handles = [Line2D([], [], color=colour) for colour in colours]
     axis.set_ylim(top=1.15 + 0.08 * len(labels))
-    axis.legend(handles, labels, loc="upper center", fontsize=9, frameon=False)
+    style = {"fontsize": 9, "framealpha": 1.0, "edgecolor": "none"}  # hides the lines of truths
+    axis.legend(handles, labels, loc="upper center", **style)
 
 
 def _mark_priors(axis: Axes, name: str, chains: Sequence[Chain], colours: list[str]) -> None:

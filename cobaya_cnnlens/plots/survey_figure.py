@@ -50,14 +50,14 @@ def plan_figure(plan: Plan) -> Figure:
         if hidden.any():
             at = tile.pointing
             x, y = plane(at.theta[hidden], at.phi[hidden])
-            axis.plot(x, y, ",", color="w", rasterized=True)
-    figure.colorbar(tiles, label="noise of Q and of U, µK-arcmin")
+            axis.plot(x, y, ",", color="k", rasterized=True)
+    figure.colorbar(tiles, label="noise of Q and of U, µK-arcmin", shrink=0.7)
     axis.set_aspect("equal")
     # Seen from the Earth, east is to the left of north.
     axis.invert_xaxis()
     holes = sum(int(tile.holes.max()) for tile in plan.tiles)
     axis.set(
-        xlabel=f"(longitude − {np.degrees(middle) % 360:.1f}°) cos(latitude), in degrees",
+        xlabel=f"(longitude − {round(np.degrees(middle), 1) % 360:.1f}°) cos(latitude), in degrees",
         ylabel=f"latitude in degrees, {FRAMES[plan.frame]}",
     )
     axis.set_title(

@@ -7,8 +7,8 @@ against x = l θ*/θ*_ref, at which peaks stay where they are (and l²C^EE with 
 too. At the lowest multipoles, which reionisation made, x goes over into l. The amplitude A_s is
 taken out of both spectra first, so that only its non-linear effects are left.
 
-``emulator_files.py`` reads and writes emulators. ``pipeline/emulation.py`` makes one, and measures
-its error at points that did not make it.
+``emulator_files.py`` reads and writes emulators. ``pipeline/emulator_fit.py`` makes one, and
+``validate/emulator_errors.py`` measures its error at points that did not make it.
 """
 
 from __future__ import annotations

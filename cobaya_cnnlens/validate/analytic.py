@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from ..errors import CNNLensError
-from ..files import atomic_write
 from ..reconstruct.n0 import ESTIMATORS, Filter
 from ..simulate.instrument import Instrument
 from ..table import text_table
@@ -36,18 +34,6 @@ class AnalyticNoise:
                 "C_L^kk": (".4e", self.kk),
             }
         )
-
-    def write(self, path: Path) -> None:
-        """Write the table as CSV, atomically.
-
-        Parameters
-        ----------
-        path : path of the file
-        """
-        values = zip(self.L, self.n0, self.kk, strict=True)
-        rows = (f"{x:.0f},{n:.8e},{c:.8e}" for x, n, c in values)
-        with atomic_write(path) as partial:
-            partial.write_text("\n".join(["L,n0_kappa,cl_kappa", *rows]) + "\n")
 
 
 def analytic_noise(

@@ -35,12 +35,12 @@ FILE_ENDS = re.compile(
 )
 # Samples that getdist's densities need at least.
 FEWEST = 20
-# Into how many parts a single chain is cut, to compare their means.
-PARTS = 4
+# Pieces into which a single chain is cut, to compare their means.
+PIECES = 4
 # A posterior is as wide as its prior where a Gaussian prior would hold more information than the
-# data. It is cut where its density at a side of the prior is above this part of the highest.
+# data. It is cut where its density at a side of the prior is above this fraction of the highest.
 AS_WIDE, CUT = math.sqrt(0.5), 0.1
-DENSITY_LABEL = r"\sigma_8 \Omega_\mathrm{m}^{0.25}"
+AMPLITUDE_LABEL = r"\sigma_8 \Omega_\mathrm{m}^{0.25}"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Chain:
     root : as in ``output`` of the Cobaya input
     samples : what is left after the burn-in, of all its files together
     info : the input that it was made with, with its defaults
-    burn_in : part of every file that was left out from its start
+    burn_in : fraction of every file that was left out from its start
     """
 
     root: str
@@ -95,19 +95,19 @@ class Chain:
     def convergence(self) -> float:
         """R − 1 of the means (Brooks & Gelman 1998) of the files, or of the quarters of one file;
         NaN where it cannot be computed."""
-        parts = self.samples.getSeparateChains()
-        if len(parts) == 1:
+        pieces = self.samples.getSeparateChains()
+        if len(pieces) == 1:
             samples, weights = (
-                np.array_split(x, PARTS) for x in (self.samples.samples, self.samples.weights)
+                np.array_split(x, PIECES) for x in (self.samples.samples, self.samples.weights)
             )
-            parts = [
+            pieces = [
                 WeightedSamples(samples=s, weights=w)
                 for s, w in zip(samples, weights, strict=True)
                 if len(s) > 1
             ]
         try:
             with quiet(), np.errstate(all="ignore"):
-                return float(self.samples.getGelmanRubin(chainlist=parts))
+                return float(self.samples.getGelmanRubin(chainlist=pieces))
         except (ArithmeticError, TypeError, ValueError, np.linalg.LinAlgError):
             return math.nan
 
@@ -139,9 +139,9 @@ class Chain:
         -------
         mark : text
         """
-        entry = (self.info.get("params") or {}).get(name)
+        parameters: Any = self.info.get("params") or {}
         try:
-            prior = get_scipy_1d_pdf(entry["prior"])
+            prior = get_scipy_1d_pdf(parameters[name]["prior"])
             width, sides = float(prior.std()), prior.support()
         except (AttributeError, KeyError, TypeError, ValueError):
             return ""  # no prior of its own: fixed, derived, or a function of several
@@ -167,17 +167,8 @@ def quiet() -> Iterator[None]:
         getdist.chains.print_load_details = details
 
 
-def chain_files(root: str) -> list[str]:
-    """List the files of a chain in the order of their numbers: ``root.N.txt``, or ``root.txt``.
-
-    Parameters
-    ----------
-    root : as in ``output`` of the Cobaya input
-
-    Returns
-    -------
-    files : their paths; none if there is no such chain
-    """
+def _chain_files(root: str) -> list[str]:
+    """The files of a chain in the order of their numbers: ``root.N.txt``, or ``root.txt``."""
     path = Path(root).absolute()
     if not path.name:
         return []
@@ -208,17 +199,17 @@ def chain_root(given: str | Path) -> str:
     """
     root = str(given_path(given))
     for candidate in (root, FILE_ENDS.sub("", root)):
-        if chain_files(candidate):
+        if _chain_files(candidate):
             return candidate
     path = Path(root)
     folder = path if path.is_dir() else path.parent
-    there = {
+    names = {
         m[1] for file in folder.glob("*.txt") if (m := re.match(r"(.+)\.\d+\.txt$", file.name))
     }
-    there = ", ".join(str(folder / name) for name in sorted(there)[:10])
+    known = ", ".join(str(folder / name) for name in sorted(names)[:10])
     raise CNNLensError(
         f"{root}: no such chain ({root}.1.txt, {root}.2.txt, …); "
-        + (f"the chains there are {there}" if there else "run cobaya-run first")
+        + (f"the chains there are {known}" if known else "run cobaya-run first")
     )
 
 
@@ -230,7 +221,7 @@ def load_chain(given: str | Path, burn_in: float = BURN_IN) -> Chain:
     Parameters
     ----------
     given : root of the chain, as in ``output`` of the Cobaya input, or one of its files
-    burn_in : part of every file to leave out from its start, from 0 to less than 1
+    burn_in : fraction of every file to leave out from its start, from 0 to less than 1
 
     Returns
     -------
@@ -249,7 +240,7 @@ def load_chain(given: str | Path, burn_in: float = BURN_IN) -> Chain:
             settings = {"ignore_rows": burn_in}
             samples = MCSamples(str(Path(root).absolute()), settings=settings)
             # Of several processes, one may not have accepted its first sample yet.
-            samples.readChains([file for file in chain_files(root) if _has_samples(file)])
+            samples.readChains([file for file in _chain_files(root) if _has_samples(file)])
     except Exception as error:  # whatever getdist raises for files that are empty or damaged
         said = " ".join(str(error).split()) or type(error).__name__
         raise CNNLensError(
@@ -257,14 +248,19 @@ def load_chain(given: str | Path, burn_in: float = BURN_IN) -> Chain:
             "damaged. If a run was killed within its last line, remove that line"
         ) from None
     chain = Chain(root, samples, info, burn_in)
+    _add_amplitude(chain)
+    return chain
+
+
+def _add_amplitude(chain: Chain) -> None:
+    """Add σ8 Ω_m^0.25 to the derived parameters of a chain that has both."""
     density = "omegam" if chain.has("omegam") else "Omega_m"
     if chain.has("sigma8", density) and not chain.has("s8omegamp25"):
-        at = samples.getParams()
+        at = chain.samples.getParams()
         values = at.sigma8 * getattr(at, density) ** 0.25
         with quiet():
-            samples.addDerived(values, name="s8omegamp25", label=DENSITY_LABEL)
-            samples.updateBaseStatistics()
-    return chain
+            chain.samples.addDerived(values, name="s8omegamp25", label=AMPLITUDE_LABEL)
+            chain.samples.updateBaseStatistics()
 
 
 def _has_samples(file: str) -> bool:
@@ -346,8 +342,38 @@ class Marginal:
         return (self.mean - self.truth) / self.sigma
 
 
-def marginals(chain: Chain, params: Sequence[str] | None = None) -> list[Marginal]:
-    """Means, errors and pulls of a chain.
+@dataclass(frozen=True)
+class ChainSummary:
+    """What ``cnnlens plot`` prints of a chain: its fit, its parameters, and a remark if any."""
+
+    fit: str
+    marginals: list[Marginal]
+    remark: str = ""
+
+    def table(self) -> str:
+        """As text, two digits of every error."""
+        values = []
+        for m in self.marginals:
+            digits = max(0, 1 - math.floor(math.log10(m.sigma))) if m.sigma > 0 else 0
+            values += plus_minus([m.mean], [m.sigma], f".{digits}f" if digits < 8 else ".3e")
+        truths = ["" if m.truth is None else f"{m.truth:.6g}" for m in self.marginals]
+        pulls = ["" if m.pull is None else f"{m.pull:+.2f}" for m in self.marginals]
+        rows = text_table(
+            {
+                "parameter": ("", [m.parameter for m in self.marginals]),
+                "mean ± error": (">", values),
+                "effective samples": (".0f", [m.effective for m in self.marginals]),
+                "truth": (">", truths),
+                "pull": (">", pulls),
+                "prior": ("", [m.prior for m in self.marginals]),
+            },
+            self.fit,
+        )
+        return f"{rows}\n{self.remark}" if self.remark else rows
+
+
+def summarise(chain: Chain, params: Sequence[str] | None = None) -> ChainSummary:
+    """Means, errors and pulls of a chain, and its fit.
 
     Parameters
     ----------
@@ -356,68 +382,20 @@ def marginals(chain: Chain, params: Sequence[str] | None = None) -> list[Margina
 
     Returns
     -------
-    marginals : of each parameter
+    summary : of each parameter, with the fit of all
 
     Raises
     ------
     CNNLensError
-        If a parameter is not in the chain.
+        if a parameter is not in the chain
     """
     check_chain(chain, params or ())
-    samples, posteriors = chain.samples, []
-    for name in params or chain.names:
-        if not params and name.startswith(NO_PARAMETERS):
-            continue
+    names = params or [name for name in chain.names if not name.startswith(NO_PARAMETERS)]
+    samples, marginals = chain.samples, []
+    for name in names:
         with quiet():
-            index = samples.paramNames.numberOfName(name)
-            values = samples.mean(name), samples.std(name), samples.getEffectiveSamples(index)
-        truth, mark = chain.truth.get(name), chain.prior_mark(name)
-        posteriors.append(Marginal(name, *map(float, values), truth, mark))
-    return posteriors
-
-
-def format_marginals(posteriors: Sequence[Marginal]) -> str:
-    """The table of a chain that ``cnnlens plot`` prints, two digits of every error.
-
-    Parameters
-    ----------
-    posteriors : of the parameters of one chain
-
-    Returns
-    -------
-    table : as text
-    """
-    values = []
-    for m in posteriors:
-        digits = max(0, 1 - math.floor(math.log10(m.sigma))) if m.sigma > 0 else 0
-        form = f".{digits}f" if digits < 8 else ".3e"
-        values += plus_minus([m.mean], [m.sigma], form)
-    return text_table(
-        {
-            "parameter": ("", [m.parameter for m in posteriors]),
-            "mean ± error": (">", values),
-            "effective samples": (".0f", [m.effective for m in posteriors]),
-            "truth": (">", ["" if m.truth is None else f"{m.truth:.6g}" for m in posteriors]),
-            "pull": (">", ["" if m.pull is None else f"{m.pull:+.2f}" for m in posteriors]),
-            "prior": ("", [m.prior for m in posteriors]),
-        }
-    )
-
-
-def describe_chains(chains: Sequence[Chain], params: Sequence[str] | None = None) -> str:
-    """What ``cnnlens plot`` prints of chains: of each its fit, its table, and a remark if any.
-
-    Parameters
-    ----------
-    chains : as :func:`load_chain` reads them
-    params : parameters; all by default
-
-    Returns
-    -------
-    text : of each chain its fit, its table, and a remark if any
-    """
-    texts = []
-    for chain in chains:
-        lines = [chain.fit(), format_marginals(marginals(chain, params))]
-        texts.append("\n".join([*lines, chain.remark] if chain.remark else lines))
-    return "\n\n".join(texts)
+            effective = samples.getEffectiveSamples(samples.paramNames.numberOfName(name))
+            numbers = float(samples.mean(name)), float(samples.std(name)), float(effective)
+        truth = chain.truth.get(name)
+        marginals.append(Marginal(name, *numbers, truth, chain.prior_mark(name)))
+    return ChainSummary(chain.fit(), marginals, chain.remark)

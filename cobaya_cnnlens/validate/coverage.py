@@ -1,17 +1,7 @@
 """Do the posteriors mean what they say? Coverage of intervals and simulation-based calibration.
 
-ω_c of every sky is drawn from the prior under which its posterior is made, so that the posterior's
-cumulative value at the truth, the rank, is uniform if likelihood and covariance are right (Talts et
-al. 2018, arXiv:1804.06788), and a central interval of probability p holds the truth p of the time.
-
-That is so on average over calibrations. The surveys at hand are not independent in two ways:
-
-* those cut from one sky share its ω_c and its long modes. Errors come from resampling whole skies
-  (block bootstrap: Künsch 1989, Ann. Statist. 17, 1217);
-* all share one calibration, whose Monte-Carlo errors of N and of its derivatives shift every
-  survey's bandpowers alike. No resampling of skies sees that, and a test that takes ranks for
-  independent rejects a right likelihood too often. Ranks are judged by sets of surveys simulated
-  under the release's model instead, of the same truths and a calibration error each.
+ω_c of every sky, or ω_c and ln(10¹⁰ A_s), is drawn from the prior under which its posterior is
+made. :mod:`.ranks` judges how often the posteriors hold the truth.
 
 A coverage sky is drawn, lensed, observed, reconstructed and let go: only its bandpowers are kept.
 It shares phases and noise with no other sky, and is of no set of shards.
@@ -19,7 +9,6 @@ It shares phases and noise with no other sky, and is of no set of shards.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +21,7 @@ from tqdm import tqdm
 from .. import products
 from ..errors import CNNLensError
 from ..likelihood.bandpowers import BandpowerLikelihood
-from ..likelihood.release import Release, with_fixed_debias
+from ..likelihood.release import Release
 from ..pipeline.assemble import with_data
 from ..pipeline.perturbations import perturbed_sky
 from ..pipeline.power import power_of
@@ -41,25 +30,13 @@ from ..pipeline.run import Run
 from ..pipeline.skies import Skies
 from ..simulate.skies import seed_sequence
 from ..simulate.tiling import evenly
-from ..table import plus_minus, text_table
 from ..theory.camb import Cosmology
-from .posterior_grid import (
-    INTERVALS,
-    Marginal,
-    PosteriorGrid,
-    SimulatedRanks,
-    inside,
-    simulate_ranks,
-    tenths,
-)
+from .posterior_grid import GridMarginal, PosteriorGrid
+from .ranks import CoverageTable, simulate_ranks
 
 KIND = "coverage"
 ALGORITHM = 1
-# Truths this many σ within the prior are those that its ends do not touch.
-INSIDE = 3.0
-# Sets of skies drawn with replacement for the errors, and their seed; and simulated sets of surveys
-# by the number of parameters, whose seed is the configuration's.
-N_RESAMPLED, RESAMPLING_SEED = 4000, 0
+# Simulated sets of surveys by the number of parameters.
 N_SIMULATED = {1: 499, 2: 49}
 # Steps of the stratified truths, by the number of parameters: powers of 1/g, g^(d+1) = g + 1, the
 # generalised golden ratio (a Kronecker sequence; Roberts 2018, "The unreasonable effectiveness of
@@ -111,7 +88,7 @@ def recipe(run: Run, index: int) -> dict[str, Any]:
     return {
         "sky": {
             **Skies(run).recipe("test", index),
-            **run.spectra_recipe(cosmology_of(run, index)),
+            **run.spectra_recipe(cosmology_at(run, drawn(run, index))),
             "set": KIND,
             "centres": run.config.centres.recipe(KIND),
         },
@@ -164,21 +141,6 @@ def cosmology_at(run: Run, parameters: Mapping[str, float]) -> Cosmology:
     return run.config.cosmology.vary(**changes)
 
 
-def cosmology_of(run: Run, index: int) -> Cosmology:
-    """The cosmology of a sky of the coverage test.
-
-    Parameters
-    ----------
-    run : a configuration, with its products and networks
-    index : number of the sky
-
-    Returns
-    -------
-    cosmology : with the drawn parameters
-    """
-    return cosmology_at(run, drawn(run, index))
-
-
 def measure(run: Run, indices: Iterable[int] | None = None, nthreads: int = 0) -> None:
     """Simulate and measure the coverage skies that have no bandpowers yet.
 
@@ -196,19 +158,18 @@ def measure(run: Run, indices: Iterable[int] | None = None, nthreads: int = 0) -
     for index in tqdm(todo, desc=KIND, unit="sky", disable=not todo):
         n_patches = len(run.pointing_of(KIND).theta) // run.config.patch.n_padded**2
         rows = evenly(n_patches, run.config.coverage.patches)
-        bench = perturbed_sky(run, index, nthreads, cosmology_of(run, index), KIND, rows=rows)
-        own = {"power": power_of(run)(*bench.observed())} if run.config.data_debias else {}
-        products.write_product(
-            path(run, index), KIND, recipe(run, index), bench.unperturbed() | own
-        )
+        spectra = run.spectra(cosmology_at(run, drawn(run, index)))
+        sky = perturbed_sky(run, index, nthreads, spectra, KIND, rows=rows)
+        own = {"power": power_of(run)(*sky.observed())} if run.config.data_debias else {}
+        products.write_product(path(run, index), KIND, recipe(run, index), sky.unperturbed() | own)
 
 
-def read(run: Run) -> list[CoverageSky]:
-    """Read the coverage skies that have been measured, in order.
+def read(*runs: Run) -> list[CoverageSky]:
+    """Read the coverage skies that have been measured, in order, one run after another.
 
     Parameters
     ----------
-    run : a configuration, with its products and networks
+    *runs : of configurations with the same prior
 
     Returns
     -------
@@ -218,37 +179,8 @@ def read(run: Run) -> list[CoverageSky]:
     ------
     products.ProductError
         if none has been, or one was made with another network or configuration
-    """
-    shipped = run.config.shipped
-    there = [
-        index
-        for index in range(run.config.coverage.skies)
-        if products.exists(path(run, index), KIND, recipe(run, index), shipped)
-    ]
-    coverage_skies = []
-    for index in there or [0]:
-        where, wanted = path(run, index), recipe(run, index)
-        with products.open_product(where, KIND, wanted, shipped) as product:
-            arrays = {name: product.array(name) for name in product.names()}
-        coverage_skies.append(CoverageSky(drawn(run, index), **arrays))
-    return coverage_skies
-
-
-def read_all(runs: Sequence[Run]) -> list[CoverageSky]:
-    """Read the coverage skies of several runs, one run after another.
-
-    Parameters
-    ----------
-    runs : of configurations with the same prior
-
-    Returns
-    -------
-    skies : true parameters and bandpowers of each
-
-    Raises
-    ------
     CNNLensError
-        if priors differ or two runs have a sky in common; and as :func:`read`
+        if priors differ or two runs have a sky in common
     """
     first, coverage_skies = runs[0].config, list[CoverageSky]()
     for run in runs:
@@ -259,193 +191,31 @@ def read_all(runs: Sequence[Run]) -> list[CoverageSky]:
                 f"{config.coverage.prior}, those of {first.name} from {first.coverage.prior}; "
                 "one table is of one prior"
             )
-        of_run = read(run)
         known = [sky.parameters for sky in coverage_skies]
-        if any(sky.parameters in known for sky in of_run):
-            raise CNNLensError(
-                f"{config.name}, field 'seed': a sky of it has the truth, and the phases, of one "
-                "that is counted already; give it another seed"
-            )
-        coverage_skies += of_run
-    return coverage_skies
-
-
-@dataclass(frozen=True)
-class CoverageTable:
-    """Posteriors of one parameter of disjoint surveys under the prior that their truths were drawn
-    from, the other parameter marginalised.
-
-    Attributes
-    ----------
-    parameter : its name
-    patches_each : patches per survey
-    prior : its two ends
-    sky : number of the sky that each survey was cut from, from 0, (n_surveys,)
-    truth, mean, sigma : true value, posterior mean and standard deviation, (n_surveys,)
-    rank : posterior probability below the truth, (n_surveys,)
-    simulated : ranks that the model gives
-
-    Errors are those of the finite number of skies (block bootstrap), NaN for a single one; what
-    the calibration's own error adds is in ``simulated``.
-    """
-
-    parameter: str
-    patches_each: int
-    prior: tuple[float, float]
-    sky: np.ndarray
-    truth: np.ndarray
-    mean: np.ndarray
-    sigma: np.ndarray
-    rank: np.ndarray
-    simulated: SimulatedRanks
-
-    @property
-    def n_skies(self) -> int:
-        return int(self.sky.max()) + 1
-
-    def covered(self, probability: float) -> tuple[float, float]:
-        """Fraction of the central intervals that hold the truth.
-
-        Parameters
-        ----------
-        probability : of the intervals
-
-        Returns
-        -------
-        fraction : of the surveys
-        error : its standard error
-        """
-        held = inside(self.rank, probability)
-        return float(held.mean()), self._error(self._resampled(held))
-
-    @property
-    def pulls(self) -> np.ndarray:
-        """(mean − truth)/σ of every posterior, (n_surveys,)."""
-        return (self.mean - self.truth) / self.sigma
-
-    def scatter(self) -> tuple[float, float]:
-        """Root mean square of mean − truth over that of σ, and its standard error: over the prior,
-        the variance of a posterior is the expected square of its mean's error."""
-        square, variance = (self.mean - self.truth) ** 2, self.sigma**2
-        resampled = np.sqrt(self._resampled(square) / self._resampled(variance))
-        return float(np.sqrt(square.mean() / variance.mean())), self._error(resampled)
-
-    def bias(self) -> tuple[float, float]:
-        """Mean of (posterior mean − truth), zero over the prior, and its standard error."""
-        difference = self.mean - self.truth
-        return float(difference.mean()), self._error(self._resampled(difference))
-
-    def anova(self) -> tuple[int, float, float]:
-        """Skies whose truth lies ``INSIDE`` σ or more within the prior, where its ends pull no
-        posterior; of those the mean square of pulls between skies over that within, and the
-        probability of a larger one where skies do nothing (F test); NaN unless there are two, and
-        one has two surveys.
-
-        A sky's surveys share its truth and long modes: what the model misses there shows here. A
-        calibration error moves all pulls alike, and is not seen.
-        """
-        from scipy.stats import f_oneway
-
-        low, high = self.prior
-        margin = INSIDE * np.sqrt(np.mean(self.sigma**2))
-        inside = (self.truth > low + margin) & (self.truth < high - margin)
-        groups = [self.pulls[inside & (self.sky == sky)] for sky in np.unique(self.sky[inside])]
-        if len(groups) < 2 or len(groups) == inside.sum():
-            return len(groups), float("nan"), float("nan")
-        found = f_oneway(*groups)
-        return len(groups), float(found.statistic), float(found.pvalue)
-
-    @property
-    def tenths(self) -> np.ndarray:
-        """How many ranks lie in every tenth, (10,)."""
-        return tenths(self.rank)
-
-    @property
-    def uniformity(self) -> float:
-        """Probability that ranks lie further from uniformity if the release's model holds.
-
-        How far is χ² of the tenths with mean and covariance of the simulated sets, in which what a
-        calibration error tilts counts little; p the part of the sets that are further. The set
-        that is tested is one of them, so that none of all is singled out.
-        """
-        sets = np.vstack([self.tenths, self.simulated.tenths])
-        off = sets - sets.mean(0)
-        # Tenths sum to the number of surveys: their covariance is singular.
-        inverse = np.linalg.pinv(np.cov(sets, rowvar=False), rcond=1e-10, hermitian=True)
-        chi2 = np.einsum("si,ij,sj->s", off, inverse, off)
-        return float((chi2 >= chi2[0]).mean())
-
-    def table(self) -> str:
-        """As text: how often intervals hold the truth, with errors of resampled skies, beside what
-        simulated sets of surveys with a calibration error give; ranks, bias and scatter."""
-        low, high = self.prior
-        bias, bias_error = self.bias()
-        scatter, scatter_error = self.scatter()
-        sigma = float(np.sqrt(np.mean(self.sigma**2)))
-        covered, covered_error = 100 * np.transpose([self.covered(p) for p in INTERVALS])
-        sets = self.simulated.covered
-        intervals = text_table(
-            {
-                "interval": (">", [f"{100 * p:.0f}%" for p in INTERVALS]),
-                "holds the truth, %": (
-                    ">",
-                    plus_minus(covered, covered_error, ".1f"),
-                ),
-                "simulated sets, %": (
-                    ">",
-                    plus_minus(100 * sets.mean(0), 100 * sets.std(0, ddof=1), ".1f"),
-                ),
-            },
-            f"{self.parameter}: {len(self.rank)} disjoint surveys of {self.patches_each} patches "
-            f"from {self.n_skies} skies; drawn evenly from {low} to {high}\n"
-            "errors: block bootstrap over the skies"
-            + ("; one sky alone gives none" if self.n_skies == 1 else ""),
-        )
-        lines = [
-            intervals,
-            f"ranks of the truth, tenths: {' '.join(map(str, self.tenths))}; uniform with p = "
-            f"{self.uniformity:.3f} (chi2 of the tenths among {len(self.simulated.tenths)} "
-            "simulated sets)",
-            f"posterior mean minus truth: {bias:+.5f} ± {bias_error:.5f} ({bias / sigma:+.3f} of a "
-            f"posterior's sigma, {sigma:.5f}); its rms {scatter:.3f} ± {scatter_error:.3f} sigma",
+        measured = [
+            index
+            for index in range(config.coverage.skies)
+            if products.exists(path(run, index), KIND, recipe(run, index), config.shipped)
         ]
-        n_skies, ratio, p = self.anova()
-        if np.isfinite(ratio):
-            lines.append(
-                f"pulls, mean square between over within {n_skies} skies whose truth the prior's "
-                f"ends do not touch: {ratio:.2f}, as large by chance with p = {p:.4f}"
-            )
-        return "\n".join([*lines, *self._quarters()])
-
-    def _quarters(self) -> list[str]:
-        """Mean and scatter of the pulls in each quarter of the prior that has two or more."""
-        lines = []
-        for low, high in itertools.pairwise(np.linspace(*self.prior, 5)):
-            pulls = self.pulls[(self.truth >= low) & (self.truth < high)]
-            if len(pulls) > 1:
-                numbers = f"{pulls.mean():+.3f}, scatter {pulls.std(ddof=1):.3f}"
-                lines.append(f"  truth {low:.4f}-{high:.4f}: pulls {numbers}")
-        return lines
-
-    def _resampled(self, values: np.ndarray) -> np.ndarray:
-        """Means over the surveys of as many skies drawn with replacement, (N_RESAMPLED,)."""
-        sums = np.bincount(self.sky, values, self.n_skies)
-        counts = np.bincount(self.sky, minlength=self.n_skies)
-        generator = np.random.default_rng(RESAMPLING_SEED)
-        drawn = generator.integers(self.n_skies, size=(N_RESAMPLED, self.n_skies))
-        return sums[drawn].sum(1) / counts[drawn].sum(1)
-
-    def _error(self, resampled: np.ndarray) -> float:
-        # Resampling n skies has (n − 1)/n of the variance.
-        n = self.n_skies
-        return float(resampled.std() * np.sqrt(n / (n - 1.0))) if n > 1 else float("nan")
+        for index in measured or [0]:  # the first of none says what to run
+            parameters = drawn(run, index)
+            if parameters in known:
+                raise CNNLensError(
+                    f"{config.name}, field 'seed': a sky of it has the truth, and the phases, of "
+                    "one that is counted already; give it another seed"
+                )
+            with products.open_product(
+                path(run, index), KIND, recipe(run, index), config.shipped
+            ) as product:
+                arrays = {name: product.array(name) for name in product.names()}
+            coverage_skies.append(CoverageSky(parameters, **arrays))
+    return coverage_skies
 
 
 def coverage_tables(
     run: Run,
     release: Release,
     patches_each: int | None = None,
-    noise_debias: str | None = None,
     statistics: str = "hamimeche-lewis",
     primary: bool = False,
     others: Sequence[Run] = (),
@@ -456,9 +226,8 @@ def coverage_tables(
     Parameters
     ----------
     run : a configuration with coverage skies
-    release : whose calibration, model and covariance are tested; its data play no part
+    release : whose calibration, model, debias and covariance are tested; its data are not used
     patches_each : patches of one survey; the configuration's by default
-    noise_debias : "data" or "fixed"; by default "data" where the release holds it
     statistics : form of the likelihood
     primary : whether the likelihood takes the E power of the patches too
     others : runs with more skies, drawn from the same prior
@@ -474,6 +243,7 @@ def coverage_tables(
         several runs are of different priors or the same
     """
     config = run.config
+    prior = config.coverage.prior
     patches_each = patches_each or config.coverage.patches_each
     if (made_with := release.provenance.get("network_sha256")) != run.estimator_id:
         raise CNNLensError(
@@ -481,49 +251,40 @@ def coverage_tables(
             f"{str(made_with)[:16]}…, the configuration's is {run.estimator_id[:16]}…; use the "
             "release that this network made"
         )
-    skies_of = read_all([run, *others])
-    noise_debias = noise_debias or release.noise_debiases[0]
-    if noise_debias == "fixed":  # which asks for no power of the patches
-        release = with_fixed_debias(release)
-    surveys, truth, origin = [], [], []
-    for number, sky in enumerate(skies_of):
-        n = len(sky.auto) // patches_each
-        if not n:
-            raise CNNLensError(f"a sky has {len(sky.auto)} patches, a survey {patches_each}")
-        for k in range(n):
-            of_survey = slice(k * patches_each, (k + 1) * patches_each)
-            power = None if sky.power is None else sky.power[of_survey]
-            surveys.append(with_data(release, sky.auto[of_survey], power))
-            truth.append(list(sky.parameters.values()))
-            origin.append(number)
-    typical = BandpowerLikelihood(surveys[0], noise_debias, statistics, primary=primary)
-    grid = PosteriorGrid.of_prior(
-        config.coverage.prior, lambda at: run.spectra(cosmology_at(run, at))
-    )
-    found = []
-    for survey in surveys:
-        likelihood = BandpowerLikelihood(survey, noise_debias, statistics, primary=primary)
-        found.append(
-            grid.posterior(likelihood, grid.table(likelihood), likelihood.bandpowers[None])
-        )
-    true, sky_of = np.array(truth), np.array(origin)
+    coverage_skies = read(run, *others)
+    debias = release.noise_debiases[0]
+    grid = PosteriorGrid.of_prior(prior, lambda at: run.spectra(cosmology_at(run, at)))
+    truths, sky_numbers, posteriors = [], [], []
+    for number, sky in enumerate(coverage_skies):
+        for survey in _surveys(sky, release, patches_each):
+            likelihood = BandpowerLikelihood(survey, debias, statistics, primary=primary)
+            model, data = grid.table(likelihood), likelihood.bandpowers[None]
+            posteriors.append(grid.posterior(likelihood, model, data))
+            truths.append(list(sky.parameters.values()))
+            sky_numbers.append(number)
+    true, sky_of = np.array(truths), np.array(sky_numbers)
+    first = _surveys(coverage_skies[0], release, patches_each)[0]
+    typical = BandpowerLikelihood(first, debias, statistics, primary=primary)
     generator = np.random.default_rng(seed_sequence(config.seed, f"{KIND}/ranks"))
-    n_sets = N_SIMULATED[len(config.coverage.prior)]
-    simulated = simulate_ranks(grid, typical, true, generator, n_sets)
+    simulated = simulate_ranks(grid, typical, true, generator, N_SIMULATED[len(prior)])
     tables = []
-    for i, (name, ends) in enumerate(config.coverage.prior.items()):
-        of_one = Marginal(grid.axes[i], np.concatenate([f[i].probability for f in found]))
-        tables.append(
-            CoverageTable(
-                name,
-                patches_each,
-                ends,
-                sky_of,
-                true[:, i],
-                of_one.mean,
-                of_one.sigma,
-                of_one.ranks(true[:, i]),
-                simulated[i],
-            )
-        )
+    for i, (name, ends) in enumerate(prior.items()):
+        probability = np.concatenate([posterior[i].probability for posterior in posteriors])
+        one = GridMarginal(grid.axes[i], probability)
+        columns = sky_of, true[:, i], one.mean, one.sigma, one.ranks(true[:, i])
+        tables.append(CoverageTable(name, patches_each, ends, *columns, simulated[i]))
     return tables
+
+
+def _surveys(sky: CoverageSky, release: Release, patches_each: int) -> list[Release]:
+    """The disjoint surveys of a sky's patches, with the calibration of a release."""
+    n_surveys = len(sky.auto) // patches_each
+    if not n_surveys:
+        raise CNNLensError(f"a sky has {len(sky.auto)} patches, a survey {patches_each}")
+    surveys = []
+    for k in range(n_surveys):
+        rows = slice(k * patches_each, (k + 1) * patches_each)
+        surveys.append(
+            with_data(release, sky.auto[rows], None if sky.power is None else sky.power[rows])
+        )
+    return surveys

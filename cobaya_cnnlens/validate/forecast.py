@@ -17,71 +17,61 @@ from ..table import plus_minus, text_table
 
 @dataclass(frozen=True)
 class Forecast:
-    """Fisher errors of ω_c from one patch, all else fixed.
+    """Fisher errors of ω_c from one patch, all else fixed; (n_configurations,) each.
 
     ``sigma`` : with a debias that follows the cosmology; ``sigma_fixed`` : with the debias of the
-    fiducial one, and ``recovered`` : the part of a true change of ω_c that the latter finds (1: no
-    bias). Each with its 1σ Monte-Carlo error, from the derivatives' patches (jackknife) and, for
+    fiducial one, and ``recovered`` : the fraction of a true change of ω_c that the latter finds (1:
+    no bias). Each with its 1σ Monte-Carlo error, from the derivatives' patches (jackknife) and, for
     the σ, from the number of simulations behind the covariance.
     """
 
-    sigma: float
-    sigma_error: float
-    sigma_fixed: float
-    sigma_fixed_error: float
-    recovered: float
-    recovered_error: float
-    n_bins: int
-    n_sim: int
+    names: tuple[str, ...]
+    sigma: np.ndarray
+    sigma_error: np.ndarray
+    sigma_fixed: np.ndarray
+    sigma_fixed_error: np.ndarray
+    recovered: np.ndarray
+    recovered_error: np.ndarray
 
-
-def forecasts_table(forecasts: dict[str, Forecast]) -> str:
-    """Fisher errors of ω_c from one patch as text, a line for each configuration.
-
-    Parameters
-    ----------
-    forecasts : by name of the configuration
-
-    Returns
-    -------
-    table : as text
-    """
-
-    def column(name: str, form: str) -> tuple[str, list[str]]:
-        values, errors = (
-            [getattr(f, key) for f in forecasts.values()] for key in (name, f"{name}_error")
+    def table(self) -> str:
+        """As text, a line for each configuration."""
+        fixed = plus_minus(self.sigma_fixed, self.sigma_fixed_error, ".5f")
+        recovered = plus_minus(self.recovered, self.recovered_error, ".3f")
+        return text_table(
+            {
+                "one patch": ("", self.names),
+                "sigma(omch2)": (">", plus_minus(self.sigma, self.sigma_error, ".5f")),
+                "with fixed debias": (">", fixed),
+                "fraction of a change found with fixed debias": (">", recovered),
+            }
         )
-        return ">", plus_minus(values, errors, form)
-
-    return text_table(
-        {
-            "one patch": ("", forecasts),
-            "sigma(omch2)": column("sigma", ".5f"),
-            "with fixed debias": column("sigma_fixed", ".5f"),
-            "part of a change found with fixed debias": column("recovered", ".3f"),
-        }
-    )
 
 
-def forecast(run: Run) -> Forecast:
+def forecast(*runs: Run) -> Forecast:
     """Fisher errors of ω_c from the skies of the ``derivatives`` set at ω_c ± step.
 
-    The slope of the debiased bandpowers is that of the noise debias, measured, plus that of the
+    The slope of the debiased bandpowers is that of the noise bias, measured, plus that of the
     signal through the windows; the covariance is that of single test patches with Hartlap's factor.
 
     Parameters
     ----------
-    run : a configuration, with its products and networks
+    *runs : configurations, with their products and networks
 
     Returns
     -------
-    forecast : errors with each noise debias
+    forecast : errors with each debias, by configuration
 
     Raises
     ------
     products.ProductError
         if bandpowers or shifted skies are missing
     """
+    sigma, fixed, recovered = np.transpose([_errors(run) for run in runs], (2, 1, 0))
+    return Forecast(tuple(run.config.name for run in runs), *sigma, *fixed, *recovered)
+
+
+def _errors(run: Run) -> np.ndarray:
+    """σ, σ with the fixed debias, and the fraction recovered, with their errors, (2, 3)."""
     calibration, test = calibration_of(run)
     debiased = calibration.debias(test.auto)
     n_sim, n_bins = debiased.shape
@@ -104,12 +94,9 @@ def forecast(run: Run) -> Forecast:
 
     values = results(signal + noise.mean(0))
     n = len(noise)
-    rest = (noise.sum(0) - noise) / (n - 1)
-    left_out = np.array([results(signal + r) for r in rest])
-    errors = np.sqrt((n - 1) * left_out.var(0))
+    without_one = (noise.sum(0) - noise) / (n - 1)
+    jackknife = np.array([results(signal + mean) for mean in without_one])
+    errors = np.sqrt((n - 1) * jackknife.var(0))
     # The relative error of a Fisher error from n_sim simulations, 1/√(2(n_sim − n_bins)).
     errors[:2] = np.hypot(errors[:2], values[:2] / np.sqrt(2.0 * (n_sim - n_bins)))
-    (sigma, fixed, recovered), (sigma_e, fixed_e, recovered_e) = map(
-        np.ndarray.tolist, (values, errors)
-    )
-    return Forecast(sigma, sigma_e, fixed, fixed_e, recovered, recovered_e, n_bins, n_sim)
+    return np.array([values, errors])

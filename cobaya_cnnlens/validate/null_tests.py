@@ -1,8 +1,9 @@
-"""Null tests judged: whether what :mod:`.nulls` measured vanishes, as Hotelling's T² says.
+"""Null tests judged: whether the mean of what was measured vanishes, as Hotelling's T² says.
 
-A null is the mean over patches of ⟨κκ̂*⟩/⟨κκ*⟩ by bin. Its covariance is the scatter of the same
-patches, so that T² = n x̄ᵀ Ŝ⁻¹ x̄ follows Hotelling's distribution (Hotelling 1931). The power of a
-mean field is judged by random signs of the patches instead.
+A null of a configuration (:mod:`.nulls`) is the mean over patches of ⟨κκ̂*⟩/⟨κκ*⟩ by bin, a null of
+a survey (:mod:`.survey_nulls`) a mean over tiles. The covariance is the scatter of the same patches
+or tiles, so that T² follows Hotelling's distribution (Hotelling 1931). The power of a mean field is
+judged by random signs of the patches instead.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..calibrate.covariance import sample_covariance
-from ..calibrate.response import standard_error
+from ..calibrate.response import PatchBandpowers, standard_error
 from ..likelihood.statistics import hotelling_pte, inverse_covariance
 from ..pipeline.assemble import calibration_of
 from ..pipeline.reconstructions import Bandpowers
@@ -23,10 +24,10 @@ from .nulls import check_names, read
 
 # A null whose PTE lies below the second fails; below the first it is doubtful.
 DOUBTFUL, FAILED = 0.05, 1e-3
-# Part of κ̂'s power below which κ̂_odd is rounding.
+# Fraction of κ̂'s power below which κ̂_odd is rounding.
 ROUNDING = 1e-10
 
-WHAT = {
+DESCRIPTIONS = {
     "training": "unlensed training maps x the kappa trained on",
     "unlensed": "unlensed test maps x their kappa",
     "swapped": "test maps x kappa half a sky away",
@@ -35,11 +36,15 @@ WHAT = {
     "parity": "mirror-odd part of khat x kappa",
     "curl": "curl-deflected maps x the potential's kappa",
 }
-# Array of the product, and what it is the mean field of.
+# By null: the test of a mean field, its array in the product, and what it is the mean field of.
 MEAN_FIELDS = {
-    "swapped": ("mean_field", "mean khat of test maps"),
-    "noise": ("beyond_mask", "mean khat of noise, beyond the mask's symmetries"),
-    "b_only": ("beyond_mask", "mean khat of B and noise, beyond the mask's symmetries"),
+    "swapped": ("mean test", "mean_field", "mean khat of test maps"),
+    "noise": ("mean noise", "beyond_mask", "mean khat of noise, beyond the mask's symmetries"),
+    "b_only": (
+        "mean b_only",
+        "beyond_mask",
+        "mean khat of B and noise, beyond the mask's symmetries",
+    ),
 }
 # What needs not vanish: over N_L of the test sky's patches, lensed, and over κ̂'s own power.
 OVER_NOISE = ("unlensed", "noise", "b_only", "curl")
@@ -52,16 +57,17 @@ class NullTest:
 
     Attributes
     ----------
+    name, description : of the test, and what it compares
+    L : centres of the bins, (n_bins,)
     values, errors : (n_bins,); ⟨κκ̂*⟩/⟨κκ*⟩, R for lensed maps, and its standard error over patches;
         of a mean field the power of the mean κ̂ over ⟨κ̂κ̂*⟩, and its scatter under random signs
-    n_samples : patches (pairs of them for ``swapped``)
+    n_samples : patches (pairs of them for ``swapped``) or tiles
     mean, mean_error : of the bins, weighted by 1/errors²
-    chi2, pte : T² = n x̄ᵀ Ŝ⁻¹ x̄ and Hotelling's probability of more, Ŝ being the covariance of these
-        same patches; of a mean field that of random signs
+    chi2, pte : T² and Hotelling's probability of more; of a mean field that of random signs
     """
 
     name: str
-    what: str
+    description: str
     L: np.ndarray
     values: np.ndarray
     errors: np.ndarray
@@ -73,6 +79,7 @@ class NullTest:
 
     @property
     def verdict(self) -> str:
+        """The PTE in words."""
         if not self.values.any():
             return "zero to rounding"
         if self.pte < FAILED:
@@ -80,10 +87,55 @@ class NullTest:
         return "doubtful" if self.pte < DOUBTFUL else "consistent with zero"
 
 
+def null_test(
+    name: str,
+    description: str,
+    L: np.ndarray,
+    samples: np.ndarray,
+    others: np.ndarray | None = None,
+) -> NullTest:
+    """Test whether the mean of samples vanishes, or two groups of samples have one mean.
+
+    T² = n δᵀ Ŝ⁻¹ δ (Hotelling 1931), with n the number of samples, or n_a n_b/(n_a + n_b) of two
+    groups, δ the mean or the difference of the means, and Ŝ the covariance about each group's mean.
+
+    Parameters
+    ----------
+    name : name of the test
+    description : what is compared, in words
+    L : centres of the bins, (n_bins,)
+    samples : of independent patches or tiles, (n_samples, n_bins)
+    others : samples of a second group, (n_others, n_bins), whose mean should be that of the first
+
+    Returns
+    -------
+    test : mean or difference, errors, T² and PTE
+
+    Raises
+    ------
+    CNNLensError
+        if there are too few samples for a covariance of the bins
+    """
+    groups = [samples] if others is None else [samples, others]
+    residual = np.concatenate([group - group.mean(0) for group in groups])
+    n, dof = len(residual), len(residual) - len(groups)
+    covariance = sample_covariance(residual) * ((n - 1.0) / dof)
+    scale = 1.0 / sum(1.0 / len(group) for group in groups)
+    mean = samples.mean(0) - (0.0 if others is None else others.mean(0))
+    t2 = float(scale * mean @ inverse_covariance(covariance) @ mean)
+    error = np.sqrt(np.diag(covariance) / scale)
+    weight = error**-2 / np.sum(error**-2)
+    mean_error = np.linalg.norm([standard_error(group @ weight) for group in groups])
+    pte = float(hotelling_pte(t2, dof + 1, len(L)))
+    return NullTest(
+        name, description, L, mean, error, n, float(mean @ weight), float(mean_error), t2, pte
+    )
+
+
 @dataclass(frozen=True)
 class PowerRatio:
-    """Power that needs not vanish with its standard error, (n_bins,): of κ̂/R over N_L, or of a part
-    of κ̂ over that of κ̂."""
+    """Power that needs not vanish with its standard error, (n_bins,): of κ̂/R over N_L, or of a
+    component of κ̂ over that of κ̂."""
 
     name: str
     L: np.ndarray
@@ -94,10 +146,9 @@ class PowerRatio:
 @dataclass(frozen=True)
 class NullTable:
     """``cross`` and ``mean_fields``: nulls; ``over_noise`` and ``over_own``: ratios that are none,
-    of power to N_L and to ⟨κ̂κ̂*⟩; ``response`` R_b, (n_bins,)."""
+    of power to N_L and to ⟨κ̂κ̂*⟩."""
 
     L: np.ndarray
-    response: np.ndarray
     n_skies: int
     cross: list[NullTest]
     mean_fields: list[NullTest]
@@ -106,6 +157,7 @@ class NullTable:
 
     @property
     def tests(self) -> list[NullTest]:
+        """All nulls."""
         return [*self.cross, *self.mean_fields]
 
     def table(self) -> str:
@@ -121,23 +173,21 @@ class NullTable:
             ("power of mean khat over <khat khat> in units of 1e-3", self.mean_fields, 1e3, "+.2f"),
             ("<khat khat>/R^2 over N_L of the test sky's patches", self.over_noise, 1.0, ".4f"),
             (
-                "power of parts of khat over <khat khat>; no nulls: the mask makes mean fields,\n"
-                "and only an equivariant estimator has no odd part",
+                "power of components of khat over <khat khat>; no nulls: the mask makes mean\n"
+                "fields, and only an equivariant estimator has no odd part",
                 self.over_own,
                 1.0,
                 ".5f",
             ),
         )
-        bins = [self._by_bin(*block) for block in blocks if block[1]]
-        return "\n\n".join([title, verdicts_table(self.tests), *bins])
-
-    def _by_bin(
-        self, title: str, each: list[NullTest] | list[PowerRatio], scale: float, form: str
-    ) -> str:
-        columns = {
-            x.name: (">", plus_minus(scale * x.values, scale * x.errors, form)) for x in each
-        }
-        return text_table({"L": (".1f", self.L), **columns}, title)
+        tables = [title, verdicts_table(self.tests)]
+        for heading, each, scale, form in blocks:
+            columns = {
+                x.name: (">", plus_minus(scale * x.values, scale * x.errors, form)) for x in each
+            }
+            if each:
+                tables.append(text_table({"L": (".1f", self.L), **columns}, heading))
+        return "\n\n".join(tables)
 
 
 def verdicts_table(tests: list[NullTest]) -> str:
@@ -164,7 +214,7 @@ def verdicts_table(tests: list[NullTest]) -> str:
             "chi2": (".1f", [t.chi2 for t in tests]),
             "PTE": (".4f", [t.pte for t in tests]),
             "verdict": ("", [t.verdict for t in tests]),
-            "of what": ("", [t.what for t in tests]),
+            "of what": ("", [t.description for t in tests]),
         }
     )
     return (
@@ -174,9 +224,7 @@ def verdicts_table(tests: list[NullTest]) -> str:
 
 
 def nulls_table(
-    run: Run,
-    names: Iterable[str] | None = None,
-    indices: Iterable[int] | None = None,
+    run: Run, names: Iterable[str] | None = None, indices: Iterable[int] | None = None
 ) -> NullTable:
     """The null tests that have been measured; R and N_L from validation and test bandpowers.
 
@@ -201,7 +249,7 @@ def nulls_table(
     indices = list(range(run.config.nulls.skies) if indices is None else indices)
     L = run.bandpowers.bins.centres
     calibration, _ = calibration_of(run)
-    noise = _Noise(run, calibration.response, indices)
+    lensed = Bandpowers(run).read("test", indices, run.config.nulls.patches)
     cross, fields, over_noise, over_own = [], [], [], []
     for name in names:
         measured = read(run, name, indices)
@@ -209,85 +257,39 @@ def nulls_table(
         if name in MEAN_FIELDS:
             fields.append(_mean_field_test(name, L, measured))
         if name in OVER_NOISE:
-            over_noise.append(PowerRatio(name, L, *noise.ratio(measured["auto"])))
+            ratio = _over_noise(run, measured["auto"], lensed, calibration.response)
+            over_noise.append(PowerRatio(name, L, *ratio))
         if name in OVER_OWN:
             over_own.append(PowerRatio(OVER_OWN[name], L, *_over_own(name, measured)))
-    return NullTable(L, calibration.response, len(indices), cross, fields, over_noise, over_own)
-
-
-def null_test(name: str, what: str, L: np.ndarray, samples: np.ndarray) -> NullTest:
-    """Test whether the mean of independent samples vanishes (Hotelling 1931).
-
-    Parameters
-    ----------
-    name : name of the test
-    what : what is correlated, in words
-    L : centres of the bins, (n_bins,)
-    samples : of patches or tiles, (n_samples, n_bins)
-
-    Returns
-    -------
-    test : mean, errors, T² and PTE
-
-    Raises
-    ------
-    CNNLensError
-        if there are too few samples for a covariance of the bins
-    """
-    n, n_bins = samples.shape
-    mean, error = samples.mean(0), standard_error(samples)
-    inverse = inverse_covariance(sample_covariance(samples))
-    t2 = n * mean @ inverse @ mean
-    weighted = samples @ (error**-2 / np.sum(error**-2))
-    return NullTest(
-        name,
-        what,
-        L,
-        mean,
-        error,
-        n,
-        weighted.mean(),
-        float(standard_error(weighted)),
-        t2,
-        float(hotelling_pte(t2, n, n_bins)),
-    )
+    return NullTable(L, len(indices), cross, fields, over_noise, over_own)
 
 
 def _cross_test(name: str, L: np.ndarray, measured: dict[str, np.ndarray]) -> NullTest:
+    description = DESCRIPTIONS[name]
     if name == "parity" and (measured["auto"].mean(0) < ROUNDING * measured["even"].mean(0)).all():
-        return _rounding(name, WHAT[name], L, len(measured["cross"]))
-    return null_test(name, WHAT[name], L, measured["cross"] / measured["truth"].mean(0))
+        return _rounding(name, description, L, len(measured["cross"]))
+    return null_test(name, description, L, measured["cross"] / measured["truth"].mean(0))
 
 
-def _rounding(name: str, what: str, L: np.ndarray, n_samples: int) -> NullTest:
+def _rounding(name: str, description: str, L: np.ndarray, n_samples: int) -> NullTest:
     zero = np.zeros(len(L))
-    return NullTest(name, what, L, zero, zero, n_samples, 0.0, 0.0, 0.0, 1.0)
+    return NullTest(name, description, L, zero, zero, n_samples, 0.0, 0.0, 0.0, 1.0)
 
 
-def _mean_field_test(name: str, L: np.ndarray, measured: dict[str, np.ndarray]) -> NullTest:
-    array, what = MEAN_FIELDS[name]
-    name = "mean " + ("test" if name == "swapped" else name)
-    relative = measured[array] / measured["auto"].mean(0)
+def _mean_field_test(null: str, L: np.ndarray, measured: dict[str, np.ndarray]) -> NullTest:
+    name, array, description = MEAN_FIELDS[null]
+    relative, n = measured[array] / measured["auto"].mean(0), len(measured["auto"])
     if np.abs(relative).max() < ROUNDING:
-        return _rounding(name, what, L, len(measured["auto"]))
+        return _rounding(name, description, L, n)
     values, draws = relative[0], relative[1:]
     inverse = inverse_covariance(np.cov(draws, rowvar=False))
     chi2, by_chance = (np.einsum("...b,bc,...c", x, inverse, x) for x in (values, draws))
+    # The draws and the maps as they are are equally likely under the null.
+    pte = float((1 + np.sum(by_chance >= chi2)) / (1 + len(draws)))
     errors = draws.std(0, ddof=1)
     weight = errors**-2 / np.sum(errors**-2)
-    return NullTest(
-        name,
-        what,
-        L,
-        values,
-        errors,
-        len(measured["auto"]),
-        float(values @ weight),
-        float((draws @ weight).std(ddof=1)),
-        float(chi2),
-        # The draws and the maps as they are are equally likely under the null.
-        float((1 + np.sum(by_chance >= chi2)) / (1 + len(draws))),
-    )
+    mean, mean_error = float(values @ weight), float((draws @ weight).std(ddof=1))
+    return NullTest(name, description, L, values, errors, n, mean, mean_error, float(chi2), pte)
 
 
 def _over_own(name: str, measured: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -297,22 +299,18 @@ def _over_own(name: str, measured: dict[str, np.ndarray]) -> tuple[np.ndarray, n
     return relative[0], relative[1:].std(0, ddof=1)
 
 
-class _Noise:
-    """N_L = ⟨κ̂κ̂*⟩/R² − ⟨κκ*⟩ of test skies, for ratios to it on the same patches."""
-
-    def __init__(self, run: Run, response: np.ndarray, indices: list[int]):
-        self.response = response
-        self.lensed = Bandpowers(run).read("test", indices, run.config.nulls.patches)
-        validation = Bandpowers(run).read("validation")
-        scatter = validation.cross - response * validation.truth
-        self.relative_error = standard_error(scatter) / validation.truth.mean(0) / response
-
-    def ratio(self, auto: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        noise = self.lensed.auto / self.response**2 - self.lensed.truth
-        ratio, error = _ratio(auto / self.response**2, noise)
-        # N_L R² = ⟨κ̂κ̂*⟩ − R²⟨κκ*⟩ moves with R, whose error is that of the validation patches.
-        by_response = 2.0 * ratio * self.lensed.truth.mean(0) / noise.mean(0) * self.relative_error
-        return ratio, np.hypot(error, by_response)
+def _over_noise(
+    run: Run, auto: np.ndarray, lensed: PatchBandpowers, response: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Power over N_L = ⟨κ̂κ̂*⟩/R² − ⟨κκ*⟩ of the same test patches, and its standard error."""
+    noise = lensed.auto / response**2 - lensed.truth
+    ratio, error = _ratio(auto / response**2, noise)
+    # N_L R² = ⟨κ̂κ̂*⟩ − R²⟨κκ*⟩ moves with R, whose error is that of the validation patches.
+    validation = Bandpowers(run).read("validation")
+    scatter = validation.cross - response * validation.truth
+    relative_error = standard_error(scatter) / validation.truth.mean(0) / response
+    by_response = 2.0 * ratio * lensed.truth.mean(0) / noise.mean(0) * relative_error
+    return ratio, np.hypot(error, by_response)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,19 +1,8 @@
-"""Null tests: inputs in which there is no lensing to be found, or none of the κ it is sought in.
+"""Null tests measured: maps without lensing, or with another κ than the one that they are
+compared with.
 
-Every null gives κ̂ of some maps and the κ that it must not correlate with, patch by patch::
-
-    training   unlensed Q, U of training skies; the κ that the network was trained to find in the
-               lensed ones (Caldeira et al. 2018, eq. 14)
-    unlensed   unlensed Q, U of test skies, and their κ (their Fig. 11)
-    swapped    test inputs, and κ of the patch half a sky away
-    noise      noise alone; κ of the test sky
-    b_only     B of the lensed spectrum but Gaussian, no E, with noise; κ of the test sky
-    parity     test inputs; κ̂_odd = ½[κ̂(d) − P κ̂(P d)], P the mirror x → −x, U → −U. (κ, d) and
-               (Pκ, Pd) are equally likely, so that ⟨κκ̂_odd*⟩ = 0 for every function of the maps
-    curl       E of the test sky deflected by ∇φ turned by 90°; its κ = ½ L²φ. Of an estimator that
-               is equivariant under mirrors the two are of opposite parity
-
-All maps carry the noise of their sky.
+:class:`SkyNulls` has a method for each. Every null gives κ̂ of some maps and the κ that it must not
+correlate with, patch by patch. All maps carry the noise of their sky.
 """
 
 from __future__ import annotations
@@ -40,18 +29,19 @@ from ..simulate.tiling import evenly, some
 
 KIND = "nulls"
 ALGORITHM = 1
-# The sets of those whose inputs are not made of a test sky.
+# Set of skies of the nulls that are not of the test set.
 SETS = {"training": "train"}
 NULLS = ("training", "unlensed", "swapped", "noise", "b_only", "parity", "curl")
-# Draws of random signs that a mean field is judged by.
-N_FLIPS = 2000
-CHUNK = 250
+# Arrays of a product that are averaged over skies; the others are by patch.
+AVERAGED = ("mean_field", "beyond_mask")
+# Draws of random signs that a mean field is judged by, and how many at a time.
+N_FLIPS, CHUNK = 2000, 250
 
 
 def check_names(run: Run, names: Iterable[str] | None = None) -> tuple[str, ...]:
-    """Names of null tests in their order; for None all of which the configuration has the input:
-    without noise there is no noise alone, and of an instrument without any symmetry the mean field
-    of noise or of B is no null.
+    """Names of null tests in their order; for None all that the configuration allows: without noise
+    there is no map of noise alone, and with an instrument without any symmetry the mean field of
+    noise or of B is no null.
 
     Parameters
     ----------
@@ -65,21 +55,20 @@ def check_names(run: Run, names: Iterable[str] | None = None) -> tuple[str, ...]
     Raises
     ------
     CNNLensError
-        for one that does not exist, or has no input
+        for one that does not exist, or that the configuration does not allow
     """
     config = run.config
-    quiet = config.instrument.noise_uk_arcmin == 0
-    without = {"noise"} if quiet else set()
+    without = {"noise"} if config.instrument.noise_uk_arcmin == 0 else set()
     if config.instrument.symmetry is None:
         without = {"noise", "b_only"}
-    there = [name for name in NULLS if name not in without]
-    chosen = set(there if names is None else names)
-    if unknown := chosen - set(there):
+    possible = [name for name in NULLS if name not in without]
+    chosen = set(possible if names is None else names)
+    if unknown := chosen - set(possible):
         raise CNNLensError(
             f"no null test '{min(unknown)}' of configuration '{config.name}'; choose of "
-            f"{', '.join(there)}"
+            f"{', '.join(possible)}"
         )
-    return tuple(name for name in there if name in chosen)
+    return tuple(name for name in possible if name in chosen)
 
 
 def path(run: Run, null: str, index: int) -> Path:
@@ -151,11 +140,12 @@ def measure(
     total = sum(map(len, todo.values()))
     with tqdm(total=total, desc="nulls", unit="null", disable=not total) as bar:
         for index, missing in todo.items():
-            bench = NullBench(run, index, nthreads)
+            sky = SkyNulls(run, index, nthreads)
             for name in missing:
-                arrays = getattr(bench, name)()
-                where, wanted = path(run, name, index), recipe(run, name, index)
-                products.write_product(where, KIND, wanted, arrays)
+                arrays = getattr(sky, name)()
+                products.write_product(
+                    path(run, name, index), KIND, recipe(run, name, index), arrays
+                )
                 bar.update()
 
 
@@ -178,21 +168,20 @@ def read(run: Run, null: str, indices: Iterable[int]) -> dict[str, np.ndarray]:
     products.ProductError
         if a null has not been measured, or was with another network or configuration
     """
-    parts = []
+    skies = []
     for index in indices:
-        where, wanted = path(run, null, index), recipe(run, null, index)
-        with products.open_product(where, KIND, wanted) as product:
-            parts.append({key: product.array(key) for key in product.names()})
-    of_skies = {"mean_field", "beyond_mask"}
+        with products.open_product(
+            path(run, null, index), KIND, recipe(run, null, index)
+        ) as product:
+            skies.append({key: product.array(key) for key in product.names()})
     return {
-        key: (np.mean if key in of_skies else np.concatenate)([p[key] for p in parts], axis=0)
-        for key in parts[0]
+        key: (np.mean if key in AVERAGED else np.concatenate)([sky[key] for sky in skies], axis=0)
+        for key in skies[0]
     }
 
 
-class NullBench:
-    """One sky, and the κ̂ of what is made of it; a method for every null, which returns what its
-    product holds."""
+class SkyNulls:
+    """Nulls of one sky; the method of a null returns the arrays of its product."""
 
     def __init__(self, run: Run, index: int, nthreads: int = 0):
         self.run, self.config, self.estimator = run, run.config, run.estimator
@@ -200,62 +189,78 @@ class NullBench:
         self.spectra, self.mask = run.bandpowers, run.data_mask.astype(np.float32)
 
     @cached_property
-    def seen(self) -> ObservedPatches:
+    def observed(self) -> ObservedPatches:
         """The test sky as it is observed."""
-        return self._see("test")
+        return self._observe_set("test")
 
-    def _see(self, set_name: str, lensed: bool = True) -> ObservedPatches:
+    def _observe_set(self, set_name: str, lensed: bool = True) -> ObservedPatches:
         sky = observe_sky(self.run, set_name, self.index, lensed=lensed)
-        wanted = self.config.nulls.patches
-        return ObservedPatches(*(some(maps, wanted) for maps in vars(sky).values()))
+        n_patches = self.config.nulls.patches
+        return ObservedPatches(*(some(maps, n_patches) for maps in vars(sky).values()))
 
     @cached_property
     def instrument_noise(self) -> np.ndarray:
+        """Noise of the test sky's Q and U."""
         noise = sky_noise(self.run, "test", self.index, self.run.n_patches)
         return some(noise, self.config.nulls.patches, axis=1)
 
     @cached_property
     def estimate(self) -> np.ndarray:
         """κ̂ of the test sky."""
-        return self._reconstruct(self.seen.q, self.seen.u)
+        return self._reconstruct(self.observed.q, self.observed.u)
 
     def training(self) -> dict[str, np.ndarray]:
-        sky = self._see("train", lensed=False)
+        """Unlensed Q, U of training skies; the κ that the network was trained to find in the
+        lensed ones (Caldeira et al. 2018, eq. 14)."""
+        sky = self._observe_set("train", lensed=False)
         return self._compare(self._reconstruct(sky.q, sky.u), sky.kappa)
 
     def unlensed(self) -> dict[str, np.ndarray]:
-        sky = self._see("test", lensed=False)
+        """Unlensed Q, U of test skies, and their κ (Caldeira et al. 2018, Fig. 11)."""
+        sky = self._observe_set("test", lensed=False)
         return self._compare(self._reconstruct(sky.q, sky.u), sky.kappa)
 
     def swapped(self) -> dict[str, np.ndarray]:
+        """Test maps, and κ of the patch half a sky away."""
         half = len(self.estimate) // 2
         if half == 0:
             raise CNNLensError("the null test 'swapped' needs two patches of a sky, not one")
-        found, true = (self.spectra.transform(m) for m in (self.estimate, self.seen.kappa))
+        estimate, true = (self.spectra.transform(m) for m in (self.estimate, self.observed.kappa))
         # κ̂_i holds κ_i, so that κ_i κ̂_j* and κ_j κ̂_i* are no two samples.
         pairs = slice(0, half), slice(half, 2 * half)
-        both_ways = [self.spectra.cross(true[a], found[b]) for a, b in (pairs, pairs[::-1])]
-        cross = np.mean(both_ways, axis=0)
-        return {**self._compare(self.estimate, self.seen.kappa), "cross": cross}
+        cross = [self.spectra.cross(true[a], estimate[b]) for a, b in (pairs, pairs[::-1])]
+        compared = self._compare(self.estimate, self.observed.kappa)
+        return {**compared, "cross": np.mean(cross, axis=0)}
 
     def noise(self) -> dict[str, np.ndarray]:
+        """Noise alone; κ of the test sky."""
         return self._mask_free(self._reconstruct(*(self.instrument_noise * self.mask)))
 
     def b_only(self) -> dict[str, np.ndarray]:
+        """B of the lensed spectrum but Gaussian, no E, with noise; κ of the test sky."""
         generator = np.random.default_rng(
             seed_sequence(self.config.seed, "nulls/b_only", self.index)
         )
         cl = self.run.spectra().lensed_bb
-        q, u = gaussian_b(self.run, cl, len(self.seen.q), generator)
+        q, u = gaussian_b(self.run, cl, len(self.observed.q), generator)
         return self._mask_free(self._reconstruct(*self._observe(q, u)))
 
     def parity(self) -> dict[str, np.ndarray]:
-        mirrored = self._reconstruct(self.seen.q[..., ::-1], -self.seen.u[..., ::-1])
+        """Test maps; κ̂_odd = ½[κ̂(d) − P κ̂(P d)], with P the mirror x → −x, U → −U.
+
+        (κ, d) and (Pκ, Pd) are equally likely, so that ⟨κκ̂_odd*⟩ = 0 for every function of the
+        maps.
+        """
+        mirrored = self._reconstruct(self.observed.q[..., ::-1], -self.observed.u[..., ::-1])
         odd = 0.5 * (self.estimate - mirrored[..., ::-1])
         even = self.spectra.auto(self.estimate)
-        return {**self._compare(odd, self.seen.kappa), "even": even}
+        return {**self._compare(odd, self.observed.kappa), "even": even}
 
     def curl(self) -> dict[str, np.ndarray]:
+        """E of the test sky deflected by ∇φ turned by 90°; its κ = ½ L²φ.
+
+        Of an estimator that is equivariant under mirrors the two are of opposite parity.
+        """
         config = self.config
         theory = self.run.spectra(config.set_cosmology("test"))
         sky = shards.draw_sky(theory, config.sky.lmax, config.seed, "test", self.index)
@@ -267,8 +272,8 @@ class NullBench:
         deflection = patches.deflect_by(turned(gradient), pointing, self.nthreads)
         p = patches.lensed_polarisation_at(sky.elm, sky.lmax, pointing, deflection, self.nthreads)
         n = config.patch.n_padded
-        q, u = (part.reshape(-1, n, n) for part in (p.real, p.imag))
-        return self._compare(self._reconstruct(*self._observe(q, u)), self.seen.kappa)
+        q, u = (maps.reshape(-1, n, n) for maps in (p.real, p.imag))
+        return self._compare(self._reconstruct(*self._observe(q, u)), self.observed.kappa)
 
     def _observe(self, *padded: np.ndarray) -> Iterator[np.ndarray]:
         """Q and U of padded patches with beam, the test sky's noise, and mask."""
@@ -288,7 +293,7 @@ class NullBench:
     def _mask_free(self, estimate: np.ndarray) -> dict[str, np.ndarray]:
         odd = beyond_mask(estimate, self.config.instrument.symmetry == "square")
         remainder = {"beyond_mask": self._mean_field(self.spectra.transform(odd))}
-        return {**self._compare(estimate, self.seen.kappa), **remainder}
+        return {**self._compare(estimate, self.observed.kappa), **remainder}
 
     def _compare(self, estimate: np.ndarray, kappa: np.ndarray) -> dict[str, np.ndarray]:
         estimate_modes, true = self.spectra.transform(estimate), self.spectra.transform(kappa)
@@ -314,7 +319,7 @@ def turned(gradient: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    deflection : in radians, (n, 2)
+    deflection : along the same in radians, (n, 2)
     """
     return np.stack([-gradient[:, 1], gradient[:, 0]], axis=1)
 
@@ -343,7 +348,7 @@ def gaussian_b(
     power = np.interp(ell, np.arange(len(clbb)), clbb, right=0.0)
     power[ell >= patch.nyquist] = 0.0
     b = np.fft.rfft2(generator.standard_normal((n_patches, n, n))) * np.sqrt(power) / pixel
-    q, u = (np.fft.irfft2(b * part, s=(n, n)) for part in (-sin2, cos2))
+    q, u = (np.fft.irfft2(b * angle, s=(n, n)) for angle in (-sin2, cos2))
     return q, u
 
 
@@ -388,5 +393,5 @@ def mean_field(
     for start in range(0, len(signs), CHUNK):
         total = np.tensordot(signs[start : start + CHUNK], modes, axes=1)
         powers.append(spectra.cross(total, total))
-    every = (np.concatenate(powers) - own) / (n * (n - 1.0))
-    return every[0], every[1:]
+    mean_powers = (np.concatenate(powers) - own) / (n * (n - 1.0))
+    return mean_powers[0], mean_powers[1:]

@@ -42,10 +42,12 @@ class Recovered:
 
     @property
     def mean(self) -> float:
+        """Of the estimates."""
         return float(self.estimates.mean())
 
     @property
     def scatter(self) -> float:
+        """Standard deviation of the estimates."""
         return float(self.estimates.std(ddof=1))
 
     @property
@@ -54,20 +56,26 @@ class Recovered:
         return float(np.hypot(standard_error(self.estimates), self.shared_error))
 
 
-def shift_gain(slope: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """Shift of ω_c, in its Fisher σ, by a shift of the bandpowers: F^−½ C⁻¹ s, (n_bins,).
+def fisher(slopes: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fisher errors of parameters, all of them free, and their shifts by a shift of the bandpowers.
+
+    With the slopes S and the covariance C of the bandpowers, F = S C⁻¹ Sᵀ, σ_i² = (F⁻¹)_ii, and a
+    shift Δd moves parameter i by (F⁻¹ S C⁻¹ Δd)_i.
 
     Parameters
     ----------
-    slope : s = ∂µ_b/∂ω_c, (n_bins,)
-    covariance : C, (n_bins, n_bins)
+    slopes : derivatives of the model's bandpowers, (n_parameters, n_bins)
+    covariance : of the bandpowers, (n_bins, n_bins)
 
     Returns
     -------
-    gain : (n_bins,)
+    sigma : errors of the parameters, (n_parameters,)
+    gain : shifts in units of these errors, per shift of the bandpowers, (n_parameters, n_bins)
     """
-    weighted = inverse_covariance(covariance) @ slope
-    return weighted / np.sqrt(slope @ weighted)
+    weighted = slopes @ inverse_covariance(covariance)
+    inverse = np.linalg.inv(weighted @ slopes.T)
+    sigma = np.sqrt(np.diag(inverse))
+    return sigma, inverse @ weighted / sigma[:, None]
 
 
 def at_the_tangent(likelihood: BandpowerLikelihood, release: Release) -> np.ndarray:
@@ -87,12 +95,16 @@ def at_the_tangent(likelihood: BandpowerLikelihood, release: Release) -> np.ndar
 
 
 class Omch2Likelihood:
-    """χ² of ω_c alone for many data vectors: the model tabulated with CAMB and splined.
+    """χ² of ω_c alone for many data vectors.
 
     Parameters
     ----------
     run : for the theory settings; its spectra are kept as products
     likelihood : of the release whose calibration is used
+
+    Attributes
+    ----------
+    model : the model's bandpowers µ_b by ω_c, tabulated with CAMB and splined
     """
 
     def __init__(self, run: Run, likelihood: BandpowerLikelihood):
@@ -100,22 +112,9 @@ class Omch2Likelihood:
         for omch2 in OMCH2_NODES:
             theory = run.spectra(run.config.cosmology.vary(omch2=float(round(omch2, 6))))
             table.append(likelihood.model(theory.kk, theory.ee))
-        self._model = CubicSpline(OMCH2_NODES, np.array(table))
+        self.model = CubicSpline(OMCH2_NODES, np.array(table))
         self._grid = np.linspace(OMCH2_NODES[0], OMCH2_NODES[-1], 4001)
-        self._mu = self._model(self._grid)
-
-    def model(self, omch2: np.ndarray | float) -> np.ndarray:
-        """The model's bandpowers µ_b at ω_c.
-
-        Parameters
-        ----------
-        omch2 : ω_c, any shape
-
-        Returns
-        -------
-        model : (..., n_bins)
-        """
-        return self._model(omch2)
+        self._mu = self.model(self._grid)
 
     def slope(self, omch2: float) -> np.ndarray:
         """The derivative ∂µ_b/∂ω_c.
@@ -128,40 +127,7 @@ class Omch2Likelihood:
         -------
         slope : (n_bins,)
         """
-        return self._model(omch2, 1)
-
-    def sigma(self, omch2: float, covariance: np.ndarray) -> float:
-        """Fisher error of ω_c for data of this covariance.
-
-        Parameters
-        ----------
-        omch2 : ω_c at which the model is linearised
-        covariance : of the bandpowers, (n_bins, n_bins)
-
-        Returns
-        -------
-        sigma : of ω_c
-        """
-        slope = self.slope(omch2)
-        return float(1.0 / np.sqrt(slope @ inverse_covariance(covariance) @ slope))
-
-    def shift_error(self, omch2: float, covariance: np.ndarray, shared: np.ndarray) -> float:
-        """Standard error of ω_c that a common error of all data causes.
-
-        Parameters
-        ----------
-        omch2 : ω_c at which the model is linearised
-        covariance : of the bandpowers, (n_bins, n_bins)
-        shared : covariance of the common error, (n_bins, n_bins)
-
-        Returns
-        -------
-        error : of ω_c
-        """
-        inverse = inverse_covariance(covariance)
-        slope = self.slope(omch2)
-        gain = inverse @ slope / (slope @ inverse @ slope)
-        return float(np.sqrt(gain @ shared @ gain))
+        return self.model(omch2, 1)
 
     def maximum(self, data: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, int]:
         """Find the ω_c of highest likelihood for each data vector.
@@ -187,19 +153,14 @@ class Omch2Likelihood:
                 at_edge += 1
                 best[i] = self._grid[k]
                 continue
-            a, b, c = chi2[k - 1 : k + 2]
-            best[i] = self._grid[k] + 0.5 * (a - c) / (a - 2 * b + c) * (
-                self._grid[1] - self._grid[0]
-            )
+            below, lowest, above = chi2[k - 1 : k + 2]  # the minimum of the parabola through them
+            offset = 0.5 * (below - above) / (below - 2 * lowest + above)
+            best[i] = self._grid[k] + offset * (self._grid[1] - self._grid[0])
         return best, at_edge
 
 
 def recovered_omch2(
-    run: Run,
-    release: Release,
-    survey: str,
-    patches_each: int = 1,
-    noise_debias: str = "data",
+    run: Run, release: Release, survey: str, patches_each: int = 1, noise_debias: str = "data"
 ) -> Recovered:
     """Find the ω_c of highest likelihood of every disjoint group of patches of a survey's skies.
 
@@ -218,7 +179,7 @@ def recovered_omch2(
     Raises
     ------
     CNNLensError
-    If there are too few patches for two groups.
+        if there are too few patches for two groups
     """
     calibration, _ = calibration_of(run)
     likelihood = BandpowerLikelihood(release, noise_debias)
@@ -229,26 +190,24 @@ def recovered_omch2(
             f"{patches_each}; simulate more of its skies or make the groups smaller"
         )
 
-    def in_groups(of_patches: np.ndarray) -> np.ndarray:
-        some = of_patches[: len(of_patches) // patches_each * patches_each]
-        return some.reshape(-1, patches_each, some.shape[1]).mean(1)
+    def group_means(values: np.ndarray) -> np.ndarray:
+        whole = values[: len(values) // patches_each * patches_each]
+        return whole.reshape(-1, patches_each, whole.shape[1]).mean(1)
 
-    groups = in_groups(data)
-    if likelihood.noise_debias == "data":
+    groups = group_means(data)
+    if noise_debias == "data":
         skies = range(run.config.set_size(f"survey-{survey}"))
-        for d, own in zip(
-            groups,
-            in_groups(Power(run).read(f"survey-{survey}", skies)["power"]),
-            strict=True,
-        ):
+        powers = group_means(Power(run).read(f"survey-{survey}", skies)["power"])
+        for d, own in zip(groups, powers, strict=True):
             d -= replace(release, power=own, n_patches=patches_each).correction
         groups += at_the_tangent(likelihood, release)
-    table, used = Omch2Likelihood(run, likelihood), likelihood.release
+    model, used = Omch2Likelihood(run, likelihood), likelihood.release
     shared = used.noise_covariance + used.derivative_covariance
     covariance = used.patch_covariance / patches_each + shared
-    estimates, at_edge = table.maximum(groups, covariance)
+    estimates, at_edge = model.maximum(groups, covariance)
     truth = run.config.surveys[survey].omch2
-    shared_error = table.shift_error(truth, covariance, shared)
+    (sigma,), (gain,) = fisher(model.slope(truth)[None], covariance)
+    shared_error = float(sigma * np.sqrt(gain @ shared @ gain))
     return Recovered(truth, patches_each, estimates, shared_error, at_edge)
 
 
@@ -275,7 +234,7 @@ def null_significance(run: Run, release: Release, survey: str) -> tuple[np.ndarr
 
 @dataclass(frozen=True)
 class Recovery:
-    """By survey: ``estimates`` by way of debias, and ``nulls``, χ² and significance of single
+    """By survey: ``estimates`` by debias, and ``nulls``, χ² and significance of single
     patches against the fiducial cosmology (:func:`null_significance`), for ``n_bins`` bins."""
 
     estimates: dict[str, dict[str, Recovered]]
@@ -284,20 +243,23 @@ class Recovery:
 
     def table(self) -> str:
         """As text: a line for each survey and debias, and one of the null for each survey."""
-        ways = [(name, way) for name, each in self.estimates.items() for way in each]
-        each = [self.estimates[name][way] for name, way in ways]
-        means, errors = [r.mean for r in each], [r.error for r in each]
-        pulls = [(r.mean - r.truth) / r.error for r in each]
-        recovered = text_table(
+        rows = [
+            (name, debias, recovered)
+            for name, by_debias in self.estimates.items()
+            for debias, recovered in by_debias.items()
+        ]
+        names, debiases, results = zip(*rows, strict=True)
+        means, errors = [r.mean for r in results], [r.error for r in results]
+        estimates = text_table(
             {
-                "survey": ("", [name for name, _ in ways]),
-                "debias": ("", [way for _, way in ways]),
-                "patches": (">", [f"{len(r.estimates)} x {r.patches_each}" for r in each]),
-                "truth": (".4f", [r.truth for r in each]),
+                "survey": ("", names),
+                "debias": ("", debiases),
+                "patches": (">", [f"{len(r.estimates)} x {r.patches_each}" for r in results]),
+                "truth": (".4f", [r.truth for r in results]),
                 "mean": (">", plus_minus(means, errors, ".5f")),
-                "in errors": ("+.2f", pulls),
-                "scatter": (".5f", [r.scatter for r in each]),
-                "at edge": ("d", [r.at_edge for r in each]),
+                "in errors": ("+.2f", [(r.mean - r.truth) / r.error for r in results]),
+                "scatter": (".5f", [r.scatter for r in results]),
+                "at edge": ("d", [r.at_edge for r in results]),
             }
         )
         chi2, sigma = zip(*self.nulls.values(), strict=True)
@@ -314,11 +276,11 @@ class Recovery:
             },
             "null hypothesis (fiducial cosmology), single patches; scatter over the patches",
         )
-        return f"{recovered}\n\n{nulls}"
+        return f"{estimates}\n\n{nulls}"
 
 
 def recovery(run: Run, releases: dict[str, Release], patches_each: int) -> Recovery:
-    """Find ω_c of every survey with each noise debias, and how far its patches reject the fiducial
+    """Find ω_c of every survey with each debias, and how far its patches reject the fiducial
     one.
 
     Parameters
@@ -334,8 +296,8 @@ def recovery(run: Run, releases: dict[str, Release], patches_each: int) -> Recov
     return Recovery(
         {
             name: {
-                way: recovered_omch2(run, release, name, patches_each, way)
-                for way in release.noise_debiases
+                debias: recovered_omch2(run, release, name, patches_each, debias)
+                for debias in release.noise_debiases
             }
             for name, release in releases.items()
         },

@@ -1,6 +1,6 @@
-"""Is the noise debias at other cosmologies where the model puts it?
+"""Is the noise bias at other cosmologies where the model puts it?
 
-The change of the noise debias of test skies made again (:mod:`..pipeline.cosmologies`) beside what
+The change of the noise bias of test skies made again (:mod:`..pipeline.cosmologies`) beside what
 the model says, whose derivatives were measured on skies that share nothing with these.
 """
 
@@ -19,24 +19,24 @@ from ..likelihood.statistics import hotelling_pte, inverse_covariance
 from ..pipeline import cosmologies
 from ..pipeline.assemble import bandpower_changes, fit_debias, make_release, with_data
 from ..pipeline.cosmologies import Patches, Point, Points
-from ..pipeline.perturbations import changes_at
+from ..pipeline.perturbations import bands_of
 from ..pipeline.reconstructions import Bandpowers
 from ..pipeline.run import Run
 from ..table import plus_minus, text_table
 from ..theory.camb import Cosmology, Spectra
-from .omch2 import Omch2Likelihood, at_the_tangent, shift_gain
+from .omch2 import Omch2Likelihood, at_the_tangent, fisher
 
-# Parameters that a survey's lensing tells together, and relative steps of their derivatives.
+# Parameters that are fitted together, and relative steps of their derivatives.
 JOINT = {"omch2": 0.02, "As": 0.02, "H0": 0.02}
 
 
 @dataclass(frozen=True)
 class PointCheck:
-    """Change of the noise debias at one cosmology.
+    """Change of the noise bias at one cosmology.
 
     ``measured`` by patch, (n_patches, n_bins); ``predicted``, and without its second order
-    ``linear``, (n_bins,); and ``model``, what the patches that the model was measured of say by
-    themselves, of sets of patches that share nothing, (n_patches, n_bins) each
+    ``linear``, (n_bins,); ``model`` the predictions of the single patches from which the model was
+    measured, for sets of patches that share nothing, (n_patches, n_bins) each
     """
 
     change: dict[str, float]
@@ -88,13 +88,13 @@ def check_points(run: Run, release: Release, group: str) -> list[PointCheck]:
     checks = []
     for change, points in by_change.items():
         cosmology = run.config.cosmology.vary(**dict(change))
-        moved, still = Points(run).read(points), Points(run).at_fiducial(points)
-        measured = cosmologies.change_of_noise(moved, still, release.response)
-        if moved.power is not None and still.power is not None:
-            measured = measured - (moved.power - still.power) @ release.debias_coefficients.T
+        changed, fiducial = Points(run).read(points), Points(run).at_fiducial(points)
+        measured = cosmologies.change_of_noise(changed, fiducial, release.response)
+        if changed.power is not None and fiducial.power is not None:
+            measured = measured - (changed.power - fiducial.power) @ release.debias_coefficients.T
         predicted, linear = (
-            _noise(made, moved, run.spectra(cosmology)) - _noise(made, still, run.spectra())
-            for made in (release, flat)
+            _noise(model, changed, run.spectra(cosmology)) - _noise(model, fiducial, run.spectra())
+            for model in (release, flat)
         )
         checks.append(PointCheck(dict(change), measured, predicted, linear, model_at(cosmology)))
     return checks
@@ -120,21 +120,22 @@ def _model(run: Run, release: Release) -> Callable[[Cosmology], tuple[np.ndarray
     changes = bandpower_changes(run, calibration)
     fitted = fit_debias(run, calibration, test, changes, release.n_patches)
     return lambda cosmology: tuple(
-        by_patch[:, : release.n_bins] for by_patch in fitted.changes_at(changes_at(run, cosmology))
+        by_patch[:, : release.n_bins]
+        for by_patch in fitted.changes_at(bands_of(run, run.spectra(cosmology)))
     )
 
 
 @dataclass(frozen=True)
 class PointsTable:
-    """What the model of the noise debias leaves at other cosmologies, as a survey's ω_c would see
-    it.
+    """Residuals of the model of the noise bias at other cosmologies, as shifts of parameters.
 
-    ``changes`` of the fiducial cosmology; ``shift`` and ``shift_error`` of ω_c in σ of a survey of
-    ``n_survey`` patches, by point, for the first order alone too; ``joint`` those of the parameters
-    of :data:`JOINT` together, (n_points, 3), and their errors; ``chi2`` and ``pte`` of each point's
-    residual bandpowers; ``mean_pte`` of their mean over the points
+    ``group`` of cosmologies; ``changes`` of the fiducial one; ``shift`` and ``shift_error`` of ω_c
+    in σ of a survey of ``n_survey`` patches, by point, for the first order alone too; ``joint`` the
+    shifts of the parameters of :data:`JOINT` together, (n_points, 3); ``chi2`` and ``pte`` of each
+    point's residual bandpowers; ``mean_pte`` of their mean over the points
     """
 
+    group: str
     changes: list[dict[str, float]]
     n_survey: int
     n_patches: int
@@ -143,23 +144,13 @@ class PointsTable:
     shift_error: np.ndarray
     shift_linear: np.ndarray
     joint: np.ndarray
-    joint_error: np.ndarray
     chi2: np.ndarray
     pte: np.ndarray
     mean_chi2: float
     mean_pte: float
 
-    def table(self, group: str) -> str:
-        """A line for each point of a group, and χ² of their mean residual.
-
-        Parameters
-        ----------
-        group : name of a group of cosmologies in ``points.at``
-
-        Returns
-        -------
-        table : as text
-        """
+    def table(self) -> str:
+        """As text: a line for each point, and χ² of their mean residual."""
         at = [", ".join(f"{key} {x:g}" for key, x in change.items()) for change in self.changes]
         joint = {
             f"{name}, all free": ("+.2f", x) for name, x in zip(JOINT, self.joint.T, strict=True)
@@ -173,8 +164,8 @@ class PointsTable:
                 "PTE": (".3f", self.pte),
                 **joint,
             },
-            f"{group}: shift of omch2 in sigma of {self.n_survey} patches, from {self.n_patches} "
-            "patches that share phases and noise with fiducial ones",
+            f"{self.group}: shift of omch2 in sigma of {self.n_survey} patches, from "
+            f"{self.n_patches} patches that share phases and noise with fiducial ones",
         )
         return (
             f"{rows}\nmean residual of all: chi2 = {self.mean_chi2:.1f} for {self.n_bins} bins, "
@@ -182,22 +173,18 @@ class PointsTable:
         )
 
 
-def _joint_gain(run: Run, likelihood: BandpowerLikelihood) -> np.ndarray:
-    """Shift of the parameters of :data:`JOINT`, in σ of each with the others free, by residual
-    bandpowers: F⁻¹ S C⁻¹ r over √(F⁻¹)_ii, (3, n_bins)."""
+def _joint_slopes(run: Run, likelihood: BandpowerLikelihood) -> np.ndarray:
+    """Change of the model by relative changes of the parameters of :data:`JOINT`, (3, n_bins)."""
     fiducial = run.config.cosmology
     slopes = []
     for name, step in JOINT.items():
-        both = []
-        for sign in (1, -1):
-            value = getattr(fiducial, name) * (1.0 + sign * step)
-            theory = run.spectra(fiducial.vary(**{name: value}))
-            both.append(likelihood.model(theory.kk, theory.ee))
-        slopes.append((both[0] - both[1]) / (2.0 * step))
-    slope = np.array(slopes)
-    weighted = slope @ inverse_covariance(likelihood.covariance)
-    inverse = np.linalg.inv(weighted @ slope.T)
-    return inverse @ weighted / np.sqrt(np.diag(inverse))[:, None]
+        theories = (
+            run.spectra(fiducial.vary(**{name: getattr(fiducial, name) * (1.0 + sign * step)}))
+            for sign in (1, -1)
+        )
+        above, below = (likelihood.model(theory.kk, theory.ee) for theory in theories)
+        slopes.append((above - below) / (2.0 * step))
+    return np.array(slopes)
 
 
 def points_table(run: Run, group: str) -> PointsTable:
@@ -214,39 +201,38 @@ def points_table(run: Run, group: str) -> PointsTable:
     -------
     table : biases of ω_c at the points
     """
-    made = make_release(run, run.config.first_survey)
-    likelihood = BandpowerLikelihood(made)
-    release = likelihood.release
-    checks = check_points(run, made, group)
+    release = make_release(run, run.config.first_survey)
+    likelihood = BandpowerLikelihood(release)
+    covariance = likelihood.release.covariance
+    checks = check_points(run, release, group)
     slope = Omch2Likelihood(run, likelihood).slope(run.config.cosmology.omch2)
-    gain = shift_gain(slope, release.covariance)
-    together = _joint_gain(run, likelihood)
+    _, (gain,) = fisher(slope[None], covariance)
+    _, joint_gain = fisher(_joint_slopes(run, likelihood), covariance)
     n = len(checks[0].measured)
 
     def judge(residual: np.ndarray, covariance: np.ndarray) -> tuple[float, float]:
         t2 = float(residual @ inverse_covariance(covariance) @ residual)
         return t2, float(hotelling_pte(t2, n, len(residual)))
 
-    judged = [judge(c.residual, c.covariance) for c in checks]
-    mean = np.mean([c.residual for c in checks], axis=0)
+    chi2, pte = np.transpose([judge(c.residual, c.covariance) for c in checks])
     # All points are of the same patches, and so are the model's.
-    of_mean = _covariance(
+    together = _covariance(
         np.mean([c.measured for c in checks], axis=0),
         *(np.mean(of_set, axis=0) for of_set in zip(*(c.model for c in checks), strict=True)),
     )
-    mean_chi2, mean_pte = judge(mean, of_mean)
+    mean_chi2, mean_pte = judge(np.mean([c.residual for c in checks], axis=0), together)
     return PointsTable(
-        [c.change for c in checks],
-        release.n_patches,
-        n,
-        release.n_bins,
-        np.array([gain @ c.residual for c in checks]),
-        np.array([np.sqrt(gain @ c.covariance @ gain) for c in checks]),
-        np.array([gain @ (c.measured.mean(0) - c.linear) for c in checks]),
-        np.array([together @ c.residual for c in checks]),
-        np.array([np.sqrt(np.diag(together @ c.covariance @ together.T)) for c in checks]),
-        np.array([t2 for t2, _ in judged]),
-        np.array([pte for _, pte in judged]),
-        mean_chi2,
-        mean_pte,
+        group=group,
+        changes=[c.change for c in checks],
+        n_survey=release.n_patches,
+        n_patches=n,
+        n_bins=release.n_bins,
+        shift=np.array([gain @ c.residual for c in checks]),
+        shift_error=np.array([np.sqrt(gain @ c.covariance @ gain) for c in checks]),
+        shift_linear=np.array([gain @ (c.measured.mean(0) - c.linear) for c in checks]),
+        joint=np.array([joint_gain @ c.residual for c in checks]),
+        chi2=chi2,
+        pte=pte,
+        mean_chi2=mean_chi2,
+        mean_pte=mean_pte,
     )

@@ -23,13 +23,10 @@ from ..theory.camb import Spectra
 NODES = {1: (9,), 2: (9, 6)}
 POINTS = {1: (401,), 2: (161, 81)}
 CHUNK = 200_000
-# Central intervals whose coverage is counted.
-INTERVALS = (0.68, 0.95)
-N_TENTHS = 10
 
 
 @dataclass(frozen=True)
-class Marginal:
+class GridMarginal:
     """Posteriors of one parameter: ``grid`` (n,), even; ``probability`` (n_surveys, n), sum 1."""
 
     grid: np.ndarray
@@ -144,7 +141,7 @@ class PosteriorGrid:
 
     def posterior(
         self, likelihood: BandpowerLikelihood, table: np.ndarray, data: np.ndarray
-    ) -> list[Marginal]:
+    ) -> list[GridMarginal]:
         """Marginal posteriors of every parameter for many surveys.
 
         Parameters
@@ -159,97 +156,14 @@ class PosteriorGrid:
         """
         models = self._weights @ table
         shape = [len(axis) for axis in self.axes]
-        parts: list[list[np.ndarray]] = [[] for _ in shape]
-        for some in np.array_split(data, max(1, len(data) * len(models) // CHUNK)):
-            chi2 = likelihood.chi2_of(models, some[:, None])
+        marginals: list[list[np.ndarray]] = [[] for _ in shape]
+        for chunk in np.array_split(data, max(1, len(data) * len(models) // CHUNK)):
+            chi2 = likelihood.chi2_of(models, chunk[:, None])
             p = np.exp(-0.5 * (chi2 - chi2.min(1, keepdims=True))).reshape(-1, *shape)
-            for i, part in enumerate(parts):
+            for i, chunks in enumerate(marginals):
                 one = p.sum(tuple(k + 1 for k in range(len(shape)) if k != i))
-                part.append(one / one.sum(1, keepdims=True))
+                chunks.append(one / one.sum(1, keepdims=True))
         return [
-            Marginal(axis, np.concatenate(part))
-            for axis, part in zip(self.axes, parts, strict=True)
+            GridMarginal(axis, np.concatenate(chunks))
+            for axis, chunks in zip(self.axes, marginals, strict=True)
         ]
-
-
-@dataclass(frozen=True)
-class SimulatedRanks:
-    """Ranks of sets of surveys simulated under the model, a set being as the one that is tested.
-
-    ``tenths`` : ranks in every tenth, (n_sets, 10); ``covered`` : part of the intervals of
-    :data:`INTERVALS` that hold the truth, (n_sets, 2)
-    """
-
-    tenths: np.ndarray
-    covered: np.ndarray
-
-
-def inside(rank: np.ndarray, probability: float) -> np.ndarray:
-    """Whether central intervals of a probability hold the truth.
-
-    Parameters
-    ----------
-    rank : posterior probability below the truth, any shape
-    probability : of the intervals
-
-    Returns
-    -------
-    inside : shape of ``rank``
-    """
-    return np.abs(rank - 0.5) < 0.5 * probability
-
-
-def tenths(rank: np.ndarray) -> np.ndarray:
-    """How many ranks lie in each tenth.
-
-    Parameters
-    ----------
-    rank : posterior probabilities below the truth, (n,)
-
-    Returns
-    -------
-    counts : (10,)
-    """
-    return np.histogram(rank, N_TENTHS, range=(0.0, 1.0))[0]
-
-
-def simulate_ranks(
-    grid: PosteriorGrid,
-    likelihood: BandpowerLikelihood,
-    truth: np.ndarray,
-    generator: np.random.Generator,
-    n_sets: int,
-) -> list[SimulatedRanks]:
-    """Sets of surveys as the likelihood has them, of each parameter: d = µ(θ) + s(θ)(c + e), with
-    c of the calibration's covariance once a set, e of the survey's own for each, and s the scatter
-    at θ over the fiducial's.
-
-    Parameters
-    ----------
-    grid : of the prior
-    truth : parameters of each survey of a set, (n_surveys, n_parameters)
-    n_sets : how many sets of surveys to simulate
-
-    Returns
-    -------
-    ranks : of each parameter
-    """
-    own = likelihood.own_covariance
-    shared = likelihood.covariance - own
-    table = grid.table(likelihood)
-    mu = grid.at(truth) @ table
-    scale = likelihood.scatter(mu)
-    zero = np.zeros(len(own))
-    ranks = []
-    for _ in range(n_sets):
-        calibration = generator.multivariate_normal(zero, shared)
-        scatter = generator.multivariate_normal(zero, own, size=len(truth))
-        posteriors = grid.posterior(likelihood, table, mu + scale * (calibration + scatter))
-        ranks.append([p.ranks(t) for p, t in zip(posteriors, truth.T, strict=True)])
-    return [
-        SimulatedRanks(
-            np.array([tenths(r) for r in of_one]),
-            np.array([[inside(r, p).mean() for p in INTERVALS] for r in of_one]),
-        )
-        for of_one in zip(*ranks, strict=True)
-    ]

@@ -133,26 +133,31 @@ def predictive(root: str, samples: int = 200, seed: int = 0) -> Predictive:
         stored = chain.samples[unique, chain.paramNames.numberOfName(column)]
         ours = -2.0 * np.array([likelihood.log_likelihood_of(value) for value in chi2])
         difference = float(np.abs(ours - stored).max())
-    *taken, best = place
-    generator = np.random.default_rng(np.random.SeedSequence(seed))
-    noise = np.linalg.cholesky(likelihood.covariance)
-    draws = generator.standard_normal((REPLICAS, samples, len(noise))) @ noise.T
-    draws = draws * likelihood.scatter(models[taken])
-    replicas = (models[taken] + draws).reshape(-1, len(noise))[:, : len(likelihood.bins)]
-    edges = likelihood.release.edges
+    *sampled_rows, best = place
+    drawn = models[sampled_rows]
+    n = len(likelihood.bins)
     return Predictive(
-        edges=np.c_[edges[likelihood.bins], edges[likelihood.bins + 1]],
-        data=likelihood.bandpowers[: len(likelihood.bins)],
-        models=models[taken][:, : len(likelihood.bins)],
-        chi2=chi2[taken],
-        p=predictive_p(likelihood, models[taken]),
+        edges=np.stack([likelihood.release.edges[likelihood.bins + k] for k in (0, 1)], axis=1),
+        data=likelihood.bandpowers[:n],
+        models=drawn[:, :n],
+        chi2=chi2[sampled_rows],
+        p=predictive_p(likelihood, drawn),
         best=dict(zip(sampled, chain.samples[rows[-1], columns].tolist(), strict=True)),
-        best_model=models[best][: len(likelihood.bins)],
+        best_model=models[best][:n],
         best_chi2=float(chi2[best]),
         best_pte=float(likelihood.pte(chi2[best])),
-        band=np.percentile(replicas, [2.5, 16, 50, 84, 97.5], axis=0),
+        band=_replicated_band(likelihood, drawn, seed)[:, :n],
         difference=difference,
     )
+
+
+def _replicated_band(likelihood: BandpowerLikelihood, models: np.ndarray, seed: int) -> np.ndarray:
+    """Percentiles of data that are drawn from the likelihood at models, (5, n_data)."""
+    generator = np.random.default_rng(np.random.SeedSequence(seed))
+    noise = np.linalg.cholesky(likelihood.covariance)
+    draws = generator.standard_normal((REPLICAS, len(models), len(noise))) @ noise.T
+    replicas = models + draws * likelihood.scatter(models)
+    return np.percentile(replicas.reshape(-1, len(noise)), [2.5, 16, 50, 84, 97.5], axis=0)
 
 
 def _model(path: str, info: dict[str, Any]) -> tuple[Any, str]:
@@ -170,7 +175,7 @@ def _model(path: str, info: dict[str, Any]) -> tuple[Any, str]:
         model = get_model({k: info[k] for k in sections if k in info})
     except LoggedError as error:
         raise CNNLensError(f"{path}: the chain's model cannot be made again: {error}") from None
-    names = [name for name, part in model.likelihood.items() if isinstance(part, CNNLens)]
+    names = [name for name, own in model.likelihood.items() if isinstance(own, CNNLens)]
     if len(names) != 1:
         raise CNNLensError(f"{path}: {len(names)} likelihoods of CNNLens, where one is needed")
     return model, names[0]
@@ -179,5 +184,5 @@ def _model(path: str, info: dict[str, Any]) -> tuple[Any, str]:
 def _bandpowers(model: Any, component: Any, point: dict[str, float]) -> np.ndarray:
     if not np.isfinite(model.logposterior(point).logpost):
         raise CNNLensError(f"the chain's point {point} has no posterior; was its input changed?")
-    given = model.parameterization.to_input(point)
-    return component.model([given[name] for name in component.nuisance_parameters])
+    parameters = model.parameterization.to_input(point)
+    return component.model([parameters[name] for name in component.nuisance_parameters])

@@ -63,13 +63,8 @@ class JointCovariance:
         sigma = np.sqrt(np.diag(self.covariance))
         return self.covariance / np.outer(sigma, sigma)
 
-    @property
-    def correlation_error(self) -> np.ndarray:
-        """Monte-Carlo error (1 − r²)/√(n_sim − 1) of ``correlation``, for Gaussian bandpowers."""
-        return self.error_of(self.correlation)
-
     def error_of(self, correlation: np.ndarray) -> np.ndarray:
-        """Standard error (1 − r²)/√(n_sim − 1) of correlation coefficients.
+        """Standard error (1 − r²)/√(n_sim − 1) of correlation coefficients of Gaussian bandpowers.
 
         Parameters
         ----------
@@ -84,14 +79,16 @@ class JointCovariance:
     def correlation_with_power(self, lmax: float) -> np.ndarray:
         """Correlate every bandpower with the first block's power below a multipole.
 
+        It shows what the errors of single pairs hide.
+
         Parameters
         ----------
         lmax : largest multipole of the first block's power, whose bins are taken together, each
-            over its mean.
+            over its mean
 
         Returns
         -------
-        correlation : (n_blocks, n_bins); it shows what single pairs hide in their errors
+        correlation : (n_blocks, n_bins)
         """
         n = len(self.edges) - 1
         low = self.edges[1:] <= lmax
@@ -101,12 +98,11 @@ class JointCovariance:
         sigma = np.sqrt(np.diag(self.covariance) * (weight @ covariance))
         return (covariance / sigma).reshape(len(self.blocks), n)
 
-    def block(self, matrix: np.ndarray, row: str, column: str) -> np.ndarray:
-        """The part of a matrix that belongs to two blocks.
+    def block(self, row: str, column: str) -> np.ndarray:
+        """The block of :attr:`correlation` that belongs to two kinds of bandpowers.
 
         Parameters
         ----------
-        matrix : of all blocks, (n_blocks n_bins, n_blocks n_bins)
         row : name of the block of the rows
         column : name of the block of the columns
 
@@ -116,46 +112,76 @@ class JointCovariance:
         """
         n = len(self.edges) - 1
         i, j = (self.blocks.index(name) for name in (row, column))
-        return matrix[i * n : (i + 1) * n, j * n : (j + 1) * n]
+        return self.correlation[i * n : (i + 1) * n, j * n : (j + 1) * n]
 
+    def table(self, true: JointCovariance, largest: int = 8) -> str:
+        """As text: the largest correlations of lensing with E and with B.
 
-def joint_table(joint: JointCovariance, true: JointCovariance, largest: int = 8) -> str:
-    """Correlations of lensing with the primary CMB as text, the largest of each pair of blocks.
+        Parameters
+        ----------
+        true : the same with bandpowers of the true κ
+        largest : how many of each pair of blocks
 
-    Parameters
-    ----------
-    joint, true : with the debiased bandpowers, and with those of the true κ
-    largest : how many of each pair of blocks
-
-    Returns
-    -------
-    table : as text
-    """
-    blocks = [f"{joint.n_sim} patches; correlation coefficients with their Monte-Carlo errors"]
-    bins = [f"{low}-{high}" for low, high in itertools.pairwise(joint.edges)]
-    for other in joint.blocks[1:]:
-        r = joint.block(joint.correlation, "kk", other)
-        # Σ z² of all pairs, each z of unit variance if there is no correlation.
-        z2 = float(np.sum(r**2) * (joint.n_sim - 1.0))
-        order = np.argsort(-np.abs(r), axis=None)[:largest]
-        rows, columns = np.unravel_index(order, r.shape)
-        errors = joint.error_of(r)[rows, columns]
-        with_true = true.block(true.correlation, "kk", other)[rows, columns]
-        title = (
-            f"kk x {other}: mean {r.mean():+.4f}, sum of (r/error)^2 {z2:.0f} for {r.size} pairs"
-        )
-        blocks.append(
-            text_table(
-                {
-                    "L of kk": (">", [bins[i] for i in rows]),
-                    f"l of {other}": (">", [bins[j] for j in columns]),
-                    "r": (">", plus_minus(r[rows, columns], errors, "+.3f")),
-                    "with the true kappa": ("+.3f", with_true),
-                },
-                title,
+        Returns
+        -------
+        table : as text
+        """
+        blocks = [f"{self.n_sim} patches; correlation coefficients with their Monte-Carlo errors"]
+        bins = [f"{low}-{high}" for low, high in itertools.pairwise(self.edges)]
+        for other in self.blocks[1:]:
+            r = self.block("kk", other)
+            # Σ z² of all pairs, each z of unit variance if there is no correlation.
+            z2 = float(np.sum(r**2) * (self.n_sim - 1.0))
+            order = np.argsort(-np.abs(r), axis=None)[:largest]
+            rows, columns = np.unravel_index(order, r.shape)
+            errors = self.error_of(r)[rows, columns]
+            title = (
+                f"kk x {other}: mean {r.mean():+.4f}, sum of (r/error)^2 {z2:.0f} "
+                f"for {r.size} pairs"
             )
-        )
-    return "\n\n".join(blocks)
+            pairs: dict[str, tuple[str, Any]] = {
+                "L of kk": (">", [bins[i] for i in rows]),
+                f"l of {other}": (">", [bins[j] for j in columns]),
+                "r": (">", plus_minus(r[rows, columns], errors, "+.3f")),
+                "with the true kappa": ("+.3f", true.block("kk", other)[rows, columns]),
+            }
+            blocks.append(text_table(pairs, title))
+        return "\n\n".join(blocks)
+
+    def write(self, path: str | Path, provenance: dict[str, Any] | None = None) -> Path:
+        """Write the covariance for other codes: ``.npz`` (numpy) or ``.json``.
+
+        Both hold ``blocks`` (names, in the matrix's order), ``units`` (of each block's bandpowers),
+        ``edges``, ``mean``, ``covariance`` (of one patch), ``n_sim`` and ``provenance``; in
+        ``.npz`` that is JSON text.
+
+        Parameters
+        ----------
+        path : of the file, ``.npz`` or ``.json``
+        provenance : where the numbers come from, by name
+
+        Returns
+        -------
+        path : of the file
+
+        Raises
+        ------
+        CNNLensError
+            for another suffix
+        """
+        path = Path(path)
+        if path.suffix not in FORMATS:
+            raise CNNLensError(f"{path}: suffix is {path.suffix!r}; choose one of {FORMATS}")
+        content: dict[str, Any] = vars(self) | {"units": [UNITS[name] for name in self.blocks]}
+        with atomic_write(path) as partial:
+            if path.suffix == ".npz":
+                np.savez(partial, **content, provenance=json.dumps(provenance or {}))
+            else:
+                lists = {
+                    k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in content.items()
+                }
+                partial.write_text(json.dumps(lists | {"provenance": provenance or {}}, indent=1))
+        return path
 
 
 def joint_covariance(edges: np.ndarray, **measured: np.ndarray) -> JointCovariance:
@@ -180,7 +206,7 @@ def joint_covariance(edges: np.ndarray, **measured: np.ndarray) -> JointCovarian
     return JointCovariance(tuple(measured), edges, samples.mean(0), covariance, len(samples))
 
 
-def primary_bandpowers(run: Run, seen: ObservedPatches) -> dict[str, np.ndarray]:
+def primary_bandpowers(run: Run, sky: ObservedPatches) -> dict[str, np.ndarray]:
     """⟨EE*⟩ and ⟨BB*⟩ of *unmasked* observed patches in µK², {"ee", "bb"} of (n_patches, n_bins).
 
     E of the masked Q, U; pure B, so that no E leaks in. Every mode is divided by the beam; noise is
@@ -189,7 +215,7 @@ def primary_bandpowers(run: Run, seen: ObservedPatches) -> dict[str, np.ndarray]
     Parameters
     ----------
     run : a configuration, with its products and networks
-    seen : observed patches
+    sky : observed patches
 
     Returns
     -------
@@ -197,8 +223,8 @@ def primary_bandpowers(run: Run, seen: ObservedPatches) -> dict[str, np.ndarray]
     """
     config, spectra = run.config, run.bandpowers
     beam = config.instrument.response(*mode_vectors(config.patch.n_pixels, config.patch.pixel))
-    e, _ = e_and_b(spectra, seen.q * spectra.mask, seen.u * spectra.mask)
-    b = pure_b(spectra, seen.q, seen.u)
+    e, _ = e_and_b(spectra, sky.q * spectra.mask, sky.u * spectra.mask)
+    b = pure_b(spectra, sky.q, sky.u)
     return {name: spectra.cross(m / beam, m / beam) for name, m in (("ee", e), ("bb", b))}
 
 
@@ -249,10 +275,10 @@ def measure(run: Run, set_name: str = "test", indices: Iterable[int] | None = No
     indices : numbers of the skies; all by default
     """
     for index in tqdm(_indices(run, set_name, indices), desc=f"primary/{set_name}", unit="sky"):
-        where, wanted = path(run, set_name, index), recipe(run, set_name, index)
-        if not products.exists(where, KIND, wanted, run.config.shipped):
-            seen = observe_sky(run, set_name, index, masked=False)
-            products.write_product(where, KIND, wanted, primary_bandpowers(run, seen))
+        product = path(run, set_name, index), KIND, recipe(run, set_name, index)
+        if not products.exists(*product, run.config.shipped):
+            sky = observe_sky(run, set_name, index, masked=False)
+            products.write_product(*product, primary_bandpowers(run, sky))
 
 
 def read(run: Run, set_name: str, indices: Iterable[int]) -> dict[str, np.ndarray]:
@@ -273,20 +299,16 @@ def read(run: Run, set_name: str, indices: Iterable[int]) -> dict[str, np.ndarra
     products.ProductError
         if a sky has not been measured
     """
-    parts: dict[str, list[np.ndarray]] = {"ee": [], "bb": []}
+    spectra = []
     for index in indices:
-        where, wanted = path(run, set_name, index), recipe(run, set_name, index)
-        with products.open_product(where, KIND, wanted, run.config.shipped) as product:
-            for name, values in parts.items():
-                values.append(product.array(name))
-    return {name: np.concatenate(values) for name, values in parts.items()}
+        place = path(run, set_name, index), KIND, recipe(run, set_name, index)
+        with products.open_product(*place, run.config.shipped) as product:
+            spectra.append({name: product.array(name) for name in ("ee", "bb")})
+    return {name: np.concatenate([sky[name] for sky in spectra]) for name in ("ee", "bb")}
 
 
 def read_joint(
-    run: Run,
-    set_name: str = "test",
-    indices: Iterable[int] | None = None,
-    true_kappa: bool = False,
+    run: Run, set_name: str = "test", indices: Iterable[int] | None = None, true_kappa: bool = False
 ) -> JointCovariance:
     """The joint covariance from the products of a set; of lensing that is debiased by its own power
     where the configuration's releases are.
@@ -294,6 +316,8 @@ def read_joint(
     Parameters
     ----------
     run : a configuration with bandpowers and primary spectra
+    set_name : set of skies, for example ``test`` or ``survey-fiducial``
+    indices : numbers of the skies; all by default
     true_kappa : bandpowers of the true κ as "kk" instead of the debiased ones: what lensing itself
         correlates
 
@@ -314,50 +338,6 @@ def read_joint(
         kk = kk - make_release(run, run.config.first_survey).correction_of(own)
     edges = run.bandpowers.bins.edges
     return joint_covariance(edges, kk=kk, **read(run, set_name, indices))
-
-
-def write_joint(
-    joint: JointCovariance, path: str | Path, provenance: dict[str, Any] | None = None
-) -> Path:
-    """Write a joint covariance for other codes: ``.npz`` (numpy) or ``.json``.
-
-    Both hold ``blocks`` (names, in the matrix's order), ``units`` (of each block's bandpowers),
-    ``edges``, ``mean``, ``covariance`` (of one patch), ``n_sim`` and ``provenance``; in ``.npz``
-    that is JSON text.
-
-    Parameters
-    ----------
-    joint : the joint covariance
-    path : of the file, ``.npz`` or ``.json``
-    provenance : where the numbers come from, by name
-
-    Returns
-    -------
-    path : of the file
-
-    Raises
-    ------
-    CNNLensError
-        for another suffix
-    """
-    path = Path(path)
-    if path.suffix not in FORMATS:
-        raise CNNLensError(f"{path}: suffix is {path.suffix!r}; choose one of {FORMATS}")
-    content: dict[str, Any] = {
-        "blocks": list(joint.blocks),
-        "units": [UNITS[name] for name in joint.blocks],
-        "edges": joint.edges,
-        "mean": joint.mean,
-        "covariance": joint.covariance,
-        "n_sim": joint.n_sim,
-    }
-    with atomic_write(path) as partial:
-        if path.suffix == ".npz":
-            np.savez(partial, **content, provenance=json.dumps(provenance or {}))
-        else:
-            plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in content.items()}
-            partial.write_text(json.dumps(plain | {"provenance": provenance or {}}, indent=1))
-    return path
 
 
 def _indices(run: Run, set_name: str, indices: Iterable[int] | None) -> list[int]:

@@ -15,13 +15,14 @@ from typing import Any
 from .. import products
 from ..errors import ConfigError, ProductError
 from ..pipeline import networks
-from ..pipeline.cosmologies import Points, checked, fitted
+from ..pipeline.cosmologies import Points, checked
 from ..pipeline.nuisances import Nuisances
 from ..pipeline.perturbations import Derivatives, ShiftedSkies
 from ..pipeline.power import Power
 from ..pipeline.reconstructions import Bandpowers
 from ..pipeline.run import Run
 from ..pipeline.stage import Stage
+from ..pipeline.surface import SurfacePoints
 from . import coverage, primary
 
 Entry = tuple[str, str, Path, dict[str, Any]]
@@ -49,8 +50,8 @@ def recipe(run: Run) -> dict[str, Any]:
 
 
 def ship(run: Run) -> dict[str, int]:
-    """Write the configuration's file of shipped products from all that there are of its own; what
-    was shipped before and is still valid stays.
+    """Write the configuration's file of shipped products from all of its own; what was shipped
+    before and is still valid stays.
 
     Parameters
     ----------
@@ -73,7 +74,6 @@ def ship(run: Run) -> dict[str, int]:
             f"configuration '{config.name}': key 'shipped' names no file; add one, e.g. "
             f"shipped: training/bandpowers/{config.name}.h5"
         )
-    file_recipe = recipe(run)
     if config.shipped.exists():
         with products.open_product(config.shipped, products.SHIPPED) as old:
             owner = old.recipe["configuration"]
@@ -82,19 +82,19 @@ def ship(run: Run) -> dict[str, int]:
                 f"configuration '{config.name}': key 'shipped': {config.shipped} holds the "
                 f"products of '{owner}'; give this configuration a file of its own"
             )
-    found, counts = [], Counter[str]()
+    entries, counts = [], Counter[str]()
     for label, kind, path, own in _entries(run):
         if not products.exists(path, kind, own, config.shipped):
             continue
         with products.open_product(path, kind, own, config.shipped) as product:
-            found.append((kind, own, {name: product.array(name) for name in product.names()}))
+            entries.append((kind, own, {name: product.array(name) for name in product.names()}))
         counts[label] += 1
-    if not found:
+    if not entries:
         raise ProductError(
             f"{config.products}: holds nothing to ship of '{config.name}'; run `cnnlens "
             "reconstruct CONFIG --set test` and its like first"
         )
-    products.ship(config.shipped, file_recipe, found)
+    products.ship(config.shipped, recipe(run), entries)
     return dict(counts)
 
 
@@ -108,7 +108,7 @@ def _entries(run: Run) -> Iterator[Entry]:
         ("derivatives", Derivatives(run), Derivatives(run).keys()),
         ("second order", ShiftedSkies(run), ShiftedSkies(run).keys()),
         ("nuisances", Nuisances(run), Nuisances(run).keys()),
-        ("fit", Points(run), Points(run).keys(fitted(run))),
+        ("surface", SurfacePoints(run), SurfacePoints(run).keys()),
         ("points", Points(run), Points(run).keys(checked(run))),
     ]
     for name in Power(run).counts() if config.data_debias else ():

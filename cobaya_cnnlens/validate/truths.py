@@ -36,12 +36,12 @@ CLASS_NAMES = {
 BACKGROUND = ("age", "rdrag", "rstar", "zdrag", "zstar", "zeq", "keq", "cosmomc_theta")
 
 
-def blocks_of(part: Mapping[str, Any] | None, component: str) -> dict[str, dict[str, Any]]:
+def blocks_of(section: Mapping[str, Any] | None, component: str) -> dict[str, dict[str, Any]]:
     """Our components in the ``likelihood`` or ``theory`` of an input.
 
     Parameters
     ----------
-    part : of the input
+    section : of the input
     component : name of the class
 
     Returns
@@ -50,7 +50,7 @@ def blocks_of(part: Mapping[str, Any] | None, component: str) -> dict[str, dict[
     """
     return {
         name: block
-        for name, block in (part if isinstance(part, Mapping) else {}).items()
+        for name, block in (section if isinstance(section, Mapping) else {}).items()
         if isinstance(block, dict)
         and str(block.get("class") or name).startswith("cobaya_cnnlens.")
         and str(block.get("class") or name).endswith(f".{component}")

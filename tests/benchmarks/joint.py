@@ -22,7 +22,7 @@ from cobaya_cnnlens.pipeline import cosmologies
 from cobaya_cnnlens.pipeline.assemble import calibration_of
 from cobaya_cnnlens.pipeline.cosmologies import Points
 from cobaya_cnnlens.pipeline.loading import load_config
-from cobaya_cnnlens.pipeline.perturbations import changes_at
+from cobaya_cnnlens.pipeline.perturbations import bands_of
 from cobaya_cnnlens.pipeline.power import Power
 from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
@@ -39,7 +39,7 @@ def slopes(run, likelihood, release):
         for sign in (1, -1):
             cosmology = fiducial.vary(**{name: getattr(fiducial, name) + sign * step})
             theory = run.spectra(cosmology)
-            kk, ee = np.split(changes_at(run, cosmology), [len(release.kk_edges) - 1])
+            kk, ee = np.split(bands_of(run, run.spectra(cosmology)), [len(release.kk_edges) - 1])
             e = (release.power_kk_derivatives @ kk + release.power_ee_derivatives @ ee)[:-1]
             both.append(np.concatenate([likelihood.model(theory.kk, theory.ee), e]))
         scale = fiducial.As if name == "As" else 1.0

@@ -15,6 +15,7 @@ from cobaya_cnnlens.calibrate.curvature import (
     second_order,
 )
 from cobaya_cnnlens.calibrate.response import PatchBandpowers, calibrate, patch_bandpowers
+from cobaya_cnnlens.calibrate.windows import WINDOW_TOLERANCE, trim_windows
 from cobaya_cnnlens.errors import CNNLensError, ProductError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.document import seal, to_document
@@ -22,11 +23,7 @@ from cobaya_cnnlens.likelihood.fields import NUISANCES
 from cobaya_cnnlens.likelihood.release import from_document, read_release, write_release
 from cobaya_cnnlens.maps import bandpower_file, map_setup
 from cobaya_cnnlens.maps.assembly import make_patch_release
-from cobaya_cnnlens.pipeline.assemble import (
-    WINDOW_TOLERANCE,
-    make_release,
-    trim_windows,
-)
+from cobaya_cnnlens.pipeline.assemble import make_release
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.estimators import name_of
 from cobaya_cnnlens.pipeline.nuisances import Nuisances
@@ -326,7 +323,7 @@ def test_stratified_truths_fill_the_prior(tiny, prior):
     if prior:
         counts = np.histogram2d(*unit.T, 4, [(0, 1), (0, 1)])[0]
         assert 2 <= counts.min() <= counts.max() <= 6, counts
-        first = coverage.cosmology_of(run, 0)
+        first = coverage.cosmology_at(run, coverage.drawn(run, 0))
         assert first.As == pytest.approx(1e-10 * np.exp(found[0]["logA"]))
 
 
@@ -348,14 +345,15 @@ def test_coverage_of_some_patches_with_their_power(tiny):
     np.testing.assert_allclose(found.auto, want.auto[rows], rtol=1e-6)
     np.testing.assert_allclose(found.truth, want.truth[rows], rtol=1e-6)
     assert want.power is None
-    bench = perturbed_sky(part, 0, 1, coverage.cosmology_of(part, 0), coverage.KIND, rows=rows)
+    cosmology = coverage.cosmology_at(part, coverage.drawn(part, 0))
+    bench = perturbed_sky(part, 0, 1, part.spectra(cosmology), coverage.KIND, rows=rows)
     np.testing.assert_allclose(found.power, power_of(part)(*bench.observed()), rtol=1e-9)
 
 
 def test_coverage_skies_are_drawn_from_the_prior(tiny):
     """Each has its own ω_c, phases and noise; measuring again does nothing; a changed prior is
     another product."""
-    values = [coverage.cosmology_of(Run(tiny), i).omch2 for i in range(200)]
+    values = [coverage.drawn(Run(tiny), i)["omch2"] for i in range(200)]
     assert len(set(values)) == 200
     assert 0.1085 <= min(values) < 0.1087
     assert 0.128 < max(values) <= 0.1285

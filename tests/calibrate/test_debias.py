@@ -40,6 +40,7 @@ from cobaya_cnnlens.pipeline.perturbations import Derivatives, ShiftedSkies, shi
 from cobaya_cnnlens.pipeline.power import Power, power_of
 from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.sections.calibration_settings import CosmologyGroup
 from cobaya_cnnlens.simulate.instrument import Systematics
 from cobaya_cnnlens.validate import points, primary
 from cobaya_cnnlens.validate.omch2 import at_the_tangent
@@ -424,7 +425,8 @@ def test_second_order_is_of_the_debiased(run, made):
 
 def with_points(run, patches, **change):
     """The run with one point, of some patches, and measured there."""
-    settings = run.config.points.model_copy(update={"patches": patches, "at": {"some": [change]}})
+    at = {"some": CosmologyGroup(cosmologies=[change])}
+    settings = run.config.points.model_copy(update={"patches": patches, "at": at})
     moved = Run(run.config.model_copy(update={"points": settings}), HASH)
     rows = np.arange(patches) * moved.n_patches // patches
     kappa = observe_sky(run, "test", 0).kappa[rows]
@@ -450,15 +452,17 @@ def test_another_cosmology_is_where_the_model_puts_it(run, made):
     error = np.sqrt(np.diag(check.covariance))
     assert (np.abs(check.residual) < 4 * error).all()
     assert (np.abs(check.predicted) > 10 * error).any()
-    content = moved.config.model_dump(mode="json") | {"points": {"at": {"some": [{"A_s": 2e-9}]}}}
+    content = moved.config.model_dump(mode="json") | {
+        "points": {"at": {"some": {"cosmologies": [{"A_s": 2e-9}]}}}
+    }
     path = moved.config.products / "points.yaml"
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigError, match="no cosmological parameter A_s"):
         load_config(path)
 
 
-def test_the_second_order_is_fitted():
-    """To points of known amplitudes and coefficients, patch by patch; u is at most one."""
+def test_the_response_surface_is_fitted():
+    """To points of known amplitudes and coefficients, patch by patch; none exceeds one."""
     generator = np.random.default_rng(4)
     n_points, n_patches, n_bins, n_power, n_kk, n_ee = 14, 5, 4, 6, 3, 5
     kk, ee = (generator.standard_normal((n_patches, n_bins, n)) for n in (n_kk, n_ee))
@@ -477,24 +481,73 @@ def test_the_second_order_is_fitted():
     power = generator.standard_normal((n_points, n_power))
     along = np.linalg.svd(bands[:, :n_kk])[2][0]
     along = along / np.abs(bands[:, :n_kk] @ along).max() * np.sign(along[np.abs(along).argmax()])
-    w = np.column_stack([power @ directions.T, bands[:, :n_kk] @ along])
+    v = power @ directions.T
+    w = np.column_stack([v / np.abs(v).max(0), bands[:, :n_kk] @ along])
     pairs = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
     terms = np.column_stack([w, *(w[:, i] * w[:, j] for i, j in pairs)])
     by_patch = generator.standard_normal((n_patches, n_bins, 3 + 6))
     noise = np.einsum("pbt,ct->cpb", by_patch, terms)
     noise += (power @ coefficients.T + bands[:, :n_kk] @ kk.mean(0).T)[:, None]
     repeated = np.repeat(power[:, None], n_patches, axis=1)
-    points_ = second_order.FitPoints(noise, repeated, bands, 2)
+    points_ = second_order.DesignPoints(noise, repeated, bands, bands, 2)
     fitted = second_order.fit(points_, first, coefficients, lambda _: directions)
     np.testing.assert_allclose(fitted.kk_direction, along, rtol=1e-9)
     near = {"rtol": 1e-6, "atol": 1e-8}
     np.testing.assert_allclose(fitted.patches, by_patch, **near)
     np.testing.assert_allclose(fitted.linear, by_patch.mean(0)[:, :3], **near)
     np.testing.assert_allclose(fitted.product(1, 2), by_patch[..., 7], **near)
-    # Of the first order only half is taken, and so is its error.
-    weight = np.concatenate([[0.5, 0.5, 0.5], np.ones(6)]) * terms[3]
-    change = fitted.change_at(power[3], bands[3, :n_kk])
-    np.testing.assert_allclose(change, by_patch @ weight, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(fitted.amplitudes(power[3], bands[3, :n_kk]), w[3], rtol=1e-9)
+    # The first order is the mean of two measurements, by their patches.
+    assert fitted.weight == n_patches / (n_patches + len(kk))
+    weight = np.concatenate([np.full(3, fitted.weight), np.ones(6)])
+    np.testing.assert_allclose(fitted.weighted(), by_patch * weight, **near)
+
+
+@pytest.mark.parametrize(("left_out", "near"), [(0.0, 1e-9), (second_order.LEAST_VARIANCE, 0.1)])
+def test_modes_of_the_error_hold_the_covariance_of_the_mean(monkeypatch, left_out, near):
+    """At any amplitudes, and all of it if no mode is left out."""
+    monkeypatch.setattr(second_order, "LEAST_VARIANCE", left_out)
+    generator = np.random.default_rng(3)
+    by_patch = generator.standard_normal((40, 4, 5)) @ generator.standard_normal((5, 5))
+    by_patch *= [[1.0], [1e-3], [1.0], [1e3]]
+    modes = second_order.error_modes(by_patch)
+    assert modes.shape[:2] == (5, 4)
+    for x in np.eye(5), generator.standard_normal((3, 5)):
+        for row in x:
+            of_mean = np.cov(by_patch @ row, rowvar=False) / 40
+            found = np.einsum("br,cr->bc", *(2 * [np.tensordot(row, modes, 1)]))
+            np.testing.assert_allclose(np.diag(found), np.diag(of_mean), rtol=near)
+
+
+def test_a_release_holds_the_error_of_its_surface(release):
+    """At the survey's own amplitudes, and it grows with them."""
+    quiet = at_fiducial_power(release)
+    near, far = (debiased_by_data(r).derivative_covariance for r in (quiet, release))
+    constant = release.derivative_covariance
+    assert np.abs(near - constant).max() < 0.1 * np.abs(far - constant).max()
+    v = release.amplitudes
+    modes = release.surface_error_modes
+    u = 0.3
+    x = [*v, u, v[0] ** 2, v[0] * v[1], v[0] * u, v[1] ** 2, v[1] * u, u**2]
+    by_mode = sum(a * b for a, b in zip(x, modes, strict=True))
+    np.testing.assert_allclose(release.surface_error(u), by_mode @ by_mode.T, rtol=1e-9)
+
+
+def test_profiles_have_amplitudes_of_one_at_most():
+    changes = np.random.default_rng(5).standard_normal((9, 30))
+    found = second_order.profiles(changes, 2)
+    assert abs(found[0] @ found[1]) < 1e-9
+    amplitudes = changes @ (found / (found**2).sum(1, keepdims=True)).T
+    np.testing.assert_allclose(np.abs(amplitudes).max(0), 1.0)
+
+
+def test_a_design_is_central_and_composite():
+    """Every amplitude and every product of two can be told from the others."""
+    points_ = second_order.design(3)
+    assert points_.shape == (22, 4)
+    np.testing.assert_array_equal(points_[::2], -points_[1::2])
+    assert np.linalg.matrix_rank(second_order.terms(points_)) == 4 + 10
+    assert np.linalg.cond(second_order.terms(points_)) < 10
 
 
 def test_principal_changes():

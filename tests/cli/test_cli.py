@@ -34,13 +34,15 @@ pipeline = pytest.mark.skipif(
 )
 NETWORK = NETWORKS / "refined.keras"
 CONFIG = REPOSITORY / "training" / "config" / "test.yaml"
-# What a light installation has no copy of: importing it fails.
+# What a light installation has no copy of: importing it fails. CAMB is coarse: it has to run.
 PIPELINE = ("ducc0", "healpy", "keras", "tensorflow", "jax", "snakemake")
 BLOCKED = f"""
-import contextlib, io, json, sys
+import contextlib, functools, io, json, sys
 for name in {PIPELINE}:
     sys.modules[name] = None
 from cobaya_cnnlens.cli.main import run
+from cobaya_cnnlens.validate import analytic
+analytic.CambSettings = functools.partial(analytic.CambSettings, lens_potential_accuracy=1.0)
 done = []
 for arguments in json.load(sys.stdin):
     sys.argv = ["cnnlens", *arguments]
@@ -90,27 +92,23 @@ def without_pipeline(commands):
     return json.loads(done.stdout)
 
 
-def test_a_light_installation_shows_releases_and_analytic_noise(tmp_path):
-    """Line for line what needs no pipeline; a traceback would end the process."""
+def test_a_light_installation_says_what_installs_the_pipeline(tmp_path):
+    """Line for line: what needs no pipeline, and what does; a traceback would end the process."""
     commands = [[a.replace("OUT", str(tmp_path)) for a in c] for c, _ in LIGHT]
-    for (code, out, err), (command, word) in zip(without_pipeline(commands), LIGHT, strict=True):
+    done = without_pipeline([*commands, *NEEDS_PIPELINE])
+    for (code, out, err), (command, word) in zip(done, LIGHT, strict=False):
         assert (code, err) == (0, ""), command
         assert word in out, command
+    for (code, out, err), command in zip(done[len(LIGHT) :], NEEDS_PIPELINE, strict=True):
+        assert (code, out) == (1, ""), command
+        assert err.count("\n") == 1, err
+        assert err.startswith("error: "), err
+        assert "pip install '.[pipeline]'" in err
     assert (tmp_path / "release.png").stat().st_size > 10_000
     # Hu & Okamoto's N0 of κ at L = 100 for 1 µK-arcmin: of the order of a tenth of C_L^κκ
     L, n0, kk = map(float, (tmp_path / "n0.csv").read_text().splitlines()[1].split(","))
     assert L == 100
     assert 0.01 < n0 / kk < 1
-
-
-def test_a_light_installation_names_what_installs_the_pipeline():
-    for (code, out, err), command in zip(
-        without_pipeline(NEEDS_PIPELINE), NEEDS_PIPELINE, strict=True
-    ):
-        assert (code, out) == (1, ""), command
-        assert err.count("\n") == 1, err
-        assert err.startswith("error: "), err
-        assert "pip install '.[pipeline]'" in err
 
 
 @pytest.mark.slow

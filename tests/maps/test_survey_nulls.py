@@ -25,14 +25,14 @@ from cobaya_cnnlens.maps.reconstruction import TileReconstruction
 from cobaya_cnnlens.maps.survey_files import Sources
 from cobaya_cnnlens.maps.tile_maps import TileMaps, TilePatches
 from cobaya_cnnlens.maps.tile_nulls import Choices, Halves, TileNulls
-from cobaya_cnnlens.plots.null_figures import survey_nulls_figure
+from cobaya_cnnlens.plots.validation_figures import survey_nulls_figure
 from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
 from cobaya_cnnlens.simulate.bandpowers import Bins
 from cobaya_cnnlens.simulate.instrument import ARCMIN, Instrument
 from cobaya_cnnlens.simulate.patches import PatchGeometry
 from cobaya_cnnlens.simulate.skies import scale_alm, unit_alm
 from cobaya_cnnlens.validate import survey_nulls as judged
-from cobaya_cnnlens.validate.null_tests import FAILED
+from cobaya_cnnlens.validate.null_tests import FAILED, null_test
 
 from ..conftest import at_fiducial_power
 
@@ -184,7 +184,7 @@ def test_a_mock_of_the_sphere_has_no_null_that_fails(plan, setup, tmp_path):
     # Of one split there are none of splits.
     found = TileNulls(TileReconstruction(plan, setup, tmp_path), Choices.of(setup)).read()
     alone = {key: found[key] for key in ("kk", "ee", "eb", "curl", "low", "peaks")}
-    tests, skipped = judged._Judge(plan, setup, alone).of_tiles()
+    tests, skipped = judged._TileTests(plan, setup, alone).of_tiles()
     assert [test.name for test in tests] == ["rotation", "curl", "peaks", "l_max"]
     assert skipped["gain"] == "the survey has one split; these take two"
 
@@ -260,7 +260,7 @@ def test_another_network(plan, setup, tmp_path, monkeypatch):
 def test_two_groups_of_one_number_are_students_test():
     generator = np.random.default_rng(3)
     a, b = generator.standard_normal((9, 1)), generator.standard_normal((14, 1)) + 0.4
-    found = judged.two_groups("x", "", np.zeros(1), a, b)
+    found = null_test("x", "", np.zeros(1), a, b)
     t, pte = scipy.stats.ttest_ind(a[:, 0], b[:, 0])
     assert found.chi2 == pytest.approx(t**2)
     assert found.pte == pytest.approx(pte)
@@ -269,7 +269,7 @@ def test_two_groups_of_one_number_are_students_test():
 def test_two_groups_of_many_numbers_reject_as_often_as_they_say():
     generator = np.random.default_rng(4)
     ptes = [
-        judged.two_groups("x", "", np.zeros(3), *np.split(generator.standard_normal((20, 3)), [8]))
+        null_test("x", "", np.zeros(3), *np.split(generator.standard_normal((20, 3)), [8]))
         for _ in range(600)
     ]
     low = np.mean([test.pte < 0.1 for test in ptes])
@@ -356,14 +356,14 @@ def test_the_scatter_of_a_ratio_is_that_of_both_its_parts():
     generator = np.random.default_rng(8)
 
     def judge(x, y):
-        judge = object.__new__(judged._Judge)
-        judge.merge = lambda values: values
-        simulated = np.ones((len(x), 1, 1)), 0.7 * np.ones((len(x), 1, 1))
-        judge.found = {
-            "x": np.concatenate([x[:, None], simulated[1]], axis=1),
-            "y": np.concatenate([y[:, None], simulated[0]], axis=1),
+        measured = object.__new__(judged._TileTests)
+        measured.merge = lambda values: values
+        ones = np.ones((len(x), 1, 1))
+        measured.arrays = {
+            "x": np.concatenate([x[:, None], 0.7 * ones], axis=1),
+            "y": np.concatenate([y[:, None], ones], axis=1),
         }
-        return judge.relative("x", "y")
+        return measured.relative("x", "y")
 
     y = 1.0 + 0.2 * generator.standard_normal((5000, 1))
     np.testing.assert_allclose(judge(0.9 * y, y), 0.2, rtol=1e-9)

@@ -33,7 +33,7 @@ from cobaya_cnnlens.pipeline.nuisances import Nuisances
 from cobaya_cnnlens.pipeline.perturbations import Derivatives, ShiftedSkies
 from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
-from cobaya_cnnlens.pipeline.sections.calibration_settings import Fit
+from cobaya_cnnlens.pipeline.sections.calibration_settings import CosmologyGroup, Surface
 from cobaya_cnnlens.pipeline.sections.estimator_settings import Phase
 from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.products import identity_of
@@ -122,12 +122,13 @@ def test_wrong_values_are_all_named(content, tmp_path):
         ({"sky": {"lmax": 2100, "band_limit": 2200}}, "band_limit 2200 must not lie above"),
         ({"surveys": {"high": {"omch2": 2}}}, r"surveys\.high\.omch2 is 2; it must lie between"),
         ({"coverage": {"omch2": [0.001, 0.12]}}, r"coverage\.omch2\.0\.omch2 is 0\.001"),
-        ({"points": {"at": {"a": [{"ns": 9.6}]}}}, r"points\.at\.a\.0\.ns is 9\.6"),
+        (
+            {"points": {"at": {"a": {"cosmologies": [{"ns": 9.6}]}}}},
+            r"points\.at\.a\.cosmologies\.0\.ns is 9\.6",
+        ),
         ({"products": "a\nb"}, "key 'products': a path holds control characters"),
         ({"surveys": {"a/b": {"omch2": 0.12}}}, "a/b"),
         ({"foregrounds": {"sources": [1200.0]}}, r"foregrounds.*flux cut of 1200 mJy; the counts"),
-        ({"foregrounds": {"lmax": [2400]}}, r"foregrounds\.lmax 2400 leaves nothing out"),
-        ({"foregrounds": {"lmax": [900, 900]}}, "lmax holds a value twice"),
         ({"foregrounds": {"skies": 2}}, r"foregrounds\.skies is 2, but there are 1 test"),
     ],
 )
@@ -140,7 +141,7 @@ def test_inconsistent_values(content, tmp_path, change, message):
 EVERYTHING = {
     "baseline": {"kind": "wiener"},
     "instrument": {"one_over_f": {"knee": 200, "slope": 3, "anisotropy": 2, "scan_deg": 10}},
-    "points": {"at": {"lcdm": [{"ns": 0.97, "H0": 68.0}]}},
+    "points": {"at": {"lcdm": {"cosmologies": [{"ns": 0.97, "H0": 68.0}]}}},
 }
 
 
@@ -448,7 +449,7 @@ def recipes(config: Config) -> dict[str, dict]:
         "points": Points(run).recipe(cosmologies.Point(POINT, 0, run.config.points.patches)),
         "null": nulls.recipe(run, "unlensed", 0),
         "training null": nulls.recipe(run, "training", 0),
-        "foreground": foregrounds.recipe(run, DUST, None, 0),
+        "foreground": foregrounds.recipe(run, DUST, 0),
         "primary": primary.recipe(run, "test", 0),
         "baseline": baseline_recipe(run),
         "mean field": MeanField(run).recipe(),
@@ -533,7 +534,7 @@ STALE = {
     "points.patches": {"points"},
     "nulls": NOTHING,
     "nulls.patches": {"null", "training null"},
-    # Each level and l_max is a product of its own.
+    # Each level is a product of its own.
     "foregrounds": NOTHING,
     "foregrounds.patches": {"foreground"},
     "foregrounds.frequency_ghz": {"foreground"},
@@ -566,7 +567,7 @@ def full(tmp_path):
             "instrument": instrument,
             "network": config.network.model_copy(update={"initial": start}),
             "baseline": schema.Baseline(kind="map"),
-            "points": schema.Points(at={"one": [POINT]}),
+            "points": schema.Points(at={"one": CosmologyGroup(cosmologies=[POINT])}),
             "surveys": {"low": low},
         }
     )
@@ -597,12 +598,11 @@ OTHER = {
     "network.pretrained": "elsewhere.keras",
     "network.kind": "refined",
     "training.phases": [Phase(steps=77, learning_rate=1e-3)],
-    "points.at": {"other": [{"ns": 0.9}]},
-    "points.fit": Fit(at=[{"ns": 0.9}] * 20),
+    "points.at": {"other": CosmologyGroup(cosmologies=[{"ns": 0.9}])},
+    "points.surface": Surface(over="one"),
     "coverage.logA": (2.9, 3.2),
     "foregrounds.dust": {"other": 7.0},
     "foregrounds.synchrotron": {"other": 7.0},
-    "foregrounds.lmax": [700],
 }
 
 
@@ -684,14 +684,13 @@ def test_a_recipe_is_of_one_sky_estimator_and_test(full):
             for h in "ab"
         ),
         *(
-            foregrounds.recipe(Run(full, h), f, lmax, i)
+            foregrounds.recipe(Run(full, h), f, i)
             for f in (
                 foregrounds.CLEAN,
                 DUST,
                 replace(DUST, level=1.0),
                 replace(DUST, kind="sources"),
             )
-            for lmax in (None, 900)
             for i in (0, 1)
             for h in "ab"
         ),
@@ -750,9 +749,8 @@ def test_paths_of_different_products_differ(full):
         *(Points(run).path(cosmologies.Point(c, i, None)) for c in points for i in (0, 1)),
         *(nulls.path(run, n, i) for n in ("noise", "curl") for i in (0, 1)),
         *(
-            foregrounds.path(run, f, lmax, i)
+            foregrounds.path(run, f, i)
             for f in (foregrounds.CLEAN, DUST, replace(DUST, name="more"))
-            for lmax in (None, 900, 90)
             for i in (0, 1)
         ),
         *(assemble.path(run, s, i) for s in ("low", "high") for i in (0, 1)),

@@ -15,7 +15,7 @@ from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.pipeline.sections.estimator_settings import Phase, Refining
 from cobaya_cnnlens.pipeline.sections.sky_settings import PatchCentres
 from cobaya_cnnlens.pipeline.skies import Skies
-from cobaya_cnnlens.pipeline.training import save_atomically
+from cobaya_cnnlens.pipeline.training_state import save_atomically
 from cobaya_cnnlens.reconstruct.features import FEATURES, KAPPA_UNIT, PASSES, REFINED, features_of
 from cobaya_cnnlens.reconstruct.files import networks_hash
 from cobaya_cnnlens.reconstruct.map_lensing import MAPLensing

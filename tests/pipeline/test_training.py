@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cobaya_cnnlens.errors import NetworkError, ProductError
-from cobaya_cnnlens.pipeline import networks, training
+from cobaya_cnnlens.pipeline import networks, training, training_state
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.pipeline.sections.estimator_settings import Phase
 from cobaya_cnnlens.pipeline.skies import Skies
@@ -217,7 +217,7 @@ class Saved:
 
 def test_the_best_epoch_is_kept_and_the_last(tmp_path):
     """Of equal losses the later; every other file goes once the state is on disk."""
-    run = training.TrainingRun(tmp_path, {"seed": 1})
+    run = training_state.TrainingRun(tmp_path, {"seed": 1})
     kept = []
     for loss in (3.0, 1.0, 2.0, 1.0, 1.5):
         run.finish_epoch(Saved(), {"val_loss": loss})
@@ -227,14 +227,14 @@ def test_the_best_epoch_is_kept_and_the_last(tmp_path):
     best, last = zip(*kept, strict=True)
     assert best == ("0001", "0002", "0002", "0004", "0004")
     assert last == ("0001", "0002", "0003", "0004", "0005")
-    again = training.TrainingRun(tmp_path, {"seed": 1})
+    again = training_state.TrainingRun(tmp_path, {"seed": 1})
     assert [h["val_loss"] for h in again.history] == [3.0, 1.0, 2.0, 1.0, 1.5]
     assert [p.name for p in tmp_path.glob(".*")] == []
 
 
 def test_a_checkpoint_that_is_gone_or_damaged_is_named(tmp_path):
     """Which of the files, and what to do: no traceback of Keras."""
-    run = training.TrainingRun(tmp_path, {"seed": 1})
+    run = training_state.TrainingRun(tmp_path, {"seed": 1})
     assert run.load_checkpoint() is None
     for loss in (1.0, 2.0):
         run.finish_epoch(Saved(), {"val_loss": loss})
@@ -242,7 +242,7 @@ def test_a_checkpoint_that_is_gone_or_damaged_is_named(tmp_path):
         run.load_checkpoint()
     (tmp_path / "epoch_0001.keras").unlink()
     with pytest.raises(NetworkError, match=r"epoch_0001\.keras: state.json .* missing or damaged"):
-        training.TrainingRun(tmp_path, {"seed": 1}).best()
+        training_state.TrainingRun(tmp_path, {"seed": 1}).best()
 
 
 def test_a_missing_sky_is_named(tiny, tmp_path):
@@ -252,7 +252,7 @@ def test_a_missing_sky_is_named(tiny, tmp_path):
 
 
 def test_loss_is_in_units_of_the_targets_std():
-    loss = training.ScaledMSE(0.5)
+    loss = training_state.ScaledMSE(0.5)
     assert float(loss(np.zeros((2, 3, 3, 1)), np.ones((2, 3, 3, 1)))) == pytest.approx(4.0)
 
 

@@ -17,7 +17,7 @@ from cobaya_cnnlens.pipeline.assemble import make_release
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.pipeline.skies import Skies
-from cobaya_cnnlens.plots import figures
+from cobaya_cnnlens.plots import figures, validation_figures
 from cobaya_cnnlens.plots.drawing import save, subplots
 from cobaya_cnnlens.plots.figures import PATCH
 from cobaya_cnnlens.plots.posteriors import predictive_figure
@@ -51,7 +51,7 @@ def made(camb_once, tmp_path_factory) -> Config:
         recipe = coverage.recipe(Run(config, digest), index)
         arrays = {"auto": auto, "truth": auto}
         products.write_product(coverage.path(Run(config), index), "coverage", recipe, arrays)
-    from cobaya_cnnlens.pipeline.training import TrainingRun
+    from cobaya_cnnlens.pipeline.training_state import TrainingRun
 
     run = TrainingRun(networks.training_directory(Run(config)), networks.recipe(Run(config)))
     losses = {f"{v}{name}_loss": 1.0 for name in ("e", "kappa") for v in ("", "val_")}
@@ -134,8 +134,8 @@ def test_the_noise_is_called_by_the_estimators_name(made, monkeypatch, baseline,
     """Not all estimators are ResUNets."""
     content = {**made.model_dump(mode="json"), "baseline": baseline}
     table = NoiseTable(L, *[np.full(3, 1e-8)] * 9)
-    monkeypatch.setattr(figures, "noise_table", lambda _: table)
-    left, *_ = figures.noise_figure(Run(Config.model_validate(content))).axes
+    monkeypatch.setattr(validation_figures, "noise_table", lambda _: table)
+    left, *_ = validation_figures.noise_figure(Run(Config.model_validate(content))).axes
     assert f"{name}, $N_L$" in left.get_legend_handles_labels()[1]
 
 
@@ -157,9 +157,10 @@ def test_the_command(made, tmp_path):
     assert (made.products / "figures" / "spectra.png").exists()
 
 
-def python(code, *arguments, **environment):
+def python(code, *arguments, cwd=None, **environment):
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
+        cwd=cwd,
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
@@ -193,19 +194,11 @@ def notebook(tmp_path_factory):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_notebook_keeps_its_plots(notebook, backend):
-    """No module of the figures chooses a backend when it is imported, or makes one be chosen."""
-    found = python(LOOK, backend, MPLBACKEND=backend, **notebook)
-    assert found.returncode == 0, found.stderr
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_posteriors_leave_a_notebook_alone(notebook, backend):
-    """getdist draws with pyplot, and its import takes Agg: the backend stays, so does a figure that
+    """No module of the figures chooses a backend when it is imported, or makes one be chosen.
+    getdist draws with pyplot, and its import takes Agg: the backend stays, so does a figure that
     is open, and the one drawn is not left open beside it."""
     code = """
 import io
-import sys
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from getdist import MCSamples
@@ -221,7 +214,7 @@ assert matplotlib.get_backend() == sys.argv[1]
 assert type(plt.figure().canvas) is type(own.canvas)
 assert plt.get_fignums() == [1, 2]
 """
-    found = python(code, backend, MPLBACKEND=backend, **notebook)
+    found = python(LOOK + code, backend, MPLBACKEND=backend, **notebook)
     assert found.returncode == 0, found.stderr
 
 
@@ -272,15 +265,13 @@ from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.plots.drawing import save
 from cobaya_cnnlens.plots.figures import draw
-save(draw(Run(load_config(sys.argv[1])), "spectra"), Path(sys.argv[2]))
+save(draw(Run(load_config(sys.argv[2])), "spectra"), Path("a.png"))
 assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+from cobaya_cnnlens.cli.main import run
+run()
 """
-    environment = {"MPLBACKEND": "TkAgg", "DISPLAY": ""}
-    found = python(code, str(path), str(tmp_path / "a.png"), **environment)
-    assert found.returncode == 0, found.stderr
-    command = "from cobaya_cnnlens.cli.main import run\nrun()"
     options = ["figure", str(path), "spectra", "--out", str(tmp_path / "b.png")]
-    found = python(command, *options, **environment)
+    found = python(code, *options, MPLBACKEND="TkAgg", DISPLAY="", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
@@ -289,7 +280,7 @@ def test_the_figure_of_coverage(made):
     """Ranks by tenths over the band of simulated sets, and every survey's pull at its truth."""
     run = Run(made)
     tables = coverage.coverage_tables(run, make_release(run, "fiducial"))
-    left, right = figures.draw_coverage(tables).axes
+    left, right = validation_figures.draw_coverage(tables).axes
     (table,) = tables
     ranks, band = (patch.get_data() for patch in left.patches)
     np.testing.assert_array_equal(ranks.values, table.tenths)

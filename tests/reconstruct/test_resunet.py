@@ -18,7 +18,7 @@ from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.release_networks import check_network
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.pipeline.skies import Skies
-from cobaya_cnnlens.pipeline.training import save_atomically
+from cobaya_cnnlens.pipeline.training_state import save_atomically
 from cobaya_cnnlens.reconstruct.files import network_hash
 from cobaya_cnnlens.reconstruct.resunet import (
     SYMMETRIES,

@@ -14,7 +14,7 @@ from cobaya_cnnlens.pipeline.assemble import make_release
 from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
-from cobaya_cnnlens.plots.figures import draw_foregrounds
+from cobaya_cnnlens.plots.validation_figures import draw_foregrounds
 from cobaya_cnnlens.simulate import foregrounds as simulated
 from cobaya_cnnlens.simulate.bandpowers import Bins, FlatSpectra, e_and_b
 from cobaya_cnnlens.simulate.foregrounds import (
@@ -30,7 +30,7 @@ from cobaya_cnnlens.simulate.foregrounds import (
 from cobaya_cnnlens.simulate.instrument import ARCMIN, Instrument, convolve_beam, cosine_mask
 from cobaya_cnnlens.simulate.patches import PatchGeometry
 from cobaya_cnnlens.validate import foregrounds
-from cobaya_cnnlens.validate.foregrounds import CLEAN, Foreground, foregrounds_table, low_pass
+from cobaya_cnnlens.validate.foregrounds import CLEAN, Foreground, foregrounds_table
 
 from ..conftest import png
 from ..written import HASH, NoisyOracle
@@ -176,16 +176,6 @@ def test_foregrounds_that_there_are_not(kind, level, message):
         foreground_patches(kind, level, 150.0, PatchGeometry(), generators(0, 1))
 
 
-def test_low_pass_keeps_what_lies_below():
-    """Cosines of the mirrored patch, one below the limit and one above."""
-    geometry = PatchGeometry(n_pixels=32)
-    at = np.pi * (np.arange(32) + 0.5) / 32
-    maps = {k: np.cos(k * at) * np.cos(3 * at)[:, None] for k in (4, 9)}
-    lmax = 0.5 * geometry.fundamental * np.hypot(3, 4) + 1
-    np.testing.assert_allclose(low_pass(maps[4] + maps[9], lmax, geometry), maps[4], atol=1e-12)
-    assert low_pass(maps[9], None, geometry) is maps[9]
-
-
 class Counting(NoisyOracle):
     """Keeps the maps it was shown."""
 
@@ -198,7 +188,7 @@ class Counting(NoisyOracle):
         return super().reconstruct(q, u)
 
 
-LMAX, PATCHES = 500, 20
+PATCHES = 20
 DUST = {"faint": 2e3, "bright": 8e3}
 
 
@@ -212,7 +202,6 @@ def measured(simulated_run):
             "sources": [100.0],
             "dust": DUST,
             "synchrotron": {},
-            "lmax": [LMAX],
         }
     )
     config = run.config.model_copy(update={"foregrounds": settings})
@@ -220,7 +209,7 @@ def measured(simulated_run):
     estimator = Counting(kappa)
     foregrounds.measure(Run(config, HASH, estimator), 0)
     made = Run(config, HASH)
-    cases = [(f, l) for l in (None, LMAX) for f in (CLEAN, *foregrounds.foregrounds_of(made))]
+    cases = [CLEAN, *foregrounds.foregrounds_of(made)]
     return made, dict(zip(cases, estimator.shown, strict=True))
 
 
@@ -232,11 +221,10 @@ def test_maps_are_the_same_but_for_the_foreground(measured):
     """Without one, those of the test set; dust of four times the power is twice the map."""
     run, shown = measured
     seen = observe_sky(run, "test", 0)
-    for maps, whole in zip(shown[CLEAN, None], (seen.q, seen.u), strict=True):
+    for maps, whole in zip(shown[CLEAN], (seen.q, seen.u), strict=True):
         np.testing.assert_array_equal(maps, whole[::2])
     faint, bright = (
-        [a - b for a, b in zip(shown[of_dust(n), None], shown[CLEAN, None], strict=True)]
-        for n in DUST
+        [a - b for a, b in zip(shown[of_dust(n)], shown[CLEAN], strict=True)] for n in DUST
     )
     for a, b in zip(faint, bright, strict=True):
         np.testing.assert_allclose(b, 2 * a, atol=1e-4 * seen.q.std())
@@ -246,20 +234,12 @@ def test_maps_are_the_same_but_for_the_foreground(measured):
     instrument = replace(run.config.instrument, beam_fwhm_arcmin=40.0)
     wide = Run(run.config.model_copy(update={"instrument": instrument}))
     sources = Foreground("sources", "100_mJy", 100.0)
-    narrow, blurred = (foregrounds._seen(r, sources, 0) for r in (run, wide))
+    narrow, blurred = (foregrounds._added(r, sources, 0) for r in (run, wide))
     assert blurred.std() < 0.7 * narrow.std()
-    found = foregrounds.read(run, CLEAN, None, [0])
+    clean = foregrounds.read(run, CLEAN, [0])
     test = Bandpowers(run).read("test", patches=PATCHES)
     for name in ("auto", "cross", "truth"):
-        np.testing.assert_allclose(found[name], getattr(test, name), rtol=1e-5)
-
-
-def test_with_a_limit_nothing_is_seen_beyond_it(measured):
-    """But for what the mask moves there."""
-    run, shown = measured
-    spectra = FlatSpectra(run.config.patch, Bins(LMAX + 150, 150, 1), run.mask)
-    of_all, limited = (spectra.auto(shown[CLEAN, lmax][0]).mean() for lmax in (None, LMAX))
-    assert limited < 1e-2 * of_all
+        np.testing.assert_allclose(clean[name], getattr(test, name), rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -270,12 +250,12 @@ def test_what_is_there_is_not_measured_again(measured):
     foregrounds.measure(Run(run.config, HASH, estimator), 0)
     assert estimator.shown == []
     one = of_dust("faint")
-    where = foregrounds.path(run, one, LMAX, 0)
+    where = foregrounds.path(run, one, 0)
     content = where.read_bytes()
     where.unlink()
     table = foregrounds_table(run)
-    assert table.missing == [(one, LMAX)]
-    assert f"not measured: dust faint, l up to {LMAX}" in table.table()
+    assert table.missing == [one]
+    assert "not measured: dust faint" in table.table()
     foregrounds.measure(Run(run.config, HASH, estimator), 0)
     assert len(estimator.shown) == 1
     assert where.read_bytes() == content
@@ -289,10 +269,10 @@ def test_products_know_their_foreground(measured):
     settings = run.config.foregrounds.model_copy(update={"frequency_ghz": 95.0})
     other = Run(run.config.model_copy(update={"foregrounds": settings}), HASH)
     one = of_dust("faint")
-    assert foregrounds.recipe(other, CLEAN, None, 0) == foregrounds.recipe(run, CLEAN, None, 0)
-    assert foregrounds.recipe(other, one, None, 0) != foregrounds.recipe(run, one, None, 0)
+    assert foregrounds.recipe(other, CLEAN, 0) == foregrounds.recipe(run, CLEAN, 0)
+    assert foregrounds.recipe(other, one, 0) != foregrounds.recipe(run, one, 0)
     renamed = replace(one, name="dim")
-    assert foregrounds.recipe(run, renamed, None, 0) == foregrounds.recipe(run, one, None, 0)
+    assert foregrounds.recipe(run, renamed, 0) == foregrounds.recipe(run, one, 0)
 
 
 def shift_of_omch2(slope, covariance, shift):
@@ -319,10 +299,10 @@ def test_biases_are_those_of_the_patches(measured):
     spectra = run.bandpowers
     kappa = observe_sky(run, "test", 0).kappa[::2]
     dust = of_dust("bright")
-    clean, with_dust = (spectra.auto(0.8 * kappa + 0.02 * shown[f, None][0]) for f in (CLEAN, dust))
+    clean, with_dust = (spectra.auto(0.8 * kappa + 0.02 * shown[f][0]) for f in (CLEAN, dust))
     shift = (with_dust - clean) / response**2
-    found = {b.debias: b for b in table.biases if (b.foreground, b.lmax) == (dust, None)}
-    own = [foregrounds.read(run, f, None, [0])["power"] for f in (dust, CLEAN)]
+    found = {b.debias: b for b in table.biases if b.foreground == dust}
+    own = [foregrounds.read(run, f, [0])["power"] for f in (dust, CLEAN)]
     corrected = shift - (own[0] - own[1]) @ release.debias_coefficients.T
     for name, each in (("fixed", shift), ("data", corrected)):
         likelihood = BandpowerLikelihood(release, name)
@@ -342,31 +322,6 @@ def test_biases_are_those_of_the_patches(measured):
         row[:5] for row in rows
     ]
     assert len(png(draw_foregrounds(table))) > 10_000
-
-
-def test_biases_with_a_limit(measured):
-    """R and scatter are those of the limited maps; the rest is the survey's."""
-    run, shown = measured
-    table = foregrounds_table(run)
-    likelihood = BandpowerLikelihood(make_release(run, run.config.first_survey), "fixed")
-    spectra, dust = run.bandpowers, of_dust("bright")
-    kappa = observe_sky(run, "test", 0).kappa[::2]
-    power, response = {}, {}
-    for f, lmax in ((CLEAN, None), (CLEAN, LMAX), (dust, LMAX)):
-        estimate = 0.8 * kappa + 0.02 * shown[f, lmax][0]
-        power[f, lmax] = spectra.auto(estimate)
-        both = spectra.transform(estimate), spectra.transform(kappa)
-        response[f, lmax] = spectra.cross(*both).mean(0) / spectra.auto(kappa).mean(0)
-    r = response[CLEAN, LMAX]
-    scatter = [power[CLEAN, x].std(0) / response[CLEAN, x] ** 2 for x in (LMAX, None)]
-    scale = scatter[0] / scatter[1]
-    covariance = likelihood.covariance * np.outer(scale, scale)
-    shift = (power[dust, LMAX] - power[CLEAN, LMAX]) / r**2
-    (bias,) = (b for b in table.biases if (b.foreground, b.lmax) == (dust, LMAX))
-    width = np.sqrt(np.diag(covariance))
-    np.testing.assert_allclose(bias.bins, shift.mean(0) / width, rtol=1e-3)
-    expected = shift_of_omch2(slope_of(run, likelihood), covariance, shift.mean(0))
-    assert bias.omch2 == pytest.approx(expected, rel=0.02)
 
 
 def test_a_configuration_without_foregrounds(measured):

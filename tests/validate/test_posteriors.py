@@ -21,11 +21,11 @@ from cobaya_cnnlens.plots.posteriors import posteriors_figure
 from cobaya_cnnlens.theory.camb import CambSettings, Cosmology, camb_parameters, sigma8
 from cobaya_cnnlens.theory.emulator_files import read_emulator
 from cobaya_cnnlens.validate.chains import (
+    ChainSummary,
     Marginal,
     chain_root,
-    format_marginals,
     load_chain,
-    marginals,
+    summarise,
 )
 from cobaya_cnnlens.validate.truths import true_parameters
 
@@ -118,7 +118,7 @@ def row_of(text, parameter):
 
 def test_numbers_of_a_chain(chain):
     """Those of the first-order autoregressive process: N (1 − ρ)/(1 + ρ) independent samples."""
-    omch2, double = marginals(load_chain(chain))
+    omch2, double = summarise(load_chain(chain)).marginals
     effective = 0.8 * LENGTH * (1 - CORRELATION) / (1 + CORRELATION)
     assert omch2.parameter == "omch2"
     assert omch2.effective == pytest.approx(effective, rel=0.1)
@@ -165,7 +165,7 @@ def test_the_command_ends_with_the_numbers(chain, tmp_path):
     ],
 )
 def test_two_digits_of_an_error(mean, sigma, expected):
-    line = format_marginals([Marginal("p", mean, sigma, 100.0, None)]).splitlines()[-1]
+    line = ChainSummary("", [Marginal("p", mean, sigma, 100.0, None)]).table().splitlines()[-1]
     assert line.split() == ["p", expected[0], "±", expected[1], "100"]
 
 
@@ -477,8 +477,9 @@ def test_a_posterior_that_is_its_prior_is_marked(tmp_path, kind):
     params = {"omch2": {"prior": prior}, "H0": {"prior": [50, 90]}}
     root = write_chain(tmp_path / "c", values, info_of(**params))
     chain = load_chain(root)
-    assert [m.prior for m in marginals(chain)] == [mark, ""]
-    line = format_marginals(marginals(chain)).splitlines()[1]
+    summary = summarise(chain)
+    assert [m.prior for m in summary.marginals] == [mark, ""]
+    line = summary.table().splitlines()[2]
     assert line.endswith(mark)
     figure = posteriors_figure([chain])
     told = [text.get_text() for axis in figure.axes for text in axis.texts]
@@ -491,7 +492,7 @@ def test_amplitude_that_lensing_measures_is_in_table_and_figure(tmp_path):
     chain = load_chain(root)
     at = chain.samples.getParams()
     np.testing.assert_allclose(at.s8omegamp25, at.sigma8 * at.omegam**0.25)
-    found = {m.parameter: m for m in marginals(chain)}["s8omegamp25"]
+    found = {m.parameter: m for m in summarise(chain).marginals}["s8omegamp25"]
     assert found.mean == pytest.approx(0.8273 * 0.30622**0.25, rel=1e-3)
     assert found.truth == pytest.approx(0.6154, abs=2e-4)
     assert row_of(plot(root, param=None), "s8omegamp25")
@@ -513,6 +514,6 @@ def test_class_names_its_density_otherwise(tmp_path):
             Path(root + end).read_text().replace("omegam", "Omega_m").replace("omch2", "omega_cdm")
         )
         Path(root + end).write_text(text)
-    found = {m.parameter: m.truth for m in marginals(load_chain(root))}
+    found = {m.parameter: m.truth for m in summarise(load_chain(root)).marginals}
     assert found["omega_cdm"] == 0.1185
     assert found["s8omegamp25"] == pytest.approx(0.6154, abs=2e-4)

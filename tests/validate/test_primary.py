@@ -22,7 +22,6 @@ from cobaya_cnnlens.validate.primary import (
     joint_covariance,
     primary_bandpowers,
     read_joint,
-    write_joint,
 )
 
 from ..written import HASH, N_BINS, PER_SKY, Written, covariance_of_mean, small
@@ -42,15 +41,12 @@ def samples(n, correlation, generator):
 
 def test_known_correlation_is_found():
     joint = joint_covariance(EDGES, **samples(4000, 0.5, np.random.default_rng(0)))
-    r, error = (joint.block(m, "kk", "bb") for m in (joint.correlation, joint.correlation_error))
+    r = joint.block("kk", "bb")
+    error = joint.error_of(r)
     assert abs(r[0, 2] - 0.5) < 4 * error[0, 2]
     assert error[0, 2] == pytest.approx(0.75 / np.sqrt(3999), rel=0.1)
-    np.testing.assert_allclose(
-        joint.block(joint.covariance, "bb", "bb").diagonal(), 1e-14, rtol=0.1
-    )
-    np.testing.assert_array_equal(
-        joint.block(joint.covariance, "bb", "kk"), joint.block(joint.covariance, "kk", "bb").T
-    )
+    np.testing.assert_allclose(joint.covariance[6:, 6:].diagonal(), 1e-14, rtol=0.1)
+    np.testing.assert_array_equal(joint.block("bb", "kk"), joint.block("kk", "bb").T)
 
 
 def test_correlation_with_the_power_of_several_bins():
@@ -71,7 +67,7 @@ def test_independent_blocks_are_not_correlated():
 
     def excess(correlation):
         joint = joint_covariance(EDGES, **samples(1920, correlation, np.random.default_rng(1)))
-        pairs = np.concatenate([joint.block(joint.correlation, "kk", b) for b in ("ee", "bb")])
+        pairs = np.concatenate([joint.block("kk", b) for b in ("ee", "bb")])
         return stats.chi2(pairs.size).sf(np.sum(pairs**2) * (joint.n_sim - 1))
 
     assert 0.01 < excess(0.0) < 0.99
@@ -146,7 +142,7 @@ def test_power_of_a_sky_that_was_measured(tmp_path):
 @pytest.mark.parametrize("suffix", [".npz", ".json"])
 def test_what_is_written(tmp_path, suffix):
     joint = joint_covariance(EDGES, **samples(50, 0.5, np.random.default_rng(3)))
-    path = write_joint(joint, tmp_path / "new" / f"joint{suffix}", {"set": "test"})
+    path = joint.write(tmp_path / "new" / f"joint{suffix}", {"set": "test"})
     read = np.load(path) if suffix == ".npz" else json.loads(path.read_text())
     assert list(read["blocks"]) == ["kk", "ee", "bb"]
     assert list(read["units"]) == ["1", "muK2", "muK2"]
@@ -161,7 +157,7 @@ def test_what_is_written(tmp_path, suffix):
 def test_bad_requests(tmp_path):
     joint = joint_covariance(EDGES, **samples(50, 0.5, np.random.default_rng(3)))
     with pytest.raises(CNNLensError, match=r"suffix is '\.txt'; choose one of"):
-        write_joint(joint, tmp_path / "joint.txt")
+        joint.write(tmp_path / "joint.txt")
     with pytest.raises(CNNLensError, match="10 simulated patches cannot give a covariance"):
         joint_covariance(EDGES, **samples(10, 0.5, np.random.default_rng(3)))
 
@@ -192,7 +188,7 @@ def test_joint_covariance_of_products(tmp_path, true_kappa):
     )
     r = joint.correlation
     np.testing.assert_allclose(r, np.corrcoef(samples, rowvar=False), atol=1e-7)
-    np.testing.assert_allclose(joint.correlation_error, (1 - r**2) / np.sqrt(n - 1), rtol=1e-12)
-    np.testing.assert_array_equal(joint.block(r, "kk", "bb"), r[:N_BINS, 2 * N_BINS :])
+    np.testing.assert_allclose(joint.error_of(r), (1 - r**2) / np.sqrt(n - 1), rtol=1e-12)
+    np.testing.assert_array_equal(joint.block("kk", "bb"), r[:N_BINS, 2 * N_BINS :])
     some = read_joint(Run(config, HASH), indices=[1, 2], true_kappa=true_kappa)
     np.testing.assert_allclose(some.mean, samples[PER_SKY:].mean(0), rtol=1e-7)

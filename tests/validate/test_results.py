@@ -10,7 +10,7 @@ from scipy.stats import kstest, norm
 from cobaya_cnnlens import products
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
-from cobaya_cnnlens.likelihood.statistics import hotelling_pte, inverse_covariance
+from cobaya_cnnlens.likelihood.statistics import inverse_covariance
 from cobaya_cnnlens.pipeline.assemble import calibration_of, make_release
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.power import Power
@@ -19,17 +19,18 @@ from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.reconstruct.n0 import n0_iterated
 from cobaya_cnnlens.theory.camb import Spectra
 from cobaya_cnnlens.validate import coverage, points, posterior_grid
-from cobaya_cnnlens.validate.coverage import (
-    CoverageTable,
-    SimulatedRanks,
-    coverage_tables,
-    simulate_ranks,
-)
+from cobaya_cnnlens.validate.coverage import coverage_tables
 from cobaya_cnnlens.validate.forecast import forecast
-from cobaya_cnnlens.validate.noise import compare, noise_table, residual_table
-from cobaya_cnnlens.validate.omch2 import Omch2Likelihood, null_significance, recovered_omch2
+from cobaya_cnnlens.validate.noise import compare, noise_table
+from cobaya_cnnlens.validate.omch2 import (
+    Omch2Likelihood,
+    fisher,
+    null_significance,
+    recovered_omch2,
+)
 from cobaya_cnnlens.validate.points import points_table
 from cobaya_cnnlens.validate.posterior_grid import PosteriorGrid
+from cobaya_cnnlens.validate.ranks import CoverageTable, SimulatedRanks, simulate_ranks
 
 from .. import written as written_by_hand
 from ..conftest import fixed_release, synthetic_release, with_made_up_debias
@@ -133,30 +134,6 @@ def test_bins_must_be_the_same(small_config):
         compare([Run(c, HASH) for c in (small_config, other)])
 
 
-def test_residual_on_patches_that_gave_no_calibration(small_config):
-    """Unbiased where the noise is the calibration's; far off where it is not."""
-    config = with_bandpowers(small_config, "a", NOISE, 0)
-    table = residual_table(Run(config, HASH), "survey-fiducial")
-    assert table.pte > 0.01
-    assert np.abs(table.residual / table.error).max() < 4
-    # Twice 600 patches of 200 modes: Var(κ̂κ̂*/R² − κκ*) = 4CN + 2N² per mode.
-    expected = np.sqrt(2 * (4 * NOISE + 2 * NOISE**2) / (600 * 200))
-    np.testing.assert_allclose(table.error, expected, rtol=0.1)
-    # The covariance is of the patches themselves: Hotelling's T², not χ².
-    assert table.pte == pytest.approx(hotelling_pte(table.chi2, 600, len(table.L)), rel=1e-12)
-    louder = with_bandpowers(small_config, "a", 1.1 * NOISE, 0)
-    for name in ("validation", "test"):  # as before; the survey keeps the louder noise
-        Bandpowers(Run(louder)).path(name, 0).unlink()
-    quiet = with_bandpowers(small_config, "b", NOISE, 0)
-    for name in ("validation", "test"):
-        Bandpowers(Run(quiet)).path(name, 0).rename(Bandpowers(Run(louder)).path(name, 0))
-    off = residual_table(Run(louder, HASH), "survey-fiducial")
-    assert off.pte < 1e-6
-    np.testing.assert_allclose(off.residual, 0.1 * NOISE, atol=4 * off.error.max())
-    with pytest.raises(CNNLensError, match="'test' gave the calibration"):
-        residual_table(Run(config, HASH), "test")
-
-
 @pytest.fixture
 def written(tmp_path) -> Written:
     return Written(Config.model_validate(small(tmp_path / "products")))
@@ -174,7 +151,7 @@ def test_points_as_a_survey_sees_them(written, monkeypatch):
     sigma = (slope @ np.linalg.inv(likelihood.covariance) @ slope) ** -0.5
     generator, n = np.random.default_rng(6), 2 * PER_SKY
     checks = []
-    for change in config.points.at["some"]:
+    for change in config.points.at["some"].cosmologies:
         found, *model = 0.05 * written.signal * generator.standard_normal((3, n, N_BINS))
         predicted, linear = generator.standard_normal((2, N_BINS)) * written.signal
         found = found - found.mean(0) + predicted + 3.0 * sigma * slope
@@ -206,7 +183,8 @@ def test_residuals_are_shared_out_among_three_parameters(written):
     others not at all."""
     run = Run(written.config, HASH)
     likelihood = BandpowerLikelihood(make_release(run, "fiducial"), "fixed")
-    gain, fiducial = points._joint_gain(run, likelihood), run.config.cosmology
+    _, gain = fisher(points._joint_slopes(run, likelihood), likelihood.covariance)
+    fiducial = run.config.cosmology
     slopes = []
     for name in points.JOINT:
         above, below = (
@@ -215,8 +193,8 @@ def test_residuals_are_shared_out_among_three_parameters(written):
         moved = likelihood.model(above.kk, above.ee) - likelihood.model(below.kk, below.ee)
         slopes.append(moved / 0.02)
     slopes = np.array(slopes)
-    fisher = slopes @ np.linalg.inv(likelihood.covariance) @ slopes.T
-    sigma = np.sqrt(np.diag(np.linalg.inv(fisher)))
+    matrix = slopes @ np.linalg.inv(likelihood.covariance) @ slopes.T
+    sigma = np.sqrt(np.diag(np.linalg.inv(matrix)))
     shares = gain @ slopes.T * sigma[:, None]
     np.testing.assert_allclose(shares, np.eye(3), atol=0.1)
 
@@ -239,13 +217,6 @@ def test_tables_of_the_same_products(written):
     np.testing.assert_allclose(table.power, power, rtol=1e-7)
     # The "cross" that was written is ⟨κ̂κ̂*⟩ itself.
     np.testing.assert_allclose(table.correlation, np.sqrt(power), rtol=1e-7)
-
-    residual = residual_table(Run(config, HASH), "survey-high")
-    np.testing.assert_allclose(residual.truth, written.high.mean(0), rtol=1e-9)
-    # d − κκ* of the survey is nothing at all: what is left is the noise's own error.
-    np.testing.assert_allclose(residual.residual, 0.0, atol=1e-9 * written.signal.max())
-    np.testing.assert_allclose(residual.error, own, rtol=1e-7)
-    assert residual.n_patches == 2 * PER_SKY
 
 
 @pytest.mark.parametrize("patches_each", [1, 5])
@@ -326,6 +297,7 @@ def test_forecast_and_its_errors(written):
     inverse = np.linalg.inv(written.cosmic + written.own) * hartlap
     information = signal @ inverse @ signal
     found = forecast(Run(config, HASH))
+    assert found.sigma.shape == (1,)
     by_patch = slopes @ inverse @ signal / information
     assert found.recovered == pytest.approx(1 + by_patch.mean(), rel=1e-5)
     assert found.recovered_error == pytest.approx(error_of_mean(by_patch), rel=1e-5)
@@ -335,7 +307,7 @@ def test_forecast_and_its_errors(written):
     slope = signal + slopes.mean(0)
     assert found.sigma == pytest.approx((slope @ inverse @ slope) ** -0.5, rel=1e-5)
     assert found.sigma_error > found.sigma * relative
-    assert (found.n_sim, found.n_bins) == (n_sim, N_BINS)
+    assert found.names == (config.name,)
 
 
 def test_single_patches_against_the_fiducial(written):
@@ -559,7 +531,7 @@ def cut(small_config, monkeypatch):
     data = []
     for i in range(12):
         scatter = generator.multivariate_normal(np.zeros(4), own, size=20)
-        mean = table.model(coverage.cosmology_of(Run(config), i).omch2) + calibration
+        mean = table.model(coverage.drawn(Run(config), i)["omch2"]) + calibration
         auto = (mean + scatter + release.noise) * OF_BINS**2
         recipe = coverage.recipe(Run(config, HASH), i)
         arrays = {"auto": auto, "truth": auto}
@@ -574,7 +546,7 @@ def test_a_table_from_products(cut):
     (found,) = coverage_tables(Run(config, HASH), release, statistics="hartlap")
     assert found.n_skies == 12
     assert found.sky.tolist() == [i // 2 for i in range(24)]
-    truth = np.repeat([coverage.cosmology_of(Run(config), i).omch2 for i in range(12)], 2)
+    truth = np.repeat([coverage.drawn(Run(config), i)["omch2"] for i in range(12)], 2)
     np.testing.assert_array_equal(found.truth, truth)
     covariance = own / 8 + own / 8
     grid = np.linspace(*PRIOR, 40_001)
@@ -619,7 +591,7 @@ def test_skies_of_several_runs_are_one_table(cut):
     assert found.n_skies == 15
     assert found.sky[24:].tolist() == [12, 13, 14]
     np.testing.assert_array_equal(found.mean[:24], alone.mean)
-    truth = [coverage.cosmology_of(Run(other), i).omch2 for i in range(3)]
+    truth = [coverage.drawn(Run(other), i)["omch2"] for i in range(3)]
     np.testing.assert_array_equal(found.truth[24:], truth)
     with pytest.raises(CNNLensError, match="'seed': a sky of it has the truth, and the phases"):
         coverage_tables(runs[0], release, others=runs[:1])

@@ -82,19 +82,20 @@ rule power:
         "cnnlens power {params.path:q} --what {wildcards.what:q} --index {params.index}"
 
 
-# A test sky at the cosmologies to which the debias from the data is fitted; each is kept as it is made.
-rule fit:
+# A test sky at a point of the design of the response surface.
+rule surface:
     input:
         lambda w: estimator(of(w)),
     output:
-        touch("{products}/points/fit.done"),
+        "{products}/surface/point_{index}.h5",
     params:
         path=path_of,
+        index=lambda w: int(w.index),
     threads: 2
     resources:
         runtime=minutes(240),
     shell:
-        "cnnlens points {params.path:q} --fit"
+        "cnnlens points {params.path:q} --surface --index {params.index}"
 
 
 def survey_of(wildcards):

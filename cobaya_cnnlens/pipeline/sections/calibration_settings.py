@@ -113,67 +113,60 @@ class Nuisances(Section):
         return self.model_dump(exclude={"skies", *(() if self.patches else ("patches",))})
 
 
-class Fit(Section):
-    """Cosmologies to which the second order of the debias from the data is fitted.
+class Surface(Section):
+    """The response surface of the debias from the data (docs/noise-bias, eq. 11).
 
     Attributes
     ----------
-    sky : number of the test sky that is made again at each
+    sky : number of the test sky that is made again at each point of the design
     patches : of it, spread evenly; all by default
-    directions : number of directions of the changes of C^EE that have a second order
-    at : changes of the fiducial cosmology
+    directions : number of directions of the changes of C^EE that have an amplitude
+    over : group of ``points.at`` whose principal changes of the spectra are the directions
     """
 
     sky: int = Field(default=0, ge=0)
     patches: int | None = Field(default=None, gt=0)
-    directions: int = Field(default=2, gt=0, le=4)
-    at: list[dict[str, float]]
-
-    @model_validator(mode="after")
-    def _enough(self) -> Fit:
-        n = self.directions
-        # First and second order in the directions of C^EE and the one of C^κκ.
-        terms = (n + 1) + (n + 1) * (n + 2) // 2
-        if len(self.at) <= terms:
-            raise ValueError(
-                f"at has {len(self.at)} cosmologies, a fit of {terms} terms needs more"
-            )
-        return self
+    directions: int = Field(default=3, gt=0, le=4)
+    over: str
 
 
-class Points(Section):
-    """Cosmologies at which the model of the noise bias is tested.
+class CosmologyGroup(Section):
+    """Cosmologies at which a test sky is made again.
 
     Attributes
     ----------
-    first, skies : number of the first test sky that is made again at each, and how many
-    patches : of each sky, spread evenly; all by default
-    at : changes of the fiducial cosmology, by name of a group
-    fit : those to which a part of the model is fitted
+    sky : number of the test sky
+    cosmologies : changes of the fiducial one
     """
 
-    first: int = Field(default=0, ge=0)
-    skies: int = Field(default=1, gt=0)
-    patches: int | None = Field(default=None, gt=0)
-    at: dict[str, list[dict[str, float]]] = Field(default={})
-    fit: Fit | None = None
+    sky: int = Field(default=0, ge=0)
+    cosmologies: list[dict[str, float]]
 
-    @property
-    def skies_of(self) -> range:
-        """Numbers of the test skies."""
-        return range(self.first, self.first + self.skies)
+
+class Points(Section):
+    """Cosmologies at which the model of the noise bias is tested, and the surface it rests on.
+
+    Attributes
+    ----------
+    patches : of each sky, spread evenly; all by default
+    at : the cosmologies, by name of a group
+    surface : the response surface; without one, the second order is along ω_c alone
+    """
+
+    patches: int | None = Field(default=None, gt=0)
+    at: dict[str, CosmologyGroup] = Field(default={})
+    surface: Surface | None = None
 
     def changes(self) -> dict[str, dict[str, float]]:
         """Changes of the fiducial cosmology, by key of the configuration."""
-        changes: dict[str, dict[str, float]] = {}
-        for group, points in self.at.items():
-            changes |= {f"points.at.{group}.{i}": change for i, change in enumerate(points)}
-        if self.fit is not None:
-            changes |= {f"points.fit.at.{i}": change for i, change in enumerate(self.fit.at)}
-        return changes
+        return {
+            f"points.at.{name}.cosmologies.{i}": change
+            for name, group in self.at.items()
+            for i, change in enumerate(group.cosmologies)
+        }
 
     def check(self, n_test: int, data_debias: bool) -> None:
-        """Refuse test skies that are not there, and a fit that is not used or tests itself.
+        """Refuse test skies that are not there, and a surface that is not used or tests itself.
 
         Parameters
         ----------
@@ -184,18 +177,31 @@ class Points(Section):
         ------
         ValueError
         """
-        last = {"first": self.skies_of[-1]} | ({"fit.sky": self.fit.sky} if self.fit else {})
-        for key, sky in last.items():
+        surface = self.surface
+        skies = {f"at.{name}": group.sky for name, group in self.at.items()}
+        for key, sky in (skies | ({"surface": surface.sky} if surface else {})).items():
             if sky >= n_test:
                 raise ValueError(
-                    f"points.{key} asks for test sky {sky}, but the last is {n_test - 1}"
+                    f"points.{key}.sky is {sky}, but the last test sky is {n_test - 1}"
                 )
-        if self.fit is None:
+        if surface is None:
             return
         if not data_debias:
-            raise ValueError("points.fit is of the noise debias from the data: set data_debias")
-        if self.at and self.fit.sky in self.skies_of:
+            raise ValueError("points.surface is of the debias from the data: set data_debias")
+        for key, sky in skies.items():
+            if sky == surface.sky:
+                raise ValueError(
+                    f"points.surface.sky {sky} is that of points.{key}, which tests the surface; "
+                    "choose another"
+                )
+        over = self.at.get(surface.over)
+        if over is None:
             raise ValueError(
-                f"points.fit.sky {self.fit.sky} is among the skies that test the fit; choose "
-                "another, or another points.first"
+                f"points.surface.over is {surface.over!r}; name a group of points.at: "
+                f"{', '.join(self.at) or 'there is none'}"
+            )
+        if len(over.cosmologies) <= surface.directions:
+            raise ValueError(
+                f"points.at.{surface.over} has {len(over.cosmologies)} cosmologies, too few for "
+                f"{surface.directions} directions; add some"
             )

@@ -67,8 +67,6 @@ class Nulls(Section):
 class Foregrounds(Section):
     """Foregrounds that are added to test patches (:mod:`cobaya_cnnlens.simulate.foregrounds`).
 
-    Each is measured with all l of the maps, and again with those up to each of ``lmax`` alone.
-
     Attributes
     ----------
     skies : number of test skies, from the first on
@@ -76,7 +74,6 @@ class Foregrounds(Section):
     frequency_ghz : of the maps
     sources : flux cuts in mJy
     dust, synchrotron : D_l^EE at l = 80 in µK², at 353 and 23 GHz, by name of the level
-    lmax : highest l of the maps
     """
 
     skies: int = Field(default=1, gt=0)
@@ -91,32 +88,11 @@ class Foregrounds(Section):
     synchrotron: dict[LevelName, Annotated[float, Field(gt=0, le=1e5)]] = Field(
         default={"sky": 4.3}
     )
-    lmax: list[Annotated[int, Field(gt=0, le=20_000)]] = Field(default=[])
 
     @model_validator(mode="after")
     def _counted(self) -> Foregrounds:
         for cut in self.sources:
             SourceCounts(cut, self.frequency_ghz)
-        for name in ("sources", "lmax"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name} holds a value twice")
+        if len(set(self.sources)) < len(self.sources):
+            raise ValueError("sources holds a value twice")
         return self
-
-    def check(self, nyquist: float) -> None:
-        """Refuse cuts in l that leave nothing out.
-
-        Parameters
-        ----------
-        nyquist : multipole of the patches
-
-        Raises
-        ------
-        ValueError
-        """
-        for lmax in self.lmax:
-            if lmax >= nyquist:
-                raise ValueError(
-                    f"foregrounds.lmax {lmax} leaves nothing out: the patch's Nyquist multipole is "
-                    f"{nyquist:.0f}; remove it"
-                )
