@@ -1,9 +1,9 @@
-"""From the bandpowers of observed patches and what calibrates them to a release.
+"""From the bandpowers of observed patches and their calibration to a release.
 
-That of own patches takes a calibration that there is, of a configuration or of a release. That of a
-survey takes the survey's own (:mod:`.calibration`): its patches are the tiles, weighted
-(:mod:`.weights`), its N the sum's, its covariance that of the sum times the number of tiles. R is
-divided out tile by tile, and the release's is its weighted mean, for reference.
+Own patches take a calibration that exists already, of a configuration or of a release. A survey has
+a calibration of its own (:mod:`.calibration`). The patches of its release are the weighted tiles
+(:mod:`.weights`). N is that of their sum, and the covariance is that of the sum times the number of
+tiles. Each tile is divided by its own R; the release keeps the weighted mean of R for reference.
 """
 
 from __future__ import annotations
@@ -286,7 +286,7 @@ def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release
     auto = weights.combine(data.auto)
     fitted = None
     if run.config.data_debias:
-        # A second order over the prior needs skies of many cosmologies: here it is along ω_c.
+        # A second order over the prior needs skies of many cosmologies. Here it is along ω_c.
         fitted = debias.fit(
             changes,
             power_changes,

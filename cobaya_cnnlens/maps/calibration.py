@@ -1,10 +1,10 @@
-"""What calibrates a survey: simulated patches seen as its tiles, with their noise and holes.
+"""The calibration of a survey: simulated patches seen as its tiles, with their noise and holes.
 
-Everything a release rests on is measured of the sum of tiles: R and the tiles' weights of patches
-of the ``validation`` set, N and the covariance of the ``test`` set, derivatives and the second
-order along ω_c of the first sky of the ``derivatives`` set, nuisances of some of the test patches.
-Each part (32 patches, or a band, or a step of a nuisance) is kept as soon as it is there, with κ̂'s
-power and that of E and B side by side, and a run that was stopped goes on from the last.
+Everything is measured for the sum of the tiles. The ``validation`` set gives R and the weights of
+the tiles, the ``test`` set N and the covariance, and some of the test patches the nuisances. The
+first sky of the set ``derivatives`` gives the derivatives and the second order along ω_c. Each part
+(32 patches, a band, or a step of a nuisance) is written as soon as it is measured, with the power
+of κ̂ and that of E and B. A run that was stopped continues from the last part.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from .simulated import SeenAs, neighbours, subset_in_turn, tiles_in_turn
 
 KIND, PART_KIND = "survey calibration", "survey simulations"
 ALGORITHM = 1
-# Patches of a part.
+# A part holds the bandpowers of so many patches.
 BATCH = 32
-# Simulated patches for each tile, unless said otherwise.
+# By default there are so many simulated patches for each tile.
 EACH = 4
 VALIDATION, TEST = "validation", "test"
 

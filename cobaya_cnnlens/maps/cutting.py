@@ -1,9 +1,9 @@
-"""From Q and U of the sky to patches: fill what was not seen, take the a_lm, synthesise the pixels.
+"""From Q and U of the sky to patches: fill unseen pixels, take the a_lm, synthesise the patches.
 
-What was not seen, holes and the survey's edge, is filled smoothly before the harmonic analysis. One
-synthesis gives all patches' pixels, nothing is interpolated: on pixels of half the patch's, since
-the a_lm go to the corner of its modes, √2 of the Nyquist multipole, and would alias. Modes beyond
-the patch's are then taken off, so that white noise of the maps is white noise of the patch.
+Holes and the surroundings of the survey are filled smoothly before the harmonic analysis. The a_lm
+reach the corner of a patch's modes, √2 of the Nyquist multipole, and would alias on its pixels. The
+synthesis therefore has pixels of half the size. It interpolates nothing. Modes beyond those of the
+patch are then removed, so that white noise of the maps stays white noise of the patch.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from ..errors import MapError
 from ..simulate.patches import EPSILON, PatchGeometry, point_patches
 from .grids import Grid, HealpixGrid
 
-# Of a patch's diagonal Nyquist multipole, to which its a_lm go.
+# The a_lm end at this multiple of a patch's Nyquist multipole, the corner of its modes.
 CORNER = np.sqrt(2.0)
-# Norm of the residual of filled pixels over their right-hand side; what is asked of them is that
-# they be smooth.
+# The solver stops at this norm of the residual over that of the right-hand side, or after so many
+# iterations. Filled pixels need only be smooth.
 FILL_TOLERANCE, FILL_LIMIT = 1e-4, 4000
-# Pixels of a patch to which maps go on where they end.
+# Maps are continued by so many pixels of a patch where they end.
 BEYOND = 8
-# Around a patch while modes beyond its own are taken off: a part of its side, and pixels at least.
-# Fields to 0.87 of the Nyquist multipole come out to 4e-4 of their rms at 128² pixels, 0.5% at 32².
+# While modes beyond its own are removed, a patch has a border of its side over BORDER, of so many
+# pixels at least. Fields to 0.87 of the Nyquist multipole come out to 4e-4 of their rms at 128²
+# pixels, and to 0.5% at 32².
 BORDER, LEAST_BORDER = 4, 16
-# Patches whose pixels are synthesised, and pixels whose neighbours are looked for, at a time.
+# So many patches are synthesised, and the neighbours of so many pixels looked for, at a time.
 CHUNK, PIXELS = 100, 1 << 20
 
 
@@ -82,7 +83,7 @@ def cut_map(
         if the pixel window cannot be had
     """
     lmax = lmax_of(grid, geometry)
-    # Told before anything slow, if it cannot be had.
+    # If the window cannot be had, the user learns it before anything slow.
     window = None if window_of is None else _pixel_window(Path(window_of), grid, lmax)
     q, u = fill(grid, maps, known, int(np.ceil(BEYOND * geometry.pixel / grid.step)))
     alm = grid.harmonics(q, u, lmax, nthreads)
@@ -153,7 +154,7 @@ def _dilated(grid: Grid, known: np.ndarray, steps: int) -> np.ndarray:
     edge, reached = np.flatnonzero(known), []
     for _ in range(steps):
         nearest = []
-        # In parts: of the first edge, all known pixels, the neighbours would fill the memory.
+        # The neighbours of all known pixels, the first edge, would fill the memory.
         for part in np.array_split(edge, len(edge) // PIXELS + 1):
             near = grid.neighbours(part).ravel()
             near = near[near >= 0]
@@ -218,14 +219,14 @@ def halved(maps: np.ndarray, border: int) -> np.ndarray:
     fine = maps.shape[-1]
     coarse = fine // 2
     away = np.minimum(np.arange(fine), fine - 1 - np.arange(fine)) + 0.5
-    # Half of the border is left as it is: the filter's reach.
+    # Half of the border is left as it is, because the filter reaches so far.
     side = np.sin(0.5 * np.pi * np.minimum(away / border, 1.0)) ** 2
     modes = np.fft.fft2(maps * side[:, None] * side)
     numbers = np.fft.fftfreq(coarse, 1.0 / coarse)
     rows = numbers.astype(int)
     # Coarse pixels' centres lie half a fine pixel beyond the fine ones'.
     shift = np.exp(1j * np.pi * numbers / fine)
-    # The one mode at Nyquist stands for two.
+    # The mode at the Nyquist frequency stands for two, and is removed.
     shift[coarse // 2] = 0.0
     kept = modes[:, rows[:, None], rows] * shift[:, None] * shift
     return np.fft.ifft2(kept) * (coarse / fine) ** 2

@@ -1,8 +1,8 @@
-"""The map that a FITS file holds: its planes, wherever in the file they are and in whatever order.
+"""The map in a FITS file: its planes, wherever in the file they are and in whatever order.
 
-A HEALPix map is a table, of the whole sky or of a part with a column of pixel numbers; its planes
-come in ring order. Any other map is an image. What the headers say is read by :mod:`.headers`.
-Files of other kinds are refused with how to convert them.
+A HEALPix map is a table of the whole sky, or of a part with a column of pixel numbers. Its planes
+come in ring order. Any other map is an image. The module :mod:`.headers` reads the headers. A file
+of another kind is refused, with a message that says how to convert it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from astropy.io import fits
 from ..errors import MapError
 from .headers import MapHeader, unseen_in
 
-# Files that are no FITS files, by their first bytes or their suffix: what they are.
+# Other kinds of files are known by their first bytes or by their suffix.
 OTHER_FILES = {
     b"\x93NUMPY": "a NumPy array (.npy)",
     b"PK\x03\x04": "a zip archive or NumPy's .npz",
@@ -36,14 +36,14 @@ OTHER_FILES = {
     ".pkl": "a pickle",
     ".txt": "a text file",
 }
-# What HEALPix tables call the columns of a Stokes parameter, and of the numbers of pixels.
+# HEALPix tables have these names for the columns of a Stokes parameter and of pixel numbers.
 COLUMNS = "{0} {0}_STOKES STOKES_{0} {0}_POLARISATION {0}_POLARIZATION {0}POLARISATION "
 COLUMNS += "{0}POLARIZATION {0}_POL {0}POL POL_{0} {0}_MAP MAP_{0} {0}_SIGNAL SIGNAL_{0}"
 PIXEL_COLUMNS = (
     "PIX PIXEL PIXELS PIXNUM IPIX HPIX HPX HPXPIX PIXNO INDEX IDX PIXEL_INDEX PIX_INDEX "
 )
 PIXEL_COLUMNS += "PIXELINDEX PIXINDEX PIXEL_NUMBER PIXEL_ID PIX_ID HEALPIX HEALPIX_INDEX"
-# Values of the Stokes axis, FITS standard 4.0, table 29.
+# The FITS standard 4.0 gives these values of the Stokes axis in its table 29.
 STOKES = {1: "I", 2: "Q", 3: "U", 4: "V"}
 UNPACK: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}
 CONVERT = (
@@ -171,7 +171,7 @@ def read_fits(path: Path, stokes: str = "", dtype: type = np.float64) -> FitsMap
         if the file is damaged or of another kind, or holds none or several such maps
     """
     check_file(path)
-    # Opened here: what fits.open opens of a damaged file it leaves open.
+    # The file is opened here, because fits.open leaves a damaged one open.
     with reading(path), path.open("rb") as opened, fits.open(opened, memmap=False) as file:
         parts = [(part, MapHeader(path, part.header, file[0].header)) for part in file]
         images = [

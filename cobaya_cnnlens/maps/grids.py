@@ -1,9 +1,8 @@
-"""The two pixelisations that maps of a survey come in, HEALPix and plate carrée (CAR).
+"""The two pixelisations of survey maps: HEALPix and plate carrée (CAR).
 
-A map is an array of its grid's pixels, (n,): HEALPix's in ring order, those of a CAR map row by
-row. Both are turned into a_lm by quadrature over the rings that the map has. Values between pixels
-are not interpolated: Q and U come from the a_lm, and weights, which say of each pixel what is known
-there, from the nearest pixel.
+A map is an array of the pixels of its grid, (n,): in ring order for HEALPix, row by row for CAR. A
+quadrature over the rings of the map gives the a_lm, and these give Q and U anywhere. Weights come
+from the nearest pixel. Nothing is interpolated between pixels.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from .fits_maps import FitsMap, read_fits
 from .headers import MapHeader
 from .projection import PLACE_TOLERANCE, odd_keywords, wcs_of
 
-# Of a HEALPix map's nside, and of a CAR map's Nyquist multipole: where quadrature is good.
+# Quadrature is good up to these multiples of nside, and of a CAR map's Nyquist multipole.
 HEALPIX_LMAX, CAR_LMAX = 2.0, 0.9
-# Along a side of a CAR map, pixels whose places are compared with its header.
+# So many pixels along each side of a CAR map are compared with the places in its header.
 SAMPLES = 17
-# By how much a map may reach beyond the sky, for rounded steps.
+# A map whose steps are rounded may reach so far beyond the sky.
 ROUNDING_DEG = 0.01
 
 
@@ -145,7 +144,7 @@ class HealpixGrid(Grid):
     def harmonics(self, q: np.ndarray, u: np.ndarray, lmax: int, nthreads: int) -> np.ndarray:
         rings = ducc0.healpix.Healpix_Base(self.nside, "RING").sht_info()
         starts, counts = rings["ringstart"].astype(int), rings["nphi"].astype(int)
-        # Only the rings that hold anything.
+        # Rings without any known pixel are left out.
         known = np.add.reduceat((q != 0) | (u != 0), starts) > 0
         low, high = (int(x) for x in np.flatnonzero(known)[[0, -1]])
         part = slice(starts[low], starts[high] + counts[high])
@@ -182,7 +181,7 @@ class CarGrid(Grid):
     def _wcs(self) -> Any:
         from pixell import wcsutils
 
-        # To pixell the frame is a name.
+        # pixell does not use the frame.
         header: dict[str, Any] = {"CTYPE1": "RA---CAR", "CTYPE2": "DEC--CAR"}
         header |= {"CRVAL1": self.longitude, "CRPIX1": 0.5 * (self.shape[1] + 1)}
         header |= {"CRVAL2": 0.0, "CRPIX2": self.equator}
@@ -232,7 +231,7 @@ class CarGrid(Grid):
         from pixell import curvedsky, enmap
 
         maps = np.stack([q, u]).astype(float).reshape(2, *self.shape)
-        # Around whole circles of latitude, but of the map's latitudes only.
+        # The analysis takes whole circles, but only at the latitudes of the map.
         return curvedsky.map2alm(
             enmap.ndmap(maps, self._wcs), lmax=lmax, spin=2, method="cyl", nthread=nthreads
         )
@@ -306,7 +305,7 @@ def read_sky(path: str | Path, stokes: str = "") -> SkyFile:
     if stokes:
         sky_map.with_holes()
     else:
-        # What is not finite is refused, or means something, where it is used.
+        # Values that are not finite stay: readers refuse them, or give them a meaning.
         holes = np.isfinite(sky_map.planes) & sky_map.header.holes(sky_map.planes)
         sky_map.planes[holes] = 0.0
     return file
@@ -358,7 +357,7 @@ def _car_grid(header: MapHeader, shape: tuple[int, int]) -> CarGrid:
     off = np.array([longitude, latitude]) - centre[:, None, None]
     off -= steps[:, None, None] * (np.array([x, y]) - middle[:, None, None])
     off[0] = (off[0] + 180.0) % 360.0 - 180.0
-    # At a pole any longitude will do.
+    # At a pole every longitude is the same point.
     off[0] *= np.cos(np.radians(latitude))
     moved = any(header.own.get(f"PV1_{i}", 0.0) != 0.0 for i in range(5))
     if moved or not np.abs(off / steps[:, None, None]).max() < PLACE_TOLERANCE:
@@ -374,7 +373,7 @@ def _car_grid(header: MapHeader, shape: tuple[int, int]) -> CarGrid:
             f"{steps[1]:g} degrees reach more than once around the sky, or beyond a pole; cut the "
             "map there"
         )
-    # Rounded, so that what differs by rounding is the same grid.
+    # The numbers are rounded, so that grids which differ by rounding are equal.
     step_x, step_y = (round(float(step), 13) for step in steps)
     equator = round(float(middle[1] + 1.0 - centre[1] / steps[1]), 6)
     where = round(float(centre[0] % 360.0), 9)

@@ -1,12 +1,9 @@
-"""Headers of FITS maps, in the spellings that other people's tools write.
+"""Headers of FITS maps, in the spellings of other people's tools.
 
-A keyword of a map stands in its extension or in the primary header; two values that differ are
-refused. Words are compared whole and in any case, with tables of what is accepted. Units are
-parsed by astropy, so that only one of the right dimension passes. A missing or unknown keyword is
-an error that says what to write, unless a standard says what its absence means.
-
-:mod:`.fits_maps` finds the map of a file and calls this module; so do the readers of patches
-(:mod:`.patch_files`) and of surveys (:mod:`.grids`).
+A keyword of a map may stand in its extension or in the primary header. Two values that differ are
+refused. Words are compared whole and in any case with tables of what is accepted, and units are
+parsed (:mod:`.units`). A missing or unknown keyword is an error that says what to write, unless a
+standard says what its absence means.
 """
 
 from __future__ import annotations
@@ -23,21 +20,21 @@ from astropy.io import fits
 from ..errors import MapError
 from .units import MENDS, TEMPERATURE, factor_of, unit_option
 
-# Frames of a map's coordinates, as HEALPix spells them.
+# HEALPix has these letters for the frames of coordinates.
 FRAMES = {"C": "equatorial", "G": "galactic", "E": "ecliptic"}
 ASSUMED_FRAME = f"no COORDSYS in its header: taken as {FRAMES['C']} coordinates"
 
-# The words of ``COORDSYS``, by frame. FK4 is none: its coordinates differ by up to a degree.
+# ``COORDSYS`` has these words for each frame. FK4 is not among them: it is off by up to a degree.
 FRAME_WORDS = {
     "C": "C CEL CELESTIAL EQ EQU EQUATORIAL ICRS FK5 J2000 RADEC RA/DEC RA,DEC",
     "G": "G GAL GALACTIC",
     "E": "E ECL ECLIPTIC",
 }
-# The first letters of CTYPE1 and CTYPE2, by frame; the projection follows them.
+# CTYPE1 and CTYPE2 begin with these letters in each frame, and the projection follows.
 AXES = {"C": ("RA---", "DEC--"), "G": ("GLON-", "GLAT-"), "E": ("ELON-", "ELAT-")}
-# Beyond these a value stands for nothing seen: UNSEEN is −1.6375e30, in any unit of K.
+# A value beyond these marks an unseen pixel: UNSEEN is −1.6375e30, in any unit of K.
 LARGEST, MOST_NEGATIVE = 1e20, -1e12
-# Of the largest of Q and U, what is zero but for rounding.
+# Q and U below this part of the largest value are zero but for rounding.
 ZERO = 1e-10
 _T = TypeVar("_T")
 

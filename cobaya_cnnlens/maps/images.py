@@ -12,7 +12,7 @@ from ..files import atomic_write
 from ..simulate.patches import PatchGeometry, point_patch
 from .headers import AXES
 
-# What κ̂'s images say of themselves.
+# The headers of κ̂ explain the images in these words.
 KAPPA_COMMENTS = (
     "kappa is dimensionless (BUNIT is empty); it is times the mask,",
     "and not divided by the response R.",
@@ -48,7 +48,7 @@ def write_images(
     **cards : further keywords of the header
     """
     n, step = geometry.n_pixels, np.degrees(geometry.pixel)
-    # Astronomical images have longitude growing to the left.
+    # In astronomical images longitude grows to the left.
     image = fits.PrimaryHDU(np.ascontiguousarray(planes[..., ::-1], dtype=np.float32))
     header = image.header
     latitude, longitude = 90.0 - np.degrees(centre[0]), np.degrees(centre[1])

@@ -1,17 +1,17 @@
 """Q and U of patches against what their estimator was calibrated for.
 
-Every map passes here, whether it comes as patches (``reconstruct --maps``) or as the tiles of a
-survey: all together, and each by itself with its own noise and holes. What no instrument
-does is refused: another unit, noise or gain, Q and U that are swapped, mirrored or turned, the same
-sky twice. What is only suspicious is a warning, which the bandpowers and their release keep.
+Every map passes these checks, as patches (``reconstruct --maps``) or as the tiles of a survey: all
+together, and each by itself with its own noise and holes. They refuse what no instrument does:
+another unit, noise or gain, Q and U that are swapped, mirrored or rotated, the same sky twice. What
+is only suspicious gives a warning, which the bandpowers and their release keep.
 
-Q and U tell their own axes. A turn by α, Q + iU → e^{2iα}(Q + iU), makes ⟨EB⟩ = ½ sin 4α (C^EE −
-C^BB) of total power C. With G = (C^EE − C^BB)/(C^EE C^BB) the log likelihood of a turn by −α is, up
-to a constant,
+The EB spectrum measures the axes of Q and U. A rotation by α, Q + iU → e^{2iα}(Q + iU), makes
+⟨EB⟩ = ½ sin 4α (C^EE − C^BB), with the total power C. With G = (C^EE − C^BB)/(C^EE C^BB) the log
+likelihood of a rotation by −α is, up to a constant,
 
     ln L(α) = ¼ [cos 4α Σ G (|E|² − |B|²) + sin 4α Σ G 2 Re(E B*)],
 
-over the modes of real fields; of Q − iU in the place of Q + iU it is that of mirrored maps.
+summed over the modes of real fields. With Q − iU in place of Q + iU it is that of mirrored maps.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ ALGORITHM = 1
 # independent pairs at 1 to 10 µK-arcmin the highest has 0.17; 5° patches 2.5° apart along a side
 # reach 0.35.
 CORRELATION = 0.3
-# Holes are widened by so many pixels, then smoothed by a Gaussian of this rms, before spectra.
+# Before the spectra, holes are widened by so many pixels and smoothed by a Gaussian of this rms.
 WIDENED, SMOOTHED = 6, 1.5
-# Mean of the mask squared below which a patch tells nothing, and the error of its ratios then.
+# A patch whose mean of the mask squared is smaller is not checked; its ratios get this error.
 LEAST_SEEN, UNKNOWN = 0.02, 1e9
 # Lensing makes the scatter of a patch's power larger than that of Gaussian modes; by at most this.
 NON_GAUSSIAN = 2.0
-# A deviation is told, or refused, beyond its limits and SIGMA_TOLD errors of it; none is refused
+# A deviation beyond its limits by SIGMA_TOLD errors gives a warning, or is refused. None is refused
 # within SIGMA_REFUSED errors of what is expected.
 SIGMA_TOLD, SIGMA_REFUSED = 3.0, 5.0
-# Degrees of a turn of the polarisation: releases take 0.1 for the error of an instrument's angle.
-# What was calibrated at all is known to 0.5.
+# A rotation of the polarisation by more degrees gives a warning, or is refused. Releases take 0.1
+# for the error of an instrument's angle, and every calibrated angle is known to 0.5.
 ANGLE_TOLERANCE, ANGLE_IMPOSSIBLE = 0.25, 0.5
-# ln L by which mirrored or swapped Q and U must fit better to be refused.
+# Mirrored or swapped Q and U are refused if ln L is better by so much.
 ODDS = 10.0
 
 
@@ -68,7 +68,7 @@ QUANTITIES = {
         "the rms of Q and U is {ratio:.3g} times what sky and noise give",
         "look at their unit",
     ),
-    # Of patches of 128 pixels a side; others by :func:`_limits`.
+    # These limits are of patches of 128 pixels a side; :func:`_limits` gives those of others.
     "noise": _Quantity(
         (0.96, 1.04),
         (0.9, 1.1),
@@ -77,7 +77,7 @@ QUANTITIES = {
         "µK-arcmin gives",
         "look at the depth or inverse variance, and its unit",
     ),
-    # Maps of an unlensed sky have no B but noise.
+    # Maps of an unlensed sky have no B apart from noise.
     "b": _Quantity(
         (0.7, 1.3),
         (0.5, 2.0),
@@ -85,7 +85,7 @@ QUANTITIES = {
         "the power of B is {ratio:.3g} times what lensing and noise give",
         "look for foregrounds and sources, and at the depth",
     ),
-    # Other cosmologies change E by more than a gain of 1.05 does, which is 1.10.
+    # A gain of 1.05 changes E by 1.10; other cosmologies change it by more.
     "e": _Quantity(
         (0.95, 1.05),
         (0.7, 1.4),
@@ -251,7 +251,7 @@ def _axes(measured: _Measured, which: np.ndarray) -> tuple[str, bool]:
         return "", False
     straight, mirrored = measured.axes[which].sum(0)
     turn, other = (0.25 * np.degrees(np.angle(x)) for x in (straight, mirrored))
-    # B beyond what is expected scatters more too.
+    # If B is larger than expected, it also scatters more.
     loud = max(measured.unturned_b[which].mean(), 1.0)
     error = 0.5 * np.degrees((loud / measured.information[which].sum()) ** 0.5)
     if 0.25 * (abs(mirrored) - abs(straight)) > ODDS * loud:
@@ -332,7 +332,7 @@ def _measure(patches: PatchMaps, rms: np.ndarray, setup: MapSetup) -> _Measured:
     variance = ((2 * l + 1) * sky.sum(0))[inside].sum() / (8.0 * np.pi)
     ell = np.hypot(*mode_vectors(patch.n_pixels, patch.pixel))
     end = min(patch.nyquist, patches.lmax or np.inf)
-    # Above some wavelengths of the patch the mask, holes or not, bends no spectrum.
+    # Beyond a few modes of the patch neither mask nor holes bend the spectrum.
     start = min(6.0, patch.n_pixels / 16.0) * patch.fundamental
     used = (ell > start) & (ell < end)
     ell, weight = ell[used], half_plane_weights(patch.n_pixels)[used]

@@ -1,9 +1,9 @@
 """κ̂ of all tiles on the sphere: one HEALPix map, and its weight.
 
-At a pixel of the map κ̂ is interpolated between the four pixels of the tile around it, with the
-taper on it, and divided by the taper there; the weight is taper² where the tile saw something, and
-zero in its holes, where κ̂ is what its surroundings say. Tiles do not overlap. Near the edges of a
-tile, where the taper is below :data:`LEAST`, there is nothing.
+At a pixel of the map, κ̂ with its taper is interpolated between the four nearest pixels of the tile,
+and divided by the taper there. The weight is taper² where the tile saw something. It is zero in
+holes, where κ̂ follows from the surroundings. Tiles do not overlap. The map is empty near the edges
+of a tile, where the taper is below :data:`LEAST`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .plan import Plan
 from .reconstruction import TileReconstruction
 from .tiles import Tile
 
-# Taper below which nothing is written.
+# Pixels of a smaller taper are not written.
 LEAST = 0.2
 
 

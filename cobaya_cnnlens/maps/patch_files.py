@@ -2,19 +2,17 @@
 
 Three kinds of file hold Q and U:
 
-- a FITS image per patch, in the Lambert equal-area projection (``ZEA``) about its centre that the
-  patches of the simulations have, with planes (Q, U) or (I, Q, U);
-- a HEALPix FITS map of the sky, from which patches are cut by spherical-harmonic synthesis at their
-  pixels, so that nothing is interpolated;
-- a NumPy ``.npz`` with arrays ``q`` and ``u``, (n_patches, n, n), already in the patch's frame (see
-  :mod:`cobaya_cnnlens.simulate.patches`), in µK; optionally ``centres``, (n_patches, 2), longitude
-  and latitude in degrees, without which nobody can tell whether patches overlap.
+- a FITS image of one patch, in the Lambert equal-area projection (``ZEA``) about its centre, with
+  planes (Q, U) or (I, Q, U);
+- a HEALPix FITS map of the sky, from which :mod:`.cutting` cuts patches;
+- a NumPy ``.npz`` with arrays ``q`` and ``u``, (n_patches, n, n) in µK, in the patch's frame (see
+  :mod:`cobaya_cnnlens.simulate.patches`), and perhaps ``centres``, (n_patches, 2), longitude and
+  latitude in degrees. Without them nobody can tell whether patches overlap.
 
-In the FITS files, which :mod:`.fits_maps` reads, Q and U refer to the local meridian, with
-``POLCCONV`` IAU or COSMO; where it is missing an image is taken as IAU, a HEALPix map as COSMO, as
-their standards say. Coordinates are equatorial, galactic or ecliptic (``COORDSYS`` of a HEALPix
-map, equatorial where it is missing, with a warning), and the meridian is that of the same
-coordinates. A patch must be whole: a pixel that was not seen is refused.
+In FITS files Q and U refer to the local meridian of the map's own coordinates. ``POLCCONV`` is IAU
+or COSMO. Without it an image is taken as IAU and a HEALPix map as COSMO, as their standards say.
+Coordinates are equatorial, galactic or ecliptic. A HEALPix map without ``COORDSYS`` is taken as
+equatorial, with a warning. A patch must not have unseen pixels.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ from .projection import PLACE_TOLERANCE, odd_keywords, wcs_of
 from .tiles import check_separate
 from .units import unit_option
 
-# By how much pixels may be wider or narrower than the network's.
+# Pixels may be so much wider or narrower than the network's, relative.
 PIXEL_TOLERANCE = 1e-3
 
 
@@ -154,7 +152,7 @@ def _read_arrays(
         raise MapError(
             f"{path}: no array '{min(missing)}' among {sorted(names)}; it needs 'q' and 'u' in µK"
         )
-    # What the headers say is checked before anything is unpacked.
+    # The headers are checked before anything is unpacked.
     (q_shape, _), (u_shape, _) = shapes["q"], shapes["u"]
     if q_shape != u_shape or len(q_shape) != 3 or q_shape[1:] != (n, n):
         raise MapError(
@@ -233,7 +231,7 @@ def _read_image(image: FitsMap, geometry: PatchGeometry, unit: str | None) -> Pa
             )
     centre = np.radians([90.0 - latitude, longitude % 360.0])
     pointing = point_patch(centre, PatchGeometry(geometry.size_deg, n, pad=0))
-    # The patch's pixels in the image's order.
+    # These are the numbers of the patch's pixels in the order of the image.
     rows, columns = (np.arange(n) if step > 0 else np.arange(n)[::-1] for step in steps[::-1])
     _check_places(header, wcs, rows, columns, pointing, geometry)
     p = q + 1j * image.header.sign_of_u("IAU") * u
@@ -255,7 +253,7 @@ def _check_places(
     cosine = np.cos(pointing.theta) * np.sin(latitude) + np.sin(pointing.theta) * np.cos(
         latitude
     ) * np.cos(longitude - pointing.phi)
-    # A cosine near one is rounded to far less than a pixel.
+    # Near one, the cosine is rounded to far less than a pixel.
     off = np.arccos(np.clip(cosine, -1.0, 1.0)).max() / geometry.pixel
     if not off < PLACE_TOLERANCE:
         raise MapError(

@@ -1,8 +1,8 @@
-"""The plan of a survey: its tiles, and all that is known of each but the maps.
+"""The plan of a survey: its tiles with their depth, holes and masks.
 
-A plan is a YAML file that a user may read, and beside it a product of the same name (``.h5``) with
-the inverse variance of every tile's pixels. Tiles may be taken out of the YAML; what else it says
-must agree with the product.
+A plan is a YAML file for the user to read, and beside it a product of the same name (``.h5``) with
+the inverse variance of every tile's pixels. The user may delete tiles from the YAML file. All else
+in it must agree with the product.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def make_plan(
         "seen": least,
     }
     splits = tqdm(read_splits(sources), desc="splits", total=sources.n_splits, unit="split")
-    # Of the maps one is in memory at a time.
+    # One map at a time is in memory.
     grids, densities, assumed = zip(
         *((split.grid, split.density, split.assumed_frame) for split in splits), strict=True
     )
@@ -177,7 +177,7 @@ def make_plan(
     for centre in tqdm(centres, desc="depth", unit="tile"):
         ivar = _pixel_ivar(grid, densities, seen, centre, flat)
         tile = Tile(len(tiles), centre, flat, taper, ivar)
-        # The footprint's points tell the seen fraction to a few hundredths.
+        # The fraction by the footprint's points is good to a few hundredths only.
         if tile.seen_fraction >= least or (like is not None and tile.seen.any()):
             tiles.append(tile)
     if not tiles:

@@ -33,7 +33,7 @@ def wcs_of(header: MapHeader) -> tuple[WCS, np.ndarray]:
     """
     own = header.alone
     for axis in (1, 2):
-        # Their defaults place a map that nobody meant.
+        # The defaults of these keywords would put the map at a wrong place.
         needed = [] if f"CD{axis}_{axis}" in own.own else ["CDELT"]
         for key in ("CRVAL", "CRPIX", *needed):
             own.number(f"{key}{axis}")
@@ -51,7 +51,7 @@ def wcs_of(header: MapHeader) -> tuple[WCS, np.ndarray]:
             "correct its CTYPE, CUNIT, CRVAL, CRPIX and CDELT"
         ) from None
     steps = np.diag(matrix)
-    # Over all pixels of a side, what a turn may move.
+    # A rotation moves the last pixel of a side most.
     size = max(own.own["NAXIS1"], own.own["NAXIS2"])
     if not np.abs(matrix - np.diag(steps)).max() * size < PLACE_TOLERANCE * np.abs(steps).min():
         raise MapError(

@@ -1,11 +1,10 @@
 """κ̂ of observed patches and their bandpowers: of a user's own patches, and of a survey's tiles.
 
-An estimator of own patches knows the noise of its instrument. One of tiles, which must be a
-refining network, is told the noise and holes of each through its features
-(:mod:`..reconstruct.features`): the rms of every pixel of the coadd, infinite where nothing was
-seen. κ̂ therefore carries the taper of the patches that calibrate it, and in a hole what its
-surroundings say. Bandpowers and the power of E and B are divided by ⟨M²⟩ of that taper, holes or
-not: a calibration of the tile has the same.
+An estimator of own patches knows the noise of its instrument. One of tiles must be a refining
+network. Its features (:mod:`..reconstruct.features`) contain the noise and holes of each tile: the
+rms of every pixel of the coadd, infinite in unseen ones. κ̂ then carries the taper of the patches
+that calibrate it, and in a hole it follows from the surroundings. Bandpowers and the power of E and
+B are divided by ⟨M²⟩ of that taper, with or without holes, in the data as in their calibration.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
 TILE_KIND = "survey tile"
 ALGORITHM = 1
-# Tiles at a time: a killed run loses these.
+# So many tiles are reconstructed at a time; a killed run loses these.
 BATCH = 4
 
 

@@ -18,7 +18,7 @@ from ..reconstruct.files import kind_of
 from ..theory.camb import CambSettings, Cosmology, Spectra, compute_spectra
 from .map_setup import MapSetup
 
-# Relative difference from the release's spectra that those of its record may have.
+# The spectra from a release's record may differ so much from its own, relative.
 TOLERANCE = 1e-4
 
 
@@ -86,7 +86,7 @@ def fiducial_spectra(release: Release) -> Spectra:
         if len(stored) > len(computed):
             problem = f"is {settings.lmax}, where field 'fiducial.{key}' ends at {len(stored) - 1}"
             raise _refusal(release, "settings.lmax", problem)
-        # No power below l = 2.
+        # There is no power below l = 2.
         stored, computed = stored[2:], computed[2 : len(stored)]
         with np.errstate(divide="ignore", invalid="ignore"):
             off = np.where(computed == stored, 0.0, np.abs(computed / stored - 1.0))

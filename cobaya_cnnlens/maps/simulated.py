@@ -1,8 +1,8 @@
 """Patches of simulated skies, each seen as a tile of a survey.
 
-The survey's configuration has the optics, the excess at low multipoles and the network; the plan
-has noise and holes of every tile. Patch i takes a tile in turn, deepest to shallowest, so that few
-patches too are of all depths.
+The survey's configuration has the optics, the 1/f noise and the network. The plan has the noise and
+holes of every tile. The patches take the tiles in turn, from the deepest to the shallowest, so that
+a few patches also have all depths.
 """
 
 from __future__ import annotations

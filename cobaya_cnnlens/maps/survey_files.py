@@ -1,8 +1,8 @@
-"""Files of a survey: Q and U of its splits, mask, and depth; what is wrong with them is told here.
+"""Files of a survey: Q and U of its splits, mask and depth, with their checks.
 
-Depth is kept as the inverse variance of Q and of U each per unit of solid angle, ρ in 1/(µK² sr):
-a pixel of area Ω and inverse variance w has ρ = w/Ω, and white noise of a level of σ µK′ is
-ρ = 1/σ². A patch's pixel of side Δ then has the noise rms 1/(Δ √ρ).
+The depth is kept as the inverse variance of Q and of U each per unit of solid angle, ρ in
+1/(µK² sr). A pixel of area Ω and inverse variance w has ρ = w/Ω. White noise of a level σ in
+µK-arcmin has ρ = 1/σ². A patch's pixel of side Δ has the noise rms 1/(Δ √ρ).
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from .fits_maps import check_file
 from .grids import Grid, SkyFile, q_and_u, read_sky
 from .headers import FRAMES
 
-# A mask's pixel counts as seen from here on.
+# A pixel is seen from this value of the mask on.
 SEEN = 0.5
-# Part of what any split saw that another may lack.
+# A split may lack this part of what the others saw.
 COVERAGE = 0.01
-# Levels of noise in µK′ that a survey may have: beyond, a unit is wrong.
+# A survey has a noise level between these, in µK-arcmin. Beyond them, a unit is wrong.
 LEVELS = (0.01, 1e4)
-# By how much rounding may move the values of a mask and of an inverse variance, relative.
+# Rounding may move the values of a mask and of an inverse variance by so much, relative.
 ROUNDING = 1e-5
-# Parts of the name of a column, or of an extension, that holds no inverse variance; and of one that
-# does.
+# The name of a column or of an extension with another kind of noise holds one of the first parts,
+# that of an inverse variance one of the second.
 OTHER_NOISE = re.compile(r"COV|VAR|RMS|STD|SIGMA|STANDARD|ERR|NOISE|DEPTH|HIT|OBS|COUNT|TIME|EXPOS")
 INVERSE = re.compile(r"INV|IVAR")
 
@@ -47,7 +47,7 @@ class Sources:
     mask : 0 to 1, with holes; all that was seen without one
     ivar : inverse variance of Q and of U each, per pixel: one of each split, or one of the coadd,
         which the splits then share equally
-    level : instead, the coadd's noise of Q and of U each in µK′: a number, or a map of it
+    level : instead, the coadd's noise of Q and of U each in µK-arcmin: a number, or a map of it
     unit : of Q and U where a header does not say
     pixel_window : whether to divide a HEALPix map's pixel window out
     """
@@ -180,7 +180,7 @@ def read_splits(sources: Sources, chosen: Collection[int] | None = None) -> Iter
         if shared is None:
             density, first, of_depth = _density(sources, i, mask, first, factor)
             assumed |= of_depth
-            # One for all splits is read once.
+            # An inverse variance that all splits share is read once.
             shared = density if len(sources.ivar) < 2 else None
         else:
             density = shared

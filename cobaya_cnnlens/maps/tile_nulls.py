@@ -1,17 +1,17 @@
-"""What a survey's maps say against themselves: of each tile, what should hold no sky or no change.
+"""Null tests of the tiles of a survey: numbers that should not depend on the sky, or on a choice.
 
 Splits 0, 2, … make half A, splits 1, 3, … half B, each with the sum of its splits' inverse
 variances. With w the halves' shares of that sum, C = w_A A + w_B B is the coadd, and
 
     D = √(w_A w_B) (A − B)
 
-holds no sky, has at every pixel the variance of C's noise, and does not correlate with that noise.
-κ̂ of C, D, A and B is each by the estimator under the noise of that map.
+has no sky. At every pixel it has the variance of C's noise, with which it does not correlate. The
+estimator reconstructs κ̂ of C, D, A and B with the noise of each map.
 
-What a null expects is zero where parity says so (EB, ω̂κ̂), and else that of the tile's *matched
-simulation*: a lensed sky of the fiducial theory, flat and cut from a periodic box twice as wide,
-with the tile's beam, its noise in each half, and its holes. The simulation goes the same way, so
-that the mask, the debias and the estimator's answer to them are in both, and drop out.
+A null is zero by parity (EB, ω̂κ̂), or is compared with that of the tile's *matched simulation*: a
+lensed sky of the fiducial theory, flat and cut from a periodic box twice as wide, with the tile's
+beam, its noise in each half, and its holes. The simulation passes the same analysis. The effects of
+the mask, of the debias and of the estimator are therefore in both, and cancel.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ if TYPE_CHECKING:
 
 KIND = "survey nulls"
 ALGORITHM = 1
-# Of the Nyquist multipole: to where E and B go in the null of l_max, if nothing else is asked for,
-# and the edges of the bands in which single bright pixels are looked for.
+# In units of the Nyquist multipole, these are the default l_max of the null of that name, and the
+# edges of the bands in which the kurtosis looks for bright pixels.
 LMAX = 0.65
 PEAKS = (0.3, 0.5, 0.7, 0.9)
-# Taper from which a pixel counts there.
+# Pixels of a smaller taper do not count there.
 INNER = 0.5
 
 
@@ -222,7 +222,7 @@ class TileNulls:
             **self.reconstruction.tile_recipe(tile),
             "nulls_algorithm": ALGORITHM,
             "lmax": choices.lmax,
-            # The key is part of the identity of products that there are.
+            # The key is part of the identity of products that users have.
             "twins": choices.simulations,
             "seed": choices.seed,
             "other_network": estimator_hash(choices.networks) if choices.networks else None,
@@ -251,7 +251,7 @@ class TileNulls:
         ]
         if not todo:
             return
-        # Told before anything slow.
+        # A tile without κ̂ is an error before anything slow.
         kappas = {tile.number: self.reconstruction.read_tile(tile)["kappa"] for tile in todo}
         bench = None
         initial = len(plan.tiles) - len(todo)
@@ -403,7 +403,7 @@ class Bench:
     def _low(self, maps: TilePatches) -> tuple[np.ndarray, np.ndarray]:
         """Q and U without modes beyond l_max, under the tile's mask again, (n, n) each."""
         kept = self.ell <= self.choices.lmax
-        # Filtered without the taper, by which the estimator divides, and tapered afterwards.
+        # The filter acts on maps without the taper, which they get again afterwards.
         mask = maps.tile.mask
         p = self._band(_over(maps.q, mask) + 1j * _over(maps.u, mask), kept) * mask
         return p.real, p.imag

@@ -1,10 +1,10 @@
-"""Where the tiles of a footprint lie: side by side in rings of equal latitude.
+"""The tiles of a survey, and where they lie on its footprint.
 
-Rings as of :func:`cobaya_cnnlens.simulate.tiling.rings` do not overlap however each is turned about
-the pole, nor do the tiles of one. So the footprint chooses: of :data:`SHIFTS` places of the rings
-along the meridian that which keeps most, and in each ring of :data:`TURNS` turns the best one. What
-is kept counts by its seen fraction, the mean over the tile of what was seen, weighted by the taper
-squared, of tiles that reach a threshold.
+Tiles lie side by side in rings of equal latitude (:func:`cobaya_cnnlens.simulate.tiling.rings`),
+which do not overlap however each is turned about the pole. Of :data:`SHIFTS` places of the rings
+along the meridian, and in each ring of :data:`TURNS` turns, the one with the largest seen fraction
+is chosen. The seen fraction is the part of a tile's area that was seen, weighted by the taper
+squared. Tiles below a threshold do not count.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from ..simulate.patches import PatchGeometry, Pointing, point_patch
 from ..simulate.tiling import largest_overlap, project, rings, unit_vectors
 
 SHIFTS, TURNS = 8, 24
-# Points of the footprint along a tile's side, at least, by which tiles are chosen.
+# The footprint has at least so many points along a tile's side.
 POINTS = 24
-# Degrees that edges may reach into each other: half a pixel. Patches one side apart on the equator
-# do by an eighth of that at their corners.
+# Edges may reach into each other by so many degrees, half a pixel. Patches that lie one side apart
+# on the equator do by an eighth of that at their corners.
 TOUCH_DEG = 0.02
 
 
@@ -86,7 +86,7 @@ class Tile:
 
     @property
     def depth(self) -> float:
-        """Level of noise in µK′ whose inverse square is the mean one, weighted by the mask²."""
+        """Noise level in µK-arcmin whose inverse square is the mean one, weighted by the mask²."""
         weight = self.mask**2
         ivar = (weight * self.split_ivar.sum(0, dtype=float)).sum() / weight.sum()
         return float(self.geometry.pixel / ARCMIN / np.sqrt(ivar))
@@ -234,7 +234,7 @@ def choose_tiles(
             turn = int(np.argmax(scores))
             total += scores[turn]
             kept.append((ring + turn * step)[fractions[turn] >= least])
-        # Beyond rounding: of equals the first.
+        # Of equal choices, but for rounding, the first is kept.
         if total > most + 1e-9:
             best, most = kept, total
     if not best:
@@ -267,7 +267,7 @@ def check_separate(
     known = np.flatnonzero(np.isfinite(centres).all(1))
     if len(known) < 2:
         return
-    # Patches further apart than their diagonal never touch.
+    # Patches that lie further apart than their diagonal never touch.
     reach = 4.0 * np.arcsin(0.5 * np.sqrt(0.5) * np.radians(size_deg))
     points = unit_vectors(centres[known])
     for pair in sorted(cKDTree(points).query_pairs(2.0 * np.sin(0.5 * reach))):

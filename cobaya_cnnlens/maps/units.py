@@ -9,7 +9,7 @@ from astropy import units
 from ..errors import MapError
 
 TEMPERATURE, INVERSE_VARIANCE, LEVEL = "uK", "uK-2", "uK arcmin"
-# What a unit is the unit of, and what to do with one that another is given for.
+# A message says what a unit is the unit of, and what to do if another one is needed.
 QUANTITIES = {
     TEMPERATURE: "a temperature or its rms",
     INVERSE_VARIANCE: "an inverse variance",

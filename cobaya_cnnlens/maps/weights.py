@@ -1,17 +1,18 @@
-"""How a survey's tiles are put together: their weights, and what simulated patches say of the sum.
+"""Weights of a survey's tiles, and the statistics of their weighted sum over simulated patches.
 
-Tiles of like depth and holes are a class (:mod:`cobaya_cnnlens.simulate.depth`). With a class's
-response R and its power T = ⟨κ̂κ̂*⟩/R², both of simulated patches that are used for nothing else, and
-the tile's modes m (:attr:`.plan.Tile.weight`), the variance of a tile's bandpower goes as T²/m, and
+Tiles of similar depth and holes are a class (:mod:`cobaya_cnnlens.simulate.depth`). Simulated
+patches that serve nothing else give the response R of a class and its power T = ⟨κ̂κ̂*⟩/R². With the
+modes m of a tile (:attr:`.tiles.Tile.weight`), the variance of its bandpower goes as T²/m, and
 
     d_b = Σ_t w_tb (⟨κ̂κ̂*⟩_tb/R_tb² − N_tb),   w_tb ∝ m_t/T_tb²,   Σ_t w_tb = 1.
 
-What is wrong with R or w costs precision and biases nothing: N, covariance and derivatives are of
-the same sum, of patches that are seen as the tiles in turn. R and w of data are never asked for.
+An error of R or w costs precision but biases nothing: N, the covariance and the derivatives are of
+the same sum, over patches that are seen as the tiles in turn. Data give neither R nor w.
 
-Of n patches, of which tile t is k_t, the sum is the mean of u_i x_i, u_i = n w_t(i)/k_t(i) over
-their own mean where tiles lack. Its scatter over patches is not that of u x, to which the tiles'
-different means would add, but of u times the residual about the class's mean.
+If k_t of n patches are seen as tile t, the sum is the mean of u_i x_i, with u_i = n w_t(i)/k_t(i),
+divided by its own mean where tiles are missing. The scatter of u x over patches would contain the
+different means of the tiles. The scatter of the sum is that of u times the residual about the mean
+of the class.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class TileWeights:
         sums = [by_class(getattr(simulated, name), classes) for name in ("auto", "cross", "truth")]
         power, cross, truth = sums
         response = cross / truth
-        # w/R², which stays finite where κ̂ knows nothing.
+        # This is w/R², which stays finite where the response is zero.
         gain = modes[:, None] * np.maximum(response, 0.0)[label] ** 2 / power[label] ** 2
         total = (gain * response[label] ** 2).sum(0)
         if not (total > 0).all():
@@ -169,7 +170,7 @@ def weighted(
         rows = classes == c
         count = int(rows.sum())
         if count > 1:
-            # As unbiased as a covariance that divides by n − 1.
+            # The factor makes the covariance as unbiased as one that divides by n − 1.
             scale = np.sqrt(count / (count - 1.0) * (n - 1.0) / n)
             off[rows] = scale * (values[rows] - values[rows].mean(0))
     off = u * off
@@ -226,7 +227,7 @@ def neighbour_correlation(
             off[rows] = (part - part.mean(0)) / part.std(0, ddof=1)
     pairs = len(values) // 2
     first, second = (slice(start, 2 * pairs, 2) for start in (0, 1))
-    # Two of k residuals about their mean have a correlation of −1/k.
+    # Two of k residuals about their mean have the correlation −1/k.
     same = classes[first] == classes[second]
     common = same / np.bincount(classes)[classes[first]]
     products = (off[first] * off[second]).mean(1) + common
