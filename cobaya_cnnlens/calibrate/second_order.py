@@ -240,7 +240,7 @@ def error_modes(by_patch: np.ndarray) -> np.ndarray:
 def design(n_v: int) -> np.ndarray:
     """Design of the response surface.
 
-    Each amplitude at ±1, u also at ±½, and each pair of amplitudes at 0.7.
+    The fiducial spectra, each amplitude at ±1, u also at ±½, and each pair of amplitudes at 0.7.
 
     Parameters
     ----------
@@ -252,13 +252,13 @@ def design(n_v: int) -> np.ndarray:
 
     Examples
     --------
-    >>> design(1).tolist()
-    [[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0], [0.5, 0.0], [-0.5, 0.0], [0.7, 0.7]]
+    >>> design(1)[[0, 1, 2, -1]].tolist()
+    [[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.7, 0.7]]
     """
     axes = np.eye(n_v + 1)
     along = [sign * point for point in (*axes, 0.5 * axes[0]) for sign in (1.0, -1.0)]
     both = [0.7 * (axes[i] + axes[j]) for i, j in itertools.combinations(range(n_v + 1), 2)]
-    return np.array([*along, *both]) + 0.0
+    return np.array([0.0 * axes[0], *along, *both]) + 0.0
 
 
 def profiles(changes: np.ndarray, n: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from ..errors import ConfigError
 from ..simulate.tiling import evenly
 from ..theory.camb import Cosmology, Spectra
 from ..theory.emulator_files import read_emulator
-from .cosmologies import SET, Patches, Point, Points, change_of_noise
+from .cosmologies import SET
 from .perturbations import bands_of, perturbed_sky
 from .power import power_of
 from .reconstructions import measurement_recipe
@@ -142,15 +142,13 @@ class SurfacePoints(Stage[Run]):
         """
         if (surface := self.config.points.surface) is None:
             return None
-        still = Points(self.run).at_fiducial([Point({}, surface.sky, surface.patches)])
-        assert still.power is not None  # the configuration has a surface with data_debias alone
+        still, *moved = (self.arrays(*key) for key in self.keys())
         noise, powers, bands = [], [], []
-        for (point,) in self.keys():
-            arrays = self.arrays(point)
-            moved = Patches(arrays["auto"], arrays["truth"], arrays["power"])
-            noise.append(change_of_noise(moved, still, response))
-            powers.append(arrays["power"] - still.power)
-            bands.append(arrays["bands"])
+        for point in moved:
+            change = {name: point[name] - still[name] for name in ("auto", "truth", "power")}
+            noise.append(change["auto"] / response**2 - change["truth"])
+            powers.append(change["power"])
+            bands.append(point["bands"])
         over = (changed(self.run.spectra(), *x) for x in zip(*self._changes(), strict=True))
         prior = np.array([bands_of(self.run, spectra) for spectra in over])
         return DesignPoints(

@@ -141,7 +141,7 @@ def test_a_release_debiased_by_its_data_needs_their_power(calls, content, target
     of_sets = ("survey-fiducial", "survey-high", "derivatives", "nuisances")
     expected = [["test", "0"], ["test", "1"], *([name, "0"] for name in of_sets)]
     assert sorted(asked) == sorted(expected)
-    assert sorted(call[4] for call in done if call[0] == "points") == sorted(map(str, range(7)))
+    assert sorted(call[4] for call in done if call[0] == "points") == sorted(map(str, range(8)))
     del content["points"]
     content |= {"products": "q", "data_debias": False}
     assert {"power", "points"}.isdisjoint(call[0] for call in calls(content, target)[0])
