@@ -22,7 +22,7 @@ from .covariance import mean_covariance, sample_covariance, shrunk_covariance
 from .curvature import Curvature
 from .derivatives import BandDerivatives, NoiseDerivatives
 from .response import standard_error
-from .second_order import DesignPoints, SecondOrder
+from .second_order import FitPoints, SecondOrder
 
 # Prior widths S of the relative change of the power in a band of E, and of the noise rms.
 E_WIDTH, NOISE_WIDTH = 1.0, 0.05
@@ -124,7 +124,7 @@ def fit(
     test_bandpowers: np.ndarray,
     test_power: np.ndarray,
     shifted_bands: np.ndarray,
-    points: DesignPoints | None,
+    points: FitPoints | None,
     n_patches: int,
     groups: np.ndarray | None = None,
 ) -> DataDebias:
@@ -135,7 +135,7 @@ def fit(
     bandpowers, power : changes of d − signal, and of p̂
     test_bandpowers, test_power : d and p̂ of the test patches, (n_sim, n_bins) and (n_sim, n_power)
     shifted_bands : δ_j of the bands at ω_c ∓ step, (2, n_kk + n_ee)
-    points : patches with other spectra, for a response surface over the prior; None for a second
+    points : patches at other cosmologies, for a response surface over the prior; None for a second
         order along ω_c
     n_patches : of the survey
     groups : of the test patches, see :func:`fit_coefficients`

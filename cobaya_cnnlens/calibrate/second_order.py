@@ -25,23 +25,20 @@ LEAST_VARIANCE = 0.003
 
 
 @dataclass(frozen=True)
-class DesignPoints:
-    """Test patches made again with other spectra, less the same patches with the fiducial ones.
+class FitPoints:
+    """Test patches made again at other cosmologies, less the same at the fiducial one.
 
     Attributes
     ----------
     noise : change of d − signal, (n_points, n_patches, n_bins)
     power : change of p̂, (n_points, n_patches, n_power)
     bands : δ_j of the bands, C^κκ before C^EE, (n_points, n_kk + n_ee)
-    prior : the same at cosmologies over the prior, whose principal changes are the directions,
-        (n_cosmologies, n_kk + n_ee)
     n_directions : number of principal changes of C^EE that get an amplitude
     """
 
     noise: np.ndarray
     power: np.ndarray
     bands: np.ndarray
-    prior: np.ndarray
     n_directions: int
 
 
@@ -51,8 +48,8 @@ class SecondOrder:
 
     Attributes
     ----------
-    ee_directions : P, (n_power, n_v); |v| ≤ 1 at the points of the design
-    kk_direction : a, (n_kk,); |u| ≤ 1 at the points of the design
+    ee_directions : P, (n_power, n_v); |v| ≤ 1 at the points of the fit
+    kk_direction : a, (n_kk,); |u| ≤ 1 at the points of the fit
     ee_changes : change of the bands of C^EE by v = 1, (n_v, n_ee)
     patches : l_bi and s_bij in the order of :func:`terms`, (n_patches, n_bins, n_terms)
     weight : with which l_bi is added to the first order of the bands: the part of all patches that
@@ -171,7 +168,7 @@ def terms(w: np.ndarray) -> np.ndarray:
 
 
 def fit(
-    points: DesignPoints,
+    points: FitPoints,
     derivatives: NoiseDerivatives,
     coefficients: np.ndarray,
     amplitudes: Callable[[np.ndarray], np.ndarray],
@@ -194,11 +191,11 @@ def fit(
     kk = points.bands[:, :n_kk]
     signal = np.einsum("bj,cj->cb", derivatives.kk.values, kk)
     left = points.noise - points.power @ coefficients.T - signal[:, None]
-    ee_changes = principal(points.prior[:, n_kk:], N_DISTINGUISHED)
+    ee_changes = principal(points.bands[:, n_kk:], N_DISTINGUISHED)
     ee_directions = amplitudes(ee_changes)[: points.n_directions].T
-    (kk_direction,) = principal(points.prior[:, :n_kk], 1)
+    (kk_direction,) = principal(points.bands[:, :n_kk], 1)
     w = np.column_stack([points.power.mean(1) @ ee_directions, kk @ kk_direction])
-    # Amplitudes are at most one at the points of the design.
+    # Amplitudes are at most one at the points of the fit.
     *largest, largest_u = np.abs(w).max(0)
     w /= np.append(largest, largest_u)
     # The third order is largest at the far points: the nearer ones weigh more.
@@ -235,46 +232,6 @@ def error_modes(by_patch: np.ndarray) -> np.ndarray:
     kept = np.count_nonzero(left_out > LEAST_VARIANCE * left_out[0])
     factor = modes[:kept].T * size[:kept] / np.sqrt(n * (n - 1.0))
     return (factor.reshape(n_bins, n_terms, kept) * scale[..., None]).transpose(1, 0, 2)
-
-
-def design(n_v: int) -> np.ndarray:
-    """Design of the response surface.
-
-    The fiducial spectra, each amplitude at ±1, u also at ±½, and each pair of amplitudes at 0.7.
-
-    Parameters
-    ----------
-    n_v : number of amplitudes v
-
-    Returns
-    -------
-    (u, v) of each point, (n_points, n_v + 1)
-
-    Examples
-    --------
-    >>> design(1)[[0, 1, 2, -1]].tolist()
-    [[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.7, 0.7]]
-    """
-    axes = np.eye(n_v + 1)
-    along = [sign * point for point in (*axes, 0.5 * axes[0]) for sign in (1.0, -1.0)]
-    both = [0.7 * (axes[i] + axes[j]) for i, j in itertools.combinations(range(n_v + 1), 2)]
-    return np.array([0.0 * axes[0], *along, *both]) + 0.0
-
-
-def profiles(changes: np.ndarray, n: int) -> np.ndarray:
-    """Principal changes, scaled so that no amplitude exceeds one.
-
-    Parameters
-    ----------
-    changes : of a logarithm of a spectrum, (n_cosmologies, n_l)
-    n : number of directions
-
-    Returns
-    -------
-    change by an amplitude of one, (n, n_l)
-    """
-    directions = principal(changes, n)
-    return directions * np.abs(changes @ directions.T).max(0)[:, None]
 
 
 def principal(changes: np.ndarray, n: int) -> np.ndarray:

@@ -80,12 +80,13 @@ def _recovery_table(run: Run) -> str:
 
 
 def _points_tables(run: Run) -> list[str]:
-    """Shifts of omch2 at the cosmologies of `points.at`, a table for each group."""
+    """Shifts of omch2 at the cosmologies that test the model, a table for each group."""
+    from ..pipeline.cosmologies import checked_groups
     from ..validate import points
 
-    if not run.config.points.at:
+    if not (groups := checked_groups(run)):
         raise ConfigError(f"{run.config.name}: key 'points.at' lists no cosmologies; add some")
-    return [points.points_table(run, group).table() for group in run.config.points.at]
+    return [points.points_table(run, group).table() for group in groups]
 
 
 @command(epilog="Example: cnnlens n0 --estimator eb-iterative --noise 1")
@@ -108,40 +109,24 @@ def n0(
     typer.echo(table.table())
 
 
-@command(epilog="Example: cnnlens points my.yaml --surface")
+@command(epilog="Example: cnnlens points my.yaml --fit")
 def points(
     config: ConfigFile,
-    index: Annotated[
-        list[int] | None,
-        typer.Option("--index", help="Test sky, or point of the surface; repeatable."),
-    ] = None,
-    surface: Annotated[
-        bool, typer.Option(help="Instead: measure the response surface of the debias.")
+    fit: Annotated[
+        bool, typer.Option(help="Instead: those to which the debias from the data is fitted.")
     ] = False,
 ) -> None:
     """Make test skies again at other cosmologies; print how far off omch2 is there, in sigmas."""
     run = runs.load(config)
     from ..pipeline import cosmologies
-    from ..pipeline.cosmologies import Points
-    from ..pipeline.surface import SurfacePoints
 
-    if surface:
-        if run.config.points.surface is None:
-            raise ConfigError(f"{config}: key 'points.surface' is missing; add it")
-        design = SurfacePoints(run, runs.threads())
-        design.keys(index)
-        runs.ready(run)
-        typer.echo(design.measure(index)[0].parent)
-        return
-    cosmology_points = cosmologies.checked(run)
-    if not cosmology_points:
-        raise ConfigError(f"{config}: key 'points.at' lists no cosmologies; add some")
-    for i in index or ():
-        run.config.check_index(cosmologies.SET, i)
+    chosen = cosmologies.fitted(run) if fit else cosmologies.checked(run)
+    if not chosen:
+        key = "points.fit" if fit else "points.at"
+        raise ConfigError(f"{config}: key '{key}' names no cosmologies; add some")
     runs.ready(run)
-    chosen = [p for p in cosmology_points if index is None or p.index in index]
-    Points(run, runs.threads()).measure(chosen)
-    typer.echo("\n".join(_points_tables(run)))
+    files = cosmologies.Points(run, runs.threads()).measure(chosen)
+    typer.echo(files[0].parent if fit else "\n".join(_points_tables(run)))
 
 
 @command(epilog="Example: cnnlens coverage my.yaml --release refined_fiducial")

@@ -23,13 +23,13 @@ from ..likelihood.fields import Group, Release
 from ..simulate.instrument import Instrument
 from ..simulate.patches import PatchGeometry
 from ..theory.camb import settings_record
+from .cosmologies import Points
 from .estimators import name_of
 from .nuisances import Nuisances, nuisance_steps
 from .perturbations import Derivatives, ShiftedSkies, shifted_changes
 from .power import Power, power_of
 from .reconstructions import Bandpowers
 from .run import Run
-from .surface import SurfacePoints
 
 PACKAGES = ("cobaya_cnnlens", "camb", "ducc0", "healpy", "keras", "numpy", "scipy", "tensorflow")
 
@@ -225,7 +225,7 @@ def fit_debias(
         calibration.debias(test.auto),
         Power(run).read("test", range(run.config.skies.test))["power"],
         shifted_changes(run),
-        SurfacePoints(run).read(calibration.response),
+        Points(run).fit_points(calibration.response),
         n_patches,
     )
 

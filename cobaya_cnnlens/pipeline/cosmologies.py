@@ -2,7 +2,9 @@
 
 Such a sky differs from the test sky by its cosmology alone, so the scatter of the patches cancels
 in the difference. The change of its own ⟨κκ*⟩ is subtracted too, which leaves the change of the
-noise bias. :mod:`cobaya_cnnlens.validate.points` tests the model with it.
+noise bias. The response surface of the debias (:mod:`cobaya_cnnlens.calibrate.second_order`) is
+fitted to one group of cosmologies. The others, on another sky, test the model
+(:mod:`cobaya_cnnlens.validate.points`).
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from ..calibrate.response import PatchBandpowers
+from ..calibrate.second_order import FitPoints
 from ..simulate.tiling import evenly
-from .perturbations import perturbed_sky
+from .perturbations import bands_of, perturbed_sky
 from .power import Power, power_of
 from .reconstructions import Bandpowers, measurement_recipe
 from .run import Run
@@ -43,25 +46,65 @@ class Point:
     patches: int | None
 
 
-def checked(run: Simulation, group: str | None = None) -> list[Point]:
-    """Points at which the model is tested, of one group or of all.
+def points_of(run: Simulation, group: str) -> list[Point]:
+    """Points of a group of cosmologies.
 
     Parameters
     ----------
     run : the configuration and what follows from it
-    group : key of ``points.at``; all groups by default
+    group : key of ``points.at``
 
     Returns
     -------
-    the points, sky by sky
+    the points
     """
     settings = run.config.points
-    groups = settings.at if group is None else {group: settings.at[group]}
-    return [
-        Point(change, of_group.sky, settings.patches)
-        for of_group in groups.values()
-        for change in of_group.cosmologies
-    ]
+    of_group = settings.at[group]
+    return [Point(change, of_group.sky, settings.patches) for change in of_group.cosmologies]
+
+
+def checked_groups(run: Simulation) -> list[str]:
+    """Groups of cosmologies at which the model is tested: all but that of the fit.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    keys of ``points.at``
+    """
+    settings = run.config.points
+    return [g for g in settings.at if settings.fit is None or g != settings.fit.group]
+
+
+def checked(run: Simulation) -> list[Point]:
+    """Points at which the model is tested.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    the points of :func:`checked_groups`
+    """
+    return [point for group in checked_groups(run) for point in points_of(run, group)]
+
+
+def fitted(run: Simulation) -> list[Point]:
+    """Points to which the response surface is fitted.
+
+    Parameters
+    ----------
+    run : the configuration and what follows from it
+
+    Returns
+    -------
+    the points; empty without ``points.fit``
+    """
+    fit = run.config.points.fit
+    return [] if fit is None else points_of(run, fit.group)
 
 
 @dataclass(frozen=True)
@@ -97,6 +140,15 @@ class Points(Stage[Run]):
         """Where a test sky's bandpowers at another cosmology lie."""
         name = "_".join(f"{key}={value:g}" for key, value in sorted(point.change.items()))
         return self.config.products / "points" / f"sky_{point.index:04d}" / f"{name}.h5"
+
+    def fit_path(self) -> Path:
+        """What the workflow puts down when all points of the fit are there.
+
+        Returns
+        -------
+        the file, under ``products``
+        """
+        return self.config.products / "points" / "fit.done"
 
     def recipe(self, point: Point) -> dict[str, Any]:
         """What determines a test sky's bandpowers at another cosmology."""
@@ -156,6 +208,38 @@ class Points(Stage[Run]):
             powers = (Power(self.run).read(SET, [p.index], p.patches) for p in points)
             power = np.concatenate([of_sky["power"] for of_sky in powers])
         return Patches(measured.auto, measured.truth, power)
+
+    def fit_points(self, response: np.ndarray) -> FitPoints | None:
+        """Changes at the cosmologies of the fit; None if the configuration has none.
+
+        Parameters
+        ----------
+        response : R_b, (n_bins,)
+
+        Returns
+        -------
+        the changes, and the number of directions that get an amplitude
+
+        Raises
+        ------
+        products.ProductError
+            if a point has not been measured
+        """
+        if (fit := self.config.points.fit) is None:
+            return None
+        points = fitted(self.run)
+        fiducial = self.at_fiducial(points[:1])
+        noise, powers, bands = [], [], []
+        for point in points:
+            moved = self.read([point])
+            # The configuration has a fit only with a debias from the data.
+            assert moved.power is not None
+            assert fiducial.power is not None
+            noise.append(change_of_noise(moved, fiducial, response))
+            powers.append(moved.power - fiducial.power)
+            spectra = self.run.spectra(self.config.cosmology.vary(**point.change))
+            bands.append(bands_of(self.run, spectra))
+        return FitPoints(np.array(noise), np.array(powers), np.array(bands), fit.directions)
 
 
 def change_of_noise(moved: Patches, fiducial: Patches, response: np.ndarray) -> np.ndarray:

@@ -81,7 +81,7 @@ def check_points(run: Run, release: Release, group: str) -> list[PointCheck]:
     """
     model_at = _model(run, release)
     by_change: dict[tuple[tuple[str, float], ...], list[Point]] = {}
-    for point in cosmologies.checked(run, group):
+    for point in cosmologies.points_of(run, group):
         by_change.setdefault(tuple(sorted(point.change.items())), []).append(point)
     names = ("curvature", "debias_second", "debias_cross")
     flat = replace(release, **{name: np.zeros_like(getattr(release, name)) for name in names})

@@ -15,14 +15,13 @@ from typing import Any
 from .. import products
 from ..errors import ConfigError, ProductError
 from ..pipeline import networks
-from ..pipeline.cosmologies import Points, checked
+from ..pipeline.cosmologies import Points, checked, fitted
 from ..pipeline.nuisances import Nuisances
 from ..pipeline.perturbations import Derivatives, ShiftedSkies
 from ..pipeline.power import Power
 from ..pipeline.reconstructions import Bandpowers
 from ..pipeline.run import Run
 from ..pipeline.stage import Stage
-from ..pipeline.surface import SurfacePoints
 from . import coverage, primary
 
 Entry = tuple[str, str, Path, dict[str, Any]]
@@ -108,7 +107,7 @@ def _entries(run: Run) -> Iterator[Entry]:
         ("derivatives", Derivatives(run), Derivatives(run).keys()),
         ("second order", ShiftedSkies(run), ShiftedSkies(run).keys()),
         ("nuisances", Nuisances(run), Nuisances(run).keys()),
-        ("surface", SurfacePoints(run), SurfacePoints(run).keys()),
+        ("fit", Points(run), Points(run).keys(fitted(run))),
         ("points", Points(run), Points(run).keys(checked(run))),
     ]
     for name in Power(run).counts() if config.data_debias else ():

@@ -57,7 +57,7 @@ def power_as_data(run, release):
     fiducial = run.spectra()
     still_model = likelihood.model(fiducial.kk, fiducial.ee)[n:]
     for group in run.config.points.at:
-        for point in cosmologies.checked(run, group):
+        for point in cosmologies.points_of(run, group):
             moved = Points(run).read([point]).power
             found = (moved - Points(run).at_fiducial([point]).power).mean(0)
             theory = run.spectra(run.config.cosmology.vary(**point.change))

@@ -491,7 +491,7 @@ def test_the_response_surface_is_fitted():
     noise = np.einsum("pbt,ct->cpb", by_patch, terms)
     noise += (power @ coefficients.T + bands[:, :n_kk] @ kk.mean(0).T)[:, None]
     repeated = np.repeat(power[:, None], n_patches, axis=1)
-    points_ = second_order.DesignPoints(noise, repeated, bands, bands, 2)
+    points_ = second_order.FitPoints(noise, repeated, bands, 2)
     fitted = second_order.fit(points_, first, coefficients, lambda _: directions)
     np.testing.assert_allclose(fitted.kk_direction, along, rtol=1e-9)
     near = {"rtol": 1e-6, "atol": 1e-8}
@@ -533,24 +533,6 @@ def test_a_release_holds_the_error_of_its_surface(release):
     x = [*v, u, v[0] ** 2, v[0] * v[1], v[0] * u, v[1] ** 2, v[1] * u, u**2]
     by_mode = sum(a * b for a, b in zip(x, modes, strict=True))
     np.testing.assert_allclose(release.surface_error(u), by_mode @ by_mode.T, rtol=1e-9)
-
-
-def test_profiles_have_amplitudes_of_one_at_most():
-    changes = np.random.default_rng(5).standard_normal((9, 30))
-    found = second_order.profiles(changes, 2)
-    assert abs(found[0] @ found[1]) < 1e-9
-    amplitudes = changes @ (found / (found**2).sum(1, keepdims=True)).T
-    np.testing.assert_allclose(np.abs(amplitudes).max(0), 1.0)
-
-
-def test_a_design_tells_all_terms_apart():
-    """Every amplitude and every product of two can be told from the others."""
-    points_ = second_order.design(3)
-    assert points_.shape == (17, 4)
-    assert not points_[0].any()
-    np.testing.assert_array_equal(points_[1:11:2], -points_[2:11:2])
-    assert np.linalg.matrix_rank(second_order.terms(points_)) == 4 + 10
-    assert np.linalg.cond(second_order.terms(points_)) < 12
 
 
 def test_principal_changes():

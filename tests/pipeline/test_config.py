@@ -33,7 +33,7 @@ from cobaya_cnnlens.pipeline.nuisances import Nuisances
 from cobaya_cnnlens.pipeline.perturbations import Derivatives, ShiftedSkies
 from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
-from cobaya_cnnlens.pipeline.sections.calibration_settings import CosmologyGroup, Surface
+from cobaya_cnnlens.pipeline.sections.calibration_settings import CosmologyGroup, Fit
 from cobaya_cnnlens.pipeline.sections.estimator_settings import Phase
 from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.products import identity_of
@@ -599,7 +599,7 @@ OTHER = {
     "network.kind": "refined",
     "training.phases": [Phase(steps=77, learning_rate=1e-3)],
     "points.at": {"other": CosmologyGroup(cosmologies=[{"ns": 0.9}])},
-    "points.surface": Surface(over="one"),
+    "points.fit": Fit(group="one"),
     "coverage.logA": (2.9, 3.2),
     "foregrounds.dust": {"other": 7.0},
     "foregrounds.synchrotron": {"other": 7.0},
@@ -770,3 +770,23 @@ def test_paths_of_different_products_differ(full):
 
 if __name__ == "__main__":  # the table anew, where an identity is meant to change
     TABLE.write_text(yaml.safe_dump(shipped_identities(), default_flow_style=None, width=100))
+
+
+SOME = [{"ns": 0.9 + 0.01 * i} for i in range(15)]
+
+
+@pytest.mark.parametrize(
+    ("groups", "fit", "data_debias", "message"),
+    [
+        ({"a": (2, SOME)}, None, True, r"points\.at\.a\.sky is 2, but the last test sky is 1"),
+        ({"a": (0, SOME)}, "a", False, "set data_debias"),
+        ({"a": (0, SOME)}, "b", True, r"points\.fit\.group is 'b'; name a group of points\.at: a"),
+        ({"a": (0, SOME[:14])}, "a", True, "14 cosmologies, a fit of 14 terms needs more"),
+        ({"a": (0, SOME), "b": (0, SOME)}, "a", True, r"at\.b\.sky 0 is that of the fit, which"),
+    ],
+)
+def test_wrong_points_of_the_fit(groups, fit, data_debias, message):
+    at = {name: CosmologyGroup(sky=sky, cosmologies=some) for name, (sky, some) in groups.items()}
+    points = schema.Points(at=at, fit=None if fit is None else Fit(group=fit))
+    with pytest.raises(ValueError, match=message):
+        points.check(2, data_debias)

@@ -82,20 +82,19 @@ rule power:
         "cnnlens power {params.path:q} --what {wildcards.what:q} --index {params.index}"
 
 
-# A test sky at a point of the design of the response surface.
-rule surface:
+# A test sky at the cosmologies to which the debias from the data is fitted; each is kept as it is made.
+rule fit:
     input:
         lambda w: estimator(of(w)),
     output:
-        "{products}/surface/point_{index}.h5",
+        touch("{products}/points/fit.done"),
     params:
         path=path_of,
-        index=lambda w: int(w.index),
     threads: 2
     resources:
         runtime=minutes(240),
     shell:
-        "cnnlens points {params.path:q} --surface --index {params.index}"
+        "cnnlens points {params.path:q} --fit"
 
 
 def survey_of(wildcards):

@@ -105,21 +105,17 @@ class Nuisances(Section):
         return self.model_dump(exclude={"skies", *(() if self.patches else ("patches",))})
 
 
-class Surface(Section):
+class Fit(Section):
     """The response surface of the debias from the data (docs/noise-bias, eq. 11).
 
     Attributes
     ----------
-    sky : number of the test sky that is made again at each point of the design
-    patches : of it, spread evenly; all by default
+    group : of ``points.at``: the cosmologies to which it is fitted
     directions : number of directions of the changes of C^EE that have an amplitude
-    over : group of ``points.at`` whose principal changes of the spectra are the directions
     """
 
-    sky: int = Field(default=0, ge=0)
-    patches: int | None = Field(default=None, gt=0)
+    group: str
     directions: int = Field(default=3, gt=0, le=4)
-    over: str
 
 
 class CosmologyGroup(Section):
@@ -136,18 +132,18 @@ class CosmologyGroup(Section):
 
 
 class Points(Section):
-    """Cosmologies at which the model of the noise bias is tested, and the surface it rests on.
+    """Cosmologies at which the model of the noise bias is fitted and tested.
 
     Attributes
     ----------
     patches : of each sky, spread evenly; all by default
     at : the cosmologies, by name of a group
-    surface : the response surface; without one, the second order is along ω_c alone
+    fit : the response surface; without one, the second order is along ω_c alone
     """
 
     patches: int | None = Field(default=None, gt=0)
     at: dict[str, CosmologyGroup] = Field(default={})
-    surface: Surface | None = None
+    fit: Fit | None = None
 
     def changes(self) -> dict[str, dict[str, float]]:
         """Changes of the fiducial cosmology, by key of the configuration."""
@@ -158,38 +154,43 @@ class Points(Section):
         }
 
     def check(self, n_test: int, data_debias: bool) -> None:
-        """Refuse test skies that are not there, and a surface that is not used or tests itself.
+        """Refuse test skies that are not there, and a fit that is not used or tests itself.
 
         Parameters
         ----------
         n_test : number of test skies
         data_debias : whether releases are debiased by their data
+
+        Raises
+        ------
+        ValueError
         """
-        surface = self.surface
-        skies = {f"at.{name}": group.sky for name, group in self.at.items()}
-        for key, sky in (skies | ({"surface": surface.sky} if surface else {})).items():
-            if sky >= n_test:
+        for name, group in self.at.items():
+            if group.sky >= n_test:
                 raise ValueError(
-                    f"points.{key}.sky is {sky}, but the last test sky is {n_test - 1}"
+                    f"points.at.{name}.sky is {group.sky}, but the last test sky is {n_test - 1}"
                 )
-        if surface is None:
+        if self.fit is None:
             return
         if not data_debias:
-            raise ValueError("points.surface is of the debias from the data: set data_debias")
-        for key, sky in skies.items():
-            if sky == surface.sky:
-                raise ValueError(
-                    f"points.surface.sky {sky} is that of points.{key}, which tests the surface; "
-                    "choose another"
-                )
-        over = self.at.get(surface.over)
-        if over is None:
+            raise ValueError("points.fit is of the debias from the data: set data_debias")
+        fitted = self.at.get(self.fit.group)
+        if fitted is None:
             raise ValueError(
-                f"points.surface.over is {surface.over!r}; name a group of points.at: "
+                f"points.fit.group is {self.fit.group!r}; name a group of points.at: "
                 f"{', '.join(self.at) or 'there is none'}"
             )
-        if len(over.cosmologies) <= surface.directions:
+        n = self.fit.directions
+        # First and second order in the directions of C^EE and the one of C^κκ.
+        terms = (n + 1) * (n + 4) // 2
+        if len(fitted.cosmologies) <= terms:
             raise ValueError(
-                f"points.at.{surface.over} has {len(over.cosmologies)} cosmologies, too few for "
-                f"{surface.directions} directions; add some"
+                f"points.at.{self.fit.group} has {len(fitted.cosmologies)} cosmologies, a fit of "
+                f"{terms} terms needs more"
             )
+        for name, group in self.at.items():
+            if group is not fitted and group.sky == fitted.sky:
+                raise ValueError(
+                    f"points.at.{name}.sky {group.sky} is that of the fit, which it tests; choose "
+                    "another"
+                )
