@@ -38,7 +38,7 @@ HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 CHUNK_BYTES = 1 << 16
 SHIPPED = "shipped"
 # Binary digits of the numbers in shipped products.
-SHIPPED_BITS = 12
+SHIPPED_BITS = 11
 # What makes each kind of product, unless its stage says so; set and index are those of its sky.
 COMMANDS = {
     "spectra": "skies CONFIG --set train",

@@ -21,7 +21,9 @@ from .derivatives import NoiseDerivatives
 # Principal changes of C^EE that p̂ tells apart.
 N_DISTINGUISHED = 4
 # Part of the variance of the coefficients that a release may leave out.
-LEAST_VARIANCE = 0.003
+LEAST_VARIANCE = 0.01
+# Significant digits of the error's modes.
+ERROR_DIGITS = 3
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,10 @@ def error_modes(by_patch: np.ndarray) -> np.ndarray:
     left_out = np.cumsum(size[::-1] ** 2)[::-1]  # with each mode and all after it
     kept = np.count_nonzero(left_out > LEAST_VARIANCE * left_out[0])
     factor = modes[:kept].T * size[:kept] / np.sqrt(n * (n - 1.0))
-    return (factor.reshape(n_bins, n_terms, kept) * scale[..., None]).transpose(1, 0, 2)
+    factor = (factor.reshape(n_bins, n_terms, kept) * scale[..., None]).transpose(1, 0, 2)
+    # Few digits of an error suffice, and keep a release small.
+    digits = 10.0 ** (ERROR_DIGITS - 1 - np.floor(np.log10(np.abs(factor))))
+    return np.rint(factor * digits) / digits
 
 
 def principal(changes: np.ndarray, n: int) -> np.ndarray:
