@@ -1,12 +1,13 @@
 """The noise debias from a survey's own maps.
 
-The noise bias depends on the E power, the gain and the noise of the maps, and a survey measures all
-three. With p̂ the power of E and B of the same patches,
+The noise bias depends on the primary E power, the gain and the noise of the maps. A survey measures
+all three through p̂, the E and B power of the same patches. The debiased bandpowers are
 
     d'_b = d_b − Σ_i G_bi (p̂_i − p_i^fid)
 
-does not depend on them to first order (docs/noise-bias, eqs 6 and 7). Arrays in, arrays out;
-:mod:`cobaya_cnnlens.pipeline.assemble` and the maps read them.
+(docs/noise-bias, eqs 6 and 7). To first order they do not depend on C^EE. They depend on the gain
+and the noise far less than d does. This module takes and returns arrays.
+:mod:`cobaya_cnnlens.pipeline.assemble` and :mod:`cobaya_cnnlens.maps` read the files.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from .second_order import FitPoints, SecondOrder
 
 # Prior widths S of the relative change of the power in a band of E, and of the noise rms.
 E_WIDTH, NOISE_WIDTH = 1.0, 0.05
-# Patches per number, below which the covariance is shrunk, and below which the scatter is that of
-# patches that did not fit G; and the number of parts that are left out in turn.
+# With fewer than FEW simulated patches per entry of d and p̂, the correlations are shrunk. With
+# fewer than MANY, the scatter is that of held-out patches: each of FOLDS parts is left out in turn.
 FEW, MANY, FOLDS = 20, 50, 20
 
 
@@ -38,7 +39,8 @@ class SimulatedChanges:
     Attributes
     ----------
     derivatives : in the bands of both spectra, by patch
-    shifted : the same patches at ω_c ∓ step, (2, n_patches, n)
+    shifted : d − signal, or p̂ (not its change), of the same patches at ω_c − step and ω_c + step,
+        (2, n_patches, n)
     nuisances : first and second order in the nuisances, (n_patches, n, n_nuisances) each
     """
 
@@ -99,7 +101,8 @@ class DataDebias:
             first = self.derivatives.change_at(bands) + self.second.patches * u**2
             return (np.hstack([first, power]),)
         w = self.second.amplitudes(power.mean(0), kk)
-        # The surface is added to the first order: along its directions, that keeps 1 − weight.
+        # The surface also measures the first order along its directions. There, the derivatives in
+        # the bands keep only the weight 1 − f.
         first = self.derivatives.change_at(bands - self.second.weight * self.second.along(w))
         surface = self.second.weighted() @ second_order.terms(w[None])[0]
         return np.hstack([first, power]), surface
@@ -239,8 +242,9 @@ def _second_order_fields(
     """G and the derivatives of d' with the linear part of the response surface, and the fields of
     its second order; ``curvature`` is by patch."""
     n_v = second.n_v
-    # The bands say that d' changes by K δ, the surface by that and l w. With f l v subtracted from
-    # the data, f the weight of the surface, the weighted mean of both is K δ + f l u.
+    # The derivatives in the bands give a change of d' of N' δ. The surface gives N' δ + l w, with
+    # w = (v, u). Their mean, with weight f of the surface, is N' δ + f l w. The part in v goes into
+    # G, and the part in u goes into N'.
     *of_v, of_u = second.weight * second.linear.T
     coefficients = debias.coefficients + np.transpose(of_v) @ second.ee_directions.T
     kk = debias.derivatives.kk
@@ -302,10 +306,10 @@ def fit_coefficients(
 ) -> tuple[np.ndarray, np.ndarray]:
     """G from simulated patches, and how far it fits the scatter of those patches.
 
-    With few patches per number, a G of their sample covariance fits their noise: d' of these
-    patches scatters less than that of others. With fewer than ``FEW`` the correlations are shrunk.
-    With fewer than ``MANY`` the difference is measured by leaving patches out; beyond that it is
-    below 2% of σ.
+    If there are few patches per entry of d and p̂, G fits the noise of these patches. Their d' then
+    scatters less than that of other patches. With fewer than ``FEW`` patches per entry, the
+    correlations are shrunk. With fewer than ``MANY``, leaving patches out measures the difference.
+    With more, the difference is below 2% of σ.
 
     Parameters
     ----------
@@ -364,18 +368,18 @@ def debias_coefficients(
 
     They are the best linear prediction of the change of the bandpowers d from the measured power p̂,
 
-        G = (A S² Jᵀ + C_dp) (J S² Jᵀ + C_pp)⁻¹
+        G = (A S² Jᵀ + C_dp/n) (J S² Jᵀ + C_pp/n)⁻¹
 
-    (docs/noise-bias, eq. 7). C_dp accounts for the part of the scatter of d that the patches' own
-    power predicts.
+    (docs/noise-bias, eq. 7). C_dp and C_pp are the covariances of one patch, and the survey has n
+    patches. The term C_dp/n removes the scatter of d that the patches' own power predicts.
 
     Parameters
     ----------
     bandpower_response : A, change of d per unit relative change of each parameter, (n_bins, n_x)
     power_response : J, change of p̂ for the same, (n_power, n_x)
     prior_width : S, how far each parameter may be from the fiducial model, relative, (n_x,)
-    cross_covariance, power_covariance : of d with p̂, and of p̂, of the survey, (n_bins, n_power) and
-        (n_power, n_power)
+    cross_covariance, power_covariance : C_dp/n and C_pp/n, the covariances of the survey's d with
+        p̂, (n_bins, n_power), and of its p̂, (n_power, n_power)
 
     Returns
     -------

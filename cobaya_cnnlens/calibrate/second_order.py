@@ -1,11 +1,13 @@
 """Response surface of the debiased bandpowers over the prior of lensing-only ΛCDM.
 
-Nearly all of the change of the spectra lies in few directions, with amplitudes w = (v, u): v of
-C^EE and u of C^κκ. What the first order in the bands leaves of the change of d' is a polynomial,
+Nearly all changes of the spectra lie along a few directions. Their amplitudes are w = (v, u): v of
+C^EE and u of C^κκ. The derivatives in the bands explain the change of d' to first order. A
+quadratic polynomial, the response surface, describes the rest:
 
     r_b = Σ_i l_bi w_i + Σ_{i≤j} s_bij w_i w_j
 
-(docs/noise-bias, eqs 10 and 11). :mod:`.debias` puts it into a release. Arrays in, arrays out.
+(docs/noise-bias, eqs 10 and 11). :mod:`.debias` puts the coefficients into a release. This module
+takes and returns arrays.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy as np
 
 from .derivatives import NoiseDerivatives
 
-# Principal changes of C^EE that p̂ tells apart.
+# Directions of C^EE in the fit of v to p̂. The fit marginalises over those beyond n_directions.
 N_DISTINGUISHED = 4
 # Part of the variance of the coefficients that a release may leave out.
 LEAST_VARIANCE = 0.01
@@ -54,8 +56,8 @@ class SecondOrder:
     kk_direction : a, (n_kk,); |u| ≤ 1 at the points of the fit
     ee_changes : change of the bands of C^EE by v = 1, (n_v, n_ee)
     patches : l_bi and s_bij in the order of :func:`terms`, (n_patches, n_bins, n_terms)
-    weight : with which l_bi is added to the first order of the bands: the part of all patches that
-        made the surface
+    weight : f of docs/noise-bias, the weight of l_bi when it is added to the derivatives in the
+        bands: n_s/(n_s + n_d), for n_s patches of the surface and n_d of the derivatives
     """
 
     ee_directions: np.ndarray
