@@ -311,6 +311,9 @@ def open_product(
                 f"{'; '.join(differences(product.recipe, needed)) or 'nothing named'}; delete the "
                 "file and run the stage again, or use another products directory"
             )
+    except ProductError:
+        file.close()
+        raise
     except (KeyError, ValueError, TypeError) as error:
         file.close()
         raise ProductError(

@@ -414,3 +414,13 @@ def test_a_shipped_recipe_edited_by_hand(shipped, tmp_path):
     seal_product(shipped)
     with pytest.raises(ProductError, match=r"a\.h5: group .* another recipe.*index \(9 ≠ 0\)"):
         products.open_product(tmp_path / "own.h5", "bandpowers", {"index": 0}, shipped)
+
+
+def test_a_product_of_another_configuration_is_said_to_be_one(tmp_path):
+    """Its recipe can be read; that it differs is the only fault."""
+    path = tmp_path / "a.h5"
+    products.write_product(path, "bandpowers", {"index": 0}, {"auto": np.ones(3)})
+    with pytest.raises(ProductError) as error:
+        products.open_product(path, "bandpowers", {"index": 1})
+    assert str(error.value).startswith(f"{path}: field 'identity': made from another")
+    assert "cannot be read" not in str(error.value)

@@ -244,6 +244,9 @@ def with_own_options(config: Config) -> Config:
     _, _, *options = registered(baseline.kind)
     given = baseline.model_extra or {}
     if options:
+        # An option of its own may have the name of one that Baseline declares.
+        own = baseline.model_fields_set & options[0].model_fields.keys()
+        given = given | {name: getattr(baseline, name) for name in own}
         completed = options[0].model_validate(given).model_dump()
         return config.model_copy(update={"baseline": baseline.model_copy(update=completed)})
     if given:

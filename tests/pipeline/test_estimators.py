@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 import yaml
 from cobaya_cnnlens.errors import ConfigError
+from cobaya_cnnlens.pipeline import estimators
 from cobaya_cnnlens.pipeline.assemble import bandpowers_of
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.estimators import (
@@ -22,6 +23,7 @@ from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.mean_field import MeanField
 from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.sections import Section
 from cobaya_cnnlens.pipeline.skies import Skies
 from cobaya_cnnlens.products import ProductError
 from cobaya_cnnlens.reconstruct.map_lensing import LOWEST_LEVEL, TOLERANCES, MAPLensing
@@ -84,6 +86,15 @@ def test_a_baseline_has_an_identity_of_its_own(small_config):
     kinds.append({"kind": "map"})
     hashes = {Run(with_baseline(small_config, **kind)).estimator_id for kind in kinds}
     assert len(hashes) == 4
+
+
+def test_an_own_option_may_have_the_name_of_a_shipped_one(small_config, monkeypatch):
+    class Options(Section):
+        passes: int = 3
+
+    monkeypatch.setattr(estimators, "registered", lambda kind: (None, "mine", Options))
+    assert with_baseline(small_config, kind="mine", passes=9).baseline.passes == 9
+    assert with_baseline(small_config, kind="mine").baseline.passes == 3
 
 
 def noiseless(config):
