@@ -199,18 +199,22 @@ class BandpowerLikelihood:
             ]
         )
         if statistics == "hamimeche-lewis":
-            fiducial = release.windows @ release.fiducial_kk[: release.windows.shape[1]]
-            self._fiducial_total = fiducial[self.bins] + self._noise[: len(self.bins)]
-            if power is not None:
-                self._fiducial_total = np.append(self._fiducial_total, power.fiducial_power)
-            measured_total = self.bandpowers + self._noise + self.correction
-            for name, total in (("bandpowers", measured_total), ("model", self._fiducial_total)):
-                if not (total > 0).all():
-                    raise CNNLensError(
-                        f"statistics 'hamimeche-lewis': the {name} of bins "
-                        f"{self.bins[~(total > 0)].tolist()} with the noise on top are not "
-                        "positive; take statistics: hartlap, or leave those bins out"
-                    )
+            self._set_fiducial_total(release, power)
+
+    def _set_fiducial_total(self, release: Release, power: Release | None) -> None:
+        """T_fid of the variables of Hamimeche & Lewis, which no bin may have without power."""
+        fiducial = release.windows @ release.fiducial_kk[: release.windows.shape[1]]
+        self._fiducial_total = fiducial[self.bins] + self._noise[: len(self.bins)]
+        if power is not None:
+            self._fiducial_total = np.append(self._fiducial_total, power.fiducial_power)
+        measured_total = self.bandpowers + self._noise + self.correction
+        for name, total in (("bandpowers", measured_total), ("model", self._fiducial_total)):
+            if not (total > 0).all():
+                raise CNNLensError(
+                    f"statistics 'hamimeche-lewis': the {name} of bins "
+                    f"{self.bins[~(total > 0)].tolist()} with the noise on top are not "
+                    "positive; take statistics: hartlap, or leave those bins out"
+                )
 
     def _set_data(self, release: Release, power: Release | None, calibration_errors: bool) -> None:
         """The data vector, its noise, and its covariance."""

@@ -357,10 +357,13 @@ def _nested_numbers(
                 leaves(part, level - 1)
 
     leaves(value, depth)
-    if depth == 2 and len({len(row) for row in value}) != 1:
-        raise ReleaseError(
-            f"{source}: field '{key}' has rows of different lengths; make the release again"
-        )
+    rows = value
+    for _ in range(depth - 1):
+        if len({len(row) for row in rows}) != 1:
+            raise ReleaseError(
+                f"{source}: field '{key}' has rows of different lengths; make the release again"
+            )
+        rows = [part for row in rows for part in row]
     return read_only(np.array(value, dtype=np.int64 if integers else float))
 
 

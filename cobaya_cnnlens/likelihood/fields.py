@@ -20,6 +20,9 @@ from .declarations import VERSION as VERSION
 from .declarations import Group as Group
 from .declarations import Sign as Sign
 
+# Of a survey, to which the error of the response surface grows.
+LARGEST_AMPLITUDE = 3.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
@@ -431,6 +434,9 @@ class Release:
     def surface_error(self, u: float) -> np.ndarray:
         """Monte-Carlo covariance of the response surface (docs/noise-bias, eq. 15).
 
+        Simulations reach amplitudes of 1. Beyond :data:`LARGEST_AMPLITUDE` the error of that is
+        taken, so that absurd data have a covariance with an inverse.
+
         Parameters
         ----------
         u : amplitude of C^κκ; those of C^EE are the survey's
@@ -439,7 +445,7 @@ class Release:
         -------
         (n_bins, n_bins)
         """
-        w = np.append(self.amplitudes, u)
+        w = np.append(self.amplitudes, u).clip(-LARGEST_AMPLITUDE, LARGEST_AMPLITUDE)
         products = np.outer(w, w)[np.triu_indices(len(w))]
         modes = np.tensordot(np.append(w, products), self.surface_error_modes, 1)
         return modes @ modes.T

@@ -533,6 +533,7 @@ def test_a_release_holds_the_error_of_its_surface(release):
     x = [*v, u, v[0] ** 2, v[0] * v[1], v[0] * u, v[1] ** 2, v[1] * u, u**2]
     by_mode = sum(a * b for a, b in zip(x, modes, strict=True))
     np.testing.assert_allclose(release.surface_error(u), by_mode @ by_mode.T, rtol=1e-9)
+    np.testing.assert_array_equal(release.surface_error(1e7), release.surface_error(3.0))
 
 
 def test_principal_changes():
