@@ -286,8 +286,9 @@ def coverage_scatter(run: Run, release: Release, others: Sequence[Run] = ()) -> 
 
     Parameters
     ----------
-    run, others : as of :func:`coverage_tables`
+    run : a configuration with coverage skies
     release : with the debias from the data
+    others : runs with more skies, drawn from the same prior
 
     Returns
     -------
