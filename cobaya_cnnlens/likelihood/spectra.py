@@ -153,8 +153,19 @@ def checked_spectrum(cl: ArrayLike | None, lmax: int, quantity: Quantity) -> np.
 
 
 def refuse_gaps(cl: np.ndarray, lmax: int, quantity: Quantity) -> None:
-    """Refuse a spectrum that is zero or negative somewhere from l = 2 to ``lmax``, as one that was
-    filled up with zeros; one without any power is let pass."""
+    """Refuse a spectrum with gaps, as one that was filled up with zeros.
+
+    Parameters
+    ----------
+    cl : from l = 0; one without any power is let pass
+    lmax : last multipole that must be positive, from l = 2 on
+    quantity : what errors call it
+
+    Raises
+    ------
+    SpectrumError
+        if it is zero or negative somewhere
+    """
     if cl[2 : lmax + 1].min() <= 0.0 and cl[: lmax + 1].any():
         wrong = 2 + np.flatnonzero(cl[2 : lmax + 1] <= 0.0)
         raise SpectrumError(

@@ -324,7 +324,15 @@ def _no_number(values: np.ndarray) -> np.ndarray:
 
 
 def unseen_in(q: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Where Q and U, of one shape, were not seen: either is no number, or both are zero, exactly
-    or but for a mask's rounding, which no sky is."""
+    """Where Q and U were not seen: either is no number, or both are zero.
+
+    Parameters
+    ----------
+    q, u : of one shape; a mask's rounding counts as zero
+
+    Returns
+    -------
+    True where they were not, of that shape
+    """
     unseen, largest = _no_number(q) | _no_number(u), np.maximum(np.abs(q), np.abs(u))
     return unseen | (largest <= ZERO * np.max(largest, initial=0.0, where=~unseen))

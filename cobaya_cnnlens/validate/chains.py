@@ -71,7 +71,16 @@ class Chain:
         return self.samples.paramNames.list()
 
     def has(self, *names: str) -> bool:
-        """Whether the chain has all of these parameters."""
+        """Whether the chain has some parameters.
+
+        Parameters
+        ----------
+        *names : of the parameters
+
+        Returns
+        -------
+        True if it has all
+        """
         return set(names) <= set(self.names)
 
     @cached_property
