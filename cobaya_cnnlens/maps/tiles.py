@@ -16,7 +16,7 @@ from typing import Any
 
 import healpy
 import numpy as np
-from scipy.spatial import cKDTree
+from scipy import spatial
 from tqdm import tqdm
 
 from ..errors import MapError
@@ -157,8 +157,8 @@ class Footprint:
         return np.stack(healpy.pix2vec(self.nside, self.pixels), axis=1)
 
     @cached_property
-    def _tree(self) -> cKDTree:
-        return cKDTree(self.points)
+    def _tree(self) -> spatial.cKDTree:
+        return spatial.cKDTree(self.points)
 
     @property
     def area_deg2(self) -> float:
@@ -270,7 +270,7 @@ def check_separate(
     # Patches that lie further apart than their diagonal never touch.
     reach = 4.0 * np.arcsin(0.5 * np.sqrt(0.5) * np.radians(size_deg))
     points = unit_vectors(centres[known])
-    for pair in sorted(cKDTree(points).query_pairs(2.0 * np.sin(0.5 * reach))):
+    for pair in sorted(spatial.cKDTree(points).query_pairs(2.0 * np.sin(0.5 * reach))):
         i, j = known[list(pair)]
         if largest_overlap(centres[[i, j]], size_deg) > TOUCH_DEG:
             chord = np.linalg.norm(np.diff(points[list(pair)], axis=0))
