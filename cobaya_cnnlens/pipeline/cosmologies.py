@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from ..calibrate.response import PatchBandpowers
 from ..calibrate.second_order import FitPoints
 from ..simulate.tiling import evenly
 from .perturbations import bands_of, perturbed_sky
@@ -109,7 +108,7 @@ def fitted(run: Simulation) -> list[Point]:
 
 @dataclass(frozen=True)
 class Patches:
-    """What was measured of the patches of some skies.
+    """What was measured of the patches of a sky.
 
     Attributes
     ----------
@@ -167,12 +166,12 @@ class Points(Stage[Run]):
         sky = perturbed_sky(run, point.index, self.threads, spectra, SET, rows=rows)
         return sky.unperturbed() | {"power": power_of(run)(*sky.observed())}
 
-    def read(self, points: Iterable[Point]) -> Patches:
-        """Read the patches of one change of the cosmology, on all of its skies.
+    def read(self, point: Point) -> Patches:
+        """Read the patches of a point.
 
         Parameters
         ----------
-        points : of one cosmology
+        point : cosmology and sky
 
         Returns
         -------
@@ -181,32 +180,27 @@ class Points(Stage[Run]):
         Raises
         ------
         products.ProductError
-            if a point has not been measured, or was with another network or configuration
+            if it has not been measured, or was with another network or configuration
         """
         names = ["auto", "truth", *(["power"] if self.config.data_debias else [])]
-        parts = [self.arrays(point, names=names) for point in points]
-        arrays = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        arrays = self.arrays(point, names=names)
         return Patches(arrays["auto"], arrays["truth"], arrays.get("power"))
 
-    def at_fiducial(self, points: Iterable[Point]) -> Patches:
-        """Read the patches of some points at the fiducial cosmology, as the test set holds them.
+    def at_fiducial(self, point: Point) -> Patches:
+        """Read the patches of a point at the fiducial cosmology, as the test set holds them.
 
         Parameters
         ----------
-        points : of one cosmology
+        point : whose sky and patches are read
 
         Returns
         -------
         the patches
         """
-        points = list(points)
-        measured = PatchBandpowers.join(
-            Bandpowers(self.run).read(SET, [point.index], point.patches) for point in points
-        )
+        measured = Bandpowers(self.run).read(SET, [point.index], point.patches)
         power = None
         if self.config.data_debias:
-            powers = (Power(self.run).read(SET, [p.index], p.patches) for p in points)
-            power = np.concatenate([of_sky["power"] for of_sky in powers])
+            power = Power(self.run).read(SET, [point.index], point.patches)["power"]
         return Patches(measured.auto, measured.truth, power)
 
     def fit_points(self, response: np.ndarray) -> FitPoints | None:
@@ -228,10 +222,10 @@ class Points(Stage[Run]):
         if (fit := self.config.points.fit) is None:
             return None
         points = fitted(self.run)
-        fiducial = self.at_fiducial(points[:1])
+        fiducial = self.at_fiducial(points[0])
         noise, powers, bands = [], [], []
         for point in points:
-            moved = self.read([point])
+            moved = self.read(point)
             # The configuration has a fit only with a debias from the data.
             assert moved.power is not None
             assert fiducial.power is not None

@@ -18,7 +18,7 @@ from ..likelihood.release import Release
 from ..likelihood.statistics import hotelling_pte, inverse_covariance
 from ..pipeline import cosmologies
 from ..pipeline.assemble import bandpower_changes, fit_debias, make_release, with_data
-from ..pipeline.cosmologies import Patches, Point, Points
+from ..pipeline.cosmologies import Patches, Points
 from ..pipeline.perturbations import bands_of
 from ..pipeline.reconstructions import Bandpowers
 from ..pipeline.run import Run
@@ -80,15 +80,12 @@ def check_points(run: Run, release: Release, group: str) -> list[PointCheck]:
         if a point has not been measured, or was with another network or configuration
     """
     model_at = _model(run, release)
-    by_change: dict[tuple[tuple[str, float], ...], list[Point]] = {}
-    for point in cosmologies.points_of(run, group):
-        by_change.setdefault(tuple(sorted(point.change.items())), []).append(point)
     names = ("curvature", "debias_second", "debias_cross")
     flat = replace(release, **{name: np.zeros_like(getattr(release, name)) for name in names})
     checks = []
-    for change, points in by_change.items():
-        cosmology = run.config.cosmology.vary(**dict(change))
-        changed, fiducial = Points(run).read(points), Points(run).at_fiducial(points)
+    for point in cosmologies.points_of(run, group):
+        cosmology = run.config.cosmology.vary(**point.change)
+        changed, fiducial = Points(run).read(point), Points(run).at_fiducial(point)
         measured = cosmologies.change_of_noise(changed, fiducial, release.response)
         if changed.power is not None and fiducial.power is not None:
             measured = measured - (changed.power - fiducial.power) @ release.debias_coefficients.T
@@ -96,7 +93,7 @@ def check_points(run: Run, release: Release, group: str) -> list[PointCheck]:
             _noise(model, changed, run.spectra(cosmology)) - _noise(model, fiducial, run.spectra())
             for model in (release, flat)
         )
-        checks.append(PointCheck(dict(change), measured, predicted, linear, model_at(cosmology)))
+        checks.append(PointCheck(point.change, measured, predicted, linear, model_at(cosmology)))
     return checks
 
 

@@ -58,8 +58,8 @@ def power_as_data(run, release):
     still_model = likelihood.model(fiducial.kk, fiducial.ee)[n:]
     for group in run.config.points.at:
         for point in cosmologies.points_of(run, group):
-            moved = Points(run).read([point]).power
-            found = (moved - Points(run).at_fiducial([point]).power).mean(0)
+            moved = Points(run).read(point).power
+            found = (moved - Points(run).at_fiducial(point).power).mean(0)
             theory = run.spectra(run.config.cosmology.vary(**point.change))
             off = (found - likelihood.model(theory.kk, theory.ee)[n:] + still_model) / sigma[n:]
             moves = np.sqrt(np.mean((found / sigma[n:]) ** 2))
