@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..likelihood.fields import NUISANCES
+from ..likelihood.spectra import terms
 from . import curvature, second_order
 from .covariance import mean_covariance, sample_covariance, shrunk_covariance
 from .curvature import Curvature
@@ -104,21 +105,8 @@ class DataDebias:
         # The surface also measures the first order along its directions. There, the derivatives in
         # the bands keep only the weight 1 − f.
         first = self.derivatives.change_at(bands - self.second.weight * self.second.along(w))
-        surface = self.second.weighted() @ second_order.terms(w[None])[0]
+        surface = self.second.weighted() @ terms(w)
         return np.hstack([first, power]), surface
-
-    def error_at(self, bands: np.ndarray) -> np.ndarray:
-        """Monte-Carlo covariance of the first order of d' and p̂ (docs/noise-bias, eq. 15).
-
-        Parameters
-        ----------
-        bands : δ_j, C^κκ before C^EE, (n_kk + n_ee,)
-
-        Returns
-        -------
-        (n_bins + n_power, n_bins + n_power)
-        """
-        return mean_covariance(self.changes_at(bands)[0])
 
 
 def fit(
@@ -210,7 +198,8 @@ def release_fields(
     # Of d' and p̂ side by side: the scatter of one patch, and the errors of N, p^fid and the model.
     scatter = sample_covariance(np.hstack([scattered, debias.test_power]))
     noise_error = mean_covariance(np.hstack([scattered - test_truth, debias.test_power]))
-    model_error = debias.error_at(error_bands)
+    # The error of the response surface is in its modes.
+    model_error = mean_covariance(debias.changes_at(error_bands)[0])
     d_d, d_p, p_p = np.s_[:n_bins, :n_bins], np.s_[:n_bins, n_bins:], np.s_[n_bins:, n_bins:]
     power = debias.power
     return {

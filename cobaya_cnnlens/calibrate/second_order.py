@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..likelihood.spectra import terms
 from .derivatives import NoiseDerivatives
 
 # Directions of C^EE in the fit of v to p̂. The fit marginalises over those beyond n_directions.
@@ -55,7 +56,7 @@ class SecondOrder:
     ee_directions : P, (n_power, n_v); |v| ≤ 1 at the points of the fit
     kk_direction : a, (n_kk,); |u| ≤ 1 at the points of the fit
     ee_changes : change of the bands of C^EE by v = 1, (n_v, n_ee)
-    patches : l_bi and s_bij in the order of :func:`terms`, (n_patches, n_bins, n_terms)
+    patches : l_bi and s_bij in the order of :func:`.terms`, (n_patches, n_bins, n_terms)
     weight : f of docs/noise-bias, the weight of l_bi when it is added to the derivatives in the
         bands: n_s/(n_s + n_d), for n_s patches of the surface and n_d of the derivatives
     """
@@ -149,26 +150,6 @@ def pairs(n: int) -> list[tuple[int, int]]:
     [(0, 0), (0, 1), (1, 1)]
     """
     return list(itertools.combinations_with_replacement(range(n), 2))
-
-
-def terms(w: np.ndarray) -> np.ndarray:
-    """Amplitudes and their products, side by side.
-
-    Parameters
-    ----------
-    w : (n, n_w)
-
-    Returns
-    -------
-    (n, n_w + n_w (n_w + 1)/2)
-
-    Examples
-    --------
-    >>> terms(np.array([[2.0, 3.0]])).tolist()
-    [[2.0, 3.0, 4.0, 6.0, 9.0]]
-    """
-    products = [w[:, i] * w[:, j] for i, j in pairs(w.shape[1])]
-    return np.column_stack([w, *products])
 
 
 def fit(

@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import ReleaseError
 from .declarations import NUISANCES, VERSION, Group, Numbers, read_only
 from .fields import ARRAYS, Release
+from .spectra import terms
 
 FORMAT = "cobaya_cnnlens release"
 _SCALARS: dict[str, tuple[str, type]] = {
@@ -174,7 +175,7 @@ def _check_dimensions(dimensions: dict[str, int], source: str) -> None:
             f"{source}: field 'debias.second' holds {dimensions['n_products']} products; "
             f"{n_v} directions have {n_v * (n_v + 1) // 2}: make the release again"
         )
-    n_terms = (n_v + 1) * (n_v + 4) // 2 if n_v else 0
+    n_terms = len(terms(np.zeros(n_v + 1))) if n_v else 0
     if dimensions.get("n_terms", 0) != n_terms:
         raise ReleaseError(
             f"{source}: field 'debias.error_modes' holds {dimensions['n_terms']} terms; {n_v} "

@@ -19,6 +19,7 @@ from .declarations import NUISANCES as NUISANCES
 from .declarations import VERSION as VERSION
 from .declarations import Group as Group
 from .declarations import Sign as Sign
+from .spectra import terms
 
 # Of a survey, to which the error of the response surface grows.
 LARGEST_AMPLITUDE = 3.0
@@ -446,8 +447,7 @@ class Release:
         (n_bins, n_bins)
         """
         w = np.append(self.amplitudes, u).clip(-LARGEST_AMPLITUDE, LARGEST_AMPLITUDE)
-        products = np.outer(w, w)[np.triu_indices(len(w))]
-        modes = np.tensordot(np.append(w, products), self.surface_error_modes, 1)
+        modes = np.tensordot(terms(w), self.surface_error_modes, 1)
         return modes @ modes.T
 
     def correction_of(self, power: np.ndarray) -> np.ndarray:

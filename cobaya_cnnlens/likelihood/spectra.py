@@ -51,6 +51,27 @@ def band_powers(edges: np.ndarray, fiducial: np.ndarray) -> np.ndarray:
     return np.add.reduceat((2.0 * l + 1.0) * fiducial[edges[0] : edges[-1]], edges[:-1] - edges[0])
 
 
+def terms(amplitudes: np.ndarray) -> np.ndarray:
+    """Amplitudes w and their products w_i w_j, i ≤ j, as a response surface holds them.
+
+    Parameters
+    ----------
+    amplitudes : (..., n)
+
+    Returns
+    -------
+    (..., n + n (n + 1)/2)
+
+    Examples
+    --------
+    >>> terms(np.array([2.0, 3.0])).tolist()
+    [2.0, 3.0, 4.0, 6.0, 9.0]
+    """
+    first, second = np.triu_indices(amplitudes.shape[-1])
+    products = amplitudes[..., first] * amplitudes[..., second]
+    return np.concatenate([amplitudes, products], axis=-1)
+
+
 def change_along(size: int, edges: np.ndarray, direction: np.ndarray) -> np.ndarray:
     """Relative change u a_j/|a|² of a spectrum in every band, for u = 1.
 

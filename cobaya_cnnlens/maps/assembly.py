@@ -129,7 +129,7 @@ class Calibrated:
             return np.stack([combine(v, t, tiles) for v, t in zip(values, truths, strict=True)])
 
         kk, ee = (
-            BandDerivatives(np.array(edges), np.moveaxis(combined(spectrum), 0, -1))
+            BandDerivatives.of_bands(edges, combined(spectrum))
             for spectrum, edges in (("kk", settings.kk_edges), ("ee", settings.ee_edges))
         )
         which = self.calibration.nuisance_patches()

@@ -12,8 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from cobaya_cnnlens.calibrate import debias, second_order
+from cobaya_cnnlens.calibrate import debias
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
+from cobaya_cnnlens.likelihood.spectra import terms
 from cobaya_cnnlens.pipeline.assemble import bandpower_changes, calibration_of, make_release
 from cobaya_cnnlens.pipeline.cosmologies import Points
 from cobaya_cnnlens.pipeline.loading import load_config
@@ -48,7 +49,7 @@ def residual(n_directions, out):
     changed = points.noise[out] - power @ fitted.coefficients.T
     changed = changed - fitted.derivatives.kk.values @ kk
     w = fitted.second.amplitudes(power.mean(0), kk)
-    return changed.mean(0) - fitted.second.values @ second_order.terms(w[None])[0]
+    return changed.mean(0) - fitted.second.values @ terms(w)
 
 
 print(f"{len(points.bands)} cosmologies, {points.noise.shape[1]} patches")

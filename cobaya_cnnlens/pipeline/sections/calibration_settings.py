@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 from pydantic import Field, model_validator
 
+from ...likelihood.spectra import terms
 from . import Section
 
 
@@ -180,13 +182,12 @@ class Points(Section):
                 f"points.fit.group is {self.fit.group!r}; name a group of points.at: "
                 f"{', '.join(self.at) or 'there is none'}"
             )
-        n = self.fit.directions
         # First and second order in the directions of C^EE and the one of C^κκ.
-        terms = (n + 1) * (n + 4) // 2
-        if len(fitted.cosmologies) <= terms:
+        n_terms = len(terms(np.zeros(self.fit.directions + 1)))
+        if len(fitted.cosmologies) <= n_terms:
             raise ValueError(
                 f"points.at.{self.fit.group} has {len(fitted.cosmologies)} cosmologies, a fit of "
-                f"{terms} terms needs more"
+                f"{n_terms} terms needs more"
             )
         for name, group in self.at.items():
             if group is not fitted and group.sky == fitted.sky:
