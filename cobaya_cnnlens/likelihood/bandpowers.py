@@ -203,11 +203,10 @@ class BandpowerLikelihood:
 
     def _set_fiducial_total(self, release: Release, power: Release | None) -> None:
         """T_fid of the variables of Hamimeche & Lewis, which no bin may have without power."""
-        fiducial = release.windows @ release.fiducial_kk[: release.windows.shape[1]]
-        self._fiducial_total = fiducial[self.bins] + self._noise[: len(self.bins)]
+        self._fiducial_total = (release.fiducial_bandpowers + release.noise)[self.bins]
         if power is not None:
             self._fiducial_total = np.append(self._fiducial_total, power.fiducial_power)
-        measured_total = self.bandpowers + self._noise + self.correction
+        measured_total = self.bandpowers + self._not_lensing()
         for name, total in (("bandpowers", measured_total), ("model", self._fiducial_total)):
             if not (total > 0).all():
                 raise CNNLensError(
@@ -505,9 +504,12 @@ class BandpowerLikelihood:
         (..., n_bins)
         """
         if self.statistics == "hamimeche-lewis":
-            added = self._noise + (self.correction if correction is None else correction)
-            return (models + added) / self._fiducial_total
+            return (models + self._not_lensing(correction)) / self._fiducial_total
         return np.ones_like(models)
+
+    def _not_lensing(self, correction: np.ndarray | None = None) -> np.ndarray:
+        """N + c, what the total power T of κ̂ has beside µ; c of the release if None."""
+        return self._noise + (self.correction if correction is None else correction)
 
     def _deviations(
         self,
@@ -519,7 +521,7 @@ class BandpowerLikelihood:
         data = self.bandpowers if data is None else data
         if self.statistics != "hamimeche-lewis":
             return data - model
-        added = self._noise + (self.correction if correction is None else correction)
+        added = self._not_lensing(correction)
         total = model + added
         if not np.isfinite(total).all():
             raise SpectrumError(_NOT_FINITE)

@@ -203,7 +203,7 @@ def _write_cmblikes(release: Release, model: LinearModel, folder: Path) -> str:
     if by_data:
         # Of the transform of Hamimeche & Lewis: N + c, which data and model get, and the fiducial
         # total power, which holds N alone.
-        fiducial = release.windows @ release.fiducial_kk[: release.windows.shape[1]] + release.noise
+        fiducial = release.fiducial_bandpowers + release.noise
         settings += "cl_fiducial_includes_noise = T\n"
         for name, values in (("noise", release.noise + model.subtracted), ("fiducial", fiducial)):
             numbered = np.c_[np.arange(1, release.n_bins + 1), unit * values]

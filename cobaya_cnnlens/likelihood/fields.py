@@ -372,6 +372,24 @@ class Release:
         return 0.5 * (self.edges[1:] + self.edges[:-1])
 
     @property
+    def fiducial_bandpowers(self) -> np.ndarray:
+        """Bandpowers of the fiducial C_L^κκ, (n_bins,)."""
+        return self.windows @ self.fiducial_kk[: self.windows.shape[1]]
+
+    def noise_subtracted(self, auto: np.ndarray) -> np.ndarray:
+        """Bandpowers d of docs/noise-bias, eq. 3, by the calibration of this release.
+
+        Parameters
+        ----------
+        auto : ⟨κ̂κ̂*⟩, (..., n_bins)
+
+        Returns
+        -------
+        auto/R² − N, (..., n_bins)
+        """
+        return auto / self.response**2 - self.noise
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What is suspicious of the maps or the bandpowers, from ``provenance``."""
         return tuple(self.provenance.get("warnings", ()))

@@ -56,11 +56,6 @@ def _lines(content: dict[str, Any], indent: int = 0) -> list[str]:
     return lines
 
 
-def _signal(release: Release) -> np.ndarray:
-    """Bandpowers of the fiducial C_L^κκ, (n_bins,)."""
-    return release.windows @ release.fiducial_kk[: release.windows.shape[1]]
-
-
 def _bins(release: Release) -> tuple[str, list[str]]:
     return ">", [f"{low}-{high}" for low, high in itertools.pairwise(release.edges)]
 
@@ -76,7 +71,7 @@ def _bandpowers(release: Release) -> str:
             "sigma": (".3f", 1e9 * sigma),
             "N_b (fid)": (".3f", 1e9 * release.noise),
             "MC(N)": (".3f", 1e9 * noise_error),
-            "fiducial": (".3f", 1e9 * _signal(release)),
+            "fiducial": (".3f", 1e9 * release.fiducial_bandpowers),
             "R": (".4f", release.response),
         },
         "bandpowers in units of 1e-9, debiased by the survey's own E and B power if it is held",
@@ -87,7 +82,7 @@ def _nuisances(release: Release) -> str:
     steps = release.nuisance_steps
     shifts = release.nuisance_first * steps + release.nuisance_second * steps**2
     columns = {
-        f"{name} {step:g}": ("+.4f", shift / _signal(release))
+        f"{name} {step:g}": ("+.4f", shift / release.fiducial_bandpowers)
         for name, step, shift in zip(NUISANCES, steps, shifts.T, strict=True)
     }
     title = "shift of d_b over the fiducial, the instrument off by"

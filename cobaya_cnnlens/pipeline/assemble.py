@@ -325,15 +325,10 @@ def with_data(calibration: Release, auto: np.ndarray, power: np.ndarray | None) 
     """
     return replace(
         calibration,
-        bandpowers=_debiased(auto, calibration),
+        bandpowers=calibration.noise_subtracted(auto).mean(0),
         power=_own_power(calibration, power),
         n_patches=len(auto),
     )
-
-
-def _debiased(auto: np.ndarray, calibration: Release) -> np.ndarray:
-    """Mean over patches of ⟨|κ̂|²⟩_b/R_b² − N_b, (n_bins,), by a release's calibration."""
-    return (auto / calibration.response**2 - calibration.noise).mean(0)
 
 
 def _own_power(calibration: Release, power: np.ndarray | None) -> np.ndarray:

@@ -22,7 +22,7 @@ def release_figure(release: Release) -> Figure:
     """
     bandpowers = release.bandpowers - release.correction
     sigma = np.sqrt(np.diag(release.covariance))
-    signal = release.windows @ release.fiducial_kk[: release.windows.shape[1]]
+    signal = release.fiducial_bandpowers
     half = 0.5 * np.diff(release.edges)
     figure = Figure(figsize=(8, 6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))

@@ -79,7 +79,7 @@ def debiased_patches(release: Release, auto: np.ndarray, power: np.ndarray | Non
     -------
     d' but for a constant, (n_patches, n_bins)
     """
-    bandpowers = auto / release.response**2 - release.noise
+    bandpowers = release.noise_subtracted(auto)
     if power is None or not release.has(Group.DEBIAS):
         return bandpowers
     return bandpowers - power @ release.correction_slope.T
