@@ -162,10 +162,11 @@ def coverage(
         coverage.measure(run, index, runs.threads())
     if index is None:
         tested = read_release(release) if release else make_release(run, run.config.first_survey)
-        tables = coverage.coverage_tables(run, tested, primary=primary, others=others)
+        skies = coverage.read(run, *others)
+        tables = coverage.coverage_tables(run, tested, skies, primary=primary)
         typer.echo("\n\n".join(table.table() for table in tables))
         if tested.has(Group.DEBIAS):
-            typer.echo("\n" + coverage.coverage_scatter(run, tested, others).table())
+            typer.echo("\n" + coverage.coverage_scatter(run, tested, skies).table())
 
 
 @command(epilog="Example: cnnlens nulltest my.yaml --null unlensed")

@@ -14,7 +14,7 @@ from ..pipeline.assemble import make_release
 from ..pipeline.estimators import label_of
 from ..pipeline.run import Run
 from ..validate import nulls
-from ..validate.coverage import coverage_tables
+from ..validate.coverage import coverage_tables, read
 from ..validate.foregrounds import ForegroundTable, foregrounds_table
 from ..validate.noise import noise_table
 from ..validate.null_tests import NullTable, nulls_table
@@ -118,7 +118,7 @@ def coverage_figure(run: Run) -> Figure:
     figure : a row for each parameter
     """
     release = make_release(run, run.config.first_survey)
-    return draw_coverage(coverage_tables(run, release))
+    return draw_coverage(coverage_tables(run, release, read(run)))
 
 
 def draw_coverage(tables: Sequence[CoverageTable]) -> Figure:

@@ -216,10 +216,10 @@ def read(*runs: Run) -> list[CoverageSky]:
 def coverage_tables(
     run: Run,
     release: Release,
+    coverage_skies: Sequence[CoverageSky],
     patches_each: int | None = None,
     statistics: str = "hamimeche-lewis",
     primary: bool = False,
-    others: Sequence[Run] = (),
 ) -> list[CoverageTable]:
     """Posteriors of all disjoint surveys that the coverage skies give, a table for each parameter
     of the prior.
@@ -228,10 +228,10 @@ def coverage_tables(
     ----------
     run : a configuration with coverage skies
     release : whose calibration, model, debias and covariance are tested; its data are not used
+    coverage_skies : of :func:`read`
     patches_each : patches of one survey; the configuration's by default
     statistics : form of the likelihood
     primary : whether the likelihood takes the E power of the patches too
-    others : runs with more skies, drawn from the same prior
 
     Returns
     -------
@@ -240,8 +240,7 @@ def coverage_tables(
     Raises
     ------
     CNNLensError
-        if a sky has fewer patches than a survey, another network made the release, or skies of
-        several runs are of different priors or the same
+        if a sky has fewer patches than a survey, or another network made the release
     """
     config = run.config
     prior = config.coverage.prior
@@ -252,56 +251,59 @@ def coverage_tables(
             f"{str(made_with)[:16]}…, the configuration's is {run.estimator_id[:16]}…; use the "
             "release that this network made"
         )
-    coverage_skies = read(run, *others)
     debias = release.noise_debiases[0]
     grid = _grid(run)
-    truths, sky_numbers, posteriors, draws = [], [], [], list[Draws]()
+    sky_of, likelihoods, posteriors, draws = [], list[BandpowerLikelihood](), [], list[Draws]()
     for number, sky in enumerate(coverage_skies):
         for survey in _surveys(sky, release, patches_each):
             likelihood = BandpowerLikelihood(survey, debias, statistics, primary=primary)
             model, data = grid.table(likelihood), likelihood.bandpowers[None]
+            likelihoods.append(likelihood)
             posteriors.append(grid.posterior(likelihood, model, data))
-            truths.append(list(sky.parameters.values()))
-            sky_numbers.append(number)
-            deviations = _deviations(sky, survey, likelihood)
+            sky_of.append(number)
             draws.append(
-                Draws(np.array(truths[-1]), likelihood.correction, deviations, patches_each)
+                Draws(
+                    np.array(list(sky.parameters.values())),
+                    likelihood.correction,
+                    _deviations(sky, survey, likelihood),
+                    patches_each,
+                )
             )
-    true, sky_of = np.array(truths), np.array(sky_numbers)
-    first = _surveys(coverage_skies[0], release, patches_each)[0]
-    typical = BandpowerLikelihood(first, debias, statistics, primary=primary)
+    true = np.array([survey.truth for survey in draws])
     generator = np.random.default_rng(seed_sequence(config.seed, f"{KIND}/ranks"))
-    simulated = simulate_ranks(grid, typical, draws, generator, N_SIMULATED[len(prior)])
+    simulated = simulate_ranks(grid, likelihoods[0], draws, generator, N_SIMULATED[len(prior)])
     tables = []
     for i, (name, ends) in enumerate(prior.items()):
         probability = np.concatenate([posterior[i].probability for posterior in posteriors])
         one = GridMarginal(grid.axes[i], probability)
-        columns = sky_of, true[:, i], one.mean, one.sigma, one.ranks(true[:, i])
+        columns = np.array(sky_of), true[:, i], one.mean, one.sigma, one.ranks(true[:, i])
         tables.append(CoverageTable(name, patches_each, ends, *columns, simulated[i]))
     return tables
 
 
-def coverage_scatter(run: Run, release: Release, others: Sequence[Run] = ()) -> PatchScatter:
+def coverage_scatter(
+    run: Run, release: Release, coverage_skies: Sequence[CoverageSky]
+) -> PatchScatter:
     """Scatter of the patches of the coverage skies over the covariance of a release.
 
     Parameters
     ----------
     run : a configuration with coverage skies
     release : with the debias from the data
-    others : runs with more skies, drawn from the same prior
+    coverage_skies : of :func:`read`
 
     Returns
     -------
     the scatter of each sky
     """
     grid = _grid(run)
+    truths = np.array([list(sky.parameters.values()) for sky in coverage_skies])
     surveys, models = [], []
-    for sky in read(run, *others):
+    for sky, weights in zip(coverage_skies, grid.at(truths), strict=True):
         (survey,) = _surveys(sky, release, len(sky.auto))
         likelihood = BandpowerLikelihood(survey)
-        at = grid.at(np.array([list(sky.parameters.values())]))
-        models.append((at @ grid.table(likelihood))[0])
-        surveys.append((survey, debiased_patches(survey, sky.auto, sky.power)))
+        models.append(weights @ grid.table(likelihood))
+        surveys.append((likelihood, debiased_patches(survey, sky.auto, sky.power)))
     return patch_scatter(surveys, np.array(models))
 
 

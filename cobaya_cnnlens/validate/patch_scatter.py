@@ -86,26 +86,28 @@ def debiased_patches(release: Release, auto: np.ndarray, power: np.ndarray | Non
 
 
 def patch_scatter(
-    surveys: Sequence[tuple[Release, np.ndarray]], models: np.ndarray
+    surveys: Sequence[tuple[BandpowerLikelihood, np.ndarray]], models: np.ndarray
 ) -> PatchScatter:
     """Compare the scatter of the patches of several skies with the covariance.
 
     Parameters
     ----------
-    surveys : of each sky the release of all its patches by one calibration, and d' of every patch,
-        (n_patches, n_bins)
+    surveys : of each sky the likelihood of all its patches, by one calibration, and d' of every
+        patch, (n_patches, n_bins)
     models : µ_b at each sky's truth, (n_skies, n_bins)
 
     Returns
     -------
     the scatter of each sky
     """
-    ln_total, ratio = [], []
-    for (release, debiased), model in zip(surveys, models, strict=True):
-        scale = BandpowerLikelihood(release).scatter(model)
-        scatter = np.cov(debiased / scale, rowvar=False)
-        inverse = inverse_covariance(release.patch_covariance)
-        ratio.append(np.trace(inverse @ scatter) / len(inverse))
-        ln_total.append(2.0 * np.log(scale).mean())
-    sizes = np.array([len(debiased) for _, debiased in surveys])
-    return PatchScatter(np.array(ln_total), np.array(ratio), sizes)
+    inverse = inverse_covariance(surveys[0][0].release.patch_covariance)
+    scales = [
+        likelihood.scatter(model) for (likelihood, _), model in zip(surveys, models, strict=True)
+    ]
+    patches = [debiased for _, debiased in surveys]
+    ratio = [
+        np.trace(inverse @ np.cov(debiased / scale, rowvar=False)) / len(inverse)
+        for debiased, scale in zip(patches, scales, strict=True)
+    ]
+    ln_total = 2.0 * np.log(scales).mean(1)
+    return PatchScatter(ln_total, np.array(ratio), np.array([len(some) for some in patches]))

@@ -8,8 +8,6 @@ fixed. Shifts are in sigma of the bins in use. CAMB runs eight times, 20 s of a 
 
 import sys
 
-import numpy as np
-
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.release import read_release
 from cobaya_cnnlens.table import text_table
@@ -19,6 +17,7 @@ from cobaya_cnnlens.theory.camb import (
     camb_parameters,
     convergence_from_potential,
 )
+from cobaya_cnnlens.validate.omch2 import fisher
 
 MODELS = {
     "feedback, logT_AGN 7.3": {"halofit_version": "mead2020_feedback", "HMCode_logT_AGN": 7.3},
@@ -52,7 +51,7 @@ up, down = (convergence(cosmology.vary(omch2=cosmology.omch2 + s * STEP)) for s 
 others = {name: convergence(cosmology, model) for name, model in MODELS.items()}
 print(f"{release.name}: {release.n_patches} patches; the theory is {settings.halofit_version}")
 for L_max in CUTS:
-    likelihood = BandpowerLikelihood(release, statistics="gaussian", L_max=L_max)
+    likelihood = BandpowerLikelihood(release, L_max=L_max)
     still = likelihood.model(fiducial)
     slopes = {
         "omch2": (likelihood.model(up) - likelihood.model(down)) / (2 * STEP),
@@ -60,8 +59,7 @@ for L_max in CUTS:
     }
     columns = {"": ("", list(others))}
     for name, slope in slopes.items():
-        gain = likelihood.inverse @ slope
-        sigma = 1.0 / np.sqrt(slope @ gain)
-        shifts = [sigma * (gain @ (likelihood.model(kk) - still)) for kk in others.values()]
+        (sigma,), (gain,) = fisher(slope[None], likelihood.covariance)
+        shifts = [gain @ (likelihood.model(kk) - still) for kk in others.values()]
         columns[f"{name}, sigma {sigma:.5f}"] = ("+.2f", shifts)
     print(f"\n{text_table(columns, f'L_max {L_max}: shifts in sigma')}")

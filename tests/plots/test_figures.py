@@ -279,7 +279,7 @@ run()
 def test_the_figure_of_coverage(made):
     """Ranks by tenths over the band of simulated sets, and every survey's pull at its truth."""
     run = Run(made)
-    tables = coverage.coverage_tables(run, make_release(run, "fiducial"))
+    tables = coverage.coverage_tables(run, make_release(run, "fiducial"), coverage.read(run))
     left, right = validation_figures.draw_coverage(tables).axes
     (table,) = tables
     ranks, band = (patch.get_data() for patch in left.patches)

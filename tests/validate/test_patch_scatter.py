@@ -33,7 +33,7 @@ def skies():
         bandpowers = bandpowers + (power - survey.power) @ survey.correction_slope.T
         auto = (bandpowers + release.noise) * release.response**2
         survey = replace(survey, bandpowers=bandpowers.mean(0))
-        surveys.append((survey, debiased_patches(survey, auto, power)))
+        surveys.append((BandpowerLikelihood(survey), debiased_patches(survey, auto, power)))
         models.append(model)
     return surveys, np.array(models)
 

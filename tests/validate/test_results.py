@@ -555,10 +555,15 @@ def cut(small_config, monkeypatch):
     return config, release, np.array(data), own
 
 
+def tables_of(run, release, *others, **options):
+    """Of the coverage skies of some runs."""
+    return coverage_tables(run, release, coverage.read(run, *others), **options)
+
+
 def test_a_table_from_products(cut):
     """Twelve skies of 20 patches are 24 surveys of 8; every column from the data's closed form."""
     config, release, data, own = cut
-    (found,) = coverage_tables(Run(config, HASH), release, statistics="hartlap")
+    (found,) = tables_of(Run(config, HASH), release, statistics="hartlap")
     assert found.n_skies == 12
     assert found.sky.tolist() == [i // 2 for i in range(24)]
     truth = np.repeat([coverage.drawn(Run(config), i)["omch2"] for i in range(12)], 2)
@@ -582,12 +587,12 @@ def test_a_table_from_products(cut):
     assert found.simulated.covered[:, 0].std() > 1.7 * np.sqrt(0.68 * 0.32 / 24)
     assert found.uniformity > 0.01
     assert found.tenths.sum() == 24
-    (again,) = coverage_tables(Run(config, HASH), release, statistics="hartlap")
+    (again,) = tables_of(Run(config, HASH), release, statistics="hartlap")
     np.testing.assert_array_equal(again.simulated.tenths, found.simulated.tenths)
-    (single,) = coverage_tables(Run(config, HASH), release, patches_each=20, statistics="hartlap")
+    (single,) = tables_of(Run(config, HASH), release, patches_each=20, statistics="hartlap")
     assert len(single.rank) == 12
     with pytest.raises(CNNLensError, match="a sky has 20 patches, a survey 21"):
-        coverage_tables(Run(config, HASH), release, patches_each=21)
+        tables_of(Run(config, HASH), release, patches_each=21)
 
 
 def test_skies_of_several_runs_are_one_table(cut):
@@ -601,19 +606,19 @@ def test_skies_of_several_runs_are_one_table(cut):
         recipe = coverage.recipe(Run(other, HASH), i)
         products.write_product(coverage.path(Run(other), i), "coverage", recipe, arrays)
     runs = [Run(config, HASH), Run(other, HASH)]
-    (alone,) = coverage_tables(runs[0], release, statistics="hartlap")
-    (found,) = coverage_tables(runs[0], release, statistics="hartlap", others=runs[1:])
+    (alone,) = tables_of(runs[0], release, statistics="hartlap")
+    (found,) = tables_of(runs[0], release, *runs[1:], statistics="hartlap")
     assert found.n_skies == 15
     assert found.sky[24:].tolist() == [12, 13, 14]
     np.testing.assert_array_equal(found.mean[:24], alone.mean)
     truth = [coverage.drawn(Run(other), i)["omch2"] for i in range(3)]
     np.testing.assert_array_equal(found.truth[24:], truth)
     with pytest.raises(CNNLensError, match="'seed': a sky of it has the truth, and the phases"):
-        coverage_tables(runs[0], release, others=runs[:1])
+        tables_of(runs[0], release, *runs[:1])
     wider = config.coverage.model_copy(update={"omch2": (0.1, 0.2)})
     wide = Run(config.model_copy(update={"coverage": wider}), HASH)
     with pytest.raises(CNNLensError, match="one table is of one prior"):
-        coverage_tables(runs[0], release, others=[wide])
+        tables_of(runs[0], release, wide)
 
 
 def test_a_release_that_is_too_sure_is_found_out(cut):
@@ -624,6 +629,6 @@ def test_a_release_that_is_too_sure_is_found_out(cut):
         patch_covariance=release.patch_covariance / 9,
         noise_covariance=release.noise_covariance / 9,
     )
-    (found,) = coverage_tables(Run(config, HASH), sure, statistics="hartlap")
+    (found,) = tables_of(Run(config, HASH), sure, statistics="hartlap")
     assert found.covered(0.68)[0] < 0.5
     assert found.scatter()[0] == pytest.approx(3.0, abs=0.8)
