@@ -353,14 +353,14 @@ class _Simulations:
     def _new_bench(self, omch2: float | None = None) -> PerturbedSky:
         run = self.run
         spectra = None if omch2 is None else run.spectra(run.config.cosmology.vary(omch2=omch2))
-        seen = self.calibration.derivative_patches()
+        patches = self.calibration.derivative_patches()
         return perturbed_sky(
             run,
-            seen.index,
+            patches.index,
             self.nthreads,
             spectra,
-            measured=seen.measure,
-            observation=Observation(run.config.instrument, seen.noise(), seen.mask),
+            measured=patches.measure,
+            observation=Observation(run.config.instrument, patches.noise(), patches.mask),
         )
 
     def _named(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -157,11 +157,12 @@ class PerturbedSky:
 
     def _observed(self, lensed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """From padded, noiseless Q̃ + iŨ."""
-        geometry, seen = self.spectra.geometry, self.observation
+        geometry, observation = self.spectra.geometry, self.observation
         shape = (-1, geometry.n_padded, geometry.n_padded)
         q, u = (
-            (convolve_beam(maps.reshape(shape), seen.instrument, geometry) + noise) * seen.mask
-            for maps, noise in zip((lensed.real, lensed.imag), seen.noise, strict=True)
+            (convolve_beam(maps.reshape(shape), observation.instrument, geometry) + noise)
+            * observation.mask
+            for maps, noise in zip((lensed.real, lensed.imag), observation.noise, strict=True)
         )
         return q, u
 

@@ -6,8 +6,9 @@ the patches without a foreground are the bias,
 
     Δd_b = Δ⟨|κ̂|²⟩/R_b²,   Δd'_b = Δd_b − Σ_i G_bi Δp̂_i,
 
-the latter with the debias from the data: a foreground is part of the power p̂ of the survey's own
-maps, and what of it looks like noise or E is subtracted (:mod:`cobaya_cnnlens.calibrate.debias`).
+the latter with the debias from the data. A foreground is part of the power p̂ of the survey's own
+maps. The debias subtracts the part that looks like noise or E
+(:mod:`cobaya_cnnlens.calibrate.debias`).
 The scatter of CMB, lensing and noise is common and cancels; errors are those of the mean
 difference. Nothing is calibrated anew: this is the bias of a survey that does not know of the
 foreground.

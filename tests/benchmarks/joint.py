@@ -59,10 +59,10 @@ def power_as_data(run, release):
     for group in run.config.points.at:
         for point in cosmologies.points_of(run, group):
             moved = Points(run).read(point).power
-            found = (moved - Points(run).at_fiducial(point).power).mean(0)
+            change = (moved - Points(run).at_fiducial(point).power).mean(0)
             theory = run.spectra(run.config.cosmology.vary(**point.change))
-            off = (found - likelihood.model(theory.kk, theory.ee)[n:] + still_model) / sigma[n:]
-            moves = np.sqrt(np.mean((found / sigma[n:]) ** 2))
+            off = (change - likelihood.model(theory.kk, theory.ee)[n:] + still_model) / sigma[n:]
+            moves = np.sqrt(np.mean((change / sigma[n:]) ** 2))
             rms, most = np.sqrt(np.mean(off**2)), np.abs(off).max()
             what = ", ".join(f"{name} {value:g}" for name, value in point.change.items())
             print(f"{what:68s} moves {moves:5.1f}, model off by {rms:4.2f}, {most:4.2f}")

@@ -137,9 +137,11 @@ for name, files in (("HEALPix", healpix_files), ("CAR", car_files)):
     clock(f"{name}: Q and U of the tiles")
     TileReconstruction(plan, setup, folder / name).measure(estimator)
     clock(f"{name}: kappa-hat")
-    found = [TileReconstruction(plan, setup, folder / name).read_tile(tile) for tile in plan.tiles]
-    plans[name], kappas[name] = plan, np.stack([f["kappa"] for f in found])
-    powers[name] = np.stack([f["auto"] for f in found])
+    tile_bandpowers = [
+        TileReconstruction(plan, setup, folder / name).read_tile(tile) for tile in plan.tiles
+    ]
+    plans[name], kappas[name] = plan, np.stack([f["kappa"] for f in tile_bandpowers])
+    powers[name] = np.stack([f["auto"] for f in tile_bandpowers])
 plan = plans["HEALPix"]
 np.testing.assert_allclose(plan.centres, plans["CAR"].centres)
 cut = cutting.cut(alm, LMAX, plan.centres, plan.geometry)
@@ -165,8 +167,8 @@ for a, b in (
 pairs = [list(TileMaps(plans[name], folder / name).masked()) for name in plans]
 common = [one.tile.seen & two.tile.seen for one, two in zip(*pairs, strict=True)]
 same = []
-for found in pairs:
-    q, u = (np.stack([getattr(m, x) for m in found]) * common for x in "qu")
+for pair in pairs:
+    q, u = (np.stack([getattr(m, x) for m in pair]) * common for x in "qu")
     rms = np.where(common, np.stack([m.tile.rms for m in pairs[0]]), np.inf)
     same.append(estimator().reconstruct(q, u, rms))
 error = [np.std(x - y) / np.std(y) for x, y in zip(*same, strict=True)]

@@ -192,7 +192,7 @@ def test_a_scaled_band_is_a_sky_of_the_scaled_spectrum(tiny, monkeypatch, kind, 
             return q
 
     run = Run(config, HASH, Recording())
-    found = perturbed_sky(run, 0, 1).measure(kind, band)
+    derivative = perturbed_sky(run, 0, 1).measure(kind, band)
     low, high = getattr(settings, f"{kind}_edges")[band : band + 2]
     power = []
     for maps, factor in zip(list(shown), (1.6, 0.4), strict=True):
@@ -203,7 +203,7 @@ def test_a_scaled_band_is_a_sky_of_the_scaled_spectrum(tiny, monkeypatch, kind, 
         power.append(perturbed_sky(run, 0, 1).unperturbed())
         for one, other in zip(maps, shown[-1], strict=True):
             np.testing.assert_allclose(one, other, atol=1e-4 * other.std())
-    for name, values in found.items():
+    for name, values in derivative.items():
         difference = (power[0][name] - power[1][name]) / (2 * 0.6)
         scale = np.abs(difference).max()
         np.testing.assert_allclose(values, difference, rtol=1e-3, atol=1e-4 * scale)
@@ -510,15 +510,15 @@ def test_changes_of_a_band_are_of_its_power():
 def test_the_debias_of_shifted_skies(written):
     """κ̂κ̂*/R² less the truth of the shifted sky, −step before +step; second order from both."""
     config = written.config
-    found = ShiftedSkies(Run(config, HASH)).read(RESPONSE)
-    np.testing.assert_allclose(found, written.centre + written.moved, rtol=1e-9)
+    noise_bias = ShiftedSkies(Run(config, HASH)).read(RESPONSE)
+    np.testing.assert_allclose(noise_bias, written.centre + written.moved, rtol=1e-9)
     first = Derivatives(Run(config, HASH)).read(RESPONSE)
     np.testing.assert_allclose(first.centre, written.centre, rtol=1e-9)
     changes = shifted_changes(Run(config, HASH))
-    curved = curvature_of(first, found, changes)
+    curved = curvature_of(first, noise_bias, changes)
     np.testing.assert_allclose(curved.patches, written.q, atol=1e-7 * written.q.max())
     # Of one patch the change above is what was put in, where both signs agree on the second order.
-    change = change_above(first, found, changes)
+    change = change_above(first, noise_bias, changes)
     first_order = np.einsum("pbj,sj->spb", written.slopes, changes)
     second = written.moved - first_order
     scale = np.abs(written.moved).max()

@@ -323,11 +323,11 @@ def test_power_as_data(run, made):
     np.testing.assert_allclose(release.power_covariance, whole[4:, 4:], rtol=1e-9)
     np.testing.assert_allclose(release.power_cross_covariance, whole[:4, 4:], rtol=1e-9)
     noise = np.cov(np.hstack([d - test.truth, of_test]), rowvar=False) / len(d)
-    found = Power(run).read("derivatives", [0])
+    powers = Power(run).read("derivatives", [0])
     first = Derivatives(run).read(calibration.response)
     kk, ee = np.split(shifted_changes(run)[1], [len(first.kk.edges) - 1])
-    power_response = np.einsum("j,jpi->pi", kk, found["kk"]) + np.einsum(
-        "j,jpi->pi", ee, found["ee"]
+    power_response = np.einsum("j,jpi->pi", kk, powers["kk"]) + np.einsum(
+        "j,jpi->pi", ee, powers["ee"]
     )
     bandpower_response = first.kk.patches @ kk + first.ee.patches @ ee
     bandpower_response = bandpower_response - power_response @ release.debias_coefficients.T
@@ -406,9 +406,9 @@ def test_second_order_is_of_the_debiased(run, made):
     response = release.response
     auto = ShiftedSkies(run).read(response)
     first = Derivatives(run).read(response)
-    found = Power(run).read("derivatives", [0])
+    powers = Power(run).read("derivatives", [0])
     change = (
-        auto - first.centre - (found["shifted"] - found["power"]) @ release.debias_coefficients.T
+        auto - first.centre - (powers["shifted"] - powers["power"]) @ release.debias_coefficients.T
     )
     flat = replace(release, curvature=0 * release.curvature)
     likelihood = BandpowerLikelihood(flat)
@@ -517,8 +517,8 @@ def test_modes_of_the_error_hold_the_covariance_of_the_mean(monkeypatch, left_ou
     for x in np.eye(5), generator.standard_normal((3, 5)):
         for row in x:
             of_mean = np.cov(by_patch @ row, rowvar=False) / 40
-            found = np.einsum("br,cr->bc", *(2 * [np.tensordot(row, modes, 1)]))
-            np.testing.assert_allclose(np.diag(found), np.diag(of_mean), rtol=near)
+            by_modes = np.einsum("br,cr->bc", *(2 * [np.tensordot(row, modes, 1)]))
+            np.testing.assert_allclose(np.diag(by_modes), np.diag(of_mean), rtol=near)
 
 
 def test_a_release_holds_the_error_of_its_surface(release):

@@ -946,8 +946,8 @@ def test_cobaya_documents_every_option(name, kind, capsys):
 
 @pytest.mark.parametrize("file", ["omegac", "omegac_fast"])
 def test_cobaya_cites_camb_the_paper_and_this_package(file):
-    _, found = get_bib_info(load_input(str(REPOSITORY / "yaml" / f"{file}.yaml")))
-    (theory,), (ours,) = found["theory"].values(), found["likelihood"].values()
+    _, entries = get_bib_info(load_input(str(REPOSITORY / "yaml" / f"{file}.yaml")))
+    (theory,), (ours,) = entries["theory"].values(), entries["likelihood"].values()
     assert "@article{Lewis:1999bs," in theory
     assert "@article{Caldeira:2018ojb," in ours
     assert "@misc{cobaya_cnnlens," in ours

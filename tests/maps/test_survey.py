@@ -499,12 +499,14 @@ def test_every_tile_is_reconstructed_with_its_own_noise(plan, run, tmp_path, mon
     assert whole.power.shape[0] == len(plan.tiles)
     cut = list(TileMaps(plan, tmp_path).masked())
     for i, (tile, maps) in enumerate(zip(plan.tiles, cut, strict=True)):
-        found = TileReconstruction(plan, setup, tmp_path).read_tile(tile)
+        tile_bandpowers = TileReconstruction(plan, setup, tmp_path).read_tile(tile)
         expected = np.where(tile.seen, maps.q / tile.rms, 0.0)
-        np.testing.assert_allclose(found["kappa"], expected, rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(tile_bandpowers["kappa"], expected, rtol=1e-5, atol=1e-9)
         np.testing.assert_allclose(whole.auto[i], setup.spectra.auto(expected[None])[0], rtol=1e-4)
         image = products.image_path(tile)
-        np.testing.assert_allclose(fits.getdata(image)[:, ::-1], found["kappa"], rtol=1e-6)
+        np.testing.assert_allclose(
+            fits.getdata(image)[:, ::-1], tile_bandpowers["kappa"], rtol=1e-6
+        )
         longitude, latitude = WCS(fits.getheader(image)).wcs_pix2world(15.5, 15.5, 0)
         np.testing.assert_allclose(
             [longitude, latitude],
@@ -582,8 +584,8 @@ def test_from_maps_to_kappa_by_commands(files, run, tmp_path, monkeypatch):
     assert TileReconstruction(plan, setup, tmp_path).read().warnings == ("turned",)
     for maps in TileMaps(plan, tmp_path).masked():
         expected = made.mask * ascent.reconstruct(maps.q[None], maps.u[None], maps.tile.rms)[0]
-        found = TileReconstruction(plan, setup, tmp_path).read_tile(maps.tile)["kappa"]
-        np.testing.assert_allclose(found, expected, atol=5e-3 * expected.std())
+        kappa = TileReconstruction(plan, setup, tmp_path).read_tile(maps.tile)["kappa"]
+        np.testing.assert_allclose(kappa, expected, atol=5e-3 * expected.std())
     assert (tmp_path / "mosaic.fits").exists()
 
 

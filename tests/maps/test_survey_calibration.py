@@ -171,14 +171,14 @@ def test_derivatives_are_of_the_tiles_maps(run, measured):
     plan = plan_of()
     stage, arrays = SurveyCalibration.read(run, plan, measured)
     assert stage.n_patches == 12
-    seen = stage.derivative_patches()
+    patches = stage.derivative_patches()
     still = np.zeros((6, 40, 40))
-    noise = seen.measure(*seen.observe(still, still))
+    noise = patches.measure(*patches.observe(still, still))
     bench = perturbed_sky(
         run,
         0,
-        measured=seen.measure,
-        observation=Observation(run.config.instrument, 0 * seen.noise(), seen.mask),
+        measured=patches.measure,
+        observation=Observation(run.config.instrument, 0 * patches.noise(), patches.mask),
     )
     clean = bench.unperturbed()["auto"]
     whole = np.hstack([arrays["fiducial_auto"][0], arrays["fiducial_power"][0]])

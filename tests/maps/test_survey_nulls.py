@@ -182,8 +182,8 @@ def test_a_mock_of_the_sphere_has_no_null_that_fails(plan, setup, tmp_path):
     assert len(titles) == len(names)
     assert all(f"PTE {t.pte:.3f}" in title for t, title in zip(table.tests, titles, strict=True))
     # Of one split there are none of splits.
-    found = TileNulls(TileReconstruction(plan, setup, tmp_path), Choices.of(setup)).read()
-    alone = {key: found[key] for key in ("kk", "ee", "eb", "curl", "low", "peaks")}
+    nulls_of_tiles = TileNulls(TileReconstruction(plan, setup, tmp_path), Choices.of(setup)).read()
+    alone = {key: nulls_of_tiles[key] for key in ("kk", "ee", "eb", "curl", "low", "peaks")}
     tests, skipped = judged._TileTests(plan, setup, alone).of_tiles()
     assert [test.name for test in tests] == ["rotation", "curl", "peaks", "l_max"]
     assert skipped["gain"] == "the survey has one split; these take two"
@@ -260,10 +260,10 @@ def test_another_network(plan, setup, tmp_path, monkeypatch):
 def test_two_groups_of_one_number_are_students_test():
     generator = np.random.default_rng(3)
     a, b = generator.standard_normal((9, 1)), generator.standard_normal((14, 1)) + 0.4
-    found = null_test("x", "", np.zeros(1), a, b)
+    null = null_test("x", "", np.zeros(1), a, b)
     t, pte = scipy.stats.ttest_ind(a[:, 0], b[:, 0])
-    assert found.chi2 == pytest.approx(t**2)
-    assert found.pte == pytest.approx(pte)
+    assert null.chi2 == pytest.approx(t**2)
+    assert null.pte == pytest.approx(pte)
 
 
 def test_two_groups_of_many_numbers_reject_as_often_as_they_say():

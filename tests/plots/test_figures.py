@@ -214,8 +214,8 @@ assert matplotlib.get_backend() == sys.argv[1]
 assert type(plt.figure().canvas) is type(own.canvas)
 assert plt.get_fignums() == [1, 2]
 """
-    found = python(LOOK + code, backend, MPLBACKEND=backend, **notebook)
-    assert found.returncode == 0, found.stderr
+    result = python(LOOK + code, backend, MPLBACKEND=backend, **notebook)
+    assert result.returncode == 0, result.stderr
 
 
 def test_one_module_writes_pictures():
@@ -271,8 +271,8 @@ from cobaya_cnnlens.cli.main import run
 run()
 """
     options = ["figure", str(path), "spectra", "--out", str(tmp_path / "b.png")]
-    found = python(code, *options, MPLBACKEND="TkAgg", DISPLAY="", cwd=tmp_path)
-    assert found.returncode == 0, found.stderr
+    result = python(code, *options, MPLBACKEND="TkAgg", DISPLAY="", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 

@@ -250,8 +250,8 @@ def test_average_over_symmetries_is_equivariant(architecture, eager):
         estimator = NetworkEstimator(network, symmetries=symmetries, noise_rms=0.4)
         for found in estimator.reconstruct_heads(moved[..., 0], moved[..., 1]).values():
             found = found[..., None]
-            want = [apply_symmetry(found[0], t, f, spin2=False) for t, f in SYMMETRIES]
-            off = np.abs(found - want).max() / np.abs(found).max()
+            turned = [apply_symmetry(found[0], t, f, spin2=False) for t, f in SYMMETRIES]
+            off = np.abs(found - turned).max() / np.abs(found).max()
             assert off < 1e-5 if symmetries == 8 else off > 1e-3
 
 
@@ -432,11 +432,11 @@ def test_backends_agree(tmp_path, training_config, eager):
     pytest.importorskip("jax")
     if keras.backend.backend() != "tensorflow":
         pytest.skip("compares the numbers of TensorFlow with those of JAX")
-    wanted = {}
+    expected = {}
     for name in ("paper", "noise_map"):
         network = build(name)
         maps = maps_for(network, (32, 32))
-        wanted[name] = network.predict(maps, verbose=0)
+        expected[name] = network.predict(maps, verbose=0)
         network.save(tmp_path / f"{name}.keras")
         np.save(tmp_path / f"{name}.npy", maps)
     # XLA's optimisations would take most of the time; without them it compiles the same numbers.
@@ -446,7 +446,7 @@ def test_backends_agree(tmp_path, training_config, eager):
         check=True,
         timeout=600,
     )
-    for name, heads in wanted.items():
+    for name, heads in expected.items():
         other = np.load(tmp_path / f"{name}.npz")
         assert set(other) == set(heads)
         for head, values in heads.items():

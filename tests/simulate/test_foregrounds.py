@@ -301,12 +301,12 @@ def test_biases_are_those_of_the_patches(measured):
     dust = of_dust("bright")
     clean, with_dust = (spectra.auto(0.8 * kappa + 0.02 * shown[f][0]) for f in (CLEAN, dust))
     shift = (with_dust - clean) / response**2
-    found = {b.debias: b for b in table.biases if b.foreground == dust}
+    biases = {b.debias: b for b in table.biases if b.foreground == dust}
     own = [foregrounds.read(run, f, [0])["power"] for f in (dust, CLEAN)]
     corrected = shift - (own[0] - own[1]) @ release.debias_coefficients.T
     for name, each in (("fixed", shift), ("data", corrected)):
         likelihood = BandpowerLikelihood(release, name)
-        width, bias = np.sqrt(np.diag(likelihood.covariance)), found[name]
+        width, bias = np.sqrt(np.diag(likelihood.covariance)), biases[name]
         np.testing.assert_allclose(bias.bins, each.mean(0) / width, rtol=1e-3)
         error = each.std(0, ddof=1) / np.sqrt(PATCHES)
         np.testing.assert_allclose(bias.bins_error, error / width, rtol=1e-3)
@@ -316,7 +316,7 @@ def test_biases_are_those_of_the_patches(measured):
         assert bias.omch2_error == pytest.approx(np.std(shifts, ddof=1) / PATCHES**0.5, rel=0.02)
         sigma = (slope @ np.linalg.inv(likelihood.covariance) @ slope) ** -0.5
         assert table.sigma[name] == pytest.approx(sigma, rel=0.02)
-    dust = found["data"]
+    dust = biases["data"]
     rows = [line.split() for line in table.table().splitlines()]
     assert ["dust", "bright", f"{dust.omch2:+.2f}", "±", f"{dust.omch2_error:.2f}"] in [
         row[:5] for row in rows

@@ -492,9 +492,9 @@ def test_amplitude_that_lensing_measures_is_in_table_and_figure(tmp_path):
     chain = load_chain(root)
     at = chain.samples.getParams()
     np.testing.assert_allclose(at.s8omegamp25, at.sigma8 * at.omegam**0.25)
-    found = {m.parameter: m for m in summarise(chain).marginals}["s8omegamp25"]
-    assert found.mean == pytest.approx(0.8273 * 0.30622**0.25, rel=1e-3)
-    assert found.truth == pytest.approx(0.6154, abs=2e-4)
+    marginal = {m.parameter: m for m in summarise(chain).marginals}["s8omegamp25"]
+    assert marginal.mean == pytest.approx(0.8273 * 0.30622**0.25, rel=1e-3)
+    assert marginal.truth == pytest.approx(0.6154, abs=2e-4)
     assert row_of(plot(root, param=None), "s8omegamp25")
     labels = {axis.get_xlabel() for axis in posteriors_figure([chain]).axes}
     assert r"$\sigma_8 \Omega_\mathrm{m}^{0.25}$" in labels
@@ -514,6 +514,6 @@ def test_class_names_its_density_otherwise(tmp_path):
             Path(root + end).read_text().replace("omegam", "Omega_m").replace("omch2", "omega_cdm")
         )
         Path(root + end).write_text(text)
-    found = {m.parameter: m.truth for m in summarise(load_chain(root)).marginals}
-    assert found["omega_cdm"] == 0.1185
-    assert found["s8omegamp25"] == pytest.approx(0.6154, abs=2e-4)
+    truths = {m.parameter: m.truth for m in summarise(load_chain(root)).marginals}
+    assert truths["omega_cdm"] == 0.1185
+    assert truths["s8omegamp25"] == pytest.approx(0.6154, abs=2e-4)
