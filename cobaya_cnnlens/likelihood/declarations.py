@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 # Of the format: a reader refuses any other.
-VERSION = 5
+VERSION = 6
 # Nuisances of the instrument in the order of the arrays, and what they are.
 NUISANCE_MEANINGS = {
     "gain": "relative change of the sky's polarisation",

@@ -178,7 +178,7 @@ def _check_dimensions(dimensions: dict[str, int], source: str) -> None:
     n_terms = len(terms(np.zeros(n_v + 1))) if n_v else 0
     if dimensions.get("n_terms", 0) != n_terms:
         raise ReleaseError(
-            f"{source}: field 'debias.error_modes' holds {dimensions['n_terms']} terms; {n_v} "
+            f"{source}: field 'debias.error_terms' holds {dimensions['n_terms']} terms; {n_v} "
             f"directions have {n_terms}: make the release again"
         )
     n_power = dimensions.get("n_e", 0) + dimensions.get("n_b", 0)
