@@ -120,10 +120,17 @@ def _model_error(run: Run, release: Release) -> Callable[[Cosmology], np.ndarray
 class PointsTable:
     """Residuals of the model of the noise bias at other cosmologies, as shifts of parameters.
 
-    ``group`` of cosmologies; ``changes`` of the fiducial one; ``shift`` and ``shift_error`` of ω_c
-    in σ of a survey of ``n_survey`` patches, by point, for the first order alone too; ``joint`` the
-    shifts of the parameters of :data:`JOINT` together, (n_points, 3); ``chi2`` and ``pte`` of each
-    point's residual bandpowers
+    Attributes
+    ----------
+    group : of cosmologies
+    changes : of the fiducial cosmology, of each point
+    n_survey : patches of the survey in whose σ the shifts are
+    n_patches : behind each point
+    n_bins : of the bandpowers
+    shift, shift_error : of ω_c, all else fixed, (n_points,)
+    shift_linear : the same without the second order of the model
+    joint, joint_error : shifts of the parameters of :data:`JOINT` together, (n_points, 3)
+    chi2, pte : of each point's residual bandpowers, (n_points,)
     """
 
     group: str
@@ -135,6 +142,7 @@ class PointsTable:
     shift_error: np.ndarray
     shift_linear: np.ndarray
     joint: np.ndarray
+    joint_error: np.ndarray
     chi2: np.ndarray
     pte: np.ndarray
 
@@ -142,7 +150,8 @@ class PointsTable:
         """As text: a line for each point, and χ² of their mean residual."""
         at = [", ".join(f"{key} {x:g}" for key, x in change.items()) for change in self.changes]
         joint = {
-            f"{name}, all free": ("+.2f", x) for name, x in zip(JOINT, self.joint.T, strict=True)
+            f"{name}, all free": (">", plus_minus(shift, error, "+.2f"))
+            for name, shift, error in zip(JOINT, self.joint.T, self.joint_error.T, strict=True)
         }
         rows = text_table(
             {
@@ -211,6 +220,9 @@ def points_table(run: Run, group: str) -> PointsTable:
         shift_error=np.array([np.sqrt(gain @ c.covariance @ gain) for c in checks]),
         shift_linear=np.array([gain @ (c.measured.mean(0) - c.linear) for c in checks]),
         joint=np.array([joint_gain @ c.residual for c in checks]),
+        joint_error=np.sqrt(
+            [np.diagonal(joint_gain @ c.covariance @ joint_gain.T) for c in checks]
+        ),
         chi2=chi2,
         pte=pte,
     )
