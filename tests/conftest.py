@@ -205,8 +205,8 @@ def synthetic_release(n_bins: int = 5, **changes) -> Release:
         "amplitude_covariance": np.array([[4e-3, 1e-3], [1e-3, 2e-3]]),
         "debias_second": 0.2 * of_bins(3),
         "debias_cross": 0.2 * of_bins(2),
-        # Nine terms of three amplitudes.
-        "surface_error_terms": 0.01 * (np.eye(9) + 0.2),
+        # Nine terms of three amplitudes, and the third order.
+        "surface_error_terms": 0.01 * (np.eye(10) + 0.2),
         "surface_error_bins": patch / 100,
         "nuisance_steps": of_nuisances(0.01, 0.05, 0.05, 0.5, others=0.1),
         "nuisance_first": signal[:, None] * of_nuisances(2.0, 0.3, 0.2),

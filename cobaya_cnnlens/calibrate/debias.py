@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy import linalg
 
 from ..likelihood.fields import NUISANCES
 from . import curvature, second_order
@@ -272,7 +273,9 @@ def _second_order_fields(
         "amplitude_covariance": directions.T @ sample_covariance(debias.test_power) @ directions,
         "debias_second": second.values[:, squares],
         "debias_cross": second.values[:, cross],
-        "surface_error_terms": second.error_terms[:n_main, :n_main],
+        "surface_error_terms": linalg.block_diag(
+            second.error_terms[:n_main, :n_main], second.misfit**2
+        ),
         "surface_error_bins": second.error_bins,
     }
     return coefficients, replace(debias.derivatives, kk=kk), fields

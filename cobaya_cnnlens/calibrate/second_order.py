@@ -146,7 +146,8 @@ class SecondOrder:
         return np.concatenate([kk, v @ self.ee_changes])
 
     def covariance(self, w: np.ndarray) -> np.ndarray:
-        """Covariance of the surface's error at some amplitudes.
+        """Covariance of the surface's error at some amplitudes: of its coefficients, and of what a
+        quadratic leaves.
 
         Parameters
         ----------
@@ -157,7 +158,8 @@ class SecondOrder:
         (n_bins, n_bins)
         """
         x = self.terms(w)
-        return (x @ self.error_terms @ x) * self.error_bins
+        misfit = self.misfit * third_order(w, self.n_v)
+        return (x @ self.error_terms @ x + misfit**2) * self.error_bins
 
 
 def surface_terms(w: np.ndarray, n_v: int) -> np.ndarray:
@@ -180,6 +182,27 @@ def surface_terms(w: np.ndarray, n_v: int) -> np.ndarray:
     """
     main = np.concatenate([w[..., :n_v], w[..., -1:]], axis=-1)
     return np.concatenate([terms(main), w[..., n_v:-1]], axis=-1)
+
+
+def third_order(w: np.ndarray, n_v: int) -> np.ndarray:
+    """|w|³ of the amplitudes with a second order.
+
+    Parameters
+    ----------
+    w : all v, and u, (..., n_first + 1)
+    n_v : how many of the first v have a second order
+
+    Returns
+    -------
+    (...)
+
+    Examples
+    --------
+    >>> float(third_order(np.array([3.0, 7.0, 4.0]), 1))
+    125.0
+    """
+    main = np.concatenate([w[..., :n_v], w[..., -1:]], axis=-1)
+    return np.asarray(np.linalg.norm(main, axis=-1) ** 3)
 
 
 def pairs(n: int) -> list[tuple[int, int]]:
@@ -235,7 +258,6 @@ def fit(
     ee_changes = ee_changes * np.transpose([largest])
     kk_direction = kk_direction / largest_u
     variance, error_bins = _separated([sample_covariance(x) / len(x) for x in left])
-    main = np.column_stack([w[:, :n_v], w[:, -1]])
     changes = derivatives.kk.patches @ (kk_direction / (kk_direction @ kk_direction))
     first = np.stack([*(derivatives.ee.patches @ change for change in ee_changes), changes], axis=1)
     solved = _least_squares(
@@ -243,7 +265,7 @@ def fit(
         left.mean(1),
         _prior(first, error_bins, n_v),
         variance,
-        np.linalg.norm(main, axis=1) ** 3,
+        third_order(w, n_v),
         error_bins,
     )
     return SecondOrder(
@@ -281,7 +303,7 @@ def _least_squares(
     values: np.ndarray,
     prior: np.ndarray,
     variance: np.ndarray,
-    third_order: np.ndarray,
+    misfit_shape: np.ndarray,
     error_bins: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Coefficients (n_bins, n_terms), their covariance K, and the misfit.
@@ -292,7 +314,7 @@ def _least_squares(
     inverse_bins = np.linalg.inv(error_bins)
 
     def solve(misfit: float) -> tuple[np.ndarray, np.ndarray, float]:
-        weight = 1.0 / (variance + (misfit * third_order) ** 2)
+        weight = 1.0 / (variance + (misfit * misfit_shape) ** 2)
         information = design.T @ (weight[:, None] * design) + prior
         coefficients = np.linalg.solve(information, design.T @ (weight[:, None] * values))
         residuals = values - design @ coefficients

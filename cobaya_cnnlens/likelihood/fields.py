@@ -222,10 +222,10 @@ class Release:
     )
     surface_error_terms: np.ndarray = numbers(
         "debias.error_terms",
-        "n_terms n_terms",
+        "n_terms+1 n_terms+1",
         "1",
-        "K: the Monte-Carlo covariance of the response surface is xᵀKx times 'error_bins'; x holds "
-        "v, u, and their products in the order of 'second'.",
+        "K: the covariance of the response surface's error is xᵀKx times 'error_bins'; x holds "
+        "w = (v, u), their products in the order of 'second', and |w|³, which a quadratic leaves.",
         Group.SECOND_ORDER,
     )
     surface_error_bins: np.ndarray = numbers(
@@ -458,7 +458,7 @@ class Release:
         return self.debias_coefficients + twice @ self.amplitudes @ self.ee_directions.T
 
     def surface_error(self, u: float) -> np.ndarray:
-        """Monte-Carlo covariance of the response surface (docs/noise-bias, eq. 15).
+        """Covariance of the error of the response surface (docs/noise-bias, eq. 15).
 
         Simulations reach amplitudes of 1. Beyond :data:`LARGEST_AMPLITUDE` the error of that is
         taken, so that absurd data have a covariance with an inverse.
@@ -472,7 +472,7 @@ class Release:
         (n_bins, n_bins)
         """
         w = np.append(self.amplitudes, u).clip(-LARGEST_AMPLITUDE, LARGEST_AMPLITUDE)
-        x = terms(w)
+        x = np.append(terms(w), np.linalg.norm(w) ** 3)
         return (x @ self.surface_error_terms @ x) * self.surface_error_bins
 
     def correction_of(self, power: np.ndarray) -> np.ndarray:

@@ -511,9 +511,9 @@ def surface(generator, cubic=0.0):
     l_v = (error_ee @ flat.ee_changes.T).T
     truth[:, :n_v], truth[:, n_main:] = l_v[:n_v].T, l_v[n_v:].T
     truth[:, n_v] = (true_kk - kk.mean(0)) @ along_kk
-    third = np.linalg.norm(w[:, [*range(n_v), -1]], axis=1) ** 3
+    third = (w[:, :n_v] ** 2).sum(1) + w[:, -1] ** 2
     mean = flat.terms(w) @ truth.T + bands[:, :n_kk] @ kk.mean(0).T
-    mean += power.mean(1) @ coefficients.T + cubic * third[:, None] * scattered(N_POINTS)
+    mean += power.mean(1) @ coefficients.T + cubic * third[:, None] ** 1.5 * scattered(N_POINTS)
     noise = mean[:, None] + 3.0 * scattered(N_POINTS, N_PATCHES)
     points_ = second_order.FitPoints(noise, power, bands, N_V)
     fitted = second_order.fit(points_, first, coefficients, ee_directions)
@@ -547,6 +547,9 @@ def test_the_error_of_the_surface_holds_what_a_quadratic_leaves():
         far = np.ones(cubic.w.shape[1])
         error, least = (np.diagonal(c.fitted.covariance(far)) for c in (cubic, plain))
         assert (error > least).all()
+        assert (
+            error > (3**1.5 * cubic.fitted.misfit) ** 2 * np.diag(cubic.fitted.error_bins)
+        ).all()
         assert 0.5 < deviation(cubic) < 2.0
     assert np.mean(sizes) == pytest.approx(5.0, rel=0.1)
 
@@ -560,8 +563,9 @@ def test_a_release_holds_the_error_of_its_surface(release):
     v = release.amplitudes
     u = 0.3
     x = np.array([*v, u, v[0] ** 2, v[0] * v[1], v[0] * u, v[1] ** 2, v[1] * u, u**2])
+    x = np.append(x, (v @ v + u**2) ** 1.5)
     expected = sum(
-        x[s] * x[t] * release.surface_error_terms[s, t] for s in range(9) for t in range(9)
+        x[s] * x[t] * release.surface_error_terms[s, t] for s in range(10) for t in range(10)
     )
     np.testing.assert_allclose(
         release.surface_error(u), expected * release.surface_error_bins, rtol=1e-9
