@@ -532,6 +532,11 @@ def test_the_response_surface_is_fitted():
     cases = [surface(np.random.default_rng(seed)) for seed in range(20)]
     for case in cases:  # amplitudes are at most one at the points
         np.testing.assert_allclose(np.abs(case.w).max(0), 1.0)
+        # The derivatives know the first order, and the points add to that.
+        fitted, extra = case.fitted, slice(case.fitted.n_main, None)
+        by_derivatives = (fitted.ee_changes**2).sum(1)[N_V:] * (case.size**2).mean() / N_PATCHES
+        variance = np.diagonal(fitted.error_terms)[extra] * np.diagonal(fitted.error_bins).mean()
+        assert (variance < by_derivatives).all()
     # The misfit, of which there is none, and the covariance of 60 patches have errors.
     assert 0.85 < np.mean([deviation(case) for case in cases]) < 1.15
 
