@@ -21,6 +21,7 @@ patch, kept in products/refined/lensit. The first lines compare its analytic noi
 """
 
 import contextlib
+import functools
 import io
 import sys
 import tempfile
@@ -75,6 +76,27 @@ MEAN_FIELD_SAMPLES = 6
 TOLERANCE, EPSILON = 1e-4, 1e-5
 # Bins of the table, in bins of the configuration.
 EDGES = (0, 1, 3, 6, 9, 12, 15, 19, 24)
+
+
+def remembered(method):
+    """The same method, with the arrays kept that LensIt reads from disk or makes at every call."""
+
+    @functools.wraps(method)
+    def call(self, *args):
+        arrays = self.__dict__.setdefault("_remembered", {})
+        if (key := (method.__name__, *args)) not in arrays:
+            arrays[key] = method(self, *args)
+        return arrays[key]
+
+    return call
+
+
+for owner, names in (
+    (ell_mat.ell_mat, ("get_ellmat", "get_e2iphi_mat")),
+    (ell_mat.ffs_alm, ("_cond", "get_cossin_2iphi", "get_ikx", "get_iky")),
+):
+    for name in names:
+        setattr(owner, name, remembered(getattr(owner, name)))
 
 
 class AnyMean:
@@ -251,7 +273,7 @@ class LensIt:
         return self.lib.alm2map(0.5 * squared * phi)[: self.n, : self.n]
 
 
-wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 48
+wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 32
 config = load_config(ROOT / "training" / "config" / "refined.yaml")
 run = Run(config)
 Skies(run).measure("test", [0])
@@ -300,13 +322,14 @@ kappa = {
     "our MAP": KAPPA_UNIT * features[..., FEATURES.index("kappa_6")].astype(float),
     "network": network.refine(features)["kappa"],
 }
-paired = Paired(run, seen.kappa[chosen])
+left = 1.0 - 1.0 / wanted  # of a power from which the mean map is taken
+paired = Paired(run, seen.kappa[chosen] - seen.kappa[chosen].mean(0))
+paired.power /= left
 spectra = paired.spectra
 measured = {name: paired.measured(maps) for name, maps in kappa.items()}
 modes = {name: spectra.transform(maps - maps.mean(0)) for name, maps in kappa.items()}
 with_network = {
-    name: spectra.cross(found, modes["network"]) / (1.0 - 1.0 / wanted)
-    for name, found in modes.items()
+    name: spectra.cross(found, modes["network"]) / left for name, found in modes.items()
 }
 
 
