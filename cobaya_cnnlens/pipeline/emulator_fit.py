@@ -166,10 +166,13 @@ def _take_known_off(
 
 
 def _where_the_base_is(plan: Plan, base: Emulator, at: np.ndarray) -> np.ndarray:
-    """The points with the parameters that the base has not at its values, each once."""
+    """The points with the parameters that the base has not at its values, each once; none if there
+    is no such value, as of feedback for a base without."""
     known_at = at.copy()
     for i, name in enumerate(plan.parameters):
         if name not in base.parameters:
+            if name not in base.fixed:
+                return at[:0]
             known_at[:, i] = base.fixed[name]
     return np.unique(known_at, axis=0)
 

@@ -195,6 +195,8 @@ def test_feedback_changes_the_convergence_alone(plan, toy, release, tmp_path):
     made = fit(more, made_up(more, design[:40]))
     checks = made_up(more, design[40:])
     assert errors(made, checks, release).kk.max() < 1e-3
+    with_mass = replace(more, box=box | {"mnu": (0.0, 0.3)}, fixed={"tau": 0.0943})
+    assert len(fit(with_mass, made_up(with_mass, with_mass.design()[:40])).tables.design) == 40
     for at in checks.at:
         point = dict(zip(more.parameters, at, strict=True))
         _, ee, scalars = made(point)
