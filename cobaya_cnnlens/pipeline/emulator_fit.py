@@ -10,6 +10,7 @@ from scipy.interpolate import CubicSpline
 from ..errors import EmulatorError
 from ..theory.emulator import (
     AMPLITUDE,
+    NONLINEAR,
     REIONISATION,
     SCALARS,
     Emulator,
@@ -56,7 +57,10 @@ def fit(plan: Plan, points: Points) -> Emulator:
         check_base(base, plan.box, plan.fixed, (L[-1], x[-1]), plan.name)
     known = _take_known_off(plan, points, base, (L, kk), (x, ee))
     at, scalars = points.at, np.log(points.scalars / known)
-    if base:
+    if base and set(plan.parameters) - set(base.parameters) <= set(NONLINEAR):
+        # All but C^κκ is the base's: what is left of it is the base's error.
+        ee, scalars = np.zeros_like(ee), np.zeros_like(scalars)
+    elif base:
         # Where the further parameters are the base's, nothing is left of any of these.
         known_at = _where_the_base_is(plan, base, at)
         at, n = np.vstack([at, known_at]), len(known_at)
@@ -71,7 +75,7 @@ def fit(plan: Plan, points: Points) -> Emulator:
     tables = Tables(
         low=sides[0],
         high=sides[1],
-        design=unit_box(at, *sides),
+        design=unit_box(at, *sides, np.isin(plan.parameters, plan.logarithmic)),
         targets=np.hstack([kk_parts, scalars[:, :-1]]),
         rdrag=scalars[:, -1],
         linear=np.hstack([low[2], high[2]]),
@@ -162,16 +166,20 @@ def _take_known_off(
 
 
 def _where_the_base_is(plan: Plan, base: Emulator, at: np.ndarray) -> np.ndarray:
-    """The points with the parameters that the base has not at its values, each once."""
+    """The points with the parameters that the base has not at its values, each once; none if there
+    is no such value, as of feedback for a base without."""
     known_at = at.copy()
     for i, name in enumerate(plan.parameters):
         if name not in base.parameters:
+            if name not in base.fixed:
+                return at[:0]
             known_at[:, i] = base.fixed[name]
     return np.unique(known_at, axis=0)
 
 
 def _record(plan: Plan, points: Points, base: Emulator | None) -> dict[str, Any]:
     """What an emulator says of itself."""
+    recipe = plan.recipe(points.at[0])
     return {
         "name": plan.name,
         "parameters": list(plan.parameters),
@@ -180,8 +188,9 @@ def _record(plan: Plan, points: Points, base: Emulator | None) -> dict[str, Any]
         "degree": plan.degree,
         "smoothing": plan.smoothing,
         "scales": plan.scales,
+        "logarithmic": plan.logarithmic,
         **({"base": plan.upon, "base_digest": base.digest} if base else {}),
-        **{k: v for k, v in plan.recipe(points.at[0]).items() if k != "cosmology"},
+        **{k: v for k, v in recipe.items() if k not in ("cosmology", "nonlinear")},
     }
 
 

@@ -201,13 +201,17 @@ def hubble_constant(cosmology: Cosmology, angle: Mapping[str, float]) -> float:
         return float(background_parameters(cosmology, angle).H0)
 
 
-def camb_parameters(cosmology: Cosmology, settings: CambSettings) -> Any:
+def camb_parameters(
+    cosmology: Cosmology, settings: CambSettings, nonlinear: Mapping[str, Any] | None = None
+) -> Any:
     """Parameters of CAMB for :func:`compute_spectra`.
 
     Parameters
     ----------
     cosmology : whose spectra are wanted
     settings : accuracy and ranges
+    nonlinear : parameters of the non-linear matter power by CAMB's names, such as
+        ``HMCode_logT_AGN``; also another ``halofit_version`` than that of the settings
 
     Returns
     -------
@@ -216,7 +220,8 @@ def camb_parameters(cosmology: Cosmology, settings: CambSettings) -> Any:
     parameters = background_parameters(cosmology)
     parameters.InitPower.set_params(As=cosmology.As, ns=cosmology.ns)
     parameters.set_for_lmax(settings.lmax, lens_potential_accuracy=settings.lens_potential_accuracy)
-    parameters.NonLinearModel.set_params(halofit_version=settings.halofit_version)
+    model = {"halofit_version": settings.halofit_version, **(nonlinear or {})}
+    parameters.NonLinearModel.set_params(**model)
     return parameters
 
 

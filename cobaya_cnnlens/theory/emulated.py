@@ -4,7 +4,7 @@ In an input file it stands where ``camb`` stands::
 
     theory:
       cobaya_cnnlens.EmulatedCAMB:
-        emulator: lcdm   # a shipped emulator (lcdm, mnu), or the path of one
+        emulator: lcdm   # a shipped emulator (lcdm, mnu, feedback), or a path
 
 Its parameters are those of its box, with ``As`` for ``logA``. One of ``ANGLES`` may be given in
 place of ``H0``, and ``Alens`` too: C_L^φφ is proportional to it. For BAO it provides what Cobaya's
@@ -14,7 +14,8 @@ place of ``H0``, and ``Alens`` too: C_L^φφ is proportional to it. For BAO it p
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -48,11 +49,12 @@ class EmulatedCAMB(VersionedByDigest, SpectraTheory):
 
     Attributes
     ----------
-    emulator : name of a shipped emulator, or a path
+    emulator : name of a shipped emulator, or a path; or a list of some whose ratios are multiplied,
+        as ``[mnu, feedback]``
     extra_args : must be empty; a setting of CAMB would have no effect
     """
 
-    emulator: str | os.PathLike[str]
+    emulator: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     extra_args: Any
     _derived = (*DERIVED, "rdrag", "H0")
     _provided = (*PROVIDED, *BACKGROUND)
@@ -153,7 +155,8 @@ class EmulatedCAMB(VersionedByDigest, SpectraTheory):
         self._check_fixed(params)
         try:
             cosmology = self._cosmology(params)
-            point = {name: getattr(cosmology, name) for name in self._inputs if name != "As"}
+            values = {**params, **asdict(cosmology)}
+            point = {name: values[name] for name in self._inputs if name != "As"}
             point[AMPLITUDE] = np.log(1e10 * cosmology.As)
             outside = self.source.outside(point)
         except TheoryError as error:

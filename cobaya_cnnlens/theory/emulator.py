@@ -31,6 +31,9 @@ from .approximations import acoustic_angle, matter_density, sound_horizon
 # Emulated beside the components of the two spectra, through their logarithms.
 SCALARS = ("thetastar", "sigma8", "omegam", "rdrag")
 AMPLITUDE = "logA"
+# Parameters of the non-linear matter power alone: they change C^κκ, but neither the unlensed C^EE
+# nor any of SCALARS.
+NONLINEAR = ("HMCode_logT_AGN",)
 # C^EE below this x depends on other things than above: its components are taken apart there.
 REIONISATION = 100.0
 # A flat universe with dark energy has Ω_m < 1; a corner of a wide box has not.
@@ -81,23 +84,27 @@ class Emulator:
     record : ``parameters`` in the order of the box; ``fixed`` parameters; ``kernel``, ``degree``
         and ``smoothing`` (of C^EE, whose troughs CAMB knows to 0.1%) of the radial basis functions;
         CAMB's ``settings`` and ``version``; ``scales``, by which the box counts as longer along a
-        parameter that bends the spectra more than others, so that near points weigh more (else 1)
-    base : another emulator, of fewer parameters: the tables are then of what is left when its
-        logarithms are taken off, with its ``thetastar`` for θ*_ref
+        parameter that bends the spectra more than others, so that near points weigh more (else 1);
+        ``logarithmic``, the parameters that are interpolated in their logarithms
+    base : another emulator: the tables are then of what is left when its logarithms are taken off,
+        with its ``thetastar`` for θ*_ref. Its parameters count beside those of the tables.
     """
 
     def __init__(self, tables: Tables, record: Mapping[str, Any], base: Emulator | None = None):
         self.tables, self.record, self.base = tables, dict(record), base
-        self.parameters = tuple(record["parameters"])
-        self.fixed = dict(record["fixed"])
+        self._interpolated = tuple(record["parameters"])
+        below = base.parameters if base else ()
+        self.parameters: tuple[str, ...] = tuple(dict.fromkeys((*self._interpolated, *below)))
+        self.fixed = {k: v for k, v in record["fixed"].items() if k not in self.parameters}
         self.lmax = int(tables.L[-1])
         kernel, degree = record["kernel"], record["degree"]
         scales = record.get("scales", {})
-        self._scales = np.array([float(scales.get(name, 1.0)) for name in self.parameters])
+        self._scales = np.array([float(scales.get(name, 1.0)) for name in self._interpolated])
+        self._logarithmic = np.isin(self._interpolated, record.get("logarithmic", []))
         design = self._scales * tables.design
         self._interpolate = RBFInterpolator(design, tables.targets, kernel=kernel, degree=degree)
         self._rdrag = RBFInterpolator(design, tables.rdrag, kernel=kernel, degree=degree)
-        self._linear_in = [i for i, name in enumerate(self.parameters) if name != AMPLITUDE]
+        self._linear_in = [i for i, name in enumerate(self._interpolated) if name != AMPLITUDE]
         self._linear = RBFInterpolator(
             design[:, self._linear_in],
             tables.linear,
@@ -111,6 +118,16 @@ class Emulator:
         self._ell = np.arange(2.0, self.lmax + 1.0)
         self._kk = CubicSpline(np.log(tables.L), nodes, axis=1)(np.log(self._ell))
         self._ee = CubicSpline(tables.x, np.vstack([tables.ee_mean, tables.ee_basis]).T)
+
+    @cached_property
+    def box(self) -> dict[str, tuple[float, float]]:
+        """Lower and upper side of each of ``parameters``, within the tables and the base."""
+        sides = zip(self.tables.low.tolist(), self.tables.high.tolist(), strict=True)
+        box = dict(zip(self._interpolated, sides, strict=True))
+        for name, (low, high) in self.base.box.items() if self.base else ():
+            own_low, own_high = box.get(name, (low, high))
+            box[name] = max(low, own_low), min(high, own_high)
+        return box
 
     @cached_property
     def digest(self) -> str:
@@ -139,10 +156,9 @@ class Emulator:
             if the point lacks a parameter, has an unknown one, or another value of a fixed one
         """
         self._check_point(point)
-        sides = zip(self.parameters, self.tables.low, self.tables.high, strict=True)
         outside = [
             f"{name} = {point[name]:.6g} (from {low:.6g} to {high:.6g})"
-            for name, low, high in sides
+            for name, (low, high) in self.box.items()
             if not low <= point[name] <= high
         ]
         density = matter_density({**self.fixed, **point})
@@ -215,8 +231,8 @@ class Emulator:
         kk, ee, scalars : ln C_L^κκ/A_s from L = 2; splines in x, sum ln C^EE/A_s; ln of ``SCALARS``
         """
         t = self.tables
-        unit = unit_box(np.array([point[name] for name in self.parameters]), t.low, t.high)
-        unit *= self._scales
+        values = np.array([point[name] for name in self._interpolated])
+        unit = self._scales * unit_box(values, t.low, t.high, self._logarithmic)
         emulated = self._interpolate(unit[None])[0]
         n_kk = len(t.kk_basis)
         scalars = np.append(emulated[n_kk:], self._rdrag(unit[None]))
@@ -260,18 +276,25 @@ def baselines(point: Mapping[str, float]) -> np.ndarray:
     return np.array([angle, amplitude, matter, sound_horizon(point)])
 
 
-def unit_box(points: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def unit_box(
+    points: np.ndarray, low: np.ndarray, high: np.ndarray, logarithmic: np.ndarray | bool = False
+) -> np.ndarray:
     """Points in units of the box.
 
     Parameters
     ----------
     points : (n, n_parameters)
     low, high : sides of the box, (n_parameters,) each
+    logarithmic : which parameters count by their logarithms, (n_parameters,)
 
     Returns
     -------
     unit : −1 to 1, (n, n_parameters)
     """
+    points, low, high = (
+        np.log(values, out=np.array(values, dtype=float), where=logarithmic)
+        for values in (points, low, high)
+    )
     return (2.0 * points - low - high) / (high - low)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import reduce
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -44,13 +45,14 @@ def shipped_emulators() -> list[str]:
     return sorted(Path(str(p)).stem.removeprefix("emulator_") for p in SHIPPED.iterdir())
 
 
-def read_emulator(source: str | os.PathLike[str]) -> Emulator:
+def read_emulator(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Emulator:
     """Read an emulator.
 
     Parameters
     ----------
     source : a path, or the name of a shipped emulator (see :func:`shipped_emulators`), before which
-        a file of that name comes
+        a file of that name comes; or several, each in ratio to the same other emulator, whose
+        ratios are multiplied, as ``["mnu", "feedback"]``
 
     Returns
     -------
@@ -60,8 +62,10 @@ def read_emulator(source: str | os.PathLike[str]) -> Emulator:
     ------
     EmulatorError
         if the file is missing, damaged or not an emulator, or a field has a wrong shape or is not
-        finite
+        finite; or if several are not in ratio to the same one
     """
+    if isinstance(source, list | tuple) and source:
+        return reduce(_multiply, map(read_emulator, source))
     names = f"give the path of an emulator, or one of the shipped {', '.join(shipped_emulators())}"
     if not isinstance(source, str | os.PathLike) or not str(source):
         raise EmulatorError(f"emulator {source!r:.40} is not a path; {names}")
@@ -92,6 +96,22 @@ def read_emulator(source: str | os.PathLike[str]) -> Emulator:
             return Emulator(tables, record, base)
     except (ValueError, TypeError, KeyError, AttributeError, np.linalg.LinAlgError) as error:
         raise EmulatorError(f"{path}: cannot be interpolated ({_line(error)}); {again}") from None
+
+
+def _multiply(first: Emulator, second: Emulator) -> Emulator:
+    """An emulator to which the ratio of another is added, in the place of that one's base."""
+    base = first
+    while base.base is not None:
+        base = base.base
+    known = set(second.parameters) <= set(first.parameters)
+    if base is first or known or second.base is None or second.base.digest != base.digest:
+        names = [emulator.record.get("name") for emulator in (first, second)]
+        raise EmulatorError(
+            f"emulators {names} cannot be multiplied: each must add parameters to the same other "
+            "emulator, as 'mnu' and 'feedback' do to 'lcdm'"
+        )
+    record = {"base": first.record.get("name"), "base_digest": first.digest}
+    return Emulator(second.tables, second.record | record, first)
 
 
 def _read_base(record: dict[str, Any], tables: Tables, path: Path) -> Emulator | None:

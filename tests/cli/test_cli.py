@@ -302,7 +302,7 @@ def test_release_show(release, tmp_path):
         pytest.param(
             ("emulator", "training/emulator.yaml", "--check", "lcmd"),
             "lcmd: cannot be read as an emulator (No such file or directory); give the path of an "
-            "emulator, or one of the shipped lcdm, mnu",
+            "emulator, or one of the shipped feedback, lcdm, mnu",
             marks=pipeline,
         ),
     ],

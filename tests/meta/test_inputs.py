@@ -85,6 +85,8 @@ def test_the_line_that_puts_camb_in_holds(path):
     expected = dict(main["theory"]["camb"]["extra_args"])
     if "mnu" in content["params"]:
         del expected["mnu"]
+    if "HMCode_logT_AGN" in content["params"]:
+        expected["halofit_version"] = "mead2020_feedback"
     assert settings == expected
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from cobaya.log import LoggedError
 from cobaya.model import get_model
+from scipy.interpolate import CubicSpline
 from typer.testing import CliRunner
 
 from cobaya_cnnlens.cli.main import app
@@ -25,6 +26,7 @@ from cobaya_cnnlens.pipeline.emulator_fit import fit
 from cobaya_cnnlens.theory.camb import (
     CambSettings,
     background_parameters,
+    camb_parameters,
     convergence_from_potential,
 )
 from cobaya_cnnlens.theory.emulator import SCALARS, Emulator, unit_box
@@ -34,6 +36,7 @@ from cobaya_cnnlens.validate.emulator_errors import errors
 from ..conftest import REPOSITORY, synthetic_release
 
 FIDUCIAL = {"ombh2": 0.0222, "omch2": 0.1185, "ns": 0.9624, "H0": 67.94}
+PLANS = {"lcdm": "emulator", "mnu": "emulator_mnu", "feedback": "emulator_feedback"}
 INSTRUMENT = {f"cnnlens_{name}": 0 for name in NUISANCES}
 
 
@@ -49,7 +52,8 @@ def made_up(plan: Plan, at: np.ndarray) -> Points:
         suppression = 1 - 0.3 * mass * l / (l + 100.0)
         theta *= 1 - 0.02 * mass
         amplitude = 3e-7 * suppression * np.exp(p["logA"])
-        kk.append(amplitude * p["omch2"] ** 2 * (1 + l / 300.0) ** (p["ns"] - 2.8))
+        feedback = 1 - 0.05 * (p.get("HMCode_logT_AGN", 7.0) - 7.0) * l / (l + 1000.0)
+        kk.append(amplitude * feedback * p["omch2"] ** 2 * (1 + l / 300.0) ** (p["ns"] - 2.8))
         ee.append(
             theta**2 * np.exp(p["logA"]) * tilt * (1.2 + np.cos(l * theta)) * (1 + 5 * p["ombh2"])
         )
@@ -182,6 +186,37 @@ def test_at_the_base_s_mass_it_is_the_base(toy, massive, sides):
             np.testing.assert_allclose(one[2:], two[2:], rtol=1e-5)
 
 
+def test_feedback_changes_the_convergence_alone(plan, toy, release, tmp_path):
+    """C^κκ follows it; E and the derived parameters are the base's to the bit, with its errors."""
+    write_emulator(toy.tables, toy.record, tmp_path / "below.npz")
+    box = plan.box | {"HMCode_logT_AGN": (7.3, 8.3)}
+    more = replace(plan, box=box, points=40, checks=10, degree=1, upon=str(tmp_path / "below.npz"))
+    design = more.design()
+    made = fit(more, made_up(more, design[:40]))
+    checks = made_up(more, design[40:])
+    assert errors(made, checks, release).kk.max() < 1e-3
+    with_mass = replace(more, box=box | {"mnu": (0.0, 0.3)}, fixed={"tau": 0.0943})
+    assert len(fit(with_mass, made_up(with_mass, with_mass.design()[:40])).tables.design) == 40
+    for at in checks.at:
+        point = dict(zip(more.parameters, at, strict=True))
+        _, ee, scalars = made(point)
+        del point["HMCode_logT_AGN"]
+        np.testing.assert_array_equal(ee, toy(point)[1])
+        assert scalars == toy(point)[2]
+
+
+def test_feedback_reaches_camb_and_the_name_of_a_point(plan):
+    """It is no part of the cosmology; plans without it name their points as before."""
+    more = replace(plan, box=plan.box | {"HMCode_logT_AGN": (7.3, 8.3)})
+    low = more.design()[0]
+    high = np.append(low[:-1], 8.3)
+    assert more.cosmology(low) == more.cosmology(high) == plan.cosmology(low[:-1])
+    assert more.path(more.recipe(low)) != more.path(more.recipe(high))
+    assert "nonlinear" not in plan.recipe(low[:-1])
+    parameters = camb_parameters(more.cosmology(high), more.camb, more.nonlinear(high))
+    assert parameters.NonLinearModel.HMCode_logT_AGN == 8.3
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -203,6 +238,7 @@ def test_a_base_must_hold_what_goes_on_from_it(massive, changes, message):
         ("scales: {tau: 2}", "give parameters of the box, positive"),
         ("scales: {H0: 0}", "give parameters of the box, positive"),
         ("scales: {H0: .inf}", r"'scales\.H0' is inf; give a finite number"),
+        ("logarithmic: [tau]", "logarithmic: tau; give parameters of the box, positive in it"),
         ("point: 3", "unknown key 'point'"),
     ],
 )
@@ -329,8 +365,8 @@ def test_a_fixed_parameter_may_be_given_as_it_was():
     np.testing.assert_array_equal(again[1], usual[1])
 
 
-# Of everything but r_drag, from the files of format 1.
-SPECTRA = {"lcdm": "a61437f67f24c573", "mnu": "042d7ed3c3707fd4"}
+# Of everything but r_drag; the first two from the files of format 1.
+SPECTRA = {"lcdm": "a61437f67f24c573", "mnu": "042d7ed3c3707fd4", "feedback": "891b6128fc142be9"}
 
 
 @pytest.mark.parametrize("name", SPECTRA)
@@ -347,7 +383,7 @@ def spectra_digest(tables):
     return digest.hexdigest()[:16]
 
 
-@pytest.mark.parametrize(("name", "plan"), [("lcdm", "emulator"), ("mnu", "emulator_mnu")])
+@pytest.mark.parametrize(("name", "plan"), PLANS.items())
 def test_the_sound_horizon_is_camb_s(name, plan):
     """At 40 random points of the box, to 1e-4."""
     made, plan = read_emulator(name), load_plan(REPOSITORY / "training" / f"{plan}.yaml")
@@ -426,7 +462,9 @@ def test_damaged_files_are_refused(toy_path, damage, message):
 
 def test_missing_and_cut_files(toy_path):
     for name in ("nowhere", "lcmd", "mnu.npz"):
-        with pytest.raises(EmulatorError, match=f"{name}: cannot be read .* shipped lcdm, mnu"):
+        with pytest.raises(
+            EmulatorError, match=f"{name}: cannot be read .* shipped feedback, lcdm, mnu"
+        ):
             read_emulator(name)
     empty = (b"", b"\x93NUMPY\x01\x00", b"PK\x05\x06" + bytes(18))
     for content in (toy_path.read_bytes()[:3000], *empty):
@@ -566,7 +604,9 @@ def test_lensing_amplitude_is_exact():
 def test_a_name_is_wanted():
     content = emulated()
     content["theory"]["cobaya_cnnlens.EmulatedCAMB"]["emulator"] = 3
-    with pytest.raises(LoggedError, match=r"emulator 3 is not a path; give .* shipped lcdm, mnu"):
+    with pytest.raises(
+        LoggedError, match=r"emulator 3 is not a path; give .* shipped feedback, lcdm"
+    ):
         get_model(content)
 
 
@@ -584,6 +624,79 @@ def test_the_mass_of_the_neutrinos(fiducial):
     assert logs[1] > logs[2] > logs[3]
     with pytest.raises(LoggedError, match="'mnu' has the neutrinos' mass"):
         get_model(emulated(mnu=0.1)).loglike({})
+
+
+def feedback_errors(name, **change):
+    """Δχ² of the survey's bandpowers between emulators and CAMB, by point of the fixture."""
+    checks = json.loads((REPOSITORY / "tests" / "fixtures" / "feedback_checks.json").read_text())
+    made, likelihood = (
+        read_emulator(name.split(", ")),
+        BandpowerLikelihood(read_release("refined_fiducial")),
+    )
+    found, log_L = [], np.log(np.arange(2.0, made.lmax + 1.0))
+    for check in checks[name]:
+        kk = made(check["point"] | change)[0]
+        off = np.array(check["ln_kk"]) - np.log(kk[checks["L"]])
+        expected = kk.copy()
+        expected[2:] *= np.exp(CubicSpline(np.log(checks["L"]), off)(log_L))
+        moved = likelihood.model(expected) - likelihood.model(kk)
+        found.append(moved @ likelihood.inverse @ moved)
+    return np.array(found)
+
+
+@pytest.mark.parametrize("name", ["feedback", "mnu, feedback"])
+def test_feedback_is_camb_s(name):
+    """At points that neither chose nor made the emulator; with another log T_AGN it is far off.
+    The points are checks of the plan; for both ratios, points in the posterior of yaml/mnu.yaml."""
+    assert feedback_errors(name).max() < 0.02
+    assert np.median(feedback_errors(name, HMCode_logT_AGN=7.3)) > 1
+
+
+def test_feedback_through_cobaya():
+    """It lowers C^κκ, most at small scales; the emulators without it do not take it."""
+    free = {"prior": {"min": 7.3, "max": 8.4}}
+    content = emulated(HMCode_logT_AGN=free)
+    content["theory"]["cobaya_cnnlens.EmulatedCAMB"]["emulator"] = "feedback"
+    model = get_model(content)
+    spectra = []
+    for value in (7.3, 8.3):
+        assert np.isfinite(model.loglike({"HMCode_logT_AGN": value})[0])
+        spectra.append(model.provider.get_Cl(ell_factor=False)["pp"])
+    suppression = spectra[1][2:] / spectra[0][2:]
+    assert suppression[98] > 0.998
+    assert 0.85 < suppression[2998] < 0.95
+    assert (np.diff(suppression[98:2998]) < 0).all()
+    assert model.loglike({"HMCode_logT_AGN": 8.35})[0] == -np.inf
+    with pytest.raises(LoggedError, match="HMCode_logT_AGN"):
+        get_model(emulated(HMCode_logT_AGN=free))
+
+
+def test_mass_and_feedback_multiply():
+    """C^κκ of both is that of the mass, times what the feedback changes; E is that of the mass."""
+    mass, feedback, both = (read_emulator(n) for n in ("mnu", "feedback", ["mnu", "feedback"]))
+    point = FIDUCIAL | {"logA": 3.1}
+    massive, full = point | {"mnu": 0.2}, point | {"mnu": 0.2, "HMCode_logT_AGN": 8.0}
+    kk, ee, scalars = both(full)
+    ratio = feedback(point | {"HMCode_logT_AGN": 8.0})[0][2:] / read_emulator("lcdm")(point)[0][2:]
+    np.testing.assert_allclose(kk[2:], mass(massive)[0][2:] * ratio, rtol=1e-12)
+    np.testing.assert_array_equal(ee, mass(massive)[1])
+    assert scalars == mass(massive)[2]
+    assert len({mass.digest, feedback.digest, both.digest}) == 3
+    assert both.box["H0"] == (65, 71)
+    assert [text.split()[0] for text in both.outside(full | {"H0": 75, "mnu": 0.7})] == [
+        "H0",
+        "mnu",
+    ]
+    swapped = read_emulator(["feedback", "mnu"])(full)[0]
+    np.testing.assert_allclose(swapped[2:], kk[2:], rtol=1e-12)
+    for names in (["lcdm", "mnu"], ["mnu", "lcdm"], ["mnu", "mnu"]):
+        with pytest.raises(EmulatorError, match="cannot be multiplied"):
+            read_emulator(names)
+    content = emulated(mnu=0.2, HMCode_logT_AGN={"prior": {"min": 7.3, "max": 8.3}})
+    content["theory"]["cobaya_cnnlens.EmulatedCAMB"]["emulator"] = ["mnu", "feedback"]
+    model = get_model(content)
+    logs = [model.loglike({"HMCode_logT_AGN": value})[0] for value in (7.3, 7.8, 8.3)]
+    assert logs[0] > logs[1] > logs[2]
 
 
 def test_a_fixed_parameter_must_keep_its_value():
@@ -605,7 +718,7 @@ def test_tau_changes_nothing_where_e_plays_no_part(tau):
     assert model.loglike({"tau": 0.7})[0] == -np.inf
 
 
-@pytest.mark.parametrize(("name", "file"), [("lcdm", "emulator"), ("mnu", "emulator_mnu")])
+@pytest.mark.parametrize(("name", "file"), PLANS.items())
 def test_what_made_a_shipped_emulator_is_what_the_releases_were_made_with(name, file):
     made = read_emulator(name).record
     plan = load_plan(REPOSITORY / "training" / f"{file}.yaml")
@@ -614,6 +727,8 @@ def test_what_made_a_shipped_emulator_is_what_the_releases_were_made_with(name, 
         [read_emulator(name).tables.low, read_emulator(name).tables.high], plan.sides()
     )
     assert made["settings"]["lens_potential_accuracy"] == plan.camb.lens_potential_accuracy
-    theirs = read_release("refined_fiducial").theory["settings"]
+    theirs = dict(read_release("refined_fiducial").theory["settings"])
+    if name == "feedback":
+        theirs["halofit_version"] += "_feedback"
     for key in ("lens_potential_accuracy", "halofit_version"):
         assert made["settings"][key] == theirs[key]
