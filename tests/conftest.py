@@ -205,10 +205,9 @@ def synthetic_release(n_bins: int = 5, **changes) -> Release:
         "amplitude_covariance": np.array([[4e-3, 1e-3], [1e-3, 2e-3]]),
         "debias_second": 0.2 * of_bins(3),
         "debias_cross": 0.2 * of_bins(2),
-        # Nine terms of three amplitudes, four modes.
-        "surface_error_modes": 2e-3
-        * np.cos(np.arange(9.0 * n_bins * 4)).reshape(9, n_bins, 4)
-        * signal[:, None],
+        # Nine terms of three amplitudes, and the third order.
+        "surface_error_terms": 0.01 * (np.eye(10) + 0.2),
+        "surface_error_bins": patch / 100,
         "nuisance_steps": of_nuisances(0.01, 0.05, 0.05, others=0.1),
         "nuisance_first": signal[:, None] * of_nuisances(2.0, 0.3, 0.2),
         "nuisance_first_errors": 0.01 * signal[:, None] * of_nuisances(others=1.0),

@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy import linalg
 
 from ..likelihood.fields import NUISANCES, ROTATION, SIMULATED
-from ..likelihood.spectra import terms
 from . import curvature, second_order
 from .covariance import mean_covariance, sample_covariance, shrunk_covariance
 from .curvature import Curvature
@@ -86,8 +86,8 @@ class DataDebias:
     second: SecondOrder | Curvature
     over_fitted: np.ndarray
 
-    def changes_at(self, bands: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The models' changes at δ_j of the bands, by patch.
+    def model_error(self, bands: np.ndarray) -> np.ndarray:
+        """Monte-Carlo covariance of the models' changes of d' and p̂ at some spectra.
 
         Parameters
         ----------
@@ -95,21 +95,48 @@ class DataDebias:
 
         Returns
         -------
-        sets of patches that share nothing, (n_patches, …) each: the first order of d' and of p̂ side
-        by side; then the response surface, if there is one
+        (n_bins + n_power, n_bins + n_power)
         """
-        kk = bands[: self.derivatives.kk.patches.shape[2]]
+        error = self._first_order_error(bands)
+        if isinstance(self.second, SecondOrder):
+            n_bins = len(self.coefficients)
+            error[:n_bins, :n_bins] += self.second.covariance(self._amplitudes(bands))
+        return error
+
+    def constant_error(self, bands: np.ndarray) -> np.ndarray:
+        """As :meth:`model_error`, without that of the terms whose error follows the survey's
+        amplitudes.
+
+        Parameters
+        ----------
+        bands : δ_j, C^κκ before C^EE, (n_kk + n_ee,)
+
+        Returns
+        -------
+        (n_bins + n_power, n_bins + n_power)
+        """
+        error = self._first_order_error(bands)
+        if isinstance(self.second, SecondOrder):
+            w, n_v, n_bins = self._amplitudes(bands), self.second.n_v, len(self.coefficients)
+            w[:n_v], w[-1] = 0.0, 0.0
+            error[:n_bins, :n_bins] += self.second.covariance(w)
+        return error
+
+    def _amplitudes(self, bands: np.ndarray) -> np.ndarray:
+        assert isinstance(self.second, SecondOrder)
+        power = self.power.derivatives.change_at(bands).mean(0)
+        return self.second.amplitudes(power, bands[: self.derivatives.kk.patches.shape[2]])
+
+    def _first_order_error(self, bands: np.ndarray) -> np.ndarray:
+        """That of the derivatives in the bands; of d' beyond the surface's directions."""
         power = self.power.derivatives.change_at(bands)
         if isinstance(self.second, Curvature):
-            u = kk @ self.second.kk_direction
+            u = bands[: self.derivatives.kk.patches.shape[2]] @ self.second.kk_direction
             first = self.derivatives.change_at(bands) + self.second.patches * u**2
-            return (np.hstack([first, power]),)
-        w = self.second.amplitudes(power.mean(0), kk)
-        # The surface also measures the first order along its directions. There, the derivatives in
-        # the bands keep only the weight 1 − f.
-        first = self.derivatives.change_at(bands - self.second.weight * self.second.along(w))
-        surface = self.second.weighted() @ terms(w)
-        return np.hstack([first, power]), surface
+        else:
+            beyond = bands - self.second.along(self._amplitudes(bands))
+            first = self.derivatives.change_at(beyond)
+        return mean_covariance(np.hstack([first, power]))
 
 
 def fit(
@@ -187,10 +214,11 @@ def release_fields(
     arrays by the attributes of a release
     """
     fiducial = debias.test_power.mean(0)
-    fields: dict[str, Any] = {}
     coefficients, derivatives = debias.coefficients, debias.derivatives
     if isinstance(debias.second, SecondOrder):
         coefficients, derivatives, fields = _second_order_fields(debias, debias.second)
+    else:
+        fields = _moments("curvature", debias.second.patches)
     scattered = test_bandpowers - (debias.test_power - fiducial) @ coefficients.T
     scattered = scattered - debias.over_fitted
     first, second = (
@@ -201,8 +229,7 @@ def release_fields(
     # Of d' and p̂ side by side: the scatter of one patch, and the errors of N, p^fid and the model.
     scatter = sample_covariance(np.hstack([scattered, debias.test_power]))
     noise_error = mean_covariance(np.hstack([scattered - test_truth, debias.test_power]))
-    # The error of the response surface is in its modes.
-    model_error = mean_covariance(debias.changes_at(error_bands)[0])
+    model_error = debias.constant_error(error_bands)
     d_d, d_p, p_p = np.s_[:n_bins, :n_bins], np.s_[:n_bins, n_bins:], np.s_[n_bins:, n_bins:]
     power = debias.power
     return {
@@ -213,7 +240,6 @@ def release_fields(
         "patch_covariance": scatter[d_d],
         "noise_covariance": noise_error[d_d],
         "derivative_covariance": model_error[d_d],
-        **_moments("curvature", fields.pop("curvature", getattr(debias.second, "patches", None))),
         **derivative_fields(derivatives),
         **nuisance_fields((first, second)),
         "power_kk_derivatives": power.derivatives.kk.values,
@@ -232,25 +258,29 @@ def release_fields(
 def _second_order_fields(
     debias: DataDebias, second: SecondOrder
 ) -> tuple[np.ndarray, NoiseDerivatives, dict[str, Any]]:
-    """G and the derivatives of d' with the linear part of the response surface, and the fields of
-    its second order; ``curvature`` is by patch."""
-    n_v = second.n_v
-    # The derivatives in the bands give a change of d' of N' δ. The surface gives N' δ + l w, with
-    # w = (v, u). Their mean, with weight f of the surface, is N' δ + f l w. The part in v goes into
-    # G, and the part in u goes into N'.
-    *of_v, of_u = second.weight * second.linear.T
-    coefficients = debias.coefficients + np.transpose(of_v) @ second.ee_directions.T
+    """G and the derivatives of d' with the first order of the response surface, and the fields of
+    its second order."""
+    # The surface is what the derivatives N' δ leave: G takes its first order in v, N' that in u.
+    of_v, of_u = second.first_order
+    coefficients = debias.coefficients + of_v @ second.ee_directions.T
     kk = debias.derivatives.kk
     kk = replace(kk, patches=kk.patches + of_u[:, None] * second.kk_direction)
-    squares = [second.product(i, j).mean(0) for i, j in second_order.pairs(n_v)]
-    directions = second.ee_directions
+    n_v, n_main = second.n_v, second.n_main
+    squares = [second.number(i, j) for i, j in second_order.pairs(n_v)]
+    cross, square_of_u = [second.number(i, n_v) for i in range(n_v)], second.number(n_v, n_v)
+    directions = second.ee_directions[:, :n_v]
+    variance = second.error_terms[square_of_u, square_of_u] * np.diagonal(second.error_bins)
     fields = {
-        "curvature": second.product(n_v, n_v),
+        "curvature": second.values[:, square_of_u],
+        "curvature_errors": np.sqrt(variance),
         "ee_directions": directions,
         "amplitude_covariance": directions.T @ sample_covariance(debias.test_power) @ directions,
-        "debias_second": np.transpose(squares),
-        "debias_cross": np.transpose([second.product(i, n_v).mean(0) for i in range(n_v)]),
-        "surface_error_modes": second_order.error_modes(second.weighted()),
+        "debias_second": second.values[:, squares],
+        "debias_cross": second.values[:, cross],
+        "surface_error_terms": linalg.block_diag(
+            second.error_terms[:n_main, :n_main], second.misfit**2
+        ),
+        "surface_error_bins": second.error_bins,
     }
     return coefficients, replace(debias.derivatives, kk=kk), fields
 

@@ -74,7 +74,7 @@ def to_document(release: Release) -> dict[str, Any]:
         inside = np.flatnonzero(row)
         start, stop = (inside[0], inside[-1] + 1) if len(inside) else (0, 1)
         first.append(int(start))
-        values.append(_nested(row[start:stop], _rounded))
+        values.append(_nested(row[start:stop], _rounded_window))
     document["windows"] = {"first": first, "values": values}
     for key, content in CONVENTIONS.items():
         _put(document, key, content)
@@ -178,7 +178,7 @@ def _check_dimensions(dimensions: dict[str, int], source: str) -> None:
     n_terms = len(terms(np.zeros(n_v + 1))) if n_v else 0
     if dimensions.get("n_terms", 0) != n_terms:
         raise ReleaseError(
-            f"{source}: field 'debias.error_modes' holds {dimensions['n_terms']} terms; {n_v} "
+            f"{source}: field 'debias.error_terms' holds {dimensions['n_terms']} terms; {n_v} "
             f"directions have {n_terms}: make the release again"
         )
     n_power = dimensions.get("n_e", 0) + dimensions.get("n_b", 0)
@@ -404,6 +404,11 @@ def _put(document: dict[str, Any], key: str, value: Any) -> None:
 def _rounded(value: float) -> float:
     """Ten significant digits: far below any Monte-Carlo error, a third of the size."""
     return float(f"{value:.10g}")
+
+
+def _rounded_window(value: float) -> float:
+    """Seven digits. A bandpower sums hundreds of values, whose rounding averages out."""
+    return float(f"{value:.7g}")
 
 
 def _nested(array: np.ndarray, convert: Callable[[float], float]) -> list[Any]:

@@ -111,7 +111,7 @@ class Release:
         KAPPA2,
         "Monte-Carlo covariance of the model's noise bias, at the change of ω_c in "
         "'provenance.derivative_excursion_omch2'; without that of the response surface, which "
-        "'debias.error_modes' hold.",
+        "'debias.error_terms' and 'debias.error_bins' hold.",
     )
     response: np.ndarray = numbers(
         "calibration.response",
@@ -230,12 +230,19 @@ class Release:
         "X_i: the model has the term Σ_i X_i v_i u.",
         Group.SECOND_ORDER,
     )
-    surface_error_modes: np.ndarray = numbers(
-        "debias.error_modes",
-        "n_terms n_bins n_modes",
-        KAPPA,
-        "F: the Monte-Carlo error of the response surface is the covariance of Σ_t x_t F_tbr g_r "
-        "with g of unit variance; x holds v, u, and their products in the order of 'second'.",
+    surface_error_terms: np.ndarray = numbers(
+        "debias.error_terms",
+        "n_terms+1 n_terms+1",
+        "1",
+        "K: the covariance of the response surface's error is xᵀKx times 'error_bins'; x holds "
+        "w = (v, u), their products in the order of 'second', and |w|³, which a quadratic leaves.",
+        Group.SECOND_ORDER,
+    )
+    surface_error_bins: np.ndarray = numbers(
+        "debias.error_bins",
+        "n_bins n_bins",
+        KAPPA2,
+        "Covariance between bins of the error of the response surface, to a factor.",
         Group.SECOND_ORDER,
     )
     nuisance_steps: np.ndarray = numbers(
@@ -499,7 +506,7 @@ class Release:
         return self.debias_coefficients + twice @ self.amplitudes @ self.ee_directions.T
 
     def surface_error(self, u: float) -> np.ndarray:
-        """Monte-Carlo covariance of the response surface (docs/noise-bias, eq. 15).
+        """Covariance of the error of the response surface (docs/noise-bias, eq. 15).
 
         Simulations reach amplitudes of 1. Beyond :data:`LARGEST_AMPLITUDE` the error of that is
         taken, so that absurd data have a covariance with an inverse.
@@ -513,8 +520,8 @@ class Release:
         (n_bins, n_bins)
         """
         w = np.append(self.amplitudes, u).clip(-LARGEST_AMPLITUDE, LARGEST_AMPLITUDE)
-        modes = np.tensordot(terms(w), self.surface_error_modes, 1)
-        return modes @ modes.T
+        x = np.append(terms(w), np.linalg.norm(w) ** 3)
+        return (x @ self.surface_error_terms @ x) * self.surface_error_bins
 
     def correction_of(self, power: np.ndarray) -> np.ndarray:
         """First order of :attr:`correction` (docs/noise-bias, eq. 6) for any power.

@@ -3,8 +3,8 @@
 Such a sky differs from the test sky by its cosmology alone, so the scatter of the patches cancels
 in the difference. The change of its own ⟨κκ*⟩ is subtracted too, which leaves the change of the
 noise bias. The response surface of the debias (:mod:`cobaya_cnnlens.calibrate.second_order`) is
-fitted to one group of cosmologies. The others, on another sky, test the model
-(:mod:`cobaya_cnnlens.validate.points`).
+fitted to the cosmologies of ``points.fit``, each with patches of its own. Those of ``points.at``,
+on another sky, test the model (:mod:`cobaya_cnnlens.validate.points`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..calibrate.second_order import FitPoints
-from ..simulate.tiling import evenly
+from ..simulate.tiling import evenly, portion
 from .perturbations import bands_of, perturbed_sky
 from .power import Power, power_of
 from .reconstructions import Bandpowers, measurement_recipe
@@ -31,18 +31,35 @@ SET = "test"
 
 @dataclass(frozen=True)
 class Point:
-    """A cosmology at which a test sky is made again.
+    """A cosmology at which patches of a test sky are made again.
 
     Attributes
     ----------
     change : values of the parameters that differ from the fiducial ones
     index : number of the test sky
-    patches : how many of its patches, spread evenly; None for all
+    patches : how many of its patches; None for all
+    part : number of the portion of the sky's patches; None for patches spread evenly
     """
 
     change: dict[str, float]
     index: int
     patches: int | None
+    part: int | None = None
+
+    def rows(self, n_patches: int) -> np.ndarray:
+        """Which patches of the sky are made again.
+
+        Parameters
+        ----------
+        n_patches : of the sky
+
+        Returns
+        -------
+        their numbers
+        """
+        if self.part is None:
+            return evenly(n_patches, self.patches)
+        return portion(n_patches, self.patches or n_patches, self.part)
 
 
 def points_of(run: Simulation, group: str) -> list[Point]:
@@ -62,21 +79,6 @@ def points_of(run: Simulation, group: str) -> list[Point]:
     return [Point(change, of_group.sky, settings.patches) for change in of_group.cosmologies]
 
 
-def checked_groups(run: Simulation) -> list[str]:
-    """Groups of cosmologies at which the model is tested: all but that of the fit.
-
-    Parameters
-    ----------
-    run : the configuration and what follows from it
-
-    Returns
-    -------
-    keys of ``points.at``
-    """
-    settings = run.config.points
-    return [g for g in settings.at if settings.fit is None or g != settings.fit.group]
-
-
 def checked(run: Simulation) -> list[Point]:
     """Points at which the model is tested.
 
@@ -86,9 +88,9 @@ def checked(run: Simulation) -> list[Point]:
 
     Returns
     -------
-    the points of :func:`checked_groups`
+    the points of all groups
     """
-    return [point for group in checked_groups(run) for point in points_of(run, group)]
+    return [point for group in run.config.points.at for point in points_of(run, group)]
 
 
 def fitted(run: Simulation) -> list[Point]:
@@ -103,7 +105,13 @@ def fitted(run: Simulation) -> list[Point]:
     the points; empty without ``points.fit``
     """
     fit = run.config.points.fit
-    return [] if fit is None else points_of(run, fit.group)
+    if fit is None:
+        return []
+    n_skies = len(fit.skies)
+    return [
+        Point(change, fit.skies[i % n_skies], fit.patches, i // n_skies)
+        for i, change in enumerate(fit.cosmologies)
+    ]
 
 
 @dataclass(frozen=True)
@@ -157,12 +165,13 @@ class Points(Stage[Run]):
             **measurement_recipe(run),
             "point_algorithm": self.algorithm,
             **({"patches": point.patches} if point.patches is not None else {}),
+            **({"part": point.part} if point.part is not None else {}),
         }
 
     def make(self, point: Point) -> dict[str, np.ndarray]:
         """Make a test sky again at another cosmology."""
         run, cosmology = self.run, self.config.cosmology.vary(**point.change)
-        rows, spectra = evenly(run.n_patches, point.patches), run.spectra(cosmology)
+        rows, spectra = point.rows(run.n_patches), run.spectra(cosmology)
         sky = perturbed_sky(run, point.index, self.threads, spectra, SET, rows=rows)
         return sky.unperturbed() | {"power": power_of(run)(*sky.observed())}
 
@@ -197,11 +206,12 @@ class Points(Stage[Run]):
         -------
         the patches
         """
-        measured = Bandpowers(self.run).read(SET, [point.index], point.patches)
+        rows = point.rows(self.run.n_patches)
+        measured = Bandpowers(self.run).read(SET, [point.index])
         power = None
         if self.config.data_debias:
-            power = Power(self.run).read(SET, [point.index], point.patches)["power"]
-        return Patches(measured.auto, measured.truth, power)
+            power = Power(self.run).read(SET, [point.index])["power"][rows]
+        return Patches(measured.auto[rows], measured.truth[rows], power)
 
     def fit_points(self, response: np.ndarray) -> FitPoints | None:
         """Changes at the cosmologies of the fit; None if the configuration has none.
@@ -221,11 +231,9 @@ class Points(Stage[Run]):
         """
         if (fit := self.config.points.fit) is None:
             return None
-        points = fitted(self.run)
-        fiducial = self.at_fiducial(points[0])
         noise, powers, bands = [], [], []
-        for point in points:
-            moved = self.read(point)
+        for point in fitted(self.run):
+            moved, fiducial = self.read(point), self.at_fiducial(point)
             # The configuration has a fit only with a debias from the data.
             assert moved.power is not None
             assert fiducial.power is not None

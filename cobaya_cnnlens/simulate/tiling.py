@@ -6,6 +6,8 @@ patches for a fraction of what separate ones cost.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ..errors import CNNLensError
@@ -84,6 +86,33 @@ def evenly(n: int, wanted: int | None) -> np.ndarray:
     """
     wanted = min(wanted or n, n)
     return np.arange(wanted) * n // wanted
+
+
+def portion(n: int, size: int, number: int) -> np.ndarray:
+    """Choose a portion of n patches, spread over all of them.
+
+    Portions share no patch before all patches are taken. They are pieces of the sequence k·s mod n,
+    whose step s is near the golden section of n (a Kronecker sequence).
+
+    Parameters
+    ----------
+    n : number of patches
+    size : how many to choose; all of them if there are fewer
+    number : of the portion
+
+    Returns
+    -------
+    chosen : numbers of the patches, ascending
+
+    Examples
+    --------
+    >>> portion(10, 3, 0), portion(10, 3, 1)
+    (array([0, 4, 7]), array([1, 5, 8]))
+    """
+    golden = round(n * (np.sqrt(5.0) - 1.0) / 2.0)
+    step = next(s for s in range(max(golden, 1), n + 2) if math.gcd(s, n) == 1)
+    size = min(size, n)
+    return np.sort((number * size + np.arange(size)) * step % n)
 
 
 def some(of_patches: np.ndarray, wanted: int | None, axis: int = 0) -> np.ndarray:

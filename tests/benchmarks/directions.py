@@ -3,8 +3,8 @@
     python tests/benchmarks/directions.py [CONFIG]
 
 Each cosmology of ``points.fit`` is left out in turn, and predicted by a surface of the others. The
-residual is of the same patches, so that their scatter cancels. It is printed as a shift of omch2 in
-sigma of the first survey. CAMB runs at the cosmologies of the fit, 20 s of a core each.
+difference is printed as a shift of omch2 in sigma of the first survey, beside the shift that the
+scatter of the patches explains. CAMB runs at the cosmologies of the fit, 20 s of a core each.
 """
 
 import sys
@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 
 from cobaya_cnnlens.calibrate import debias
+from cobaya_cnnlens.calibrate.covariance import mean_covariance
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
-from cobaya_cnnlens.likelihood.spectra import terms
 from cobaya_cnnlens.pipeline.assemble import bandpower_changes, calibration_of, make_release
 from cobaya_cnnlens.pipeline.cosmologies import Points
 from cobaya_cnnlens.pipeline.loading import load_config
@@ -40,8 +40,8 @@ points = Points(run).fit_points(calibration.response)
 n_kk = len(run.config.derivatives.kk_edges) - 1
 
 
-def residual(n_directions, out):
-    """Mean change of d' at a cosmology that the surface left out, less what the surface says."""
+def left_out(n_directions, out):
+    """Shift of omch2 at a cosmology that the surface left out, and its standard error."""
     keep = np.arange(len(points.bands)) != out
     some = {name: getattr(points, name)[keep] for name in ("noise", "power", "bands")}
     fitted = debias.fit(*simulated, replace(points, **some, n_directions=n_directions), 160)
@@ -49,11 +49,13 @@ def residual(n_directions, out):
     changed = points.noise[out] - power @ fitted.coefficients.T
     changed = changed - fitted.derivatives.kk.values @ kk
     w = fitted.second.amplitudes(power.mean(0), kk)
-    return changed.mean(0) - fitted.second.values @ terms(w)
+    shift = gain @ (changed.mean(0) - fitted.second.values @ fitted.second.terms(w))
+    error = mean_covariance(changed) + fitted.second.covariance(w)
+    return shift, np.sqrt(gain @ error @ gain)
 
 
-print(f"{len(points.bands)} cosmologies, {points.noise.shape[1]} patches")
+print(f"{len(points.bands)} cosmologies of {points.noise.shape[1]} patches each")
 for n_directions in range(1, 5):
-    shifts = np.array([gain @ residual(n_directions, k) for k in range(len(points.bands))])
-    rms, median = np.sqrt(np.mean(shifts**2)), np.median(np.abs(shifts))
-    print(f"{n_directions} directions: shift of omch2 rms {rms:.2f}, median {median:.2f} sigma")
+    shifts = np.array([left_out(n_directions, k) for k in range(len(points.bands))])
+    shift, error = np.sqrt(np.mean(shifts**2, axis=0))
+    print(f"{n_directions} directions: shift of omch2 rms {shift:.2f}, error {error:.2f} sigma")

@@ -507,62 +507,100 @@ def test_another_cosmology_is_where_the_model_puts_it(run, made):
         load_config(path)
 
 
-def test_the_response_surface_is_fitted():
-    """To points of known amplitudes and coefficients, patch by patch; none exceeds one."""
-    generator = np.random.default_rng(4)
-    n_points, n_patches, n_bins, n_power, n_kk, n_ee = 14, 5, 4, 6, 3, 5
-    kk, ee = (generator.standard_normal((n_patches, n_bins, n)) for n in (n_kk, n_ee))
-    first = NoiseDerivatives(BandDerivatives(None, kk), BandDerivatives(None, ee), None)
-    # The bands of C^κκ move together, but for a little.
-    shape = generator.standard_normal(n_kk)
+N_V, N_POINTS, N_PATCHES = 2, 40, 60
+
+
+def surface(generator, cubic=0.0):
+    """A surface fitted to points of a known one, and the coefficients that it should find; in units
+    of the prior of its first order, which is what the derivatives' scatter makes it."""
+    n_bins, n_power, n_kk, n_ee = 6, 7, 3, 4
+    size = 0.3 + generator.random(n_bins)
+    shape = np.linalg.cholesky(0.5 * np.eye(n_bins) + 0.5) * size[:, None]
+
+    def scattered(*shape_):
+        return generator.standard_normal((*shape_, n_bins)) @ shape.T
+
+    # The bands of C^κκ move together.
     bands = np.hstack(
         [
-            np.outer(generator.uniform(-0.2, 0.3, n_points), shape)
-            + 0.01 * generator.standard_normal((n_points, n_kk)),
-            generator.standard_normal((n_points, n_ee)),
+            np.outer(generator.uniform(-0.2, 0.3, N_POINTS), np.arange(1.0, n_kk + 1)),
+            generator.standard_normal((N_POINTS, n_ee)) * [3.0, 2.0, 1.0, 0.5],
         ]
     )
-    directions = generator.standard_normal((2, n_power))
+    # p̂ tells the amplitudes of the bands of C^EE exactly.
+    mixing = generator.standard_normal((n_ee, n_power))
+    power = np.repeat((bands[:, n_kk:] @ mixing)[:, None], N_PATCHES, axis=1)
     coefficients = generator.standard_normal((n_bins, n_power))
-    power = generator.standard_normal((n_points, n_power))
-    along = np.linalg.svd(bands[:, :n_kk])[2][0]
-    along = along / np.abs(bands[:, :n_kk] @ along).max() * np.sign(along[np.abs(along).argmax()])
-    v = power @ directions.T
-    w = np.column_stack([v / np.abs(v).max(0), bands[:, :n_kk] @ along])
-    pairs = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
-    terms = np.column_stack([w, *(w[:, i] * w[:, j] for i, j in pairs)])
-    by_patch = generator.standard_normal((n_patches, n_bins, 3 + 6))
-    noise = np.einsum("pbt,ct->cpb", by_patch, terms)
-    noise += (power @ coefficients.T + bands[:, :n_kk] @ kk.mean(0).T)[:, None]
-    repeated = np.repeat(power[:, None], n_patches, axis=1)
-    points_ = second_order.FitPoints(noise, repeated, bands, 2)
-    fitted = second_order.fit(points_, first, coefficients, lambda _: directions)
-    np.testing.assert_allclose(fitted.kk_direction, along, rtol=1e-9)
-    near = {"rtol": 1e-6, "atol": 1e-8}
-    np.testing.assert_allclose(fitted.patches, by_patch, **near)
-    np.testing.assert_allclose(fitted.linear, by_patch.mean(0)[:, :3], **near)
-    np.testing.assert_allclose(fitted.product(1, 2), by_patch[..., 7], **near)
-    np.testing.assert_allclose(fitted.amplitudes(power[3], bands[3, :n_kk]), w[3], rtol=1e-9)
-    # The first order is the mean of two measurements, by their patches.
-    assert fitted.weight == n_patches / (n_patches + len(kk))
-    weight = np.concatenate([np.full(3, fitted.weight), np.ones(6)])
-    np.testing.assert_allclose(fitted.weighted(), by_patch * weight, **near)
+    true_kk, true_ee = (scattered(n).T for n in (n_kk, n_ee))
+    kk, ee = (
+        truth + scattered(N_PATCHES, truth.shape[1]).transpose(0, 2, 1)
+        for truth in (true_kk, true_ee)
+    )
+    # The model has no part of C^EE, so its mean derivatives are zero.
+    ee -= ee.mean(0)
+    first = NoiseDerivatives(BandDerivatives(None, kk), BandDerivatives(None, ee), None)
+    error_ee = scattered(n_ee).T / np.sqrt(N_PATCHES)
+    ee_directions = lambda changes: changes @ np.linalg.pinv(mixing).T  # noqa: E731
+    empty = np.zeros((N_POINTS, N_PATCHES, n_bins))
+    flat = second_order.fit(
+        second_order.FitPoints(empty + scattered(N_POINTS, N_PATCHES), power, bands, N_V),
+        first,
+        0 * coefficients,
+        ee_directions,
+    )
+    w = flat.amplitudes(power.mean(1), bands[:, :n_kk])
+    truth = scattered(len(flat.terms(w)[0])).T
+    n_main, n_v = flat.n_main, flat.n_v
+    along_kk = flat.kk_direction / (flat.kk_direction @ flat.kk_direction)
+    l_v = (error_ee @ flat.ee_changes.T).T
+    truth[:, :n_v], truth[:, n_main:] = l_v[:n_v].T, l_v[n_v:].T
+    truth[:, n_v] = (true_kk - kk.mean(0)) @ along_kk
+    third = (w[:, :n_v] ** 2).sum(1) + w[:, -1] ** 2
+    mean = flat.terms(w) @ truth.T + bands[:, :n_kk] @ kk.mean(0).T
+    mean += power.mean(1) @ coefficients.T + cubic * third[:, None] ** 1.5 * scattered(N_POINTS)
+    noise = mean[:, None] + 3.0 * scattered(N_POINTS, N_PATCHES)
+    points_ = second_order.FitPoints(noise, power, bands, N_V)
+    fitted = second_order.fit(points_, first, coefficients, ee_directions)
+    return SimpleNamespace(fitted=fitted, truth=truth, w=w, size=size)
 
 
-@pytest.mark.parametrize(("left_out", "near"), [(0.0, 1e-2), (second_order.LEAST_VARIANCE, 0.1)])
-def test_modes_of_the_error_hold_the_covariance_of_the_mean(monkeypatch, left_out, near):
-    """At any amplitudes, and all of it if no mode is left out."""
-    monkeypatch.setattr(second_order, "LEAST_VARIANCE", left_out)
-    generator = np.random.default_rng(3)
-    by_patch = generator.standard_normal((40, 4, 5)) @ generator.standard_normal((5, 5))
-    by_patch *= [[1.0], [1e-3], [1.0], [1e3]]
-    modes = second_order.error_modes(by_patch)
-    assert modes.shape[:2] == (5, 4)
-    for x in np.eye(5), generator.standard_normal((3, 5)):
-        for row in x:
-            of_mean = np.cov(by_patch @ row, rowvar=False) / 40
-            by_modes = np.einsum("br,cr->bc", *(2 * [np.tensordot(row, modes, 1)]))
-            np.testing.assert_allclose(np.diag(by_modes), np.diag(of_mean), rtol=near)
+def deviation(case):
+    """χ² of all coefficients by their covariance, over their number."""
+    off = case.fitted.values - case.truth
+    terms_, bins = (np.linalg.inv(x) for x in (case.fitted.error_terms, case.fitted.error_bins))
+    return np.einsum("bt,tu,cu,bc->", off, terms_, off, bins) / off.size
+
+
+def test_the_response_surface_is_fitted():
+    """The error of the coefficients is what it says, in all terms and bins together."""
+    cases = [surface(np.random.default_rng(seed)) for seed in range(20)]
+    for case in cases:  # amplitudes are at most one at the points
+        np.testing.assert_allclose(np.abs(case.w).max(0), 1.0)
+        # The derivatives know the first order, and the points add to that.
+        fitted, extra = case.fitted, slice(case.fitted.n_main, None)
+        by_derivatives = (fitted.ee_changes**2).sum(1)[N_V:] * (case.size**2).mean() / N_PATCHES
+        variance = np.diagonal(fitted.error_terms)[extra] * np.diagonal(fitted.error_bins).mean()
+        assert (variance < by_derivatives).all()
+    # The misfit, of which there is none, and the covariance of 60 patches have errors.
+    assert 0.85 < np.mean([deviation(case) for case in cases]) < 1.15
+
+
+def test_the_error_of_the_surface_holds_what_a_quadratic_leaves():
+    """A third order is found, of its size, and the coefficients' errors grow with it."""
+    sizes = []
+    for seed in range(8):
+        plain, cubic = (surface(np.random.default_rng(seed), size) for size in (0.0, 5.0))
+        unit = np.sqrt(np.diagonal(cubic.fitted.error_bins)) / cubic.size
+        sizes.append(cubic.fitted.misfit * unit.mean())
+        assert plain.fitted.misfit < 0.3 * cubic.fitted.misfit
+        far = np.ones(cubic.w.shape[1])
+        error, least = (np.diagonal(c.fitted.covariance(far)) for c in (cubic, plain))
+        assert (error > least).all()
+        assert (
+            error > (3**1.5 * cubic.fitted.misfit) ** 2 * np.diag(cubic.fitted.error_bins)
+        ).all()
+        assert 0.5 < deviation(cubic) < 2.0
+    assert np.mean(sizes) == pytest.approx(5.0, rel=0.1)
 
 
 def test_a_release_holds_the_error_of_its_surface(release):
@@ -572,11 +610,15 @@ def test_a_release_holds_the_error_of_its_surface(release):
     constant = release.derivative_covariance
     assert np.abs(near - constant).max() < 0.1 * np.abs(far - constant).max()
     v = release.amplitudes
-    modes = release.surface_error_modes
     u = 0.3
-    x = [*v, u, v[0] ** 2, v[0] * v[1], v[0] * u, v[1] ** 2, v[1] * u, u**2]
-    by_mode = sum(a * b for a, b in zip(x, modes, strict=True))
-    np.testing.assert_allclose(release.surface_error(u), by_mode @ by_mode.T, rtol=1e-9)
+    x = np.array([*v, u, v[0] ** 2, v[0] * v[1], v[0] * u, v[1] ** 2, v[1] * u, u**2])
+    x = np.append(x, (v @ v + u**2) ** 1.5)
+    expected = sum(
+        x[s] * x[t] * release.surface_error_terms[s, t] for s in range(10) for t in range(10)
+    )
+    np.testing.assert_allclose(
+        release.surface_error(u), expected * release.surface_error_bins, rtol=1e-9
+    )
     np.testing.assert_array_equal(release.surface_error(1e7), release.surface_error(3.0))
 
 

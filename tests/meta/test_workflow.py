@@ -133,10 +133,7 @@ def test_a_release_debiased_by_its_data_needs_their_power(calls, content, target
     """Of everything that its own calibration is made of, each once; coverage tests such a one."""
     content |= {"products": "p", "data_debias": True}
     changes = [{"ns": 0.9 + 0.01 * i} for i in range(9)]
-    content["points"] = {
-        "at": {"some": {"cosmologies": changes}},
-        "fit": {"group": "some", "directions": 1},
-    }
+    content["points"] = {"fit": {"cosmologies": changes, "directions": 1}}
     done, _ = calls(content, target)
     asked = [call[3:6:2] for call in done if call[0] == "power"]
     of_sets = ("test", "survey-fiducial", "survey-high", "derivatives", "nuisances")

@@ -599,7 +599,7 @@ OTHER = {
     "network.kind": "refined",
     "training.phases": [Phase(steps=77, learning_rate=1e-3)],
     "points.at": {"other": CosmologyGroup(cosmologies=[{"ns": 0.9}])},
-    "points.fit": Fit(group="one"),
+    "points.fit": Fit(cosmologies=[{"ns": 0.9}]),
     "coverage.logA": (2.9, 3.2),
     "foregrounds.dust": {"other": 7.0},
     "foregrounds.synchrotron": {"other": 7.0},
@@ -776,17 +776,22 @@ SOME = [{"ns": 0.9 + 0.01 * i} for i in range(15)]
 
 
 @pytest.mark.parametrize(
-    ("groups", "fit", "data_debias", "message"),
+    ("tested_on", "fit", "data_debias", "message"),
     [
-        ({"a": (2, SOME)}, None, True, r"points\.at\.a\.sky is 2, but the last test sky is 1"),
-        ({"a": (0, SOME)}, "a", False, "set data_debias"),
-        ({"a": (0, SOME)}, "b", True, r"points\.fit\.group is 'b'; name a group of points\.at: a"),
-        ({"a": (0, SOME[:14])}, "a", True, "14 cosmologies, a fit of 14 terms needs more"),
-        ({"a": (0, SOME), "b": (0, SOME)}, "a", True, r"at\.b\.sky 0 is that of the fit, which"),
+        (2, None, True, r"points\.at\.a\.sky is 2, but the last test sky is 1"),
+        (0, ([0, 5], SOME), True, r"points\.fit\.skies is 5, but the last test sky is 1"),
+        (1, ([0], SOME), False, "set data_debias"),
+        (
+            1,
+            ([0], SOME[:14]),
+            True,
+            r"points\.fit has 14 cosmologies, a fit of 14 terms needs more",
+        ),
+        (1, ([0, 1], SOME), True, r"at\.a\.sky 1 is one of the fit, which it tests; choose"),
     ],
 )
-def test_wrong_points_of_the_fit(groups, fit, data_debias, message):
-    at = {name: CosmologyGroup(sky=sky, cosmologies=some) for name, (sky, some) in groups.items()}
-    points = schema.Points(at=at, fit=None if fit is None else Fit(group=fit))
+def test_wrong_points(tested_on, fit, data_debias, message):
+    at = {"a": CosmologyGroup(sky=tested_on, cosmologies=SOME)}
+    fitted = None if fit is None else Fit(skies=fit[0], cosmologies=fit[1])
     with pytest.raises(ValueError, match=message):
-        points.check(2, data_debias)
+        schema.Points(at=at, fit=fitted).check(2, data_debias)

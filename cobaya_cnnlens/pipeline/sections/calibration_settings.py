@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from ...likelihood.spectra import terms
 from . import Section
@@ -112,11 +112,16 @@ class Fit(Section):
 
     Attributes
     ----------
-    group : of ``points.at``: the cosmologies to which it is fitted
+    cosmologies : changes of the fiducial one, at which it is fitted
+    skies : numbers of the test skies, which the cosmologies take in turn
+    patches : of each cosmology. Cosmologies of one sky have different patches, as far as they
+        suffice; by default each has all patches of its sky.
     directions : number of directions of the changes of C^EE that have an amplitude
     """
 
-    group: str
+    cosmologies: list[dict[str, float]]
+    skies: list[NonNegativeInt] = Field(default=[0], min_length=1)
+    patches: int | None = Field(default=None, gt=0)
     directions: int = Field(default=3, gt=0, le=4)
 
 
@@ -138,8 +143,8 @@ class Points(Section):
 
     Attributes
     ----------
-    patches : of each sky, spread evenly; all by default
-    at : the cosmologies, by name of a group
+    patches : of each sky at which it is tested, spread evenly; all by default
+    at : the cosmologies at which it is tested, by name of a group
     fit : the response surface; without one, the second order is along ω_c alone
     """
 
@@ -149,10 +154,13 @@ class Points(Section):
 
     def changes(self) -> dict[str, dict[str, float]]:
         """Changes of the fiducial cosmology, by key of the configuration."""
+        groups = {f"at.{name}": group.cosmologies for name, group in self.at.items()}
+        if self.fit is not None:
+            groups["fit"] = self.fit.cosmologies
         return {
-            f"points.at.{name}.cosmologies.{i}": change
-            for name, group in self.at.items()
-            for i, change in enumerate(group.cosmologies)
+            f"points.{name}.cosmologies.{i}": change
+            for name, cosmologies in groups.items()
+            for i, change in enumerate(cosmologies)
         }
 
     def check(self, n_test: int, data_debias: bool) -> None:
@@ -167,31 +175,30 @@ class Points(Section):
         ------
         ValueError
         """
-        for name, group in self.at.items():
-            if group.sky >= n_test:
+        skies = {f"at.{name}.sky": [group.sky] for name, group in self.at.items()}
+        if self.fit is not None:
+            skies["fit.skies"] = self.fit.skies
+        for key, numbers in skies.items():
+            if max(numbers) >= n_test:
                 raise ValueError(
-                    f"points.at.{name}.sky is {group.sky}, but the last test sky is {n_test - 1}"
+                    f"points.{key} is {max(numbers)}, but the last test sky is {n_test - 1}"
                 )
         if self.fit is None:
             return
         if not data_debias:
             raise ValueError("points.fit is of the debias from the data: set data_debias")
-        fitted = self.at.get(self.fit.group)
-        if fitted is None:
-            raise ValueError(
-                f"points.fit.group is {self.fit.group!r}; name a group of points.at: "
-                f"{', '.join(self.at) or 'there is none'}"
-            )
         # First and second order in the directions of C^EE and the one of C^κκ.
-        n_terms = len(terms(np.zeros(self.fit.directions + 1)))
-        if len(fitted.cosmologies) <= n_terms:
+        n_terms, n_cosmologies = (
+            len(terms(np.zeros(self.fit.directions + 1))),
+            len(self.fit.cosmologies),
+        )
+        if n_cosmologies <= n_terms:
             raise ValueError(
-                f"points.at.{self.fit.group} has {len(fitted.cosmologies)} cosmologies, a fit of "
-                f"{n_terms} terms needs more"
+                f"points.fit has {n_cosmologies} cosmologies, a fit of {n_terms} terms needs more"
             )
         for name, group in self.at.items():
-            if group is not fitted and group.sky == fitted.sky:
+            if group.sky in self.fit.skies:
                 raise ValueError(
-                    f"points.at.{name}.sky {group.sky} is that of the fit, which it tests; choose "
+                    f"points.at.{name}.sky {group.sky} is one of the fit, which it tests; choose "
                     "another"
                 )
