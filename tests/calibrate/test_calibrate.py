@@ -237,6 +237,7 @@ def test_a_release_is_assembled_from_products(tiny, tmp_path):
     arrays = {
         "auto": auto,
         "power": np.ones((len(auto), 5)),
+        "rotation": np.ones((len(auto), 2)),
         "centres": patch_centres(2, 4),
         "known": np.ones(len(patch_centres(2, 4)), bool),
         "frame": np.bytes_(b"C"),
