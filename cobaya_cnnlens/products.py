@@ -146,7 +146,8 @@ def _add_array(file: h5py.File, name: str, array: np.ndarray, compress: bool) ->
         file.create_dataset(name, data=array)
         return
     rows = max(CHUNK_BYTES * len(array) // array.nbytes, 1)
-    filters = {"shuffle": True, "compression": "gzip"} if compress else {}
+    gzip = {"shuffle": True, "compression": "gzip", "compression_opts": 9}
+    filters = gzip if compress else {}
     chunks = (min(rows, len(array)), *array.shape[1:])
     file.create_dataset(name, data=array, chunks=chunks, fletcher32=True, **filters)
 

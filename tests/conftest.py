@@ -20,7 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from cobaya_cnnlens.likelihood.fields import ARRAYS, NUISANCES, Group, Release, fields_of
-from cobaya_cnnlens.likelihood.release import with_fixed_debias
+from cobaya_cnnlens.likelihood.release import with_fixed_debias, without
 from cobaya_cnnlens.reconstruct import check_backend
 from cobaya_cnnlens.theory.camb import (
     CambSettings,
@@ -208,10 +208,10 @@ def synthetic_release(n_bins: int = 5, **changes) -> Release:
         # Nine terms of three amplitudes, and the third order.
         "surface_error_terms": 0.01 * (np.eye(10) + 0.2),
         "surface_error_bins": patch / 100,
-        "nuisance_steps": of_nuisances(0.01, 0.05, 0.05, 0.5, others=0.1),
+        "nuisance_steps": of_nuisances(0.01, 0.05, 0.05, others=0.1),
         "nuisance_first": signal[:, None] * of_nuisances(2.0, 0.3, 0.2),
         "nuisance_first_errors": 0.01 * signal[:, None] * of_nuisances(others=1.0),
-        "nuisance_second": signal[:, None] * of_nuisances(1.0, 0.1, 0.3, -0.05),
+        "nuisance_second": signal[:, None] * of_nuisances(1.0, 0.1, 0.3),
         "nuisance_second_errors": 0.01 * signal[:, None] * of_nuisances(others=1.0),
         "ee_edges": np.array([2, 300, 700, 1200]),
         "power_kk_derivatives": power[:, None]
@@ -219,7 +219,11 @@ def synthetic_release(n_bins: int = 5, **changes) -> Release:
         "power_ee_derivatives": power[:, None]
         * np.array([[0.9, 0.1, 0], [0.1, 0.8, 0.1], [0, 0, 0.1]]),
         "power_nuisance_first": power[:, None] * of_nuisances(2.0, 0.3, 0.2),
-        "power_nuisance_second": power[:, None] * of_nuisances(1.0, 0.1, 0.3, -0.05),
+        "power_nuisance_second": power[:, None] * of_nuisances(1.0, 0.1, 0.3),
+        "rotation": np.array([[0.15, 0.03, 1.0]]),
+        "rotation_second": np.linspace(1.0, 0.5, n_bins) * signal,
+        "rotation_second_errors": 0.05 * signal,
+        "power_rotation_second": np.array([-0.02, -0.01, 0.05]) * power,
         "power_covariance": power_covariance,
         "power_cross_covariance": cross * generator.standard_normal((n_bins, 3)),
         "power_error_covariance": power_covariance / 300,
@@ -227,7 +231,7 @@ def synthetic_release(n_bins: int = 5, **changes) -> Release:
         "fixed_patch_covariance": 1.2 * patch,
         "fixed_noise_covariance": 1.2 * patch / 500,
         "fixed_nuisance_first": 1.5 * signal[:, None] * of_nuisances(2.0, 0.3, 0.2),
-        "fixed_nuisance_second": 1.5 * signal[:, None] * of_nuisances(1.0, 0.1, 0.3, -0.05),
+        "fixed_nuisance_second": 1.5 * signal[:, None] * of_nuisances(1.0, 0.1, 0.3),
         "fiducial_kk": kk,
         "fiducial_ee": ee,
         "theory": {"code": "made up"},
@@ -239,10 +243,11 @@ def synthetic_release(n_bins: int = 5, **changes) -> Release:
 
 
 def at_fiducial_power(release: Release) -> Release:
-    """The release whose own power is the fiducial one, without the scatter of its amplitudes: its
-    debiased bandpowers are its bandpowers."""
+    """The release whose own power is the fiducial one, without the scatter of its amplitudes or a
+    rotation: its debiased bandpowers are its bandpowers."""
     scatter = np.zeros_like(release.amplitude_covariance)
-    return replace(release, power=release.fiducial_power, amplitude_covariance=scatter)
+    changes = {"power": release.fiducial_power, "amplitude_covariance": scatter}
+    return replace(without(release, Group.ROTATION), **changes)
 
 
 def fixed_release(n_bins: int = 5, **changes) -> Release:

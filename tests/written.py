@@ -10,7 +10,7 @@ import itertools
 import numpy as np
 
 from cobaya_cnnlens import products
-from cobaya_cnnlens.likelihood.fields import NUISANCES
+from cobaya_cnnlens.likelihood.fields import SIMULATED
 from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.nuisances import Nuisances
@@ -21,7 +21,7 @@ from cobaya_cnnlens.pipeline.reconstructions import Bandpowers, signal_bandpower
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.pipeline.skies import Skies
 
-from .conftest import REPOSITORY, of_nuisances
+from .conftest import REPOSITORY
 
 HASH = "a" * 64
 N_BINS, PER_SKY = 4, 10
@@ -170,15 +170,15 @@ class Written:
         """A and B of the first test skies' patches: d(±x) − d(0) = ±A x + B x²."""
         config, generator = self.config, np.random.default_rng(5)
         n = config.nuisances.skies * PER_SKY
-        shape = (n, N_BINS, len(NUISANCES))
-        mean = of_nuisances(2.0, -0.7, 0.3, 0.05)
+        shape = (n, N_BINS, len(SIMULATED))
+        mean = np.array([2.0, -0.7, 0.3, 0.05])
         unit = self.signal[:, None]
         self.first = unit * (mean + 0.1 * generator.standard_normal(shape))
         self.second = unit * (mean[::-1] + 0.1 * generator.standard_normal(shape))
         for i in range(config.nuisances.skies):
             rows = slice(i * PER_SKY, (i + 1) * PER_SKY)
             arrays = {}
-            for k, name in enumerate(NUISANCES):
+            for k, name in enumerate(SIMULATED):
                 x = getattr(config.nuisances, name)
                 shifts = np.array(
                     [

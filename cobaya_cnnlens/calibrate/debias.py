@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from scipy import linalg
 
-from ..likelihood.fields import NUISANCES
+from ..likelihood.fields import NUISANCES, ROTATION, SIMULATED
 from . import curvature, second_order
 from .covariance import mean_covariance, sample_covariance, shrunk_covariance
 from .curvature import Curvature
@@ -26,6 +26,8 @@ from .derivatives import BandDerivatives, NoiseDerivatives
 from .response import standard_error
 from .second_order import FitPoints, SecondOrder
 
+# Columns of the nuisances that a likelihood samples, among ``SIMULATED``.
+SAMPLED = slice(len(NUISANCES))
 # Prior widths S of the relative change of the power in a band of E, and of the noise rms.
 E_WIDTH, NOISE_WIDTH = 1.0, 0.05
 # With fewer than FEW simulated patches per entry of d and p̂, the correlations are shrunk. With
@@ -42,7 +44,8 @@ class SimulatedChanges:
     derivatives : in the bands of both spectra, by patch
     shifted : d − signal, or p̂ (not its change), of the same patches at ω_c − step and ω_c + step,
         (2, n_patches, n)
-    nuisances : first and second order in the nuisances, (n_patches, n, n_nuisances) each
+    nuisances : first and second order in what simulations change of the instrument, in the order of
+        ``SIMULATED``, (n_patches, n, n_simulated) each
     """
 
     derivatives: NoiseDerivatives
@@ -57,7 +60,7 @@ class SimulatedChanges:
         mean change per unit relative change of each band of C^EE, and of the map noise,
         (n, n_ee + 1)
         """
-        noise = self.nuisances[0][..., NUISANCES.index("noise")].mean(0)
+        noise = self.nuisances[0][..., SIMULATED.index("noise")].mean(0)
         return np.column_stack([self.derivatives.ee.values, noise])
 
 
@@ -218,7 +221,7 @@ def release_fields(
         fields = _moments("curvature", debias.second.patches)
     scattered = test_bandpowers - (debias.test_power - fiducial) @ coefficients.T
     scattered = scattered - debias.over_fitted
-    by_patch = (
+    first, second = (
         d - np.einsum("bi,pix->pbx", coefficients, p)
         for d, p in zip(nuisances, debias.power.nuisances, strict=True)
     )
@@ -238,11 +241,12 @@ def release_fields(
         "noise_covariance": noise_error[d_d],
         "derivative_covariance": model_error[d_d],
         **derivative_fields(derivatives),
-        **nuisance_fields(tuple(by_patch)),
+        **nuisance_fields((first, second)),
         "power_kk_derivatives": power.derivatives.kk.values,
         "power_ee_derivatives": power.derivatives.ee.values,
-        "power_nuisance_first": power.nuisances[0].mean(0),
-        "power_nuisance_second": power.nuisances[1].mean(0),
+        **rotation_fields(second, power.nuisances[1]),
+        "power_nuisance_first": power.nuisances[0][..., SAMPLED].mean(0),
+        "power_nuisance_second": power.nuisances[1][..., SAMPLED].mean(0),
         "power_covariance": scatter[p_p],
         "power_cross_covariance": scatter[d_p],
         "power_error_covariance": (noise_error + model_error)[p_p],
@@ -305,14 +309,33 @@ def nuisance_fields(by_patch: tuple[np.ndarray, np.ndarray]) -> dict[str, np.nda
 
     Parameters
     ----------
-    by_patch : first and second order, (n_patches, n_bins, n_nuisances) each
+    by_patch : first and second order, (n_patches, n_bins, n_simulated) each
 
     Returns
     -------
     means and standard errors by the attributes of a release
     """
-    first, second = by_patch
+    first, second = (orders[..., SAMPLED] for orders in by_patch)
     return _moments("nuisance_first", first) | _moments("nuisance_second", second)
+
+
+def rotation_fields(bandpowers: np.ndarray, power: np.ndarray) -> dict[str, np.ndarray]:
+    """The fields of a release that hold the effect of a rotation of the polarisation, whose first
+    order vanishes by parity.
+
+    Parameters
+    ----------
+    bandpowers, power : second order of d' and of p̂, (n_patches, n, n_simulated) each
+
+    Returns
+    -------
+    means and standard errors by the attributes of a release
+    """
+    column = SIMULATED.index(ROTATION)
+    return {
+        **_moments("rotation_second", bandpowers[..., column]),
+        "power_rotation_second": power[..., column].mean(0),
+    }
 
 
 def fit_coefficients(

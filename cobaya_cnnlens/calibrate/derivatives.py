@@ -98,13 +98,13 @@ def nuisance_orders(
 
     Parameters
     ----------
-    steps : x of each, (n_nuisances,)
+    steps : x of each, (n_simulated,)
     centre : without a systematic, (n_patches, n)
-    below_above : at −x and +x of each, (2, n_patches, n, n_nuisances)
+    below_above : at −x and +x of each, (2, n_patches, n, n_simulated)
 
     Returns
     -------
-    A and B, (n_patches, n, n_nuisances) each
+    A and B, (n_patches, n, n_simulated) each
     """
     below, above = below_above
     first = (above - below) / (2.0 * steps)

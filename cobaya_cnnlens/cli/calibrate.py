@@ -50,13 +50,13 @@ def nuisances(
 
     runs.ready(run)
     if check is not None:
-        from ..likelihood.fields import NUISANCES
+        from ..likelihood.fields import SIMULATED
         from ..pipeline.assemble import calibration_of
         from ..validate.nuisance_checks import check_nuisances
 
         calibration, _ = calibration_of(run)
         steps = run.config.nuisances
-        changes = {name: 2.0 * getattr(steps, name) for name in NUISANCES}
+        changes = {name: 2.0 * getattr(steps, name) for name in SIMULATED}
         checks = check_nuisances(run, calibration.response, check, changes)
         L = run.bandpowers.bins.centres
         typer.echo("\n".join(result.table(L) for result in checks))

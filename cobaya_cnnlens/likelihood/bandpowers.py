@@ -36,7 +36,13 @@ import numpy as np
 from ..errors import CNNLensError, SpectrumError, SpectrumWarning
 from .declarations import NUISANCES, Group, read_only
 from .fields import Release
-from .release import check_arrays, debiased_by_data, joined, with_fixed_debias
+from .release import (
+    check_arrays,
+    debiased_by_data,
+    joined,
+    with_fixed_debias,
+    with_unrotated_power,
+)
 from .spectra import (
     FACTORS,
     KAPPA,
@@ -598,7 +604,7 @@ def _ee_edges(release: Release) -> np.ndarray:
 
 
 def _with_power(release: Release, noise_debias: str) -> Release:
-    """The release, if it holds what makes p̂ data of their own.
+    """The release with p̂ as data of their own, if it holds what that needs.
 
     Raises
     ------
@@ -622,7 +628,7 @@ def _with_power(release: Release, noise_debias: str) -> Release:
             f"simulated patches give no covariance of {n_data} bandpowers and powers of E; "
             f"calibrate with {n_data + 3}, or many more, or leave primary out"
         )
-    return release
+    return with_unrotated_power(release)
 
 
 def _stacked(rows: np.ndarray, power: Release | None, name: str) -> np.ndarray:

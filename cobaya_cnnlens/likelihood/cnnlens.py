@@ -6,7 +6,7 @@ All of its mathematics is in :mod:`cobaya_cnnlens.likelihood.bandpowers`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..errors import CNNLensError, SpectrumError
 from ..theory.cobaya import VersionedByDigest, paths_as_text
 from .bandpowers import BandpowerLikelihood
 from .combined import combine
-from .fields import NUISANCES
+from .fields import NUISANCES, ROTATION
 from .release import Release, digest_of_numbers, read_release
 from .selfcheck import requirements, theory_offset
 from .statistics import POOR_FIT
@@ -111,6 +111,8 @@ class CNNLens(VersionedByDigest, Likelihood):
                 "latex": content["latex"] + _label_of(suffix),
             }
         if isinstance(options, dict) and "params" in options:
+            if isinstance(options["params"], Mapping):
+                _refuse_rotation(options["params"], suffix)
             _check_parameters(options["params"], list(named))
             options["params"] = named = named | dict(options["params"] or {})
         return {**defaults, "params": named}
@@ -198,6 +200,15 @@ class CNNLens(VersionedByDigest, Likelihood):
     def bandpowers(self) -> np.ndarray:
         """d_b of the bins in use, (n_bins,)."""
         return self._likelihood.bandpowers
+
+    def get_can_support_params(self) -> list[str]:
+        """The parameter of earlier versions that :meth:`initialize_with_params` refuses."""
+        return [parameter(ROTATION, self.suffix)]
+
+    def initialize_with_params(self) -> None:
+        """Refuse an input that samples or fixes the rotation of the polarisation."""
+        super().initialize_with_params()
+        _refuse_rotation(self.input_params, self.suffix)
 
     def initialize_with_provider(self, provider: Any) -> None:
         """Check the theory that Cobaya has found, if that is asked for.
@@ -424,6 +435,18 @@ def _label_of(suffix: Any) -> str:
     """What follows the label of a parameter in LaTeX, by which surveys differ."""
     name = str(suffix).strip("_").replace("_", r"\_")
     return rf"\ (\mathrm{{{name}}})" if name else ""
+
+
+def _refuse_rotation(given: Iterable[Any], suffix: str) -> None:
+    """Refuse the rotation of the polarisation among the parameters of an input."""
+    if (name := parameter(ROTATION, suffix)) in given:
+        raise LoggedError(
+            get_logger("cnnlens"),
+            "'%s' is no parameter any more: the rotation of the polarisation is measured from the "
+            "survey's own EB spectrum, and noise_debias: data corrects for it; take it out of the "
+            "input.",
+            name,
+        )
 
 
 def _check_parameters(given: Any, known: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from .document import check_name, digest_of_numbers
 from .fields import Group, Release
 
 # Numbers of a release that are a survey's own.
-OWN = ("bandpowers", "n_patches", "power")
+OWN = ("bandpowers", "n_patches", "power", "rotation")
 
 
 def calibration_digest(release: Release) -> str:
@@ -80,6 +80,11 @@ def combine(releases: Sequence[Release], name: str | None = None) -> Release:
     def mean(values: list[np.ndarray]) -> np.ndarray:
         return np.average(values, axis=0, weights=n_patches)
 
+    rotations = [
+        release.rotation * (1.0, 1.0, n / n_patches.sum())
+        for release, n in zip(releases, n_patches, strict=True)
+        if release.has(Group.ROTATION)
+    ]
     name = name or "+".join(release.name for release in releases)
     if problem := check_name(name):
         raise ReleaseError(f"the name of the combined release {problem}")
@@ -102,6 +107,7 @@ def combine(releases: Sequence[Release], name: str | None = None) -> Release:
         power=mean([release.power for release in releases])
         if first.has(Group.DEBIAS)
         else first.power,
+        rotation=np.concatenate(rotations) if rotations else first.rotation,
         provenance=provenance | {"combined": surveys},
         truth=first.truth if same_truth else None,
     )

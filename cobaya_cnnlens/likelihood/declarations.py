@@ -18,9 +18,14 @@ NUISANCE_MEANINGS = {
     "gain": "relative change of the sky's polarisation",
     "beam": "relative change of the beam's FWHM",
     "noise": "relative change of the noise rms",
-    "angle": "rotation of the polarisation in degrees",
 }
 NUISANCES = tuple(NUISANCE_MEANINGS)
+# What simulations of an instrument change: the nuisances, and the rotation of the polarisation,
+# which every survey measures by itself.
+ROTATION = "angle"
+SIMULATED = (*NUISANCES, ROTATION)
+# Dimensions of the arrays whose length the format fixes.
+LENGTHS = {"n_nuisances": len(NUISANCES), "n_rotation": 3}
 
 KAPPA = "C_L^κκ, dimensionless"
 KAPPA2 = "(C_L^κκ)²"
@@ -33,6 +38,7 @@ class Group(Enum):
     DEBIAS = "the noise debias from the survey's own E and B power"
     SECOND_ORDER = "the second order of that debias"
     PRIMARY = "the survey's E and B power as data"
+    ROTATION = "the rotation of the polarisation that the survey measures"
     FIXED = "the noise debias that stays at the fiducial cosmology"
 
 

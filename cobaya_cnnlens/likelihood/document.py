@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ReleaseError
-from .declarations import NUISANCES, VERSION, Group, Numbers, read_only
+from .declarations import LENGTHS, NUISANCES, VERSION, Group, Numbers, read_only
 from .fields import ARRAYS, Release
 from .spectra import terms
 
@@ -139,7 +139,7 @@ def values_of(document: dict[str, Any], source: str) -> dict[str, Any]:
     if values["truth"] is not None and not isinstance(values["truth"], dict):
         raise ReleaseError(f"{source}: field 'truth' must be a mapping or null")
     _check_metadata(values, source)
-    dimensions: dict[str, int] = {"n_nuisances": len(NUISANCES)}
+    dimensions = dict(LENGTHS)
     groups = _groups(document)
     for name, numbers in ARRAYS.items():
         if numbers.group in groups:
@@ -263,7 +263,7 @@ def _check_metadata(values: dict[str, Any], source: str) -> None:
         ("truth", values["truth"] or {}, None, -math.inf),
         ("theory.cosmology", theory.get("cosmology", {}), None, -math.inf),
         ("instrument", values["instrument"], ("noise", "beam_fwhm"), 0.0),
-        ("provenance", provenance, ("derivative_step",), 0.0),
+        ("provenance", provenance, ("derivative_step", "rotation_step"), 0.0),
     ):
         for key, value in content.items():
             if keys is not None and key not in keys:

@@ -16,6 +16,8 @@ import numpy as np
 
 from .declarations import KAPPA, KAPPA2, Numbers, numbers, read_only
 from .declarations import NUISANCES as NUISANCES
+from .declarations import ROTATION as ROTATION
+from .declarations import SIMULATED as SIMULATED
 from .declarations import VERSION as VERSION
 from .declarations import Group as Group
 from .declarations import Sign as Sign
@@ -82,6 +84,14 @@ class Release:
         "with noise and beam; mean over the patches.",
         Group.DEBIAS,
         Sign.POSITIVE,
+    )
+    rotation: np.ndarray = numbers(
+        "data.rotation",
+        "n_surveys n_rotation",
+        "deg, deg, 1",
+        "Rotation α̂ of the polarisation by the survey's EB spectrum, its standard error, and the "
+        "part of the patches that have it; a row for each survey that was combined.",
+        Group.ROTATION,
     )
     patch_covariance: np.ndarray = numbers(
         "covariance.patch",
@@ -265,6 +275,21 @@ class Release:
         "Standard errors of B_bi.",
         sign=Sign.NOT_NEGATIVE,
     )
+    rotation_second: np.ndarray = numbers(
+        "rotation.second",
+        "n_bins",
+        f"{KAPPA} per deg²",
+        "B_b: d'_b changes by B_b α² if the polarisation is rotated by α.",
+        Group.DEBIAS,
+    )
+    rotation_second_errors: np.ndarray = numbers(
+        "rotation.second_errors",
+        "n_bins",
+        f"{KAPPA} per deg²",
+        "Standard errors of B_b.",
+        Group.DEBIAS,
+        Sign.NOT_NEGATIVE,
+    )
     ee_edges: np.ndarray = numbers(
         "primary.ee_edges", "n_ee+1", "l", "Bands of unlensed C_l^EE.", Group.PRIMARY, integers=True
     )
@@ -290,6 +315,13 @@ class Release:
         "n_power n_nuisances",
         "µK² per unit²",
         "What 'nuisances.second' is of d', of p.",
+        Group.PRIMARY,
+    )
+    power_rotation_second: np.ndarray = numbers(
+        "rotation.power_second",
+        "n_power",
+        "µK² per deg²",
+        "What 'rotation.second' is of d', of p.",
         Group.PRIMARY,
     )
     power_covariance: np.ndarray = numbers(
@@ -440,11 +472,27 @@ class Release:
         release without that power."""
         if not self.has(Group.DEBIAS):
             return np.zeros_like(self.bandpowers)
-        linear = self.correction_of(self.power)
+        rotated, _ = self.squared_rotation
+        first = self.correction_of(self.power) + self.rotation_second * rotated
         if not self.n_v:
-            return linear
+            return first
         v, scatter = self.amplitudes, self.amplitude_covariance / self.n_patches
-        return linear + self.debias_second @ (np.outer(v, v) - scatter)[np.triu_indices(self.n_v)]
+        return first + self.debias_second @ (np.outer(v, v) - scatter)[np.triu_indices(self.n_v)]
+
+    @property
+    def rotation_step(self) -> float:
+        """Rotation of the polarisation in degrees at which its effect was simulated."""
+        return float(self.provenance.get("rotation_step", 0.5))
+
+    @property
+    def squared_rotation(self) -> tuple[float, float]:
+        """Unbiased estimate of the square of the survey's rotation, and its variance
+        (docs/noise-bias, eq. 18), in deg² and deg⁴; zero in a release without it."""
+        if not self.rotation.size:
+            return 0.0, 0.0
+        angle, error, share = self.rotation.T
+        variance = (2.0 * angle * error) ** 2 + 2.0 * error**4
+        return float(share @ (angle**2 - error**2)), float(share**2 @ variance)
 
     @property
     def correction_slope(self) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..errors import CNNLensError, ReleaseError
 from ..files import atomic_write, given_path
+from .declarations import LENGTHS
 from .document import (
     check_digest,
     check_shape,
@@ -27,7 +28,7 @@ from .document import (
     to_document,
     values_of,
 )
-from .fields import ARRAYS, NUISANCES, Group, Release, Sign
+from .fields import ARRAYS, Group, Release, Sign
 from .spectra import change_along
 from .statistics import inverse_covariance
 
@@ -45,6 +46,17 @@ __all__ = [
 ]
 
 DATA_DIRECTORY = Path(__file__).parent / "data"
+
+# What a debiased release has no more.
+OF_DATA_DEBIAS = (
+    Group.DEBIAS,
+    Group.SECOND_ORDER,
+    Group.PRIMARY,
+    Group.FIXED,
+    Group.ROTATION,
+)
+# How many errors beyond the simulated step a rotation of the polarisation may be.
+ROTATION_SIGMA = 3.0
 
 # Steps of Newton's method to the amplitude of C^κκ that bandpowers have.
 AMPLITUDE_STEPS = 5
@@ -83,12 +95,17 @@ def debiased_by_data(release: Release) -> Release:
     if release.n_v:
         derivatives = derivatives + np.outer(release.debias_cross @ release.amplitudes, along)
     u = _amplitude(release, bandpowers, derivatives)
-    error = release.derivative_covariance
+    rotated, variance = release.squared_rotation
+    second = release.rotation_second
+    error = release.derivative_covariance + np.diag((release.rotation_second_errors * rotated) ** 2)
     if release.n_v:
         error = error + release.surface_error(u)
+    # The error of the rotation is the survey's own, as the scatter of its patches is.
+    own = release.n_patches * variance * np.outer(second, second)
     return replace(
-        without(release, Group.DEBIAS, Group.SECOND_ORDER, Group.PRIMARY, Group.FIXED),
+        without(release, *OF_DATA_DEBIAS),
         bandpowers=bandpowers + release.curvature * u**2,
+        patch_covariance=release.patch_covariance + own,
         kk_derivatives=derivatives + 2.0 * u * np.outer(release.curvature, along),
         curvature=np.zeros_like(release.curvature),
         derivative_covariance=error,
@@ -116,8 +133,31 @@ def with_fixed_debias(release: Release) -> Release:
         }
     for name in ("derivative_covariance", "kk_derivatives", "curvature"):
         kept[name] = np.zeros_like(getattr(release, name))
-    groups = Group.DEBIAS, Group.SECOND_ORDER, Group.PRIMARY, Group.FIXED
-    return replace(without(release, *groups), **kept)
+    return replace(without(release, *OF_DATA_DEBIAS), **kept)
+
+
+def with_unrotated_power(release: Release) -> Release:
+    """The release with p̂ of a survey whose polarisation is not rotated, and the covariances of
+    that p̂.
+
+    Parameters
+    ----------
+    release : with the group ``PRIMARY``
+
+    Returns
+    -------
+    a release whose ``power`` is data; what it subtracts from the bandpowers is not that of the
+    given one
+    """
+    rotated, variance = release.squared_rotation
+    change, scale = release.power_rotation_second, release.n_patches * variance
+    cross = release.power_cross_covariance + scale * np.outer(release.rotation_second, change)
+    return replace(
+        release,
+        power=release.power - change * rotated,
+        power_covariance=release.power_covariance + scale * np.outer(change, change),
+        power_cross_covariance=cross,
+    )
 
 
 def without(release: Release, *groups: Group) -> Release:
@@ -333,7 +373,38 @@ def _check_physics(release: Release, source: str) -> None:
         refuse("windows.values", f"has no weight in bins {empty}; make the release again")
     if release.windows.shape[1] > len(release.fiducial_kk):
         refuse("windows.values", f"reach L = {release.windows.shape[1] - 1}, beyond fiducial.kk")
+    if problem := rotation_problem(release):
+        refuse("data.rotation", problem)
     _check_covariances(release, source)
+
+
+def rotation_problem(release: Release) -> str | None:
+    """What is wrong with the rotation of the polarisation that a survey has measured.
+
+    Parameters
+    ----------
+    release : perhaps with the group ``ROTATION``
+
+    Returns
+    -------
+    the end of an error message; None if nothing is wrong
+    """
+    if not release.rotation.size:
+        return None
+    angle, error, share = release.rotation.T
+    if not ((error > 0).all() and (share > 0).all() and share.sum() < 1.0 + 1e-6):
+        return (
+            "must hold positive standard errors, and parts of the patches that sum to at most one; "
+            "make the release again"
+        )
+    worst, step = np.argmax(np.abs(angle) - ROTATION_SIGMA * error), release.rotation_step
+    if np.abs(angle[worst]) <= step + ROTATION_SIGMA * error[worst]:
+        return None
+    return (
+        f"is a rotation of the polarisation by {angle[worst]:.3g} ± {error[worst]:.2g} degrees, "
+        f"whose effect was simulated to {step:g}; rotate Q and U of the maps back by that angle, "
+        "and measure them again"
+    )
 
 
 def _check_covariances(release: Release, source: str) -> None:
@@ -397,7 +468,7 @@ def check_arrays(release: Release) -> None:
         If one is missing of a group whose others are there, a shape is wrong, or a band has no
         power.
     """
-    dimensions: dict[str, int] = {"n_nuisances": len(NUISANCES)}
+    dimensions = dict(LENGTHS)
     arrays = {name: np.asarray(getattr(release, name)) for name in ARRAYS}
     present = {Group.ALWAYS, *(ARRAYS[name].group for name in ARRAYS if arrays[name].size)}
     for name, numbers in ARRAYS.items():
@@ -412,6 +483,8 @@ def check_arrays(release: Release) -> None:
     windows = np.asarray(release.windows)
     check_shape(windows, "windows.values", ("n_bins", "L_windows"), dimensions, release.name)
     _check_bands(release, release.name)
+    if problem := rotation_problem(release):
+        raise ReleaseError(f"{release.name}: field 'data.rotation' {problem}")
 
 
 def _reject_constant(name: str) -> NoReturn:

@@ -7,6 +7,7 @@ ascend and that covariances are symmetric: the reader checks that.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from .declarations import NUISANCE_MEANINGS, NUISANCES, VERSION, Group, Numbers, Sign
@@ -30,6 +31,8 @@ SECTIONS = {
     "Σ_{i≤j} S_ij (v_i v_j − ⟨δv_i δv_j⟩/n_patches). The last four fields are present together.",
     "nuisances": "How the data change if the instrument differs from the simulated one: by "
     "Σ_i first_bi x_i + second_bi x_i².",
+    "rotation": "What a rotation of the polarisation by α does: d' changes by second_b α². With "
+    "data.rotation, d' has second_b (α̂² − σ²) taken off, of each survey its part.",
     "primary": "The power of E and B as data: p = p^fid + Σ_j ∂p/∂ ln C_j δ_j in the bands of both "
     "spectra.",
     "fixed": "Of d, before the debias from the data, for noise_debias: fixed.",
@@ -83,6 +86,10 @@ OPEN: dict[str, tuple[str, dict[str, tuple[dict[str, Any], str]]]] = {
                 NUMBER | {"minimum": 0},
                 "Relative change of a band's power to which the derivatives were measured.",
             ),
+            "rotation_step": (
+                NUMBER | {"minimum": 0},
+                "Rotation of the polarisation in degrees at which its effect was simulated.",
+            ),
             "derivative_excursion_omch2": (
                 NUMBER,
                 "Change of ω_c at which the Monte-Carlo error of the model is taken.",
@@ -121,7 +128,7 @@ def json_schema() -> dict[str, Any]:
         "description": "SHA-256 of the document without this field, as JSON with sorted keys and "
         "no spaces: an altered file is refused."
     }
-    optional = ("debias", "primary", "fixed")
+    optional = ("debias", "rotation", "primary", "fixed")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:cobaya_cnnlens:release:{VERSION}",
@@ -133,13 +140,26 @@ def json_schema() -> dict[str, Any]:
         "required": [name for name in properties if name not in optional],
         "additionalProperties": False,
         "dependentRequired": {
-            "debias": ["fixed"],
+            "debias": ["fixed", "rotation"],
             "fixed": ["debias"],
+            "rotation": ["debias"],
             "primary": ["debias"],
         },
-        "if": {"required": ["debias"]},
-        "then": {"properties": {"data": {"required": ["power"]}}},
-        "else": {"properties": {"data": {"properties": {"power": False}}}},
+        "allOf": [
+            _where("debias", "data", required=["power"], absent=["power", "rotation"]),
+            _where("primary", "rotation", required=["power_second"], absent=["power_second"]),
+        ],
+    }
+
+
+def _where(
+    group: str, section: str, required: Sequence[str], absent: Sequence[str]
+) -> dict[str, Any]:
+    """Fields that a section has where a group is there, and those that it lacks where it is not."""
+    return {
+        "if": {"required": [group]},
+        "then": {"properties": {section: {"required": list(required)}}},
+        "else": {"properties": {section: {"properties": dict.fromkeys(absent, False)}}},
     }
 
 
@@ -151,7 +171,8 @@ def _section(name: str, text: str) -> dict[str, Any]:
     }
     properties = {key: _array(numbers) for key, numbers in declared.items()}
     second = [key for key, numbers in declared.items() if numbers.group is Group.SECOND_ORDER]
-    required = [key for key in declared if key not in second and f"{name}.{key}" != "data.power"]
+    conditional = {"data.power", "data.rotation", "rotation.power_second"}
+    required = [key for key in declared if key not in second and f"{name}.{key}" not in conditional]
     others: dict[str, dict[str, Any]] = {
         "data": {
             "n_patches": COUNT

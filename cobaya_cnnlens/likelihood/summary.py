@@ -37,8 +37,16 @@ def release_table(release: Release) -> str:
         "provenance": {k: v for k, v in release.provenance.items() if k != "warnings"},
         "bands of C^kk": _bands("L", release.kk_edges),
         "noise debias": "data or fixed" if release.has(Group.DEBIAS) else "fixed",
+        **_rotation(release),
     }
     return "\n".join([*head, *_lines(facts), "", _bandpowers(release), "", _nuisances(release)])
+
+
+def _rotation(release: Release) -> dict[str, str]:
+    if not release.has(Group.ROTATION):
+        return {}
+    angles = (f"{angle:.4f} ± {error:.4f} deg" for angle, error, _ in release.rotation)
+    return {"measured rotation": ", ".join(angles)}
 
 
 def _bands(multipole: str, edges: np.ndarray) -> str:
@@ -85,5 +93,9 @@ def _nuisances(release: Release) -> str:
         f"{name} {step:g}": ("+.4f", shift / release.fiducial_bandpowers)
         for name, step, shift in zip(NUISANCES, steps, shifts.T, strict=True)
     }
+    if release.has(Group.DEBIAS):
+        step = release.rotation_step
+        shift = release.rotation_second * step**2
+        columns[f"rotation {step:g}"] = ("+.4f", shift / release.fiducial_bandpowers)
     title = "shift of d_b over the fiducial, the instrument off by"
     return text_table({"L": _bins(release), **columns}, title)

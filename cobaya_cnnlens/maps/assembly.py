@@ -21,9 +21,10 @@ from ..calibrate.debias import SimulatedChanges
 from ..calibrate.derivatives import BandDerivatives, NoiseDerivatives, nuisance_orders
 from ..calibrate.release_warnings import with_warnings
 from ..calibrate.response import FIELDS, Calibration, PatchBandpowers, standard_error
+from ..calibrate.rotation import rotation_of
 from ..errors import ConfigError
 from ..likelihood.document import seal, to_document
-from ..likelihood.fields import NUISANCES
+from ..likelihood.fields import SIMULATED, Group
 from ..likelihood.release import Release
 from ..pipeline import assemble
 from ..pipeline.estimators import name_of
@@ -134,7 +135,7 @@ class Calibrated:
         )
         which = self.calibration.nuisance_patches()
         centre = arrays[f"{TEST}_{name}"][which]
-        shifted = np.stack([arrays[f"{nuisance}_{name}"] for nuisance in NUISANCES], axis=-1)
+        shifted = np.stack([arrays[f"{step}_{name}"] for step in SIMULATED], axis=-1)
         first, second = (
             np.stack(
                 [combine(x[..., i], None, self.tiles[which]) for i in range(x.shape[-1])], axis=-1
@@ -236,14 +237,20 @@ def make_patch_release(
         }
         release = replace(calibration, provenance=provenance, truth=None)
     release = replace(
-        assemble.with_data(release, measured.auto, measured.power),
+        assemble.with_data(release, measured.auto, measured.power, measured.rotation),
         name=name,
         description=assemble.patches_of(
             len(measured.auto), setup.patch, setup.instrument, release.provenance.get("estimator")
         ),
         provenance=release.provenance | {"packages": assemble.package_versions()},
     )
-    return with_warnings(release, measured.warnings)
+    warnings = list(measured.warnings)
+    if release.has(Group.DEBIAS) and not release.has(Group.ROTATION):
+        warnings.append(
+            "the rotation of the polarisation is not corrected: one patch does not tell the error "
+            "of its measurement; give more patches"
+        )
+    return with_warnings(release, warnings)
 
 
 def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release:
@@ -299,7 +306,11 @@ def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release
         )
     release = assemble.assembled(run, made, test, changes, fitted, auto, {"maps": data.source})
     if fitted is not None:
-        release = replace(release, power=(weights.modes[:, None] * data.power).sum(0))
+        release = replace(
+            release,
+            power=weights.modes @ data.power,
+            rotation=rotation_of(data.rotation, weights.modes),
+        )
     depths, patch = np.array([tile.depth for tile in plan.tiles]), run.config.patch
     release = replace(
         release,

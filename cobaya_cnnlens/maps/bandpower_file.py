@@ -30,6 +30,8 @@ class MapBandpowers:
     auto : ⟨κ̂κ̂*⟩, (n_patches, n_bins)
     power : of E and B, as :class:`.EBPower`, (n_patches, n_power) in
         µK²
+    rotation : sums that give the rotation of the polarisation, :meth:`.EBPower.rotation`,
+        (n_patches, 2) in µK²
     centres : colatitude and longitude in radians, (n_patches, 2); NaN where unknown
     frame : of the coordinates, a key of :data:`~cobaya_cnnlens.maps.headers.FRAMES`
     source : names of the maps they came from
@@ -38,6 +40,7 @@ class MapBandpowers:
 
     auto: np.ndarray
     power: np.ndarray
+    rotation: np.ndarray
     centres: np.ndarray
     frame: str
     source: str
@@ -54,6 +57,7 @@ class MapBandpowers:
         arrays = {
             "auto": self.auto,
             "power": self.power,
+            "rotation": self.rotation,
             # Products hold no NaN: unknown centres are zero, and said to be unknown.
             "centres": np.nan_to_num(self.centres),
             "known": np.isfinite(self.centres).all(1),
@@ -79,6 +83,7 @@ class MapBandpowers:
         return cls(
             product.array("auto"),
             product.array("power"),
+            product.array("rotation"),
             np.where(known, product.array("centres"), np.nan),
             bytes(product.array("frame")).decode(),
             bytes(product.array("source")).decode(),
@@ -124,9 +129,9 @@ def read_map_bandpowers(paths: str | Path | Iterable[str | Path], setup: MapSetu
             f"{named}: their coordinates are {', '.join(FRAMES[frame] for frame in frames)}, "
             "so it cannot be seen whether patches overlap; give all maps in one frame"
         )
-    auto, power, centres = (
+    auto, power, rotation, centres = (
         np.concatenate([getattr(file, name) for file in files])
-        for name in ("auto", "power", "centres")
+        for name in ("auto", "power", "rotation", "centres")
     )
     check_separate(centres, setup.patch.size_deg, named)
     for i, row in enumerate(auto[:-1]):
@@ -142,7 +147,8 @@ def read_map_bandpowers(paths: str | Path | Iterable[str | Path], setup: MapSetu
         for file in files
         for warning in file.warnings
     )
-    return MapBandpowers(auto, power, centres, frames[0], source, tuple(warnings))
+    measured = auto, power, rotation, centres
+    return MapBandpowers(*measured, frames[0], source, tuple(warnings))
 
 
 def check_folder(folder: str | Path) -> None:

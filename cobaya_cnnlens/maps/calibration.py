@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .. import products
 from ..calibrate.response import patch_bandpowers
 from ..errors import ConfigError
-from ..likelihood.fields import NUISANCES
+from ..likelihood.fields import SIMULATED
 from ..pipeline import perturbations
 from ..pipeline.perturbations import perturbed_sky
 from ..pipeline.reconstructions import measurement_recipe
@@ -167,7 +167,7 @@ class SurveyCalibration:
         bands = {"kk": len(settings.kk_edges) - 1, "ee": len(settings.ee_edges) - 1}
         kinds = [
             *((PartKind.SET, name, -(-count // BATCH)) for name, count in self.counts.items()),
-            *((PartKind.NUISANCE, name, 2) for name in NUISANCES),
+            *((PartKind.NUISANCE, name, 2) for name in SIMULATED),
             (PartKind.FIDUCIAL, "fiducial", 1),
             (PartKind.SHIFTED, "shifted", 2),
             *((PartKind.BAND, spectrum, count) for spectrum, count in bands.items()),
@@ -234,7 +234,7 @@ class SurveyCalibration:
             if not products.exists(self.part_path(part), PART_KIND, self.part_recipe(part))
         ]
         for name, count in self.counts.items():
-            if any(part.label in (name, *(NUISANCES if name == TEST else ())) for part in todo):
+            if any(part.label in (name, *(SIMULATED if name == TEST else ())) for part in todo):
                 needed = {int(i) for i in neighbours(self.run, name, count)[0]}
                 Skies(self.run, nthreads).measure(name, sorted(needed))
         simulations = _Simulations(self, nthreads)

@@ -41,8 +41,8 @@ NON_GAUSSIAN = 2.0
 # A deviation beyond its limits by SIGMA_TOLD errors gives a warning, or is refused. None is refused
 # within SIGMA_REFUSED errors of what is expected.
 SIGMA_TOLD, SIGMA_REFUSED = 3.0, 5.0
-# A rotation of the polarisation by more degrees gives a warning, or is refused. Releases take 0.1
-# for the error of an instrument's angle, and every calibrated angle is known to 0.5.
+# A rotation of the polarisation by more degrees gives a warning, or is refused. A release corrects
+# a rotation, whose effect is simulated to 0.5, and every calibrated angle is known to that.
 ANGLE_TOLERANCE, ANGLE_IMPOSSIBLE = 0.25, 0.5
 # Mirrored or swapped Q and U are refused if ln L is better by so much.
 ODDS = 10.0

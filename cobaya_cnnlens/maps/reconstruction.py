@@ -81,7 +81,8 @@ def reconstruct_maps(
             with atomic_write(folder / "kappa.npz") as partial:
                 np.savez(partial, kappa=measured["kappa"].astype(np.float32))
         path = folder / "bandpowers.h5"
-        whole = measured["auto"], measured["power"], maps.centres
+        rotation = setup.power.rotation(q, u)
+        whole = measured["auto"], measured["power"], rotation, maps.centres
         MapBandpowers(*whole, maps.frame, maps.source, tuple(warnings)).write(path, setup.recipe)
     return path
 
@@ -285,9 +286,11 @@ class TileReconstruction:
             image = self.image_path(tile)
             write_kappa(image, arrays["kappa"], tile.centre, setup.patch, plan.frame, **cards)
         auto, power = (np.stack(values) for values in zip(*measured, strict=True))
+        masked = (np.stack([getattr(maps[t.number], name) for t in plan.tiles]) for name in "qu")
+        whole = auto, power, setup.power.rotation(*masked), plan.centres
         source = ", ".join(Path(name).name for name in plan.sources.maps)
-        whole = MapBandpowers(auto, power, plan.centres, plan.frame, source, tuple(suspicious))
-        whole.write(self.path, self.recipe)
+        bandpowers = MapBandpowers(*whole, plan.frame, source, tuple(suspicious))
+        bandpowers.write(self.path, self.recipe)
         return self.path
 
     def _reconstruct(self, estimator: RefinedEstimator, batch: list[TilePatches]) -> None:

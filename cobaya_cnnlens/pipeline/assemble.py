@@ -17,9 +17,10 @@ from ..calibrate.debias import DataDebias, SimulatedChanges
 from ..calibrate.error_fields import error_fields
 from ..calibrate.release_warnings import with_warnings
 from ..calibrate.response import Calibration, PatchBandpowers, calibrate
+from ..calibrate.rotation import rotation_of
 from ..calibrate.windows import bandpower_windows, trim_windows
 from ..errors import CNNLensError
-from ..likelihood.fields import Group, Release
+from ..likelihood.fields import NUISANCES, ROTATION, Group, Release
 from ..simulate.instrument import Instrument
 from ..simulate.patches import PatchGeometry
 from ..theory.camb import settings_record
@@ -117,19 +118,19 @@ def make_releases(
     -------
     releases by the name of the survey
     """
-    data, powers = {}, {}
+    data, powers = {}, dict[str, dict[str, np.ndarray]]()
     for survey, sky in surveys.items():
         run.config.check_index(f"survey-{survey}", sky)
         data[survey] = Bandpowers(run).read(f"survey-{survey}", [sky]).auto
         if run.config.data_debias:
-            powers[survey] = Power(run).read(f"survey-{survey}", [sky])["power"]
+            powers[survey] = Power(run).read(f"survey-{survey}", [sky])
     made, calibrated, estimator = {}, None, name_of(run.config)
     for survey, sky in surveys.items():
         origin = {f"survey-{survey}": f"sky {sky}"}
         if calibrated is None:
             calibrated = release_of_run(run, data[survey], {})
         release = replace(
-            with_data(calibrated, data[survey], powers.get(survey)),
+            with_data(calibrated, data[survey], **powers.get(survey, {})),
             name=release_name(run, survey, sky),
             description="Mock survey of "
             + patches_of(len(data[survey]), run.config.patch, run.config.instrument, estimator),
@@ -272,7 +273,7 @@ def assembled(
         noise_error=calibration.noise_error,
         windows=windows,
         kk_edges=np.array(settings.kk_edges),
-        nuisance_steps=nuisance_steps(run),
+        nuisance_steps=nuisance_steps(run)[: len(NUISANCES)],
         fiducial_kk=fiducial.kk[:reach],
         fiducial_ee=fiducial.ee[:reach],
         **_edges_of_power(run, fitted),
@@ -298,6 +299,7 @@ def assembled(
             },
             "derivative_excursion_omch2": settings.omch2_step,
             "derivative_step": settings.step,
+            "rotation_step": getattr(config.nuisances, ROTATION),
         },
     )
 
@@ -310,7 +312,12 @@ def _edges_of_power(run: Run, fitted: DataDebias | None) -> dict[str, Any]:
     return {"e_edges": measured.e_edges, "b_edges": measured.b_edges, "ee_edges": ee_edges}
 
 
-def with_data(calibration: Release, auto: np.ndarray, power: np.ndarray | None) -> Release:
+def with_data(
+    calibration: Release,
+    auto: np.ndarray,
+    power: np.ndarray | None = None,
+    rotation: np.ndarray | None = None,
+) -> Release:
     """The release of other patches by this calibration.
 
     Parameters
@@ -318,6 +325,8 @@ def with_data(calibration: Release, auto: np.ndarray, power: np.ndarray | None) 
     calibration : the release of the same calibration
     auto : ⟨κ̂κ̂*⟩, (n_patches, n_bins)
     power : of E and B of the same patches, (n_patches, n_power), for the debias from the data
+    rotation : the sums of :meth:`.EBPower.rotation`, (n_patches, 2); None of simulated patches
+        whose polarisation is not rotated
 
     Returns
     -------
@@ -327,6 +336,7 @@ def with_data(calibration: Release, auto: np.ndarray, power: np.ndarray | None) 
         calibration,
         bandpowers=calibration.noise_subtracted(auto).mean(0),
         power=_own_power(calibration, power),
+        rotation=rotation_of(rotation if calibration.has(Group.DEBIAS) else None),
         n_patches=len(auto),
     )
 

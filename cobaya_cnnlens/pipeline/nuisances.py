@@ -4,7 +4,8 @@ Skies of the test set are observed again with the same noise realisation and one
 instrument at a time: in polarisation gain, beam width, noise level or polarisation angle. A
 measured beam (``instrument.beam_file``) changes in width too, B_l → B_{l(1 + x)}. The angle needs
 the second order. By parity its first order vanishes for an estimator that is equivariant under
-reflections, and is small for a network that has nearly learned to be so.
+reflections, and is small for a network that has nearly learned to be so. The likelihood does not
+sample the angle, which every survey measures by itself (docs/noise-bias, eq. 17).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..calibrate.derivatives import nuisance_orders
-from ..likelihood.fields import NUISANCES
+from ..likelihood.fields import SIMULATED
 from ..simulate.instrument import Systematics
 from ..simulate.tiling import some
 from .observation import observe_sky
@@ -29,7 +30,7 @@ SET = "test"
 
 
 def nuisance_steps(run: Simulation) -> np.ndarray:
-    """The step of each nuisance at which skies are observed.
+    """The steps at which skies are observed.
 
     Parameters
     ----------
@@ -37,9 +38,9 @@ def nuisance_steps(run: Simulation) -> np.ndarray:
 
     Returns
     -------
-    x in the order of ``NUISANCES``, (n_nuisances,)
+    x in the order of ``SIMULATED``, (n_simulated,)
     """
-    return np.array([getattr(run.config.nuisances, name) for name in NUISANCES])
+    return np.array([getattr(run.config.nuisances, name) for name in SIMULATED])
 
 
 class Nuisances(Stage[Run]):
@@ -66,7 +67,7 @@ class Nuisances(Stage[Run]):
 
     def make(self, index: int) -> dict[str, np.ndarray]:
         """Observe and reconstruct a test sky with each systematic at ± its step."""
-        steps = {name: getattr(self.config.nuisances, name) for name in NUISANCES}
+        steps = {name: getattr(self.config.nuisances, name) for name in SIMULATED}
         return {
             name: np.stack([self.shifted(index, name, x) for x in (-step, step)])
             for name, step in steps.items()
@@ -102,7 +103,7 @@ class Nuisances(Stage[Run]):
         return Bandpowers(self.run).read(SET, indices, self.config.nuisances.patches).auto
 
     def read(self, response: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First and second order in each nuisance, in the order of ``NUISANCES``.
+        """First and second order in each step, in the order of ``SIMULATED``.
 
         Parameters
         ----------
@@ -110,14 +111,14 @@ class Nuisances(Stage[Run]):
 
         Returns
         -------
-        A and B of every patch, (n_patches, n_bins, n_nuisances) each
+        A and B of every patch, (n_patches, n_bins, n_simulated) each
 
         Raises
         ------
         products.ProductError
             if a sky has not been measured, or was with another network or configuration
         """
-        skies = [self.arrays(*key, names=NUISANCES) for key in self.keys()]
+        skies = [self.arrays(*key, names=SIMULATED) for key in self.keys()]
         shifted = [np.stack(list(sky.values()), axis=-1) for sky in skies]
         below_above = np.concatenate(shifted, axis=1) / response[:, None] ** 2
         centre = self.centre(range(self.config.nuisances.skies)) / response**2

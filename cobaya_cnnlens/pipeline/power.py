@@ -2,8 +2,9 @@
 
 The noise bias depends on the E power of a patch, on the gain, and on the noise. The maps measure
 all three: E in bins half as wide as those of κ̂, up to multipoles where noise dominates, and B there
-in one bin. The change of p̂ with the spectra is measured on the same skies of fixed phases and noise
-as that of the bandpowers. No network runs.
+in one bin. Of a survey they also measure the rotation of the polarisation. The change of p̂ with the
+spectra is measured on the same skies, of fixed phases and noise, as that of the bandpowers. No
+network runs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from ..calibrate.debias import SimulatedChanges
 from ..calibrate.derivatives import BandDerivatives, NoiseDerivatives, nuisance_orders
-from ..likelihood.fields import NUISANCES
+from ..likelihood.fields import SIMULATED
 from ..simulate.bandpowers import EBPower
 from ..simulate.instrument import Systematics
 from ..simulate.tiling import some
@@ -28,6 +29,8 @@ from .simulation import Simulation
 from .skies import Skies
 from .stage import Stage
 
+# Of the sums that give the rotation of a survey.
+ROTATION_ALGORITHM = 1
 # In the place of a set: test skies under errors of the instrument.
 NUISANCE_SKIES = "nuisances"
 
@@ -46,11 +49,17 @@ def power_of(run: Simulation) -> EBPower:
     return EBPower(run.config.patch, run.bandpowers.bins, run.mask)
 
 
+def _is_survey(name: str) -> bool:
+    """Whether a set is data, whose rotation a release corrects."""
+    return name.startswith("survey-")
+
+
 class Power(Stage[Run]):
     """Power of E and B by patch, of a sky of a set, or of one under errors ("nuisances").
 
-    A set's product holds ``power`` (n_patches, n_power). That of the derivatives holds ``power`` of
-    its patches; ``kk`` and ``ee``, derivatives with respect to ln C of each band,
+    A set's product holds ``power`` (n_patches, n_power), and that of a mock survey ``rotation``
+    (n_patches, 2), the sums of :meth:`.EBPower.rotation`. That of the derivatives holds ``power``
+    of its patches; ``kk`` and ``ee``, derivatives with respect to ln C of each band,
     (n_bands, n_patches, n_power); and ``shifted``, at ω_c − step and ω_c + step. That of the
     nuisances holds, by name, the power at −step and +step, (2, n_patches, n_power).
     """
@@ -98,6 +107,7 @@ class Power(Stage[Run]):
             "instrument": config.instrument.recipe(),
             "bandpowers": config.bandpowers.model_dump(),
             **settings.get(name, {}),
+            **({"rotation_algorithm": ROTATION_ALGORITHM} if _is_survey(name) else {}),
         }
 
     def make(self, name: str, index: int) -> dict[str, np.ndarray]:
@@ -107,7 +117,11 @@ class Power(Stage[Run]):
         if name == NUISANCE_SKIES:
             return self._nuisances(index)
         sky = observe_sky(self.run, name, index)
-        return {"power": power_of(self.run)(sky.q, sky.u)}
+        measured = power_of(self.run)
+        arrays = {"power": measured(sky.q, sky.u)}
+        if _is_survey(name):
+            arrays["rotation"] = measured.rotation(sky.q, sky.u)
+        return arrays
 
     def _derivatives(self, index: int) -> dict[str, np.ndarray]:
         run, threads, measured = self.run, self.threads, power_of(self.run)
@@ -128,7 +142,7 @@ class Power(Stage[Run]):
     def _nuisances(self, index: int) -> dict[str, np.ndarray]:
         measured, arrays = power_of(self.run), {}
         patches = self.config.nuisances.patches
-        for name in NUISANCES:
+        for name in SIMULATED:
             step = getattr(self.config.nuisances, name)
             observed = [
                 observe_sky(self.run, nuisances.SET, index, systematics=Systematics(**{name: x}))
@@ -182,7 +196,7 @@ class Power(Stage[Run]):
         indices = range(config.nuisances.skies)
         centre = self.read(nuisances.SET, indices, config.nuisances.patches)["power"]
         by_name = self.read(NUISANCE_SKIES, indices)
-        below_above = np.stack([by_name[name] for name in NUISANCES], axis=-1)
+        below_above = np.stack([by_name[name] for name in SIMULATED], axis=-1)
         kk = BandDerivatives.of_bands(settings.kk_edges, perturbed["kk"])
         ee = BandDerivatives.of_bands(settings.ee_edges, perturbed["ee"])
         return SimulatedChanges(

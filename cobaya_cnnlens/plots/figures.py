@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ..calibrate.response import standard_error
 from ..calibrate.windows import expected_e_and_b
 from ..errors import CNNLensError
-from ..likelihood.fields import NUISANCES
+from ..likelihood.fields import SIMULATED
 from ..pipeline import networks
 from ..pipeline.assemble import calibration_of
 from ..pipeline.nuisances import Nuisances
@@ -266,9 +266,9 @@ def nuisances_figure(run: Run) -> Figure:
     first, second = Nuisances(run).read(calibration.response)
     signal = signal_bandpowers(run, run.spectra().kk)
     L = run.bandpowers.bins.centres
-    rows = -(-len(NUISANCES) // 2)
+    rows = -(-len(SIMULATED) // 2)
     figure, axes = subplots(rows, 2, figsize=(11, 3.5 * rows), sharex=True)
-    for i, (axis, name) in enumerate(zip(axes.flat, NUISANCES, strict=False)):
+    for i, (axis, name) in enumerate(zip(axes.flat, SIMULATED, strict=False)):
         step = getattr(run.config.nuisances, name)
         for size, colour in ((step, "C0"), (-step, "C3")):
             shift = (size * first[..., i] + size**2 * second[..., i]) / signal
@@ -276,7 +276,7 @@ def nuisances_figure(run: Run) -> Figure:
             axis.errorbar(L, mean, error, fmt=".-", color=colour, label=f"{name} {size:+g}")
         axis.axhline(0, color="k", lw=0.8)
         axis.legend()
-    for axis in axes.flat[len(NUISANCES) :]:
+    for axis in axes.flat[len(SIMULATED) :]:
         axis.set_visible(False)
     for axis in axes[-1]:
         axis.set_xlabel("$L$")

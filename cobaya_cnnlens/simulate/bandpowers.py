@@ -195,7 +195,7 @@ def pure_b(spectra: FlatSpectra, q: np.ndarray, u: np.ndarray) -> np.ndarray:
 
 
 class EBPower:
-    """Measures E and B of masked patches.
+    """Measures E and B of masked patches, and the rotation of their polarisation.
 
     Parameters
     ----------
@@ -217,6 +217,9 @@ class EBPower:
             geometry, Bins(bins.lmin, width, int((high - bins.lmin) / width)), mask
         )
         self._b = FlatSpectra(geometry, Bins(low, high - low, 1), mask)
+        ell = np.hypot(*mode_vectors(geometry.n_pixels, geometry.pixel))
+        weight = half_plane_weights(geometry.n_pixels) * np.where(ell < low, ell, 0.0)
+        self._rotation_weight = weight / weight.sum() / self._e.area
         self.e_edges, self.b_edges = self._e.bins.edges.astype(float), self._b.bins.edges
 
     def __call__(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
@@ -234,4 +237,29 @@ class EBPower:
         for start in range(0, len(q), CHUNK):
             e, b = e_and_b(self._e, q[start : start + CHUNK], u[start : start + CHUNK])
             chunks.append(np.hstack([self._e.cross(e, e), self._b.cross(b, b)]))
+        return np.concatenate(chunks)
+
+    def rotation(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
+        """Measure what tells the rotation of the polarisation of masked patches.
+
+        These are the means X of 2 Re(E B*) and Y of |E|² − |B|² over the modes below the bin of B,
+        with weights l. A rotation by α, Q + iU → e^{2iα}(Q + iU), multiplies Y + iX by e^{4iα},
+        whatever the mask (docs/noise-bias, eq. 17). At 1 µK-arcmin the error of α is within
+        10% of that with the best weights.
+
+        Parameters
+        ----------
+        q, u : masked Q̃ and Ũ in µK, (n, ny, nx) each
+
+        Returns
+        -------
+        X and Y in µK², (n, 2)
+        """
+        chunks = []
+        for start in range(0, len(q), CHUNK):
+            e, b = e_and_b(self._e, q[start : start + CHUNK], u[start : start + CHUNK])
+            across = 2.0 * (e.real * b.real + e.imag * b.imag)
+            along = np.abs(e) ** 2 - np.abs(b) ** 2
+            sums = [np.tensordot(values, self._rotation_weight) for values in (across, along)]
+            chunks.append(np.stack(sums, axis=1))
         return np.concatenate(chunks)

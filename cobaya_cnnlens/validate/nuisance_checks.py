@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..calibrate.response import standard_error
 from ..errors import CNNLensError
-from ..likelihood.fields import NUISANCES
+from ..likelihood.fields import SIMULATED
 from ..pipeline.nuisances import SET, Nuisances
 from ..pipeline.run import Run
 from ..table import plus_minus, text_table
@@ -92,7 +92,7 @@ def check_nuisances(
     checks = []
     for name, x in tqdm(changes.items(), desc=f"nuisances/{index}", unit="sky"):
         shift = (nuisances.shifted(index, name, x) - centre) / response**2
-        column = NUISANCES.index(name)
+        column = SIMULATED.index(name)
         by_patch = first[..., column] * x + second[..., column] * x**2
         error = np.hypot(standard_error(shift), standard_error(by_patch))
         checks.append(NuisanceCheck(name, x, shift.mean(0), by_patch.mean(0), error))

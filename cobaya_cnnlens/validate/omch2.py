@@ -12,8 +12,8 @@ from scipy.interpolate import CubicSpline
 from ..calibrate.response import standard_error
 from ..errors import CNNLensError
 from ..likelihood.bandpowers import BandpowerLikelihood
-from ..likelihood.fields import Release
-from ..likelihood.release import with_fixed_debias
+from ..likelihood.fields import Group, Release
+from ..likelihood.release import with_fixed_debias, without
 from ..likelihood.statistics import chi2_pte, inverse_covariance, pte_to_sigma
 from ..pipeline.assemble import calibration_of
 from ..pipeline.power import Power
@@ -198,8 +198,9 @@ def recovered_omch2(
     if noise_debias == "data":
         skies = range(run.config.set_size(f"survey-{survey}"))
         powers = group_means(Power(run).read(f"survey-{survey}", skies)["power"])
+        unrotated = without(release, Group.ROTATION)
         for d, own in zip(groups, powers, strict=True):
-            d -= replace(release, power=own, n_patches=patches_each).correction
+            d -= replace(unrotated, power=own, n_patches=patches_each).correction
         groups += at_the_tangent(likelihood, release)
     model, used = Omch2Likelihood(run, likelihood), likelihood.release
     shared = used.noise_covariance + used.derivative_covariance

@@ -17,9 +17,11 @@ from cobaya_cnnlens.calibrate.covariance import shrunk_covariance
 from cobaya_cnnlens.calibrate.debias import debias_coefficients, fit_coefficients
 from cobaya_cnnlens.calibrate.derivatives import BandDerivatives, NoiseDerivatives
 from cobaya_cnnlens.calibrate.release_warnings import beyond_the_surface, with_warnings
+from cobaya_cnnlens.calibrate.response import standard_error
+from cobaya_cnnlens.calibrate.rotation import rotation_of
 from cobaya_cnnlens.errors import CNNLensError, ConfigError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
-from cobaya_cnnlens.likelihood.fields import ARRAYS, NUISANCES, Group
+from cobaya_cnnlens.likelihood.fields import ARRAYS, NUISANCES, SIMULATED, Group
 from cobaya_cnnlens.likelihood.release import (
     debiased_by_data,
     digest_of_numbers,
@@ -34,16 +36,18 @@ from cobaya_cnnlens.pipeline import cosmologies
 from cobaya_cnnlens.pipeline.assemble import (
     calibration_of,
     make_releases,
+    with_data,
 )
 from cobaya_cnnlens.pipeline.cosmologies import Points
 from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.nuisances import Nuisances
 from cobaya_cnnlens.pipeline.observation import observe_sky
 from cobaya_cnnlens.pipeline.perturbations import Derivatives, ShiftedSkies, shifted_changes
 from cobaya_cnnlens.pipeline.power import Power, power_of
 from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.pipeline.sections.calibration_settings import CosmologyGroup
-from cobaya_cnnlens.simulate.instrument import Systematics
+from cobaya_cnnlens.simulate.instrument import Instrument, Systematics
 from cobaya_cnnlens.validate import points, primary
 from cobaya_cnnlens.validate.omch2 import at_the_tangent
 
@@ -281,7 +285,7 @@ def test_gain_and_noise_that_differ_are_taken_off(run, made):
 
 def test_the_survey_is_debiased_by_its_own_power(run, made):
     """d' from the patches' products, and its covariance by the test set's patches."""
-    release = made["high"]
+    release = without(made["high"], Group.ROTATION)
     calibration, test = calibration_of(run)
     of_survey = Power(run).read("survey-high", [0])["power"]
     of_test = Power(run).read("test", [0])["power"]
@@ -373,6 +377,7 @@ def test_own_maps_are_debiased_by_their_power(run, made, tmp_path):
     arrays = {
         "auto": release.response**2 * generator.uniform(1, 2, (2, 4)) * release.noise,
         "power": powers,
+        "rotation": np.array([[0.01, 1.0], [0.03, 1.0]]),
         "centres": np.array([[0.0, 0.0], [40.0, 0.0]]),
         "known": np.ones(2, bool),
         "frame": np.bytes_(b"C"),
@@ -385,9 +390,48 @@ def test_own_maps_are_debiased_by_their_power(run, made, tmp_path):
     np.testing.assert_allclose(mine.power, powers.mean(0))
     d = (arrays["auto"] / release.response**2).mean(0) - release.noise
     correction = release.correction_of(powers.mean(0))
+    assert mine.rotation[0, 0] == pytest.approx(np.degrees(np.arctan(0.02) / 4))
+    correction += mine.rotation_second * mine.squared_rotation[0]
     used = BandpowerLikelihood(replace(mine, curvature=0 * mine.curvature))
     np.testing.assert_allclose(used.bandpowers, d - correction, rtol=1e-9)
     assert np.abs(correction).max() > 1e-3 * np.abs(d).max()
+
+
+def test_a_survey_measures_its_rotation(run, made):
+    """From its own maps, at the angle that they are rotated by; what calibrates has none."""
+    release, survey = made["high"], "survey-high"
+    measured = Power(run).read(survey, [0])["rotation"]
+    np.testing.assert_array_equal(release.rotation, rotation_of(measured))
+    turned = observe_sky(run, survey, 0, systematics=Systematics(angle=0.4))
+    quiet = Run(run.config.model_copy(update={"instrument": Instrument(noise_uk_arcmin=0.0)}))
+    still, rotated = (
+        power_of(run).rotation(sky.q, sky.u) @ (1j, 1)
+        for sky in (
+            observe_sky(quiet, survey, 0),
+            observe_sky(quiet, survey, 0, systematics=Systematics(angle=0.4)),
+        )
+    )
+    np.testing.assert_allclose(np.angle(rotated / still, deg=True) / 4, 0.4, atol=1e-6)
+    ((found, error, _),) = rotation_of(power_of(run).rotation(turned.q, turned.u))
+    assert abs(found - 0.4) < 4 * error < 0.4
+    for name in ("test", "nuisances"):
+        assert "rotation" not in Power(run).read(name, [0])
+        assert not {"rotation_algorithm"} & set(Power(run).recipe(name, 0))
+    assert not with_data(release, measured[:, :1], release.power[None]).has(Group.ROTATION)
+
+
+def test_a_rotation_changes_the_debiased_bandpowers_as_the_release_says(run, made):
+    """Of d' and p̂, by the second order of the patches that were rotated to either side."""
+    release = made["high"]
+    step, column = run.config.nuisances.angle, SIMULATED.index("angle")
+    second = Nuisances(run).read(release.response)[1][..., column]
+    of_power = Power(run).changes().nuisances[1][..., column]
+    by_patch = second - of_power @ release.debias_coefficients.T
+    np.testing.assert_allclose(release.rotation_second, by_patch.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(release.rotation_second_errors, standard_error(by_patch), rtol=1e-9)
+    np.testing.assert_allclose(release.power_rotation_second, of_power.mean(0), rtol=1e-9)
+    assert release.rotation_step == step
+    assert release.nuisance_second.shape[1] == len(NUISANCES) == column
 
 
 def test_a_release_without_power_is_told(made):
@@ -590,7 +634,7 @@ def test_principal_changes():
 
 def test_the_survey_with_its_second_order(release):
     """Data, derivatives in C^κκ and model by their formulae; C^EE has no part."""
-    whole = replace(release, n_patches=9)
+    whole = replace(without(release, Group.ROTATION), n_patches=9)
     used = debiased_by_data(whole)
     change = release.power - release.fiducial_power
     v = np.array([change @ release.ee_directions[:, 0], change @ release.ee_directions[:, 1]])

@@ -106,7 +106,7 @@ def test_likelihood_and_command_take_several(tmp_path):
     result = CliRunner().invoke(app, ["release", "combine", *files, "--out", str(out)])
     assert result.exit_code == 0, result.output
     given = {"omch2": 0.12, "ombh2": 0.0222, "As": 2.21e-9, "ns": 0.9624, "tau": 0.09, "H0": 67.94}
-    given |= {f"cnnlens_{name}": 0 for name in ("gain", "beam", "noise", "angle")}
+    given |= {f"cnnlens_{name}": 0 for name in ("gain", "beam", "noise")}
     name = "cobaya_cnnlens.CNNLens"
 
     def log_likelihood(release):

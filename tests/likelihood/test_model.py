@@ -89,7 +89,7 @@ def test_model_is_the_sum_of_its_terms(noise_debias, L_min):
 def test_nuisances_are_a_parabola_each(release, likelihood):
     """The model moves by A x + B x², bin by bin, and the bins in use are the right ones."""
     theory = release.fiducial_kk, release.fiducial_ee
-    x = of_nuisances(0.01, -0.02, 0.03, 0.4)
+    x = of_nuisances(0.01, -0.02, 0.3)
     moved = (likelihood.model(*theory, x) - likelihood.model(*theory))[:5]
     by_hand = sum(
         release.nuisance_first[:, i] * x[i] + release.nuisance_second[:, i] * x[i] ** 2
@@ -450,7 +450,7 @@ def test_nuisances_of_the_wrong_shape(release, likelihood):
     spectra = changed(release)
     n = len(NUISANCES)
     for bad in (0.01, [0.01] * (n - 1), [0.01] * (n + 1), [[0.01] * n], "gain", {"gain": 0.01}):
-        with pytest.raises(CNNLensError, match=f"give {n} numbers: gain, beam, noise, angle"):
+        with pytest.raises(CNNLensError, match=f"give {n} numbers: gain, beam, noise"):
             likelihood.chi2(*spectra, bad)
     with pytest.raises(SpectrumError, match="not finite"):
         likelihood.chi2(*spectra, [np.nan] * n)
@@ -542,8 +542,8 @@ def test_a_release_of_known_numbers():
         "kk_derivatives": np.array([[0.5, 0.0], [0.0, 1.0]]),
         "curvature": np.zeros(2),
         "kk_direction": np.array([1.0, 0.0]),
-        "nuisance_first": np.stack([of_nuisances(1.0), of_nuisances(0, 0, 0, 10.0)]),
-        "nuisance_second": np.stack([of_nuisances(0, 2.0), of_nuisances(0, 0, 0, 100.0)]),
+        "nuisance_first": np.stack([of_nuisances(1.0), of_nuisances(0, 0, 10.0)]),
+        "nuisance_second": np.stack([of_nuisances(0, 2.0), of_nuisances(0, 0, 100.0)]),
         "fiducial_kk": kk,
     }
     small = at_fiducial_power(without(synthetic_release(2, **changes), Group.PRIMARY, Group.FIXED))
@@ -553,7 +553,7 @@ def test_a_release_of_known_numbers():
     for noise_debias, want in (("fixed", [3 + 6.0, 4.0]), ("data", [9 + 0.25, 4.0])):
         likelihood = BandpowerLikelihood(small, noise_debias)
         np.testing.assert_allclose(likelihood.model(kk, None), want, rtol=1e-13)
-        moved = likelihood.model(kk, None, of_nuisances(0.1, 0.3, 0.5, -0.2))
+        moved = likelihood.model(kk, None, of_nuisances(0.1, 0.3, -0.2))
         np.testing.assert_allclose(moved - want, [0.1 + 0.18, -2 + 4], rtol=1e-12)
         assert likelihood.excursion(kk)[0] == pytest.approx(0.5)
     ee = None

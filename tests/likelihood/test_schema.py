@@ -90,7 +90,8 @@ def test_groups_may_be_absent(validator, absent):
 
 def test_schema_and_reader_miss_the_same_fields(document, validator):
     from_document(document, "whole")
-    for field in fields(document):
+    # What a mock whose polarisation is not rotated lacks.
+    for field in set(fields(document)) - {"data.rotation"}:
         lacking = changed_at(document, field)
         assert not validator.is_valid(lacking), field
         with pytest.raises(ReleaseError, match=field):
@@ -119,7 +120,7 @@ def test_schema_and_reader_miss_the_same_sections(document, validator):
         ("bins.edges", [36.5, 236, 436, 636, 836, 1036]),
         ("calibration.response", [0.9, 0.0, 0.9, 0.9, 0.9]),
         ("noise_bias.curvature_errors", [1e-9, -1e-9, 1e-9, 1e-9, 1e-9]),
-        ("nuisances.names", ["beam", "gain", "noise", "angle"]),
+        ("nuisances.names", ["beam", "gain", "noise"]),
         ("fiducial.unit", "K2"),
         ("instrument.noise", -1.0),
         ("truth.omch2", "0.12"),

@@ -759,6 +759,8 @@ def test_reconstruction_of_maps(setup, observed, tmp_path):
         np.testing.assert_allclose(product.array("auto"), Run(config).bandpowers.auto(kappa))
         own = power_of(Run(config))(maps.q * mask, maps.u * mask)
         np.testing.assert_allclose(product.array("power"), own)
+        turned_by = power_of(Run(config)).rotation(maps.q * mask, maps.u * mask)
+        np.testing.assert_allclose(product.array("rotation"), turned_by)
         np.testing.assert_array_equal(product.array("centres"), maps.centres)
         assert bytes(product.array("source")) == b"mine.fits"
         assert bytes(product.array("frame")) == b"G"
@@ -840,6 +842,7 @@ def write_bandpowers(path, calibration, auto, centres, frame="C", warnings=(), *
     arrays = {
         "auto": auto,
         "power": np.tile(calibration.fiducial_power, (len(auto), 1)),
+        "rotation": np.array([[0.01 + 0.001 * i, 1.0] for i in range(len(auto))]),
         "centres": np.nan_to_num(centres),
         "known": np.isfinite(centres).all(1),
         "frame": np.bytes_(frame.encode()),
@@ -937,6 +940,7 @@ def test_a_release_calibrates_own_maps(calibration, tmp_path):
         again.bandpowers, auto[0] / calibration.response**2 - calibration.noise, rtol=1e-8
     )
     assert again.n_patches == 1
+    assert again.warnings[0].startswith("the rotation of the polarisation is not corrected")
     assert again.provenance["skies"]["maps"] == "one"
     assert again.provenance["calibration"]["release"] == "mine"
 

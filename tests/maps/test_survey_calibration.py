@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from cobaya_cnnlens import products
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import ConfigError, ProductError, ReleaseError
-from cobaya_cnnlens.likelihood.fields import NUISANCES
+from cobaya_cnnlens.likelihood.fields import NUISANCES, SIMULATED
 from cobaya_cnnlens.likelihood.release import read_release, write_release
 from cobaya_cnnlens.maps import assembly, calibration
 from cobaya_cnnlens.maps.bandpower_file import MapBandpowers
@@ -225,7 +225,7 @@ def written(run, tmp_path_factory):
         if what != "ee":
             arrays[f"{what}_truth"] = some(count) + 5e-8
     rows = stage.nuisance_patches()
-    for name in NUISANCES:
+    for name in SIMULATED:
         arrays[f"{name}_auto"] = arrays["test_auto"][rows] * np.array([0.9, 1.1])[:, None, None]
         arrays[f"{name}_power"] = arrays["test_power"][rows] * np.array([0.9, 1.1])[:, None, None]
     products.write_product(stage.path, calibration.KIND, stage.recipe, arrays)
@@ -233,6 +233,7 @@ def written(run, tmp_path_factory):
     whole = MapBandpowers(
         data.auto,
         1.0 + 0.1 * generator.standard_normal((N_TILES, n_power)),
+        np.array([0.002, 1.0]) + 0.001 * generator.standard_normal((N_TILES, 2)),
         plan.centres,
         plan.frame,
         "a.fits, b.fits",
@@ -283,6 +284,13 @@ def test_the_release_is_the_weighted_sum(written, tmp_path):
     modes = np.array([tile.weight for tile in plan.tiles])
     own = (modes[:, None] * data.power).sum(0) / modes.sum()
     np.testing.assert_allclose(release.power, own, rtol=1e-12)
+    ((angle, error, share),) = release.rotation
+    x, y = modes @ data.rotation
+    assert np.tan(np.radians(4 * angle)) == pytest.approx(x / y, rel=1e-9)
+    across = modes * (data.rotation[:, 0] - x / y * data.rotation[:, 1])
+    scatter = np.sqrt(N_TILES / (N_TILES - 1) * np.sum(across**2)) / y / 4
+    assert np.radians(error) == pytest.approx(scatter, rel=1e-4)
+    assert share == 1
     assert release.instrument["noise"] == pytest.approx(np.mean(LEVELS**-2.0) ** -0.5, rel=0.01)
     write_release(release, tmp_path / "toy.json")
     again = read_release(tmp_path / "toy.json")

@@ -87,7 +87,7 @@ def short_chain(root, samples, **options):
     info["likelihood"][NAME] |= {"check_theory": False, **options}
     del info["likelihood"][NAME]["instrument"]
     suffix = options.get("suffix", "")
-    for name in ("gain", "beam", "angle"):
+    for name in ("gain", "beam"):
         info["params"][f"cnnlens_{name}{suffix}"] = 0
     prior = {"dist": "norm", "loc": 0, "scale": 0.01}
     info["params"][f"cnnlens_noise{suffix}"] = {"prior": prior}

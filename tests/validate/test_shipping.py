@@ -10,7 +10,7 @@ import yaml
 from cobaya_cnnlens import products
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, NetworkError, ProductError
-from cobaya_cnnlens.likelihood.fields import NUISANCES
+from cobaya_cnnlens.likelihood.fields import SIMULATED
 from cobaya_cnnlens.pipeline import networks
 from cobaya_cnnlens.pipeline.assemble import make_release
 from cobaya_cnnlens.pipeline.loading import load_config, load_study
@@ -71,7 +71,7 @@ def made(tmp_path):
         recipe = ShiftedSkies(Run(config, digest)).recipe(i)
         products.write_product(ShiftedSkies(Run(config)).path(i), "curvature", recipe, arrays)
     for i in range(config.nuisances.skies):
-        arrays = {name: power(2) for name in NUISANCES}
+        arrays = {name: power(2) for name in SIMULATED}
         recipe = Nuisances(Run(config, digest)).recipe(i)
         products.write_product(Nuisances(Run(config)).path(i), "nuisances", recipe, arrays)
     for i in range(config.skies.test):
