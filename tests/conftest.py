@@ -153,6 +153,10 @@ def of_nuisances(*first: float, others: float = 0.0) -> np.ndarray:
     return np.array([*first, *[others] * (len(NUISANCES) - len(first))])
 
 
+# Attributes of a release whose numbers are written with fewer digits.
+BY_MULTIPOLE = "windows", "fiducial_kk", "fiducial_ee"
+
+
 def synthetic_release(n_bins: int = 5, **changes) -> Release:
     """A release of smooth made-up numbers that holds every field. Its bandpowers are the model at
     the fiducial cosmology; two bins of E and one of B differ from the fiducial power."""
@@ -207,7 +211,7 @@ def synthetic_release(n_bins: int = 5, **changes) -> Release:
         "debias_cross": 0.2 * of_bins(2),
         # Nine terms of three amplitudes, and the third order.
         "surface_error_terms": 0.01 * (np.eye(10) + 0.2),
-        "surface_error_bins": patch / 100,
+        "surface_error_bins": patch / 4,
         "nuisance_steps": of_nuisances(0.01, 0.05, 0.05, others=0.1),
         "nuisance_first": signal[:, None] * of_nuisances(2.0, 0.3, 0.2),
         "nuisance_first_errors": 0.01 * signal[:, None] * of_nuisances(others=1.0),

@@ -31,6 +31,8 @@ _SCALARS: dict[str, tuple[str, type]] = {
 }
 _OTHER = {"format", "version", "digest", "truth", "windows.first", "windows.values"}
 # Beyond any multipole or number of simulations; keeps arithmetic on a hostile file finite.
+# Numbers by multipole, which are most of a release file.
+_SPECTRA = "fiducial.kk", "fiducial.ee"
 _LARGEST_INTEGER = 10**9
 _LARGEST_MULTIPOLE = 100_000
 # Files are named after a release, so its name must be a file's on any system.
@@ -68,13 +70,14 @@ def to_document(release: Release) -> dict[str, Any]:
     document["truth"] = release.truth
     for name, numbers in ARRAYS.items():
         if (array := getattr(release, name)).size:
-            _put(document, numbers.key, _nested(array, int if numbers.integers else _rounded))
+            convert = _rounded_multipole if numbers.key in _SPECTRA else _rounded
+            _put(document, numbers.key, _nested(array, int if numbers.integers else convert))
     first, values = [], []
     for row in release.windows:
         inside = np.flatnonzero(row)
         start, stop = (inside[0], inside[-1] + 1) if len(inside) else (0, 1)
         first.append(int(start))
-        values.append(_nested(row[start:stop], _rounded_window))
+        values.append(_nested(row[start:stop], _rounded_multipole))
     document["windows"] = {"first": first, "values": values}
     for key, content in CONVENTIONS.items():
         _put(document, key, content)
@@ -406,8 +409,8 @@ def _rounded(value: float) -> float:
     return float(f"{value:.10g}")
 
 
-def _rounded_window(value: float) -> float:
-    """Seven digits. A bandpower sums hundreds of values, whose rounding averages out."""
+def _rounded_multipole(value: float) -> float:
+    """Seven digits. A bandpower sums hundreds of multipoles, whose rounding averages out."""
     return float(f"{value:.7g}")
 
 

@@ -51,7 +51,7 @@ from cobaya_cnnlens.simulate.instrument import Instrument, Systematics
 from cobaya_cnnlens.validate import points, primary
 from cobaya_cnnlens.validate.omch2 import at_the_tangent
 
-from ..conftest import at_fiducial_power
+from ..conftest import BY_MULTIPOLE, at_fiducial_power
 from ..written import HASH, NoisyOracle
 
 
@@ -710,7 +710,7 @@ def test_a_made_release_is_written_and_read(made, tmp_path):
         np.testing.assert_allclose(
             getattr(again, name),
             getattr(release, name),
-            rtol=1e-9,
+            rtol=1e-6 if name in BY_MULTIPOLE else 1e-9,
             atol=1e-12 * scale,
             err_msg=name,
         )
