@@ -128,7 +128,8 @@ class PointsTable:
     n_patches : behind each point
     n_bins : of the bandpowers
     shift, shift_error : of ω_c, all else fixed, (n_points,)
-    shift_linear : the same without the second order of the model
+    model_error : the part of ``shift_error`` that is the model's, (n_points,)
+    shift_linear : the shift without the second order of the model
     joint, joint_error : shifts of the parameters of :data:`JOINT` together, (n_points, 3)
     chi2, pte : of each point's residual bandpowers, (n_points,)
     """
@@ -140,6 +141,7 @@ class PointsTable:
     n_bins: int
     shift: np.ndarray
     shift_error: np.ndarray
+    model_error: np.ndarray
     shift_linear: np.ndarray
     joint: np.ndarray
     joint_error: np.ndarray
@@ -157,6 +159,7 @@ class PointsTable:
             {
                 "at": ("", at),
                 "shift": (">", plus_minus(self.shift, self.shift_error, "+.3f")),
+                "model's error": (".3f", self.model_error),
                 "first order only": ("+.3f", self.shift_linear),
                 f"chi2 of {self.n_bins}": (".1f", self.chi2),
                 "PTE": (".3f", self.pte),
@@ -218,6 +221,7 @@ def points_table(run: Run, group: str) -> PointsTable:
         n_bins=release.n_bins,
         shift=np.array([gain @ c.residual for c in checks]),
         shift_error=np.array([np.sqrt(gain @ c.covariance @ gain) for c in checks]),
+        model_error=np.sqrt([gain @ c.model_error @ gain for c in checks]),
         shift_linear=np.array([gain @ (c.measured.mean(0) - c.linear) for c in checks]),
         joint=np.array([joint_gain @ c.residual for c in checks]),
         joint_error=np.sqrt(

@@ -167,6 +167,8 @@ def test_points_as_a_survey_sees_them(written, monkeypatch):
     for k, check in enumerate(checks):
         covariance = covariance_of_mean(check.measured) + check.model_error
         linear = gain @ (check.measured.mean(0) - check.linear)
+        of_model = np.sqrt(gain @ check.model_error @ gain)
+        assert table.model_error[k] == pytest.approx(of_model, rel=1e-4)
         assert table.shift_linear[k] == pytest.approx(linear, rel=1e-4)
         assert table.shift_error[k] == pytest.approx(np.sqrt(gain @ covariance @ gain), rel=1e-4)
         chi2 = 9 * sigma**2 * slope @ inverse_covariance(covariance) @ slope
