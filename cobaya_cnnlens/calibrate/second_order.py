@@ -36,7 +36,7 @@ class FitPoints:
 
     Attributes
     ----------
-    noise : change of d − signal, (n_points, n_patches, n_bins); every point has its own patches
+    noise : change of d − signal, (n_points, n_patches, n_bins); every point has a portion of a sky
     power : change of p̂, (n_points, n_patches, n_power)
     bands : δ_j of the bands, C^κκ before C^EE, (n_points, n_kk + n_ee)
     n_directions : number of principal changes of C^EE that have a second order

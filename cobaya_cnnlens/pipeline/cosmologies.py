@@ -3,7 +3,7 @@
 Such a sky differs from the test sky by its cosmology alone, so the scatter of the patches cancels
 in the difference. The change of its own ⟨κκ*⟩ is subtracted too, which leaves the change of the
 noise bias. The response surface of the debias (:mod:`cobaya_cnnlens.calibrate.second_order`) is
-fitted to the cosmologies of ``points.fit``, each with patches of its own. Those of ``points.at``,
+fitted to the cosmologies of ``points.fit``, each with a portion of a sky. Those of ``points.at``,
 on another sky, test the model (:mod:`cobaya_cnnlens.validate.points`).
 """
 

@@ -40,7 +40,7 @@ from cobaya_cnnlens.theory.camb import camb_parameters
 from cobaya_cnnlens.validate.omch2 import fisher
 
 ROOT = Path(__file__).parents[2]
-SET, INDEX = "test", 2  # a sky that neither nuisances nor response surface used
+SET, INDEX = "test", 2  # the nuisances were measured on another sky
 PAD, TAPER = 24, 16  # pixels around a patch of T, and how many of them are tapered
 MODULATION = 0.5  # rms of the logarithm of dust's amplitude, within a patch and between patches
 FREQUENCY = 150.0
