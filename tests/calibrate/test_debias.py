@@ -46,7 +46,7 @@ from cobaya_cnnlens.pipeline.perturbations import Derivatives, ShiftedSkies, shi
 from cobaya_cnnlens.pipeline.power import Power, power_of
 from cobaya_cnnlens.pipeline.reconstructions import Bandpowers
 from cobaya_cnnlens.pipeline.run import Run
-from cobaya_cnnlens.pipeline.sections.calibration_settings import CosmologyGroup
+from cobaya_cnnlens.pipeline.sections.calibration_settings import CosmologyGroup, Fit
 from cobaya_cnnlens.simulate.instrument import Instrument, Systematics
 from cobaya_cnnlens.validate import points, primary
 from cobaya_cnnlens.validate.omch2 import at_the_tangent
@@ -490,6 +490,22 @@ def test_points_of_some_patches(run, made):
     np.testing.assert_allclose(check.predicted, 0, atol=1e-12)
 
 
+def test_every_cosmology_of_the_fit_has_patches_of_its_own(run):
+    """They take the skies in turn; no two of one sky have the same patches, or the same product."""
+    n_patches = run.n_patches // 3
+    fit = Fit(cosmologies=3 * [{"ns": 0.97}, {"ns": 0.95}], skies=[0, 2], patches=n_patches)
+    settings = run.config.points.model_copy(update={"fit": fit})
+    moved = Run(run.config.model_copy(update={"points": settings}), HASH)
+    points_ = cosmologies.fitted(moved)
+    assert [point.index for point in points_] == [0, 2, 0, 2, 0, 2]
+    rows = [set(point.rows(run.n_patches)) for point in points_]
+    assert [len(set.union(*rows[k::2])) for k in (0, 1)] == 2 * [3 * n_patches]
+    recipes = [str(Points(moved).recipe(point)) for point in points_]
+    assert len(set(recipes)) == len(points_)
+    fiducial, whole = Points(moved).at_fiducial(points_[2]), Bandpowers(moved).read("test", [0])
+    np.testing.assert_array_equal(fiducial.auto, whole.auto[sorted(rows[2])])
+
+
 def test_another_cosmology_is_where_the_model_puts_it(run, made):
     """At a tenth more power: d' of one sky changes as another sky's derivatives say, to their
     errors."""
@@ -603,12 +619,51 @@ def test_the_error_of_the_surface_holds_what_a_quadratic_leaves():
     assert np.mean(sizes) == pytest.approx(5.0, rel=0.1)
 
 
+def test_a_release_takes_the_surface_apart():
+    """G takes the first order of every v, N' that of u; products and errors have fields of their
+    own."""
+    generator = np.random.default_rng(8)
+    n_bins, n_power, n_kk = 3, 6, 2
+    # v1, v2, u; v1², v1 v2, v1 u, v2², v2 u, u²; v3, v4.
+    values = generator.standard_normal((n_bins, 11))
+    root = generator.standard_normal((11, 11))
+    directions = generator.standard_normal((n_power, 4))
+    surface_ = second_order.SecondOrder(
+        directions, np.array([1.0, 2.0]), np.zeros((4, 5)), 2, values, root @ root.T, np.eye(3), 0.7
+    )
+    kk = BandDerivatives(None, generator.standard_normal((5, n_bins, n_kk)))
+    power = generator.standard_normal((9, n_power))
+    fitted = SimpleNamespace(
+        coefficients=generator.standard_normal((n_bins, n_power)),
+        derivatives=NoiseDerivatives(kk, kk, None),
+        test_power=power,
+    )
+    coefficients, derivatives, fields = debias._second_order_fields(fitted, surface_)
+    first = values[:, [0, 1, 9, 10]]
+    np.testing.assert_allclose(coefficients, fitted.coefficients + first @ directions.T)
+    np.testing.assert_allclose(
+        derivatives.kk.patches, kk.patches + np.multiply.outer(values[:, 2], [1.0, 2.0])
+    )
+    np.testing.assert_array_equal(fields["debias_second"], values[:, [3, 4, 6]])
+    np.testing.assert_array_equal(fields["debias_cross"], values[:, [5, 7]])
+    np.testing.assert_array_equal(fields["curvature"], values[:, 8])
+    error = fields["surface_error_terms"]
+    np.testing.assert_array_equal(error[:9, :9], (root @ root.T)[:9, :9])
+    assert error[9].tolist() == [*[0.0] * 9, pytest.approx(0.7**2)]
+    scatter = np.cov(power @ directions[:, :2], rowvar=False)
+    np.testing.assert_allclose(fields["amplitude_covariance"], scatter)
+
+
 def test_a_release_holds_the_error_of_its_surface(release):
     """At the survey's own amplitudes, and it grows with them."""
-    quiet = at_fiducial_power(release)
-    near, far = (debiased_by_data(r).derivative_covariance for r in (quiet, release))
-    constant = release.derivative_covariance
-    assert np.abs(near - constant).max() < 0.1 * np.abs(far - constant).max()
+    silent = replace(release, surface_error_terms=0.0 * release.surface_error_terms)
+    far, nothing = (debiased_by_data(r).derivative_covariance for r in (release, silent))
+    ratio = (far - nothing) / release.surface_error_bins
+    np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-6)
+    near, nothing = (
+        debiased_by_data(at_fiducial_power(r)).derivative_covariance for r in (release, silent)
+    )
+    assert ratio[0, 0] > 10.0 * np.abs((near - nothing) / release.surface_error_bins).max()
     v = release.amplitudes
     u = 0.3
     x = np.array([*v, u, v[0] ** 2, v[0] * v[1], v[0] * u, v[1] ** 2, v[1] * u, u**2])
