@@ -148,7 +148,7 @@ def values_of(document: dict[str, Any], source: str) -> dict[str, Any]:
         if numbers.group in groups:
             values[name] = _array(document, numbers, dimensions, source)
     values["windows"] = _windows(document, dimensions["n_bins"], source)
-    _check_dimensions(dimensions, source)
+    check_dimensions(dimensions, source)
     for key, content in CONVENTIONS.items():
         if _get(document, key, source) != content:
             raise ReleaseError(
@@ -170,8 +170,19 @@ def _groups(document: dict[str, Any]) -> set[Group]:
     return present
 
 
-def _check_dimensions(dimensions: dict[str, int], source: str) -> None:
-    """Lengths that are made of others."""
+def check_dimensions(dimensions: dict[str, int], source: str) -> None:
+    """Check lengths that are made of others.
+
+    Parameters
+    ----------
+    dimensions : lengths of the names of :class:`~.fields.Numbers`
+    source : of the arrays, for errors
+
+    Raises
+    ------
+    ReleaseError
+        if the products, the terms or the power are not as many as the directions and edges make
+    """
     n_v = dimensions.get("n_v", 0)
     if dimensions.get("n_products", 0) != n_v * (n_v + 1) // 2:
         raise ReleaseError(

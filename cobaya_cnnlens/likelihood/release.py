@@ -21,6 +21,7 @@ from ..files import atomic_write, given_path
 from .declarations import LENGTHS
 from .document import (
     check_digest,
+    check_dimensions,
     check_shape,
     digest_of_numbers,
     formatted,
@@ -57,6 +58,8 @@ OF_DATA_DEBIAS = (
 )
 # How many errors beyond the simulated step a rotation of the polarisation may be.
 ROTATION_SIGMA = 3.0
+# Lowest eigenvalue of the correlations of the surface's error, which rounding may give.
+LEAST_EIGENVALUE = -1e-6
 
 # Steps of Newton's method to the amplitude of C^κκ that bandpowers have.
 AMPLITUDE_STEPS = 5
@@ -398,6 +401,11 @@ def rotation_problem(release: Release) -> str | None:
             "make the release again"
         )
     worst, step = np.argmax(np.abs(angle) - ROTATION_SIGMA * error), release.rotation_step
+    if not (error <= step).all():
+        return (
+            f"has a standard error of {error.max():.3g} degrees, and the effect of a rotation was "
+            f"simulated to {step:g}; give more patches"
+        )
     if np.abs(angle[worst]) <= step + ROTATION_SIGMA * error[worst]:
         return None
     return (
@@ -408,8 +416,8 @@ def rotation_problem(release: Release) -> str | None:
 
 
 def _check_covariances(release: Release, source: str) -> None:
-    """Covariances are symmetric and have no negative variance; those of the data have an
-    inverse."""
+    """Covariances are symmetric and have no negative variance, that of the response surface along
+    no direction; those of the data have an inverse."""
 
     def refuse(key: str, problem: str) -> NoReturn:
         raise ReleaseError(f"{source}: field '{key}' {problem}")
@@ -423,6 +431,15 @@ def _check_covariances(release: Release, source: str) -> None:
             refuse(numbers.key, "is not symmetric; estimate it again")
         if (np.diag(matrix) < 0).any():
             refuse(numbers.key, "has a negative variance; estimate it again")
+    # The likelihood adds xᵀKx at any x, after this check of the covariance.
+    for name in ("surface_error_terms", "surface_error_bins"):
+        matrix = getattr(release, name)
+        scale = np.sqrt(np.diag(matrix)) if matrix.size else np.zeros(0)
+        scale = np.where(scale > 0, scale, scale.max(initial=1e-300))
+        if matrix.size and np.linalg.eigvalsh(matrix / scale / scale[:, None])[0] < (
+            LEAST_EIGENVALUE
+        ):
+            refuse(ARRAYS[name].key, "is no covariance: it has a negative eigenvalue; fit it again")
     inverted = {"covariance.patch": release.patch_covariance, "covariance": release.covariance}
     if release.has(Group.FIXED):
         inverted["fixed.patch"] = release.fixed_patch_covariance
@@ -482,6 +499,7 @@ def check_arrays(release: Release) -> None:
         check_shape(arrays[name], numbers.key, numbers.shape, dimensions, release.name)
     windows = np.asarray(release.windows)
     check_shape(windows, "windows.values", ("n_bins", "L_windows"), dimensions, release.name)
+    check_dimensions(dimensions, release.name)
     _check_bands(release, release.name)
     if problem := rotation_problem(release):
         raise ReleaseError(f"{release.name}: field 'data.rotation' {problem}")

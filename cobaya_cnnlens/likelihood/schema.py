@@ -21,14 +21,18 @@ SECTIONS = {
     "bins": "Where the bandpowers are.",
     "data": "The measurement.",
     "covariance": "The covariance of the data about the model is patch/n_patches + noise + "
-    "derivatives.",
+    "derivatives. With 'debias' add xᵀKx times debias.error_bins, K = debias.error_terms, at the "
+    "survey's amplitudes. With data.rotation add, over its surveys, Σ share² (4 α̂²σ² + 2σ⁴) times "
+    "second_b second_b' of 'rotation', and the square of second_errors_b Σ share (α̂² − σ²) to the "
+    "variances.",
     "calibration": "What turned the spectra of κ̂ into bandpowers, at the fiducial cosmology.",
     "windows": "Bandpower windows W_bL of the masked patch: signal_b = Σ_L W_bL C_L^κκ. They do "
     "not sum to one; do not normalise them.",
     "noise_bias": "How the noise bias changes with C_L^κκ: δ_j is the relative change of the "
     "power of band j, Σ (2L+1) C_L / Σ (2L+1) C_L^fid − 1.",
     "debias": "The debias from the survey's own E and B power: d' = d − G (p̂ − p^fid) − "
-    "Σ_{i≤j} S_ij (v_i v_j − ⟨δv_i δv_j⟩/n_patches). The last four fields are present together.",
+    "Σ_{i≤j} S_ij (v_i v_j − ⟨δv_i δv_j⟩/n_patches). The last "
+    "six fields are present together.",
     "nuisances": "How the data change if the instrument differs from the simulated one: by "
     "Σ_i first_bi x_i + second_bi x_i².",
     "rotation": "What a rotation of the polarisation by α does: d' changes by second_b α². With "

@@ -95,7 +95,8 @@ class Config(Section):
                 raise ValueError(
                     f"{name}.skies is {skies}, but there are {self.skies.test} test skies"
                 )
-        self.points.check(self.skies.test, self.data_debias)
+        n_bands = len(self.derivatives.ee_edges) - 1
+        self.points.check(self.skies.test, self.data_debias, n_bands)
         if self.nulls.skies > self.skies.train:
             raise ValueError(
                 f"nulls.skies is {self.nulls.skies}, but there are {self.skies.train} training "

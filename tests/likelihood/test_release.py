@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cobaya_cnnlens.errors import ReleaseError
+from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.document import seal, to_document
 from cobaya_cnnlens.likelihood.fields import ARRAYS, NUISANCES, VERSION, Group, Sign, fields_of
 from cobaya_cnnlens.likelihood.release import (
@@ -267,6 +268,15 @@ def test_covariances_of_data_have_an_inverse(release, name, key):
     refused(to_document(replace(release, **{name: matrix})), f"'{key}' is not positive definite")
 
 
+@pytest.mark.parametrize("name", ["surface_error_terms", "surface_error_bins"])
+def test_the_error_of_the_surface_is_a_covariance(release, name):
+    """A correlation beyond one makes the error negative somewhere; errors of zero are none."""
+    matrix = getattr(release, name).copy()
+    accepted(to_document(replace(release, **{name: 0 * matrix})))
+    matrix[0, 1] = matrix[1, 0] = 1.1 * np.sqrt(matrix[0, 0] * matrix[1, 1])
+    refused(to_document(replace(release, **{name: matrix})), "has a negative eigenvalue")
+
+
 @pytest.mark.parametrize("group", [g for g in Group if len(fields_of(g)) > 1][1:])
 def test_part_of_a_group_is_refused(release, group):
     """By the key that is missing, from a file and from a release made by hand."""
@@ -301,6 +311,12 @@ def test_lengths_that_follow_from_others(release, document):
     refused(broken, r"'debias\.second' holds 2 products; 2 directions have 3")
     edges = replace(release, e_edges=release.e_edges[:-1])
     refused(to_document(edges), r"'data\.power' has 3 entries; the edges in 'debias' make 2")
+    # A release made by hand passes the same check.
+    second = replace(release, debias_second=release.debias_second[:, :2])
+    terms = replace(release, surface_error_terms=release.surface_error_terms[1:, 1:])
+    for made, key in ((second, "second"), (terms, "error_terms"), (edges, "power")):
+        with pytest.raises(ReleaseError, match=rf"synthetic: field '\w+\.{key}' "):
+            BandpowerLikelihood(made)
 
 
 def test_spectra_reach_their_bands_and_windows(release):

@@ -123,6 +123,8 @@ def test_surveys_of_rotations_of_their_own():
         ([0.1, 0.02, 0.0], "parts of the patches"),
         ([0.1, 0.02, 1.1], "parts of the patches that sum to at most one"),
         ([-0.7, 0.05, 1.0], r"by -0.7 ± 0.05 degrees, whose effect was simulated to 0.5; rotate"),
+        ([0.1, 0.6, 1.0], r"standard error of 0.6 degrees.*simulated to 0.5; give more patches"),
+        ([120.0, 50.0, 1.0], r"standard error of 50 degrees"),
         ([0.1, 0.02], r"shape \(1, 2\); 3 entries are needed"),
     ],
 )

@@ -787,6 +787,7 @@ SOME = [{"ns": 0.9 + 0.01 * i} for i in range(15)]
             True,
             r"points\.fit has 14 cosmologies, a fit of 14 terms needs more",
         ),
+        (1, ([0], SOME), True, r"directions is 3, but derivatives\.ee_edges make 2 bands of C\^EE"),
         (1, ([0, 1], SOME), True, r"at\.a\.sky 1 is one of the fit, which it tests; choose"),
     ],
 )
@@ -794,4 +795,4 @@ def test_wrong_points(tested_on, fit, data_debias, message):
     at = {"a": CosmologyGroup(sky=tested_on, cosmologies=SOME)}
     fitted = None if fit is None else Fit(skies=fit[0], cosmologies=fit[1])
     with pytest.raises(ValueError, match=message):
-        schema.Points(at=at, fit=fitted).check(2, data_debias)
+        schema.Points(at=at, fit=fitted).check(2, data_debias, 2 if "bands" in message else 3)

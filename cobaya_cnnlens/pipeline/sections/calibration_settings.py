@@ -163,13 +163,14 @@ class Points(Section):
             for i, change in enumerate(cosmologies)
         }
 
-    def check(self, n_test: int, data_debias: bool) -> None:
+    def check(self, n_test: int, data_debias: bool, n_bands: int) -> None:
         """Refuse test skies that are not there, and a fit that is not used or tests itself.
 
         Parameters
         ----------
         n_test : number of test skies
         data_debias : whether releases are debiased by their data
+        n_bands : number of bands of C^EE, of which directions are made
 
         Raises
         ------
@@ -187,6 +188,11 @@ class Points(Section):
             return
         if not data_debias:
             raise ValueError("points.fit is of the debias from the data: set data_debias")
+        if self.fit.directions > n_bands:
+            raise ValueError(
+                f"points.fit.directions is {self.fit.directions}, but derivatives.ee_edges make "
+                f"{n_bands} bands of C^EE; take no more directions than bands"
+            )
         # First and second order in the directions of C^EE and the one of C^κκ.
         n_terms, n_cosmologies = (
             len(terms(np.zeros(self.fit.directions + 1))),
