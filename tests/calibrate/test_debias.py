@@ -654,6 +654,40 @@ def test_a_release_takes_the_surface_apart():
     np.testing.assert_allclose(fields["amplitude_covariance"], scatter)
 
 
+def test_what_follows_the_survey_is_not_in_the_constant_error():
+    """The constant part has the v without a second order, and the bands beyond the directions."""
+    case = surface(np.random.default_rng(5))
+    fitted, generator = case.fitted, np.random.default_rng(6)
+    n_bins, n_power, n_kk, n_ee = 6, 7, 3, 4
+
+    def bands_of(n):
+        return NoiseDerivatives(
+            *(
+                BandDerivatives(None, generator.standard_normal((9, n, n_bands)))
+                for n_bands in (n_kk, n_ee)
+            ),
+            None,
+        )
+
+    of_power = debias.SimulatedChanges(bands_of(n_power), None, None)
+    known = debias.DataDebias(
+        np.zeros((n_bins, n_power)), bands_of(n_bins), of_power, None, fitted, None
+    )
+    bands = generator.standard_normal(n_kk + n_ee)
+    w = fitted.amplitudes(of_power.derivatives.change_at(bands).mean(0), bands[:n_kk])
+    others = np.concatenate([np.zeros(N_V), w[N_V:-1], [0.0]])
+    assert others.any()
+    whole, constant = (
+        error[:n_bins, :n_bins] for error in (known.model_error(bands), known.constant_error(bands))
+    )
+    np.testing.assert_allclose(
+        whole - constant, fitted.covariance(w) - fitted.covariance(others), rtol=1e-6
+    )
+    beyond = known.derivatives.change_at(bands - fitted.along(w))
+    of_bands = np.cov(beyond, rowvar=False) / len(beyond)
+    np.testing.assert_allclose(constant, of_bands + fitted.covariance(others), rtol=1e-6)
+
+
 def test_a_release_holds_the_error_of_its_surface(release):
     """At the survey's own amplitudes, and it grows with them."""
     silent = replace(release, surface_error_terms=0.0 * release.surface_error_terms)
