@@ -57,7 +57,8 @@ def fit(plan: Plan, points: Points) -> Emulator:
         check_base(base, plan.box, plan.fixed, (L[-1], x[-1]), plan.name)
     known = _take_known_off(plan, points, base, (L, kk), (x, ee))
     at, scalars = points.at, np.log(points.scalars / known)
-    if base and set(plan.parameters) - set(base.parameters) <= set(NONLINEAR):
+    added = set(plan.parameters) - set(base.parameters) if base else set()
+    if added and added <= set(NONLINEAR):
         # All but C^κκ is the base's: what is left of it is the base's error.
         ee, scalars = np.zeros_like(ee), np.zeros_like(scalars)
     elif base:
