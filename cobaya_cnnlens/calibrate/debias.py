@@ -86,57 +86,33 @@ class DataDebias:
     second: SecondOrder | Curvature
     over_fitted: np.ndarray
 
-    def model_error(self, bands: np.ndarray) -> np.ndarray:
+    def model_error(self, bands: np.ndarray, constant: bool = False) -> np.ndarray:
         """Monte-Carlo covariance of the models' changes of d' and p̂ at some spectra.
 
         Parameters
         ----------
         bands : δ_j, C^κκ before C^EE, (n_kk + n_ee,)
+        constant : leave out the terms whose error follows the survey's amplitudes
 
         Returns
         -------
         (n_bins + n_power, n_bins + n_power)
         """
-        error = self._first_order_error(bands)
-        if isinstance(self.second, SecondOrder):
-            n_bins = len(self.coefficients)
-            error[:n_bins, :n_bins] += self.second.covariance(self._amplitudes(bands))
-        return error
-
-    def constant_error(self, bands: np.ndarray) -> np.ndarray:
-        """As :meth:`model_error`, without that of the terms whose error follows the survey's
-        amplitudes.
-
-        Parameters
-        ----------
-        bands : δ_j, C^κκ before C^EE, (n_kk + n_ee,)
-
-        Returns
-        -------
-        (n_bins + n_power, n_bins + n_power)
-        """
-        error = self._first_order_error(bands)
-        if isinstance(self.second, SecondOrder):
-            w, n_v, n_bins = self._amplitudes(bands), self.second.n_v, len(self.coefficients)
-            w[:n_v], w[-1] = 0.0, 0.0
-            error[:n_bins, :n_bins] += self.second.covariance(w)
-        return error
-
-    def _amplitudes(self, bands: np.ndarray) -> np.ndarray:
-        assert isinstance(self.second, SecondOrder)
-        power = self.power.derivatives.change_at(bands).mean(0)
-        return self.second.amplitudes(power, bands[: self.derivatives.kk.patches.shape[2]])
-
-    def _first_order_error(self, bands: np.ndarray) -> np.ndarray:
-        """That of the derivatives in the bands; of d' beyond the surface's directions."""
+        kk = bands[: self.derivatives.kk.patches.shape[2]]
         power = self.power.derivatives.change_at(bands)
         if isinstance(self.second, Curvature):
-            u = bands[: self.derivatives.kk.patches.shape[2]] @ self.second.kk_direction
+            u = kk @ self.second.kk_direction
             first = self.derivatives.change_at(bands) + self.second.patches * u**2
-        else:
-            beyond = bands - self.second.along(self._amplitudes(bands))
-            first = self.derivatives.change_at(beyond)
-        return mean_covariance(np.hstack([first, power]))
+            return mean_covariance(np.hstack([first, power]))
+        w = self.second.amplitudes(power.mean(0), kk)
+        # Along its directions the surface holds the first order, and the error of that.
+        beyond = self.derivatives.change_at(bands - self.second.along(w))
+        error = mean_covariance(np.hstack([beyond, power]))
+        if constant:
+            w[: self.second.n_v], w[-1] = 0.0, 0.0
+        n_bins = len(self.coefficients)
+        error[:n_bins, :n_bins] += self.second.covariance(w)
+        return error
 
 
 def fit(
@@ -229,7 +205,7 @@ def release_fields(
     # Of d' and p̂ side by side: the scatter of one patch, and the errors of N, p^fid and the model.
     scatter = sample_covariance(np.hstack([scattered, debias.test_power]))
     noise_error = mean_covariance(np.hstack([scattered - test_truth, debias.test_power]))
-    model_error = debias.constant_error(error_bands)
+    model_error = debias.model_error(error_bands, constant=True)
     d_d, d_p, p_p = np.s_[:n_bins, :n_bins], np.s_[:n_bins, n_bins:], np.s_[n_bins:, n_bins:]
     power = debias.power
     return {

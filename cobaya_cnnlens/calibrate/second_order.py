@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize
 
-from ..likelihood.spectra import terms
+from ..likelihood.spectra import n_terms, terms
 from .covariance import sample_covariance
 from .derivatives import NoiseDerivatives
 
@@ -81,7 +81,7 @@ class SecondOrder:
     @property
     def n_main(self) -> int:
         """Number of terms of v and u with a second order."""
-        return len(terms(np.zeros(self.n_v + 1)))
+        return n_terms(self.n_v + 1)
 
     @property
     def first_order(self) -> tuple[np.ndarray, np.ndarray]:
@@ -180,8 +180,7 @@ def surface_terms(w: np.ndarray, n_v: int) -> np.ndarray:
     >>> surface_terms(np.array([2.0, 3.0, 5.0]), 1).tolist()
     [2.0, 5.0, 4.0, 10.0, 25.0, 3.0]
     """
-    main = np.concatenate([w[..., :n_v], w[..., -1:]], axis=-1)
-    return np.concatenate([terms(main), w[..., n_v:-1]], axis=-1)
+    return np.concatenate([terms(_main(w, n_v)), w[..., n_v:-1]], axis=-1)
 
 
 def third_order(w: np.ndarray, n_v: int) -> np.ndarray:
@@ -201,8 +200,12 @@ def third_order(w: np.ndarray, n_v: int) -> np.ndarray:
     >>> float(third_order(np.array([3.0, 7.0, 4.0]), 1))
     125.0
     """
-    main = np.concatenate([w[..., :n_v], w[..., -1:]], axis=-1)
-    return np.asarray(np.linalg.norm(main, axis=-1) ** 3)
+    return np.asarray(np.linalg.norm(_main(w, n_v), axis=-1) ** 3)
+
+
+def _main(w: np.ndarray, n_v: int) -> np.ndarray:
+    """The amplitudes with a second order, u last."""
+    return np.concatenate([w[..., :n_v], w[..., -1:]], axis=-1)
 
 
 def pairs(n: int) -> list[tuple[int, int]]:
@@ -260,7 +263,7 @@ def fit(
     variance, error_bins = _separated([sample_covariance(x) / len(x) for x in left])
     changes = derivatives.kk.patches @ (kk_direction / (kk_direction @ kk_direction))
     first = np.stack([*(derivatives.ee.patches @ change for change in ee_changes), changes], axis=1)
-    solved = _least_squares(
+    values, error_terms, misfit = _least_squares(
         surface_terms(w, n_v),
         left.mean(1),
         _prior(first, error_bins, n_v),
@@ -269,7 +272,14 @@ def fit(
         error_bins,
     )
     return SecondOrder(
-        ee_directions / largest, kk_direction, ee_changes, n_v, *solved[:2], error_bins, solved[2]
+        ee_directions=ee_directions / largest,
+        kk_direction=kk_direction,
+        ee_changes=ee_changes,
+        n_v=n_v,
+        values=values,
+        error_terms=error_terms,
+        error_bins=error_bins,
+        misfit=misfit,
     )
 
 
@@ -290,10 +300,10 @@ def _prior(first: np.ndarray, error_bins: np.ndarray, n_v: int) -> np.ndarray:
     n_patches, n_w, n_bins = first.shape
     covariance = np.einsum("pib,pjb->ij", scaled, scaled) / (n_bins * (n_patches - 1) * n_patches)
     # Where v and u stand among the terms.
-    places = surface_terms(np.arange(1.0, n_w + 1), n_v)
-    n_main = len(terms(np.zeros(n_v + 1)))
-    where = [*range(n_v), *range(n_main, len(places)), n_v]
-    inverse = np.zeros((len(places), len(places)))
+    n_main = n_terms(n_v + 1)
+    n_all = n_main + n_w - 1 - n_v
+    where = [*range(n_v), *range(n_main, n_all), n_v]
+    inverse = np.zeros((n_all, n_all))
     inverse[np.ix_(where, where)] = np.linalg.inv(covariance)
     return inverse
 

@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import ReleaseError
 from .declarations import LENGTHS, NUISANCES, VERSION, Group, Numbers, read_only
 from .fields import ARRAYS, Release
-from .spectra import terms
+from .spectra import n_terms
 
 FORMAT = "cobaya_cnnlens release"
 _SCALARS: dict[str, tuple[str, type]] = {
@@ -184,16 +184,16 @@ def check_dimensions(dimensions: dict[str, int], source: str) -> None:
         if the products, the terms or the power are not as many as the directions and edges make
     """
     n_v = dimensions.get("n_v", 0)
-    if dimensions.get("n_products", 0) != n_v * (n_v + 1) // 2:
+    if dimensions.get("n_products", 0) != n_terms(n_v) - n_v:
         raise ReleaseError(
             f"{source}: field 'debias.second' holds {dimensions['n_products']} products; "
-            f"{n_v} directions have {n_v * (n_v + 1) // 2}: make the release again"
+            f"{n_v} directions have {n_terms(n_v) - n_v}: make the release again"
         )
-    n_terms = len(terms(np.zeros(n_v + 1))) if n_v else 0
-    if dimensions.get("n_terms", 0) != n_terms:
+    expected = n_terms(n_v + 1) if n_v else 0
+    if dimensions.get("n_terms", 0) != expected:
         raise ReleaseError(
             f"{source}: field 'debias.error_terms' holds {dimensions['n_terms']} terms; {n_v} "
-            f"directions have {n_terms}: make the release again"
+            f"directions have {expected}: make the release again"
         )
     n_power = dimensions.get("n_e", 0) + dimensions.get("n_b", 0)
     if dimensions.get("n_power", 0) != n_power:

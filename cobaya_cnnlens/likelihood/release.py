@@ -432,13 +432,12 @@ def _check_covariances(release: Release, source: str) -> None:
         if (np.diag(matrix) < 0).any():
             refuse(numbers.key, "has a negative variance; estimate it again")
     # The likelihood adds xᵀKx at any x, after this check of the covariance.
-    for name in ("surface_error_terms", "surface_error_bins"):
+    surface = ("surface_error_terms", "surface_error_bins") if release.n_v else ()
+    for name in surface:
         matrix = getattr(release, name)
-        scale = np.sqrt(np.diag(matrix)) if matrix.size else np.zeros(0)
+        scale = np.sqrt(np.diag(matrix))
         scale = np.where(scale > 0, scale, scale.max(initial=1e-300))
-        if matrix.size and np.linalg.eigvalsh(matrix / scale / scale[:, None])[0] < (
-            LEAST_EIGENVALUE
-        ):
+        if np.linalg.eigvalsh(matrix / scale / scale[:, None])[0] < LEAST_EIGENVALUE:
             refuse(ARRAYS[name].key, "is no covariance: it has a negative eigenvalue; fit it again")
     inverted = {"covariance.patch": release.patch_covariance, "covariance": release.covariance}
     if release.has(Group.FIXED):

@@ -72,6 +72,25 @@ def terms(amplitudes: np.ndarray) -> np.ndarray:
     return np.concatenate([amplitudes, products], axis=-1)
 
 
+def n_terms(n: int) -> int:
+    """How many :func:`terms` there are.
+
+    Parameters
+    ----------
+    n : number of amplitudes
+
+    Returns
+    -------
+    n + n (n + 1)/2
+
+    Examples
+    --------
+    >>> n_terms(2)
+    5
+    """
+    return n + n * (n + 1) // 2
+
+
 def change_along(size: int, edges: np.ndarray, direction: np.ndarray) -> np.ndarray:
     """Relative change u a_j/|a|² of a spectrum in every band, for u = 1.
 

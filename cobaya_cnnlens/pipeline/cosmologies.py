@@ -128,6 +128,20 @@ class Patches:
     truth: np.ndarray
     power: np.ndarray | None
 
+    def take(self, rows: np.ndarray) -> Patches:
+        """Some of them.
+
+        Parameters
+        ----------
+        rows : their numbers
+
+        Returns
+        -------
+        these patches
+        """
+        power = None if self.power is None else self.power[rows]
+        return Patches(self.auto[rows], self.truth[rows], power)
+
 
 class Points(Stage[Run]):
     """Test skies made again at other cosmologies: their bandpowers, and E and B power.
@@ -206,12 +220,14 @@ class Points(Stage[Run]):
         -------
         the patches
         """
-        rows = point.rows(self.run.n_patches)
-        measured = Bandpowers(self.run).read(SET, [point.index])
-        power = None
+        return self._fiducial_sky(point.index).take(point.rows(self.run.n_patches))
+
+    def _fiducial_sky(self, index: int) -> Patches:
+        """All patches of a test sky at the fiducial cosmology."""
+        measured, power = Bandpowers(self.run).read(SET, [index]), None
         if self.config.data_debias:
-            power = Power(self.run).read(SET, [point.index])["power"][rows]
-        return Patches(measured.auto[rows], measured.truth[rows], power)
+            power = Power(self.run).read(SET, [index])["power"]
+        return Patches(measured.auto, measured.truth, power)
 
     def fit_points(self, response: np.ndarray) -> FitPoints | None:
         """Changes at the cosmologies of the fit; None if the configuration has none.
@@ -232,8 +248,10 @@ class Points(Stage[Run]):
         if (fit := self.config.points.fit) is None:
             return None
         noise, powers, bands = [], [], []
+        skies = {index: self._fiducial_sky(index) for index in set(fit.skies)}
         for point in fitted(self.run):
-            moved, fiducial = self.read(point), self.at_fiducial(point)
+            moved = self.read(point)
+            fiducial = skies[point.index].take(point.rows(self.run.n_patches))
             # The configuration has a fit only with a debias from the data.
             assert moved.power is not None
             assert fiducial.power is not None

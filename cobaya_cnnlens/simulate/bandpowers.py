@@ -6,6 +6,7 @@ is |f_l|² / (n²Δ²⟨M²⟩), with M the mask. Bandpowers are averages over t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -233,11 +234,14 @@ class EBPower:
         -------
         ⟨EE*⟩ of every bin and ⟨BB*⟩ in µK², (n, n_e + 1)
         """
-        chunks = []
+        return np.concatenate(
+            [np.hstack([self._e.cross(e, e), self._b.cross(b, b)]) for e, b in self._modes(q, u)]
+        )
+
+    def _modes(self, q: np.ndarray, u: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Modes of E and of B of some patches at a time."""
         for start in range(0, len(q), CHUNK):
-            e, b = e_and_b(self._e, q[start : start + CHUNK], u[start : start + CHUNK])
-            chunks.append(np.hstack([self._e.cross(e, e), self._b.cross(b, b)]))
-        return np.concatenate(chunks)
+            yield e_and_b(self._e, q[start : start + CHUNK], u[start : start + CHUNK])
 
     def rotation(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
         """Measure what tells the rotation of the polarisation of masked patches.
@@ -256,8 +260,7 @@ class EBPower:
         X and Y in µK², (n, 2)
         """
         chunks = []
-        for start in range(0, len(q), CHUNK):
-            e, b = e_and_b(self._e, q[start : start + CHUNK], u[start : start + CHUNK])
+        for e, b in self._modes(q, u):
             across = 2.0 * (e.real * b.real + e.imag * b.imag)
             along = np.abs(e) ** 2 - np.abs(b) ** 2
             sums = [np.tensordot(values, self._rotation_weight) for values in (across, along)]

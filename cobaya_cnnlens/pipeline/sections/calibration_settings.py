@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import numpy as np
 from pydantic import Field, NonNegativeInt, model_validator
 
-from ...likelihood.spectra import terms
+from ...likelihood.spectra import n_terms
 from . import Section
 
 
@@ -194,13 +193,10 @@ class Points(Section):
                 f"{n_bands} bands of C^EE; take no more directions than bands"
             )
         # First and second order in the directions of C^EE and the one of C^κκ.
-        n_terms, n_cosmologies = (
-            len(terms(np.zeros(self.fit.directions + 1))),
-            len(self.fit.cosmologies),
-        )
-        if n_cosmologies <= n_terms:
+        needed, n_cosmologies = n_terms(self.fit.directions + 1), len(self.fit.cosmologies)
+        if n_cosmologies <= needed:
             raise ValueError(
-                f"points.fit has {n_cosmologies} cosmologies, a fit of {n_terms} terms needs more"
+                f"points.fit has {n_cosmologies} cosmologies, a fit of {needed} terms needs more"
             )
         for name, group in self.at.items():
             if group.sky in self.fit.skies:
