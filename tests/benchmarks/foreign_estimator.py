@@ -178,10 +178,10 @@ class LensIt:
         self.curvature = cl_inverse(analytic.get_N0cls("QU", self.lib, use_cls_len=False)[0])
         weight = np.zeros((BOX, BOX))
         weight[: self.n, : self.n] = (mask > 0) / self.white
-        both, weights = (self.lib, self.lib), dict.fromkeys("tqu", weight)
+        libraries, weights = (self.lib, self.lib), dict.fromkeys("tqu", weight)
         still = ffs_id_displacement((BOX, BOX), self.lib.lsides)
-        self.plain = PlainFilter(*both, self.lensed_cls, self.beam, weights)
-        self.lensed = LensedFilter(*both, self.unlensed_cls, self.beam, weights, still, still)
+        self.plain = PlainFilter(*libraries, self.lensed_cls, self.beam, weights)
+        self.lensed = LensedFilter(*libraries, self.unlensed_cls, self.beam, weights, still, still)
         self.chain = chain_samples.get_isomgchain(lmax, (BOX, BOX), tol=TOLERANCE, iter_max=400)
 
     def modes(self, pixels):
@@ -273,13 +273,13 @@ class LensIt:
         return self.lib.alm2map(0.5 * squared * phi)[: self.n, : self.n]
 
 
-wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 32
+n_patches = int(sys.argv[1]) if len(sys.argv) > 1 else 32
 config = load_config(ROOT / "training" / "config" / "refined.yaml")
 run = Run(config)
 Skies(run).measure("test", [0])
-seen = observe_sky(run, "test", 0)
-chosen = np.arange(wanted) * len(seen.q) // wanted
-q, u = seen.q[chosen], seen.u[chosen]
+sky = observe_sky(run, "test", 0)
+chosen = np.arange(n_patches) * len(sky.q) // n_patches
+q, u = sky.q[chosen], sky.u[chosen]
 mask, theory, instrument = run.mask, run.spectra(), config.instrument
 
 kept = config.products / "lensit"
@@ -303,7 +303,7 @@ with tempfile.TemporaryDirectory() as folder:
     mean_field = kept_or("mean_field", lensit.mean_field)
     foreign = np.array(
         [
-            kept_or(row, lambda row=row: lensit.estimates(seen.q[row], seen.u[row], mean_field))
+            kept_or(row, lambda row=row: lensit.estimates(sky.q[row], sky.u[row], mean_field))
             for row in chosen
         ]
     )
@@ -322,14 +322,14 @@ kappa = {
     "our MAP": KAPPA_UNIT * features[..., FEATURES.index("kappa_6")].astype(float),
     "network": network.refine(features)["kappa"],
 }
-left = 1.0 - 1.0 / wanted  # of a power from which the mean map is taken
-paired = Paired(run, seen.kappa[chosen] - seen.kappa[chosen].mean(0))
+left = 1.0 - 1.0 / n_patches  # of a power from which the mean map is taken
+paired = Paired(run, sky.kappa[chosen] - sky.kappa[chosen].mean(0))
 paired.power /= left
 spectra = paired.spectra
 measured = {name: paired.measured(maps) for name, maps in kappa.items()}
 modes = {name: spectra.transform(maps - maps.mean(0)) for name, maps in kappa.items()}
 with_network = {
-    name: spectra.cross(found, modes["network"]) / left for name, found in modes.items()
+    name: spectra.cross(reference, modes["network"]) / left for name, reference in modes.items()
 }
 
 
@@ -366,7 +366,7 @@ def with_our_network(name, weight):
     return grouped(weight @ with_network[name] / np.sqrt(autos))
 
 
-print(f"\n{wanted} patches; bins end at L =", *spectra.bins.edges[list(EDGES)])
+print(f"\n{n_patches} patches; bins end at L =", *spectra.bins.edges[list(EDGES)])
 table("noise over that of the network", noise_ratio)
 table("correlation with the true κ", with_truth)
 table("correlation with the network's κ̂", with_our_network)

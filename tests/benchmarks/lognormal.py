@@ -71,7 +71,7 @@ class Convergence:
         self.power = np.exp(np.interp(np.log(at), np.log(table), np.log(kk[2:])))
         self.power *= (np.maximum(ell, table[-1]) / table[-1]) ** slope
         self.correlation = scipy.fft.ifft2(self.power).real / self.pixel**2
-        self.seen = (ell > 0) & (ell <= band_limit)
+        self.in_band = (ell > 0) & (ell <= band_limit)
         kept = np.r_[: self.n_box // 2, -self.n_box // 2 : 0]
         self.kept = np.ix_(kept, kept)
 
@@ -80,8 +80,8 @@ class Convergence:
 
         With h = F * ξ of the filter F, ⟨κ_F³⟩ = (3/λ) ∫ F h² and ⟨κ_F²⟩ = (F * h)(0).
         """
-        h = scipy.fft.ifft2(self.power * self.seen).real / self.pixel**2
-        third = 3.0 * scipy.fft.fft2(h**2).real[self.seen].sum() / self.n**2
+        h = scipy.fft.ifft2(self.power * self.in_band).real / self.pixel**2
+        third = 3.0 * scipy.fft.fft2(h**2).real[self.in_band].sum() / self.n**2
         return third / (skewness * h[0, 0] ** 1.5)
 
     def gaussian_power(self, shift):
@@ -151,7 +151,7 @@ class Pairs:
         white = generator.standard_normal((self.kappa.n, self.kappa.n))
         e, noise = self.skies.draw("e", generator), self.skies.noise(generator)
         mask, data_mask = (m.astype(np.float32) for m in (run.mask, run.data_mask))
-        inner, found = (slice(n_patch), slice(n_patch)), []
+        inner, measured = (slice(n_patch), slice(n_patch)), []
         for skewness in self.members.values():
             modes = self.kappa.modes(white, skewness)
             with np.errstate(invalid="ignore", divide="ignore"):
@@ -162,7 +162,7 @@ class Pairs:
             kappa = scipy.fft.ifft2(modes).real
             power = np.abs(modes) ** 2 * (self.box.pixel / n) ** 2
             binned = np.bincount(self.of_box, power.ravel()) / np.bincount(self.of_box)
-            found.append(
+            measured.append(
                 (
                     maps.real[inner].astype(np.float32) * data_mask,
                     maps.imag[inner].astype(np.float32) * data_mask,
@@ -171,7 +171,7 @@ class Pairs:
                     np.array([(kappa**k).mean() for k in (2, 3, 4)]),
                 )
             )
-        return [np.stack(parts) for parts in zip(*found, strict=True)]
+        return [np.stack(parts) for parts in zip(*measured, strict=True)]
 
 
 def gains(likelihood):

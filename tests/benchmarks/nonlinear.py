@@ -95,7 +95,7 @@ class Analysis:
         inverse, data = inverse_covariance(likelihood.covariance), likelihood.model(truth)
         scale = [np.sqrt(12) if name in FLAT else 1.0 for name in STEPS]
         prior = np.diag((np.array(scale) / np.array(list(WIDTHS.values()))) ** 2)
-        found = [[], [], []]
+        by_case = [[], [], []]
         for kk, sides in zip(self.kk, self.sides, strict=True):
             left = data - likelihood.model(kk)
             changes = [likelihood.model(up) - likelihood.model(down) for up, down in sides]
@@ -106,14 +106,14 @@ class Analysis:
                 (amplitude[None], 0.0, 100 * np.ones(1)),
                 (lcdm, prior, self.s8_slope),
             )
-            for results, (model, known, of) in zip(found, cases, strict=True):
+            for results, (model, known, of) in zip(by_case, cases, strict=True):
                 weighted = model @ inverse
                 matrix = weighted @ model.T + known
                 shift = np.linalg.solve(matrix, weighted @ left)
                 chi2 = left @ inverse @ left - shift @ matrix @ shift
                 log = -0.5 * (chi2 + np.linalg.slogdet(matrix)[1])
                 results.append((log, of @ shift, of @ np.linalg.solve(matrix, of)))
-        return np.array([marginalised(*np.transpose(results)) for results in found])
+        return np.array([marginalised(*np.transpose(results)) for results in by_case])
 
 
 def marginalised(log, shift, variance):

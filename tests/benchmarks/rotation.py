@@ -107,12 +107,12 @@ def posteriors(patches, rows):
     """Mean and width of ω_c without the correction and with it, (2, 2), of a survey of so many
     patches as :data:`SURVEY`; α̂ and its error."""
     survey = with_data(release, **{name: values[rows] for name, values in patches.items()})
-    both = []
+    mean_and_sigma = []
     for data in (without(survey, Group.ROTATION), survey):
         likelihood = BandpowerLikelihood(data)
         [one] = grid.posterior(likelihood, grid.table(likelihood), likelihood.bandpowers[None])
-        both.append([one.mean.item(), one.sigma.item()])
-    return np.array(both), survey.rotation[0, :2]
+        mean_and_sigma.append([one.mean.item(), one.sigma.item()])
+    return np.array(mean_and_sigma), survey.rotation[0, :2]
 
 
 draws = [np.arange(n_patches), *generator.integers(0, n_patches, (DRAWS, n_patches))]
@@ -124,11 +124,11 @@ for angle in ANGLES:
     of_signs = [rotated(sign * angle) for sign in (1, -1)]
     signs = [[posteriors(patches, rows) for rows in draws] for patches in of_signs]
     for sign, values in zip("+-", signs, strict=True):
-        found, error = values[0][1]
-        print(f"angle {sign}{angle:g}: measured {found:+.4f} +- {error:.4f} deg")
-    both = np.mean([[value for value, _ in values] for values in signs], axis=0)
-    shift = (both[..., 0] - of_still[:, :1, 0]) / sigma
-    width = both[..., 1] / of_still[:, :1, 1]
+        angle_hat, error = values[0][1]
+        print(f"angle {sign}{angle:g}: measured {angle_hat:+.4f} +- {error:.4f} deg")
+    mean_and_sigma = np.mean([[value for value, _ in values] for values in signs], axis=0)
+    shift = (mean_and_sigma[..., 0] - of_still[:, :1, 0]) / sigma
+    width = mean_and_sigma[..., 1] / of_still[:, :1, 1]
     for k, name in enumerate(("without", "with")):
         print(
             f"  {name} the correction: omch2 {shift[0, k]:+.3f} +- {shift[1:, k].std():.3f} sigma, "
@@ -137,15 +137,20 @@ for angle in ANGLES:
 
 rows = [generator.choice(len(auto), SURVEY, replace=False) for _ in range(DRAWS)]
 drawn = [posteriors(whole, some) for some in rows]
-moved = np.array([(both[1, 0] - both[0, 0]) / both[0, 1] for both, _ in drawn])
-wider = np.mean([both[1, 1] / both[0, 1] for both, _ in drawn])
-pulls = np.array([found / error for _, (found, error) in drawn])
+moved = np.array(
+    [
+        (mean_and_sigma[1, 0] - mean_and_sigma[0, 0]) / mean_and_sigma[0, 1]
+        for mean_and_sigma, _ in drawn
+    ]
+)
+wider = np.mean([mean_and_sigma[1, 1] / mean_and_sigma[0, 1] for mean_and_sigma, _ in drawn])
+pulls = np.array([angle_hat / error for _, (angle_hat, error) in drawn])
 spread = moved.std() / np.sqrt(len(auto) / SURVEY)  # the sky has so many independent surveys
 print(f"no rotation: the correction moves omch2 by {moved.mean():+.4f} +- {spread:.4f} sigma")
 print(f"  that of one survey scatters by {moved.std():.4f}; width {wider:.5f}")
 print(f"  alpha over its error: rms {np.sqrt((pulls**2).mean()):.3f}")
-[[found, error, _]] = rotation_of(whole["rotation"])
-print(f"  all {len(auto)} patches: {found:+.4f} +- {error:.4f} deg")
+[[angle_hat, error, _]] = rotation_of(whole["rotation"])
+print(f"  all {len(auto)} patches: {angle_hat:+.4f} +- {error:.4f} deg")
 debiased = release.noise_subtracted(auto) - release.correction_of(whole["power"])
 eb = whole["rotation"][:, 0]
 correlations = np.sqrt(len(auto)) * np.array([np.corrcoef(eb, d)[0, 1] for d in debiased.T])

@@ -40,8 +40,8 @@ def test_a_rotated_sky_gives_back_its_angle(angle):
     masks = np.concatenate([np.stack([mask] * 3), np.stack([mirrored(mask)] * 3)])
     sums = EBPower(GEOMETRY, BINS, mask).rotation(q * masks, u * masks)
     assert np.abs(sums[:, 0]).max() > 1e-4 * sums[:, 1].max()
-    ((found, _, share),) = rotation_of(sums)
-    assert found == pytest.approx(angle, abs=1e-9)
+    ((measured, _, share),) = rotation_of(sums)
+    assert measured == pytest.approx(angle, abs=1e-9)
     assert share == 1.0
 
 
@@ -54,9 +54,9 @@ def test_the_error_is_the_scatter():
     y = 1.0 + 0.1 * generator.standard_normal((2000, 50))
     four = np.radians(4 * 5.0)
     turned = np.cos(four) * x + np.sin(four) * y, np.cos(four) * y - np.sin(four) * x
-    found = np.array([rotation_of(sums, weight)[0] for sums in np.stack(turned, -1)])
-    assert found[:, 0].mean() == pytest.approx(5.0, abs=4 * found[:, 0].std() / np.sqrt(2000))
-    mean_square = np.mean(found[:, 1] ** 2)
-    assert mean_square == pytest.approx(found[:, 0].var(), rel=4 * np.sqrt(2 / 2000))
+    measured = np.array([rotation_of(sums, weight)[0] for sums in np.stack(turned, -1)])
+    assert measured[:, 0].mean() == pytest.approx(5.0, abs=4 * measured[:, 0].std() / np.sqrt(2000))
+    mean_square = np.mean(measured[:, 1] ** 2)
+    assert mean_square == pytest.approx(measured[:, 0].var(), rel=4 * np.sqrt(2 / 2000))
     assert not rotation_of(np.ones((1, 2))).size
     assert not rotation_of(None).size

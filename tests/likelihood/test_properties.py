@@ -112,8 +112,8 @@ def test_order_of_bins_does_not_matter(release, source, kk, ee):
 def test_no_correction_at_the_fiducial(release):
     theory = spectra(release)
     fixed = BandpowerLikelihood(release, "fixed", "hartlap").model(*theory)
-    found = BandpowerLikelihood(release, "data", "hartlap").model(*theory, np.zeros(len(NUISANCES)))
-    np.testing.assert_allclose(found, fixed, rtol=1e-9, atol=1e-12 * np.abs(fixed).max())
+    model = BandpowerLikelihood(release, "data", "hartlap").model(*theory, np.zeros(len(NUISANCES)))
+    np.testing.assert_allclose(model, fixed, rtol=1e-9, atol=1e-12 * np.abs(fixed).max())
 
 
 @few

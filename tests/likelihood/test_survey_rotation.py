@@ -24,7 +24,7 @@ SQUARE = ANGLE**2 - ERROR**2
 VARIANCE = (2 * ANGLE * ERROR) ** 2 + 2 * ERROR**4
 
 
-def both(release, **options):
+def rotated_and_still(release, **options):
     """The likelihoods with the rotation of the release, and without."""
     return (
         BandpowerLikelihood(r, statistics="hartlap", **options)
@@ -35,7 +35,7 @@ def both(release, **options):
 def test_the_rotation_is_taken_off(release):
     """d' by B (α̂² − σ²), and with it the total power that the scatter goes with."""
     release = replace(release, curvature=0 * release.curvature)
-    rotated, still = both(release)
+    rotated, still = rotated_and_still(release)
     change = SQUARE * release.rotation_second
     np.testing.assert_allclose(still.bandpowers - rotated.bandpowers, change, rtol=1e-9)
     np.testing.assert_allclose(rotated.correction - still.correction, change, rtol=1e-9)
@@ -47,7 +47,7 @@ def test_the_rotation_is_taken_off(release):
 def test_its_error_is_the_surveys_own(release):
     """That of α̂ belongs to the survey's own scatter, that of B to the calibration."""
     release = replace(release, curvature=0 * release.curvature)
-    rotated, still = both(release)
+    rotated, still = rotated_and_still(release)
     own = VARIANCE * np.outer(release.rotation_second, release.rotation_second)
     scale = still.own_covariance
     assert (np.diag(own) > 1e-3 * np.diag(scale)).all()
@@ -73,7 +73,7 @@ def test_no_pull_of_a_true_zero(release):
 
 def test_the_power_is_turned_back_too(release):
     """As data, beside the bandpowers and with their covariance."""
-    rotated, still = both(release, primary=True)
+    rotated, still = rotated_and_still(release, primary=True)
     n = release.n_bins
     change = np.concatenate([release.rotation_second, release.power_rotation_second])
     moved = still.bandpowers - rotated.bandpowers
@@ -85,7 +85,7 @@ def test_the_power_is_turned_back_too(release):
 
 
 def test_a_fixed_noise_bias_has_no_correction(release):
-    rotated, still = both(release, noise_debias="fixed")
+    rotated, still = rotated_and_still(release, noise_debias="fixed")
     np.testing.assert_array_equal(rotated.bandpowers, still.bandpowers)
     np.testing.assert_array_equal(rotated.covariance, still.covariance)
 

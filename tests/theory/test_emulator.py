@@ -633,15 +633,15 @@ def feedback_errors(name, **change):
         read_emulator(name.split(", ")),
         BandpowerLikelihood(read_release("refined_fiducial")),
     )
-    found, log_L = [], np.log(np.arange(2.0, made.lmax + 1.0))
+    delta_chi2, log_L = [], np.log(np.arange(2.0, made.lmax + 1.0))
     for check in checks[name]:
         kk = made(check["point"] | change)[0]
         off = np.array(check["ln_kk"]) - np.log(kk[checks["L"]])
         expected = kk.copy()
         expected[2:] *= np.exp(CubicSpline(np.log(checks["L"]), off)(log_L))
         moved = likelihood.model(expected) - likelihood.model(kk)
-        found.append(moved @ likelihood.inverse @ moved)
-    return np.array(found)
+        delta_chi2.append(moved @ likelihood.inverse @ moved)
+    return np.array(delta_chi2)
 
 
 @pytest.mark.parametrize("name", ["feedback", "mnu, feedback"])
@@ -673,17 +673,17 @@ def test_feedback_through_cobaya():
 
 def test_mass_and_feedback_multiply():
     """C^κκ of both is that of the mass, times what the feedback changes; E is that of the mass."""
-    mass, feedback, both = (read_emulator(n) for n in ("mnu", "feedback", ["mnu", "feedback"]))
+    mass, feedback, product = (read_emulator(n) for n in ("mnu", "feedback", ["mnu", "feedback"]))
     point = FIDUCIAL | {"logA": 3.1}
     massive, full = point | {"mnu": 0.2}, point | {"mnu": 0.2, "HMCode_logT_AGN": 8.0}
-    kk, ee, scalars = both(full)
+    kk, ee, scalars = product(full)
     ratio = feedback(point | {"HMCode_logT_AGN": 8.0})[0][2:] / read_emulator("lcdm")(point)[0][2:]
     np.testing.assert_allclose(kk[2:], mass(massive)[0][2:] * ratio, rtol=1e-12)
     np.testing.assert_array_equal(ee, mass(massive)[1])
     assert scalars == mass(massive)[2]
-    assert len({mass.digest, feedback.digest, both.digest}) == 3
-    assert both.box["H0"] == (65, 71)
-    assert [text.split()[0] for text in both.outside(full | {"H0": 75, "mnu": 0.7})] == [
+    assert len({mass.digest, feedback.digest, product.digest}) == 3
+    assert product.box["H0"] == (65, 71)
+    assert [text.split()[0] for text in product.outside(full | {"H0": 75, "mnu": 0.7})] == [
         "H0",
         "mnu",
     ]
