@@ -154,7 +154,7 @@ def check_base(
     EmulatorError
         if ``base`` has other parameters, a smaller box, or shorter spectra
     """
-    for name, low, high in zip(base.parameters, base.tables.low, base.tables.high, strict=True):
+    for name, (low, high) in base.box.items():
         if name not in box or not low <= box[name][0] < box[name][1] <= high:
             raise EmulatorError(
                 f"{source}: its box in {name} must lie between {low:g} and {high:g}, as its base's"
