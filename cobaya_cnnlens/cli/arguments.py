@@ -35,3 +35,10 @@ Estimators = Annotated[
         help="A release that names its network (a file, or a shipped one), or a configuration.",
     ),
 ]
+JobOption = Annotated[
+    str | None,
+    typer.Option(
+        "--job",
+        help="K/N: make only the share of job K of N jobs. Without it, make what is left and join.",
+    ),
+]

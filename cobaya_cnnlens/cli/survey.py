@@ -9,7 +9,7 @@ import typer
 
 from ..errors import ConfigError
 from . import runs
-from .arguments import Estimators, Networks, Unit
+from .arguments import Estimators, JobOption, Networks, Unit
 
 app = typer.Typer(no_args_is_help=True, help="A survey of your own: from maps to a release.")
 
@@ -125,6 +125,7 @@ def survey_reconstruct(
         Path | None, typer.Option(help="Folder for κ̂; named as the plan if absent.")
     ] = None,
     nside: Annotated[int | None, typer.Option(help="Of the HEALPix mosaic.")] = None,
+    job: JobOption = None,
 ) -> None:
     """Reconstruct κ̂ of every tile, and measure its bandpowers; a stopped run goes on.
 
@@ -134,12 +135,14 @@ def survey_reconstruct(
     runs.need_pipeline()
     from ..maps import mosaic
     from ..maps.bandpower_file import check_folder
+    from ..maps.job import Job
     from ..maps.plan import read_plan
     from ..maps.reconstruction import TileReconstruction, check_setup
     from .estimate import map_setup
 
     if nside is not None and (nside < 1 or nside & (nside - 1)):
         raise ConfigError(f"--nside {nside}: give a power of two")
+    share = Job.parse(job) if job else None
     loaded = read_plan(plan)
     setup, load_estimator = map_setup(source, network, noisy=True)
     check_setup(loaded, setup)
@@ -147,8 +150,10 @@ def survey_reconstruct(
     check_folder(folder)
     tiles = TileReconstruction(loaded, setup, folder)
     bandpowers = tiles.measure(
-        load_estimator, runs.threads(), lambda warning: runs.warn(plan, [warning])
+        load_estimator, runs.threads(), lambda warning: runs.warn(plan, [warning]), share
     )
+    if share is not None:
+        return
     typer.echo(mosaic.make(tiles, nside))
     typer.echo(bandpowers)
 
@@ -171,6 +176,7 @@ def survey_calibrate(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the survey's products; named as the plan.")
     ] = None,
+    job: JobOption = None,
 ) -> None:
     """Calibrate a survey by simulation; a stopped run goes on.
 
@@ -180,12 +186,14 @@ def survey_calibrate(
     run = runs.load(config)
     from ..maps.bandpower_file import check_folder
     from ..maps.calibration import EACH, SurveyCalibration
+    from ..maps.job import Job
     from ..maps.map_setup import MapSetup
     from ..maps.plan import read_plan
     from ..maps.reconstruction import check_setup
     from .estimate import refuse_quiet
 
     refuse_quiet(run, config)
+    share = Job.parse(job) if job else None
     loaded = read_plan(plan)
     check_setup(loaded, MapSetup.of_run(run))
     n_patches = EACH * len(loaded.tiles) if patches is None else patches
@@ -193,7 +201,9 @@ def survey_calibrate(
     SurveyCalibration(run, loaded, folder, n_patches).check()
     check_folder(folder)
     calibration = SurveyCalibration(runs.ready(run), loaded, folder, n_patches)
-    typer.echo(calibration.measure(runs.threads()))
+    path = calibration.measure(runs.threads(), share)
+    if share is None:
+        typer.echo(path)
 
 
 @app.command("release", epilog="Example: cnnlens survey release s.yaml --config survey.yaml")
@@ -248,6 +258,7 @@ def survey_nulls(
     out: Annotated[
         Path | None, typer.Option(help="Folder of κ̂; named as the plan if absent.")
     ] = None,
+    job: JobOption = None,
 ) -> None:
     """Null tests of the survey's own maps; a stopped run goes on.
 
@@ -258,6 +269,7 @@ def survey_nulls(
     runs.need_pipeline()
     from ..files import atomic_write
     from ..likelihood.release import read_release
+    from ..maps.job import Job
     from ..maps.plan import read_plan
     from ..maps.reconstruction import TileReconstruction
     from ..maps.tile_nulls import Choices, TileNulls
@@ -266,6 +278,7 @@ def survey_nulls(
     from ..validate import survey_nulls as judged
     from .estimate import map_setup
 
+    share = Job.parse(job) if job else None
     loaded = read_plan(plan)
     judged.check_tiles(loaded)
     own = read_release(survey_release) if survey_release else None
@@ -274,7 +287,9 @@ def survey_nulls(
     choices = Choices.of(setup, lmax_cmb, matched_simulations, networks=others)
     folder = out or plan.with_suffix("")
     nulls = TileNulls(TileReconstruction(loaded, setup, folder), choices)
-    nulls.measure(load_estimator)
+    nulls.measure(load_estimator, share)
+    if share is not None:
+        return
     table = judged.survey_nulls(nulls, own)
     text = table.table()
     with atomic_write(folder / "nulls.txt") as partial:

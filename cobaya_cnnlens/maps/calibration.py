@@ -31,6 +31,7 @@ from ..pipeline.run import Run
 from ..pipeline.skies import Skies
 from ..simulate.instrument import Systematics
 from ..simulate.perturbed_skies import Observation, PerturbedSky
+from .job import Job
 from .plan import Plan
 from .simulated import SeenAs, neighbours, subset_in_turn, tiles_in_turn
 
@@ -208,16 +209,39 @@ class SurveyCalibration:
         for name, count in self.counts.items():
             neighbours(self.run, name, count)
 
-    def measure(self, nthreads: int = 0) -> Path:
+    def skies(self, parts: list[Part]) -> list[tuple[str, int]]:
+        """The skies from which parts of the simulations are cut, the set and number of each.
+
+        The sky of the derivatives is not among them: it is drawn again for each job.
+
+        Parameters
+        ----------
+        parts : of the simulations
+
+        Returns
+        -------
+        skies : set and number of each
+        """
+        return [
+            (name, int(index))
+            for name, count in self.counts.items()
+            if any(part.label in (name, *(SIMULATED if name == TEST else ())) for part in parts)
+            for index in np.unique(neighbours(self.run, name, count)[0])
+        ]
+
+    def measure(self, nthreads: int = 0, job: Job | None = None) -> Path:
         """Simulate the parts that are not there yet; skies are made where they are missing.
+
+        One of several jobs only makes its own parts.
 
         Parameters
         ----------
         nthreads : threads of the transforms; 0 takes all cores. Results do not depend on it
+        job : which of several jobs this is; None for the whole
 
         Returns
         -------
-        path : of all that was measured
+        path : of all that was measured, which one of several jobs does not write
 
         Raises
         ------
@@ -227,22 +251,22 @@ class SurveyCalibration:
         self.check()
         if products.exists(self.path, KIND, self.recipe):
             return self.path
-        every = self.parts
+        every = self.parts if job is None else job.of(self.parts)
         todo = [
             part
             for part in every
             if not products.exists(self.part_path(part), PART_KIND, self.part_recipe(part))
         ]
-        for name, count in self.counts.items():
-            if any(part.label in (name, *(SIMULATED if name == TEST else ())) for part in todo):
-                needed = {int(i) for i in neighbours(self.run, name, count)[0]}
-                Skies(self.run, nthreads).measure(name, sorted(needed))
+        for set_name, index in self.skies(todo):
+            Skies(self.run, nthreads).measure(set_name, [index])
         simulations = _Simulations(self, nthreads)
         with tqdm(total=len(every), initial=len(every) - len(todo), desc=KIND, unit="part") as bar:
             for part in todo:
                 path, recipe = self.part_path(part), self.part_recipe(part)
                 products.write_product(path, PART_KIND, recipe, simulations.measure(part))
                 bar.update()
+        if job is not None:
+            return self.path
         values: dict[str, list[np.ndarray]] = {}
         for part in every:
             path, recipe = self.part_path(part), self.part_recipe(part)

@@ -25,6 +25,7 @@ from ..reconstruct import Estimator
 from . import map_checks
 from .bandpower_file import KIND, MapBandpowers, writing
 from .images import write_kappa
+from .job import Job
 from .map_setup import MapSetup
 from .patch_maps import PatchMaps
 from .plan import Plan
@@ -239,19 +240,23 @@ class TileReconstruction:
         load_estimator: Callable[[], RefinedEstimator],
         nthreads: int = 0,
         warn: Callable[[str], object] = warnings.warn,
+        job: Job | None = None,
     ) -> Path:
         """Check the tiles' maps, reconstruct every tile that is not there yet, write κ̂ as FITS
         images and all bandpowers.
+
+        One of several jobs only reconstructs its own tiles.
 
         Parameters
         ----------
         load_estimator : gives the estimator, which is told the noise; called if a tile is missing
         nthreads : threads of the transforms; 0 takes all cores. Results do not depend on it
         warn : called with each warning of the maps, before anything is reconstructed
+        job : which of several jobs this is; None for the whole
 
         Returns
         -------
-        path of the bandpowers
+        path of the bandpowers, which one of several jobs does not write
 
         Raises
         ------
@@ -265,19 +270,22 @@ class TileReconstruction:
         suspicious = check(plan, setup, list(maps.values()))
         for warning in suspicious:
             warn(warning)
+        tiles = plan.tiles if job is None else job.of(plan.tiles)
         todo = [
             maps[tile.number]
-            for tile in plan.tiles
+            for tile in tiles
             if not products.exists(self.tile_path(tile), TILE_KIND, self.tile_recipe(tile))
         ]
         if todo:
             estimator = load_estimator()
-            initial = len(maps) - len(todo)
-            with tqdm(total=len(maps), initial=initial, desc="kappa", unit="tile") as bar:
+            initial = len(tiles) - len(todo)
+            with tqdm(total=len(tiles), initial=initial, desc="kappa", unit="tile") as bar:
                 for start in range(0, len(todo), BATCH):
                     batch = todo[start : start + BATCH]
                     self._reconstruct(estimator, batch)
                     bar.update(len(batch))
+        if job is not None:
+            return self.path
         measured = []
         for tile in tqdm(plan.tiles, desc="images", unit="tile"):
             arrays = self.read_tile(tile)

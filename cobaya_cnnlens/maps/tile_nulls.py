@@ -36,6 +36,7 @@ from ..simulate.patches import PatchGeometry
 from ..simulate.periodic import PeriodicSkies
 from ..simulate.skies import seed_sequence
 from ..simulate.tile_instrument import TileInstrument
+from .job import Job
 from .map_setup import MapSetup
 from .reconstruction import TileReconstruction, check_setup
 from .tile_maps import TilePatches
@@ -229,13 +230,16 @@ class TileNulls:
             "fiducial": [float(f"{cl.sum():.5g}") for cl in (theory.ee, theory.kk)],
         }
 
-    def measure(self, load_estimator: Callable[[], RefinedEstimator]) -> None:
+    def measure(
+        self, load_estimator: Callable[[], RefinedEstimator], job: Job | None = None
+    ) -> None:
         """Measure the nulls of every tile that has none yet; a killed run goes on with the tile at
         which it was.
 
         Parameters
         ----------
         load_estimator : gives the estimator; called if a tile is missing
+        job : which of several jobs this is, and measures its own tiles; None for all tiles
 
         Raises
         ------
@@ -244,18 +248,17 @@ class TileNulls:
         """
         plan, setup = self.reconstruction.plan, self.reconstruction.setup
         check_setup(plan, setup)
+        tiles = plan.tiles if job is None else job.of(plan.tiles)
         todo = [
-            tile
-            for tile in plan.tiles
-            if not products.exists(self.path(tile), KIND, self.recipe(tile))
+            tile for tile in tiles if not products.exists(self.path(tile), KIND, self.recipe(tile))
         ]
         if not todo:
             return
         # A tile without κ̂ is an error before anything slow.
         kappas = {tile.number: self.reconstruction.read_tile(tile)["kappa"] for tile in todo}
         bench = None
-        initial = len(plan.tiles) - len(todo)
-        with tqdm(total=len(plan.tiles), initial=initial, desc="nulls", unit="tile") as bar:
+        initial = len(tiles) - len(todo)
+        with tqdm(total=len(tiles), initial=initial, desc="nulls", unit="tile") as bar:
             for maps in self.reconstruction.maps.masked():
                 tile = maps.tile
                 if tile.number not in kappas:

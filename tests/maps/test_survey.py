@@ -18,6 +18,7 @@ from cobaya_cnnlens.errors import ConfigError, MapError, ProductError
 from cobaya_cnnlens.maps import cutting, grids, mosaic, reconstruction, tiles
 from cobaya_cnnlens.maps.cutting import cut, fill
 from cobaya_cnnlens.maps.grids import HealpixGrid, read_sky
+from cobaya_cnnlens.maps.job import Job
 from cobaya_cnnlens.maps.map_setup import MapSetup
 from cobaya_cnnlens.maps.plan import array_path, make_plan, read_plan
 from cobaya_cnnlens.maps.reconstruction import TileReconstruction
@@ -488,8 +489,9 @@ def run(tmp_path_factory):
 
 
 def test_every_tile_is_reconstructed_with_its_own_noise(plan, run, tmp_path, monkeypatch):
-    """κ̂ is told the coadd's rms; bandpowers are of κ̂; a killed run goes on where it was; the image
-    lies where the tile does; the mosaic has κ̂ at its place, and no weight in holes."""
+    """κ̂ is told the coadd's rms; bandpowers are of κ̂; a killed run goes on where it was; two jobs
+    make the same file; the image lies where the tile does; the mosaic has κ̂ at its place, and no
+    weight in holes."""
     setup, fake = MapSetup.of_run(run[1]), Fake()
     products = TileReconstruction(plan, setup, tmp_path)
     monkeypatch.setattr(reconstruction, "check", lambda *_: [])
@@ -520,6 +522,16 @@ def test_every_tile_is_reconstructed_with_its_own_noise(plan, run, tmp_path, mon
     other = replace(setup, recipe={**setup.recipe, "network": "b" * 64})
     with pytest.raises(ProductError, match=r"estimator\.network"):
         TileReconstruction(plan, other, tmp_path).measure(lambda: fake)
+    jobs = replace(TileReconstruction(plan, setup, tmp_path), folder=tmp_path / "jobs")
+    for number in (1, 2):
+        made = fake.tiles
+        jobs.measure(lambda: fake, job=Job(number, 2))
+        assert fake.tiles - made == len(plan.tiles[number - 1 :: 2])
+    assert not jobs.path.exists()
+    assert (
+        jobs.measure(lambda: pytest.fail("all tiles are there")).read_bytes()
+        == (tmp_path / "bandpowers.h5").read_bytes()
+    )
     path = mosaic.make(TileReconstruction(plan, setup, tmp_path))
     kappa, weight = healpy.read_map(path, field=(0, 1))
     seen = weight != healpy.UNSEEN

@@ -16,6 +16,7 @@ from cobaya_cnnlens.likelihood.release import read_release, write_release
 from cobaya_cnnlens.maps import assembly, calibration
 from cobaya_cnnlens.maps.bandpower_file import MapBandpowers
 from cobaya_cnnlens.maps.calibration import SurveyCalibration
+from cobaya_cnnlens.maps.job import Job
 from cobaya_cnnlens.maps.map_setup import MapSetup
 from cobaya_cnnlens.maps.plan import Plan
 from cobaya_cnnlens.maps.reconstruction import TileReconstruction
@@ -163,6 +164,33 @@ def test_calibrating_resumes(run, measured, monkeypatch):
     assert made == [part]
     with pytest.raises(ProductError, match="depth"):
         replace(stage, plan=plan_of(LEVELS + 1)).measure()
+
+
+def test_jobs_share_the_calibration(run, measured, tmp_path, monkeypatch):
+    """Three jobs make every part once, the second before the first. What is joined then has the
+    bytes of one run alone."""
+    made = []
+    original = calibration._Simulations.measure
+    monkeypatch.setattr(
+        calibration._Simulations, "measure", lambda *a: made.append(a[1]) or original(*a)
+    )
+    stage = SurveyCalibration(run, plan_of(), tmp_path, 12)
+    for number in (2, 1, 3):
+        before = len(made)
+        stage.measure(job=Job(number, 3))
+        assert made[before:] == stage.parts[number - 1 :: 3]
+    assert not stage.path.exists()
+    assert len(made) == len(stage.parts) == len(set(made))
+    stage.measure()
+    assert len(made) == len(stage.parts)
+    alone = SurveyCalibration(run, plan_of(), measured, 12)
+    assert stage.path.read_bytes() == alone.path.read_bytes()
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "3", "1/0", "a/b", "-1/3", "1/3/2"])
+def test_a_job_is_one_of_several(text):
+    with pytest.raises(ConfigError, match=f"--job {text}: give K/N"):
+        Job.parse(text)
 
 
 def test_derivatives_are_of_the_tiles_maps(run, measured):

@@ -13,6 +13,7 @@ import yaml
 
 from ..conftest import REPOSITORY, in_process
 from ..conftest import snakemake_dry_run as snakemake
+from ..maps.test_survey_calibration import plan_of
 
 pytest.importorskip("snakemake")
 
@@ -254,3 +255,33 @@ def test_a_configuration_without_surveys_has_a_noise(tmp_path, content, target):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
     result = snakemake(tmp_path, "--config", "pipeline=c.yaml", "--", target)
     assert Path(commands_of(result)[-1].split()[-1]) == Path("p/noise.txt")
+
+
+def test_a_survey_is_shared_by_jobs(nasty, content, monkeypatch):
+    """Each job makes its own share, the first of the tiles before the others; skies are made once;
+    the release and the null tests follow. Paths are quoted."""
+    monkeypatch.setattr("cobaya_cnnlens.maps.plan.read_plan", lambda _: plan_of())
+    content |= {"products": "p", "centres": {"nside": 1, "poles": 0}}
+    content |= {"skies": {"train": 1, "validation": 1, "test": 2, "derivatives": 1}}
+    content["nuisances"] = {"patches": 4}
+    path, plan = nasty / "c.yaml", nasty / NASTY / "s.yaml"
+    path.write_text(yaml.safe_dump(content))
+    given_to = ("--config", f"pipeline={path}", f"survey={plan}", "jobs=3", "--")
+    nulls = f"{plan.with_suffix('')}/nulls.txt"
+    commands = given(commands_of(snakemake(nasty, *given_to, "all", nulls)), nasty)
+    done = [c[1:] for c in commands if c[0] == "survey"]
+    assert {call[1] for call in done} == {str(plan)}
+    assert all(call[2:4] == ["--config", str(path)] for call in done)
+    stages = [call[0] for call in done]
+    shared = [[call[0], call[-1]] for call in done if call[-2] == "--job"]
+    for stage in ("reconstruct", "calibrate", "nulls"):
+        jobs = [which for name, which in shared if name == stage]
+        assert sorted(jobs) == ["1/3", "2/3", "3/3"], stage
+        assert stages.count(stage) == 4
+        if stage == "reconstruct":
+            assert jobs[0] == "1/3"
+    assert stages.count("release") == 1
+    assert all(call[4:6] == ["--patches", "24"] for call in done if call[0] == "calibrate")
+    skies = [tuple(call[3:6:2]) for call in commands if call[0] == "skies"]
+    # The network of this configuration is trained first.
+    assert sorted(skies) == [("test", "0"), ("test", "1"), ("train", "0"), ("validation", "0")]

@@ -1,0 +1,103 @@
+# A survey: its plan and its configuration give a release, and null tests of its own maps.
+#   snakemake -s training/Snakefile --cores all --config pipeline=survey.yaml survey=s.yaml
+# Each stage shares its tiles or simulations evenly among `jobs` jobs, 8 unless --config says more.
+from cobaya_cnnlens.maps.calibration import EACH, SurveyCalibration
+from cobaya_cnnlens.maps.plan import read_plan
+
+if STUDY:
+    raise WorkflowError(f"{FILE}: a survey takes one configuration; name a member, {FILE}#MEMBER")
+PLAN = Path(config["survey"])
+SURVEY = str(PLAN.with_suffix(""))
+if set("{}") & set(SURVEY):
+    raise WorkflowError(f"{PLAN}: Snakemake takes no paths with braces; rename the plan")
+JOBS = int(config.get("jobs", 8))
+planned = read_plan(PLAN)
+patches = int(config.get("patches", EACH * len(planned.tiles)))
+calibration = SurveyCalibration(Run(MEMBERS[FILE]), planned, Path(SURVEY), patches)
+calibration.check()
+
+
+def done(stage, *numbers):
+    return [f"{SURVEY}/jobs/{stage}_{number}_of_{JOBS}.done" for number in numbers]
+
+
+def every(stage):
+    return done(stage, *range(1, JOBS + 1))
+
+
+# The first job cuts the tiles from the maps, which the others read.
+rule survey_tiles:
+    input:
+        estimator(MEMBERS[FILE]),
+        lambda w: [] if w.number == "1" else done("reconstruct", 1),
+    output:
+        touch(f"{SURVEY}/jobs/reconstruct_{{number}}_of_{JOBS}.done"),
+    threads: 2
+    shell:
+        "cnnlens survey reconstruct {PLAN:q} --config {FILE:q} --job {wildcards.number}/{JOBS}"
+
+
+rule survey_bandpowers:
+    input:
+        every("reconstruct"),
+    output:
+        f"{SURVEY}/bandpowers.h5",
+    threads: 2
+    shell:
+        "cnnlens survey reconstruct {PLAN:q} --config {FILE:q}"
+
+
+rule survey_simulations:
+    input:
+        estimator(MEMBERS[FILE]),
+        [sky(MEMBERS[FILE], *of_set) for of_set in calibration.skies(calibration.parts)],
+    output:
+        touch(f"{SURVEY}/jobs/calibrate_{{number}}_of_{JOBS}.done"),
+    threads: 2
+    resources:
+        runtime=minutes(240),
+    shell:
+        "cnnlens survey calibrate {PLAN:q} --config {FILE:q} --patches {patches}"
+        " --job {wildcards.number}/{JOBS}"
+
+
+rule survey_calibration:
+    input:
+        every("calibrate"),
+    output:
+        f"{SURVEY}/calibration.h5",
+    threads: 2
+    shell:
+        "cnnlens survey calibrate {PLAN:q} --config {FILE:q} --patches {patches}"
+
+
+rule survey_release:
+    input:
+        f"{SURVEY}/bandpowers.h5",
+        f"{SURVEY}/calibration.h5",
+    output:
+        f"{SURVEY}/release.json",
+    shell:
+        "cnnlens survey release {PLAN:q} --config {FILE:q}"
+
+
+rule survey_nulls_of_tiles:
+    input:
+        f"{SURVEY}/bandpowers.h5",
+    output:
+        touch(f"{SURVEY}/jobs/nulls_{{number}}_of_{JOBS}.done"),
+    threads: 2
+    shell:
+        "cnnlens survey nulls {PLAN:q} --config {FILE:q} --job {wildcards.number}/{JOBS}"
+
+
+rule survey_nulls:
+    input:
+        every("nulls"),
+        f"{SURVEY}/release.json",
+    output:
+        f"{SURVEY}/nulls.txt",
+    params:
+        release=f"{SURVEY}/release.json",
+    shell:
+        "cnnlens survey nulls {PLAN:q} --config {FILE:q} --survey-release {params.release:q}"
