@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 from collections.abc import Iterable
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ..errors import CNNLensError, ConfigError
+from ..errors import CNNLensError, ConfigError, ReleaseError
 
 if TYPE_CHECKING:
+    from ..likelihood.release import Release
     from ..pipeline.run import Run
 
 # What the `pipeline` extra installs and a light installation may lack, but for TensorFlow: Keras
@@ -98,6 +100,39 @@ def warn(source: str | Path, warnings: Iterable[str]) -> None:
     """
     for warning in warnings:
         typer.secho(f"warning: {source}: {warning}", fg="yellow", err=True)
+
+
+def write_made(made: Release, path: Path, key: Path | None) -> None:
+    """Write a release that was made, blinded if that is asked for, and print its path.
+
+    Parameters
+    ----------
+    made : the open release
+    path : destination
+    key : file of the key that blinds it; None for an open release
+
+    Raises
+    ------
+    ReleaseError
+        if an open release would take the place of a blinded one, or the file cannot be written
+    """
+    from ..likelihood.release import read_release, write_release
+
+    if key is None:
+        with contextlib.suppress(ReleaseError):
+            if read_release(path).blinding:
+                raise ConfigError(
+                    f"{path}: holds a blinded release, which an open one would give away; blind "
+                    "this one too with --blind KEY, or name another file with --out"
+                )
+    else:
+        from ..likelihood.encryption import read_key
+        from ..maps.release_estimator import blinded
+
+        made = blinded(made, read_key(key))
+    write_release(made, path)
+    warn(path, made.warnings)
+    typer.echo(path)
 
 
 def not_installed(package: str) -> CNNLensError:
