@@ -32,6 +32,8 @@ from .statistics import inverse_covariance
 # Largest hidden changes of ω_c and of ln A_s: 4σ of ω_c of the survey in docs/survey, and 14σ of
 # 160 patches at 1 µK-arcmin. The response surface of the latter goes on to ten times as much.
 LARGEST_OFFSET = {"omch2": 0.004, "logA": 0.04}
+# Amplitudes of C^κκ that a cosmology can have; of data beyond it is the nearest of these.
+AMPLITUDES = 0.5, 2.0
 # How the version of a blinded release begins, beside a chain.
 _BLINDED_VERSION = "blinded "
 
@@ -104,7 +106,7 @@ def expected_bandpowers(release: Release, clkk: np.ndarray) -> np.ndarray:
 
 
 def amplitude(release: Release) -> float:
-    """C^κκ of the data over the fiducial one, by least squares.
+    """C^κκ of the data over the fiducial one, by least squares, within :data:`AMPLITUDES`.
 
     Parameters
     ----------
@@ -119,7 +121,7 @@ def amplitude(release: Release) -> float:
     slope = (expected_bandpowers(release, (1.0 + step) * kk) - fiducial) / step
     weight = inverse_covariance(release.covariance) @ slope
     residual = release.bandpowers - release.correction - fiducial
-    return 1.0 + float(weight @ residual / (weight @ slope))
+    return float(np.clip(1.0 + weight @ residual / (weight @ slope), *AMPLITUDES))
 
 
 def shifted_bandpowers(release: Release, ratio: np.ndarray) -> np.ndarray:
@@ -137,15 +139,15 @@ def shifted_bandpowers(release: Release, ratio: np.ndarray) -> np.ndarray:
     Raises
     ------
     ReleaseError
-        if the data have less power than noise alone
+        if the survey's own power subtracts more than all power of κ̂
     """
     near = amplitude(release) * release.fiducial_kk
     added = release.noise + release.correction
     total, shifted = (expected_bandpowers(release, kk) + added for kk in (near, ratio * near))
-    if not (near[2:] > 0).all() or not (total > 0).all() or not (shifted > 0).all():
+    if not (total > 0).all() or not (shifted > 0).all():
         raise ReleaseError(
-            f"release '{release.name}': field 'data.bandpowers' has no power of lensing, so that "
-            "no cosmology can be hidden in it; look at the maps and their calibration first"
+            f"release '{release.name}': field 'data.power' subtracts more than all power of κ̂, so "
+            "that no cosmology can be hidden there; look at the maps and their calibration first"
         )
     return (release.bandpowers + release.noise) * shifted / total - release.noise
 
