@@ -59,12 +59,14 @@ def release_make(
     run = None if config is None else runs.load(config)
     if data:
         path = out or data[0].with_name("release.json")
+        key = runs.blinding_key(path, blind)
         release = make_patch_release(run or read_release(str(calibration)), data, path.stem)
     else:
         run, survey = cast("Run", run), str(survey)
-        release = assemble.make_release(run, survey)
         path = out or assemble.path(run, survey)
-    runs.write_made(release, path, blind)
+        key = runs.blinding_key(path, blind)
+        release = assemble.make_release(run, survey)
+    runs.write_made(release, path, key)
 
 
 @app.command(

@@ -229,9 +229,9 @@ def survey_release(
     refuse_quiet(run, config)
     folder = products or plan.with_suffix("")
     path = out or folder / "release.json"
-    loaded = read_plan(plan)
+    key, loaded = runs.blinding_key(path, blind), read_plan(plan)
     name = loaded.name if out is None else out.stem
-    runs.write_made(assembly.make_release(run, loaded, folder, name), path, blind)
+    runs.write_made(assembly.make_release(run, loaded, folder, name), path, key)
 
 
 @app.command("nulls", epilog="Example: cnnlens survey nulls s.yaml --release refined_fiducial")

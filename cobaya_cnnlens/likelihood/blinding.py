@@ -30,7 +30,7 @@ from .spectra import Bands
 from .statistics import inverse_covariance
 
 # Largest hidden changes of ω_c and of ln A_s: 4σ of ω_c of the survey in docs/survey, and 14σ of
-# 160 patches at 1 µK-arcmin. The response surface of the latter goes on to ten times as much.
+# 160 patches at 1 µK-arcmin, whose response surface reaches seven times as far.
 LARGEST_OFFSET = {"omch2": 0.004, "logA": 0.04}
 # Amplitudes of C^κκ that a cosmology can have; of data beyond it is the nearest of these.
 AMPLITUDES = 0.5, 2.0
