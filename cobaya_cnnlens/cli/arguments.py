@@ -27,6 +27,12 @@ Networks = Annotated[
         "--network", help="The network that made the release, if it is no shipped one; repeatable."
     ),
 ]
+Blind = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="KEY", help="Hide an offset in the bandpowers; a file that holds the key."
+    ),
+]
 Estimators = Annotated[
     list[str] | None,
     typer.Option(

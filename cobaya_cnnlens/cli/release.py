@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from ..errors import ConfigError, ReleaseError
+from ..errors import ConfigError
 from . import runs
+from .arguments import Blind
 
 if TYPE_CHECKING:
     from ..pipeline.run import Run
@@ -43,6 +44,7 @@ def release_make(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write it.")] = None,
+    blind: Blind = None,
 ) -> None:
     """Calibrate a survey's bandpowers, or those of your own maps, and write the release file."""
     if bool(data) == (survey is not None):
@@ -50,27 +52,41 @@ def release_make(
     if (config is None) == (calibration is None) or (calibration is not None and not data):
         raise ConfigError("give either CONFIG, or --data FILE with --calibration RELEASE")
     runs.need_pipeline()
-    from ..likelihood.release import read_release, write_release
+    from ..likelihood.release import read_release
     from ..maps.assembly import make_patch_release
     from ..pipeline import assemble
 
     run = None if config is None else runs.load(config)
     if data:
         path = out or data[0].with_name("release.json")
+        key = runs.blinding_key(path, blind)
         release = make_patch_release(run or read_release(str(calibration)), data, path.stem)
     else:
         run, survey = cast("Run", run), str(survey)
-        release = assemble.make_release(run, survey)
         path = out or assemble.path(run, survey)
-    try:
-        write_release(release, path)
-    except OSError as error:
-        raise ReleaseError(
-            f"{path}: cannot be written ({error.strerror or error}); name another file with --out, "
-            "or make room"
-        ) from None
-    runs.warn(path, release.warnings)
-    typer.echo(path)
+        key = runs.blinding_key(path, blind)
+        release = assemble.make_release(run, survey)
+    runs.write_made(release, path, key)
+
+
+@app.command(
+    "unblind", epilog="Example: cnnlens release unblind mine.json --key key.txt --out open.json"
+)
+def release_unblind(
+    file: Annotated[Path, typer.Argument(help="A blinded release.")],
+    key: Annotated[Path, typer.Option(help="The file of the key that blinded it.")],
+    out: Annotated[Path, typer.Option(help="Where to write the open release.")],
+) -> None:
+    """Write the release as it is without its offset, and print what that was."""
+    from ..likelihood.blinding import unblind
+    from ..likelihood.encryption import read_key
+    from ..likelihood.release import read_release, write_release
+
+    opened, offset = unblind(read_release(file), read_key(key))
+    write_release(opened, out)
+    runs.warn(out, opened.warnings)
+    typer.echo(out)
+    typer.echo(f"the offset was {offset.omch2:+.5f} of omch2 and {offset.logA:+.4f} of logA")
 
 
 @app.command("show", epilog="Example: cnnlens release show refined_fiducial --figure release.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 from collections.abc import Iterable
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ..errors import CNNLensError, ConfigError
+from ..errors import CNNLensError, ConfigError, ReleaseError
 
 if TYPE_CHECKING:
+    from ..likelihood.encryption import BlindingKey
+    from ..likelihood.release import Release
     from ..pipeline.run import Run
 
 # What the `pipeline` extra installs and a light installation may lack, but for TensorFlow: Keras
@@ -98,6 +101,59 @@ def warn(source: str | Path, warnings: Iterable[str]) -> None:
     """
     for warning in warnings:
         typer.secho(f"warning: {source}: {warning}", fg="yellow", err=True)
+
+
+def blinding_key(path: Path, file: Path | None) -> BlindingKey | None:
+    """The key that blinds a release, before anything slow.
+
+    Parameters
+    ----------
+    path : where the release will be written
+    file : that holds the key; None for an open release
+
+    Returns
+    -------
+    the key, or None
+
+    Raises
+    ------
+    ConfigError
+        if an open release would take the place of a blinded one
+    CNNLensError
+        if the file holds no key
+    """
+    from ..likelihood.encryption import read_key
+    from ..likelihood.release import read_release
+
+    if file is not None:
+        return read_key(file)
+    with contextlib.suppress(ReleaseError):
+        if read_release(path).blinding:
+            raise ConfigError(
+                f"{path}: holds a blinded release, which an open one would give away; blind this "
+                "one too with --blind KEY, or name another file with --out"
+            )
+    return None
+
+
+def write_made(made: Release, path: Path, key: BlindingKey | None) -> None:
+    """Write a release that was made, blinded if there is a key, and print its path.
+
+    Parameters
+    ----------
+    made : the open release
+    path : destination
+    key : of :func:`blinding_key`
+    """
+    from ..likelihood.release import write_release
+
+    if key is not None:
+        from ..maps.release_estimator import blinded
+
+        made = blinded(made, key)
+    write_release(made, path)
+    warn(path, made.warnings)
+    typer.echo(path)
 
 
 def not_installed(package: str) -> CNNLensError:

@@ -9,7 +9,7 @@ import typer
 
 from ..errors import ConfigError
 from . import runs
-from .arguments import Estimators, JobOption, Networks, Unit
+from .arguments import Blind, Estimators, JobOption, Networks, Unit
 
 app = typer.Typer(no_args_is_help=True, help="A survey of your own: from maps to a release.")
 
@@ -218,10 +218,10 @@ def survey_release(
     out: Annotated[
         Path | None, typer.Option(help="Where to write it; release.json among the products.")
     ] = None,
+    blind: Blind = None,
 ) -> None:
     """Debias the tiles' bandpowers, average them, and write the release file."""
     run = runs.load(config)
-    from ..likelihood.release import write_release
     from ..maps import assembly
     from ..maps.plan import read_plan
     from .estimate import refuse_quiet
@@ -229,12 +229,9 @@ def survey_release(
     refuse_quiet(run, config)
     folder = products or plan.with_suffix("")
     path = out or folder / "release.json"
-    loaded = read_plan(plan)
+    key, loaded = runs.blinding_key(path, blind), read_plan(plan)
     name = loaded.name if out is None else out.stem
-    made = assembly.make_release(run, loaded, folder, name)
-    write_release(made, path)
-    runs.warn(path, made.warnings)
-    typer.echo(path)
+    runs.write_made(assembly.make_release(run, loaded, folder, name), path, key)
 
 
 @app.command("nulls", epilog="Example: cnnlens survey nulls s.yaml --release refined_fiducial")

@@ -616,6 +616,11 @@ def _with_power(release: Release, noise_debias: str) -> Release:
             f"primary: true needs noise_debias 'data', not {noise_debias!r}: the data are then the "
             "bandpowers and the power that debiased them"
         )
+    if release.blinding:
+        raise CNNLensError(
+            f"primary: true: release '{release.name}' is blinded, and its E and B power is not: a "
+            "joint fit would be of two cosmologies; leave primary out until it is unblinded"
+        )
     if not release.has(Group.PRIMARY):
         raise CNNLensError(
             f"primary: true: release '{release.name}' does not hold the covariance with the power "

@@ -17,9 +17,11 @@ from cobaya.log import LoggedError, get_logger
 from ..errors import CNNLensError, SpectrumError
 from ..theory.cobaya import VersionedByDigest, paths_as_text
 from .bandpowers import BandpowerLikelihood
+from .blinding import version_of
 from .combined import combine
+from .declarations import BLINDED
 from .fields import NUISANCES, ROTATION
-from .release import Release, digest_of_numbers, read_release
+from .release import Release, read_release
 from .selfcheck import requirements, theory_offset
 from .statistics import POOR_FIT
 
@@ -137,7 +139,7 @@ class CNNLens(VersionedByDigest, Likelihood):
         except CNNLensError as error:
             raise LoggedError(self.log, "%s", error) from None
         self._surveys = {release.bandpowers.tobytes() for release in releases}
-        self._digest = digest_of_numbers(self.release_data)
+        self._version = version_of(self.release_data)
         self.refuse_other_version(f"release '{', '.join(map(str, names))}'")
         self.nuisance_parameters = tuple(parameter(name, self.suffix) for name in NUISANCES)
         self.chi2_parameter = parameter("chi2", self.suffix)
@@ -154,6 +156,8 @@ class CNNLens(VersionedByDigest, Likelihood):
             self.release_data.n_patches,
             self._likelihood.noise_debias + (", with their E and B" if self.primary else ""),
         )
+        if self.release_data.blinding:
+            self.log.info("%s: %s", self.release_data.name, BLINDED)
         for warning in self.release_data.warnings:
             self.log.warning("%s: %s", self.release_data.name, warning)
 
@@ -188,8 +192,8 @@ class CNNLens(VersionedByDigest, Likelihood):
             )
 
     def get_version(self) -> str:
-        """The digest of the release."""
-        return self._digest
+        """The digest of the release, and whether that is blinded."""
+        return self._version
 
     @property
     def likelihood(self) -> BandpowerLikelihood:
@@ -219,6 +223,7 @@ class CNNLens(VersionedByDigest, Likelihood):
         """
         super().initialize_with_provider(provider)
         self._refuse_data_given_twice(provider.model.likelihood)
+        self._refuse_other_blinding(provider.model.likelihood)
         if self.check_theory and "cosmology" in self.release_data.theory:
             self._check_theory(provider.model.info().get("theory") or {})
 
@@ -235,6 +240,23 @@ class CNNLens(VersionedByDigest, Likelihood):
                     self.log,
                     "the likelihood '%s' holds the same bandpowers of the same survey, which would "
                     "count twice; give each survey once",
+                    name,
+                )
+
+    def _refuse_other_blinding(self, likelihoods: Mapping[str, Any]) -> None:
+        """Releases with different offsets, or none, would fit no cosmology together."""
+        own = self.release_data.blinding
+        for name, other in likelihoods.items():
+            if isinstance(other, CNNLens) and (theirs := other.release_data.blinding) != own:
+                if own and theirs and own.key == theirs.key:
+                    continue
+                raise LoggedError(
+                    self.log,
+                    "release '%s' and release '%s' of the likelihood '%s' are not blinded with one "
+                    "key: their bandpowers have different offsets; blind both with one, or unblind "
+                    "both",
+                    self.release_data.name,
+                    other.release_data.name,
                     name,
                 )
 

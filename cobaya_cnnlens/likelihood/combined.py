@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import ReleaseError
+from .declarations import Blinding
 from .document import check_name, digest_of_numbers
 from .fields import Group, Release
 
@@ -51,7 +52,7 @@ def combine(releases: Sequence[Release], name: str | None = None) -> Release:
     Raises
     ------
     ReleaseError
-        if there is none, two have not the same calibration, or one is there twice
+        if there is none, two have not the same calibration or blinding, or one is there twice
     """
     if not releases:
         raise ReleaseError("there is no release to combine; give at least one")
@@ -63,6 +64,13 @@ def combine(releases: Sequence[Release], name: str | None = None) -> Release:
                 f"release '{other.name}' has the calibration {calibration}, '{first.name}' "
                 f"{calibrations[0]}: releases are combined where they share one; give each a "
                 "likelihood of its own, with a suffix, whose calibrations count as independent"
+            )
+    keys = [release.blinding.key if release.blinding else None for release in releases]
+    for other, key in zip(others, keys[1:], strict=True):
+        if key != keys[0]:
+            raise ReleaseError(
+                f"releases '{first.name}' and '{other.name}' are not blinded with one key: their "
+                "bandpowers have different offsets; blind both with one, or unblind both"
             )
     name_of_data: dict[bytes, str] = {}
     for release in releases:
@@ -110,4 +118,5 @@ def combine(releases: Sequence[Release], name: str | None = None) -> Release:
         rotation=np.concatenate(rotations) if rotations else first.rotation,
         provenance=provenance | {"combined": surveys},
         truth=first.truth if same_truth else None,
+        blinding=None if keys[0] is None else Blinding(keys[0], hidden=None),
     )

@@ -27,6 +27,9 @@ SIMULATED = (*NUISANCES, ROTATION)
 # Dimensions of the arrays whose length the format fixes.
 LENGTHS = {"n_nuisances": len(NUISANCES), "n_rotation": 3}
 
+# What is told wherever blinded bandpowers, or a posterior of theirs, are shown.
+BLINDED = "blinded: a hidden offset moves bandpowers and parameters; chi2, PTE and errors are right"
+
 KAPPA = "C_L^κκ, dimensionless"
 KAPPA2 = "(C_L^κκ)²"
 
@@ -48,6 +51,20 @@ class Sign(Enum):
     ANY = "any"
     POSITIVE = "positive"
     NOT_NEGATIVE = "not negative"
+
+
+@dataclass(frozen=True)
+class Blinding:
+    """What a blinded release says of what it hides (:mod:`.blinding`).
+
+    Attributes
+    ----------
+    key : names the key, 16 hex digits
+    hidden : what the key opens; None of a combined release, whose surveys are opened one by one
+    """
+
+    key: str
+    hidden: str | None
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ import json
 import math
 import re
 from collections.abc import Callable, Container
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from ..errors import ReleaseError
-from .declarations import LENGTHS, NUISANCES, VERSION, Group, Numbers, read_only
+from .declarations import LENGTHS, NUISANCES, VERSION, Blinding, Group, Numbers, read_only
 from .fields import ARRAYS, Release
 from .spectra import n_terms
 
@@ -30,6 +31,7 @@ _SCALARS: dict[str, tuple[str, type]] = {
     "provenance": ("provenance", dict),
 }
 _OTHER = {"format", "version", "digest", "truth", "windows.first", "windows.values"}
+_BLINDING = {"blinding.key", "blinding.hidden"}
 # Beyond any multipole or number of simulations; keeps arithmetic on a hostile file finite.
 # Numbers by multipole, which are most of a release file.
 _SPECTRA = "fiducial.kk", "fiducial.ee"
@@ -68,6 +70,8 @@ def to_document(release: Release) -> dict[str, Any]:
         value = getattr(release, attribute)
         _put(document, key, dict(value) if isinstance(value, dict) else value)
     document["truth"] = release.truth
+    if release.blinding is not None:
+        document["blinding"] = asdict(release.blinding)
     for name, numbers in ARRAYS.items():
         if (array := getattr(release, name)).size:
             convert = _rounded_multipole if numbers.key in _SPECTRA else _rounded
@@ -142,6 +146,7 @@ def values_of(document: dict[str, Any], source: str) -> dict[str, Any]:
     if values["truth"] is not None and not isinstance(values["truth"], dict):
         raise ReleaseError(f"{source}: field 'truth' must be a mapping or null")
     _check_metadata(values, source)
+    values["blinding"] = _blinding(document, source)
     dimensions = dict(LENGTHS)
     groups = _groups(document)
     for name, numbers in ARRAYS.items():
@@ -155,6 +160,20 @@ def values_of(document: dict[str, Any], source: str) -> dict[str, Any]:
                 f"{source}: field '{key}' must be {content!r}; convert the values to it"
             )
     return values
+
+
+def _blinding(document: dict[str, Any], source: str) -> Blinding | None:
+    """What a document says of its blinding; a blinded one tells no truth."""
+    if "blinding" not in document:
+        return None
+    key, hidden = (_get(document, name, source) for name in ("blinding.key", "blinding.hidden"))
+    texts = isinstance(key, str) and isinstance(hidden, str | None)
+    if not texts or _NO_TEXT.search(f"{key}{hidden}") or document["truth"] is not None:
+        raise ReleaseError(
+            f"{source}: field 'blinding' must hold plain texts ('hidden' may be null), and 'truth' "
+            "be null beside it; make the release again"
+        )
+    return Blinding(key, hidden)
 
 
 def _groups(document: dict[str, Any]) -> set[Group]:
@@ -290,7 +309,7 @@ def _check_metadata(values: dict[str, Any], source: str) -> None:
 
 def _check_keys(document: dict[str, Any], source: str) -> None:
     known = {numbers.key for numbers in ARRAYS.values()}
-    known |= set(_SCALARS) | _OTHER | set(CONVENTIONS)
+    known |= set(_SCALARS) | _OTHER | _BLINDING | set(CONVENTIONS)
     sections = {key.split(".")[0] for key in known}
     open_sections = {"theory", "instrument", "provenance", "truth"}
     for section, content in document.items():

@@ -118,12 +118,16 @@ def export_release(
     Raises
     ------
     CNNLensError
-        for an unknown format, a folder that exists or cannot be written, a model that the format
-        cannot hold, or a release whose name is no file's name
+        for a blinded release, an unknown format, a folder that exists or cannot be written, a
+        model that the format cannot hold, or a release whose name is no file's name
     """
     writers = {"cmblikes": _write_cmblikes, "candl": _write_candl, "sacc": _write_sacc}
     if format not in writers:
         raise CNNLensError(f"format is {format!r}; choose one of {FORMATS}")
+    if release.blinding:
+        raise CNNLensError(
+            f"release '{release.name}' is blinded, which no other format says; unblind it first"
+        )
     if problem := check_name(release.name):
         raise CNNLensError(f"the release's name {problem}")
     folder = Path(folder)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .declarations import KAPPA, KAPPA2, Numbers, numbers, read_only
+from .declarations import KAPPA, KAPPA2, Blinding, Numbers, numbers, read_only
 from .declarations import NUISANCES as NUISANCES
 from .declarations import ROTATION as ROTATION
 from .declarations import SIMULATED as SIMULATED
@@ -41,6 +41,7 @@ class Release:
     name, description : of the survey; exported files carry the name
     theory, instrument, provenance : records of how the release was made
     truth : cosmology of a mock survey; None for data
+    blinding : of bandpowers with a hidden offset (:mod:`.blinding`); None of open ones
     n_patches : over which the bandpowers are averaged
     n_sim : simulated patches behind the covariance of one patch
     windows : W_bL from L = 0, (n_bins, L_max + 1)
@@ -60,6 +61,7 @@ class Release:
     instrument: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     truth: dict[str, Any] | None = None
+    blinding: Blinding | None = None
     n_patches: int
     n_sim: int
 
@@ -398,7 +400,8 @@ class Release:
     def __repr__(self) -> str:
         low, high = self.edges[0], self.edges[-1]
         bins = f"{self.n_bins} bins in L = {low}-{high}"
-        return f"<Release '{self.name}': {bins}, {self.n_patches} patches>"
+        blinded = ", blinded" if self.blinding else ""
+        return f"<Release '{self.name}': {bins}, {self.n_patches} patches{blinded}>"
 
     @property
     def n_bins(self) -> int:

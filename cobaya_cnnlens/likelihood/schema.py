@@ -128,11 +128,24 @@ def json_schema() -> dict[str, Any]:
         "description": "Cosmology of a mock survey; null for data.",
         "anyOf": [OBJECT | {"additionalProperties": NUMBER}, {"type": "null"}],
     }
+    properties["blinding"] = OBJECT | {
+        "description": "Of a blinded release: its bandpowers have a hidden offset.",
+        "properties": {
+            "key": TEXT | {"description": "Names the key that opens it."},
+            "hidden": {
+                "description": "The open bandpowers, the truth and the offset, encrypted; null of "
+                "combined surveys.",
+                "anyOf": [TEXT, {"type": "null"}],
+            },
+        },
+        "required": ["key", "hidden"],
+        "additionalProperties": False,
+    }
     properties["digest"] = TEXT | {
         "description": "SHA-256 of the document without this field, as JSON with sorted keys and "
         "no spaces: an altered file is refused."
     }
-    optional = ("debias", "rotation", "primary", "fixed")
+    optional = ("debias", "rotation", "primary", "fixed", "blinding")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:cobaya_cnnlens:release:{VERSION}",
@@ -150,6 +163,10 @@ def json_schema() -> dict[str, Any]:
             "primary": ["debias"],
         },
         "allOf": [
+            {
+                "if": {"required": ["blinding"]},
+                "then": {"properties": {"truth": {"type": "null"}}},
+            },
             _where("debias", "data", required=["power"], absent=["power", "rotation"]),
             _where("primary", "rotation", required=["power_second"], absent=["power_second"]),
         ],

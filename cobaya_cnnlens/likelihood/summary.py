@@ -9,6 +9,7 @@ import numpy as np
 
 from ..table import text_table
 from .combined import calibration_digest
+from .declarations import BLINDED
 from .fields import NUISANCES, Group
 from .release import Release
 
@@ -26,11 +27,14 @@ def release_table(release: Release) -> str:
     several blocks of lines
     """
     head = [release.name, release.description, ""]
+    if release.blinding:
+        head += [BLINDED]
     head += [f"warning: {warning}" for warning in release.warnings]
     facts = {
         "patches in the survey": release.n_patches,
         "simulations (covariance)": release.n_sim,
         "digest of the calibration": calibration_digest(release),
+        **({} if release.blinding is None else {"blinded with the key": release.blinding.key}),
         "instrument": release.instrument,
         **({} if release.truth is None else {"truth of the mock": release.truth}),
         "theory": release.theory,
@@ -72,6 +76,7 @@ def _bandpowers(release: Release) -> str:
     sigma, noise_error = (
         np.sqrt(np.diag(c)) for c in (release.covariance, release.noise_covariance)
     )
+    blinded = "blinded " if release.blinding else ""
     return text_table(
         {
             "L": _bins(release),
@@ -82,7 +87,8 @@ def _bandpowers(release: Release) -> str:
             "fiducial": (".3f", 1e9 * release.fiducial_bandpowers),
             "R": (".4f", release.response),
         },
-        "bandpowers in units of 1e-9, debiased by the survey's own E and B power if it is held",
+        f"{blinded}bandpowers in units of 1e-9, "
+        "debiased by the survey's own E and B power if it is held",
     )
 
 

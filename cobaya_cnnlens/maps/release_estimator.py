@@ -1,4 +1,4 @@
-"""The estimator that made a release, from its network files and what the release says."""
+"""What a release's record of its network and theory gives: its estimator, and its blinding."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import CNNLensError, ReleaseError
+from ..likelihood.blinding import Offset, blind
+from ..likelihood.encryption import BlindingKey
 from ..likelihood.release import Release
 from ..pipeline.ranges import HALOFIT_VERSIONS, RANGES
 from ..reconstruct import Estimator
@@ -120,6 +122,31 @@ def recorded_theory(release: Release) -> tuple[Cosmology, CambSettings]:
     return cosmology, settings
 
 
+def blinded(release: Release, key: BlindingKey) -> Release:
+    """A release with the offset of a key in its bandpowers; CAMB runs twice.
+
+    Parameters
+    ----------
+    release : the open one
+    key : that hides the offset
+
+    Returns
+    -------
+    the blinded release
+
+    Raises
+    ------
+    ReleaseError
+        if the record of the theory does not suffice, or the bandpowers have no power of lensing
+    """
+    cosmology, settings = recorded_theory(release)
+    fiducial = fiducial_spectra(release).kk
+    hidden = compute_spectra(Offset.drawn(key).applied(cosmology), settings).kk
+    ratio = np.ones_like(fiducial)
+    ratio[2:] = hidden[2:] / fiducial[2:]
+    return blind(release, ratio[: len(release.fiducial_kk)], key)
+
+
 def _section(
     release: Release, section: str, kind: type[Any], ranges: dict[str, tuple[float, float]]
 ) -> Any:
@@ -152,6 +179,6 @@ def _difference(release: Release, key: str, worst: float) -> str:
 def _refusal(release: Release, key: str, problem: str) -> ReleaseError:
     return ReleaseError(
         f"release '{release.name}': field '{f'theory.{key}' if key else 'theory'}' {problem}; the "
-        "refining network needs the theory that the release was made with: restore the record, or "
-        "give the configuration that made the release instead"
+        "refining network, or blinding, needs the theory that the release was made with: restore "
+        "the record, or give the configuration that made the release instead"
     )

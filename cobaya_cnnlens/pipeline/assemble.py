@@ -318,7 +318,8 @@ def with_data(
     power: np.ndarray | None = None,
     rotation: np.ndarray | None = None,
 ) -> Release:
-    """The release of other patches by this calibration.
+    """The release of other patches by this calibration; it is open, even where that of the
+    calibration is blinded.
 
     Parameters
     ----------
@@ -338,6 +339,7 @@ def with_data(
         power=_own_power(calibration, power),
         rotation=rotation_of(rotation if calibration.has(Group.DEBIAS) else None),
         n_patches=len(auto),
+        blinding=None,
     )
 
 

@@ -146,8 +146,10 @@ def _forget(figure: Figure) -> None:
 
 
 def _label(chain: Chain) -> str:
-    """A chain's name, and the true ω_c of its sky."""
+    """A chain's name, whether it is blinded, and the true ω_c of its sky."""
     name = chain.name.replace("_", " ").replace("$", r"\$")
+    if chain.blinded:
+        return f"{name} (blinded)"
     if "omch2" not in chain.truth:
         return name
     parameter = chain.samples.paramNames.parWithName("omch2")
@@ -189,6 +191,7 @@ def predictive_figure(check: Predictive, axis: Axes | None = None) -> Figure:
     axis.axhline(0, color="k", lw=0.8)
     axis.set(xlabel="$L$", ylabel=r"$d_L\,/\,\mu_L$(best fit) $-$ 1")
     axis.set_title(
+        f"{'blinded: ' if check.blinded else ''}"
         rf"$\chi^2$ = {check.best_chi2:.1f} of {len(data)} bins, "
         f"posterior-predictive p = {check.p:.3f}",
         size=10,

@@ -30,7 +30,8 @@ def release_figure(release: Release) -> Figure:
     top.plot(spectrum, release.fiducial_kk[spectrum], "0.6", lw=1, label=r"$C_L^{\kappa\kappa}$")
     top.plot(release.centres, signal, "C0_", ms=9, label="expected bandpowers")
     top.plot(release.centres, release.noise, "C1--", lw=1, label=r"$N_L$ of the debias")
-    top.errorbar(release.centres, bandpowers, sigma, half, "k.", lw=1, label="bandpowers")
+    label = "blinded bandpowers" if release.blinding else "bandpowers"
+    top.errorbar(release.centres, bandpowers, sigma, half, "k.", lw=1, label=label)
     if (bandpowers > sigma).all():
         top.set_yscale("log")
     else:  # a log scale hides bandpowers that scatter below zero

@@ -22,6 +22,8 @@ import yaml
 
 from ..errors import CNNLensError
 from ..files import given_path
+from ..likelihood.blinding import is_blinded
+from ..likelihood.declarations import BLINDED
 from ..table import plus_minus, text_table
 from .truths import LIKELIHOOD, blocks_of, true_parameters
 
@@ -100,6 +102,12 @@ class Chain:
         """Why the truth is not known, if it is not for data; else empty."""
         return self._truth[1]
 
+    @property
+    def blinded(self) -> bool:
+        """Whether the chain is of bandpowers with a hidden offset."""
+        blocks = blocks_of(self.info.get("likelihood"), LIKELIHOOD)
+        return any(is_blinded(block.get("version")) for block in blocks.values())
+
     @cached_property
     def convergence(self) -> float:
         """R − 1 of the means (Brooks & Gelman 1998) of the files, or of the quarters of one file;
@@ -121,7 +129,8 @@ class Chain:
             return math.nan
 
     def fit(self) -> str:
-        """χ² and PTE of each likelihood at the sample of the highest posterior, and R − 1."""
+        """χ² and PTE of each likelihood at the sample of the highest posterior, and R − 1; below it
+        whether the chain is blinded."""
         best = self.samples.samples[np.argmin(self.samples.loglikes)]
         texts = []
         blocks = blocks_of(self.info.get("likelihood"), LIKELIHOOD)
@@ -134,7 +143,8 @@ class Chain:
                 texts.append(f"best fit{of}: chi2 = {chi2:.1f}, PTE = {pte:.2g}")
         texts.append(f"R-1 = {self.convergence:.2g}")
         texts.append(f"burn-in: first {100 * self.burn_in:.3g}% left out")
-        return f"{self.root}: {'; '.join(texts)}"
+        blinded = f"\n{BLINDED}" if self.blinded else ""
+        return f"{self.root}: {'; '.join(texts)}{blinded}"
 
     def prior_mark(self, name: str) -> str:
         """Whether the prior of a sampled parameter makes its posterior: ``as wide as its prior``,

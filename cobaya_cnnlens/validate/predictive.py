@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import CNNLensError
 from ..likelihood.bandpowers import BandpowerLikelihood
+from ..likelihood.declarations import BLINDED
 from ..table import text_table
 from .chains import chain_input, chain_root, load_chain
 
@@ -39,6 +40,7 @@ class Predictive:
     band : 2.5, 16, 50, 84 and 97.5% of replicated data, (5, n_bins)
     difference : largest difference of −2 ln L from those that the chain holds: not zero if the
         theory or the release is not what it was
+    blinded : whether the bandpowers have a hidden offset
     """
 
     edges: np.ndarray
@@ -52,6 +54,7 @@ class Predictive:
     best_pte: float
     band: np.ndarray
     difference: float
+    blinded: bool
 
     @property
     def model_band(self) -> np.ndarray:
@@ -73,7 +76,8 @@ class Predictive:
             "largest difference from the chi2 in the chain": f"{self.difference:.2g}",
         }
         head = f"{len(self.chi2)} samples of the posterior, {len(self.data)} bins"
-        return text_table({head: ("", rows), "": ("", rows.values())})
+        table = text_table({head: ("", rows), "": ("", rows.values())})
+        return f"{BLINDED}\n{table}" if self.blinded else table
 
 
 def predictive_p(likelihood: BandpowerLikelihood, models: np.ndarray) -> float:
@@ -148,6 +152,7 @@ def predictive(root: str, samples: int = 200, seed: int = 0) -> Predictive:
         best_pte=float(likelihood.pte(chi2[best])),
         band=_replicated_band(likelihood, drawn, seed)[:, :n],
         difference=difference,
+        blinded=likelihood.release.blinding is not None,
     )
 
 

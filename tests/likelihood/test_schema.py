@@ -6,6 +6,7 @@ import json
 import pytest
 
 from cobaya_cnnlens.errors import ReleaseError
+from cobaya_cnnlens.likelihood.declarations import Blinding
 from cobaya_cnnlens.likelihood.document import seal, to_document
 from cobaya_cnnlens.likelihood.fields import Group
 from cobaya_cnnlens.likelihood.release import (
@@ -27,8 +28,9 @@ OPTIONAL = [group for group in Group if group is not Group.ALWAYS]
 
 @pytest.fixture(scope="module")
 def document() -> dict:
-    """Of a release that has all there is."""
-    return seal(to_document(synthetic_release()))
+    """Of a release that has all there is; blinded, so that it has no truth."""
+    blinded = synthetic_release(truth=None, blinding=Blinding("0" * 16, "AAAA"))
+    return seal(to_document(blinded))
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +128,10 @@ def test_schema_and_reader_miss_the_same_sections(document, validator):
         ("truth.omch2", "0.12"),
         ("debias.gains", [1.0]),
         ("windows.first", [-1, 236, 436, 636, 836]),
+        ("blinding.key", 3),
+        ("blinding.hidden", ["a"]),
+        ("blinding.offset", 0.1),
+        ("truth", {"omch2": 0.12}),
     ],
 )
 def test_schema_and_reader_refuse_the_same_values(document, validator, field, value):

@@ -12,7 +12,7 @@ from cobaya_cnnlens import products
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import ConfigError, ProductError, ReleaseError
 from cobaya_cnnlens.likelihood.fields import NUISANCES, SIMULATED
-from cobaya_cnnlens.likelihood.release import read_release, write_release
+from cobaya_cnnlens.likelihood.release import DATA_DIRECTORY, read_release, write_release
 from cobaya_cnnlens.maps import assembly, calibration
 from cobaya_cnnlens.maps.bandpower_file import MapBandpowers
 from cobaya_cnnlens.maps.calibration import SurveyCalibration
@@ -361,3 +361,26 @@ def test_the_commands(written, measured, run, tmp_path, monkeypatch):
     plain = Run(run.config.model_copy(update={"network": network}), run.estimator_id)
     wrong = cnnlens(plain, "calibrate", "toy.yaml", "--out", tmp_path)
     assert "toy.yaml: key 'network.kind' is not 'refined'" in str(wrong.exception)
+
+
+def test_a_survey_is_blinded_as_it_is_made(run, tmp_path, monkeypatch):
+    """By a key, until that opens it; an open one does not take its place by mistake."""
+    monkeypatch.setattr("cobaya_cnnlens.maps.plan.read_plan", lambda _: None)
+    monkeypatch.setattr("cobaya_cnnlens.cli.runs.load", lambda _: run)
+    made = read_release("survey_mock")
+    monkeypatch.setattr(assembly, "make_release", lambda *_: made)
+    key, hidden, opened = (tmp_path / name for name in ("key.txt", "mine.json", "open.json"))
+    key.write_text("key 0 of these tests")
+
+    def cnnlens(*words):
+        return CliRunner().invoke(app, list(map(str, words)))
+
+    release = ("survey", "release", "toy.yaml", "--config", "toy.yaml", "--out", hidden)
+    done = cnnlens(*release, "--blind", key)
+    assert done.exception is None, done.exception
+    assert read_release(hidden).blinding
+    assert (read_release(hidden).bandpowers != made.bandpowers).all()
+    assert "holds a blinded release" in str(cnnlens(*release).exception)
+    done = cnnlens("release", "unblind", hidden, "--key", key, "--out", opened)
+    assert done.exception is None, done.exception
+    assert opened.read_text() == (DATA_DIRECTORY / "survey_mock.json").read_text()

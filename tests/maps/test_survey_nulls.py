@@ -17,7 +17,8 @@ from cobaya_cnnlens import products
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError, ConfigError, ProductError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
-from cobaya_cnnlens.likelihood.release import read_release
+from cobaya_cnnlens.likelihood.declarations import Blinding
+from cobaya_cnnlens.likelihood.release import read_release, write_release
 from cobaya_cnnlens.maps import reconstruction, tile_maps, tile_nulls, tiles
 from cobaya_cnnlens.maps.map_setup import MapSetup
 from cobaya_cnnlens.maps.plan import array_path, make_plan, read_plan
@@ -322,7 +323,14 @@ def test_by_command(plan, setup, tmp_path, monkeypatch):
     result = command("--survey-release", "refined_fiducial")
     assert result.exception is None, result.exception
     assert (folder / "nulls.txt").read_text().strip() in result.output
-    assert "L range" in result.output
+    assert "L range: left out" not in result.output
+    blinded = replace(
+        read_release("refined_fiducial"), truth=None, blinding=Blinding("0" * 16, None)
+    )
+    write_release(blinded, tmp_path / "blinded.json")
+    hidden = command("--survey-release", str(tmp_path / "blinded.json"))
+    assert "L range: left out, the offset of a blinded release changes it" in hidden.output
+    result = command("--survey-release", "refined_fiducial")
     assert (folder / "nulls.png").exists()
     made = copied(folder)
     assert len(made) == 8

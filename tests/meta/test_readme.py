@@ -80,7 +80,16 @@ def test_the_readme_leads_on():
         f"docs/{name}.md"
         for name in (
             *("api", "changelog", "contributing", "glossary", "index"),
-            *("citing", "combine", "conventions", "export", "faq", "gallery", "survey-nulls"),
+            *(
+                "blinding",
+                "citing",
+                "combine",
+                "conventions",
+                "export",
+                "faq",
+                "gallery",
+                "survey-nulls",
+            ),
             "which-input",
         )
     }

@@ -266,7 +266,7 @@ def test_a_survey_is_shared_by_jobs(nasty, content, monkeypatch):
     content["nuisances"] = {"patches": 4}
     path, plan = nasty / "c.yaml", nasty / NASTY / "s.yaml"
     path.write_text(yaml.safe_dump(content))
-    given_to = ("--config", f"pipeline={path}", f"survey={plan}", "jobs=3", "--")
+    given_to = ("--config", f"pipeline={path}", f"survey={plan}", "jobs=3", f"blind={NASTY}", "--")
     nulls = f"{plan.with_suffix('')}/nulls.txt"
     commands = given(commands_of(snakemake(nasty, *given_to, "all", nulls)), nasty)
     done = [c[1:] for c in commands if c[0] == "survey"]
@@ -280,7 +280,7 @@ def test_a_survey_is_shared_by_jobs(nasty, content, monkeypatch):
         assert stages.count(stage) == 4
         if stage == "reconstruct":
             assert jobs[0] == "1/3"
-    assert stages.count("release") == 1
+    assert [call[4:] for call in done if call[0] == "release"] == [["--blind", NASTY]]
     assert all(call[4:6] == ["--patches", "24"] for call in done if call[0] == "calibrate")
     skies = [tuple(call[3:6:2]) for call in commands if call[0] == "skies"]
     # The network of this configuration is trained first.

@@ -67,7 +67,7 @@ RESULTS = [
     ),
     Predictive(
         *(np.stack([L - 60, L + 60], 1), L, some(5, 3), some(5), 0.41, {"omch2": 0.1183}),
-        *(L, 2.2, 0.53, some(5, 3), 1e-4),
+        *(L, 2.2, 0.53, some(5, 3), 1e-4, False),
     ),
     Forecast(
         ("resunet_1uk",),

@@ -1,5 +1,6 @@
 # A survey: its plan and its configuration give a release, and null tests of its own maps.
 #   snakemake -s training/Snakefile --cores all --config pipeline=survey.yaml survey=s.yaml
+# `blind=key.txt` blinds the release by the key in that file.
 # Each stage shares its tiles or simulations evenly among `jobs` jobs, 8 unless --config says more.
 from cobaya_cnnlens.maps.calibration import EACH, SurveyCalibration
 from cobaya_cnnlens.maps.plan import read_plan
@@ -11,6 +12,7 @@ SURVEY = str(PLAN.with_suffix(""))
 if set("{}") & set(SURVEY):
     raise WorkflowError(f"{PLAN}: Snakemake takes no paths with braces; rename the plan")
 JOBS = int(config.get("jobs", 8))
+BLIND = ["--blind", config["blind"]] if "blind" in config else []
 planned = read_plan(PLAN)
 patches = int(config.get("patches", EACH * len(planned.tiles)))
 calibration = SurveyCalibration(Run(MEMBERS[FILE]), planned, Path(SURVEY), patches)
@@ -78,7 +80,7 @@ rule survey_release:
     output:
         f"{SURVEY}/release.json",
     shell:
-        "cnnlens survey release {PLAN:q} --config {FILE:q}"
+        "cnnlens survey release {PLAN:q} --config {FILE:q} {BLIND:q}"
 
 
 rule survey_nulls_of_tiles:
