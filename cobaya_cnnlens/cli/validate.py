@@ -288,9 +288,9 @@ def _check_chain(root: str, out: Path | None) -> None:
     """Compare a chain with its reference, and draw what its posterior predicts."""
     from ..plots.drawing import save
     from ..plots.posteriors import predictive_figure
+    from ..validate.chain_comparison import compare_chain
     from ..validate.chains import load_chain
     from ..validate.predictive import predictive
-    from ..validate.verification import compare_chain
 
     chain = load_chain(root)
     _print(compare_chain(chain))

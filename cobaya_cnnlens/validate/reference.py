@@ -154,6 +154,27 @@ def content_of(info: Mapping[str, Any]) -> dict[str, Any]:
     return content
 
 
+def closest_input(info: Mapping[str, Any], reference: Reference) -> tuple[str, ...]:
+    """In one line, the shipped input that an input is like, and where they differ.
+
+    Parameters
+    ----------
+    info : the input, with its defaults
+    reference : contents of the shipped inputs
+
+    Returns
+    -------
+    remarks : of a :class:`.verification.Verification`
+    """
+    closest = reference.closest(content_of(info))
+    if closest is None:
+        return ("No shipped input samples the same parameters.",)
+    name, differences = closest
+    if not differences:
+        return (f"The data, options and priors are those of the shipped input {name}.yaml.",)
+    return (f"The closest shipped input is {name}.yaml; it differs in {'; '.join(differences)}.",)
+
+
 def _digest(block: Mapping[str, Any]) -> str:
     if block.get("version"):
         return str(block["version"])

@@ -1,10 +1,9 @@
-"""Is the installation right, does an input run the right theory, is a chain the reference's?
+"""Is the installation right, and does an input run the right theory?
 
 The data are a noiseless mock: a release whose bandpowers and power are those of its model at its
 fiducial cosmology, the *mock point*. χ² is 0 there, and has a known value at a second point. A
 theory whose bandpowers are off by ε σ changes χ² by at most ε² and 2ε √χ². The limits of both are
-for ε = 0.1, at which the likelihood warns too. A chain is compared with the posterior of the
-shipped input that it is of, :func:`compare_chain`.
+for ε = 0.1, at which the likelihood warns too. :mod:`.chain_comparison` is the third check.
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from cobaya.input import update_info
@@ -31,12 +30,11 @@ from ..errors import CNNLensError
 from ..files import given_path
 from ..likelihood.cnnlens import THEORY_TOLERANCE, CNNLens
 from ..likelihood.release import Group, Release, digest_of_numbers, is_shipped, read_release
-from ..likelihood.selfcheck import different_settings, offset_of, silent, spectra_of
+from ..likelihood.selfcheck import offset_of, silent, spectra_of
 from ..table import text_table
 from ..theory.emulator_files import read_emulator
-from .chains import Chain, quiet
-from .reference import Marginal, Reference, content_of, read_reference
-from .truths import CLASS_NAMES, EMULATOR, LIKELIHOOD, blocks_of
+from .reference import Reference, closest_input, read_reference
+from .truths import EMULATOR, LIKELIHOOD, blocks_of
 
 PACKAGE = "cobaya_cnnlens"
 COMPONENT, EMULATED_CAMB = f"{PACKAGE}.{LIKELIHOOD}", f"{PACKAGE}.{EMULATOR}"
@@ -46,10 +44,8 @@ MOCK = "refined_fiducial"
 STEPS = {"omch2": 0.001, "ns": 0.005, "H0": -0.5}
 # Emulators that have spectra at both points.
 EMULATORS = ("lcdm", "mnu")
-# A mean (in σ) and a width (relative) may differ by this from other causes than the number of
-# samples; how many standard errors of both chains are added; how many samples that needs.
-MEAN_TOLERANCE, WIDTH_TOLERANCE, ERRORS, FEWEST = 0.1, 0.05, 4.0, 50
 AGAIN = "Install the package again."
+UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True)
@@ -67,6 +63,10 @@ class Check:
     def verdict(self) -> str:
         """In a word."""
         return "FAILS" if self.fault else "passes"
+
+
+# What a bar shows, and what it runs.
+Steps: TypeAlias = dict[str, Callable[[], list[Check]]]
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,22 @@ def check_installation() -> Verification:
     verification : passes on a good installation
     """
     reference = read_reference()
+    checks = _run(
+        {
+            "packages": lambda: [_check_packages()],
+            "releases": lambda: [check_release(name, reference) for name in reference.release],
+            "emulators": lambda: [check_emulator(name, reference) for name in reference.emulator],
+        }
+    )
+    if all(check.found != UNREADABLE for check in checks):
+        checks += _run(_installation_steps(reference))
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("cobaya", "camb"))
+    python = ".".join(map(str, sys.version_info[:3]))
+    return Verification(f"{PACKAGE} {__version__}, {versions}, Python {python}", checks)
+
+
+def _installation_steps(reference: Reference) -> Steps:
+    """What runs a theory: the likelihood with the data, and each theory with the mock."""
     with silent():
         component = CNNLens({"release": MOCK})
     settings = component.release_data.theory["settings"]
@@ -159,18 +175,10 @@ def check_installation() -> Verification:
         f"emulator {name}": {EMULATED_CAMB: {"emulator": name}} for name in EMULATORS
     }
     theories["camb"] = {"camb": {"extra_args": camb}}
-    steps: dict[str, Callable[[], list[Check]]] = {
-        "packages": lambda: [_check_packages()],
-        "releases": lambda: [check_release(name, reference) for name in reference.release],
-        "emulators": lambda: [check_emulator(name, reference) for name in reference.emulator],
-        f"data {MOCK}": lambda: [_check_data(theories["emulator lcdm"], reference)],
-    }
+    steps: Steps = {f"data {MOCK}": lambda: [_check_data(theories["emulator lcdm"], reference)]}
     for name, block in theories.items():
         steps[name] = partial(check_theory, block, component, reference.chi2_second, name)
-    checks = _run(steps)
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("cobaya", "camb"))
-    python = ".".join(map(str, sys.version_info[:3]))
-    return Verification(f"{PACKAGE} {__version__}, {versions}, Python {python}", checks)
+    return steps
 
 
 def check_input(path: str | os.PathLike[str]) -> Verification:
@@ -192,19 +200,21 @@ def check_input(path: str | os.PathLike[str]) -> Verification:
     """
     reference, info = read_reference(), read_input(path)
     blocks = blocks_of(info["likelihood"], LIKELIHOOD)
-    steps: dict[str, Callable[[], list[Check]]] = {
-        "files": lambda: [
-            *(check_release(s, reference) for b in blocks.values() for s in _listed(b, "release")),
-            *(
-                check_emulator(source, reference)
-                for block in blocks_of(info["theory"], EMULATOR).values()
-                for source in _listed(block, "emulator")
-            ),
-        ]
+    emulators = blocks_of(info["theory"], EMULATOR).values()
+    releases = [name for block in blocks.values() for name in _listed(block, "release")]
+    files: Steps = {
+        "releases": lambda: [check_release(name, reference) for name in releases],
+        "emulators": lambda: [
+            check_emulator(name, reference)
+            for block in emulators
+            for name in _listed(block, "emulator")
+        ],
     }
-    for name, block in blocks.items():
-        steps[name] = partial(_check_block, info["theory"], name, block)
-    return Verification(f"{path}", _run(steps), tuple(_closest(info, reference)))
+    checks = _run(files)
+    if all(check.found != UNREADABLE for check in checks):
+        steps: Steps = {n: partial(_check_block, info["theory"], n, b) for n, b in blocks.items()}
+        checks += _run(steps)
+    return Verification(f"{path}", checks, closest_input(info, reference))
 
 
 def read_input(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -274,9 +284,9 @@ def check_release(source: Any, reference: Reference) -> Check:
     except CNNLensError as error:
         expected = reference.release.get(str(source), "")
         mend = AGAIN if is_shipped(source) else ""
-        return Check(f"release {source}", expected, "unreadable", "equal", f"{error}. {mend}")
+        return Check(f"release {source}", expected, UNREADABLE, "equal", f"{error}. {mend}")
     names = (str(source), Path(str(source)).stem, release.name)
-    return _check_digest("release", source, digest_of_numbers(release), names, reference.release)
+    return check_digest("release", source, digest_of_numbers(release), names, reference.release)
 
 
 def check_emulator(source: Any, reference: Reference) -> Check:
@@ -297,15 +307,28 @@ def check_emulator(source: Any, reference: Reference) -> Check:
         expected = reference.emulator.get(str(source), "")
         mend = AGAIN if expected and not Path(str(source)).is_file() else ""
         fault = f"the emulator is truncated or damaged: {error}. {mend}".strip()
-        return Check(f"emulator {source}", expected, "unreadable", "equal", fault)
+        return Check(f"emulator {source}", expected, UNREADABLE, "equal", fault)
     names = (str(source), Path(str(source)).stem.removeprefix("emulator_"))
-    return _check_digest("emulator", source, emulator.digest, names, reference.emulator)
+    return check_digest("emulator", source, emulator.digest, names, reference.emulator)
 
 
-def _check_digest(
+def check_digest(
     kind: str, source: Any, found: str, names: Iterable[str], digests: Mapping[str, str]
 ) -> Check:
-    """Compare a digest with that of the shipped file that has one of the names, if any."""
+    """Compare a digest with that of the shipped file that has one of the names, if any.
+
+    Parameters
+    ----------
+    kind : "release" or "emulator"
+    source : as the input names it
+    found : the digest
+    names : that may be a shipped file's
+    digests : of the shipped files by name
+
+    Returns
+    -------
+    check : a file that has no shipped name passes
+    """
     item = f"{kind} {source}"
     name = next((name for name in names if name in digests), None)
     if name is None:
@@ -313,13 +336,14 @@ def _check_digest(
     if found == digests[name]:
         return Check(item, digests[name], found, "equal")
     other = next((f" It is {key}." for key, value in digests.items() if value == found), "")
+    own = f"Name the shipped {kind} itself, or give your own another name."
     return Check(
         item,
         digests[name],
         found,
         "equal",
         f"other {kind}: its numbers are not those of the shipped {name}.{other} Results do not "
-        f"compare with it. {AGAIN} Give a {kind} of your own a name of its own.",
+        f"compare with it. {own if Path(str(source)).is_file() else AGAIN}",
     )
 
 
@@ -446,106 +470,7 @@ def _listed(block: Mapping[str, Any], option: str) -> list[Any]:
     return list(given) if isinstance(given, list | tuple) else [given]
 
 
-def _closest(info: Mapping[str, Any], reference: Reference) -> list[str]:
-    """In one line, the shipped input that an input is like, and where they differ."""
-    closest = reference.closest(content_of(info))
-    if closest is None:
-        return ["No shipped input samples the same parameters."]
-    name, differences = closest
-    if not differences:
-        return [f"Its posterior is that of the shipped input {name}.yaml."]
-    return [f"The closest shipped input is {name}.yaml; it differs in {'; '.join(differences)}."]
-
-
-def compare_chain(chain: Chain) -> Verification:
-    """Compare means and widths of a chain with the reference posterior of a shipped input.
-
-    A mean may be off by (0.1 + 4 √(1/n + 1/n_ref)) σ, and a width by 5% + 4 √(1/2n + 1/2n_ref),
-    with n the effective samples of the parameter in each chain: four standard errors, and what an
-    allowed error of the theory makes.
-
-    Parameters
-    ----------
-    chain : as :func:`.chains.load_chain` reads it
-
-    Returns
-    -------
-    verification : without checks, and with a remark, if the input is of no shipped posterior
-    """
-    reference = read_reference()
-    closest = reference.closest(content_of(chain.info))
-    checks = _check_versions(chain.info, reference)
-    if closest is None or closest[1]:
-        title = f"{chain.root} is not compared with a reference posterior."
-        return Verification(title, checks, tuple(_closest(chain.info, reference)))
-    name = closest[0]
-    columns = {CLASS_NAMES.get(column, column): column for column in chain.names}
-    for parameter, marginal in reference.posteriors[name].marginals.items():
-        if parameter in columns:
-            checks.append(_check_marginal(chain, columns[parameter], marginal))
-    wrong = any(check.fault for check in checks)
-    remarks = _other_settings(chain.info, columns) if wrong else ()
-    title = f"{chain.root} against the reference posterior of {name}.yaml"
-    return Verification(title, checks, remarks)
-
-
-def _other_settings(info: Mapping[str, Any], parameters: Container[str]) -> tuple[str, ...]:
-    """What the theory of a chain has set otherwise than that of the reference posterior."""
-    made_with = dict(read_release(MOCK).theory["settings"])
-    if "HMCode_logT_AGN" in parameters:
-        made_with["halofit_version"] = "mead2020_feedback"
-    try:
-        differ = "; ".join(different_settings(info.get("theory") or {}, made_with))
-    except CNNLensError:  # the emulator is not here any more
-        return ()
-    return (f"The theory of the chain has other settings: {differ}.",) if differ else ()
-
-
-def _check_versions(info: Mapping[str, Any], reference: Reference) -> list[Check]:
-    """Whether a chain was made with the shipped files that its input names."""
-    checks = []
-    for kind, section, component in (
-        ("release", "likelihood", LIKELIHOOD),
-        ("emulator", "theory", EMULATOR),
-    ):
-        digests = getattr(reference, kind)
-        for block in blocks_of(info.get(section), component).values():
-            source, version = block.get(kind), block.get("version")
-            if version and isinstance(source, str) and source in digests:
-                checks.append(_check_digest(kind, source, version, (source,), digests))
-    return checks
-
-
-def _check_marginal(chain: Chain, column: str, reference: Marginal) -> Check:
-    """Mean and width of one parameter against the reference's."""
-    samples = chain.samples
-    with quiet():
-        mean, sigma = float(samples.mean(column)), float(samples.std(column))
-        n = float(samples.getEffectiveSamples(samples.paramNames.numberOfName(column)))
-    error = math.sqrt(1.0 / max(n, 1.0) + 1.0 / reference.effective)
-    mean_limit = MEAN_TOLERANCE + ERRORS * error
-    width_limit = WIDTH_TOLERANCE + ERRORS * error / math.sqrt(2.0)
-    shift, stretch = (mean - reference.mean) / reference.sigma, sigma / reference.sigma - 1.0
-    faults = []
-    if not n >= FEWEST:
-        faults.append(
-            f"{n:.0f} effective samples are too few for a comparison, which needs {FEWEST}: "
-            "continue the chain (cobaya-run -r) with a lower Rminus1_stop"
-        )
-    if not abs(shift) < mean_limit:
-        faults.append(f"the mean is off by {shift:+.2f} sigma")
-    if not abs(stretch) < width_limit:
-        faults.append(f"the width is off by {100 * stretch:+.0f}%")
-    return Check(
-        column,
-        f"{reference.mean:.6g} ± {reference.sigma:.2g}",
-        f"{mean:.6g} ± {sigma:.2g}",
-        f"{mean_limit:.2f} sigma, {100 * width_limit:.0f}%",
-        "; ".join(faults),
-    )
-
-
-def _run(steps: Mapping[str, Callable[[], list[Check]]]) -> list[Check]:
+def _run(steps: Steps) -> list[Check]:
     """Take steps one by one, with a bar on a terminal that says which."""
     checks: list[Check] = []
     with tqdm(steps.items(), desc="check", unit="step", leave=False, disable=None) as bar:
