@@ -61,8 +61,10 @@ class Check:
 
     @property
     def verdict(self) -> str:
-        """In a word."""
-        return "FAILS" if self.fault else "passes"
+        """In a word; what has no limit was not compared."""
+        if self.fault:
+            return "FAILS"
+        return "passes" if self.limit else "not compared"
 
 
 # What a bar shows, and what it runs.
@@ -361,7 +363,7 @@ def _check_packages() -> Check:
             wrong.append(f"{package.name} {version} (needed: {package.specifier})")
     n = len(needed)
     fault = f"{'; '.join(wrong)}. Install what is missing or too old." if wrong else ""
-    return Check("packages", f"{n} new enough", f"{n - len(wrong)}", "", fault)
+    return Check("packages", f"{n} new enough", f"{n - len(wrong)}", "equal", fault)
 
 
 def _check_data(theories: Mapping[str, Any], reference: Reference) -> Check:
@@ -453,7 +455,7 @@ def _check_block(theories: Mapping[str, Any], name: str, block: Mapping[str, Any
         return [_unreachable(name, 0.0, error)]
     if not component.check_theory or "cosmology" not in component.release_data.theory:
         why = "check_theory: false" if not component.check_theory else "no fiducial cosmology"
-        return [Check(f"{name}, theory", "", f"not compared ({why})")]
+        return [Check(f"{name}, theory", "", why)]
     mock = component.likelihood_of(noiseless(component.release_data, component.noise_debias))
     point = second_point(component.release_data.theory["cosmology"])
     try:
