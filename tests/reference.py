@@ -76,7 +76,7 @@ def main(folder: Path) -> None:
         "release": {name: digest_of_numbers(read_release(name)) for name in shipped_releases()},
         "emulator": {name: read_emulator(name).digest for name in shipped_emulators()},
         **expected_chi2(),
-        "posteriors": {path.stem: posterior(path, folder) for path in inputs},
+        "posteriors": dict(sorted((path.stem, posterior(path, folder)) for path in inputs)),
     }
     Path(str(REFERENCE)).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(REFERENCE)
