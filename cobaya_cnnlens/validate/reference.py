@@ -135,7 +135,7 @@ def content_of(info: Mapping[str, Any]) -> dict[str, Any]:
     Returns
     -------
     content : options of each CNNLens likelihood with the digest of its release, the other
-        likelihoods, and by parameter its prior or its fixed value; CLASS's names are CAMB's
+        likelihoods, and by parameter its prior or its fixed value; CLASS's names are CAMB's.
     """
     likelihoods = info.get("likelihood") or {}
     blocks = blocks_of(likelihoods, LIKELIHOOD)

@@ -193,7 +193,7 @@ def check_input(path: str | os.PathLike[str]) -> Verification:
     Returns
     -------
     verification : passes if the theory gives the expected χ² for the noiseless mock of the input's
-        own release
+        own release.
 
     Raises
     ------
@@ -259,7 +259,7 @@ def with_defaults(info: Mapping[str, Any]) -> dict[str, Any]:
     Returns
     -------
     info : its likelihoods, theories and parameters; samplers and other likelihoods, which may not
-        be installed, are not imported
+        be installed, are not imported.
     """
     likelihoods = {name: block or {} for name, block in info["likelihood"].items()}
     ours = blocks_of(likelihoods, LIKELIHOOD)
