@@ -15,6 +15,7 @@ from .arguments import FRONT, ConfigFile, Indices, SetName
 
 if TYPE_CHECKING:
     from ..pipeline.run import Run
+    from ..validate.verification import Verification
 
 app = typer.Typer()
 command = partial(app.command, rich_help_panel="Validate")
@@ -238,17 +239,68 @@ def primary(
 
 @command(rich_help_panel=FRONT, epilog="Example: cnnlens check chains/omegac")
 def check(
-    chain: Annotated[str, typer.Argument(help="Chain root, e.g. chains/omegac.")],
-    out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            help="A Cobaya input (YAML), or a chain, e.g. chains/omegac; the installation if "
+            "absent."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Picture to write, of a chain.")] = None,
 ) -> None:
-    """Check whether the data are likely under a chain's posterior.
+    """Check the installation, a Cobaya input, or a chain against expected numbers.
 
-    The command prints the posterior-predictive chi2 and PTE, and draws the predicted bandpowers.
+    Installation and input: shipped files, and chi2 of a mock without noise. Chain: means and
+    widths, if a shipped input made it; and whether the data are likely under its posterior, with
+    a picture of the predicted bandpowers. The exit status is 1 if a check fails.
     """
+    from ..validate.verification import check_input, check_installation
+
+    if what is None or is_input(what):
+        if out is not None:
+            raise ConfigError("--out is for the picture of a chain; name the chain, or omit --out")
+        _print(check_installation() if what is None else check_input(what))
+    else:
+        _check_chain(what, out)
+
+
+def is_input(given: str) -> bool:
+    """Whether a name is that of a Cobaya input, not of a chain or of a file beside one.
+
+    Parameters
+    ----------
+    given : path
+
+    Returns
+    -------
+    True for an input
+
+    Examples
+    --------
+    >>> is_input("yaml/omegac.yaml"), is_input("chains/omegac.updated.yaml"), is_input("chains/my")
+    (True, False, False)
+    """
+    beside_a_chain = (".updated.yaml", ".input.yaml")
+    return given.endswith((".yaml", ".yml")) and not given.endswith(beside_a_chain)
+
+
+def _check_chain(root: str, out: Path | None) -> None:
+    """Compare a chain with its reference, and draw what its posterior predicts."""
     from ..plots.drawing import save
     from ..plots.posteriors import predictive_figure
+    from ..validate.chain_comparison import compare_chain
+    from ..validate.chains import load_chain
     from ..validate.predictive import predictive
 
-    result = predictive(chain)
-    typer.echo(result.table())
-    typer.echo(save(predictive_figure(result), out or Path(f"{chain}_predictive.png")))
+    chain = load_chain(root)
+    _print(compare_chain(chain))
+    result = predictive(chain.root)
+    typer.echo(f"\n{result.table()}")
+    typer.echo(save(predictive_figure(result), out or Path(f"{chain.root}_predictive.png")))
+
+
+def _print(verification: Verification) -> None:
+    """Print a table of checks; stop with status 1 if one fails."""
+    typer.echo(verification.table())
+    if not verification.passed:
+        raise typer.Exit(1)

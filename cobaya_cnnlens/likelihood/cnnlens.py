@@ -127,15 +127,7 @@ class CNNLens(VersionedByDigest, Likelihood):
             names = given if isinstance(given, list | tuple) else [given]
             releases = [read_release(name) for name in names]
             self.release_data: Release = combine(releases)
-            self._likelihood = BandpowerLikelihood(
-                self.release_data,
-                self.noise_debias,
-                self.statistics,
-                self.L_min,
-                self.L_max,
-                self.calibration_errors,
-                self.primary,
-            )
+            self._likelihood = self.likelihood_of(self.release_data)
         except CNNLensError as error:
             raise LoggedError(self.log, "%s", error) from None
         self._surveys = {release.bandpowers.tobytes() for release in releases}
@@ -190,6 +182,27 @@ class CNNLens(VersionedByDigest, Likelihood):
                 self.instrument,
                 INSTRUMENTS,
             )
+
+    def likelihood_of(self, release: Release) -> BandpowerLikelihood:
+        """The likelihood of any release with the options of this component.
+
+        Parameters
+        ----------
+        release : its own, or a mock with its calibration
+
+        Returns
+        -------
+        the likelihood
+        """
+        return BandpowerLikelihood(
+            release,
+            self.noise_debias,
+            self.statistics,
+            self.L_min,
+            self.L_max,
+            self.calibration_errors,
+            self.primary,
+        )
 
     def get_version(self) -> str:
         """The digest of the release, and whether that is blinded."""
@@ -278,21 +291,7 @@ class CNNLens(VersionedByDigest, Likelihood):
                 offset.sigmas,
             )
             return
-        edges = self.release_data.edges
-        mend = "Its known settings are the release's; look at its version, neutrinos and l_max."
-        if offset.factor:
-            mend = f"{offset.factor}."
-        elif offset.settings:
-            mend = f"Set as in the release what differs: {'; '.join(offset.settings)}."
-        self.log.warning(
-            "at the release's fiducial cosmology the theory's bandpowers are off by %.2f sigma "
-            "(the largest bias of a parameter), most in L = %d-%d, by %+.2f%%. %s",
-            offset.sigmas,
-            edges[offset.worst_bin],
-            edges[offset.worst_bin + 1],
-            100 * offset.worst_change,
-            mend,
-        )
+        self.log.warning("%s", offset.describe(self.release_data.edges))
 
     def get_requirements(self) -> dict[str, dict[str, int]]:
         """C_L^φφ, and unlensed C_l^EE if it plays a part, as far up as the release needs them; and

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from camb.nonlinear import halofit_default
 
 from ..errors import TheoryError
 from ..theory.camb import convergence_from_potential
 from ..theory.cobaya import LOWEST_MULTIPOLE
+from ..theory.emulator_files import read_emulator
 from .bandpowers import BandpowerLikelihood
 
 # Names of the release's parameters in CLASS, whose inputs differ from CAMB's.
@@ -45,6 +47,7 @@ CLASS_NEUTRINOS = (
 )
 # Options of NodeCAMB that CAMB itself does not have.
 NODE_OPTIONS = ("class", "nodes", "cache")
+OURS = ("EmulatedCAMB", "NodeCAMB")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,29 @@ class TheoryOffset:
     worst_change: float
     factor: str | None
     settings: tuple[str, ...]
+
+    def describe(self, edges: np.ndarray) -> str:
+        """By how much and where the theory is off, and what to do.
+
+        Parameters
+        ----------
+        edges : of all bins of the release, (n_bins + 1,), in L
+
+        Returns
+        -------
+        sentences
+        """
+        mend = "Its known settings are the release's; look at its version, neutrinos and l_max."
+        if self.factor:
+            mend = f"{self.factor}."
+        elif self.settings:
+            mend = f"Set as in the release what differs: {'; '.join(self.settings)}."
+        low, high = edges[self.worst_bin : self.worst_bin + 2]
+        return (
+            f"at the release's fiducial cosmology the theory's bandpowers are off by "
+            f"{self.sigmas:.2f} sigma (the largest bias of a parameter), most in L = "
+            f"{low:.0f}-{high:.0f}, by {100 * self.worst_change:+.2f}%. {mend}"
+        )
 
 
 def requirements(likelihood: BandpowerLikelihood) -> dict[str, dict[str, int]]:
@@ -86,7 +112,7 @@ def requirements(likelihood: BandpowerLikelihood) -> dict[str, dict[str, int]]:
     return lensing | {"unlensed_Cl": {"ee": likelihood.lmax_ee}}
 
 
-def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> TheoryOffset:
+def theory_offset(theories: Mapping[str, Any], likelihood: BandpowerLikelihood) -> TheoryOffset:
     """Run the theory block of a Cobaya input at the release's fiducial cosmology.
 
     Parameters
@@ -105,23 +131,67 @@ def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> 
     Exception
         whatever else Cobaya or the theory raises there
     """
+    spectra = spectra_of(theories, likelihood, likelihood.release.theory["cosmology"])
+    return offset_of(theories, likelihood, *spectra)
+
+
+def offset_of(
+    theories: Mapping[str, Any],
+    likelihood: BandpowerLikelihood,
+    clkk: np.ndarray,
+    clee: np.ndarray | None,
+) -> TheoryOffset:
+    """Compare spectra that a theory gives at the release's fiducial cosmology with the release's.
+
+    Parameters
+    ----------
+    theories : the ``theory`` block of the input, whose settings are compared too
+    likelihood : of the release
+    clkk, clee : as :func:`spectra_of` gives them there
+
+    Returns
+    -------
+    the offset
+    """
+    release = likelihood.release
+    ours = likelihood.model(release.fiducial_kk, release.fiducial_ee)
+    change = likelihood.model(clkk, clee) - ours
+    worst = int(np.argmax(np.abs(change / ours)[: len(likelihood.bins)]))
+    return TheoryOffset(
+        float(np.sqrt(change @ likelihood.inverse @ change)),
+        int(likelihood.bins[worst]),
+        float(change[worst] / ours[worst]),
+        likelihood.factor(clkk, clee),
+        tuple(different_settings(theories, release.theory.get("settings", {}))),
+    )
+
+
+def spectra_of(
+    theories: Mapping[str, Any], likelihood: BandpowerLikelihood, cosmology: Mapping[str, float]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Run the theory block of a Cobaya input at one cosmology.
+
+    Parameters
+    ----------
+    theories : the ``theory`` block of the input
+    likelihood : of the release, which says how far the spectra must reach
+    cosmology : under CAMB's names, as a release holds it
+
+    Returns
+    -------
+    clkk : C_L^κκ from L = 0
+    clee : unlensed C_l^EE in µK² from l = 0; None unless the likelihood needs it
+
+    Raises
+    ------
+    TheoryError
+        if the block has no spectra at the cosmology
+    Exception
+        whatever else Cobaya or the theory raises there
+    """
     from cobaya.model import get_model
 
-    release = likelihood.release
-    # Ours need no other theory; Cobaya's camb beside one fails where nothing is asked of it.
-    enough = {name: block for name, block in theories.items() if _is_ours(name, block)}
-    theories = {k: _plain(block) for k, block in deepcopy(enough or dict(theories)).items()}
-    cosmology = dict(release.theory["cosmology"])
-    for name, block in theories.items():
-        settings = block.get("extra_args") or {}
-        neutrinos: dict[str, float] = {}
-        if _is_class(name, block):
-            cosmology, neutrinos = class_cosmology(cosmology)
-            settings = {k: v for k, v in settings.items() if k not in CLASS_NEUTRINOS}
-        if settings or neutrinos:
-            # What the block fixes takes the release's value: else it were another cosmology.
-            kept = {k: v for k, v in settings.items() if k not in cosmology}
-            block["extra_args"] = kept | neutrinos
+    theories, parameters = _at_cosmology(theories, cosmology)
     spectra: dict[str, np.ndarray] = {}
 
     def keep(_self: Any) -> float:
@@ -131,36 +201,52 @@ def theory_offset(theories: dict[str, Any], likelihood: BandpowerLikelihood) -> 
         return 0.0
 
     needs = requirements(likelihood)
-    with _silent():  # errors are raised too, and the caller says what they mean
+    with silent():  # errors are raised too, and the caller says what they mean
         model = get_model(
             {
                 "likelihood": {"fiducial": {"external": keep, "requires": needs}},
                 "theory": theories,
-                "params": cosmology,
+                "params": parameters,
                 "stop_at_error": True,
             }
         )
         model.loglike({})
         model.close()
     if "pp" not in spectra:
-        listed = ", ".join(f"{name} = {value}" for name, value in cosmology.items())
+        listed = ", ".join(f"{name} = {value}" for name, value in parameters.items())
         raise TheoryError(f"no spectra at {listed}")
-    clkk = convergence_from_potential(spectra["pp"])
-    ours = likelihood.model(release.fiducial_kk, release.fiducial_ee)
-    change = likelihood.model(clkk, spectra.get("ee")) - ours
-    worst = int(np.argmax(np.abs(change / ours)[: len(likelihood.bins)]))
-    return TheoryOffset(
-        float(np.sqrt(change @ likelihood.inverse @ change)),
-        int(likelihood.bins[worst]),
-        float(change[worst] / ours[worst]),
-        likelihood.factor(clkk, spectra.get("ee")),
-        tuple(different_settings(theories, release.theory.get("settings", {}))),
-    )
+    return convergence_from_potential(spectra["pp"]), spectra.get("ee")
 
 
-def _is_ours(name: str, block: Mapping[str, Any] | None) -> bool:
-    given = (block or {}).get("class") or name
-    return str(given).endswith(("EmulatedCAMB", "NodeCAMB"))
+def _at_cosmology(
+    theories: Mapping[str, Any], cosmology: Mapping[str, float]
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """A theory block that fixes no parameter of a cosmology, and these under the block's names."""
+    theories = {k: _plain(block) for k, block in deepcopy(_sufficient(theories)).items()}
+    parameters = dict(cosmology)
+    for name, block in theories.items():
+        settings = block.get("extra_args") or {}
+        neutrinos: dict[str, float] = {}
+        if _is_class(name, block):
+            parameters, neutrinos = class_cosmology(parameters)
+            settings = {k: v for k, v in settings.items() if k not in CLASS_NEUTRINOS}
+        if settings or neutrinos:
+            # What the block fixes takes the release's value: else it were another cosmology.
+            kept = {k: v for k, v in settings.items() if k not in parameters}
+            block["extra_args"] = kept | neutrinos
+    return theories, parameters
+
+
+def _sufficient(theories: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The blocks that give the spectra. Ours need no other theory, and Cobaya's camb beside one
+    fails where nothing is asked of it."""
+    blocks = {name: dict(block or {}) for name, block in theories.items()}
+    ours = {name: block for name, block in blocks.items() if _is(block, name, *OURS)}
+    return ours or blocks
+
+
+def _is(block: Mapping[str, Any], name: str, *classes: str) -> bool:
+    return str(block.get("class") or name).endswith(classes)
 
 
 def class_cosmology(cosmology: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
@@ -183,7 +269,13 @@ def class_cosmology(cosmology: Mapping[str, float]) -> tuple[dict[str, float], d
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
+    """Keep what Cobaya logs inside the context from the terminal.
+
+    Yields
+    ------
+    None
+    """
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -196,8 +288,7 @@ def _is_class(name: str, block: Mapping[str, Any]) -> bool:
     return "classy" in f"{name} {block.get('class', '')}"
 
 
-def _plain(block: Mapping[str, Any] | None) -> dict[str, Any]:
-    block = dict(block or {})
+def _plain(block: dict[str, Any]) -> dict[str, Any]:
     if "NodeCAMB" in str(block.get("class", "")):
         for key in NODE_OPTIONS:
             block.pop(key, None)
@@ -207,9 +298,9 @@ def _plain(block: Mapping[str, Any] | None) -> dict[str, Any]:
     return block
 
 
-def different_settings(theories: dict[str, Any], made_with: dict[str, Any]) -> Iterator[str]:
+def different_settings(theories: Mapping[str, Any], made_with: Mapping[str, Any]) -> Iterator[str]:
     """Settings of a ``theory`` block that differ from those that a release's spectra were made
-    with, as "name: theirs (release: ours)".
+    with, as "name: theirs (release: ours)". Those of an emulator are in its file.
 
     Parameters
     ----------
@@ -220,7 +311,7 @@ def different_settings(theories: dict[str, Any], made_with: dict[str, Any]) -> I
     ------
     text for each
     """
-    for name, block in theories.items():
+    for name, block in _sufficient(theories).items():
         settings = block.get("extra_args") or {}
         if _is_class(name, block):
             given = {key.replace("non linear", "non_linear"): x for key, x in settings.items()}
@@ -229,8 +320,11 @@ def different_settings(theories: dict[str, Any], made_with: dict[str, Any]) -> I
         else:
             keys = ("lens_potential_accuracy", "halofit_version")
             expected = {key: made_with[key] for key in keys if key in made_with}
-            if "num_massive_neutrinos" in settings:
+            if _is(block, name, "EmulatedCAMB"):
+                settings = read_emulator(block.get("emulator") or "lcdm").record.get("settings", {})
+            elif "num_massive_neutrinos" in settings:
                 expected["num_massive_neutrinos"] = 1
+            settings = {"halofit_version": halofit_default, **settings}
         for key, value in expected.items():
             if settings.get(key) != value and str(settings.get(key)) != str(value):
                 yield f"{key}: {settings.get(key, 'default')} (release: {value})"

@@ -258,8 +258,11 @@ def load_chain(given: str | Path, burn_in: float = BURN_IN) -> Chain:
             # getdist does not look into the current folder for a root without one.
             settings = {"ignore_rows": burn_in}
             samples = MCSamples(str(Path(root).absolute()), settings=settings)
+            _refuse_other_columns(root, samples.paramNames.list())
             # Of several processes, one may not have accepted its first sample yet.
             samples.readChains([file for file in _chain_files(root) if _has_samples(file)])
+    except CNNLensError:
+        raise
     except Exception as error:  # whatever getdist raises for files that are empty or damaged
         said = " ".join(str(error).split()) or type(error).__name__
         raise CNNLensError(
@@ -280,6 +283,21 @@ def _add_amplitude(chain: Chain) -> None:
         with quiet():
             chain.samples.addDerived(values, name="s8omegamp25", label=AMPLITUDE_LABEL)
             chain.samples.updateBaseStatistics()
+
+
+def _refuse_other_columns(root: str, names: Sequence[str]) -> None:
+    """Refuse files whose columns are not those of the input beside them, whose names getdist
+    takes."""
+    for file in _chain_files(root):
+        with open(file, encoding="utf-8", errors="replace") as lines:
+            head = lines.readline()
+        columns = head.lstrip("#").split()[2:]  # after the weight and the posterior
+        if head.startswith("#") and columns != list(names):
+            raise CNNLensError(
+                f"{file}: its columns are {', '.join(columns)}; those of the input beside it, "
+                f"{root}.updated.yaml, are {', '.join(names)}: the two are of different runs. "
+                "Bring the right file back, or run cobaya-run -f"
+            )
 
 
 def _has_samples(file: str) -> bool:

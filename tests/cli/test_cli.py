@@ -61,6 +61,7 @@ LIGHT = [
     (("release", "show", "refined_low"), "bandpowers in units of 1e-9"),
     (("release", "show", "refined_fiducial", "--network", str(NETWORK)), "was made with"),
     (("release", "show", "refined_fiducial", "--figure", "OUT/release.png"), "release.png"),
+    (("check", str(REPOSITORY / "yaml" / "omegac_fast.yaml")), "EmulatedCAMB, second point"),
     (("n0", "--multipole", "100", "--lmax", "2000"), "C_L^kk"),
 ]
 NEEDS_PIPELINE = [
