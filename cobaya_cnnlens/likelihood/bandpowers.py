@@ -24,12 +24,11 @@ less power than the calibration covers, :meth:`BandpowerLikelihood.doubt` says s
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,7 +52,7 @@ from .spectra import (
     UNLENSED_E,
     Bands,
     Quantity,
-    band_powers,
+    band_matrix,
     checked_spectrum,
     diagnosis,
     factor_of,
@@ -83,6 +82,22 @@ _UNLIKELY, _LIKELY, _FAR_BETTER, _NEAR = 1e-6, 1e-3, 50.0, 5.0
 # Bands of C^EE of a release that does not say them.
 _EE_BANDS = 8
 _NOT_FINITE = "a spectrum or nuisance is not finite, or beyond all bounds; check the theory"
+
+
+class Jacobian(NamedTuple):
+    """Derivatives of the model with respect to its arguments, which are linear in the spectra.
+
+    Attributes
+    ----------
+    kk : ∂µ_b/∂C_L^κκ, (n_bins, lmax_kk + 1) from L = 0
+    ee : ∂µ_b/∂C_l^EE (unlensed) in 1/µK² times the unit of µ, (n_bins, lmax_ee + 1) from l = 0;
+        zero unless ``primary``
+    nuisances : ∂µ_b/∂x_i in the order of ``NUISANCES``, (n_bins, n_nuisances)
+    """
+
+    kk: np.ndarray
+    ee: np.ndarray
+    nuisances: np.ndarray
 
 
 class BandpowerLikelihood:
@@ -196,14 +211,11 @@ class BandpowerLikelihood:
         self._multipoles = slice(used[0], used[-1] + 1) if len(used) else slice(0, 0)
         self._linear = np.ascontiguousarray(linear[:, self._multipoles])
         slope = self._linear @ release.fiducial_kk[self._multipoles]
-        self._amplitude_error = float(1.0 / np.sqrt(slope @ self.inverse @ slope))
+        self._amplitude_error = float(self.fisher(slope[:, None])[0, 0] ** -0.5)
         # What x and x² do to every bin.
-        self._nuisances = np.hstack(
-            [
-                _stacked(release.nuisance_first[self.bins], power, "power_nuisance_first"),
-                _stacked(release.nuisance_second[self.bins], power, "power_nuisance_second"),
-            ]
-        )
+        first, second = release.nuisance_first[self.bins], release.nuisance_second[self.bins]
+        self._nuisance_first = _stacked(first, power, "power_nuisance_first")
+        self._nuisance_second = _stacked(second, power, "power_nuisance_second")
         if statistics == "hamimeche-lewis":
             self._set_fiducial_total(release, power)
 
@@ -283,24 +295,105 @@ class BandpowerLikelihood:
         if not LEAST_POWER < power < MOST_POWER:
             self._refuse(KAPPA, clkk, clee)
         refuse_gaps(clkk, self.lmax_kk, KAPPA)
-        moved = self._linear @ clkk[self._multipoles]
+        ee_powers = None
         if clee is None and self.needs_ee:
             raise SpectrumError(
                 f"{UNLENSED_E.name} is None; primary: true needs it: give an array from l = 0"
             )
         if clee is not None:
             clee = checked_spectrum(clee, self.lmax_ee, UNLENSED_E)
-            powers = self._ee_bands.power(clee)
-            if not LEAST_E_POWER < powers.item(self._probe_band) < MOST_E_POWER:
+            ee_powers = self._ee_bands.power(clee)
+            if not LEAST_E_POWER < ee_powers.item(self._probe_band) < MOST_E_POWER:
                 self._refuse(UNLENSED_E, clkk, clee)
             refuse_gaps(clee, self.lmax_ee, UNLENSED_E)
-            if self.needs_ee:
-                moved += self._ee_derivatives @ powers
-        moved -= self._offset
-        if nuisances is not None:
-            x = _nuisances(nuisances)
-            moved += self._nuisances @ np.concatenate((x, x * x))
-        return moved
+        return self._mean(clkk, ee_powers, None if nuisances is None else _nuisances(nuisances))
+
+    def _mean(
+        self, clkk: np.ndarray, ee_powers: np.ndarray | None, x: np.ndarray | None
+    ) -> np.ndarray:
+        """µ of a C^κκ, of the bands' powers of C^EE and of nuisances; of NumPy or JAX."""
+        mean = self._linear @ clkk[self._multipoles] - self._offset
+        if self.needs_ee:
+            mean = mean + self._ee_derivatives @ ee_powers
+        if x is not None:
+            mean = mean + self._nuisance_first @ x + self._nuisance_second @ (x * x)
+        return mean
+
+    def jacobian(self, nuisances: Sequence[float] | None = None) -> Jacobian:
+        """Derivatives of :meth:`model`, analytic; those in the spectra are the same at all spectra.
+
+        Parameters
+        ----------
+        nuisances : at which the derivatives are taken, in the order of ``NUISANCES``; None for zero
+
+        Returns
+        -------
+        by argument of :meth:`model`
+
+        Raises
+        ------
+        CNNLensError
+            if the nuisances are not as many numbers as there are ``NUISANCES``
+
+        Examples
+        --------
+        >>> from cobaya_cnnlens import read_release
+        >>> likelihood = BandpowerLikelihood(read_release("refined_fiducial"))
+        >>> likelihood.jacobian().kk.shape
+        (24, 4401)
+        """
+        x = np.zeros(len(NUISANCES)) if nuisances is None else _nuisances(nuisances)
+        kk = np.zeros((len(self.bandpowers), self.lmax_kk + 1))
+        kk[:, self._multipoles] = self._linear
+        ee = np.zeros((len(self.bandpowers), self.lmax_ee + 1))
+        if self.needs_ee:
+            bands, fiducial = self._ee_bands, self.release.fiducial_ee
+            ee = band_matrix(bands.edges, fiducial, self._ee_derivatives, self.lmax_ee + 1)
+        return Jacobian(kk, ee, self._nuisance_first + 2.0 * self._nuisance_second * x)
+
+    def fisher(self, slopes: np.ndarray, model: np.ndarray | None = None) -> np.ndarray:
+        """Fisher matrix −∂² ln L/∂θ_i∂θ_j of data that equal the model.
+
+        The covariance holds the error of the calibration, as that of :meth:`chi2` does. Priors are
+        not in it: add 1/σ² to the diagonal.
+
+        Parameters
+        ----------
+        slopes : ∂µ_b/∂θ_i, (n_bins, n_parameters), as :meth:`jacobian` times ∂C_L/∂θ_i
+        model : µ_b at which it is taken, (n_bins,), by whose power "hamimeche-lewis" scales the
+            covariance; None for the covariance as it is
+
+        Returns
+        -------
+        (n_parameters, n_parameters)
+
+        Raises
+        ------
+        CNNLensError
+            if ``slopes`` has not a row for each of ``bandpowers``
+
+        Examples
+        --------
+        The error of the amplitude of C_L^κκ, all else fixed:
+
+        >>> from cobaya_cnnlens import read_release
+        >>> release = read_release("refined_fiducial")
+        >>> likelihood = BandpowerLikelihood(release)
+        >>> slope = likelihood.jacobian().kk @ release.fiducial_kk[: likelihood.lmax_kk + 1]
+        >>> print(f"{100 * likelihood.fisher(slope[:, None])[0, 0] ** -0.5:.2f}%")
+        0.47%
+        """
+        slopes = np.asarray(slopes, dtype=float)
+        if slopes.ndim != 2 or len(slopes) != len(self.bandpowers):
+            raise CNNLensError(
+                f"slopes have shape {slopes.shape} - each of the {len(self.bandpowers)} data has a "
+                "row, each parameter a column - give jacobian().kk @ the derivatives of C_L^κκ"
+            )
+        if model is not None:
+            slopes = slopes / self.scatter(np.asarray(model))[:, None]
+        n_sim = self.release.n_sim
+        curvature = n_sim / (n_sim - 1.0) if self.statistics == "sellentin-heavens" else 1.0
+        return curvature * slopes.T @ self.inverse @ slopes
 
     @np.errstate(all="ignore")
     def _refuse(self, quantity: Quantity, clkk: np.ndarray, clee: np.ndarray | None) -> None:
@@ -461,11 +554,12 @@ class BandpowerLikelihood:
     ) -> float:
         model = self.model(clkk, clee, nuisances)
         try:
-            deviations = self._deviations(model)
+            self._check_total(model)
         except SpectrumError as error:
             if words := factor_of(self._kk_bands.power(np.asarray(clkk))):
                 raise SpectrumError(f"{error}; {words}") from None
             raise
+        deviations = self._deviations(model)
         chi2 = float(deviations @ self.inverse @ deviations)
         if not math.isfinite(chi2):
             raise SpectrumError(_NOT_FINITE)
@@ -491,6 +585,7 @@ class BandpowerLikelihood:
         -------
         (...)
         """
+        self._check_total(models, correction)
         deviations = self._deviations(models, data, correction)
         return ((deviations @ self.inverse) * deviations).sum(-1)
 
@@ -523,12 +618,21 @@ class BandpowerLikelihood:
         data: np.ndarray | None = None,
         correction: np.ndarray | None = None,
     ) -> np.ndarray:
-        """d − µ; X_b = T^fid_b g(T̂_b/T_b), T = µ + N + c, for "hamimeche-lewis"; (..., n_bins)."""
+        """d − µ; X_b = T^fid_b g(T̂_b/T_b), T = µ + N + c, for "hamimeche-lewis"; (..., n_bins).
+
+        Of NumPy or JAX.
+        """
         data = self.bandpowers if data is None else data
         if self.statistics != "hamimeche-lewis":
             return data - model
         added = self._not_lensing(correction)
-        total = model + added
+        return self._fiducial_total * hamimeche_lewis((data + added) / (model + added))
+
+    def _check_total(self, model: np.ndarray, correction: np.ndarray | None = None) -> None:
+        """Refuse models whose total power T is not positive, of which there is no logarithm."""
+        if self.statistics != "hamimeche-lewis":
+            return
+        total = model + self._not_lensing(correction)
         if not np.isfinite(total).all():
             raise SpectrumError(_NOT_FINITE)
         if not (total > 0).all():
@@ -536,7 +640,6 @@ class BandpowerLikelihood:
                 "the theory's bandpowers with the noise on top are not positive; check the theory "
                 "and the nuisances"
             )
-        return self._fiducial_total * hamimeche_lewis((data + added) / total)
 
     def log_likelihood(
         self,
@@ -557,6 +660,22 @@ class BandpowerLikelihood:
         ln L
         """
         return self.log_likelihood_of(self.chi2(clkk, clee, nuisances))
+
+    def unchecked_log_likelihood(self, clkk: Any, clee: Any = None, nuisances: Any = None) -> Any:
+        """ln L of spectra that are right, without checks and warnings.
+
+        Parameters
+        ----------
+        clkk, clee, nuisances : as of :meth:`model`, each an array; of NumPy, or of JAX, which can
+            then differentiate and compile it
+
+        Returns
+        -------
+        ln L, of the same kind; not a number where the model has no likelihood
+        """
+        ee_powers = self._ee_bands.power(clee) if self.needs_ee else None
+        deviations = self._deviations(self._mean(clkk, ee_powers, nuisances))
+        return self.log_likelihood_of(deviations @ self.inverse @ deviations)
 
     def log_likelihood_of(self, chi2: float) -> float:
         """The log-likelihood of a χ² of this likelihood.
@@ -654,31 +773,6 @@ def _bins_between(edges: np.ndarray, L_min: float | None, L_max: float | None) -
             f"lie between L = {edges[0]} and {edges[-1]}, the first is {edges[0]}-{edges[1]}"
         )
     return inside
-
-
-def band_matrix(
-    edges: np.ndarray, fiducial: np.ndarray, derivatives: np.ndarray, size: int
-) -> np.ndarray:
-    """The derivatives of each bin as a matrix on C_l, N'_bj (2l+1) / Σ_j (2l+1) C_l^fid for l in
-    band j.
-
-    Parameters
-    ----------
-    edges : of the bands, (n_bands + 1,)
-    fiducial : C_l^fid from l = 0
-    derivatives : N'_bj, (n_bins, n_bands)
-    size : number of multipoles
-
-    Returns
-    -------
-    (n_bins, size) from l = 0
-    """
-    matrix = np.zeros((len(derivatives), size))
-    powers = band_powers(edges, fiducial)
-    for j, (low, high) in enumerate(itertools.pairwise(edges)):
-        weight = 2.0 * np.arange(low, high) + 1.0
-        matrix[:, low:high] = derivatives[:, j, None] * weight / powers[j]
-    return matrix
 
 
 def _nuisances(x: Sequence[float]) -> np.ndarray:

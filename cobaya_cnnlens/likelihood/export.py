@@ -16,10 +16,11 @@ import yaml
 
 from ..errors import CNNLensError
 from ..files import atomic_write
-from .bandpowers import NOISE_DEBIAS, band_matrix
+from .bandpowers import NOISE_DEBIAS
 from .document import check_name
 from .fields import Group, Release
 from .release import check_arrays, debiased_by_data, with_fixed_debias
+from .spectra import band_matrix
 from .statistics import hartlap_factor
 
 FORMATS = ("cmblikes", "candl", "sacc")

@@ -9,6 +9,7 @@ its bands differ by −4 to +23%, as cosmologies do.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..arrays import namespace
 from ..errors import SpectrumError
 
 # Power over the fiducial's that a spectrum may have: C^κκ at one L and C^EE in one band, both in
@@ -49,6 +51,31 @@ def band_powers(edges: np.ndarray, fiducial: np.ndarray) -> np.ndarray:
     """
     l = np.arange(edges[0], edges[-1])
     return np.add.reduceat((2.0 * l + 1.0) * fiducial[edges[0] : edges[-1]], edges[:-1] - edges[0])
+
+
+def band_matrix(
+    edges: np.ndarray, fiducial: np.ndarray, derivatives: np.ndarray, size: int
+) -> np.ndarray:
+    """The derivatives of each bin as a matrix on C_l, N'_bj (2l+1) / Σ_j (2l+1) C_l^fid for l in
+    band j.
+
+    Parameters
+    ----------
+    edges : of the bands, (n_bands + 1,)
+    fiducial : C_l^fid from l = 0
+    derivatives : N'_bj, (n_bins, n_bands)
+    size : number of multipoles
+
+    Returns
+    -------
+    (n_bins, size) from l = 0
+    """
+    matrix = np.zeros((len(derivatives), size))
+    powers = band_powers(edges, fiducial)
+    for j, (low, high) in enumerate(itertools.pairwise(edges)):
+        weight = 2.0 * np.arange(low, high) + 1.0
+        matrix[:, low:high] = derivatives[:, j, None] * weight / powers[j]
+    return matrix
 
 
 def terms(amplitudes: np.ndarray) -> np.ndarray:
@@ -120,7 +147,7 @@ class Bands:
     """Power in the bands of a spectrum, relative to that of the fiducial one: 1 + δ_j."""
 
     def __init__(self, edges: np.ndarray, fiducial: np.ndarray):
-        self.stop, self.size = int(edges[-1]), len(edges) - 1
+        self.edges, self.stop, self.size = edges, int(edges[-1]), len(edges) - 1
         self._multipoles = slice(int(edges[0]), self.stop)
         self._starts = np.asarray(edges[:-1] - edges[0], dtype=np.intp)
         weight = 2.0 * np.arange(edges[0], edges[-1]) + 1.0
@@ -137,7 +164,7 @@ class Bands:
         -------
         (n_bands,)
         """
-        return np.add.reduceat(self._weight * cl[self._multipoles], self._starts)
+        return namespace(cl).add.reduceat(self._weight * cl[self._multipoles], self._starts)
 
 
 @dataclass(frozen=True)

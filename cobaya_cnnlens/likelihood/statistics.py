@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import TypeVar
 
 import numpy as np
 
+from ..arrays import namespace
 from ..errors import CNNLensError
 
+# Added to both sides of a ratio of squares that are zero where the model equals the data.
+_TINY = 1e-18
 # A best fit whose probability to exceed is below this is warned of: data, or model, are wrong.
 POOR_FIT = 1e-4
 
@@ -143,7 +145,7 @@ def sellentin_heavens(t2: float, n_sim: int) -> float:
     -------
     the logarithm
     """
-    return -0.5 * n_sim * math.log1p(t2 / (n_sim - 1.0))
+    return -0.5 * n_sim * namespace(t2).log1p(t2 / (n_sim - 1.0))
 
 
 def hamimeche_lewis(ratio: np.ndarray) -> np.ndarray:
@@ -161,7 +163,10 @@ def hamimeche_lewis(ratio: np.ndarray) -> np.ndarray:
     -------
     g, of the same shape
     """
-    return np.sign(ratio - 1.0) * np.sqrt(2.0 * np.maximum(ratio - np.log(ratio) - 1.0, 0.0))
+    xp = namespace(ratio)
+    # g = u √(2 (u − ln x)/u²), u = x − 1: precise, and with a derivative, where x is near one.
+    u = ratio - 1.0
+    return u * xp.sqrt((2.0 * (u - xp.log(ratio)) + _TINY) / (u * u + _TINY))
 
 
 def pte_to_sigma(pte: Values) -> Values:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
+from ..arrays import namespace
 from .camb import Cosmology
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(48)
@@ -46,18 +48,20 @@ def acoustic_angle(point: Mapping[str, float]) -> float:
     photons = 2.473e-5
     radiation = photons * (1.0 + 0.2271 * 3.044)
     dark_energy = (0.01 * point["H0"]) ** 2 - matter - radiation
+    sqrt = namespace(dark_energy).sqrt
+    root_star = sqrt(a_star)
 
     # dη = da/(a²H) is smooth in √a; H in units of 100 km/s/Mpc cancels in the ratio.
-    def integral(low: float, high: float, factor: Callable[[np.ndarray], np.ndarray]) -> float:
-        root = 0.5 * (np.sqrt(high) - np.sqrt(low)) * (NODES + 1.0) + np.sqrt(low)
+    def integral(low: Any, high: Any, factor: Callable[[np.ndarray], Any]) -> Any:
+        root = 0.5 * (high - low) * (NODES + 1.0) + low
         a = root**2
-        eta = 2.0 * root / np.sqrt(radiation + matter * a + dark_energy * a**4)
-        return 0.5 * (np.sqrt(high) - np.sqrt(low)) * np.sum(WEIGHTS * eta * factor(a))
+        eta = 2.0 * root / sqrt(radiation + matter * a + dark_energy * a**4)
+        return 0.5 * (high - low) * (WEIGHTS * eta * factor(a)).sum()
 
     sound = integral(
-        0.0, a_star, lambda a: 1.0 / np.sqrt(3.0 * (1.0 + 0.75 * baryons / photons * a))
+        0.0, root_star, lambda a: 1.0 / sqrt(3.0 * (1.0 + 0.75 * baryons / photons * a))
     )
-    return float(sound / integral(a_star, 1.0, np.ones_like))
+    return sound / integral(root_star, 1.0, lambda a: 1.0)
 
 
 def sound_horizon(point: Mapping[str, float]) -> float:
@@ -73,4 +77,4 @@ def sound_horizon(point: Mapping[str, float]) -> float:
     """
     neutrinos = point.get("mnu", Cosmology.mnu) / 93.14
     slow = (point["ombh2"] + point["omch2"]) ** 0.25351 * point["ombh2"] ** 0.12807
-    return float(55.154 * np.exp(-72.3 * (neutrinos + 0.0006) ** 2) / slow)
+    return 55.154 * namespace(neutrinos).exp(-72.3 * (neutrinos + 0.0006) ** 2) / slow

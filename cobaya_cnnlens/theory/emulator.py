@@ -7,6 +7,7 @@ against x = l θ*/θ*_ref, at which peaks stay where they are (and l²C^EE with 
 too. At the lowest multipoles, which reionisation made, x goes over into l. The amplitude A_s is
 taken out of both spectra first, so that only its non-linear effects are left.
 
+The mathematics is of NumPy's arrays or of JAX's, which can differentiate it.
 ``emulator_files.py`` reads and writes emulators. ``pipeline/emulator_fit.py`` makes one, and
 ``validate/emulator_errors.py`` measures its error at points that did not make it.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from math import isclose
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 from scipy.interpolate import CubicSpline, PPoly, RBFInterpolator
 
+from ..arrays import namespace
 from ..errors import EmulatorError
 from .approximations import acoustic_angle, matter_density, sound_horizon
 
@@ -104,7 +106,7 @@ class Emulator:
         design = self._scales * tables.design
         self._interpolate = RBFInterpolator(design, tables.targets, kernel=kernel, degree=degree)
         self._rdrag = RBFInterpolator(design, tables.rdrag, kernel=kernel, degree=degree)
-        self._linear_in = [i for i, name in enumerate(self._interpolated) if name != AMPLITUDE]
+        self._linear_in = np.flatnonzero(np.not_equal(self._interpolated, AMPLITUDE))
         self._linear = RBFInterpolator(
             design[:, self._linear_in],
             tables.linear,
@@ -206,20 +208,29 @@ class Emulator:
         if outside := self.outside(point):
             raise EmulatorError(f"outside the emulator's box: {', '.join(outside)}")
         with np.errstate(all="ignore"):  # whatever the caller has made of underflows
-            return self._spectra(point)
+            return self.spectra(point)
 
-    def _spectra(
-        self, point: Mapping[str, float]
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    def spectra(self, point: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+        """Spectra at a point of the box, without a check that it is one.
+
+        Parameters
+        ----------
+        point : numbers or arrays of JAX, (), by Cobaya's names
+
+        Returns
+        -------
+        as a call; arrays of JAX if the point has some
+        """
+        xp = namespace(*point.values())
         kk, splines, logarithms = self.logarithms(point)
-        scalars = dict(zip(SCALARS, np.exp(logarithms).tolist(), strict=True))
+        scalars = dict(zip(SCALARS, xp.exp(logarithms), strict=True))
         amplitude = point[AMPLITUDE]
         stretch = scalars["thetastar"] / float(self.tables.thetastar)
         x = stretched(self._ell, stretch)
-        ee = sum(spline(x) for spline in splines) + 2.0 * np.log(stretch)
+        ee = sum(spline(x) for spline in splines) + 2.0 * xp.log(stretch)
         return _from_logarithm(kk + amplitude), _from_logarithm(ee + amplitude), scalars
 
-    def logarithms(self, point: Mapping[str, float]) -> tuple[np.ndarray, list[PPoly], np.ndarray]:
+    def logarithms(self, point: Mapping[str, Any]) -> tuple[Any, list[Callable[[Any], Any]], Any]:
         """Logarithms of the emulated quantities at a point.
 
         Parameters
@@ -230,17 +241,19 @@ class Emulator:
         -------
         kk, ee, scalars : ln C_L^κκ/A_s from L = 2; splines in x, sum ln C^EE/A_s; ln of ``SCALARS``
         """
+        xp = namespace(*point.values())
         t = self.tables
-        values = np.array([point[name] for name in self._interpolated])
+        values = xp.asarray([point[name] for name in self._interpolated])
         unit = self._scales * unit_box(values, t.low, t.high, self._logarithmic)
-        emulated = self._interpolate(unit[None])[0]
+        emulated = interpolated(self._interpolate, unit)
         n_kk = len(t.kk_basis)
-        scalars = np.append(emulated[n_kk:], self._rdrag(unit[None]))
+        scalars = xp.append(emulated[n_kk:], interpolated(self._rdrag, unit))
         kk = self._kk[0] + emulated[:n_kk] @ self._kk[1:]
-        along = np.concatenate([[1.0], self._linear(unit[None, self._linear_in])[0]])
-        splines = [PPoly.construct_fast(self._ee.c @ along, self._ee.x)]
+        linear = interpolated(self._linear, unit[self._linear_in])
+        along = xp.concatenate([xp.ones(1), linear])
+        splines = [spline(self._ee.c @ along, self._ee.x)]
         if self.base is None:
-            return kk, splines, scalars + np.log(baselines({**self.fixed, **point}))
+            return kk, splines, scalars + xp.log(baselines({**self.fixed, **point}))
         below, others, known = self.base.logarithms(point)
         return kk + below[: len(kk)], splines + others, scalars + known
 
@@ -260,7 +273,71 @@ def same(value: float, made_at: float) -> bool:
     return isclose(value, made_at, rel_tol=1e-6)
 
 
-def baselines(point: Mapping[str, float]) -> np.ndarray:
+# Radial functions of r² by scipy's names.
+KERNELS: dict[str, Callable[[Any], Any]] = {
+    "cubic": lambda square: square**1.5,
+    "quintic": lambda square: -(square**2.5),
+}
+
+
+def interpolated(interpolator: RBFInterpolator, x: Any) -> Any:
+    """Values of an interpolator at one point: scipy's, or the same sum in JAX's functions.
+
+    Parameters
+    ----------
+    interpolator : fitted, with a kernel of :data:`KERNELS` where x is of JAX
+    x : (n_parameters,), of NumPy or JAX
+
+    Returns
+    -------
+    values : of the same kind, (n_values,)
+    """
+    if (xp := namespace(x)) is np:
+        return interpolator(x[None])[0]
+    if (kernel := KERNELS.get(interpolator.kernel)) is None:
+        raise EmulatorError(
+            f"the emulator's kernel '{interpolator.kernel}' is not written for JAX; make the "
+            f"emulator with one of {', '.join(KERNELS)}"
+        )
+    # scipy's classes keep the solution of the fit in private attributes; a test compares.
+    coefficients, shift, scale = interpolator._coeffs, interpolator._shift, interpolator._scale
+    of_distance = kernel(((x - interpolator.y) ** 2).sum(1))
+    # A monomial is a product of the entries of (1, x), as many as the degree.
+    powers = np.asarray(interpolator.powers)
+    powers = np.column_stack([powers.sum(1).max() - powers.sum(1), powers])
+    factors = np.array([np.repeat(np.arange(len(row)), row) for row in powers])
+    entries = xp.append(xp.ones(1), (x - shift) / scale)
+    monomials = entries[factors[:, 0]]
+    for column in factors.T[1:]:
+        monomials = monomials * entries[column]
+    n = len(interpolator.y)
+    values = of_distance @ coefficients[:n] + monomials @ coefficients[n:]
+    return values.reshape(interpolator.d_shape)
+
+
+def spline(coefficients: Any, nodes: np.ndarray) -> Callable[[Any], Any]:
+    """A cubic spline: scipy's, or the same polynomials in JAX's functions.
+
+    Parameters
+    ----------
+    coefficients : of each piece, the highest power first, (4, n_nodes - 1)
+    nodes : ascending, (n_nodes,)
+
+    Returns
+    -------
+    the function; it takes arrays of the kind of ``coefficients``
+    """
+    if (xp := namespace(coefficients)) is np:
+        return PPoly.construct_fast(coefficients, nodes)
+
+    def polynomials(x: Any) -> Any:
+        piece = xp.searchsorted(nodes, x, side="right").clip(1, len(nodes) - 1) - 1
+        return xp.polyval(coefficients[:, piece], x - xp.asarray(nodes)[piece])
+
+    return polynomials
+
+
+def baselines(point: Mapping[str, Any]) -> Any:
     """Approximations by which ``SCALARS`` are divided before they are emulated.
 
     Parameters
@@ -271,14 +348,15 @@ def baselines(point: Mapping[str, float]) -> np.ndarray:
     -------
     baselines : (4,)
     """
-    amplitude = np.exp(0.5 * point[AMPLITUDE])
+    xp = namespace(*point.values())
+    amplitude = xp.exp(0.5 * point[AMPLITUDE])
     angle, matter = acoustic_angle(point), matter_density(point)
-    return np.array([angle, amplitude, matter, sound_horizon(point)])
+    return xp.asarray([angle, amplitude, matter, sound_horizon(point)])
 
 
 def unit_box(
-    points: np.ndarray, low: np.ndarray, high: np.ndarray, logarithmic: np.ndarray | bool = False
-) -> np.ndarray:
+    points: Any, low: np.ndarray, high: np.ndarray, logarithmic: np.ndarray | bool = False
+) -> Any:
     """Points in units of the box.
 
     Parameters
@@ -291,11 +369,15 @@ def unit_box(
     -------
     unit : −1 to 1, (n, n_parameters)
     """
-    points, low, high = (
-        np.log(values, out=np.array(values, dtype=float), where=logarithmic)
-        for values in (points, low, high)
-    )
+    if np.any(logarithmic):
+        points, low, high = (_logarithms(values, logarithmic) for values in (points, low, high))
     return (2.0 * points - low - high) / (high - low)
+
+
+def _logarithms(values: Any, logarithmic: np.ndarray | bool) -> Any:
+    """Some of the values by their logarithms; others may be zero or negative."""
+    xp = namespace(values)
+    return xp.where(logarithmic, xp.log(xp.where(logarithmic, values, 1.0)), values)
 
 
 def stretched(l: np.ndarray, stretch: float) -> np.ndarray:
@@ -314,7 +396,6 @@ def stretched(l: np.ndarray, stretch: float) -> np.ndarray:
     return l * (1.0 + (stretch - 1.0) / (1.0 + low * low * low))
 
 
-def _from_logarithm(values: np.ndarray) -> np.ndarray:
-    cl = np.zeros(len(values) + 2)
-    np.exp(values, out=cl[2:])
-    return cl
+def _from_logarithm(values: Any) -> Any:
+    xp = namespace(values)
+    return xp.concatenate([xp.zeros(2), xp.exp(values)])

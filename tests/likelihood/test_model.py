@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cobaya_cnnlens.errors import CNNLensError, SpectrumError, SpectrumWarning
-from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
+from cobaya_cnnlens.likelihood.bandpowers import STATISTICS, BandpowerLikelihood
 from cobaya_cnnlens.likelihood.fields import ARRAYS, NUISANCES, Group
 from cobaya_cnnlens.likelihood.release import (
     debiased_by_data,
@@ -63,6 +63,63 @@ def test_derivatives_by_finite_difference(release, likelihood):
         change = (likelihood.model(kk, moved) - base) / 0.01
         np.testing.assert_array_equal(change[:5], 0.0)
         np.testing.assert_allclose(change[5:], release.power_ee_derivatives[:, j], atol=1e-13)
+
+
+def test_the_jacobian_is_that_of_the_model(release, likelihood):
+    """Exactly: the model is linear in the spectra, and a parabola in the nuisances."""
+    generator = np.random.default_rng(9)
+    x = of_nuisances(0.01, -0.02, 0.3)
+    kk, ee = (
+        (cl, cl * (1 + 0.1 * generator.uniform(-1, 1, len(cl))))
+        for cl in (release.fiducial_kk, release.fiducial_ee)
+    )
+    jacobian = likelihood.jacobian(x)
+    of_spectra = (
+        jacobian.kk @ (kk[1] - kk[0])[: likelihood.lmax_kk + 1]
+        + jacobian.ee @ (ee[1] - ee[0])[: likelihood.lmax_ee + 1]
+    )
+    moved = likelihood.model(kk[1], ee[1], x) - likelihood.model(kk[0], ee[0], x)
+    np.testing.assert_allclose(moved, of_spectra, rtol=1e-9, atol=1e-13)
+    for i, step in enumerate(0.1 * np.eye(len(NUISANCES))):
+        pair = (likelihood.model(kk[0], ee[0], x + sign * step) for sign in (1, -1))
+        slope = np.subtract(*pair) / 0.2
+        np.testing.assert_allclose(jacobian.nuisances[:, i], slope, rtol=1e-9, atol=1e-13)
+    no_ee = BandpowerLikelihood(release).jacobian()
+    assert not no_ee.ee.any()
+    np.testing.assert_array_equal(no_ee.kk, jacobian.kk[: len(no_ee.kk)])
+
+
+@pytest.mark.parametrize("statistics", STATISTICS)
+def test_fisher_is_the_curvature_where_the_model_equals_the_data(release, statistics):
+    """−∂² ln L by differences, of two parameters, at a model that is not the fiducial's."""
+    likelihood = BandpowerLikelihood(release, statistics=statistics)
+    kk = 1.2 * release.fiducial_kk
+    tilt = kk * np.linspace(-1, 1, len(kk))
+    likelihood.bandpowers = model = likelihood.model(kk)
+    slopes = likelihood.jacobian().kk @ np.array([kk, tilt]).T[: likelihood.lmax_kk + 1]
+    fisher, step = likelihood.fisher(slopes, model), 1e-4
+
+    def log_likelihood(a, b):
+        return likelihood.unchecked_log_likelihood(kk + step * (a * kk + b * tilt))
+
+    mixed = log_likelihood(1, 1) - log_likelihood(1, -1) - log_likelihood(-1, 1)
+    mixed = (mixed + log_likelihood(-1, -1)) / 4.0
+    first, second = (log_likelihood(*at) + log_likelihood(*-at) for at in np.eye(2))
+    curvature = -np.array([[first, mixed], [mixed, second]]) / step**2  # ln L is zero at the model
+    np.testing.assert_allclose(fisher, curvature, rtol=1e-5)
+    scale = np.linalg.norm(likelihood.scatter(model)) / np.sqrt(len(model))
+    assert (scale > 1.05) == (statistics == "hamimeche-lewis")
+    with pytest.raises(CNNLensError, match=r"slopes have shape \(5,\).*each of the 5 data"):
+        likelihood.fisher(slopes[:, 0])
+
+
+def test_a_likelihood_without_checks_is_that_with_them(release):
+    x = of_nuisances(0.01, -0.02, 0.3)
+    for statistics in STATISTICS:
+        likelihood = BandpowerLikelihood(release, statistics=statistics, primary=True)
+        spectra = changed(release, 0.02, 0.03)
+        expected = likelihood.log_likelihood(*spectra, x)
+        assert likelihood.unchecked_log_likelihood(*spectra, x) == pytest.approx(expected, 1e-12)
 
 
 @pytest.mark.parametrize("noise_debias", ["data", "fixed"])

@@ -9,6 +9,7 @@ from cobaya.run import run
 from cobaya.yaml import yaml_load_file
 
 import yaml
+from cobaya_cnnlens import BandpowerLikelihood, CNNLens, read_emulator, read_release
 
 from ..conftest import REPOSITORY
 
@@ -31,6 +32,7 @@ COARSE = {
     },
 }
 SLOW = ("omegac_class",)
+FIDUCIAL = {"ombh2": 0.0222, "ns": 0.9624, "H0": 67.94, "logA": np.log(22.1)}
 
 
 def emulated(content):
@@ -90,19 +92,33 @@ def test_the_line_that_puts_camb_in_holds(path):
     assert settings == expected
 
 
+def sampled(content):
+    """Priors of an input's parameters, its likelihood's own after them."""
+    given = {n: p for n, p in content["params"].items() if isinstance(p, dict)}
+    (block,) = (b for name, b in content["likelihood"].items() if name.endswith("CNNLens"))
+    if block.get("instrument") != "known":
+        given |= CNNLens.get_defaults()["params"]
+    return {name: p["prior"] for name, p in given.items() if "prior" in p}
+
+
 @pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.stem)
-def test_covariances_are_of_the_sampled_parameters(path):
-    """What ships of a proposal's covariance can be one, and its widths are within the priors'."""
+def test_every_chain_starts_from_the_posterior_s_covariance(path):
+    """Of several parameters, it is there, can be one, and its widths are within the priors'; of one
+    it is its proposal, which is as wide as the posterior by Fisher."""
     content = yaml_load_file(str(path))
-    sampler = content["sampler"]["mcmc"]
-    if "covmat" not in sampler:
+    sampler, priors = content["sampler"]["mcmc"], sampled(content)
+    if len(priors) == 1:
+        (block,), (name,) = content["likelihood"].values(), priors
+        likelihood = BandpowerLikelihood(read_release(block["release"]))
+        near, far = (read_emulator("lcdm")(FIDUCIAL | {"omch2": at})[0] for at in (0.118, 0.119))
+        slope = likelihood.jacobian().kk @ (far - near)[: likelihood.lmax_kk + 1] / 0.001
+        width = likelihood.fisher(slope[:, None]).item() ** -0.5
+        assert content["params"][name]["proposal"] == pytest.approx(width, rel=0.15)
         return
     covariance = np.array(sampler["covmat"], dtype=float)
     np.testing.assert_array_equal(covariance, covariance.T)
     assert np.linalg.eigvalsh(covariance / np.sqrt(np.outer(*2 * [np.diag(covariance)]))).min() > 0
-    sampled = [n for n, p in content["params"].items() if isinstance(p, dict) and "prior" in p]
-    assert sampler["covmat_params"] == sampled
-    for name, width in zip(sampled, np.sqrt(np.diag(covariance)), strict=True):
-        prior = content["params"][name]["prior"]
+    assert sampler["covmat_params"] == list(priors)
+    for prior, width in zip(priors.values(), np.sqrt(np.diag(covariance)), strict=True):
         widest = prior.get("scale", (prior.get("max", 0) - prior.get("min", 0)) / np.sqrt(12))
         assert width < 1.1 * widest

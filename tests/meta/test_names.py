@@ -59,10 +59,13 @@ def test_cobaya_finds_the_likelihood(name, capsys):
     ("code", "heavy"),
     [
         ("pass", "cobaya camb numpy h5py tensorflow healpy matplotlib"),
-        ("cobaya_cnnlens.read_release('refined_fiducial')", "cobaya camb keras healpy matplotlib"),
         (
-            "cobaya_cnnlens.CNNLens; cobaya_cnnlens.NodeCAMB",
-            "tensorflow keras healpy ducc0 h5py snakemake pydantic",
+            "cobaya_cnnlens.read_release('refined_fiducial')",
+            "cobaya camb keras healpy matplotlib jax",
+        ),
+        (
+            "cobaya_cnnlens.CNNLens; cobaya_cnnlens.NodeCAMB; cobaya_cnnlens.BandpowerLikelihood",
+            "tensorflow keras healpy ducc0 h5py snakemake pydantic jax",
         ),
     ],
 )

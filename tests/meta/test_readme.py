@@ -88,6 +88,7 @@ def test_the_readme_leads_on():
                 "export",
                 "faq",
                 "gallery",
+                "gradients",
                 "survey-nulls",
             ),
             "which-input",
