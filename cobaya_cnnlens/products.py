@@ -54,6 +54,8 @@ COMMANDS = {
     "survey nulls": "survey nulls PLAN",
     "survey simulations": "survey calibrate PLAN",
     "survey calibration": "survey calibrate PLAN",
+    "survey own simulation": "survey calibrate PLAN --simulations SIMS",
+    "survey own simulations": "survey calibrate PLAN --simulations SIMS",
     SHIPPED: "ship CONFIG",
 }
 

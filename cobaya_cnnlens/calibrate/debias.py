@@ -63,6 +63,25 @@ class SimulatedChanges:
         noise = self.nuisances[0][..., SIMULATED.index("noise")].mean(0)
         return np.column_stack([self.derivatives.ee.values, noise])
 
+    def scaled(self, factor: np.ndarray) -> SimulatedChanges:
+        """The same relative changes of other values, bin by bin.
+
+        Parameters
+        ----------
+        factor : the other values over those of these simulations, (n,)
+
+        Returns
+        -------
+        changes : each times the factor of its bin
+        """
+        kk, ee = (
+            replace(bands, patches=bands.patches * factor[:, None])
+            for bands in (self.derivatives.kk, self.derivatives.ee)
+        )
+        first, second = (orders * factor[:, None] for orders in self.nuisances)
+        derivatives = NoiseDerivatives(kk, ee, self.derivatives.centre * factor)
+        return SimulatedChanges(derivatives, self.shifted * factor, (first, second))
+
 
 @dataclass(frozen=True)
 class DataDebias:

@@ -44,3 +44,24 @@ def rotation_of(sums: np.ndarray | None, weight: np.ndarray | None = None) -> np
     across = weight * (np.cos(four) * sums[:, 0] - np.sin(four) * sums[:, 1])
     error = np.sqrt(n / (n - 1.0) * (across**2).sum()) / np.hypot(x, y)
     return np.array([[*np.degrees([0.25 * four, 0.25 * error]), 1.0]])
+
+
+def rotated_back(sums: np.ndarray, angle: float) -> np.ndarray:
+    """The sums of patches whose polarisation is rotated by −α.
+
+    Parameters
+    ----------
+    sums : X and Y of each patch, (n_patches, 2)
+    angle : α in degrees
+
+    Returns
+    -------
+    sums : (n_patches, 2)
+
+    Examples
+    --------
+    >>> rotated_back(np.array([[1.0, 0.0]]), 22.5).round(3).tolist()
+    [[0.0, 1.0]]
+    """
+    turned = (sums[:, 1] + 1j * sums[:, 0]) * np.exp(-4j * np.radians(angle))
+    return np.stack([turned.imag, turned.real], axis=1)

@@ -13,6 +13,13 @@ from .arguments import Blind, Estimators, JobOption, Networks, Unit
 
 app = typer.Typer(no_args_is_help=True, help="A survey of your own: from maps to a release.")
 
+Simulations = Annotated[
+    Path | None,
+    typer.Option(
+        help="YAML that names the experiment's own simulations: they give R, N and covariance."
+    ),
+]
+
 
 def one_estimator(sources: list[str] | None) -> Path:
     """The release or configuration that names the network.
@@ -173,6 +180,7 @@ def survey_calibrate(
             help="Simulated patches, which take the tiles in turn; four a tile if absent."
         ),
     ] = None,
+    simulations: Simulations = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the survey's products; named as the plan.")
     ] = None,
@@ -181,15 +189,22 @@ def survey_calibrate(
     """Calibrate a survey by simulation; a stopped run goes on.
 
     The simulated patches have the tiles' noise and holes. They give the response, the noise bias,
-    the covariance and the derivatives.
+    the covariance and the derivatives. The experiment's own simulations are compared with them, in
+    a table and a figure.
     """
     run = runs.load(config)
+    from ..files import atomic_write
+    from ..maps.assembly import Calibrated
     from ..maps.bandpower_file import check_folder
     from ..maps.calibration import EACH, SurveyCalibration
+    from ..maps.comparison import compare
     from ..maps.job import Job
     from ..maps.map_setup import MapSetup
+    from ..maps.own_simulations import OwnSimulations
     from ..maps.plan import read_plan
     from ..maps.reconstruction import check_setup
+    from ..plots.drawing import save
+    from ..plots.survey_figure import comparison_figure
     from .estimate import refuse_quiet
 
     refuse_quiet(run, config)
@@ -199,11 +214,20 @@ def survey_calibrate(
     n_patches = EACH * len(loaded.tiles) if patches is None else patches
     folder = out or plan.with_suffix("")
     SurveyCalibration(run, loaded, folder, n_patches).check()
+    own = None if simulations is None else OwnSimulations.of(run, loaded, folder, simulations)
     check_folder(folder)
     calibration = SurveyCalibration(runs.ready(run), loaded, folder, n_patches)
-    path = calibration.measure(runs.threads(), share)
-    if share is None:
-        typer.echo(path)
+    # The experiment's simulations come first: what is wrong with them shows at the first one.
+    measured = [stage.measure(runs.threads(), share) for stage in (own, calibration) if stage]
+    if share is not None:
+        return
+    typer.echo(measured[-1])
+    if own is not None:
+        comparison = compare(Calibrated.read(run, loaded, folder), own)
+        with atomic_write(folder / "own_simulations.txt") as partial:
+            partial.write_text(comparison.table() + "\n", encoding="utf-8")
+        typer.echo(comparison.table())
+        typer.echo(save(comparison_figure(comparison), folder / "own_simulations.png"))
 
 
 @app.command("release", epilog="Example: cnnlens survey release s.yaml --config survey.yaml")
@@ -215,6 +239,7 @@ def survey_release(
     products: Annotated[
         Path | None, typer.Option(help="Folder of the survey's products; named as the plan.")
     ] = None,
+    simulations: Simulations = None,
     out: Annotated[
         Path | None, typer.Option(help="Where to write it; release.json among the products.")
     ] = None,
@@ -224,6 +249,7 @@ def survey_release(
     run = runs.load(config)
     from ..maps import assembly
     from ..maps.plan import read_plan
+    from ..maps.simulation_files import read_simulation_files
     from .estimate import refuse_quiet
 
     refuse_quiet(run, config)
@@ -231,7 +257,9 @@ def survey_release(
     path = out or folder / "release.json"
     key, loaded = runs.blinding_key(path, blind), read_plan(plan)
     name = loaded.name if out is None else out.stem
-    runs.write_made(assembly.make_release(run, loaded, folder, name), path, key)
+    files = None if simulations is None else read_simulation_files(simulations)
+    made = assembly.make_release(run, loaded, folder, name, files)
+    runs.write_made(made, path, key)
 
 
 @app.command("nulls", epilog="Example: cnnlens survey nulls s.yaml --release refined_fiducial")

@@ -8,7 +8,7 @@ tiles. Each tile is divided by its own R; the release keeps the weighted mean of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..calibrate.debias import SimulatedChanges
 from ..calibrate.derivatives import BandDerivatives, NoiseDerivatives, nuisance_orders
 from ..calibrate.release_warnings import with_warnings
 from ..calibrate.response import FIELDS, Calibration, PatchBandpowers, standard_error
-from ..calibrate.rotation import rotation_of
+from ..calibrate.rotation import rotated_back, rotation_of
 from ..errors import ConfigError
 from ..likelihood.document import seal, to_document
 from ..likelihood.fields import SIMULATED, Group
@@ -34,9 +34,12 @@ from ..pipeline.run import Run
 from ..simulate.depth import DepthClasses, depth_classes, tile_depths
 from .bandpower_file import read_map_bandpowers
 from .calibration import TEST, VALIDATION, SurveyCalibration
+from .comparison import Scaling
 from .map_setup import MapSetup
+from .own_simulations import OwnSimulations
 from .plan import Plan
 from .reconstruction import TileReconstruction
+from .simulation_files import SimulationFiles
 from .weights import TileWeights, by_class, effective_number, neighbour_correlation, weighted
 
 
@@ -62,13 +65,15 @@ class Calibrated:
     Attributes
     ----------
     calibration : its products
-    arrays : of :meth:`.SurveyCalibration.read`
+    arrays : of :meth:`.SurveyCalibration.read`, or of :meth:`.OwnSimulations.read`
     weights : of the tiles
+    seen_as : as which tile each patch of the test and validation sets was seen, (n_patches,) each
     """
 
     calibration: SurveyCalibration
     arrays: dict[str, np.ndarray]
     weights: TileWeights
+    seen_as: Mapping[str, np.ndarray]
 
     @classmethod
     def read(cls, run: Run, plan: Plan, folder: Path) -> Calibrated:
@@ -90,16 +95,49 @@ class Calibrated:
             if it is missing, or of another plan or configuration
         """
         calibration, arrays = SurveyCalibration.read(run, plan, folder)
+        return cls._of_sets(calibration, arrays, calibration.tiles)
+
+    @classmethod
+    def _of_sets(
+        cls,
+        calibration: SurveyCalibration,
+        arrays: dict[str, np.ndarray],
+        tiles: Callable[[str], np.ndarray],
+    ) -> Calibrated:
+        """With the weights that the validation set gives."""
+        plan = calibration.plan
+        seen_as = {name: tiles(name) for name in (TEST, VALIDATION)}
         validation = PatchBandpowers(*(arrays[f"{VALIDATION}_{name}"] for name in FIELDS))
         modes = np.array([tile.weight for tile in plan.tiles])
         label = classes_of(plan).label
-        weights = TileWeights.of(validation, calibration.tiles(VALIDATION), label, modes)
-        return cls(calibration, arrays, weights)
+        weights = TileWeights.of(validation, seen_as[VALIDATION], label, modes)
+        return cls(calibration, arrays, weights, seen_as)
 
-    @cached_property
+    def by(self, simulations: OwnSimulations) -> tuple[Calibrated, Calibrated]:
+        """The survey by the experiment's own simulations, and this one with their tiles' weights.
+
+        Parameters
+        ----------
+        simulations : which were measured
+
+        Returns
+        -------
+        own : R, N, power and covariance of the experiment's simulations, without changes
+        internal : this one, of the same weighted sum of tiles
+
+        Raises
+        ------
+        ProductError
+            as :meth:`.OwnSimulations.read`
+        """
+        own = self._of_sets(self.calibration, simulations.read(), simulations.tiles)
+        weights = replace(self.weights, weight=own.weights.weight)
+        return own, replace(self, weights=weights)
+
+    @property
     def tiles(self) -> np.ndarray:
         """As which tile each test patch was seen, (n_patches,)."""
-        return self.calibration.tiles(TEST)
+        return self.seen_as[TEST]
 
     @cached_property
     def normalised(self) -> np.ndarray:
@@ -175,13 +213,19 @@ class Calibrated:
             "tiles": [tile.number for tile in plan.tiles],
             "area_deg2": round(plan.area_deg2, 2),
             "classes": int(label.max()) + 1,
-            "simulated_patches": self.calibration.n_patches,
+            "simulated_patches": len(self.tiles),
             "neighbour_correlation": [round(value, 4) for value in correlation],
         }
 
+    def rotation_zero(self) -> float:
+        """The rotation in degrees that the EB spectrum of unrotated simulations of the experiment
+        tells, as a filter along the scan makes one."""
+        modes = self.weights.modes[self.tiles]
+        return float(rotation_of(self.arrays[f"{TEST}_rotation"], modes)[0, 0])
+
     def response_error(self) -> np.ndarray:
         """Standard error of Σ_t w R, by the scatter of the validation patches, (n_bins,)."""
-        weights, tiles = self.weights, self.calibration.tiles(VALIDATION)
+        weights, tiles = self.weights, self.seen_as[VALIDATION]
         cross, truth = (self.arrays[f"{VALIDATION}_{name}"] for name in ("cross", "truth"))
         scatter = cross - weights.response[weights.label[tiles]] * truth
         return standard_error(weighted(scatter, tiles, weights.weight, weights.label)) / truth.mean(
@@ -253,7 +297,13 @@ def make_patch_release(
     return with_warnings(release, warnings)
 
 
-def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release:
+def make_release(
+    run: Run,
+    plan: Plan,
+    folder: str | Path,
+    name: str,
+    files: SimulationFiles | None = None,
+) -> Release:
     """Make the release of a survey.
 
     Parameters
@@ -262,6 +312,7 @@ def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release
     plan : the survey's plan
     folder : where the products of both lie
     name : name of the release
+    files : the experiment's own simulations, which then give R, N and the covariance
 
     Returns
     -------
@@ -277,19 +328,28 @@ def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release
     folder = Path(folder)
     data = TileReconstruction(plan, MapSetup.of_run(run), folder).read()
     calibrated = Calibrated.read(run, plan, folder)
-    calibration, weights = calibrated.calibration, calibrated.weights
+    scaling, simulations = None, None
+    if files is None:
+        changes, power_changes = calibrated.changes()
+    else:
+        simulations = OwnSimulations(run, plan, folder, files)
+        calibrated, internal = calibrated.by(simulations)
+        scaling = Scaling.of(calibrated, internal)
+        changes, power_changes = scaling.changes(internal)
+    weights, rotation = calibrated.weights, data.rotation
     test, power = calibrated.test()
     of_patches = test.auto - test.truth
     unit = np.ones(test.auto.shape[1])
     made = Calibration(unit, unit, of_patches.mean(0), standard_error(of_patches))
     n_sim, n_bins = calibrated.n_sim(), len(unit)
     if n_sim <= n_bins + 2:
+        path = calibrated.calibration.path if simulations is None else simulations.path
+        more = "calibrate with more --patches" if simulations is None else "give more simulations"
         raise ConfigError(
-            f"{calibration.path}: {calibration.n_patches} patches of tiles as different as these "
-            f"are worth {n_sim} alike, and {n_bins} bins need {n_bins + 3}; calibrate with more "
-            "--patches, or take fewer bins"
+            f"{path}: {len(calibrated.tiles)} patches of tiles as different as these "
+            f"are worth {n_sim} alike, and {n_bins} bins need {n_bins + 3}; {more}, or take fewer "
+            "bins"
         )
-    changes, power_changes = calibrated.changes()
     auto = weights.combine(data.auto)
     fitted = None
     if run.config.data_debias:
@@ -305,13 +365,19 @@ def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release
             weights.label[calibrated.tiles],
         )
     release = assemble.assembled(run, made, test, changes, fitted, auto, {"maps": data.source})
+    if scaling is not None:
+        release = scaling.with_error(release, shifted_changes(run)[1])
+        rotation = rotated_back(rotation, calibrated.rotation_zero())
     if fitted is not None:
         release = replace(
             release,
             power=weights.modes @ data.power,
-            rotation=rotation_of(data.rotation, weights.modes),
+            rotation=rotation_of(rotation, weights.modes),
         )
     depths, patch = np.array([tile.depth for tile in plan.tiles]), run.config.patch
+    survey = calibrated.record()
+    if simulations is not None:
+        survey |= {"own_simulations": simulations.record()}
     release = replace(
         release,
         name=name,
@@ -325,7 +391,6 @@ def make_release(run: Run, plan: Plan, folder: str | Path, name: str) -> Release
         n_sim=n_sim,
         # The level whose inverse square is the tiles' mean one.
         instrument=release.instrument | {"noise": float(np.mean(depths**-2.0) ** -0.5)},
-        provenance=release.provenance
-        | {"survey": calibrated.record(), "packages": assemble.package_versions()},
+        provenance=release.provenance | {"survey": survey, "packages": assemble.package_versions()},
     )
     return with_warnings(release, data.warnings)

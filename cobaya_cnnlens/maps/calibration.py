@@ -116,7 +116,7 @@ class SurveyCalibration:
         other maps of the same depth take the same."""
         run, config = self.run, self.run.config
         return {
-            "depth": _digest_of(self.plan),
+            "depth": digest_of_depth(self.plan),
             "taper_deg": self.plan.taper_deg,
             "survey_algorithm": ALGORITHM,
             "patches": self.n_patches,
@@ -312,8 +312,17 @@ class SurveyCalibration:
             return known, {name: product.array(name) for name in product.names()}
 
 
-def _digest_of(plan: Plan) -> str:
-    """Of the inverse variance of all tiles' pixels, 16 hex digits."""
+def digest_of_depth(plan: Plan) -> str:
+    """Digest of the inverse variance of all tiles' pixels.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+
+    Returns
+    -------
+    digest : 16 hex digits
+    """
     digest = hashlib.sha256()
     for tile in plan.tiles:
         digest.update(np.where(tile.seen, tile.split_ivar.sum(0), 0.0).astype("<f4").tobytes())

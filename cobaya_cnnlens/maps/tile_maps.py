@@ -5,7 +5,7 @@ White noise of the maps is white noise of the tile, with variance 1/(Δ² ρ).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from tqdm import tqdm
 from .. import products
 from ..errors import MapError, ProductError
 from .cutting import cut_map
+from .grids import Grid
 from .plan import Plan, splits_of
 from .tiles import Tile
 
@@ -50,6 +51,28 @@ class TilePatches:
         total = tile.split_ivar.sum(0, dtype=float)
         share = np.divide(tile.split_ivar, total, out=np.zeros(split_q.shape), where=tile.seen)
         return cls(tile, split_q, split_u, (share * split_q).sum(0), (share * split_u).sum(0))
+
+
+def cut_split(
+    plan: Plan, grid: Grid, maps: Sequence[np.ndarray], known: np.ndarray, nthreads: int = 0
+) -> np.ndarray:
+    """Cut the tiles of a plan from the maps of one split, or from a simulation of it.
+
+    Parameters
+    ----------
+    plan : the survey's plan
+    grid : of the maps
+    maps : Q and U in µK, COSMO, (n,) each
+    known : whether the split saw a pixel, (n,)
+    nthreads : threads of the transforms; 0 takes all cores. Results do not depend on it
+
+    Returns
+    -------
+    patches : Q + iU in the tiles' frames in µK, zero where unseen, (n_tiles, n, n)
+    """
+    window_of = plan.sources.maps[0] if plan.sources.pixel_window else None
+    p = cut_map(grid, maps, known, plan.centres, plan.geometry, window_of, nthreads)
+    return np.where([tile.seen for tile in plan.tiles], p, 0.0)
 
 
 @dataclass(frozen=True)
@@ -115,19 +138,9 @@ class TileMaps:
         ]
         if not todo:
             return
-        window_of = sources.maps[0] if sources.pixel_window else None
         splits = tqdm(splits_of(plan, todo), desc="patches", total=len(todo), unit="split")
         for number, split in zip(todo, splits, strict=True):
-            p = cut_map(
-                split.grid,
-                split.maps,
-                split.density > 0,
-                plan.centres,
-                plan.geometry,
-                window_of,
-                nthreads,
-            )
-            p = np.where([tile.seen for tile in plan.tiles], p, 0.0)
+            p = cut_split(plan, split.grid, split.maps, split.density > 0, nthreads)
             if not np.isfinite(p).all():
                 raise MapError(f"{sources.maps[number]}: its patches are not finite; restore it")
             arrays = {

@@ -1,4 +1,4 @@
-"""The plan of a survey drawn: its footprint, its tiles by their depth, their holes."""
+"""A survey drawn: the tiles of its plan by their depth, and its own simulations beside ours."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..maps.headers import FRAMES
 from ..simulate.patches import PatchGeometry, point_patch
 
 if TYPE_CHECKING:
+    from ..maps.comparison import Comparison
     from ..maps.plan import Plan
 
 EDGE = 9  # points along a side
@@ -65,6 +66,36 @@ def plan_figure(plan: Plan) -> Figure:
         f"{plan.footprint.area_deg2:.0f} square degrees, {holes} holes",
         size=10,
     )
+    return figure
+
+
+def comparison_figure(comparison: Comparison) -> Figure:
+    """The experiment's own simulations over the internal ones, bin by bin.
+
+    Parameters
+    ----------
+    comparison : of both
+
+    Returns
+    -------
+    figure : a panel each of R, N and the power of E
+    """
+    figure = Figure(figsize=(11, 3.5), layout="constrained")
+    axes = figure.subplots(1, 3, sharex=True)
+    centres = 0.5 * (comparison.edges[1:] + comparison.edges[:-1])
+    named = {
+        "response R": comparison.response,
+        "noise bias N": comparison.noise,
+        "E power": comparison.e_power,
+    }
+    for axis, (name, compared) in zip(axes, named.items(), strict=True):
+        ratio, error = compared.ratio
+        axis.errorbar(centres, ratio, error, fmt="o", ms=4)
+        axis.axhline(1.0, color="0.6", lw=1)
+        chi2, pte = compared.chi2
+        axis.set_title(f"{name}: χ² {chi2:.1f} of {len(ratio)}, PTE {pte:.2g}", size=10)
+        axis.set_xlabel("multipole")
+    axes[0].set_ylabel("experiment's over internal simulations")
     return figure
 
 

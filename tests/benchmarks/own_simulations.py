@@ -1,0 +1,138 @@
+"""A survey calibrated by the experiment's own simulations, and by the internal simulator.
+
+    python tests/benchmarks/own_simulations.py FOLDER [--simulations N]
+
+The maps are what no instrument of ours makes: CAR of 2′, a beam of 1.4′, noise of 2 µK-arcmin with
+a correlation of 0.3 between Q and U, and a high-pass filter along the rows of the maps, the scan,
+which removes l_x < 300 of signal and noise. One map at omch2 = 0.1235 is the data; the others, at
+the fiducial cosmology, are the experiment's simulations. The configuration knows the beam and the
+level of the noise alone. The plan, the reconstruction and both calibrations are made by the
+commands; then omch2 of both releases is printed. What is there is not made again.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import healpy
+import numpy as np
+from astropy.io import fits
+from pixell import curvedsky, enmap
+from tqdm import tqdm
+
+import yaml
+from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
+from cobaya_cnnlens.likelihood.release import read_release
+from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.release_networks import NETWORKS
+from cobaya_cnnlens.simulate import patches
+from cobaya_cnnlens.simulate.instrument import ARCMIN
+from cobaya_cnnlens.simulate.patches import Pointing
+from cobaya_cnnlens.simulate.shards import draw_sky
+from cobaya_cnnlens.simulate.skies import seed_sequence
+from cobaya_cnnlens.theory.camb import compute_spectra
+from cobaya_cnnlens.validate.posterior_grid import PosteriorGrid
+
+REPOSITORY = Path(__file__).parents[2]
+OMCH2, SEED = 0.1235, 2929
+STEP, MARGIN = 2.0, 1.5  # arcmin, degrees
+LONGITUDES, LATITUDES = (10.0, 41.0), (-13.0, 13.0)
+FWHM, LEVEL, CORRELATION = 1.4, 2.0, 0.3  # arcmin, µK-arcmin
+CUT = (250.0, 350.0)  # l_x between which the filter rises from 0 to 1
+LMAX, LMAX_KAPPA = 4600, 2500
+CONFIG = {
+    "base": str(REPOSITORY / "training" / "config" / "refined.yaml"),
+    "name": "own_simulations",
+    "shipped": None,
+    "points": None,
+    "instrument": {"noise_uk_arcmin": LEVEL, "beam_fwhm_arcmin": FWHM, "taper_deg": 0.5},
+    "network": {"pretrained": str(NETWORKS / "refined.keras")},
+    "skies": {"train": 4, "validation": 1, "test": 1, "derivatives": 1},
+    "bandpowers": {"lmin": 36, "width": 254, "n_bins": 8},
+    "derivatives": {
+        "patches": 16,
+        "step": 0.2,
+        "kk_edges": [2, 290, 544, 925, 1433, 4401],
+        "ee_edges": [2, 500, 1100, 1900, 4401],
+    },
+    "nuisances": {"skies": 1, "patches": 8},
+}
+
+
+def geometry(margin):
+    """Pixels of the footprint with a margin in degrees."""
+    corners = [
+        [LATITUDES[0] - margin, LONGITUDES[1] + margin],
+        [LATITUDES[1] + margin, LONGITUDES[0] - margin],
+    ]
+    return enmap.geometry2(pos=np.radians(corners), res=STEP * ARCMIN, proj="car")
+
+
+def observed(sky, generator):
+    """Q and U of one lensed sky with the beam, the noise and the filter, (2, ny, nx) in µK."""
+    shape, wcs = geometry(MARGIN)
+    latitude, longitude = enmap.posmap(shape, wcs)
+    at = Pointing(
+        0.5 * np.pi - np.ravel(latitude),
+        np.ravel(longitude) % (2 * np.pi),
+        np.zeros(np.prod(shape)),
+    )
+    gradient = patches.gradient_at(sky.philm, sky.lmax, at, 1)
+    deflection = patches.deflect_by(gradient, at, 1)
+    lensed = patches.lensed_polarisation_at(sky.elm, sky.lmax, at, deflection, 1)
+    maps = enmap.ndmap(np.stack([lensed.real, lensed.imag]).reshape(2, *shape), wcs)
+    # The sky falls to zero over the outer part of the margin.
+    sides = [np.radians(ends) + np.radians([-MARGIN, MARGIN]) for ends in (LATITUDES, LONGITUDES)]
+    away = np.minimum.reduce(
+        [
+            np.minimum(at_ - ends[0], ends[1] - at_)
+            for at_, ends in zip((latitude, longitude), sides, strict=True)
+        ]
+    )
+    edge = np.sin(0.5 * np.pi * np.clip(away / np.radians(1.0), 0.0, 1.0)) ** 2
+    alm = curvedsky.map2alm(maps * edge, lmax=LMAX, spin=2, method="cyl", nthread=1)
+    beam = healpy.gauss_beam(FWHM * ARCMIN, LMAX)
+    alm = np.array([curvedsky.almxfl(part, beam) for part in alm])
+    maps = curvedsky.alm2map(alm, enmap.zeros((2, *shape), wcs), spin=2, nthread=1)
+    white = generator.standard_normal((2, *shape))
+    white[1] = CORRELATION * white[0] + np.sqrt(1.0 - CORRELATION**2) * white[1]
+    rms = LEVEL * ARCMIN / np.sqrt(np.asarray(enmap.pixsizemap(shape, wcs)))
+    maps = np.asarray(maps) + white * rms * edge
+    step = STEP * ARCMIN * np.cos(np.asarray(latitude)[:, :1])
+    l_x = 2.0 * np.pi * np.fft.rfftfreq(shape[1]) / step
+    rise = np.clip((l_x - CUT[0]) / (CUT[1] - CUT[0]), 0.0, 1.0)
+    filtered = np.fft.irfft(np.fft.rfft(maps) * np.sin(0.5 * np.pi * rise) ** 2, n=shape[1])
+    inner, inner_wcs = geometry(0.0)
+    return enmap.extract(enmap.ndmap(filtered, wcs), inner, inner_wcs)
+
+
+def write_skies(folder, config, n_simulations):
+    """The data and the simulations, with the true κ of each simulation."""
+    todo = [i for i in (-1, *range(n_simulations)) if not map_path(folder, i).exists()]
+    theories = {}
+    for index in tqdm(todo, desc="skies", unit="sky"):
+        omch2 = OMCH2 if index < 0 else config.cosmology.omch2
+        if omch2 not in theories:
+            cosmology = config.cosmology.vary(omch2=omch2)
+            theories[omch2] = compute_spectra(cosmology, config.camb)
+        sky = draw_sky(theories[omch2], LMAX, SEED, "foreign", index + 1)
+        generator = np.random.default_rng(seed_sequence(SEED, "foreign/noise", index + 1))
+        maps = observed(sky, generator)
+        ell = np.arange(LMAX_KAPPA + 1.0)
+        phi = patches.truncate_alm(sky.philm, LMAX, LMAX_KAPPA)
+        healpy.write_alm(
+            folder / f"kappa_{index}.fits",
+            healpy.almxfl(phi, 0.5 * ell * (ell + 1.0)).astype(np.complex64),
+            overwrite=True,
+            out_dtype=np.float32,
+        )
+        partial = folder / "partial.fits"
+        enmap.write_map(str(partial), maps.astype(np.float32))
+        for key, value in (("BUNIT", "uK"), ("POLCCONV", "COSMO")):
+            fits.setval(partial, key, value=value)
+        partial.rename(map_path(folder, index))
+
+
+def map_path(folder, index):
+    return folder / ("data.fits" if index < 0 else f"sim_{index:03d}.fits")
