@@ -23,6 +23,7 @@ from tqdm import tqdm
 from .. import products
 from ..calibrate.response import patch_bandpowers
 from ..errors import ConfigError, MapError
+from ..pipeline.power import power_of
 from ..pipeline.reconstructions import measurement_recipe
 from ..pipeline.run import Run
 from ..simulate.patches import point_patches, scalar_at
@@ -140,7 +141,7 @@ class OwnSimulations:
     def _settings(self) -> dict[str, Any]:
         """How the maps are added, and what the a_lm are."""
         files = self.files
-        return {"mean": len(files.mean), "phi": files.phi is not None, "unit": files.unit}
+        return {"mean": len(files.mean), "phi": files.phi is not None}
 
     def recipe(self, contents: list[str]) -> dict[str, Any]:
         """What determines all that was measured.
@@ -191,13 +192,17 @@ class OwnSimulations:
         MapError
             if a file is missing, or of another kind or size than the others
         """
-        n_bins, n_tiles = self.run.config.bandpowers.n_bins, len(self.plan.tiles)
-        if len(self.tiles(TEST)) < n_bins + 3:
-            needed = -(-(n_bins + 3) // n_tiles)
+        n_tiles, n_validation = len(self.plan.tiles), self.files.n_validation
+        numbers = self.run.config.bandpowers.n_bins
+        if self.run.config.data_debias:
+            # The covariance is that of d and p̂ side by side.
+            numbers += len(power_of(self.run).e_edges)
+        if len(self.tiles(TEST)) < numbers + 3:
             raise ConfigError(
-                f"{len(self.files.indices) - self.files.n_validation} simulations of {n_tiles} "
-                f"tiles are too few for the covariance of {n_bins} bins; give {needed} or more "
-                f"beside the {self.files.n_validation} of 'validation', or take fewer bins"
+                f"{len(self.files.indices) - n_validation} simulations of {n_tiles} tiles are too "
+                f"few for the covariance of {numbers} bins of κ̂, E and B; give "
+                f"{-(-(numbers + 3) // n_tiles)} or more beside the {n_validation} of "
+                "'validation', or take fewer bins"
             )
         check_files(self.files, self.plan.n_splits)
 
@@ -313,7 +318,8 @@ class _Cut:
         names = split_names(self.files, self.plan.n_splits)
         cut = []
         for name, known in zip(names, self.known, strict=True):
-            maps = read_split(self.files, index, name, self.grid, known)
+            unit = self.plan.sources.unit
+            maps = read_split(self.files, index, name, self.grid, known, unit)
             cut.append(cut_split(self.plan, self.grid, maps, known, self.nthreads))
         if len(cut) < self.plan.n_splits:
             # The mean of equal splits is the coadd, whatever their weights.

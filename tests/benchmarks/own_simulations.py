@@ -48,10 +48,12 @@ CONFIG = {
     "points": None,
     "instrument": {"noise_uk_arcmin": LEVEL, "beam_fwhm_arcmin": FWHM, "taper_deg": 0.5},
     "network": {"pretrained": str(NETWORKS / "refined.keras")},
+    # A few patches of a sky will do, and make it in seconds.
+    "centres": {"rings": False, "spread": None},
     "skies": {"train": 4, "validation": 1, "test": 1, "derivatives": 1},
     "bandpowers": {"lmin": 36, "width": 254, "n_bins": 8},
     "derivatives": {
-        "patches": 16,
+        "patches": 12,
         "step": 0.2,
         "kk_edges": [2, 290, 544, 925, 1433, 4401],
         "ee_edges": [2, 500, 1100, 1900, 4401],
@@ -136,3 +138,76 @@ def write_skies(folder, config, n_simulations):
 
 def map_path(folder, index):
     return folder / ("data.fits" if index < 0 else f"sim_{index:03d}.fits")
+
+
+def write_inputs(folder, n_simulations, n_validation):
+    """The configuration, the mask and the list of the simulations."""
+    content = CONFIG | {
+        "products": str(folder / "products"),
+        "skies_from": str(folder / "products" / "skies"),
+    }
+    (folder / "survey.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    shape, wcs = geometry(0.0)
+    enmap.write_map(str(folder / "mask.fits"), enmap.ones(shape, wcs, dtype=np.float32))
+    listed = {
+        "maps": ["sim_{index:03d}.fits"],
+        "kappa": "kappa_{index}.fits",
+        "index": [0, n_simulations - 1],
+        "validation": n_validation,
+    }
+    (folder / "sims.yaml").write_text(yaml.safe_dump(listed, sort_keys=False))
+
+
+def omch2_of(release, grid):
+    """omch2 of a release with all else fixed: mean and σ of the posterior, χ² at its best point."""
+    likelihood = BandpowerLikelihood(release, "data")
+    table = grid.table(likelihood)
+    data = likelihood.release.bandpowers[None]
+    [marginal] = grid.posterior(likelihood, table, data)
+    best = marginal.grid[np.argmax(marginal.probability[0])]
+    [model] = grid.at(np.array([[best]])) @ table
+    chi2 = float(likelihood.chi2_of(model[None], data, likelihood.correction[None]).item())
+    return float(marginal.mean[0]), float(marginal.sigma[0]), chi2, float(likelihood.pte(chi2))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--simulations", type=int, default=18)
+    parser.add_argument("--validation", type=int, default=6)
+    parser.add_argument("--patches", type=int, default=60)
+    given = parser.parse_args()
+    folder = given.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_inputs(folder, given.simulations, given.validation)
+    config = load_config(folder / "survey.yaml")
+    write_skies(folder, config, given.simulations)
+
+    def cnnlens(*words):
+        command = [sys.executable, "-m", "cobaya_cnnlens", "survey", *map(str, words)]
+        subprocess.run(command, check=True, cwd=REPOSITORY)
+
+    plan, options = folder / "s.yaml", ("--config", folder / "survey.yaml")
+    own = ("--simulations", folder / "sims.yaml")
+    if not plan.exists():
+        mask = ("--mask", folder / "mask.fits", "--level", LEVEL)
+        cnnlens("plan", folder / "data.fits", *mask, "--out", plan)
+    cnnlens("reconstruct", plan, *options)
+    cnnlens("calibrate", plan, *options, *own, "--patches", given.patches)
+    releases = {"internal": (), "own": own}
+    for name, extra in releases.items():
+        cnnlens("release", plan, *options, *extra, "--out", folder / f"{name}.json")
+    nodes = np.linspace(OMCH2 - 0.016, OMCH2 + 0.016, 5)
+    cosmologies = [config.cosmology.vary(omch2=float(x)) for x in nodes]
+    spectra = [compute_spectra(cosmology, config.camb) for cosmology in cosmologies]
+    grid = PosteriorGrid([nodes], spectra, (401,))
+    for name in releases:
+        mean, sigma, chi2, pte = omch2_of(read_release(folder / f"{name}.json"), grid)
+        print(
+            f"{name} simulations: omch2 {mean:.5f} ± {sigma:.5f}, {(mean - OMCH2) / sigma:+.2f} σ "
+            f"from the truth; chi2 {chi2:.1f}, PTE {pte:.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
