@@ -218,10 +218,12 @@ def survey_calibrate(
     check_folder(folder)
     calibration = SurveyCalibration(runs.ready(run), loaded, folder, n_patches)
     # The experiment's simulations come first: what is wrong with them shows at the first one.
-    measured = [stage.measure(runs.threads(), share) for stage in (own, calibration) if stage]
+    if own is not None:
+        own.measure(runs.threads(), share, lambda warning: runs.warn(plan, [warning]))
+    path = calibration.measure(runs.threads(), share)
     if share is not None:
         return
-    typer.echo(measured[-1])
+    typer.echo(path)
     if own is not None:
         comparison = compare(Calibrated.read(run, loaded, folder), own)
         with atomic_write(folder / "own_simulations.txt") as partial:

@@ -53,12 +53,12 @@ CONFIG = {
     "skies": {"train": 4, "validation": 1, "test": 1, "derivatives": 1},
     "bandpowers": {"lmin": 36, "width": 254, "n_bins": 8},
     "derivatives": {
-        "patches": 12,
+        "patches": 8,
         "step": 0.2,
-        "kk_edges": [2, 290, 544, 925, 1433, 4401],
-        "ee_edges": [2, 500, 1100, 1900, 4401],
+        "kk_edges": [2, 290, 925, 4401],
+        "ee_edges": [2, 700, 1500, 4401],
     },
-    "nuisances": {"skies": 1, "patches": 8},
+    "nuisances": {"skies": 1, "patches": 6},
 }
 
 
@@ -173,9 +173,9 @@ def omch2_of(release, grid):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--simulations", type=int, default=18)
-    parser.add_argument("--validation", type=int, default=6)
-    parser.add_argument("--patches", type=int, default=60)
+    parser.add_argument("--simulations", type=int, default=7)
+    parser.add_argument("--validation", type=int, default=2)
+    parser.add_argument("--patches", type=int, default=90)
     given = parser.parse_args()
     folder = given.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
