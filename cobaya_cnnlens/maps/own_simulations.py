@@ -154,11 +154,10 @@ class OwnSimulations:
         -------
         recipe : of the product
         """
-        files = self.files.model_dump(mode="json") | {"validation": self.files.n_validation}
-        return self._inputs | {"simulations": files, "contents": contents}
+        return self._inputs | {"simulations": self.record(), "contents": contents}
 
     def record(self) -> dict[str, Any]:
-        """What a release's provenance says of the simulations."""
+        """What products and releases say of the simulations: names without folders."""
         files = self.files
         return {
             "index": list(files.index),
@@ -274,7 +273,7 @@ class OwnSimulations:
         Returns
         -------
         arrays : by set and name as of :meth:`.SurveyCalibration.read`, with ``rotation`` of both
-            sets, (n_patches, 2), and ``mean_field``, ⟨|m|²⟩ of every tile, (n_tiles, n_bins)
+            sets, (n_patches, 2), and ``mean_field``, its power in every tile, (n_tiles, n_bins).
 
         Raises
         ------

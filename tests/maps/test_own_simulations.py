@@ -2,6 +2,7 @@
 files are checked before anything slow, and the release rests on them. Toy pixels: tiles of 20° with
 32² pixels."""
 
+import json
 from dataclasses import replace
 
 import healpy
@@ -259,6 +260,8 @@ def test_measuring_resumes_and_refuses_other_files(run, plan, folder, measured, 
         measured.measure(warn=pytest.fail)
     assert [path.name for path in made] == ["0002.h5", "own_simulations.h5"]
     assert measured.path.read_bytes() == before
+    # Files may be moved together.
+    assert str(folder) not in json.dumps(measured.recipe([]))
     fewer = OwnSimulations.of(run, plan, measured.folder, listed(folder, validation=1))
     with pytest.raises(ProductError, match="simulations"):
         fewer.read()
