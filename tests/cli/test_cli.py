@@ -206,7 +206,7 @@ def test_the_commands_are_few():
     commands = list(commands_of(typer.main.get_command(app)))
     options = [p for _, c in commands for p in c.params if p.param_type_name == "option"]
     assert len(commands) == len(COMMANDS) <= 29
-    assert len(options) <= 93
+    assert len(options) <= 95
 
 
 @pytest.mark.parametrize("name", COMMANDS)
