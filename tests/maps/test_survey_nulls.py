@@ -138,7 +138,7 @@ def of(table, name):
 
 def copied(folder):
     """What a network has made is made again only where it is missing."""
-    return {path: path.stat().st_mtime_ns for path in sorted(folder.glob("nulls/*.h5"))}
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.glob("nulls/tile_*.h5"))}
 
 
 def test_the_difference_of_unequal_halves_is_noise_of_the_coadd(plan):
