@@ -129,10 +129,15 @@ def main():
             tests.append(null_test("", "", np.zeros(1), relative(*one.values())))
             samples.append(relative(*powers.values()))
         ptes = [test.pte for test in tests]
+        kappa = np.array([arrays["factors"][0] for arrays in made])
+        means, errors = np.array([(100 * test.mean, 100 * test.mean_error) for test in tests]).T
+        (slope, _), covariance = np.polyfit(kappa, means, 1, w=1.0 / errors, cov="unscaled")
         every = null_test("", "", np.zeros(samples[0].shape[1]), np.concatenate(samples))
         print(
             f"{kind}: l_max of each mock in % "
-            + ", ".join(f"{100 * t.mean:+.1f} ± {100 * t.mean_error:.1f}" for t in tests)
+            + ", ".join(f"{m:+.1f} ± {e:.1f}" for m, e in zip(means, errors, strict=True))
+            + f"\n  slope with C^kk {slope:+.1f} ± {np.sqrt(covariance[0, 0]):.1f} %, "
+            f"chi2 of the mocks {np.sum((means / errors) ** 2):.1f}"
             + f"\n  PTEs {np.round(np.sort(ptes), 3).tolist()}, KS p "
             f"{stats.kstest(ptes, 'uniform').pvalue:.3f}"
             + f"\n  all tiles in % {np.round(100 * every.values, 2)} ± "
