@@ -1,23 +1,19 @@
 """Null tests of the tiles of a survey: numbers that should not depend on the sky, or on a choice.
 
-Splits 0, 2, … make half A, splits 1, 3, … half B, each with the sum of its splits' inverse
-variances. With w the halves' shares of that sum, C = w_A A + w_B B is the coadd, and
-
-    D = √(w_A w_B) (A − B)
-
-has no sky. At every pixel it has the variance of C's noise, with which it does not correlate. The
-estimator reconstructs κ̂ of C, D, A and B with the noise of each map.
+With two splits or more the estimator reconstructs κ̂ of the coadd C, of the halves A and B, and of
+their difference D (:mod:`.halves`), with the noise of each map.
 
 A null is zero by parity (EB, ω̂κ̂), or is compared with that of the tile's *matched simulation*: a
-lensed sky of the fiducial theory, flat and cut from a periodic box twice as wide, with the tile's
-beam, its noise in each half, and its holes. The simulation passes the same analysis. The effects of
-the mask, of the debias and of the estimator are therefore in both, and cancel.
+lensed sky, flat and cut from a periodic box twice as wide, with the survey's own power of κ and E
+(:mod:`.matched_power`), the tile's beam, its noise in each half, and its holes. The simulation
+passes the same analysis. The effects of the mask, of the debias and of the estimator are therefore
+in both, and cancel.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -36,8 +32,11 @@ from ..simulate.patches import PatchGeometry
 from ..simulate.periodic import PeriodicSkies
 from ..simulate.skies import seed_sequence
 from ..simulate.tile_instrument import TileInstrument
+from ..theory.camb import Spectra
+from .halves import Halves, ratio
 from .job import Job
 from .map_setup import MapSetup
+from .matched_power import MatchedPower
 from .reconstruction import TileReconstruction, check_setup
 from .tile_maps import TilePatches
 from .tiles import Tile
@@ -45,8 +44,10 @@ from .tiles import Tile
 if TYPE_CHECKING:
     from ..reconstruct.refined import RefinedEstimator
 
-KIND = "survey nulls"
-ALGORITHM = 1
+KIND, POWER_KIND = "survey nulls", "survey power"
+ALGORITHM = 2
+# Rounds in which the simulations take the power of the survey.
+ROUNDS = 2
 # In units of the Nyquist multipole, these are the default l_max of the null of that name, and the
 # edges of the bands in which the kurtosis looks for bright pixels.
 LMAX = 0.65
@@ -123,57 +124,6 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Halves:
-    """Masked Q and U of halves A and B of a tile in µK, (2, n, n) each, and their inverse variance
-    per pixel in 1/µK², the same shape, zero where unseen."""
-
-    q: np.ndarray
-    u: np.ndarray
-    ivar: np.ndarray
-
-    @classmethod
-    def of(cls, maps: TilePatches) -> Halves | None:
-        """Halves of a tile's splits.
-
-        Parameters
-        ----------
-        maps : Q and U of a tile, by split and coadded
-
-        Returns
-        -------
-        halves : of the even and of the odd splits; None if there is but one split
-        """
-        n = len(maps.split_q)
-        if n < 2:
-            return None
-        groups = [slice(0, n, 2), slice(1, n, 2)]
-        splits = maps.tile.split_ivar * maps.tile.seen
-        ivar = np.stack([splits[g].sum(0, dtype=float) for g in groups])
-        q, u = (
-            np.stack([_over((splits[g] * m[g]).sum(0), ivar[i]) for i, g in enumerate(groups)])
-            for m in (maps.split_q, maps.split_u)
-        )
-        return cls(q, u, ivar)
-
-    @property
-    def rms(self) -> np.ndarray:
-        """Noise of Q and of U of each half per pixel in µK, infinite where unseen, (2, n, n)."""
-        return np.where(self.ivar > 0, np.sqrt(_over(1.0, self.ivar)), np.inf)
-
-    @property
-    def difference(self) -> tuple[np.ndarray, np.ndarray]:
-        """Q and U of D, (n, n) each."""
-        share = np.sqrt(_over(self.ivar, self.ivar.sum(0)).prod(0))
-        return share * (self.q[0] - self.q[1]), share * (self.u[0] - self.u[1])
-
-
-def _over(above: np.ndarray | float, below: np.ndarray) -> np.ndarray:
-    """Their ratio, zero where ``below`` is."""
-    above, below = np.broadcast_arrays(above, below)
-    return np.divide(above, below, out=np.zeros(below.shape), where=below > 0)
-
-
-@dataclass(frozen=True)
 class TileNulls:
     """The products with the null tests of a survey's tiles.
 
@@ -218,15 +168,24 @@ class TileNulls:
         -------
         recipe : of the product
         """
-        theory, choices = self.reconstruction.setup.theory, self.choices
+        choices = self.choices
         return {
-            **self.reconstruction.tile_recipe(tile),
-            "nulls_algorithm": ALGORITHM,
+            **self._power_recipe,
+            "tile": tile.number,
             "lmax": choices.lmax,
             # The key is part of the identity of products that users have.
             "twins": choices.simulations,
-            "seed": choices.seed,
             "other_network": estimator_hash(choices.networks) if choices.networks else None,
+        }
+
+    @property
+    def _power_recipe(self) -> dict[str, Any]:
+        """What determines the power of the matched simulations: all tiles, and the fiducial."""
+        theory = self.reconstruction.setup.theory
+        return {
+            **self.reconstruction.recipe,
+            "nulls_algorithm": ALGORITHM,
+            "seed": self.choices.seed,
             "fiducial": [float(f"{cl.sum():.5g}") for cl in (theory.ee, theory.kk)],
         }
 
@@ -255,18 +214,29 @@ class TileNulls:
         if not todo:
             return
         # A tile without κ̂ is an error before anything slow.
-        kappas = {tile.number: self.reconstruction.read_tile(tile)["kappa"] for tile in todo}
-        bench = None
+        kappas = {tile.number: self.reconstruction.read_tile(tile)["kappa"] for tile in plan.tiles}
+        bench = Bench(setup, load_estimator(), self.choices)
+        bench.match(self._matched_power(bench, kappas))
+        missing = {tile.number for tile in todo}
         initial = len(tiles) - len(todo)
         with tqdm(total=len(tiles), initial=initial, desc="nulls", unit="tile") as bar:
             for maps in self.reconstruction.maps.masked():
                 tile = maps.tile
-                if tile.number not in kappas:
+                if tile.number not in missing:
                     continue
-                bench = bench or Bench(setup, load_estimator(), self.choices)
                 arrays = bench.measure(maps, kappas[tile.number])
                 products.write_product(self.path(tile), KIND, self.recipe(tile), arrays)
                 bar.update()
+
+    def _matched_power(self, bench: Bench, kappas: dict[int, np.ndarray]) -> MatchedPower:
+        """Power of the matched simulations, kept when it has been measured."""
+        path = self.reconstruction.folder / "nulls" / "power.h5"
+        if not products.exists(path, POWER_KIND, self._power_recipe):
+            tiles = [(maps, kappas[maps.tile.number]) for maps in self.reconstruction.maps.masked()]
+            arrays = {"factors": np.array(bench.measure_power(tiles).factors)}
+            products.write_product(path, POWER_KIND, self._power_recipe, arrays)
+        with products.open_product(path, POWER_KIND, self._power_recipe) as product:
+            return MatchedPower(tuple(product.array("factors").tolist()), bench.reach)
 
     def read(self) -> dict[str, np.ndarray]:
         """Read the null tests of all tiles.
@@ -294,8 +264,7 @@ class Bench:
         self.setup, self.estimator, self.choices = setup, estimator, choices
         patch, mask = setup.patch, setup.mask
         self.patch, self.spectra = patch, setup.spectra
-        wide = PatchGeometry(2.0 * patch.size_deg, 2 * patch.n_pixels, pad=0)
-        self.skies = PeriodicSkies(wide, setup.instrument.at_level(1.0), setup.theory)
+        self.skies = self._skies(setup.theory)
         self.curl = QuadraticEstimator(patch, setup.instrument, mask, setup.theory, curl=True)
         self.other: RefinedEstimator | None = None
         if choices.networks:
@@ -304,6 +273,74 @@ class Bench:
             )
             self.other = cast("RefinedEstimator", other)
         self.ell = np.hypot(*plane_vectors(patch.n_pixels, patch.pixel))
+
+    def _skies(self, theory: Spectra) -> PeriodicSkies:
+        patch = self.patch
+        wide = PatchGeometry(2.0 * patch.size_deg, 2 * patch.n_pixels, pad=0)
+        return PeriodicSkies(wide, self.setup.instrument.at_level(1.0), theory)
+
+    @property
+    def reach(self) -> float:
+        """Multipole at which the bins end."""
+        return float(self.spectra.bins.edges[-1])
+
+    def match(self, power: MatchedPower) -> None:
+        """Give the simulations that follow the power of the survey.
+
+        Parameters
+        ----------
+        power : of the survey
+        """
+        self.skies = self._skies(power.spectra(self.setup.theory))
+
+    def measure_power(self, tiles: Sequence[tuple[TilePatches, np.ndarray]]) -> MatchedPower:
+        """Measure the power of a survey, and match it.
+
+        The first round starts at the fiducial power, the next one where that ended, with the same
+        phases and noise.
+
+        Parameters
+        ----------
+        tiles : Q and U of every tile, and κ̂ of its coadd, (n, n)
+
+        Returns
+        -------
+        power : that the matched simulations now have
+        """
+        power = MatchedPower((1.0, 1.0, 1.0), self.reach)
+        for number in range(ROUNDS):
+            self.match(power)
+            bar = tqdm(tiles, desc=f"power, round {number + 1} of {ROUNDS}", unit="tile")
+            rows = [self._powers(maps, kappa) for maps, kappa in bar]
+            power = power.updated(
+                self.spectra, {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+            )
+        self.match(power)
+        return power
+
+    def _powers(self, maps: TilePatches, kappa: np.ndarray) -> dict[str, np.ndarray]:
+        """Powers of one tile and of a simulation, as :meth:`.MatchedPower.updated` takes them."""
+        tile, n = maps.tile, self.patch.n_pixels
+        stage = seed_sequence(self.choices.seed, "survey power", tile.number)
+        generator = np.random.default_rng(stage)
+        phi, sky = self._sky(generator)
+        simulated = self._observed(maps, sky, generator)
+        own, known = (
+            self._modes(values)
+            for values in (kappa, self.skies.convergence(phi)[:n, :n] * self.setup.mask)
+        )
+        found = self._modes(
+            self.estimator.reconstruct(simulated.q[None], simulated.u[None], tile.rms[None])[0]
+        )
+        return {
+            "tile_kk": self._cross(own, own),
+            "tile_ee": self._e_power(maps.q, maps.u),
+            "kk": self._cross(found, found),
+            "ee": self._e_power(simulated.q, simulated.u),
+            "cross": self._cross(found, known),
+            "kappa": self._cross(known, known),
+            "signal": self._e_power(sky.real * tile.mask, sky.imag * tile.mask),
+        }
 
     def measure(self, maps: TilePatches, kappa: np.ndarray) -> dict[str, np.ndarray]:
         """Measure the null tests of one tile and its matched simulations.
@@ -335,14 +372,25 @@ class Bench:
         -------
         maps : Q and U of the simulation, with the tile's noise and holes
         """
-        tile, n, setup = maps.tile, self.patch.n_pixels, self.setup
-        stage = seed_sequence(self.choices.seed, "survey nulls", tile.number, number)
+        stage = seed_sequence(self.choices.seed, "survey nulls", maps.tile.number, number)
         generator = np.random.default_rng(stage)
+        _, sky = self._sky(generator)
+        return self._observed(maps, sky, generator)
+
+    def _sky(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Modes of φ of a box, and Q + iU in µK of a patch of it, (n, n)."""
+        n = self.patch.n_pixels
         e, phi = (self.skies.draw(name, generator) for name in ("e", "phi"))
-        sky = self.skies.lensed(e, phi)[:n, :n]
+        return phi, self.skies.lensed(e, phi)[:n, :n]
+
+    def _observed(
+        self, maps: TilePatches, sky: np.ndarray, generator: np.random.Generator
+    ) -> TilePatches:
+        """A sky, Q + iU in µK, with the noise and holes of a tile in each split."""
+        tile, survey = maps.tile, self.setup.instrument
         q, u = [], []
         for split in range(len(maps.split_q)):
-            instrument = TileInstrument.of(setup.instrument, tile.split_rms(split), self.patch)
+            instrument = TileInstrument.of(survey, tile.split_rms(split), self.patch)
             noise = instrument.draw(1, self.patch, generator)[:, 0]
             q.append((sky.real + noise[0]) * tile.mask)
             u.append((sky.imag + noise[1]) * tile.mask)
@@ -399,6 +447,10 @@ class Bench:
     def _cross(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return self.spectra.cross(a, b)[0]
 
+    def _e_power(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
+        e, _ = e_and_b(self.spectra, q[None], u[None])
+        return self._cross(e, e)
+
     def _auto(self, values: np.ndarray) -> np.ndarray:
         modes = self._modes(values)
         return self._cross(modes, modes)
@@ -408,7 +460,7 @@ class Bench:
         kept = self.ell <= self.choices.lmax
         # The filter acts on maps without the taper, which they get again afterwards.
         mask = maps.tile.mask
-        p = self._band(_over(maps.q, mask) + 1j * _over(maps.u, mask), kept) * mask
+        p = self._band(ratio(maps.q, mask) + 1j * ratio(maps.u, mask), kept) * mask
         return p.real, p.imag
 
     def _band(self, p: np.ndarray, kept: np.ndarray) -> np.ndarray:

@@ -5,9 +5,8 @@ in two groups of tiles; docs/survey-nulls lists them. The covariance is the scat
 that Hotelling's T² says how likely the mean is. Neighbouring bins are taken together until there
 are four tiles for each.
 
-Powers are compared with those of each tile's matched simulation, a lensed sky of the fiducial
-cosmology with the same beam, noise, mask and holes. Ratios are compared where the sky's own power
-would tell; what another cosmology does to them is of second order.
+Powers are compared with those of each tile's matched simulation, a lensed sky with the survey's own
+power of κ and E, and with the same beam, noise, mask and holes.
 """
 
 from __future__ import annotations
@@ -162,13 +161,10 @@ class _TileTests:
         return (self.tile(name) - self.matched(name)) / self.matched(over).mean(0)
 
     def relative(self, name: str, over: str) -> np.ndarray:
-        """Ratios of the mean powers, the tiles' less the simulations'; about each the tiles' own by
-        its first order, (x − r y)/ȳ, so that their scatter is that of the ratio."""
-        tiles, matched = (
-            (x - x.mean(0) / y.mean(0) * y + x.mean(0)) / y.mean(0)
-            for x, y in ((read(name), read(over)) for read in (self.tile, self.matched))
+        """:func:`relative` of two powers."""
+        return relative(
+            *(np.stack([read(n) for n in (name, over)], 1) for read in (self.tile, self.matched))
         )
-        return tiles - matched
 
     def gain(self) -> np.ndarray:
         tiles, matched = (
@@ -229,6 +225,27 @@ class _TileTests:
                     description = f"power of {field} - simulation, {half} half - other"
                     tests.append(null_test(name, description, self.L, each[first], each[~first]))
         return tests, skipped
+
+
+def relative(tiles: np.ndarray, matched: np.ndarray) -> np.ndarray:
+    """Ratios of mean powers, the tiles' less the simulations'.
+
+    About each ratio r = x̄/ȳ the tiles' own are taken to first order, r + (x − r y)/ȳ, so that their
+    scatter is that of the ratio.
+
+    Parameters
+    ----------
+    tiles, matched : powers x and y of the tiles, and of their simulations, (n_tiles, 2, n_bins)
+
+    Returns
+    -------
+    differences : (n_tiles, n_bins)
+    """
+    ratios = []
+    for powers in (tiles, matched):
+        x, y = powers[:, 0], powers[:, 1]
+        ratios.append((x - x.mean(0) / y.mean(0) * y + x.mean(0)) / y.mean(0))
+    return ratios[0] - ratios[1]
 
 
 def range_test(release: Release) -> NullTest:

@@ -20,12 +20,13 @@ from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
 from cobaya_cnnlens.likelihood.declarations import Blinding
 from cobaya_cnnlens.likelihood.release import read_release, write_release
 from cobaya_cnnlens.maps import reconstruction, tile_maps, tile_nulls, tiles
+from cobaya_cnnlens.maps.halves import Halves
 from cobaya_cnnlens.maps.map_setup import MapSetup
 from cobaya_cnnlens.maps.plan import array_path, make_plan, read_plan
 from cobaya_cnnlens.maps.reconstruction import TileReconstruction
 from cobaya_cnnlens.maps.survey_files import Sources
 from cobaya_cnnlens.maps.tile_maps import TileMaps, TilePatches
-from cobaya_cnnlens.maps.tile_nulls import Choices, Halves, TileNulls
+from cobaya_cnnlens.maps.tile_nulls import Choices, TileNulls
 from cobaya_cnnlens.plots.validation_figures import survey_nulls_figure
 from cobaya_cnnlens.reconstruct.quadratic import QuadraticEstimator
 from cobaya_cnnlens.simulate.bandpowers import Bins
@@ -137,7 +138,7 @@ def of(table, name):
 
 def copied(folder):
     """What a network has made is made again only where it is missing."""
-    return {path: path.stat().st_mtime_ns for path in sorted(folder.glob("nulls/*.h5"))}
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.glob("nulls/tile_*.h5"))}
 
 
 def test_the_difference_of_unequal_halves_is_noise_of_the_coadd(plan):
@@ -235,6 +236,14 @@ def test_what_is_planted_is_found(plan, setup, tmp_path, change, fails, holds, n
         test = of(table, name)
         assert test.mean == pytest.approx(value, abs=4 * test.mean_error)
         assert test.mean_error < 0.25 * abs(value)
+
+
+def test_simulations_have_the_power_of_the_survey(plan, setup, tmp_path):
+    """Of maps that are brighter by a tenth in both splits: so are the simulations' E modes."""
+    some = replace(plan, tiles=plan.tiles[:8])
+    judge(some, setup, tmp_path, lambda _, p: 1.1 * p)
+    ee = TileNulls(TileReconstruction(some, setup, tmp_path), Choices.of(setup)).read()["ee"]
+    assert ee[:, 0].mean() / ee[:, 1].mean() == pytest.approx(1.0, abs=0.1)
 
 
 def test_another_network(plan, setup, tmp_path, monkeypatch):
