@@ -83,9 +83,11 @@ rule survey_release:
         "cnnlens survey release {PLAN:q} --config {FILE:q} {BLIND:q}"
 
 
+# The first job measures the survey's power of all tiles, which the simulations of the others take.
 rule survey_nulls_of_tiles:
     input:
         f"{SURVEY}/bandpowers.h5",
+        lambda w: [] if w.number == "1" else done("nulls", 1),
     output:
         touch(f"{SURVEY}/jobs/nulls_{{number}}_of_{JOBS}.done"),
     threads: 2
