@@ -258,8 +258,8 @@ def test_a_configuration_without_surveys_has_a_noise(tmp_path, content, target):
 
 
 def test_a_survey_is_shared_by_jobs(nasty, content, monkeypatch):
-    """Each job makes its own share, the first of the tiles and of the nulls before the others; skies
-    are made once; the release and the null tests follow. Paths are quoted."""
+    """Each job makes its own share, the first of tiles and of nulls before the others. Skies are
+    made once. The release and the null tests follow. Paths are quoted."""
     monkeypatch.setattr("cobaya_cnnlens.maps.plan.read_plan", lambda _: plan_of())
     content |= {"products": "p", "centres": {"nside": 1, "poles": 0}}
     content |= {"skies": {"train": 1, "validation": 1, "test": 2, "derivatives": 1}}
