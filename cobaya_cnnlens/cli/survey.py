@@ -131,24 +131,20 @@ def survey_reconstruct(
     out: Annotated[
         Path | None, typer.Option(help="Folder for κ̂; named as the plan if absent.")
     ] = None,
-    nside: Annotated[int | None, typer.Option(help="Of the HEALPix mosaic.")] = None,
     job: JobOption = None,
 ) -> None:
     """Reconstruct κ̂ of every tile, and measure its bandpowers; a stopped run goes on.
 
-    The estimator knows each tile's noise and holes. A HEALPix mosaic holds κ̂ of all tiles.
+    The estimator knows each tile's noise and holes.
     """
     source = one_estimator(estimator)
     runs.need_pipeline()
-    from ..maps import mosaic
     from ..maps.bandpower_file import check_folder
     from ..maps.job import Job
     from ..maps.plan import read_plan
     from ..maps.reconstruction import TileReconstruction, check_setup
     from .estimate import map_setup
 
-    if nside is not None and (nside < 1 or nside & (nside - 1)):
-        raise ConfigError(f"--nside {nside}: give a power of two")
     share = Job.parse(job) if job else None
     loaded = read_plan(plan)
     setup, load_estimator = map_setup(source, network, noisy=True)
@@ -159,10 +155,52 @@ def survey_reconstruct(
     bandpowers = tiles.measure(
         load_estimator, runs.threads(), lambda warning: runs.warn(plan, [warning]), share
     )
-    if share is not None:
-        return
-    typer.echo(mosaic.make(tiles, nside))
-    typer.echo(bandpowers)
+    if share is None:
+        typer.echo(bandpowers)
+
+
+@app.command("map", epilog="Example: cnnlens survey map s.yaml --config survey.yaml")
+def survey_map(
+    plan: Annotated[Path, typer.Argument(help="What `survey plan` wrote (YAML).")],
+    estimator: Estimators = None,
+    network: Networks = None,
+    simulations: Annotated[int, typer.Option(help="Pairs of true and reconstructed maps.")] = 20,
+    lmax: Annotated[int, typer.Option(help="Largest multipole of the map.")] = 2000,
+    nside: Annotated[
+        int | None, typer.Option(help="Of HEALPix; lmax/2 or the next power of two if absent.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of κ̂; named as the plan if absent.")
+    ] = None,
+) -> None:
+    """Make a map of κ̂ without seams, to correlate with a tracer; a stopped run goes on.
+
+    Further tiles fill the tapers of the plan's. κ̂ is divided by the response. Simulations give its
+    transfer function and noise, and are written as pairs of maps (κ, κ̂).
+    """
+    source = one_estimator(estimator)
+    runs.need_pipeline()
+    from ..maps.bandpower_file import check_folder
+    from ..maps.mosaic import bins_to, nside_for
+    from ..maps.plan import check_sources, read_plan
+    from ..maps.reconstruction import TileReconstruction, check_setup
+    from ..maps.survey_map import SurveyMap
+    from .estimate import map_setup
+
+    if nside is not None and (nside < 1 or nside & (nside - 1)):
+        raise ConfigError(f"--nside {nside}: give a power of two")
+    loaded = read_plan(plan)
+    bins_to(lmax, loaded.geometry)
+    check_sources(loaded)
+    setup, load_estimator = map_setup(source, network, noisy=True)
+    check_setup(loaded, setup)
+    folder = out or plan.with_suffix("")
+    check_folder(folder)
+    made = SurveyMap(TileReconstruction(loaded, setup, folder), lmax, nside or nside_for(lmax))
+    path = made.make(
+        simulations, load_estimator, runs.threads(), lambda warning: runs.warn(plan, [warning])
+    )
+    typer.echo(path)
 
 
 @app.command("calibrate", epilog="Example: cnnlens survey calibrate s.yaml --config survey.yaml")

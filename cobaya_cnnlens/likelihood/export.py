@@ -7,6 +7,8 @@ is ours with ``statistics`` "hartlap". Neither format needs C^EE.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -279,31 +281,88 @@ def _write_candl(release: Release, model: LinearModel, folder: Path) -> str:
 
 
 def _write_sacc(release: Release, model: LinearModel, folder: Path) -> str:
-    """One map tracer ``ck``, data type ``cmb_convergence_cl``, windows, and the covariance without
-    Hartlap's factor: ``n_sim`` is in the metadata."""
+    """The covariance is without Hartlap's factor: ``n_sim`` is in the metadata."""
+    spectrum = SaccSpectrum("ck", release.edges, release.bandpowers, model.windows)
+    metadata = {
+        "name": release.name,
+        "description": " ".join(release.description.split()),
+        "noise_debias": STATEMENTS["fixed"],
+        "lmax": model.lmax,
+        "soliket": f"load with the option lmax: {model.lmax + 1}",
+        "n_patches": release.n_patches,
+        "n_sim": release.n_sim,
+        "network_sha256": str(release.provenance.get("network_sha256")),
+    }
+    name = f"{release.name}.fits"
+    write_sacc(folder / name, [spectrum], release.covariance, metadata)
+    return name
+
+
+@dataclass(frozen=True)
+class SaccSpectrum:
+    """Bandpowers of κ with itself or with another tracer, for SACC.
+
+    Attributes
+    ----------
+    other : the tracer's name: "ck" of κ itself, or "gc" of galaxies
+    edges : of the bins, (n_bins + 1,)
+    bandpowers : (n_bins,)
+    windows : W_bL, (n_bins, lmax + 1) from L = 0
+    """
+
+    other: str
+    edges: np.ndarray
+    bandpowers: np.ndarray
+    windows: np.ndarray
+
+
+def write_sacc(
+    path: Path,
+    spectra: Sequence[SaccSpectrum],
+    covariance: np.ndarray,
+    metadata: Mapping[str, object],
+) -> None:
+    """Write bandpowers with their windows and covariance as SACC.
+
+    Parameters
+    ----------
+    path : of the FITS file
+    spectra : each with the same multipoles of the windows
+    covariance : of all bandpowers, in the order of ``spectra``
+    metadata : beside the bin edges, what the windows are, and a digest of all numbers
+
+    Raises
+    ------
+    CNNLensError
+        if the package sacc is not installed
+    """
     try:
         import sacc
     except ModuleNotFoundError:
         raise CNNLensError("format 'sacc' needs the package sacc; pip install sacc") from None
 
     data = sacc.Sacc()
-    ell = np.arange(model.lmax + 1)
-    data.add_tracer(
-        "Map", "ck", quantity="cmb_convergence", spin=0, ell=ell, beam=np.ones(len(ell))
-    )
-    windows = sacc.BandpowerWindow(ell, model.windows.T)
-    data.add_ell_cl("cmb_convergence_cl", "ck", "ck", release.centres, release.bandpowers, windows)
-    data.add_covariance(release.covariance)
+    ell = np.arange(spectra[0].windows.shape[1])
+    quantities = {"ck": "cmb_convergence", "gc": "galaxy_density"}
+    kinds = {"ck": "cmb_convergence_cl", "gc": "cmbGalaxy_convergenceDensity_cl"}
+    digest = hashlib.sha256(np.ascontiguousarray(covariance, "<f8").tobytes())
+    for name in dict.fromkeys(["ck", *(spectrum.other for spectrum in spectra)]):
+        beam = np.ones(len(ell))
+        data.add_tracer("Map", name, quantity=quantities[name], spin=0, ell=ell, beam=beam)
+    edges = {}
+    for spectrum in spectra:
+        centres = 0.5 * (spectrum.edges[1:] + spectrum.edges[:-1])
+        windows = sacc.BandpowerWindow(ell, spectrum.windows.T)
+        kind = kinds[spectrum.other]
+        data.add_ell_cl(kind, "ck", spectrum.other, centres, spectrum.bandpowers, windows)
+        edges[f"bin_edges_ck_{spectrum.other}"] = " ".join(f"{edge:g}" for edge in spectrum.edges)
+        for values in (spectrum.edges, spectrum.bandpowers, spectrum.windows):
+            digest.update(np.ascontiguousarray(values, "<f8").tobytes())
+    data.add_covariance(covariance)
     data.metadata = {
-        "name": release.name,
-        "description": " ".join(release.description.split()),
-        "noise_debias": STATEMENTS["fixed"],
-        "lmax": model.lmax,
-        "soliket": f"load with the option lmax: {len(ell)}",
-        "n_patches": release.n_patches,
-        "n_sim": release.n_sim,
-        "network_sha256": str(release.provenance.get("network_sha256")),
+        **metadata,
+        **edges,
+        "windows": "<d_b> = sum_L W_bL C_L; rows do not sum to one, and must not be made to",
+        "sha256": digest.hexdigest(),
     }
-    name = f"{release.name}.fits"
-    data.save_fits(str(folder / name))
-    return name
+    data.save_fits(str(path))

@@ -29,7 +29,7 @@ from .grids import Grid, HealpixGrid
 from .headers import ASSUMED_FRAME, FRAMES
 from .map_checks import band_warnings
 from .survey_files import Sources, Split, check_coverage, digest_of, read_splits
-from .tiles import Footprint, Tile, check_separate, choose_tiles
+from .tiles import Footprint, Tile, check_separate, choose_tiles, filling_tiles
 
 KIND = "survey tiles"
 ALGORITHM = 1
@@ -73,6 +73,11 @@ class Plan:
     def identity(self) -> str:
         """Of the whole plan; tiles taken out do not change it."""
         return products.identity_of(self.recipe)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the tiles fill the tapers of another plan's, and overlap."""
+        return "fills" in self.recipe
 
     @property
     def n_splits(self) -> int:
@@ -120,6 +125,7 @@ def make_plan(
     taper_deg: float = 0.5,
     least: float = 0.6,
     like: Plan | None = None,
+    fills: Plan | None = None,
 ) -> Plan:
     """Plan a survey and write the plan.
 
@@ -131,6 +137,7 @@ def make_plan(
     taper_deg : of their mask
     least : seen fraction of a tile that is kept
     like : a plan whose tiles are taken, as of another map of the same sky, or a simulated one
+    fills : a plan whose tapers the tiles of this one fill; its tiles overlap (:mod:`.mosaic`)
 
     Returns
     -------
@@ -169,7 +176,10 @@ def make_plan(
     footprint = Footprint.of(partial(_at, grid, seen), flat.size_deg)
     taper = cosine_mask(flat, taper_deg)
     tiles: list[Tile] = []
-    if like is None:
+    if fills is not None:
+        recipe["fills"] = fills.centres.round(9).tolist()
+        centres = filling_tiles(footprint, fills.centres, flat.size_deg, taper_deg, least)
+    elif like is None:
         centres = choose_tiles(footprint, flat.size_deg, taper_deg, least)
     else:
         centres = _centres_of(like, flat, grid.frame)
@@ -184,7 +194,7 @@ def make_plan(
         raise MapError(f"no tile sees {100 * least:.0f}%; lower --seen, or take smaller patches")
     known = (grid.frame, lmax_of(grid, flat), tuple(tiles), footprint, any(assumed))
     plan = Plan(path, sources, recipe, flat, taper_deg, *known)
-    check_separate(plan.centres, flat.size_deg, str(path), "tiles")
+    _check_separate(plan)
     _write(plan, grid)
     return plan
 
@@ -313,8 +323,13 @@ def read_plan(path: str | Path) -> Plan:
         footprint,
         bool(arrays.get("assumed_frame", False)),
     )
-    check_separate(plan.centres, geometry.size_deg, str(path), "tiles")
+    _check_separate(plan)
     return plan
+
+
+def _check_separate(plan: Plan) -> None:
+    if not plan.overlaps:
+        check_separate(plan.centres, plan.geometry.size_deg, str(plan.path), "tiles")
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ squared. Tiles below a threshold do not count.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,6 +28,13 @@ from ..simulate.tiling import largest_overlap, project, rings, unit_vectors
 SHIFTS, TURNS = 8, 24
 # The footprint has at least so many points along a tile's side.
 POINTS = 24
+# The taper is tabulated on so many pixels along a side.
+SIDE = 64
+# So many further sets of tiles fill the tapers of a plan's: the edges of two sets always cross
+# somewhere, those of three need not.
+FURTHER_SETS = 2
+# A further tile adds so much of a tile that no other sees well, or is left out.
+LEAST_ADDED = 0.01
 # Edges may reach into each other by so many degrees, half a pixel. Patches that lie one side apart
 # on the equator do by an eighth of that at their corners.
 TOUCH_DEG = 0.02
@@ -165,8 +172,36 @@ class Footprint:
         """Of what was seen."""
         return float(len(self.pixels) * np.degrees(np.degrees(4.0 * np.pi / (12 * self.nside**2))))
 
-    def fractions(self, centres: np.ndarray, size_deg: float, taper_deg: float) -> np.ndarray:
+    def fractions(
+        self,
+        centres: np.ndarray,
+        size_deg: float,
+        taper_deg: float,
+        need: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Seen fractions of tiles, weighted by the taper squared, to a few hundredths.
+
+        Parameters
+        ----------
+        centres : colatitude and longitude of each tile in radians, (n, 2)
+        size_deg : side of a tile in degrees
+        taper_deg : width of the taper in degrees
+        need : how much each point of the footprint counts, 0 to 1; all fully by default
+
+        Returns
+        -------
+        fractions : 0 to 1, (n,)
+        """
+        whole = (cosine_mask(PatchGeometry(size_deg, SIDE, 0), taper_deg) ** 2).mean()
+        whole *= np.radians(size_deg) ** 2 / (4.0 * np.pi / (12 * self.nside**2))
+        fractions = np.zeros(len(centres))
+        for i, (points, tapers) in enumerate(self._tapers(centres, size_deg, taper_deg)):
+            weights = tapers**2 if need is None else tapers**2 * need[points]
+            fractions[i] = weights.sum() / whole
+        return np.minimum(fractions, 1.0)
+
+    def largest_taper(self, centres: np.ndarray, size_deg: float, taper_deg: float) -> np.ndarray:
+        """The largest taper that any of some tiles has at each point of the footprint.
 
         Parameters
         ----------
@@ -176,23 +211,27 @@ class Footprint:
 
         Returns
         -------
-        fractions : 0 to 1, (n,)
+        taper : 0 to 1, (n_points,)
         """
+        largest = np.zeros(len(self.pixels))
+        for points, tapers in self._tapers(centres, size_deg, taper_deg):
+            largest[points] = np.maximum(largest[points], tapers)
+        return largest
+
+    def _tapers(
+        self, centres: np.ndarray, size_deg: float, taper_deg: float
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Numbers of the points within each tile, and its taper there."""
         half = np.radians(0.5 * size_deg)
         reach = 2.0 * np.sin(0.5 * np.sqrt(2.0) * half) * 1.01
         near = self._tree.query_ball_point(unit_vectors(centres), reach)
-        side = 64
-        taper = cosine_mask(PatchGeometry(size_deg, side, 0), taper_deg) ** 2
-        whole = taper.mean() * (2.0 * half) ** 2 / (4.0 * np.pi / (12 * self.nside**2))
-        fractions = np.zeros(len(centres))
-        for i, (centre, points) in enumerate(zip(centres, near, strict=True)):
-            if len(points) < 0.1 * whole:
-                continue
+        taper = cosine_mask(PatchGeometry(size_deg, SIDE, 0), taper_deg)
+        for centre, numbers in zip(centres, near, strict=True):
+            points = np.array(numbers, int)
             x, y = project(self.points[points], centre)
-            at = [np.floor((c + half) / (2.0 * half) * side).astype(int) for c in (y, x)]
-            inside = np.all([(c >= 0) & (c < side) for c in at], axis=0)
-            fractions[i] = taper[at[0][inside], at[1][inside]].sum() / whole
-        return np.minimum(fractions, 1.0)
+            at = [np.floor((c + half) / (2.0 * half) * SIDE).astype(int) for c in (y, x)]
+            inside = np.all([(c >= 0) & (c < SIDE) for c in at], axis=0)
+            yield points[inside], taper[at[0][inside], at[1][inside]]
 
 
 def choose_tiles(
@@ -216,7 +255,50 @@ def choose_tiles(
     MapError
         if no tile sees that much
     """
-    best: list[np.ndarray] = []
+    centres, largest = _best_rings(footprint, size_deg, taper_deg, least)
+    if not len(centres):
+        raise MapError(
+            f"the footprint, {footprint.area_deg2:.3g} square degrees, is too small or too ragged "
+            f"for a tile of {size_deg:g} degrees: at best {100 * largest:.0f}% of one was seen, "
+            f"and {100 * least:.0f}% are asked for; lower --seen, or take smaller patches"
+        )
+    return centres
+
+
+def filling_tiles(
+    footprint: Footprint, centres: np.ndarray, size_deg: float, taper_deg: float, least: float
+) -> np.ndarray:
+    """Choose further tiles, which see fully what the tiles of a plan see through their tapers.
+
+    Parameters
+    ----------
+    footprint : what the survey saw
+    centres : of the plan's tiles, colatitude and longitude in radians, (n, 2)
+    size_deg : side of a tile in degrees
+    taper_deg : width of the taper in degrees
+    least : smallest seen fraction of a tile
+
+    Returns
+    -------
+    centres : of :data:`FURTHER_SETS` sets or fewer, whose tiles overlap; (m, 2)
+    """
+    every = centres
+    for _ in range(FURTHER_SETS):
+        need = 1.0 - footprint.largest_taper(every, size_deg, taper_deg)
+        every = np.concatenate([every, _best_rings(footprint, size_deg, taper_deg, least, need)[0]])
+    return every[len(centres) :]
+
+
+def _best_rings(
+    footprint: Footprint,
+    size_deg: float,
+    taper_deg: float,
+    least: float,
+    need: np.ndarray | None = None,
+) -> tuple[np.ndarray, float]:
+    """Centres of the tiles of those rings that see most of the footprint, or of what is needed of
+    it, (n, 2), and the largest seen fraction of any tile that was tried."""
+    best: list[np.ndarray] = [np.zeros((0, 2))]
     most, largest = 0.0, 0.0
     reach = np.radians(size_deg) / np.sqrt(2.0)
     polar = np.arccos(np.clip(footprint.points[:, 2], -1.0, 1.0))
@@ -228,22 +310,20 @@ def choose_tiles(
                 continue
             step = np.array([0.0, 2.0 * np.pi / len(ring) / TURNS])
             tried = np.concatenate([ring + turn * step for turn in range(TURNS)])
-            fractions = footprint.fractions(tried, size_deg, taper_deg).reshape(TURNS, -1)
-            largest = max(largest, fractions.max())
-            scores = np.where(fractions >= least, fractions, 0.0).sum(1)
+            seen = footprint.fractions(tried, size_deg, taper_deg)
+            largest = max(largest, seen.max())
+            enough, added = seen >= least, seen
+            if need is not None:
+                added = footprint.fractions(tried, size_deg, taper_deg, need)
+                enough &= added >= LEAST_ADDED
+            scores = np.where(enough, added, 0.0).reshape(TURNS, -1).sum(1)
             turn = int(np.argmax(scores))
             total += scores[turn]
-            kept.append((ring + turn * step)[fractions[turn] >= least])
+            kept.append((ring + turn * step)[enough.reshape(TURNS, -1)[turn]])
         # Of equal choices, but for rounding, the first is kept.
         if total > most + 1e-9:
             best, most = kept, total
-    if not best:
-        raise MapError(
-            f"the footprint, {footprint.area_deg2:.3g} square degrees, is too small or too ragged "
-            f"for a tile of {size_deg:g} degrees: at best {100 * largest:.0f}% of one was seen, "
-            f"and {100 * least:.0f}% are asked for; lower --seen, or take smaller patches"
-        )
-    return np.concatenate(best)
+    return np.concatenate(best), largest
 
 
 def check_separate(

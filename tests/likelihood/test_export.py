@@ -12,7 +12,12 @@ import yaml
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import CNNLensError
 from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
-from cobaya_cnnlens.likelihood.export import export_release, linear_model
+from cobaya_cnnlens.likelihood.export import (
+    SaccSpectrum,
+    export_release,
+    linear_model,
+    write_sacc,
+)
 from cobaya_cnnlens.likelihood.fields import NUISANCES, Group
 from cobaya_cnnlens.likelihood.release import read_release, with_fixed_debias, without
 from cobaya_cnnlens.theory.camb import convergence_from_potential
@@ -206,6 +211,32 @@ def test_sacc_holds_data_windows_and_covariance(shipped, cosmologies, tmp_path):
     assert "lmax: 4401" in said["soliket"]
     assert "fixed" in said["noise_debias"]
     assert said["network_sha256"] == shipped.provenance["network_sha256"]
+    edges = [float(edge) for edge in said["bin_edges_ck_ck"].split()]
+    np.testing.assert_array_equal(edges, shipped.edges)
+    assert "rows do not sum to one" in said["windows"]
+
+
+def test_the_digest_of_a_sacc_file_is_that_of_its_numbers(tmp_path):
+    """It changes with any of them, and not with the file's date."""
+    sacc = pytest.importorskip("sacc")
+    edges, windows = np.array([10, 20, 30]), np.eye(2, 40)
+    spectra = [SaccSpectrum(name, edges, np.ones(2), windows) for name in ("ck", "gc")]
+
+    def digest(spectra, covariance):
+        (tmp_path / "s.fits").unlink(missing_ok=True)
+        write_sacc(tmp_path / "s.fits", spectra, covariance, {"name": "s"})
+        return sacc.Sacc.load_fits(str(tmp_path / "s.fits")).metadata["sha256"]
+
+    first = digest(spectra, np.eye(4))
+    assert digest(spectra, np.eye(4)) == first
+    others = [
+        digest(spectra, 2 * np.eye(4)),
+        digest([spectra[0], replace(spectra[1], bandpowers=np.zeros(2))], np.eye(4)),
+        digest([spectra[0], replace(spectra[1], windows=2 * windows)], np.eye(4)),
+    ]
+    assert len({first, *others}) == 4
+    data = sacc.Sacc.load_fits(str(tmp_path / "s.fits"))
+    assert data.get_data_types() == ["cmb_convergence_cl", "cmbGalaxy_convergenceDensity_cl"]
 
 
 def test_a_name_stays_inside_the_folder(release, tmp_path):

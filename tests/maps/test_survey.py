@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import yaml
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import ConfigError, MapError, ProductError
-from cobaya_cnnlens.maps import cutting, grids, mosaic, reconstruction, tiles
+from cobaya_cnnlens.maps import cutting, grids, reconstruction, tiles
 from cobaya_cnnlens.maps.cutting import cut, fill
 from cobaya_cnnlens.maps.grids import HealpixGrid, read_sky
 from cobaya_cnnlens.maps.job import Job
@@ -490,8 +490,7 @@ def run(tmp_path_factory):
 
 def test_every_tile_is_reconstructed_with_its_own_noise(plan, run, tmp_path, monkeypatch):
     """κ̂ is told the coadd's rms; bandpowers are of κ̂; a killed run goes on where it was; two jobs
-    make the same file; the image lies where the tile does; the mosaic has κ̂ at its place, and no
-    weight in holes."""
+    make the same file; the image lies where the tile does."""
     setup, fake = MapSetup.of_run(run[1]), Fake()
     products = TileReconstruction(plan, setup, tmp_path)
     monkeypatch.setattr(reconstruction, "check", lambda *_: [])
@@ -532,33 +531,6 @@ def test_every_tile_is_reconstructed_with_its_own_noise(plan, run, tmp_path, mon
         jobs.measure(lambda: pytest.fail("all tiles are there")).read_bytes()
         == (tmp_path / "bandpowers.h5").read_bytes()
     )
-    path = mosaic.make(TileReconstruction(plan, setup, tmp_path))
-    kappa, weight = healpy.read_map(path, field=(0, 1))
-    seen = weight != healpy.UNSEEN
-    nside = healpy.get_nside(kappa)
-    area = seen.sum() * healpy.nside2pixarea(nside, degrees=True)
-    assert area == pytest.approx(len(plan.tiles) * 18.8**2, rel=0.05)
-    theta, phi = healpy.pix2ang(nside, np.flatnonzero(seen))
-    assert (weight[seen][~sees(theta, phi)] == 0).mean() > 0.9
-    assert (weight[seen][sees(theta, phi)] > 0).mean() > 0.9
-    assert weight[seen].max() == pytest.approx(1.0)
-
-
-def test_the_mosaic_is_kappa_at_its_place():
-    """A known field on the sphere, as patches with their taper, comes back from the mosaic."""
-    centre = np.radians([55.0, 200.0])
-    flat = PatchGeometry(SIDE, 128, pad=0)
-    tile = Tile(0, centre, flat, cosine_mask(flat, TAPER), np.ones((1, 128, 128)))
-
-    def field(theta, phi):
-        return np.sin(9 * theta) * np.cos(7 * phi) + np.cos(5 * theta)
-
-    at = tile.pointing
-    kappa = field(at.theta, at.phi).reshape(128, 128) * tile.taper
-    pixels, values, weights = mosaic.on_sphere(tile, kappa, 128)
-    np.testing.assert_allclose(values, field(*healpy.pix2ang(128, pixels)), atol=0.01)
-    assert len(pixels) * healpy.nside2pixarea(128, degrees=True) == pytest.approx(18.8**2, rel=0.02)
-    assert weights.max() <= 1.0
 
 
 def test_from_maps_to_kappa_by_commands(files, run, tmp_path, monkeypatch):
@@ -598,7 +570,6 @@ def test_from_maps_to_kappa_by_commands(files, run, tmp_path, monkeypatch):
         expected = made.mask * ascent.reconstruct(maps.q[None], maps.u[None], maps.tile.rms)[0]
         kappa = TileReconstruction(plan, setup, tmp_path).read_tile(maps.tile)["kappa"]
         np.testing.assert_allclose(kappa, expected, atol=5e-3 * expected.std())
-    assert (tmp_path / "mosaic.fits").exists()
 
 
 def test_maps_that_no_instrument_gives_are_refused(plan, run, tmp_path):
@@ -614,7 +585,6 @@ def test_maps_that_no_instrument_gives_are_refused(plan, run, tmp_path):
         (["--config", "training/config/resunet_1uk.yaml"], "'network.kind' is not 'refined'"),
         (["--release", "refined_fiducial"], "planned with --patch-deg 20, .*with 5; plan again"),
         ([], "give either --release NAME or --config FILE"),
-        (["--release", "refined_fiducial", "--nside", "100"], "give a power of two"),
     ],
 )
 def test_an_estimator_that_does_not_fit_is_refused(plan, arguments, message, monkeypatch):
