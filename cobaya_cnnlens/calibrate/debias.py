@@ -354,7 +354,8 @@ def fit_coefficients(
     samples : d and p̂ of simulated patches side by side, (n_sim, n_bins + n_power), p̂ of mean zero
     n_patches : of the survey
     groups : number of each simulated patch's group, (n_sim,). Patches of one group are left out
-        together, as they must be if their common mean was subtracted. By default each patch is one.
+        together, as they must be if their common mean was subtracted. By default, and if there is
+        one group alone, each patch is one.
 
     Returns
     -------
@@ -375,7 +376,9 @@ def fit_coefficients(
 
     coefficients, over_fitted = estimate(samples), np.zeros((n_sim, n_bins))
     if _fewer(samples, MANY):
-        group = np.arange(n_sim) if groups is None else np.unique(groups, return_inverse=True)[1]
+        group = np.unique(np.arange(n_sim) if groups is None else groups, return_inverse=True)[1]
+        if not group.any():  # one group: there are no patches of another one
+            group = np.arange(n_sim)
         fold = group % min(FOLDS, group.max() + 1)
         for number in range(fold.max() + 1):
             out = fold == number

@@ -277,7 +277,8 @@ def coverage_tables(
         probability = np.concatenate([posterior[i].probability for posterior in posteriors])
         one = GridMarginal(grid.axes[i], probability)
         columns = np.array(sky_of), true[:, i], one.mean, one.sigma, one.ranks(true[:, i])
-        tables.append(CoverageTable(name, patches_each, ends, *columns, simulated[i]))
+        alone = len(prior) == 1
+        tables.append(CoverageTable(name, patches_each, ends, *columns, simulated[i], alone))
     return tables
 
 

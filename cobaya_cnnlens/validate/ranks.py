@@ -15,9 +15,9 @@ The surveys at hand are not independent in two ways:
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -151,6 +151,7 @@ class CoverageTable:
     truth, mean, sigma : true value, posterior mean and standard deviation, (n_surveys,)
     rank : posterior probability below the truth, (n_surveys,)
     simulated : ranks that the model gives
+    alone : whether no other parameter was drawn, whose prior would pull this one's posterior
 
     Errors are those of the finite number of skies (block bootstrap), NaN for a single one; what
     the calibration's own error adds is in ``simulated``.
@@ -165,6 +166,7 @@ class CoverageTable:
     sigma: np.ndarray
     rank: np.ndarray
     simulated: SimulatedRanks
+    alone: bool = True
 
     @property
     def n_skies(self) -> int:
@@ -214,14 +216,43 @@ class CoverageTable:
         """
         from scipy.stats import f_oneway
 
-        low, high = self.prior
-        margin = INSIDE * np.sqrt(np.mean(self.sigma**2))
-        inside = (self.truth > low + margin) & (self.truth < high - margin)
+        inside = self._inside_prior
         groups = [self.pulls[inside & (self.sky == sky)] for sky in np.unique(self.sky[inside])]
         if len(groups) < 2 or len(groups) == inside.sum():
             return len(groups), float("nan"), float("nan")
         test = f_oneway(*groups)
         return len(groups), float(test.statistic), float(test.pvalue)
+
+    @property
+    def _inside_prior(self) -> np.ndarray:
+        """Whether a truth lies ``INSIDE`` σ or more within the prior, (n_surveys,)."""
+        low, high = self.prior
+        margin = INSIDE * np.sqrt(np.mean(self.sigma**2))
+        return (self.truth > low + margin) & (self.truth < high - margin)
+
+    def slope(self) -> tuple[int, float, float]:
+        """Regress the posterior mean on the truth, where the ends of the prior pull no posterior.
+
+        A slope below one says that the model changes too fast with the parameter. This is sharper
+        than the intervals.
+
+        Returns
+        -------
+        n_surveys : whose truth lies ``INSIDE`` σ or more within the prior
+        slope : one for a model that is right
+        error : its standard error
+        """
+        inside, middle = self._inside_prior, np.mean(self.prior)
+        x, y = (np.where(inside, values - middle, 0.0) for values in (self.truth, self.mean))
+
+        def regressed(moment: Callable[[np.ndarray], Any]) -> Any:
+            n, sx, sy, sxx, sxy = (moment(v) for v in (1.0 * inside, x, y, x * x, x * y))
+            return (sxy / n - sx / n * sy / n) / (sxx / n - (sx / n) ** 2)
+
+        with np.errstate(all="ignore"):
+            slope, resampled = float(regressed(np.mean)), regressed(self._resampled)
+        # Of few skies, some draws have no two truths within the prior.
+        return int(inside.sum()), slope, self._error(resampled[np.isfinite(resampled)])
 
     @property
     def tenths(self) -> np.ndarray:
@@ -277,17 +308,13 @@ class CoverageTable:
                 f"pulls, mean square between over within {n_skies} skies whose truth the prior's "
                 f"ends do not touch: {ratio:.2f}, as large by chance with p = {p:.4f}"
             )
-        return "\n".join([*lines, *self._quarters()])
-
-    def _quarters(self) -> list[str]:
-        """Mean and scatter of the pulls in each quarter of the prior that has two or more."""
-        lines = []
-        for low, high in itertools.pairwise(np.linspace(*self.prior, 5)):
-            pulls = self.pulls[(self.truth >= low) & (self.truth < high)]
-            if len(pulls) > 1:
-                numbers = f"{pulls.mean():+.3f}, scatter {pulls.std(ddof=1):.3f}"
-                lines.append(f"  truth {low:.4f}-{high:.4f}: pulls {numbers}")
-        return lines
+        n_surveys, slope, slope_error = self.slope()
+        if self.alone and n_surveys > 2:
+            lines.append(
+                f"posterior mean against the truth, {n_surveys} surveys inside the prior: "
+                f"slope {slope:.4f} ± {slope_error:.4f}"
+            )
+        return "\n".join(lines)
 
     def _resampled(self, values: np.ndarray) -> np.ndarray:
         """Means over the surveys of as many skies drawn with replacement, (N_RESAMPLED,)."""

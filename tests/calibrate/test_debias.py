@@ -165,6 +165,16 @@ def test_patches_about_a_common_mean_are_left_out_together():
     assert singly < together - 0.03
 
 
+def test_tiles_of_one_class_are_left_out_one_by_one():
+    """A survey of one depth has one group: no patches of another one could fit G."""
+    generator = np.random.default_rng(6)
+    answers = generator.standard_normal((4, 2)), generator.standard_normal((26, 2))
+    samples, widths = generator.standard_normal((60, 30)), np.array([1.0, 0.05])
+    alone = fit_coefficients(*answers, widths, samples, 50, np.full(60, 7))
+    for found, expected in zip(alone, fit_coefficients(*answers, widths, samples, 50), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_a_covariance_of_few_patches_has_an_inverse():
     """Correlations shrink by what Schäfer & Strimmer's formula says, variances stay; of many
     patches nearly nothing shrinks."""

@@ -619,6 +619,28 @@ def test_skies_of_several_runs_are_one_table(cut):
         tables_of(runs[0], release, wide)
 
 
+def test_a_model_that_changes_too_fast_has_a_slope_below_one():
+    """Posterior means that follow 0.9 of the truth, of four surveys a sky with a common error. The
+    ends of the prior, where the means stay behind, do not count. The error is that of the skies."""
+    generator = np.random.default_rng(5)
+    n_skies, sigma = 400, 2e-4
+    sky = np.repeat(np.arange(n_skies), 4)
+    truth = generator.uniform(*PRIOR, n_skies)[sky]
+    common, own = generator.standard_normal(n_skies)[sky], generator.standard_normal(4 * n_skies)
+    mean = 0.12 + 0.9 * (truth - 0.12) + sigma * (0.8 * common + 0.6 * own)
+    ends = np.array(PRIOR)
+    near = np.abs(truth[:, None] - ends).min(1) < 3.0 * sigma
+    mean[near] = 0.5 * ends.sum()
+    width = np.full(len(sky), sigma)
+    table = CoverageTable("omch2", 16, PRIOR, sky, truth, mean, width, 0.5 + 0 * width, NONE)
+    n_surveys, slope, error = table.slope()
+    assert n_surveys == (~near).sum()
+    assert slope == pytest.approx(0.9, abs=3 * error)
+    spread = np.std(truth[~near])
+    expected = sigma * np.sqrt(0.8**2 + 0.6**2 / 4) / spread / np.sqrt(n_surveys / 4)
+    assert error == pytest.approx(expected, rel=0.15)
+
+
 def test_a_release_that_is_too_sure_is_found_out(cut):
     """With a ninth of the covariance intervals are too narrow and pulls scatter by three."""
     config, release, *_ = cut
