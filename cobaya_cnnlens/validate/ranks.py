@@ -239,10 +239,12 @@ class CoverageTable:
         Returns
         -------
         n_surveys : whose truth lies ``INSIDE`` σ or more within the prior
-        slope : one for a model that is right
+        slope : one for a model that is right; NaN of less than three truths
         error : its standard error
         """
         inside, middle = self._inside_prior, np.mean(self.prior)
+        if len(np.unique(self.truth[inside])) < 3:
+            return int(inside.sum()), float("nan"), float("nan")
         x, y = (np.where(inside, values - middle, 0.0) for values in (self.truth, self.mean))
 
         def regressed(moment: Callable[[np.ndarray], Any]) -> Any:
@@ -309,7 +311,7 @@ class CoverageTable:
                 f"ends do not touch: {ratio:.2f}, as large by chance with p = {p:.4f}"
             )
         n_surveys, slope, slope_error = self.slope()
-        if self.alone and n_surveys > 2:
+        if self.alone and np.isfinite(slope):
             lines.append(
                 f"posterior mean against the truth, {n_surveys} surveys inside the prior: "
                 f"slope {slope:.4f} ± {slope_error:.4f}"
