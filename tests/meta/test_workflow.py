@@ -266,7 +266,8 @@ def test_a_survey_is_shared_by_jobs(nasty, content, monkeypatch):
     content["nuisances"] = {"patches": 4}
     path, plan = nasty / "c.yaml", nasty / NASTY / "s.yaml"
     path.write_text(yaml.safe_dump(content))
-    given_to = ("--config", f"pipeline={path}", f"survey={plan}", "jobs=3", f"blind={NASTY}", "--")
+    options = "jobs=3", f"blind={NASTY}", f"simulations={NASTY}"
+    given_to = ("--config", f"pipeline={path}", f"survey={plan}", *options, "--")
     nulls = f"{plan.with_suffix('')}/nulls.txt"
     commands = given(commands_of(snakemake(nasty, *given_to, "all", nulls)), nasty)
     done = [c[1:] for c in commands if c[0] == "survey"]
@@ -280,8 +281,10 @@ def test_a_survey_is_shared_by_jobs(nasty, content, monkeypatch):
         assert stages.count(stage) == 4
         if stage != "calibrate":
             assert jobs[0] == "1/3"
-    assert [call[4:] for call in done if call[0] == "release"] == [["--blind", NASTY]]
-    assert all(call[4:6] == ["--patches", "24"] for call in done if call[0] == "calibrate")
+    (release,) = [call[4:] for call in done if call[0] == "release"]
+    assert release == ["--simulations", NASTY, "--blind", NASTY]
+    calibrations = [call[4:] for call in done if call[0] == "calibrate"]
+    assert all(call[:4] == ["--patches", "24", "--simulations", NASTY] for call in calibrations)
     skies = [tuple(call[3:6:2]) for call in commands if call[0] == "skies"]
     # The network of this configuration is trained first.
     assert sorted(skies) == [("test", "0"), ("test", "1"), ("train", "0"), ("validation", "0")]

@@ -1,6 +1,7 @@
 # A survey: its plan and its configuration give a release, and null tests of its own maps.
 #   snakemake -s training/Snakefile --cores all --config pipeline=survey.yaml survey=s.yaml
-# `blind=key.txt` blinds the release by the key in that file.
+# `blind=key.txt` blinds the release by the key in that file; `simulations=sims.yaml` calibrates it by
+# the experiment's own simulations.
 # Each stage shares its tiles or simulations evenly among `jobs` jobs, 8 unless --config says more.
 from cobaya_cnnlens.maps.calibration import EACH, SurveyCalibration
 from cobaya_cnnlens.maps.plan import read_plan
@@ -12,7 +13,9 @@ SURVEY = str(PLAN.with_suffix(""))
 if set("{}") & set(SURVEY):
     raise WorkflowError(f"{PLAN}: Snakemake takes no paths with braces; rename the plan")
 JOBS = int(config.get("jobs", 8))
-BLIND = ["--blind", config["blind"]] if "blind" in config else []
+BLIND, SIMULATIONS = (
+    [f"--{name}", config[name]] if name in config else [] for name in ("blind", "simulations")
+)
 planned = read_plan(PLAN)
 patches = int(config.get("patches", EACH * len(planned.tiles)))
 calibration = SurveyCalibration(Run(MEMBERS[FILE]), planned, Path(SURVEY), patches)
@@ -60,7 +63,7 @@ rule survey_simulations:
         runtime=minutes(240),
     shell:
         "cnnlens survey calibrate {PLAN:q} --config {FILE:q} --patches {patches}"
-        " --job {wildcards.number}/{JOBS}"
+        " {SIMULATIONS:q} --job {wildcards.number}/{JOBS}"
 
 
 rule survey_calibration:
@@ -70,7 +73,7 @@ rule survey_calibration:
         f"{SURVEY}/calibration.h5",
     threads: 2
     shell:
-        "cnnlens survey calibrate {PLAN:q} --config {FILE:q} --patches {patches}"
+        "cnnlens survey calibrate {PLAN:q} --config {FILE:q} --patches {patches} {SIMULATIONS:q}"
 
 
 rule survey_release:
@@ -80,7 +83,7 @@ rule survey_release:
     output:
         f"{SURVEY}/release.json",
     shell:
-        "cnnlens survey release {PLAN:q} --config {FILE:q} {BLIND:q}"
+        "cnnlens survey release {PLAN:q} --config {FILE:q} {SIMULATIONS:q} {BLIND:q}"
 
 
 # The first job measures the survey's power of all tiles, which the simulations of the others take.
