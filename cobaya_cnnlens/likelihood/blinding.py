@@ -1,15 +1,16 @@
 """Blinding: a hidden change of cosmology that moves the bandpowers of a release.
 
-After Muir et al. 2020 (arXiv:1911.05929) the data are shifted by the change of their own model
-between two cosmologies. Here the power of κ̂ over R², which scatters in proportion to its mean, is
-multiplied by the ratio of its means (docs/blinding)::
+As in Muir et al. 2020 (arXiv:1911.05929), the data are shifted by the change of their model between
+two cosmologies. The scatter of the power of κ̂ over R² is proportional to its mean. We therefore
+multiply this power by the ratio of its means (docs/blinding)::
 
     d + N  →  (d + N) (µ(ρC) + N + c) / (µ(C) + N + c),      ρ = C^κκ(θ_fid + Δθ) / C^κκ(θ_fid)
 
-C is the fiducial C^κκ times the amplitude of the data, c what the survey's own power subtracts. The
-variables of Hamimeche & Lewis, and so χ² and PTE, stay what they were. Δθ follows from the key
-alone: releases of one key have the same. The open bandpowers, the truth and Δθ are kept encrypted
-(:mod:`.encryption`). The commands that make releases blind them; :func:`unblind` needs no pipeline.
+C is the fiducial C^κκ times the amplitude that fits the data. c is the correction that the survey's
+own power gives. The variables of Hamimeche & Lewis do not change, so χ² and the PTE nearly keep
+their values. Δθ depends on the key alone, so releases with one key share it. The release keeps the
+open bandpowers, the truth and Δθ encrypted (:mod:`.encryption`). The commands that make releases
+blind them. :func:`unblind` needs no pipeline.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from .fields import Release
 from .spectra import Bands
 from .statistics import inverse_covariance
 
-# Largest hidden changes of ω_c and of ln A_s: 4σ of ω_c of the survey in docs/survey, and 14σ of
-# 160 patches at 1 µK-arcmin, whose response surface reaches seven times as far.
+# Largest hidden changes of ω_c and of ln A_s. The first is 4σ of the mock survey in docs/survey,
+# and 14σ of 160 patches at 1 µK-arcmin, whose response surface is valid seven times as far.
 LARGEST_OFFSET = {"omch2": 0.004, "logA": 0.04}
-# Amplitudes of C^κκ that a cosmology can have; of data beyond it is the nearest of these.
+# Range of the amplitude of C^κκ. For data beyond it, the nearer end is used.
 AMPLITUDES = 0.5, 2.0
-# How the version of a blinded release begins, beside a chain.
+# First word of the version of a blinded release, which is kept beside a chain.
 _BLINDED_VERSION = "blinded "
 
 
@@ -53,7 +54,7 @@ class Offset:
 
     @classmethod
     def drawn(cls, key: BlindingKey) -> Offset:
-        """The change that a key hides, flat within ± :data:`LARGEST_OFFSET`.
+        """Draw the offset of a key, from a flat distribution within ± :data:`LARGEST_OFFSET`.
 
         Parameters
         ----------
@@ -71,7 +72,7 @@ class Offset:
         )
 
     def applied(self, cosmology: Cosmology) -> Cosmology:
-        """The cosmology that this changes another one to.
+        """Add the offset to a cosmology.
 
         Parameters
         ----------
@@ -87,7 +88,7 @@ class Offset:
 
 
 def expected_bandpowers(release: Release, clkk: np.ndarray) -> np.ndarray:
-    """µ of d' with the whole second order (docs/noise-bias, eq. 13), of the simulated instrument.
+    """Model µ of d' with its second order (docs/noise-bias, eq. 13), for the simulated instrument.
 
     Parameters
     ----------
@@ -106,7 +107,7 @@ def expected_bandpowers(release: Release, clkk: np.ndarray) -> np.ndarray:
 
 
 def amplitude(release: Release) -> float:
-    """C^κκ of the data over the fiducial one, by least squares, within :data:`AMPLITUDES`.
+    """Amplitude of the data's C^κκ over the fiducial one: a least-squares fit within AMPLITUDES.
 
     Parameters
     ----------
@@ -139,7 +140,7 @@ def shifted_bandpowers(release: Release, ratio: np.ndarray) -> np.ndarray:
     Raises
     ------
     ReleaseError
-        if the survey's own power subtracts more than all power of κ̂
+        if the survey's own power subtracts more than the whole power of κ̂
     """
     near = amplitude(release) * release.fiducial_kk
     added = release.noise + release.correction
@@ -159,7 +160,7 @@ def blind(release: Release, ratio: np.ndarray, key: BlindingKey) -> Release:
     ----------
     release : the open one
     ratio : ρ_L of the key's :class:`Offset`, as of :func:`shifted_bandpowers`
-    key : that opens it again
+    key : that unblinds it again
 
     Returns
     -------
@@ -181,16 +182,16 @@ def blind(release: Release, ratio: np.ndarray, key: BlindingKey) -> Release:
 
 
 def unblind(release: Release, key: BlindingKey) -> tuple[Release, Offset]:
-    """The open release, as it were had it never been blinded.
+    """Recover the open release, as it would be without blinding.
 
     Parameters
     ----------
     release : a blinded one
-    key : with which that was done
+    key : with which it was blinded
 
     Returns
     -------
-    the release, and the change of cosmology that was hidden in it
+    the open release, and the offset that was hidden in it
 
     Raises
     ------
@@ -225,7 +226,7 @@ def unblind(release: Release, key: BlindingKey) -> tuple[Release, Offset]:
 
 
 def version_of(release: Release) -> str:
-    """What names a release's numbers beside a chain: their digest, and whether they are blinded.
+    """Version of a release that is kept beside a chain: a digest, and whether it is blinded.
 
     Parameters
     ----------
@@ -246,11 +247,11 @@ def version_of(release: Release) -> str:
 
 
 def is_blinded(version: object) -> bool:
-    """Whether a chain that keeps this version is of blinded bandpowers.
+    """Whether the chain that is kept with this version has blinded bandpowers.
 
     Parameters
     ----------
-    version : of :func:`version_of`, or whatever else stands in its place
+    version : of :func:`version_of`; any other value counts as open
 
     Returns
     -------

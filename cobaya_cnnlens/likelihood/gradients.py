@@ -1,8 +1,8 @@
-"""The likelihood and the emulator as one function of JAX: gradients, compiled and vectorised.
+"""The likelihood and the emulator as one JAX function, for gradients and for NUTS.
 
 JAX runs the same algebra as NumPy does: :meth:`.Emulator.spectra`, then
-:meth:`.BandpowerLikelihood.unchecked_log_likelihood`. docs/gradients.md samples ΛCDM with it by
-NumPyro. This is the one module that needs JAX: ``pip install '.[jax]'``.
+:meth:`.BandpowerLikelihood.unchecked_log_likelihood`. docs/gradients.md samples ΛCDM with it in
+NumPyro. Only this module needs JAX: ``pip install '.[jax]'``.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ except ModuleNotFoundError:
         "install it with: pip install '.[jax]'"
     ) from None
 
-# In place of A_L = 1 a point may hold this.
+# Optional parameter of a point, A_L; it is 1 if the point does not contain it.
 LENSING_AMPLITUDE = "Alens"
 
 
 def log_likelihood(likelihood: BandpowerLikelihood, emulator: Emulator) -> Callable[..., Any]:
-    """ln L of parameters, as a function for ``jax.grad``, ``jax.jit`` and ``jax.vmap``.
+    """Make ln L a function of the parameters, for ``jax.grad``, ``jax.jit`` and ``jax.vmap``.
 
-    It needs JAX's double precision, in which ``with jax.enable_x64(True):`` puts whatever it holds
-    without a change of any other code's. In single precision ln L is off by 5e-6 of itself.
+    The function needs JAX's double precision. ``with jax.enable_x64(True):`` switches it on inside
+    the block and nowhere else. In single precision, ln L has a relative error of 5e-6.
 
     Parameters
     ----------
@@ -40,15 +40,15 @@ def log_likelihood(likelihood: BandpowerLikelihood, emulator: Emulator) -> Calla
 
     Returns
     -------
-    function : of a point and, as of :meth:`.BandpowerLikelihood.model`, of nuisances or None. The
-        point maps the emulator's parameters to numbers, and perhaps ``Alens``, which multiplies
-        C_L^κκ. Its value is −∞ outside the emulator's box and where the model has no likelihood.
+    function : of a point, and of nuisances or None as in :meth:`.BandpowerLikelihood.model`. The
+        point maps the emulator's parameters to numbers. It may contain ``Alens``, which multiplies
+        C_L^κκ. Its value is −∞ outside the emulator's range and where the model has no likelihood.
 
     Raises
     ------
     CNNLensError
-        If the emulator's spectra end before those that the likelihood needs. The function raises
-        it in single precision, and :class:`.EmulatorError` for a point with other parameters.
+        If the emulator's spectra end at a lower L than the likelihood needs. In single precision
+        the function raises it too. It raises :class:`.EmulatorError` for other parameters.
 
     Examples
     --------
@@ -99,7 +99,7 @@ def _check_names(point: Mapping[str, Any], emulator: Emulator) -> None:
 
 
 def _is_inside(point: Mapping[str, Any], emulator: Emulator) -> Any:
-    """Whether a point lies in the emulator's box, as :meth:`.Emulator.outside` tells in words."""
+    """Whether a point lies in the emulator's range; :meth:`.Emulator.outside` says so in words."""
     inside = matter_density({**emulator.fixed, **point}) <= LARGEST_DENSITY
     for name, (low, high) in emulator.box.items():
         inside &= (low <= point[name]) & (point[name] <= high)

@@ -1,15 +1,16 @@
-"""The power of κ and of E in a survey's matched simulations: the survey's own.
+"""Fit the survey's own power of κ and of E, which its matched simulations then have.
 
-A ratio of two powers of κ̂ depends on C^κκ and C^EE to first order: κ is in one of the powers, and
-cancels in the other. Simulations of the fiducial cosmology therefore fail a survey of another
-cosmology. The survey's excess over one simulation of each tile is fitted as
+The null of l_max is a ratio of two powers of κ̂. κ cancels in the first but not in the second, so
+that the null depends on C^κκ and C^EE to first order. With simulations of the fiducial cosmology, a
+survey of another cosmology would fail. With one simulation of each tile, we fit
 
     ⟨κ̂κ̂*⟩ − K = (A − 1) √(S K) ,   ⟨EE*⟩ − ⟨EE*⟩_sim = (a + b l) S_E ,
 
-where K is ⟨κ̂κ̂*⟩ of that simulation, S = ⟨κ̂κ*⟩²/⟨κκ*⟩ the part of it that κ makes, and S_E its power
-of E without noise. Lensing B is noise of κ̂, so that K changes by more than S and less than K; the
-next round finds the rest. The fit has the Gaussian errors of the powers. A prior of width
-:data:`PRIOR` counts only if a survey measures an amplitude no better.
+where K is ⟨κ̂κ̂*⟩ of that simulation, S = ⟨κ̂κ*⟩²/⟨κκ*⟩ the part of K that comes from κ, and S_E its
+power of E without noise. Lensing B modes are noise of κ̂. If C^κκ doubles, K therefore grows by more
+than S but less than K, and √(S K) is in between. A further round of simulations corrects what is
+left. The fit uses the Gaussian errors of the powers. A prior of width :data:`PRIOR` matters only if
+a survey measures an amplitude worse than that.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ import numpy as np
 from ..simulate.bandpowers import FlatSpectra
 from ..theory.camb import Spectra
 
-# How far a survey's power may be from the fiducial one, relative.
+# Width of the prior of an amplitude about the fiducial one, relative.
 PRIOR = 0.5
-# A round changes no power by a smaller factor.
+# Smallest factor by which one round may change a power.
 LEAST = 0.3
 
 
 @dataclass(frozen=True)
 class MatchedPower:
-    """What multiplies the fiducial spectra.
+    """Factors that multiply the fiducial spectra.
 
     Attributes
     ----------
-    factors : of C^κκ; of C^EE at l = 0 and at ``reach``, linear in between and constant beyond
+    factors : of C^κκ, of C^EE at l = 0, and of C^EE at ``reach``; linear in between, then constant
     reach : multipole at which the bins end
     """
 
@@ -41,7 +42,7 @@ class MatchedPower:
     reach: float
 
     def updated(self, spectra: FlatSpectra, powers: dict[str, np.ndarray]) -> MatchedPower:
-        """Fit the power of a survey from simulations that have this one.
+        """Fit the power of a survey, with simulations that have the present power.
 
         Parameters
         ----------
@@ -52,7 +53,7 @@ class MatchedPower:
 
         Returns
         -------
-        power : that comes closer
+        power : closer to that of the survey
         """
         mean = {name: values.mean(0) for name, values in powers.items()}
         at = spectra.bins.centres / self.reach
@@ -62,14 +63,14 @@ class MatchedPower:
         }
         changes = []
         for name, columns in templates.items():
-            # Tiles and simulations scatter alike.
+            # Data and simulation have the same scatter, so that the variance doubles.
             error = mean[name] * np.sqrt(4.0 / (spectra.modes * len(powers[name])))
             changes.append(_fit(columns, mean[f"tile_{name}"] - mean[name], error))
         factors = np.array(self.factors) * np.maximum(1.0 + np.concatenate(changes), LEAST)
         return MatchedPower(tuple(factors.tolist()), self.reach)
 
     def spectra(self, theory: Spectra) -> Spectra:
-        """Spectra with this power.
+        """Fiducial spectra multiplied by the factors.
 
         Parameters
         ----------
@@ -77,7 +78,7 @@ class MatchedPower:
 
         Returns
         -------
-        spectra : unlensed E and κ; the lensed spectra are still the fiducial ones
+        spectra : with other unlensed E and κ; the lensed spectra stay the fiducial ones
         """
         kappa, *e = self.factors
         factor = np.interp(np.arange(theory.lmax + 1.0), [0.0, self.reach], e)
@@ -85,7 +86,7 @@ class MatchedPower:
 
 
 def _fit(columns: list[np.ndarray], values: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """Amplitudes of columns in values with errors, with a prior of width :data:`PRIOR` about 0."""
+    """Least-squares amplitudes of columns, with a prior of width :data:`PRIOR` about 0."""
     design = np.stack(columns, axis=1) / error[:, None]
     inverse = design.T @ design + np.eye(len(columns)) / PRIOR**2
     return np.linalg.solve(inverse, design.T @ (values / error))

@@ -1,8 +1,9 @@
 """Simulations of a survey's mosaic: its normalisation, transfer function and noise.
 
-A simulation is one sky, lensed at the pixels of all tiles, with one noise field for all. The noise
-of a tile is the rms of its pixels times that field, cut like a map. Tiles that overlap therefore
-have the same noise. Pairs (κ, κ̂) on the map's pixels give, under its mask,
+A mosaic is the map of κ̂ that joins the tiles of a survey. A simulation has one sky, lensed at the
+pixels of all tiles, and one noise field that all tiles share. The noise of a tile is that field,
+cut like a map, times the rms of its pixels. Tiles that overlap therefore have the same noise.
+Pairs (κ, κ̂) on the map's pixels give, under its mask,
 
     T_L = ⟨κ κ̂*⟩ / ⟨κ κ*⟩,   N_L = ⟨κ̂ κ̂*⟩/T_L² − ⟨κ κ*⟩.
 """
@@ -42,20 +43,20 @@ if TYPE_CHECKING:
 KIND = "mosaic simulation"
 ALGORITHM = 1
 STAGE = "survey mosaic"
-# Fewer simulations give no error of the transfer function.
+# With fewer simulations, the transfer function would have no error.
 LEAST = 2
 
 
 @dataclass(frozen=True)
 class MosaicSimulations:
-    """The products with simulations of a survey's mosaic.
+    """Simulations of a survey's mosaic, with one product for each.
 
     A product holds ``kappa`` of every tile with its taper, (n_tiles, n, n), the true ``kappa_in``
     on the pixels of the map, and ``auto``, ``cross`` and ``truth`` of every tile under its mask.
 
     Attributes
     ----------
-    reconstructions : of the plan's tiles, and of those that fill their tapers
+    reconstructions : of the plan's tiles, and of the tiles that fill the gaps between them
     lmax : largest multipole of the map
     nside : of the map
     seed : of the simulations
@@ -78,13 +79,13 @@ class MosaicSimulations:
 
     @property
     def sky_settings(self) -> SkySettings:
-        """Harmonic limits of the skies: of the configuration, or those by default."""
+        """Harmonic limits of the skies: those of the configuration, or else the default."""
         fiducial = self.reconstructions[0].setup.fiducial
         return fiducial.config.sky if isinstance(fiducial, Run) else SkySettings()
 
     @cached_property
     def bins(self) -> Bins:
-        """Of response, transfer function and noise."""
+        """Bins of the response, the transfer function and the noise."""
         return bins_to(self.lmax, self.plan.geometry)
 
     @cached_property
@@ -134,7 +135,7 @@ class MosaicSimulations:
     def measure(
         self, numbers: range, load_estimator: Callable[[], RefinedEstimator], nthreads: int = 0
     ) -> None:
-        """Make the simulations that are not there yet; a killed run goes on with the next one.
+        """Make the simulations that have no product yet. A killed run continues with the next one.
 
         Parameters
         ----------
@@ -167,7 +168,7 @@ class MosaicSimulations:
         Raises
         ------
         ProductError
-            if it is missing, or was made otherwise
+            if it is missing, or was made with other inputs
         """
         with products.open_product(self.path(number), KIND, self.recipe(number)) as product:
             return {name: product.array(name) for name in product.names()}
@@ -190,7 +191,7 @@ class MosaicSimulations:
     def mosaics(
         self, numbers: Iterable[int], normalisation: Normalisation
     ) -> Iterator[tuple[Mosaic, np.ndarray]]:
-        """Maps of simulations, one after another.
+        """Mosaics of simulations, one after another.
 
         Parameters
         ----------
@@ -211,7 +212,7 @@ class MosaicSimulations:
     ) -> dict[str, np.ndarray]:
         setup, settings = self.reconstructions[0].setup, self.sky_settings
         sky = draw_sky(setup.theory, settings.lmax, self.seed, STAGE, number)
-        # Points alias multipoles that the map of κ̂ does not have.
+        # Pixel values would alias multipoles that the map of κ̂ does not contain.
         limit = int(BEYOND * self.lmax)
         theta, phi = healpy.pix2ang(self.nside, self.pixels)
         at = Pointing(theta, phi, np.zeros(len(theta)))
@@ -229,7 +230,7 @@ class MosaicSimulations:
         spectra = FlatSpectra(self.plan.geometry, self.bins, setup.mask)
         seen = np.stack([tile.seen for tile in self.tiles])
         powers = patch_bandpowers(spectra, kappa * seen, truth * setup.mask * seen)
-        # The bandpowers of a tile are means over what it saw.
+        # The bandpowers of a tile are means over its seen pixels.
         share = np.array([tile.seen_fraction for tile in self.tiles])[:, None]
         maps = {"kappa": kappa.astype(np.float32), "kappa_in": kappa_in.astype(np.float32)}
         return maps | {name: values / share for name, values in vars(powers).items()}
@@ -259,7 +260,7 @@ class MosaicSimulations:
     def _unit_noise(self, centres: np.ndarray, number: int, nthreads: int) -> np.ndarray:
         """Noise of all tiles for an rms of one in every pixel, Q + iU, (n_tiles, n, n).
 
-        Of a 1/f noise that depends on the direction of the scan, it has the mean over directions.
+        If the 1/f noise depends on the direction of the scan, this is its mean over directions.
         """
         geometry, excess = self.plan.geometry, self.reconstructions[0].setup.instrument.one_over_f
         ell = np.arange(self.plan.lmax + 1)
@@ -295,7 +296,7 @@ class MosaicSpectra:
     def of(
         cls, auto: np.ndarray, cross: np.ndarray, truth: np.ndarray, bins: Bins
     ) -> MosaicSpectra:
-        """Transfer function and noise that simulations give.
+        """Compute the transfer function and the noise from simulations.
 
         Parameters
         ----------
@@ -304,7 +305,7 @@ class MosaicSpectra:
 
         Returns
         -------
-        spectra : with errors by the scatter of the simulations
+        spectra : with errors from the scatter of the simulations
 
         Raises
         ------
@@ -323,7 +324,7 @@ class MosaicSpectra:
 
         Parameters
         ----------
-        mean_response : by which κ̂ was divided, averaged over the tiles, (n_bins,)
+        mean_response : response by which κ̂ was divided, averaged over the tiles, (n_bins,)
 
         Returns
         -------

@@ -1,11 +1,11 @@
 """A survey's calibration by the experiment's own simulations.
 
-Each simulation is cut into the plan's tiles as the data are, with their holes, depths and weights,
-and reconstructed by the same estimator. It gives what a sky of :mod:`.calibration` gives: ⟨κ̂κ̂*⟩,
-⟨κκ̂*⟩ and ⟨κκ*⟩ of every tile and the power of E and B, with the true κ evaluated at the pixels of
-the tiles. The first simulations give R and the weights, the others N and the covariance. What
-depends on the cosmology and on the instrument's errors is still the internal simulator's
-(:mod:`.comparison`).
+Each simulation is cut into the plan's tiles like the data, with their holes, depths and weights,
+and reconstructed by the same estimator. It gives the same products as a sky of
+:mod:`.calibration`: ⟨κ̂κ̂*⟩, ⟨κκ̂*⟩ and ⟨κκ*⟩ of every tile, and the power of E and B. The true κ is
+evaluated at the pixels of the tiles. The first simulations give the response R and the weights. The
+others give the noise bias N and the covariance. The changes with cosmology and with errors of the
+instrument still come from the internal simulator (:mod:`.comparison`).
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ from .weights import by_class
 
 KIND, PART_KIND = "survey own simulations", "survey own simulation"
 ALGORITHM = 1
-# κ̂ of all tiles of a simulation is correlated with the true κ by so many errors at least.
+# Least significance, in σ, of the correlation of κ̂ with the true κ over all tiles.
 CORRELATED = 5.0
 
 
 @dataclass(frozen=True)
 class OwnSimulations:
-    """The products with an experiment's own simulations of a survey, one for each simulation.
+    """Bandpowers of an experiment's own simulations of a survey, with one product for each.
 
     Attributes
     ----------
     run : configuration of the survey's optics, network and skies
     plan : of the survey
-    folder : of the survey's products
-    files : of the simulations
+    folder : where the survey's products are
+    files : names of the files of the simulations
     """
 
     run: Run
@@ -73,7 +73,7 @@ class OwnSimulations:
 
     @classmethod
     def of(cls, run: Run, plan: Plan, folder: Path, path: Path) -> OwnSimulations:
-        """The simulations that a YAML file names, checked.
+        """Read the YAML file that names the simulations, and check their files.
 
         Parameters
         ----------
@@ -82,7 +82,7 @@ class OwnSimulations:
 
         Returns
         -------
-        simulations : not yet measured
+        simulations : whose bandpowers are not measured yet
 
         Raises
         ------
@@ -95,11 +95,11 @@ class OwnSimulations:
 
     @property
     def path(self) -> Path:
-        """Of all that was measured."""
+        """Path of the product that joins all simulations."""
         return self.folder / "own_simulations.h5"
 
     def part_path(self, index: int) -> Path:
-        """Path of one simulation.
+        """Path of the product of one simulation.
 
         Parameters
         ----------
@@ -113,8 +113,10 @@ class OwnSimulations:
 
     @cached_property
     def _inputs(self) -> dict[str, Any]:
-        """What determines every simulation's bandpowers beside its files; that of the plan as in
-        :attr:`.SurveyCalibration.recipe`, with the splits that make the coadd."""
+        """What determines the bandpowers of every simulation, apart from its files.
+
+        The plan enters as in :attr:`.SurveyCalibration.recipe`, with the splits of the coadd.
+        """
         return {
             "plan": self.plan.identity,
             "depth": digest_of_depth(self.plan),
@@ -132,23 +134,23 @@ class OwnSimulations:
 
         Returns
         -------
-        recipe : of the product, with the content of the simulation's files
+        recipe : of the product, with digests of the simulation's files
         """
         names = all_names(self.files, index, self.plan.n_splits)
         return self._inputs | {"files": [digest_of(name) for name in names], **self._settings}
 
     @property
     def _settings(self) -> dict[str, Any]:
-        """How the maps are added, and what the a_lm are."""
+        """How many maps enter as a mean, and whether the a_lm are those of φ."""
         files = self.files
         return {"mean": len(files.mean), "phi": files.phi is not None}
 
     def recipe(self, contents: list[str]) -> dict[str, Any]:
-        """What determines all that was measured.
+        """What determines the product that joins all simulations.
 
         Parameters
         ----------
-        contents : identities of the parts
+        contents : identities of the products of the simulations
 
         Returns
         -------
@@ -157,7 +159,7 @@ class OwnSimulations:
         return self._inputs | {"simulations": self.record(), "contents": contents}
 
     def record(self) -> dict[str, Any]:
-        """What products and releases say of the simulations: names without folders."""
+        """What products and releases record about the simulations: file names without folders."""
         files = self.files
         return {
             "index": list(files.index),
@@ -167,7 +169,7 @@ class OwnSimulations:
         }
 
     def tiles(self, set_name: str) -> np.ndarray:
-        """As which tile each patch of a set is seen.
+        """The tile that each simulated patch of a set has.
 
         Parameters
         ----------
@@ -187,14 +189,14 @@ class OwnSimulations:
         Raises
         ------
         ConfigError
-            if they are fewer than the covariance needs
+            if there are fewer than the covariance needs
         MapError
             if a file is missing, or of another kind or size than the others
         """
         n_tiles, n_validation = len(self.plan.tiles), self.files.n_validation
         numbers = self.run.config.bandpowers.n_bins
         if self.run.config.data_debias:
-            # The covariance is that of d and p̂ side by side.
+            # The covariance is that of d and p̂ in one vector.
             numbers += len(power_of(self.run).e_edges)
         if len(self.tiles(TEST)) < numbers + 3:
             raise ConfigError(
@@ -211,9 +213,9 @@ class OwnSimulations:
         job: Job | None = None,
         warn: Callable[[str], object] = warnings.warn,
     ) -> Path:
-        """Cut and reconstruct every simulation that is not there yet.
+        """Cut and reconstruct every simulation that has no product yet.
 
-        One of several jobs only makes its own simulations.
+        One of several jobs makes its own simulations only.
 
         Parameters
         ----------
@@ -223,12 +225,12 @@ class OwnSimulations:
 
         Returns
         -------
-        path : of all that was measured, which one of several jobs does not write
+        path : of the product that joins all; one of several jobs does not write it
 
         Raises
         ------
         MapError
-            if maps or a_lm are not what they must be
+            if maps or a_lm fail a check
         """
         indices = self.files.indices if job is None else job.of(self.files.indices)
         recipes = {index: self.part_recipe(index) for index in indices}
@@ -251,7 +253,8 @@ class OwnSimulations:
     def _joined(self, recipes: dict[int, dict[str, Any]]) -> dict[str, np.ndarray]:
         """Bandpowers and power of both sets, and the power of the mean field of every tile.
 
-        The mean over n simulations has |m|² + (⟨|κ̂|²⟩ − |m|²)/n, with the mean field m.
+        The mean of κ̂ over n simulations has the power |m|² + (⟨|κ̂|²⟩ − |m|²)/n, where m is the mean
+        field. We solve this for |m|².
         """
         values: dict[str, list[np.ndarray]] = {}
         total, n = np.zeros((len(self.plan.tiles), *self.run.mask.shape)), len(recipes)
@@ -268,7 +271,7 @@ class OwnSimulations:
         return arrays | {"mean_field": (n * of_mean - each) / (n - 1)}
 
     def read(self) -> dict[str, np.ndarray]:
-        """Read what was measured.
+        """Read the joined product.
 
         Returns
         -------
@@ -288,7 +291,7 @@ class OwnSimulations:
 
 
 class _Cut:
-    """Cuts and reconstructs simulations, with what they share in memory."""
+    """Cuts and reconstructs simulations, and keeps in memory what they share."""
 
     def __init__(self, simulations: OwnSimulations, nthreads: int, warn: Callable[[str], object]):
         self.nthreads, self._warn = nthreads, warn
@@ -298,9 +301,9 @@ class _Cut:
         pairs: list[tuple[Grid, np.ndarray]] = [(split.grid, split.density > 0) for split in splits]
         self.grid = pairs[0][0]
         known = [seen for _, seen in pairs]
-        # A simulation of the coadd must have what all splits saw.
+        # A simulation of the coadd must have the pixels that all splits saw.
         self.known = known if self.files.by_split else [np.logical_and.reduce(known)]
-        # Every simulation is checked; one tells the warnings.
+        # Every simulation is checked, but only the first one issues warnings.
         self._first = True
         self.pointing = point_patches(self.plan.centres, self.plan.geometry)
 

@@ -1,9 +1,8 @@
-"""An experiment's own simulations of a survey: their files, as the user names them, and what they
-must be.
+"""Files of an experiment's own simulations: the names that the user gives, and their checks.
 
 For each index a simulation has Q and U of every split, in any format that the survey's maps may
-have, and the a_lm of the true κ or φ in the coordinates of the maps. Everything that can be known
-without a reconstruction is checked before the first one.
+have, and the a_lm of the true κ or φ in the coordinates of the maps. All checks that need no
+reconstruction run before the first one.
 """
 
 from __future__ import annotations
@@ -25,18 +24,19 @@ from ..simulate.patches import convergence_alm, truncate_alm
 from .fits_maps import check_file, reading
 from .grids import Grid, q_and_u, read_sky
 
-# Power of the true κ over the fiducial one: beyond these, the a_lm are of another field. Beyond a
-# change of OTHER_COSMOLOGY in a bin and SCATTER errors, the simulations are of another cosmology.
+# Limits of the power of the true κ over the fiducial one. Beyond KAPPA_RATIO, the a_lm are of
+# another field. If a bin is off by more than OTHER_COSMOLOGY and SCATTER errors together, the
+# simulations have another cosmology.
 KAPPA_RATIO, OTHER_COSMOLOGY, SCATTER = (0.5, 2.0), 0.02, 5.0
 WRITE_ALM = "write a_lm with healpy.write_alm('alm.fits', alm)"
-# A split has this place in a file's name.
+# Placeholder for a split in the name of a file.
 SPLIT = "{split}"
 
 Template = Annotated[str, Field(min_length=1)]
 
 
 class SimulationFiles(Section):
-    """An experiment's simulations, as a file says (``SIMS.yaml``).
+    """An experiment's simulations, as the user's YAML file names them.
 
     Names of files hold ``{index}``, with a format such as ``{index:04d}``, and ``{split}`` if each
     split has its own. They are relative to the YAML file.
@@ -45,9 +45,9 @@ class SimulationFiles(Section):
     ----------
     maps : Q and U that are added, for example of the signal and of the noise
     mean : Q and U whose mean is added, for example of the noise of several data splits
-    kappa, phi : a_lm of the true κ, or of φ; one of both
+    kappa, phi : a_lm of the true κ, or of φ; exactly one of the two
     index : first and last simulation
-    validation : how many, the first ones, give R and the weights of the tiles; a third by default
+    validation : number of first simulations that give R and the tiles' weights; a third by default
     splits : what stands for ``{split}`` in the order of the plan's maps; 0, 1, … by default
     """
 
@@ -143,7 +143,7 @@ def split_names(files: SimulationFiles, n_splits: int) -> tuple[str | int, ...]:
 
     Returns
     -------
-    names : one for each split, or one that is not used, of simulations of the coadd
+    names : one for each split; for simulations of the coadd, one name that is not used
 
     Raises
     ------
@@ -180,7 +180,7 @@ def map_names(files: SimulationFiles, index: int, split: str | int) -> Iterator[
 
 
 def all_names(files: SimulationFiles, index: int, n_splits: int) -> list[Path]:
-    """All files of a simulation, that of the a_lm last.
+    """All files of a simulation; the file of the a_lm is the last.
 
     Parameters
     ----------
@@ -198,7 +198,7 @@ def all_names(files: SimulationFiles, index: int, n_splits: int) -> list[Path]:
 
 
 def check_files(files: SimulationFiles, n_splits: int) -> None:
-    """Refuse simulations of which a file is missing, or of another kind or size than the first's.
+    """Refuse simulations if a file is missing, or has another kind or size than the first one's.
 
     Parameters
     ----------
@@ -245,7 +245,7 @@ def read_split(
     split : its name
     grid : of the survey's maps
     known : whether the survey's split saw a pixel, (n,)
-    unit : of Q and U where a header does not say, that of the survey's maps
+    unit : of the survey's maps; used for Q and U if a header states none
 
     Returns
     -------
@@ -276,7 +276,7 @@ def read_split(
 
 
 def read_kappa(files: SimulationFiles, index: int, band_limit: int) -> tuple[np.ndarray, int]:
-    """κ_lm of a simulation, κ_L = ½ L(L+1) φ_L, up to a multipole.
+    """Read the true κ_lm of a simulation, up to a multipole. From φ, κ_L = ½ L(L+1) φ_L.
 
     Parameters
     ----------
@@ -292,7 +292,7 @@ def read_kappa(files: SimulationFiles, index: int, band_limit: int) -> tuple[np.
     Raises
     ------
     MapError
-        if the a_lm are not finite, or not those of all m up to their l_max
+        if the a_lm are not finite, or lack some m up to their l_max
     """
     path = Path(files.truth.format(index=index))
     with reading(path):

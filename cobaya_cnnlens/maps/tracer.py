@@ -4,8 +4,9 @@ The bandpowers of a survey are sums over its tiles, of κ̂ itself and of κ̂ w
 
     d^κκ_b = Σ_t w_tb (⟨κ̂κ̂*⟩_tb/R_tb² − N_tb),   d^κg_b = Σ_t v_tb ⟨κ̂g*⟩_tb/R_tb,
 
-with R and N of the tile's class of depth (:class:`.mosaic.Normalisation`). Simulations in which g
-is Gaussian with known spectra give the covariance of both together: each simulated tile gives both.
+with R and N of the tile's class of depth (:class:`.mosaic.Normalisation`). The joint covariance
+comes from simulated tiles, each of which gives both bandpowers. In them g is Gaussian with known
+spectra. docs/cross-correlation.md shows the use.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class TracerSpectra:
     Attributes
     ----------
     kg : C_L^κg
-    gg : C_L^gg, with the shot noise
+    gg : C_L^gg, including shot noise
     """
 
     kg: np.ndarray
@@ -78,8 +79,8 @@ class TileSpectra:
 
     Attributes
     ----------
-    tiles : of the survey, without overlap
-    spectra : of the tiles under their taper
+    tiles : of the survey; they must not overlap
+    spectra : measures flat-sky spectra of the tiles under their taper
     normalisation : R and N of the tiles, in the bins of ``spectra``
     """
 
@@ -88,7 +89,7 @@ class TileSpectra:
     normalisation: Normalisation
 
     def measure(self, kappa: np.ndarray, tracer: np.ndarray) -> np.ndarray:
-        """Measure all tiles.
+        """Measure the bandpowers of all tiles.
 
         Parameters
         ----------
@@ -111,7 +112,7 @@ class TileSpectra:
         return np.hstack([auto - self.normalisation.noise[label], cross])
 
     def weight(self, kk: np.ndarray) -> np.ndarray:
-        """Weights w and v of the tiles, the inverse variances of modes where g's noise is the same.
+        """Weights w and v of the tiles: inverse variances, if g has the same noise in all tiles.
 
         Parameters
         ----------
@@ -119,7 +120,7 @@ class TileSpectra:
 
         Returns
         -------
-        weight : of κκ, then of κg, (n_tiles, 2 n_bins), with the sum one
+        weight : of κκ, then of κg, (n_tiles, 2 n_bins); each bin sums to one over the tiles
         """
         label = self.normalisation.label[: len(self.tiles)]
         total = kk + self.normalisation.noise[label]
@@ -164,8 +165,8 @@ class TileSpectra:
         path : of the FITS file
         bandpowers : of κκ, then of κg, (2 n_bins,)
         covariance : of both, (2 n_bins, 2 n_bins)
-        lmax : where the windows end
-        **metadata : beside that of :func:`~cobaya_cnnlens.likelihood.export.write_sacc`
+        lmax : largest multipole of the windows
+        **metadata : added to that of :func:`~cobaya_cnnlens.likelihood.export.write_sacc`
         """
         windows = bandpower_windows(self.spectra, lmax)
         edges = self.spectra.bins.edges

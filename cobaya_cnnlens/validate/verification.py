@@ -1,9 +1,9 @@
-"""Is the installation right, and does an input run the right theory?
+"""Check an installation, and the theory of a Cobaya input (docs/check.md).
 
 The data are a noiseless mock: a release whose bandpowers and power are those of its model at its
 fiducial cosmology, the *mock point*. χ² is 0 there, and has a known value at a second point. A
-theory whose bandpowers are off by ε σ changes χ² by at most ε² and 2ε √χ². The limits of both are
-for ε = 0.1, at which the likelihood warns too. :mod:`.chain_comparison` is the third check.
+theory whose bandpowers are off by ε σ changes χ² by at most ε² + 2ε √χ². The limits at both points
+are for ε = 0.1, at which the likelihood warns too. :mod:`.chain_comparison` checks a chain.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ PACKAGE = "cobaya_cnnlens"
 COMPONENT, EMULATED_CAMB = f"{PACKAGE}.{LIKELIHOOD}", f"{PACKAGE}.{EMULATOR}"
 # The release of the installation's noiseless mock.
 MOCK = "refined_fiducial"
-# From the mock point to the second point.
+# Steps from the mock point to the second point; H0 in km/s/Mpc.
 STEPS = {"omch2": 0.001, "ns": 0.005, "H0": -0.5}
-# Emulators that have spectra at both points.
+# Emulators whose range contains both points.
 EMULATORS = ("lcdm", "mnu")
 AGAIN = "Install the package again."
 UNREADABLE = "unreadable"
@@ -50,8 +50,10 @@ UNREADABLE = "unreadable"
 
 @dataclass(frozen=True)
 class Check:
-    """What was expected of one item, what was found, and how far they may differ, as text; and the
-    ``fault``: what is wrong, why, and how to mend it. It is empty if nothing is."""
+    """One line of the table, as text: an item, its expected value, the value found and the limit.
+
+    ``fault`` says what is wrong, why, and how to correct it. It is empty if nothing is wrong.
+    """
 
     item: str
     expected: str
@@ -61,19 +63,19 @@ class Check:
 
     @property
     def verdict(self) -> str:
-        """In a word; what has no limit was not compared."""
+        """The verdict in one word. An item without a limit was not compared."""
         if self.fault:
             return "FAILS"
         return "passes" if self.limit else "not compared"
 
 
-# What a bar shows, and what it runs.
+# The name of a step, which the progress bar shows, and the function that it runs.
 Steps: TypeAlias = dict[str, Callable[[], list[Check]]]
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Checks under a title, and ``remarks`` that need no mending."""
+    """Checks under a title, and ``remarks``, which report no fault."""
 
     title: str
     checks: list[Check]
@@ -94,16 +96,16 @@ class Verification:
 
 
 def noiseless(release: Release, noise_debias: str) -> Release:
-    """The mock whose data are the model at the fiducial cosmology of its release.
+    """Make the mock whose data are the model at the fiducial cosmology of its release.
 
     Parameters
     ----------
-    release : whose calibration is used
+    release : gives the calibration of the mock
     noise_debias : option of the likelihood that will read the mock
 
     Returns
     -------
-    mock : χ² is 0 at the fiducial spectra
+    mock : a release whose χ² is 0 at the fiducial spectra
     """
     if not release.has(Group.DEBIAS) or noise_debias != "data":
         return replace(release, bandpowers=release.fiducial_bandpowers)
@@ -123,7 +125,7 @@ def second_point(cosmology: Mapping[str, float]) -> dict[str, float]:
 
     Returns
     -------
-    cosmology : changed by :data:`STEPS`
+    cosmology : the mock point, changed by :data:`STEPS`
     """
     return {name: value + STEPS.get(name, 0.0) for name, value in cosmology.items()}
 
@@ -145,7 +147,7 @@ def limit_of(chi2: float) -> float:
 def check_installation() -> Verification:
     """Check the packages, the shipped files, and the likelihood with CAMB and with emulators.
 
-    CAMB runs twice. A bar on the terminal shows what runs.
+    CAMB runs twice. A bar on the terminal shows the present step.
 
     Returns
     -------
@@ -167,7 +169,7 @@ def check_installation() -> Verification:
 
 
 def _installation_steps(reference: Reference) -> Steps:
-    """What runs a theory: the likelihood with the data, and each theory with the mock."""
+    """Steps that run a theory: the likelihood with the data, and each theory with the mock."""
     with silent():
         component = CNNLens({"release": MOCK})
     settings = component.release_data.theory["settings"]
@@ -220,7 +222,7 @@ def check_input(path: str | os.PathLike[str]) -> Verification:
 
 
 def read_input(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a Cobaya input, and complete it by the defaults of its components.
+    """Read a Cobaya input, and complete it with the defaults of its components.
 
     Parameters
     ----------
@@ -250,7 +252,7 @@ def read_input(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def with_defaults(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete an input by the defaults of our likelihood and of its theories.
+    """Complete an input with the defaults of our likelihood and of its theories.
 
     Parameters
     ----------
@@ -258,8 +260,8 @@ def with_defaults(info: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns
     -------
-    info : its likelihoods, theories and parameters; samplers and other likelihoods, which may not
-        be installed, are not imported.
+    info : its likelihoods, theories and parameters. Samplers and other likelihoods may not be
+        installed, so they are not imported.
     """
     likelihoods = {name: block or {} for name, block in info["likelihood"].items()}
     ours = blocks_of(likelihoods, LIKELIHOOD)
@@ -324,7 +326,7 @@ def check_digest(
     kind : "release" or "emulator"
     source : as the input names it
     found : the digest
-    names : that may be a shipped file's
+    names : names of the file, of which one may be that of a shipped file
     digests : of the shipped files by name
 
     Returns
@@ -350,7 +352,7 @@ def check_digest(
 
 
 def _check_packages() -> Check:
-    """Whether the packages that are needed have the versions that are."""
+    """Whether the required packages have the required versions."""
     needed = [Requirement(text) for text in metadata.requires(PACKAGE) or ()]
     needed = [package for package in needed if package.marker is None]
     wrong = []
@@ -396,7 +398,7 @@ def _check_data(theories: Mapping[str, Any], reference: Reference) -> Check:
 def check_theory(
     theories: Mapping[str, Any], component: CNNLens, expected: float | None, name: str
 ) -> list[Check]:
-    """χ² of the noiseless mock of a likelihood at two points, by a theory.
+    """Compare χ² of the noiseless mock at two points, with a theory, to the expected values.
 
     Parameters
     ----------
@@ -424,7 +426,7 @@ def check_theory(
         try:
             spectra = spectra_of(theories, mock, point)
             found = mock.chi2(*spectra)
-        except Exception as error:  # whatever a foreign theory code may raise
+        except Exception as error:  # a foreign theory code may raise anything
             checks.append(_unreachable(item, chi2, error))
             break
         limit, fault = limit_of(chi2), ""
@@ -473,7 +475,7 @@ def _listed(block: Mapping[str, Any], option: str) -> list[Any]:
 
 
 def _run(steps: Steps) -> list[Check]:
-    """Take steps one by one, with a bar on a terminal that says which."""
+    """Run the steps one by one. A bar on a terminal names the present step."""
     checks: list[Check] = []
     with tqdm(steps.items(), desc="check", unit="step", leave=False, disable=None) as bar:
         for name, step in bar:
