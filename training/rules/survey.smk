@@ -2,6 +2,7 @@
 #   snakemake -s training/Snakefile --cores all --config pipeline=survey.yaml survey=s.yaml
 # `blind=key.txt` blinds the release by the key in that file.
 # Each stage shares its tiles or simulations evenly among `jobs` jobs, 8 unless --config says more.
+from cobaya_cnnlens.cli.runs import blinding_key
 from cobaya_cnnlens.maps.calibration import EACH, SurveyCalibration
 from cobaya_cnnlens.maps.plan import read_plan
 
@@ -13,10 +14,15 @@ if set("{}") & set(SURVEY):
     raise WorkflowError(f"{PLAN}: Snakemake takes no paths with braces; rename the plan")
 JOBS = int(config.get("jobs", 8))
 BLIND = ["--blind", config["blind"]] if "blind" in config else []
+if not BLIND:
+    # Snakemake removes a release before its command, which could refuse to replace a blinded one.
+    blinding_key(Path(SURVEY) / "release.json", None)
 planned = read_plan(PLAN)
 patches = int(config.get("patches", EACH * len(planned.tiles)))
 calibration = SurveyCalibration(Run(MEMBERS[FILE]), planned, Path(SURVEY), patches)
 calibration.check()
+# Snakemake makes again what had other parameters: another plan, number of patches, or no blinding.
+IDENTITY = planned.identity
 
 
 def done(stage, *numbers):
@@ -34,6 +40,8 @@ rule survey_tiles:
         lambda w: [] if w.number == "1" else done("reconstruct", 1),
     output:
         touch(f"{SURVEY}/jobs/reconstruct_{{number}}_of_{JOBS}.done"),
+    params:
+        plan=IDENTITY,
     threads: 2
     shell:
         "cnnlens survey reconstruct {PLAN:q} --config {FILE:q} --job {wildcards.number}/{JOBS}"
@@ -55,6 +63,9 @@ rule survey_simulations:
         [sky(MEMBERS[FILE], *of_set) for of_set in calibration.skies(calibration.parts)],
     output:
         touch(f"{SURVEY}/jobs/calibrate_{{number}}_of_{JOBS}.done"),
+    params:
+        plan=IDENTITY,
+        patches=patches,
     threads: 2
     resources:
         runtime=minutes(240),
@@ -79,8 +90,10 @@ rule survey_release:
         f"{SURVEY}/calibration.h5",
     output:
         f"{SURVEY}/release.json",
+    params:
+        blind=BLIND,
     shell:
-        "cnnlens survey release {PLAN:q} --config {FILE:q} {BLIND:q}"
+        "cnnlens survey release {PLAN:q} --config {FILE:q} {params.blind:q}"
 
 
 # The first job measures the survey's power of all tiles, which the simulations of the others take.
