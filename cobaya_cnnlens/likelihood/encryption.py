@@ -91,7 +91,7 @@ def read_key(path: str | Path) -> BlindingKey:
     path = given_path(path)
     mend = f"give a file with any text that nobody guesses, e.g. of `openssl rand -hex 32 > {path}`"
     try:
-        text = path.read_text(encoding="utf-8").strip()
+        text = path.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         said = getattr(error, "strerror", None) or error
         raise CNNLensError(f"{path}: cannot be read as a key ({said}); {mend}") from None

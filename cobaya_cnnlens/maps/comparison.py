@@ -172,6 +172,21 @@ class Comparison:
         return text_table(columns, "\n".join(lines))
 
 
+def noise_error(auto: np.ndarray, truth: np.ndarray, response_error: np.ndarray) -> np.ndarray:
+    """Standard error of N = ⟨κ̂κ̂*⟩/R² − ⟨κκ*⟩, whose R is of other patches.
+
+    Parameters
+    ----------
+    auto, truth : ⟨κ̂κ̂*⟩/R² and ⟨κκ*⟩ of patches, (n_patches, n_bins) each
+    response_error : standard error of R, relative, (n_bins,)
+
+    Returns
+    -------
+    error : (n_bins,)
+    """
+    return np.hypot(standard_error(auto - truth), 2.0 * auto.mean(0) * response_error)
+
+
 def compare(calibrated: Calibrated, simulations: OwnSimulations) -> Comparison:
     """Compare the experiment's own simulations with the internal ones.
 
@@ -194,7 +209,9 @@ def compare(calibrated: Calibrated, simulations: OwnSimulations) -> Comparison:
         noise = test.auto - test.truth
         bins = [power[:, :-1][:, within == b].mean(1) for b in range(len(edges) - 1)]
         rows["r"].append((simulated.weights.mean_response, simulated.response_error()))
-        for name, values in (("n", noise), ("e", np.stack(bins, axis=1)), ("b", power[:, -1:])):
+        relative = simulated.response_error() / simulated.weights.mean_response
+        rows["n"].append((noise.mean(0), noise_error(test.auto, test.truth, relative)))
+        for name, values in (("e", np.stack(bins, axis=1)), ("b", power[:, -1:])):
             rows[name].append((values.mean(0), standard_error(values)))
     response, noise_bias, e, b = (
         Compared(*(np.stack(parts) for parts in zip(*pairs, strict=True)))

@@ -317,7 +317,10 @@ class MosaicSpectra:
         transfer = cross.mean(0) / truth.mean(0)
         error = standard_error(cross - transfer * truth) / truth.mean(0)
         noise = auto / transfer**2 - truth
-        return cls(bins, transfer, error, noise.mean(0), standard_error(noise))
+        # T has the scatter of the same simulations, which changes N to first order.
+        slope = -2.0 * auto.mean(0) / transfer**3
+        scatter = noise + slope * (cross - transfer * truth) / truth.mean(0)
+        return cls(bins, transfer, error, noise.mean(0), standard_error(scatter))
 
     def table(self, mean_response: np.ndarray) -> dict[str, np.ndarray]:
         """Columns of the extension SPECTRA.

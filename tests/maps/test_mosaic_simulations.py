@@ -173,6 +173,18 @@ def test_transfer_function_and_noise_are_those_that_were_put_in():
         MosaicSpectra.of(auto[:1], truth[:1], truth[:1], bins)
 
 
+@pytest.mark.parametrize("noise", [0.3, 1.0, 10.0])
+def test_the_error_of_the_noise_knows_that_of_the_transfer_function(noise):
+    """Of 300 sets of 20 simulations, N scatters as its standard error says."""
+    generator = np.random.default_rng(3)
+    kappa, other = generator.standard_normal((2, 20, 300, 400))
+    estimate = kappa + np.sqrt(noise) * other
+    pairs = (estimate, estimate), (kappa, estimate), (kappa, kappa)
+    bins = bins_to(120, PatchGeometry(SIDE, 64, 0))
+    spectra = MosaicSpectra.of(*((a * b).mean(-1) for a, b in pairs), bins)
+    assert spectra.noise.std() == pytest.approx(spectra.noise_error.mean(), rel=0.15)
+
+
 def test_the_map_and_its_simulations_are_written(simulations, monkeypatch):
     """With κ̂ of the tiles at hand; the headers say frame, multipoles and plan."""
     own = simulations.reconstructions[0]

@@ -22,7 +22,7 @@ from cobaya_cnnlens.likelihood.release import read_release
 from cobaya_cnnlens.maps import assembly, tiles
 from cobaya_cnnlens.maps.bandpower_file import MapBandpowers
 from cobaya_cnnlens.maps.calibration import KIND, SurveyCalibration
-from cobaya_cnnlens.maps.comparison import Compared, Scaling, compare
+from cobaya_cnnlens.maps.comparison import Compared, Scaling, compare, noise_error
 from cobaya_cnnlens.maps.map_setup import MapSetup
 from cobaya_cnnlens.maps.own_simulations import OwnSimulations
 from cobaya_cnnlens.maps.plan import make_plan
@@ -508,6 +508,16 @@ def test_the_comparison_shows_what_differs(run, plan, measured, internal):
         axes, (comparison.response, comparison.noise, comparison.e_power), strict=True
     ):
         np.testing.assert_allclose(axis.lines[0].get_ydata(), compared.ratio[0])
+
+
+def test_the_error_of_the_noise_knows_that_of_the_response():
+    """Of 400 sets of patches, whose R is off by 4%, N scatters as its error says."""
+    generator = np.random.default_rng(5)
+    truth = generator.normal(1.0, 0.1, (30, 400))
+    response = generator.normal(1.0, 0.04, 400)
+    auto = (truth + generator.normal(1.5, 0.2, truth.shape)) / response**2
+    error = noise_error(auto, truth, np.full(400, 0.04))
+    assert (auto - truth).mean(0).std() == pytest.approx(error.mean(), rel=0.15)
 
 
 def test_the_commands_take_own_simulations(run, plan, folder, measured, internal, monkeypatch):

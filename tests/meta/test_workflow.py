@@ -5,11 +5,14 @@ holds.
 import re
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import yaml
+from cobaya_cnnlens.likelihood.declarations import Blinding
+from cobaya_cnnlens.likelihood.release import read_release, write_release
 
 from ..conftest import REPOSITORY, in_process
 from ..conftest import snakemake_dry_run as snakemake
@@ -288,3 +291,44 @@ def test_a_survey_is_shared_by_jobs(nasty, content, monkeypatch):
     skies = [tuple(call[3:6:2]) for call in commands if call[0] == "skies"]
     # The network of this configuration is trained first.
     assert sorted(skies) == [("test", "0"), ("test", "1"), ("train", "0"), ("validation", "0")]
+
+
+def test_no_open_release_takes_the_place_of_a_blinded_one(tmp_path, content, monkeypatch):
+    monkeypatch.setattr("cobaya_cnnlens.maps.plan.read_plan", lambda _: plan_of())
+    content |= {"products": "p", "centres": {"nside": 1, "poles": 0}, "nuisances": {"patches": 4}}
+    content["skies"] = {"train": 1, "validation": 1, "test": 2, "derivatives": 1}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "s").mkdir()
+    hidden = {"truth": None, "blinding": Blinding("0" * 16, "x")}
+    blinded = replace(read_release("refined_fiducial"), **hidden)
+    write_release(blinded, tmp_path / "s" / "release.json")
+    names = [
+        f"{key}={tmp_path / name}" for key, name in (("pipeline", "c.yaml"), ("survey", "s.yaml"))
+    ]
+    result = snakemake(tmp_path, "--config", *names)
+    assert result.returncode == 1
+    assert "holds a blinded release" in result.stdout
+    assert snakemake(tmp_path, "--config", *names, "blind=key.txt").returncode == 0
+    # Nor is an open one kept where a blinded one was asked for.
+    write_release(read_release("refined_fiducial"), tmp_path / "s" / "release.json")
+    result = snakemake(tmp_path, "--config", *names, "blind=key.txt")
+    assert result.returncode == 1
+    assert "is open; remove it" in result.stdout
+    assert snakemake(tmp_path, "--config", *names).returncode == 0
+
+
+def test_other_patches_of_a_survey_are_made_anew(tmp_path, content, monkeypatch):
+    """What says that a job is done is of its tiles, patches and simulations alone."""
+    monkeypatch.setattr("cobaya_cnnlens.maps.plan.read_plan", lambda _: plan_of())
+    content |= {"products": "p", "centres": {"nside": 1, "poles": 0}, "nuisances": {"patches": 4}}
+    content["skies"] = {"train": 1, "validation": 2, "test": 3, "derivatives": 1}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    names = [
+        f"{key}={tmp_path / name}" for key, name in (("pipeline", "c.yaml"), ("survey", "s.yaml"))
+    ]
+    folders = []
+    for options in ((), ("patches=30",), ("simulations=sims.yaml",)):
+        result = snakemake(tmp_path, "--config", *names, *options)
+        folders.append(set(re.findall(r"s/jobs/(\w+)/calibrate_1_of_8\.done", result.stdout)))
+    assert len(set.union(*folders)) == 3
+    assert all(len(folder) == 1 for folder in folders)

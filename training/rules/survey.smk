@@ -3,8 +3,11 @@
 # `blind=key.txt` blinds the release by the key in that file; `simulations=sims.yaml` calibrates it by
 # the experiment's own simulations.
 # Each stage shares its tiles or simulations evenly among `jobs` jobs, 8 unless --config says more.
+from cobaya_cnnlens.cli.runs import blinding_key
+from cobaya_cnnlens.likelihood.release import read_release
 from cobaya_cnnlens.maps.calibration import EACH, SurveyCalibration
 from cobaya_cnnlens.maps.plan import read_plan
+from cobaya_cnnlens.products import identity_of
 
 if STUDY:
     raise WorkflowError(f"{FILE}: a survey takes one configuration; name a member, {FILE}#MEMBER")
@@ -12,18 +15,38 @@ PLAN = Path(config["survey"])
 SURVEY = str(PLAN.with_suffix(""))
 if set("{}") & set(SURVEY):
     raise WorkflowError(f"{PLAN}: Snakemake takes no paths with braces; rename the plan")
-JOBS = int(config.get("jobs", 8))
+if (JOBS := int(config.get("jobs", 8))) < 1:
+    raise WorkflowError(f"jobs={JOBS}: give one or more")
 BLIND, SIMULATIONS = (
     [f"--{name}", config[name]] if name in config else [] for name in ("blind", "simulations")
 )
+# Snakemake removes a release before its command, which could refuse to replace a blinded one, and
+# keeps an open one that is newer than what it is made of.
+RELEASE = Path(SURVEY) / "release.json"
+if not BLIND:
+    blinding_key(RELEASE, None)
+elif RELEASE.exists() and not read_release(RELEASE).blinding:
+    raise WorkflowError(f"{RELEASE}: is open; remove it, and the workflow makes a blinded one")
 planned = read_plan(PLAN)
 patches = int(config.get("patches", EACH * len(planned.tiles)))
 calibration = SurveyCalibration(Run(MEMBERS[FILE]), planned, Path(SURVEY), patches)
 calibration.check()
+# What was made of other tiles, patches or simulations lies in another folder, and is no reason to stop.
+JOB_FOLDER = "{}/jobs/{}".format(
+    SURVEY,
+    identity_of(
+        {
+            "plan": planned.identity,
+            "tiles": [tile.number for tile in planned.tiles],
+            "patches": patches,
+            "simulations": SIMULATIONS,
+        }
+    )[:8],
+)
 
 
 def done(stage, *numbers):
-    return [f"{SURVEY}/jobs/{stage}_{number}_of_{JOBS}.done" for number in numbers]
+    return [f"{JOB_FOLDER}/{stage}_{number}_of_{JOBS}.done" for number in numbers]
 
 
 def every(stage):
@@ -36,7 +59,7 @@ rule survey_tiles:
         estimator(MEMBERS[FILE]),
         lambda w: [] if w.number == "1" else done("reconstruct", 1),
     output:
-        touch(f"{SURVEY}/jobs/reconstruct_{{number}}_of_{JOBS}.done"),
+        touch(f"{JOB_FOLDER}/reconstruct_{{number}}_of_{JOBS}.done"),
     threads: 2
     shell:
         "cnnlens survey reconstruct {PLAN:q} --config {FILE:q} --job {wildcards.number}/{JOBS}"
@@ -57,7 +80,7 @@ rule survey_simulations:
         estimator(MEMBERS[FILE]),
         [sky(MEMBERS[FILE], *of_set) for of_set in calibration.skies(calibration.parts)],
     output:
-        touch(f"{SURVEY}/jobs/calibrate_{{number}}_of_{JOBS}.done"),
+        touch(f"{JOB_FOLDER}/calibrate_{{number}}_of_{JOBS}.done"),
     threads: 2
     resources:
         runtime=minutes(240),
@@ -92,7 +115,7 @@ rule survey_nulls_of_tiles:
         f"{SURVEY}/bandpowers.h5",
         lambda w: [] if w.number == "1" else done("nulls", 1),
     output:
-        touch(f"{SURVEY}/jobs/nulls_{{number}}_of_{JOBS}.done"),
+        touch(f"{JOB_FOLDER}/nulls_{{number}}_of_{JOBS}.done"),
     threads: 2
     shell:
         "cnnlens survey nulls {PLAN:q} --config {FILE:q} --job {wildcards.number}/{JOBS}"
