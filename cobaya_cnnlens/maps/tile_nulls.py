@@ -230,13 +230,37 @@ class TileNulls:
 
     def _matched_power(self, bench: Bench, kappas: dict[int, np.ndarray]) -> MatchedPower:
         """Power of the matched simulations, kept when it has been measured."""
-        path = self.reconstruction.folder / "nulls" / "power.h5"
+        path = self._power_path
         if not products.exists(path, POWER_KIND, self._power_recipe):
             tiles = [(maps, kappas[maps.tile.number]) for maps in self.reconstruction.maps.masked()]
             arrays = {"factors": np.array(bench.measure_power(tiles).factors)}
             products.write_product(path, POWER_KIND, self._power_recipe, arrays)
-        with products.open_product(path, POWER_KIND, self._power_recipe) as product:
-            return MatchedPower(tuple(product.array("factors").tolist()), bench.reach)
+        return MatchedPower(self._read_factors(), bench.reach)
+
+    @property
+    def _power_path(self) -> Path:
+        return self.reconstruction.folder / "nulls" / "power.h5"
+
+    def _read_factors(self) -> tuple[float, ...]:
+        with products.open_product(self._power_path, POWER_KIND, self._power_recipe) as product:
+            return tuple(product.array("factors").tolist())
+
+    def read_e_power(self) -> tuple[float, float]:
+        """Read what multiplies C_l^EE in the matched simulations.
+
+        That of C_L^κκ is not read: it would show what a blinded release hides.
+
+        Returns
+        -------
+        factors : at l = 0 and at the end of the bins
+
+        Raises
+        ------
+        ProductError
+            if it has not been measured, or was otherwise
+        """
+        _, start, end = self._read_factors()
+        return start, end
 
     def read(self) -> dict[str, np.ndarray]:
         """Read the null tests of all tiles.

@@ -52,20 +52,24 @@ DESCRIPTIONS = {
 @dataclass(frozen=True)
 class SurveyNulls:
     """``tests``, and ``skipped``, a reason for each null that could not be computed; ``n_tiles`` of
-    the plan, ``lmax`` of the null of that name."""
+    the plan, ``lmax`` of the null of that name, and ``e_power``, what multiplies C_l^EE of the
+    theory in the matched simulations at l = 0 and at the end of the bins."""
 
     name: str
     n_tiles: int
     lmax: int
     tests: list[NullTest]
     skipped: dict[str, str]
+    e_power: tuple[float, float]
 
     def table(self) -> str:
         """As text: the verdicts first, then what was left out and why, then the bins."""
         title = (
             f"{self.name}: nulls of {self.n_tiles} tiles, whose scatter is the covariance; "
             "simulations are\nof the same noise, mask and holes; mean of the bins, weighted by "
-            f"1/error^2; l_max is {self.lmax}"
+            f"1/error^2; l_max is {self.lmax}\nthe simulations have the survey's power: E of the "
+            f"theory times {self.e_power[0]:.3f} at l = 0, {self.e_power[1]:.3f} at the end of the "
+            "bins; if no cosmology\nhas such factors, look at the beam, the gain and foregrounds"
         )
         skipped = [f"{name}: left out, {why}" for name, why in self.skipped.items()]
         verdicts = "\n".join([verdicts_table(self.tests), *skipped])
@@ -110,7 +114,7 @@ def survey_nulls(nulls: TileNulls, release: Release | None = None) -> SurveyNull
         skipped["L range"] = "the offset of a blinded release changes it; compare chains of both"
     else:
         tests.append(range_test(release))
-    return SurveyNulls(plan.name, len(plan.tiles), lmax, tests, skipped)
+    return SurveyNulls(plan.name, len(plan.tiles), lmax, tests, skipped, nulls.read_e_power())
 
 
 def check_tiles(plan: Plan) -> None:

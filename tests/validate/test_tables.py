@@ -97,7 +97,7 @@ RESULTS = [
     coverage(),
     joint(0),
     NullTable(L, 2, [null("unlensed")], [null("mean test")], [RATIO], [RATIO]),
-    SurveyNulls("field", 12, 3000, [null("curl")], {"network": "no other was given"}),
+    SurveyNulls("field", 12, 3000, [null("curl")], {"network": "no other was given"}, (1.1, 0.9)),
     ForegroundTable(
         *(L, 150.0, 160, 40, {"data": 0.0003, "fixed": 0.0004}),
         [BIAS, replace(BIAS, debias="fixed", omch2=-0.7)],
