@@ -56,6 +56,7 @@ COMMANDS = {
     "survey calibration": "survey calibrate PLAN",
     "survey own simulation": "survey calibrate PLAN --simulations SIMS",
     "survey own simulations": "survey calibrate PLAN --simulations SIMS",
+    "mosaic simulation": "survey map PLAN",
     SHIPPED: "ship CONFIG",
 }
 

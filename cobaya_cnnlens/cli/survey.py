@@ -164,7 +164,7 @@ def survey_map(
     plan: Annotated[Path, typer.Argument(help="What `survey plan` wrote (YAML).")],
     estimator: Estimators = None,
     network: Networks = None,
-    simulations: Annotated[int, typer.Option(help="Pairs of true and reconstructed maps.")] = 20,
+    realisations: Annotated[int, typer.Option(help="Pairs of true and reconstructed maps.")] = 20,
     lmax: Annotated[int, typer.Option(help="Largest multipole of the map.")] = 2000,
     nside: Annotated[
         int | None, typer.Option(help="Of HEALPix; lmax/2 or the next power of two if absent.")
@@ -198,7 +198,7 @@ def survey_map(
     check_folder(folder)
     made = SurveyMap(TileReconstruction(loaded, setup, folder), lmax, nside or nside_for(lmax))
     path = made.make(
-        simulations, load_estimator, runs.threads(), lambda warning: runs.warn(plan, [warning])
+        realisations, load_estimator, runs.threads(), lambda warning: runs.warn(plan, [warning])
     )
     typer.echo(path)
 

@@ -313,7 +313,7 @@ class MosaicSpectra:
             if there are too few simulations
         """
         if len(auto) < LEAST:
-            raise ConfigError(f"--simulations {len(auto)}: give {LEAST} or more")
+            raise ConfigError(f"--realisations {len(auto)}: give {LEAST} or more")
         transfer = cross.mean(0) / truth.mean(0)
         error = standard_error(cross - transfer * truth) / truth.mean(0)
         noise = auto / transfer**2 - truth

@@ -116,7 +116,7 @@ class SurveyMap:
             if there are too few simulations, or the response ends below the largest multipole
         """
         if n_simulations < LEAST:
-            raise ConfigError(f"--simulations {n_simulations}: give {LEAST} or more")
+            raise ConfigError(f"--realisations {n_simulations}: give {LEAST} or more")
         simulations, numbers = self.simulations, range(n_simulations)
         for made in simulations.reconstructions:
             made.measure(load_estimator, nthreads, warn)

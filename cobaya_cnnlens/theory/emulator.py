@@ -208,7 +208,8 @@ class Emulator:
         if outside := self.outside(point):
             raise EmulatorError(f"outside the emulator's box: {', '.join(outside)}")
         with np.errstate(all="ignore"):  # whatever the caller has made of underflows
-            return self.spectra(point)
+            clkk, clee, scalars = self.spectra(point)
+        return clkk, clee, {name: float(value) for name, value in scalars.items()}
 
     def spectra(self, point: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
         """Spectra at a point of the box, without a check that it is one.

@@ -408,7 +408,7 @@ def test_a_chain_stays_blinded_where_its_release_is_open_by_now(chains, tmp_path
         (tmp_path / f"c{end}").write_text(Path(f"{chains['hidden']}{end}").read_text())
     info = yaml.safe_load((tmp_path / "c.updated.yaml").read_text())
     info["likelihood"][NAME]["release"] = "refined_fiducial"
-    (tmp_path / "c.updated.yaml").write_text(yaml.safe_dump(info))
+    (tmp_path / "c.updated.yaml").write_text(yaml.safe_dump(info, sort_keys=False))
     chain = load_chain(tmp_path / "c")
     assert (chain.blinded, chain.truth, chain.remark) == (True, {}, "")
 

@@ -169,7 +169,7 @@ def test_transfer_function_and_noise_are_those_that_were_put_in():
     np.testing.assert_allclose(spectra.transfer, transfer)
     np.testing.assert_allclose(spectra.noise, noise)
     np.testing.assert_allclose(spectra.transfer_error, 0.0, atol=1e-12)
-    with pytest.raises(ConfigError, match="--simulations 1: give 2 or more"):
+    with pytest.raises(ConfigError, match="--realisations 1: give 2 or more"):
         MosaicSpectra.of(auto[:1], truth[:1], truth[:1], bins)
 
 

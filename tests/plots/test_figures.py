@@ -234,6 +234,7 @@ PREDICTED = SimpleNamespace(
     model_band=np.ones((2, 3)),
     best_chi2=1.0,
     p=0.5,
+    blinded=False,
 )
 PANELS = {
     "training": lambda config, axis: figures.training_figure(Run(config), axis),
