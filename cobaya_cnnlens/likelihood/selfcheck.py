@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from camb.nonlinear import halofit_default
 
 from ..errors import TheoryError
 from ..theory.camb import convergence_from_potential
@@ -311,6 +310,8 @@ def different_settings(theories: Mapping[str, Any], made_with: Mapping[str, Any]
     ------
     text for each
     """
+    from camb.nonlinear import halofit_default
+
     for name, block in _sufficient(theories).items():
         settings = block.get("extra_args") or {}
         if _is_class(name, block):

@@ -65,7 +65,7 @@ def test_cobaya_finds_the_likelihood(name, capsys):
         ),
         (
             "cobaya_cnnlens.CNNLens; cobaya_cnnlens.NodeCAMB; cobaya_cnnlens.BandpowerLikelihood",
-            "tensorflow keras healpy ducc0 h5py snakemake pydantic jax",
+            "camb tensorflow keras healpy ducc0 h5py snakemake pydantic jax",
         ),
     ],
 )
