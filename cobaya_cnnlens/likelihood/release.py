@@ -228,7 +228,10 @@ def write_release(release: Release, path: str | Path) -> None:
         with atomic_write(path) as partial:
             partial.write_text(formatted(document), encoding="utf-8")
     except OSError as error:
-        raise ReleaseError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise ReleaseError(
+            f"{path}: cannot be written ({error.strerror or error}); name another file, or make "
+            "room"
+        ) from None
 
 
 def read_release(path: str | os.PathLike[str]) -> Release:
