@@ -260,15 +260,28 @@ def test_a_configuration_without_surveys_has_a_noise(tmp_path, content, target):
     assert Path(commands_of(result)[-1].split()[-1]) == Path("p/noise.txt")
 
 
-def test_a_survey_is_shared_by_jobs(nasty, content, monkeypatch):
+@pytest.fixture
+def of_survey(content, monkeypatch):
+    """A configuration with skies for a survey of six tiles, whose plan any file gives."""
+    monkeypatch.setattr("cobaya_cnnlens.maps.plan.read_plan", lambda _: plan_of())
+    content |= {"products": "p", "centres": {"nside": 1, "poles": 0}, "nuisances": {"patches": 4}}
+    content["skies"] = {"train": 1, "validation": 1, "test": 2, "derivatives": 1}
+    return yaml.safe_dump(content)
+
+
+@pytest.fixture
+def small_survey(tmp_path, of_survey):
+    """What a survey's workflow says, by its options."""
+    (tmp_path / "c.yaml").write_text(of_survey)
+    names = f"pipeline={tmp_path}/c.yaml", f"survey={tmp_path}/s.yaml"
+    return lambda *options: snakemake(tmp_path, "--config", *names, *options)
+
+
+def test_a_survey_is_shared_by_jobs(nasty, of_survey):
     """Each job makes its own share, the first of tiles and of nulls before the others. Skies are
     made once. The release and the null tests follow. Paths are quoted."""
-    monkeypatch.setattr("cobaya_cnnlens.maps.plan.read_plan", lambda _: plan_of())
-    content |= {"products": "p", "centres": {"nside": 1, "poles": 0}}
-    content |= {"skies": {"train": 1, "validation": 1, "test": 2, "derivatives": 1}}
-    content["nuisances"] = {"patches": 4}
     path, plan = nasty / "c.yaml", nasty / NASTY / "s.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(of_survey)
     options = "jobs=3", f"blind={NASTY}", f"simulations={NASTY}"
     given_to = ("--config", f"pipeline={path}", f"survey={plan}", *options, "--")
     nulls = f"{plan.with_suffix('')}/nulls.txt"
@@ -293,42 +306,28 @@ def test_a_survey_is_shared_by_jobs(nasty, content, monkeypatch):
     assert sorted(skies) == [("test", "0"), ("test", "1"), ("train", "0"), ("validation", "0")]
 
 
-def test_no_open_release_takes_the_place_of_a_blinded_one(tmp_path, content, monkeypatch):
-    monkeypatch.setattr("cobaya_cnnlens.maps.plan.read_plan", lambda _: plan_of())
-    content |= {"products": "p", "centres": {"nside": 1, "poles": 0}, "nuisances": {"patches": 4}}
-    content["skies"] = {"train": 1, "validation": 1, "test": 2, "derivatives": 1}
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+def test_no_open_release_takes_the_place_of_a_blinded_one(tmp_path, small_survey):
     (tmp_path / "s").mkdir()
     hidden = {"truth": None, "blinding": Blinding("0" * 16, "x")}
     blinded = replace(read_release("refined_fiducial"), **hidden)
     write_release(blinded, tmp_path / "s" / "release.json")
-    names = [
-        f"{key}={tmp_path / name}" for key, name in (("pipeline", "c.yaml"), ("survey", "s.yaml"))
-    ]
-    result = snakemake(tmp_path, "--config", *names)
+    result = small_survey()
     assert result.returncode == 1
     assert "holds a blinded release" in result.stdout
-    assert snakemake(tmp_path, "--config", *names, "blind=key.txt").returncode == 0
+    assert small_survey("blind=key.txt").returncode == 0
     # Nor is an open one kept where a blinded one was asked for.
     write_release(read_release("refined_fiducial"), tmp_path / "s" / "release.json")
-    result = snakemake(tmp_path, "--config", *names, "blind=key.txt")
+    result = small_survey("blind=key.txt")
     assert result.returncode == 1
     assert "is open; remove it" in result.stdout
-    assert snakemake(tmp_path, "--config", *names).returncode == 0
+    assert small_survey().returncode == 0
 
 
-def test_other_patches_of_a_survey_are_made_anew(tmp_path, content, monkeypatch):
+def test_other_patches_of_a_survey_are_made_anew(small_survey):
     """What says that a job is done is of its tiles, patches and simulations alone."""
-    monkeypatch.setattr("cobaya_cnnlens.maps.plan.read_plan", lambda _: plan_of())
-    content |= {"products": "p", "centres": {"nside": 1, "poles": 0}, "nuisances": {"patches": 4}}
-    content["skies"] = {"train": 1, "validation": 2, "test": 3, "derivatives": 1}
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
-    names = [
-        f"{key}={tmp_path / name}" for key, name in (("pipeline", "c.yaml"), ("survey", "s.yaml"))
-    ]
     folders = []
-    for options in ((), ("patches=30",), ("simulations=sims.yaml",)):
-        result = snakemake(tmp_path, "--config", *names, *options)
-        folders.append(set(re.findall(r"s/jobs/(\w+)/calibrate_1_of_8\.done", result.stdout)))
+    for options in ((), ("patches=22",), ("simulations=sims.yaml",)):
+        output = small_survey(*options).stdout
+        folders.append(set(re.findall(r"s/jobs/(\w+)/calibrate_1_of_8\.done", output)))
     assert len(set.union(*folders)) == 3
     assert all(len(folder) == 1 for folder in folders)
