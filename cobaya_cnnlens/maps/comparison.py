@@ -199,25 +199,24 @@ def compare(calibrated: Calibrated, simulations: OwnSimulations) -> Comparison:
     -------
     comparison : of the sums over the same tiles with the same weights
     """
-    both = calibrated.by(simulations)
+    own, internal = calibrated.by(simulations)
     edges, measured = simulations.run.bandpowers.bins.edges, power_of(simulations.run)
     # A bin of κ̂ holds a whole number of bins of E.
     within = np.digitize(0.5 * (measured.e_edges[1:] + measured.e_edges[:-1]), edges) - 1
     rows: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in "rneb"}
-    for simulated in both:
+    for simulated in (own, internal):
         test, power = simulated.test()
         noise = test.auto - test.truth
         bins = [power[:, :-1][:, within == b].mean(1) for b in range(len(edges) - 1)]
-        rows["r"].append((simulated.weights.mean_response, simulated.response_error()))
-        relative = simulated.response_error() / simulated.weights.mean_response
-        rows["n"].append((noise.mean(0), noise_error(test.auto, test.truth, relative)))
+        mean_response, error = simulated.weights.mean_response, simulated.response_error()
+        rows["r"].append((mean_response, error))
+        rows["n"].append((noise.mean(0), noise_error(test.auto, test.truth, error / mean_response)))
         for name, values in (("e", np.stack(bins, axis=1)), ("b", power[:, -1:])):
             rows[name].append((values.mean(0), standard_error(values)))
     response, noise_bias, e, b = (
         Compared(*(np.stack(parts) for parts in zip(*pairs, strict=True)))
         for pairs in rows.values()
     )
-    own = both[0]
     weights = own.weights
     field = weights.normalised(own.arrays["mean_field"], np.arange(len(weights.label)))
     fraction = (weights.weight * field).sum(0) / noise_bias.values[0]

@@ -27,7 +27,7 @@ from ..pipeline.power import power_of
 from ..pipeline.reconstructions import measurement_recipe
 from ..pipeline.run import Run
 from ..simulate.patches import point_patches, scalar_at
-from .calibration import BATCH, TEST, VALIDATION, digest_of_depth
+from .calibration import TEST, VALIDATION, digest_of_depth
 from .grids import Grid
 from .job import Job
 from .map_setup import MapSetup
@@ -347,13 +347,8 @@ class _Cut:
             for warning in warned:
                 self._warn(f"{name}: {warning}")
         q, u = (np.stack([getattr(maps, key) for maps in tiles]) for key in "qu")
-        n_tiles = len(tiles)
-        parts = []
-        for start in range(0, n_tiles, BATCH):
-            rows = np.arange(start, min(start + BATCH, n_tiles))
-            seen = SeenAs(self.run, self.plan, "own", index, rows, rows)
-            parts.append(seen.estimate(q[rows], u[rows]))
-        estimate = np.concatenate(parts)
+        rows = np.arange(len(tiles))
+        estimate = SeenAs(self.run, self.plan, "own", index, rows, rows).estimate(q, u)
         alm, lmax = read_kappa(self.files, index, self.run.config.sky.band_limit)
         kappa = scalar_at(alm, lmax, self.pointing, self.nthreads)
         kappa = kappa.reshape(estimate.shape) * self.run.mask

@@ -353,15 +353,15 @@ class Bench:
             self._modes(values)
             for values in (kappa, self.skies.convergence(phi)[:n, :n] * self.setup.mask)
         )
-        found = self._modes(
+        estimated = self._modes(
             self.estimator.reconstruct(simulated.q[None], simulated.u[None], tile.rms[None])[0]
         )
         return {
             "tile_kk": self._cross(own, own),
             "tile_ee": self._e_power(maps.q, maps.u),
-            "kk": self._cross(found, found),
+            "kk": self._cross(estimated, estimated),
             "ee": self._e_power(simulated.q, simulated.u),
-            "cross": self._cross(found, known),
+            "cross": self._cross(estimated, known),
             "kappa": self._cross(known, known),
             "signal": self._e_power(sky.real * tile.mask, sky.imag * tile.mask),
         }

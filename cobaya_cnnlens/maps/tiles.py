@@ -186,18 +186,19 @@ class Footprint:
         centres : colatitude and longitude of each tile in radians, (n, 2)
         size_deg : side of a tile in degrees
         taper_deg : width of the taper in degrees
-        need : how much each point of the footprint counts, 0 to 1; all fully by default
+        need : how much each point of the footprint counts, 0 to 1, (..., n_points); all fully by
+            default
 
         Returns
         -------
-        fractions : 0 to 1, (n,)
+        fractions : 0 to 1, (..., n)
         """
+        need = np.ones(len(self.pixels)) if need is None else need
         whole = (cosine_mask(PatchGeometry(size_deg, SIDE, 0), taper_deg) ** 2).mean()
         whole *= np.radians(size_deg) ** 2 / (4.0 * np.pi / (12 * self.nside**2))
-        fractions = np.zeros(len(centres))
+        fractions = np.zeros((*need.shape[:-1], len(centres)))
         for i, (points, tapers) in enumerate(self._tapers(centres, size_deg, taper_deg)):
-            weights = tapers**2 if need is None else tapers**2 * need[points]
-            fractions[i] = weights.sum() / whole
+            fractions[..., i] = (tapers**2 * need[..., points]).sum(-1) / whole
         return np.minimum(fractions, 1.0)
 
     def largest_taper(self, centres: np.ndarray, size_deg: float, taper_deg: float) -> np.ndarray:
@@ -300,6 +301,8 @@ def _best_rings(
     it, (n, 2), and the largest seen fraction of any tile that was tried."""
     best: list[np.ndarray] = [np.zeros((0, 2))]
     most, largest = 0.0, 0.0
+    everything = np.ones(len(footprint.pixels))
+    counted = np.array([everything] if need is None else [everything, need])
     reach = np.radians(size_deg) / np.sqrt(2.0)
     polar = np.arccos(np.clip(footprint.points[:, 2], -1.0, 1.0))
     north, south = (polar.min(), polar.max()) if len(polar) else (0.0, 0.0)
@@ -310,11 +313,10 @@ def _best_rings(
                 continue
             step = np.array([0.0, 2.0 * np.pi / len(ring) / TURNS])
             tried = np.concatenate([ring + turn * step for turn in range(TURNS)])
-            seen = footprint.fractions(tried, size_deg, taper_deg)
-            largest = max(largest, seen.max())
-            enough, added = seen >= least, seen
+            fractions = footprint.fractions(tried, size_deg, taper_deg, counted)
+            largest, added = max(largest, fractions[0].max()), fractions[-1]
+            enough = fractions[0] >= least
             if need is not None:
-                added = footprint.fractions(tried, size_deg, taper_deg, need)
                 enough &= added >= LEAST_ADDED
             scores = np.where(enough, added, 0.0).reshape(TURNS, -1).sum(1)
             turn = int(np.argmax(scores))

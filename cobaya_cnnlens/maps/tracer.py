@@ -63,13 +63,13 @@ class TracerSpectra:
         lmax = len(self.kg) - 1
         kk = kk[: lmax + 1]
         slope = np.divide(self.kg, kk, out=np.zeros(lmax + 1), where=kk > 0)
-        rest = self.gg - slope * self.kg
-        if (rest < 0).any():
+        uncorrelated = self.gg - slope * self.kg
+        if (uncorrelated < 0).any():
             raise CNNLensError(
-                f"C^gg at L = {int(np.argmin(rest))} is below (C^κg)²/C^κκ: the tracer would be "
-                "correlated with κ by more than one; look at the bias and at the shot noise"
+                f"C^gg at L = {int(np.argmin(uncorrelated))} is below (C^κg)²/C^κκ: the tracer "
+                "would be correlated with κ by more than one; look at the bias and the shot noise"
             )
-        own = scale_alm(unit_alm(lmax, generator), np.sqrt(rest))
+        own = scale_alm(unit_alm(lmax, generator), np.sqrt(uncorrelated))
         return scale_alm(kappa_lm, slope) + own
 
 
