@@ -22,6 +22,7 @@ from ..calibrate.derivatives import BandDerivatives, NoiseDerivatives, nuisance_
 from ..calibrate.release_warnings import with_warnings
 from ..calibrate.response import FIELDS, Calibration, PatchBandpowers, standard_error
 from ..calibrate.rotation import rotated_back, rotation_of
+from ..calibrate.second_order import FitPoints
 from ..errors import ConfigError
 from ..likelihood.document import seal, to_document
 from ..likelihood.fields import SIMULATED, Group
@@ -29,7 +30,7 @@ from ..likelihood.release import Release
 from ..pipeline import assemble
 from ..pipeline.estimators import name_of
 from ..pipeline.nuisances import nuisance_steps
-from ..pipeline.perturbations import shifted_changes
+from ..pipeline.perturbations import bands_of, shifted_changes
 from ..pipeline.run import Run
 from ..simulate.depth import DepthClasses, depth_classes, tile_depths
 from .bandpower_file import read_map_bandpowers
@@ -157,6 +158,24 @@ class Calibrated:
     def changes(self) -> tuple[SimulatedChanges, SimulatedChanges]:
         """How d − signal and p̂ of the weighted tiles change."""
         return self._changes(self._noise_bias, "auto"), self._changes(self._power, "power")
+
+    def fit_points(self) -> FitPoints | None:
+        """Changes of d − signal and of p̂ of the weighted tiles at the cosmologies of the response
+        surface; None if the configuration has none."""
+        calibration, arrays = self.calibration, self.arrays
+        run, noise, power, bands = calibration.run, [], [], []
+        if (fit := run.config.points.fit) is None:
+            return None
+        for i, point in enumerate(calibration.points):
+            rows = calibration.point_rows(point)
+            auto, truth, of_power = (
+                arrays[f"point_{name}"][i] - arrays[f"{TEST}_{name}"][rows]
+                for name in ("auto", "truth", "power")
+            )
+            noise.append(self._noise_bias(auto, truth, self.tiles[rows]))
+            power.append(self._power(of_power, None, self.tiles[rows]))
+            bands.append(bands_of(run, run.spectra(run.config.cosmology.vary(**point.change))))
+        return FitPoints(np.array(noise), np.array(power), np.array(bands), fit.directions)
 
     def _changes(self, combine: Callable[..., np.ndarray], name: str) -> SimulatedChanges:
         arrays, settings = self.arrays, self.calibration.run.config.derivatives
@@ -331,11 +350,13 @@ def make_release(
     scaling, simulations = None, None
     if files is None:
         changes, power_changes = calibrated.changes()
+        points = calibrated.fit_points()
     else:
         simulations = OwnSimulations(run, plan, folder, files)
         calibrated, internal = calibrated.by(simulations)
         scaling = Scaling.of(calibrated, internal)
         changes, power_changes = scaling.changes(internal)
+        points = scaling.points(internal)
     weights, rotation = calibrated.weights, data.rotation
     test, power = calibrated.test()
     of_patches = test.auto - test.truth
@@ -353,14 +374,13 @@ def make_release(
     auto = weights.combine(data.auto)
     fitted = None
     if run.config.data_debias:
-        # A second order over the prior needs skies of many cosmologies. Here it is along ω_c.
         fitted = debias.fit(
             changes,
             power_changes,
             made.debias(test.auto),
             power,
             shifted_changes(run),
-            None,
+            points,
             len(auto),
             weights.label[calibrated.tiles],
         )

@@ -1,10 +1,11 @@
 """The calibration of a survey: simulated patches seen as its tiles, with their noise and holes.
 
 Everything is measured for the sum of the tiles. The ``validation`` set gives R and the weights of
-the tiles, the ``test`` set N and the covariance, and some of the test patches the nuisances. The
-first sky of the set ``derivatives`` gives the derivatives and the second order along ω_c. Each part
-(32 patches, a band, or a step of a nuisance) is written as soon as it is measured, with the power
-of κ̂ and that of E and B. A run that was stopped continues from the last part.
+the tiles, the ``test`` set N and the covariance, and some of the test patches the nuisances. Test
+patches at the cosmologies of ``points.fit`` give the response surface. The first sky of the set
+``derivatives`` gives the derivatives and the second order along ω_c. Each part (32 patches, a band,
+a cosmology, or a step of a nuisance) is written as soon as it is measured, with the power of κ̂ and
+that of E and B. A run that was stopped continues from the last part.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from .. import products
 from ..calibrate.response import patch_bandpowers
 from ..errors import ConfigError
 from ..likelihood.fields import SIMULATED
-from ..pipeline import perturbations
+from ..pipeline import cosmologies, perturbations
+from ..pipeline.cosmologies import Point
 from ..pipeline.perturbations import perturbed_sky
 from ..pipeline.reconstructions import measurement_recipe
 from ..pipeline.run import Run
 from ..pipeline.skies import Skies
 from ..simulate.instrument import Systematics
 from ..simulate.perturbed_skies import Observation, PerturbedSky
+from ..theory.camb import Spectra
 from .job import Job
 from .plan import Plan
 from .simulated import SeenAs, neighbours, subset_in_turn, tiles_in_turn
@@ -49,6 +52,7 @@ class PartKind(Enum):
 
     SET = "bandpowers of patches of a set"
     NUISANCE = "test patches under an error of the instrument"
+    POINT = "test patches at another cosmology"
     FIDUCIAL = "patches at the fiducial cosmology, from which derivatives start"
     SHIFTED = "the same patches at a shifted omch2"
     BAND = "the same patches with one band of a spectrum changed"
@@ -62,7 +66,7 @@ class Part:
     ----------
     kind : what the part gives
     label : name of the set, of the nuisance, or of the spectrum; else that of the kind
-    number : of the batch of patches, of the step, or of the band
+    number : of the batch of patches, of the step, of the cosmology, or of the band
     """
 
     kind: PartKind
@@ -115,6 +119,7 @@ class SurveyCalibration:
         """What determines the calibration; of the plan the noise and holes of its tiles, so that
         other maps of the same depth take the same."""
         run, config = self.run, self.run.config
+        points = [self._point_recipe(point) for point in self.points]
         return {
             "depth": digest_of_depth(self.plan),
             "taper_deg": self.plan.taper_deg,
@@ -127,7 +132,17 @@ class SurveyCalibration:
             "derivatives": config.derivatives.recipe(),
             "omch2_step": config.derivatives.omch2_step,
             "nuisances": config.nuisances.recipe(),
+            **(
+                {"points": points}
+                if (points := [self._point_recipe(p) for p in self.points])
+                else {}
+            ),
         }
+
+    def _point_recipe(self, point: Point) -> dict[str, Any]:
+        """What determines the patches at another cosmology, beside what determines all parts."""
+        cosmology = self.run.config.cosmology.vary(**point.change)
+        return {**self.run.spectra_recipe(cosmology), "rows": self.point_rows(point).tolist()}
 
     def part_recipe(self, part: Part) -> dict[str, Any]:
         """What determines one part of the simulations.
@@ -140,7 +155,11 @@ class SurveyCalibration:
         -------
         recipe : of the part's product
         """
-        return self.recipe | {"part": part.name}
+        # The other parts do not depend on the cosmologies, which may be added later.
+        recipe = {key: value for key, value in self.recipe.items() if key != "points"}
+        if part.kind is PartKind.POINT:
+            recipe |= self._point_recipe(self.points[part.number])
+        return recipe | {"part": part.name}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -169,6 +188,7 @@ class SurveyCalibration:
         kinds = [
             *((PartKind.SET, name, -(-count // BATCH)) for name, count in self.counts.items()),
             *((PartKind.NUISANCE, name, 2) for name in SIMULATED),
+            (PartKind.POINT, "point", len(self.points)),
             (PartKind.FIDUCIAL, "fiducial", 1),
             (PartKind.SHIFTED, "shifted", 2),
             *((PartKind.BAND, spectrum, count) for spectrum, count in bands.items()),
@@ -181,6 +201,32 @@ class SurveyCalibration:
         n = min(self.run.config.derivatives.patches or most, most)
         tiles = tiles_in_turn(self.plan, n)
         return SeenAs(self.run, self.plan, perturbations.SET, 0, np.arange(n), tiles)
+
+    @cached_property
+    def points(self) -> list[Point]:
+        """Cosmologies of the response surface, each with a portion of the test patches of a sky."""
+        fitted = cosmologies.fitted(self.run)
+        if not fitted:
+            return []
+        skies = np.unique(neighbours(self.run, TEST, self.n_patches)[0])
+        return [
+            replace(point, index=int(skies[i % len(skies)]), part=i // len(skies))
+            for i, point in enumerate(fitted)
+        ]
+
+    def point_rows(self, point: Point) -> np.ndarray:
+        """Choose the test patches that are simulated again at another cosmology.
+
+        Parameters
+        ----------
+        point : of :attr:`points`
+
+        Returns
+        -------
+        rows : numbers among the test patches, (n,)
+        """
+        here = np.flatnonzero(neighbours(self.run, TEST, self.n_patches)[0] == point.index)
+        return here[point.rows(len(here))]
 
     def nuisance_patches(self) -> np.ndarray:
         """Numbers of the test patches that give the nuisances, (n,)."""
@@ -342,6 +388,8 @@ class _Simulations:
             return self._set(part.label, rows)
         if part.kind is PartKind.NUISANCE:
             return self._nuisance(part)
+        if part.kind is PartKind.POINT:
+            return self._point(self.calibration.points[part.number])
         if part.kind is PartKind.SHIFTED:
             omch2 = self.run.config.shifted_omch2()[part.number]
             return self._named(self._new_bench(omch2).unperturbed())
@@ -369,6 +417,15 @@ class _Simulations:
         ]
         return self._named({"auto": np.concatenate(measured)})
 
+    def _point(self, point: Point) -> dict[str, np.ndarray]:
+        """Test patches at another cosmology, with the phases and noise of the fiducial ones."""
+        run, which = self.run, self.calibration.point_rows(point)
+        row = neighbours(run, TEST, self.calibration.n_patches)[1][which]
+        tiles = self.calibration.tiles(TEST)[which]
+        seen = SeenAs(run, self.calibration.plan, TEST, point.index, row, tiles)
+        spectra = run.spectra(run.config.cosmology.vary(**point.change))
+        return self._named(self._perturbed(seen, spectra, row).unperturbed())
+
     def _skies(
         self, set_name: str, which: np.ndarray
     ) -> Iterator[tuple[SeenAs, tuple[np.ndarray, ...]]]:
@@ -386,14 +443,21 @@ class _Simulations:
     def _new_bench(self, omch2: float | None = None) -> PerturbedSky:
         run = self.run
         spectra = None if omch2 is None else run.spectra(run.config.cosmology.vary(omch2=omch2))
-        patches = self.calibration.derivative_patches()
+        return self._perturbed(self.calibration.derivative_patches(), spectra)
+
+    def _perturbed(
+        self, seen: SeenAs, spectra: Spectra | None, rows: np.ndarray | None = None
+    ) -> PerturbedSky:
+        """Patches of a sky of some spectra, by default all that the derivatives take."""
         return perturbed_sky(
-            run,
-            patches.index,
+            self.run,
+            seen.index,
             self.nthreads,
             spectra,
-            measured=patches.measure,
-            observation=Observation(run.config.instrument, patches.noise(), patches.mask),
+            seen.set_name,
+            seen.measure,
+            rows,
+            Observation(self.run.config.instrument, seen.noise(), seen.mask),
         )
 
     def _named(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

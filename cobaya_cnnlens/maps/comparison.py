@@ -17,6 +17,7 @@ import scipy.stats
 
 from ..calibrate.debias import SimulatedChanges
 from ..calibrate.response import standard_error
+from ..calibrate.second_order import FitPoints
 from ..errors import ConfigError
 from ..likelihood.release import Release
 from ..pipeline.power import power_of
@@ -85,6 +86,22 @@ class Scaling:
         """
         changes, power_changes = internal.changes()
         return changes.scaled(self.noise), power_changes.scaled(self.power)
+
+    def points(self, internal: Calibrated) -> FitPoints | None:
+        """The same at the cosmologies of the response surface; None if there are none.
+
+        Parameters
+        ----------
+        internal : of :meth:`.Calibrated.by`
+
+        Returns
+        -------
+        points : changes of d − signal, and of p̂
+        """
+        points = internal.fit_points()
+        if points is None:
+            return None
+        return replace(points, noise=points.noise * self.noise, power=points.power * self.power)
 
     def with_error(self, release: Release, bands: np.ndarray) -> Release:
         """The release with the error of the scaling: all that it changes, at ω_c + step.

@@ -2,10 +2,10 @@
 
     python tests/benchmarks/survey_mock.py FOLDER [--skies FOLDER] [--realisation N]
 
-Two splits of Q and U as CAR of 1′: a sky lensed at omch2 = .1235 (the fiducial is .1185), the beam
-of a file, noise whose depth varies by a factor of 3 in rms over the footprint, 1/f with a knee at
-l = 200, and 200 holes of 10′. Then `survey plan`, `reconstruct`, `calibrate` and `release`, under
-a configuration that is written to FOLDER. ``--skies`` names a folder of skies of
+Two splits of Q and U as CAR of 1 arcmin: a sky lensed at omch2 = 0.1235 (the fiducial is 0.1185),
+the beam of a file, noise whose depth varies by a factor of 3 in rms over the footprint, 1/f with a
+knee at l = 200, and 200 holes of 10 arcmin. Then `survey plan`, `reconstruct`, `calibrate` and
+`release`, under a configuration that is written to FOLDER. ``--skies`` names a folder of skies of
 training/config/refined.yaml, which are made otherwise (20 CPU-minutes); ``--realisation`` draws
 other noise over the same sky. An hour on two cores without skies, and 6 GB of memory. What is there
 is not made again.
@@ -16,7 +16,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +36,11 @@ from cobaya_cnnlens.theory.camb import compute_spectra
 
 REPOSITORY = Path(__file__).parents[2]
 OMCH2, SEED = 0.1235, 1717
-STEP, MARGIN = 1.0, 1.5  # ′, degrees
-LONGITUDES, LATITUDES = (10.0, 55.0), (-40.0, -12.0)
-HOLES, DIAMETER = 200, 10.0
-LEVELS = (1.0, 3.0)  # µK′ of the coadd, east to west
+STEP, MARGIN = 1.0, 1.5  # arcmin, degrees
+DIAMETER = 10.0  # of the holes, arcmin
+LEVELS = (1.0, 3.0)  # µK-arcmin of the coadd, from east to west
 KNEE, SLOPE, LOWEST = 200.0, 2.5, 36
-LMAX = 6500
+LMAX, EXCESS_LMAX = 6500, 3000
 CONFIG = {
     "name": "survey_mock",
     "shipped": None,
@@ -61,6 +60,43 @@ CONFIG = {
     "nuisances": {"skies": 1, "patches": 16},
     "points": None,
 }
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a mock covers: longitudes and latitudes in degrees, and the number of holes."""
+
+    longitudes: tuple[float, float] = (10.0, 55.0)
+    latitudes: tuple[float, float] = (-40.0, -12.0)
+    holes: int = 200
+
+    def geometry(self, margin=0.0):
+        """Shape and WCS of the CAR pixels, with a margin in degrees."""
+        corners = [
+            [self.latitudes[0] - margin, self.longitudes[1] + margin],
+            [self.latitudes[1] + margin, self.longitudes[0] - margin],
+        ]
+        return enmap.geometry2(pos=np.radians(corners), res=STEP * ARCMIN, proj="car")
+
+    def level(self, longitude):
+        """Level of the coadd in µK-arcmin at longitudes in radians."""
+        west, east = np.radians(self.longitudes)
+        return LEVELS[0] * (LEVELS[1] / LEVELS[0]) ** ((longitude - west) / (east - west))
+
+    def seen(self, latitude, longitude):
+        """Whether positions in radians lie in no hole."""
+        generator = np.random.default_rng(seed_sequence(SEED, "mock/holes", 0))
+        low, high = np.sin(np.radians(self.latitudes))
+        seen = np.ones(np.shape(longitude), bool)
+        for b, a in zip(
+            np.arcsin(generator.uniform(low, high, self.holes)),
+            generator.uniform(*np.radians(self.longitudes), self.holes),
+            strict=True,
+        ):
+            cosine = np.sin(b) * np.sin(latitude)
+            cosine = cosine + np.cos(b) * np.cos(latitude) * np.cos(longitude - a)
+            seen &= cosine < np.cos(0.5 * DIAMETER * ARCMIN)
+        return seen
 
 
 def beam_of(ell):
@@ -85,20 +121,10 @@ def write_configuration(folder, skies):
     return folder / "mock.yaml"
 
 
-def geometry(margin):
-    """Pixels of the footprint with a margin in degrees."""
-    corners = [
-        [LATITUDES[0] - margin, LONGITUDES[1] + margin],
-        [LATITUDES[1] + margin, LONGITUDES[0] - margin],
-    ]
-    return enmap.geometry2(pos=np.radians(corners), res=STEP * ARCMIN, proj="car")
-
-
-def beamed_sky(config):
-    """Q and U (COSMO) of the lensed sky through the beam on the footprint, (2, ny, nx) in µK."""
-    theory = compute_spectra(config.cosmology.vary(omch2=OMCH2), config.camb)
-    sky = draw_sky(theory, config.sky.lmax, SEED, "mock", 0)
-    shape, wcs = geometry(MARGIN)
+def beamed_sky(theory, lmax, footprint, number=0):
+    """a_lm of E and B of the lensed sky through the beam, good within the footprint, in µK."""
+    sky = draw_sky(theory, lmax, SEED, "mock", number)
+    shape, wcs = footprint.geometry(MARGIN)
     latitude, longitude = enmap.posmap(shape, wcs)
     at = Pointing(
         0.5 * np.pi - np.ravel(latitude),
@@ -112,38 +138,24 @@ def beamed_sky(config):
     # To zero over the outer two thirds of the margin, before the beam.
     away = np.minimum.reduce(
         [
-            np.radians(LATITUDES[1] + MARGIN) - latitude,
-            latitude - np.radians(LATITUDES[0] - MARGIN),
-            np.radians(LONGITUDES[1] + MARGIN) - longitude,
-            longitude - np.radians(LONGITUDES[0] - MARGIN),
+            np.radians(footprint.latitudes[1] + MARGIN) - latitude,
+            latitude - np.radians(footprint.latitudes[0] - MARGIN),
+            np.radians(footprint.longitudes[1] + MARGIN) - longitude,
+            longitude - np.radians(footprint.longitudes[0] - MARGIN),
         ]
     )
     maps *= np.sin(0.5 * np.pi * np.clip(away / np.radians(1.0), 0.0, 1.0)) ** 2
     alm = curvedsky.map2alm(maps, lmax=LMAX, spin=2, method="cyl")
     beam = beam_of(np.arange(LMAX + 1)) / beam_of(2)
-    alm = np.array([curvedsky.almxfl(part, beam) for part in alm])
-    inner, inner_wcs = geometry(0.0)
-    return curvedsky.alm2map(alm, enmap.zeros((2, *inner), inner_wcs), spin=2)
+    return np.array([curvedsky.almxfl(part, beam) for part in alm])
 
 
-def footprint():
-    """Level of the coadd in µK′, and what was seen, (ny, nx)."""
-    shape, wcs = geometry(0.0)
-    latitude, longitude = enmap.posmap(shape, wcs)
-    west, east = np.radians(LONGITUDES)
-    level = LEVELS[0] * (LEVELS[1] / LEVELS[0]) ** ((longitude - west) / (east - west))
-    generator = np.random.default_rng(seed_sequence(SEED, "mock/holes", 0))
-    low, high = np.sin(np.radians(LATITUDES))
-    seen = np.ones(shape, bool)
-    for b, a in zip(
-        np.arcsin(generator.uniform(low, high, HOLES)),
-        generator.uniform(west, east, HOLES),
-        strict=True,
-    ):
-        cosine = np.sin(b) * np.sin(latitude)
-        cosine = cosine + np.cos(b) * np.cos(latitude) * np.cos(longitude - a)
-        seen &= cosine < np.cos(0.5 * DIAMETER * ARCMIN)
-    return level, seen, wcs
+def excess_alm(generator):
+    """a_lm of E and B of the excess of the noise at low multipoles, for 1 µK-arcmin."""
+    ell = np.arange(EXCESS_LMAX + 1.0)
+    factor = np.zeros(len(ell))
+    factor[LOWEST:] = ARCMIN * (KNEE / ell[LOWEST:]) ** (0.5 * SLOPE)
+    return np.array([scale_alm(unit_alm(EXCESS_LMAX, generator), factor) for _ in range(2)])
 
 
 def noise(level, wcs, realisation, split):
@@ -152,35 +164,28 @@ def noise(level, wcs, realisation, split):
     generator = np.random.default_rng(seeds)
     rms = level * ARCMIN / np.sqrt(np.asarray(enmap.pixsizemap(level.shape, wcs)))
     white = generator.standard_normal((2, *level.shape)) * rms
-    ell = np.arange(3001.0)
-    factor = np.zeros(len(ell))
-    factor[LOWEST:] = ARCMIN * (KNEE / ell[LOWEST:]) ** (0.5 * SLOPE)
-    alm = np.array([scale_alm(unit_alm(len(ell) - 1, generator), factor) for _ in range(2)])
-    excess = curvedsky.alm2map(alm, enmap.zeros((2, *level.shape), wcs), spin=2)
+    blank = enmap.zeros((2, *level.shape), wcs)
+    excess = curvedsky.alm2map(excess_alm(generator), blank, spin=2)
     return white + np.asarray(excess) * level
 
 
-def write_maps(folder, config, realisation):
-    """Two splits, their inverse variance and the mask; the sky is kept for other realisations."""
-    kept = folder / "sky.npy"
-    if not kept.exists():
-        np.save(kept, np.asarray(beamed_sky(config), np.float32))
-    sky = np.load(kept)
-    level, seen, wcs = footprint()
+def write_car(folder, footprint, maps, realisation):
+    """Two splits of Q and U, (2, ny, nx) in µK, with noise, their inverse variance and mask."""
+    shape, wcs = footprint.geometry()
+    latitude, longitude = enmap.posmap(shape, wcs)
+    level, seen = footprint.level(longitude), footprint.seen(latitude, longitude)
     area = np.asarray(enmap.pixsizemap(level.shape, wcs))
     enmap.write_map(str(folder / "mask.fits"), enmap.ndmap(seen.astype(np.float32), wcs))
     ivar = np.where(seen, area / (2.0 * (level * ARCMIN) ** 2), 0.0)
     enmap.write_map(str(folder / "ivar.fits"), enmap.ndmap(ivar.astype(np.float32), wcs))
     fits.setval(folder / "ivar.fits", "BUNIT", value="uK^-2")
-    names = []
     for split in (0, 1):
-        maps = sky + noise(level * np.sqrt(2.0), wcs, realisation, split)
-        maps[:, ~seen] = np.nan
-        names.append(folder / f"split_{split}.fits")
-        enmap.write_map(str(names[-1]), enmap.ndmap(maps.astype(np.float32), wcs))
+        observed = maps + noise(level * np.sqrt(2.0), wcs, realisation, split)
+        observed[:, ~seen] = np.nan
+        name = folder / f"split_{split}.fits"
+        enmap.write_map(str(name), enmap.ndmap(observed.astype(np.float32), wcs))
         for key, value in (("BUNIT", "uK"), ("POLCCONV", "COSMO")):
-            fits.setval(names[-1], key, value=value)
-    return names
+            fits.setval(name, key, value=value)
 
 
 def main():
@@ -211,16 +216,24 @@ def main():
         return lambda: subprocess.run(command, check=True, cwd=REPOSITORY)
 
     def maps():
-        for name in write_maps(top, load_config(config), given.realisation):
-            name.rename(folder / name.name)
+        footprint, kept = Footprint(), top / "sky.npy"
+        if not kept.exists():
+            loaded = load_config(config)
+            theory = compute_spectra(loaded.cosmology.vary(omch2=OMCH2), loaded.camb)
+            shape, wcs = footprint.geometry()
+            alm = beamed_sky(theory, loaded.sky.lmax, footprint)
+            sky = curvedsky.alm2map(alm, enmap.zeros((2, *shape), wcs), spin=2)
+            np.save(kept, np.asarray(sky, np.float32))
+        write_car(folder, footprint, np.load(kept), given.realisation)
 
     plan = folder / "survey.yaml"
     options = ("--config", config)
     clocked("maps", maps)
     files = [folder / f"split_{split}.fits" for split in (0, 1)]
-    ivar = ("--ivar", top / "ivar.fits", "--mask", top / "mask.fits")
     # An ivar per split: both have the same.
-    clocked("plan", cnnlens("plan", *files, "--ivar", top / "ivar.fits", *ivar, "--out", plan))
+    ivar = ("--ivar", folder / "ivar.fits")
+    mask = ("--mask", folder / "mask.fits")
+    clocked("plan", cnnlens("plan", *files, *ivar, *ivar, *mask, "--out", plan))
     clocked("reconstruct", cnnlens("reconstruct", plan, *options))
     clocked("calibrate", cnnlens("calibrate", plan, *options, "--patches", given.patches))
     out = folder / "survey_mock.json"

@@ -1,6 +1,7 @@
 """A survey's calibration: what simulated tiles are seen with, and the release of a calibration
 written by hand."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from typer.testing import CliRunner
 from cobaya_cnnlens import products
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import ConfigError, ProductError, ReleaseError
-from cobaya_cnnlens.likelihood.fields import NUISANCES, SIMULATED
+from cobaya_cnnlens.likelihood.fields import NUISANCES, SIMULATED, Group
 from cobaya_cnnlens.likelihood.release import DATA_DIRECTORY, read_release, write_release
 from cobaya_cnnlens.maps import assembly, calibration
 from cobaya_cnnlens.maps.bandpower_file import MapBandpowers
 from cobaya_cnnlens.maps.calibration import SurveyCalibration
+from cobaya_cnnlens.maps.comparison import Scaling
 from cobaya_cnnlens.maps.job import Job
 from cobaya_cnnlens.maps.map_setup import MapSetup
 from cobaya_cnnlens.maps.plan import Plan
@@ -28,6 +30,7 @@ from cobaya_cnnlens.pipeline.config import Config
 from cobaya_cnnlens.pipeline.perturbations import perturbed_sky
 from cobaya_cnnlens.pipeline.power import power_of
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.pipeline.sections.calibration_settings import Fit
 from cobaya_cnnlens.simulate.instrument import ARCMIN, Systematics, cosine_mask
 from cobaya_cnnlens.simulate.patches import PatchGeometry
 from cobaya_cnnlens.simulate.perturbed_skies import Observation
@@ -217,6 +220,37 @@ def test_derivatives_are_of_the_tiles_maps(run, measured):
     )
 
 
+FIDUCIAL, OTHER = {"omch2": 0.1185}, {"omch2": 0.13}
+
+
+def with_points(run, patches=4, changes=(FIDUCIAL, *[OTHER] * 5)):
+    """The configuration with a response surface in one direction of each spectrum."""
+    fit = Fit(cosmologies=list(changes), patches=patches, directions=1)
+    points = run.config.points.model_copy(update={"fit": fit})
+    return Run(run.config.model_copy(update={"points": points}), run.estimator_id, run.estimator)
+
+
+def test_test_patches_are_made_again_at_other_cosmologies(run, measured, tmp_path):
+    """At the fiducial cosmology a point has the κ̂, κ and power of its test patches, with their
+    noise and tiles. At another one the true κ follows C^κκ. The other parts are not made again."""
+    shutil.copytree(measured, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "calibration.h5").unlink()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.h5")}
+    stage = SurveyCalibration(with_points(run), plan_of(), tmp_path, 12)
+    stage.measure()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    _, arrays = SurveyCalibration.read(stage.run, stage.plan, tmp_path)
+    first, second = (stage.point_rows(point) for point in stage.points[:2])
+    assert not set(first) & set(second)
+    for name in ("auto", "truth", "power"):
+        np.testing.assert_allclose(
+            arrays[f"point_{name}"][0], arrays[f"test_{name}"][first], rtol=1e-4
+        )
+    ratio = arrays["point_truth"][1] / arrays["test_truth"][second]
+    new, old = (run.spectra(run.config.cosmology.vary(**c)).kk[18:258] for c in (OTHER, FIDUCIAL))
+    np.testing.assert_allclose(ratio.mean(), (new / old).mean(), rtol=0.02)
+
+
 # The release
 
 
@@ -227,7 +261,10 @@ def written(run, tmp_path_factory):
     generator, n = np.random.default_rng(7), 60
     run = Run(
         run.config.model_copy(
-            update={"centres": run.config.centres.model_copy(update={"nside": 2, "poles": 8})}
+            update={
+                "centres": run.config.centres.model_copy(update={"nside": 2, "poles": 8}),
+                "skies": run.config.skies.model_copy(update={"test": 2}),
+            }
         ),
         run.estimator_id,
     )
@@ -326,6 +363,46 @@ def test_the_release_is_the_weighted_sum(written, tmp_path):
     # It calibrates no other maps.
     with pytest.raises(ReleaseError, match=r"provenance\.survey"):
         MapSetup.of_release(again)
+
+
+def test_the_response_surface_is_of_the_weighted_tiles(written, tmp_path):
+    """Changes of d − signal and of p̂ at other cosmologies, against the formulas; they reach the
+    release, scaled with the experiment's simulations."""
+    run, plan, folder, arrays, data = written
+    run = with_points(run, 12, [{"omch2": value} for value in np.linspace(0.105, 0.135, 6)])
+    stage = SurveyCalibration(run, plan, tmp_path, 60)
+    factors = np.linspace(0.75, 1.2, 6)
+    rows = [stage.point_rows(point) for point in stage.points]
+    # Both skies, and no patch twice while there are others.
+    assert len(np.unique(np.concatenate(rows[:4]))) == 48
+    more = {
+        f"point_{name}": np.stack(
+            [f * arrays[f"test_{name}"][r] for f, r in zip(factors, rows, strict=True)]
+        )
+        for name in ("auto", "truth", "power")
+    }
+    products.write_product(stage.path, calibration.KIND, stage.recipe, arrays | more)
+    tiles = TileReconstruction(plan, MapSetup.of_run(run), tmp_path)
+    data.write(tiles.path, tiles.recipe)
+    calibrated = assembly.Calibrated.read(run, plan, tmp_path)
+    points, weights = calibrated.fit_points(), calibrated.weights
+    seen = tiles_in_turn(plan, 60)
+    r2 = weights.response[weights.label[seen]] ** 2
+    noise = arrays["test_auto"] / r2 - arrays["test_truth"]
+    for i, factor in enumerate(factors):
+        here = rows[i]
+        u = shares(seen[here], weights.weight)
+        change = (factor - 1.0) * (u * noise[here]).mean(0)
+        np.testing.assert_allclose(points.noise[i].mean(0), change, rtol=1e-9, atol=1e-20)
+        u = shares(seen[here], weights.modes[:, None])
+        change = (factor - 1.0) * (u * arrays["test_power"][here]).mean(0)
+        np.testing.assert_allclose(points.power[i].mean(0), change, rtol=1e-9, atol=1e-12)
+    scaled = Scaling(np.full(N_BINS, 2.0), np.full(points.power.shape[2], 3.0)).points(calibrated)
+    np.testing.assert_allclose(scaled.noise, 2.0 * points.noise)
+    np.testing.assert_allclose(scaled.power, 3.0 * points.power)
+    release = assembly.make_release(run, plan, tmp_path, "toy")
+    plain = assembly.make_release(written[0], plan, folder, "toy")
+    assert release.has(Group.SECOND_ORDER) and not plain.has(Group.SECOND_ORDER)
 
 
 def test_a_release_needs_patches_enough(written, monkeypatch):
