@@ -402,7 +402,8 @@ def test_the_response_surface_is_of_the_weighted_tiles(written, tmp_path):
     np.testing.assert_allclose(scaled.power, 3.0 * points.power)
     release = assembly.make_release(run, plan, tmp_path, "toy")
     plain = assembly.make_release(written[0], plan, folder, "toy")
-    assert release.has(Group.SECOND_ORDER) and not plain.has(Group.SECOND_ORDER)
+    assert release.has(Group.SECOND_ORDER)
+    assert not plain.has(Group.SECOND_ORDER)
 
 
 def test_a_release_needs_patches_enough(written, monkeypatch):
