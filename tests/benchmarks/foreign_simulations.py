@@ -37,6 +37,7 @@ from cobaya_cnnlens.validate.posterior_grid import PosteriorGrid
 
 REPOSITORY = Path(__file__).parents[2]
 OMCH2, SEED = 0.1235, 2929
+PRIOR = (0.102, 0.138)  # of omch2
 STEP, MARGIN = 2.0, 1.5  # arcmin, degrees
 LONGITUDES, LATITUDES = (10.0, 41.0), (-13.0, 13.0)
 FWHM, LEVEL, CORRELATION = 1.4, 2.0, 0.3  # arcmin, µK-arcmin
@@ -162,8 +163,8 @@ def write_inputs(folder, n_simulations, n_validation):
     (folder / "sims.yaml").write_text(yaml.safe_dump(listed, sort_keys=False))
 
 
-def omch2_grid(cosmology):
-    """The prior in omch2 with all else fixed, by the shipped emulator of CAMB."""
+def omch2_grid(cosmology, prior):
+    """A flat prior in omch2 with all else fixed, by the shipped emulator of CAMB."""
     emulator = read_emulator("lcdm")
     point = {name: getattr(cosmology, name) for name in ("ombh2", "ns", "H0")}
     point["logA"] = np.log(1e10 * cosmology.As)
@@ -172,7 +173,7 @@ def omch2_grid(cosmology):
         kk, ee, _ = emulator(point | changed)
         return Spectra(ee, kk, np.zeros_like(ee), np.zeros_like(ee))
 
-    return PosteriorGrid.of_prior({"omch2": (0.102, 0.138)}, spectra)
+    return PosteriorGrid.of_prior({"omch2": prior}, spectra)
 
 
 def omch2_of(release, debias, grid):
@@ -223,7 +224,7 @@ def main():
     for name, debias, extra in releases:
         options = ("--config", folder / configs[debias], *extra)
         cnnlens("release", plan, *options, "--out", folder / f"{name}_{debias}.json")
-    grid = omch2_grid(config.cosmology)
+    grid = omch2_grid(config.cosmology, PRIOR)
     for name, debias, _ in releases:
         release = read_release(folder / f"{name}_{debias}.json")
         mean, sigma, chi2, pte = omch2_of(release, debias, grid)

@@ -7,19 +7,23 @@ tiles with two splits, as CAR of 1 arcmin or as HEALPix of nside 4096. The beam,
 µK-arcmin, with 1/f) and the holes are those of survey_mock.py. One calibration serves the mocks of
 a grid, because their inverse variance and holes are the same. Each mock passes `survey plan`,
 `reconstruct`, `release` and `nulls`. A mock takes 200 CPU-seconds and a calibration half an hour.
-What is there is not made again.
+What is there is not made again. Then the coverage of omch2, and the PTEs of χ² at the truth and of
+every null, are printed for all mocks that are there. Draws docs/_static/mock_ensemble.png.
 """
 
 import argparse
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import ducc0
 import healpy
 import numpy as np
+from foreign_simulations import omch2_grid
 from pixell import curvedsky, enmap
+from scipy import stats
 from survey_mock import (
     EXCESS_LMAX,
     LMAX,
@@ -32,12 +36,22 @@ from survey_mock import (
 )
 from tqdm import tqdm
 
+from cobaya_cnnlens.likelihood.bandpowers import BandpowerLikelihood
+from cobaya_cnnlens.likelihood.release import read_release
+from cobaya_cnnlens.maps.map_setup import MapSetup
+from cobaya_cnnlens.maps.plan import read_plan
+from cobaya_cnnlens.maps.reconstruction import TileReconstruction
+from cobaya_cnnlens.maps.tile_nulls import Choices, TileNulls
 from cobaya_cnnlens.pipeline.loading import load_config
+from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.simulate.instrument import ARCMIN
 from cobaya_cnnlens.simulate.skies import seed_sequence
 from cobaya_cnnlens.theory.camb import compute_spectra
+from cobaya_cnnlens.validate.null_tests import NullTest
+from cobaya_cnnlens.validate.survey_nulls import survey_nulls
 
 REPOSITORY = Path(__file__).parents[2]
+FIGURE = REPOSITORY / "docs" / "_static" / "mock_ensemble.png"
 FOOTPRINT = Footprint((10.0, 34.5), (-36.5, -15.5), 80)
 PRIOR = (0.10, 0.14)  # of omch2, as in yaml/survey.yaml
 NSIDE = 4096
@@ -139,6 +153,101 @@ def make(grid, number, top, config_path):
     cnnlens("nulls", plan, *options, "--survey-release", release)
 
 
+def mock_of(grid, i):
+    """Number of the i-th mock of a grid; the grids take the numbers in turn."""
+    return 2 * i + (grid == "healpix")
+
+
+@dataclass
+class Mock:
+    """What one mock gave: its truth, posterior, χ² at the truth with its PTE, and its nulls."""
+
+    grid: str
+    truth: float
+    mean: float
+    sigma: float
+    rank: float
+    chi2: float
+    pte: float
+    nulls: dict[str, NullTest]
+
+
+def measure(grid, number, top, run, omch2_grid):
+    """The posterior and nulls of a mock, from its products."""
+    folder = top / grid / f"mock_{number:02d}" / "survey"
+    release = read_release(folder / "release.json")
+    likelihood = BandpowerLikelihood(release)
+    table = omch2_grid.table(likelihood)
+    [marginal] = omch2_grid.posterior(likelihood, table, likelihood.release.bandpowers[None])
+    truth = truth_of(number)
+    [model] = omch2_grid.at(np.array([[truth]])) @ table
+    data = likelihood.release.bandpowers[None]
+    chi2 = float(likelihood.chi2_of(model[None], data, likelihood.correction[None]).item())
+    plan = read_plan(folder.with_suffix(".yaml"))
+    setup = MapSetup.of_run(run)
+    nulls = TileNulls(TileReconstruction(plan, setup, folder), Choices.of(setup))
+    tests = {test.name: test for test in survey_nulls(nulls, release).tests}
+    [mean], [sigma], [rank] = marginal.mean, marginal.sigma, marginal.ranks(np.array([truth]))
+    return Mock(grid, truth, mean, sigma, rank, chi2, float(likelihood.pte(chi2)), tests)
+
+
+def uniform(ptes):
+    """The KS probability that PTEs are uniform, and the smallest of them."""
+    return f"KS p {stats.kstest(ptes, 'uniform').pvalue:.3f}, smallest {min(ptes):.3f}"
+
+
+def report(mocks):
+    """Print the coverage and the PTEs."""
+    pulls = np.array([(m.mean - m.truth) / m.sigma for m in mocks])
+    for m, pull in zip(mocks, pulls, strict=True):
+        print(
+            f"{m.grid:>7}: truth {m.truth:.5f}, omch2 {m.mean:.5f} ± {m.sigma:.5f}, {pull:+.2f} σ; "
+            f"χ² at the truth {m.chi2:.1f}, PTE {m.pte:.3f}"
+        )
+    n, ranks = len(mocks), np.array([m.rank for m in mocks])
+    for level in (0.68, 0.95):
+        inside = (np.abs(ranks - 0.5) < 0.5 * level).mean()
+        error = np.sqrt(level * (1.0 - level) / n)
+        print(f"{level:.0%} interval holds the truth in {inside:.1%} ± {error:.1%} of {n} mocks")
+    print(f"pulls: mean {pulls.mean():+.2f} ± {n**-0.5:.2f}, rms {np.sqrt((pulls**2).mean()):.2f}")
+    slope, off = np.polyfit([m.truth for m in mocks], [m.mean for m in mocks], 1, cov=True)
+    print(f"slope of the posterior mean: {slope[0]:.3f} ± {np.sqrt(off[0, 0]):.3f}")
+    print(f"ranks of the truth: {uniform(ranks)}")
+    print(f"χ² at the truth: {uniform([m.pte for m in mocks])}")
+    for name in mocks[0].nulls:
+        tests = [m.nulls[name] for m in mocks]
+        means, errors = np.array([(t.mean, t.mean_error) for t in tests]).T
+        weight = errors**-2 / (errors**-2).sum()
+        mean = f"{weight @ means:+.2e} ± {(errors**-2).sum() ** -0.5:.1e}"
+        print(f"{name:>12}: {uniform([t.pte for t in tests])}; mean {mean}")
+    return pulls
+
+
+def draw(mocks, pulls):
+    """The posteriors over their truths, and the PTEs, as cumulative distributions."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for grid, marker in (("car", "o"), ("healpix", "s")):
+        chosen = [(m, p) for m, p in zip(mocks, pulls, strict=True) if m.grid == grid]
+        x = [m.truth for m, _ in chosen]
+        left.errorbar(x, [p for _, p in chosen], 1.0, fmt=marker, ms=4, lw=1, label=grid)
+    left.axhline(0.0, color="k", lw=0.8)
+    left.set(xlabel=r"true $\omega_c$", ylabel=r"(posterior mean − truth)/σ")
+    left.legend(frameon=False)
+    steps = (np.arange(len(mocks)) + 1.0) / len(mocks)
+    for name in mocks[0].nulls:
+        ptes = sorted(m.nulls[name].pte for m in mocks)
+        right.step(ptes, steps, color="0.7", lw=1)
+    right.step(sorted(m.pte for m in mocks), steps, color="C3", lw=2, label="χ² at the truth")
+    right.step([], [], color="0.7", label="null tests")
+    right.plot([0, 1], [0, 1], "k", lw=0.8)
+    right.set(xlabel="PTE", ylabel="part of the mocks below")
+    right.legend(frameon=False)
+    figure.savefig(FIGURE, dpi=110)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
@@ -148,9 +257,13 @@ def main():
     top = given.folder.absolute()
     top.mkdir(parents=True, exist_ok=True)
     config = write_configuration(top, None)
-    for i in tqdm(range(given.mocks), desc="mocks", unit="mock"):
-        for grid in given.grids:
-            make(grid, 2 * i + (grid == "healpix"), top, config)
+    todo = [(grid, mock_of(grid, i)) for i in range(given.mocks) for grid in given.grids]
+    for grid, number in tqdm(todo, desc="mocks", unit="mock"):
+        make(grid, number, top, config)
+    run = Run(load_config(config))
+    prior = omch2_grid(run.config.cosmology, PRIOR)
+    mocks = [measure(grid, number, top, run, prior) for grid, number in todo]
+    draw(mocks, report(mocks))
 
 
 if __name__ == "__main__":

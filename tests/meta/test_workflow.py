@@ -306,6 +306,17 @@ def test_a_survey_is_shared_by_jobs(nasty, of_survey):
     assert sorted(skies) == [("test", "0"), ("test", "1"), ("train", "0"), ("validation", "0")]
 
 
+def test_a_survey_says_its_hours_before_it_starts(small_survey):
+    """A dry run prints them; counted by hand for six tiles and 24 patches."""
+    lines = small_survey("jobs=2").stdout.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.endswith("6 tiles, about"))
+    counts = {row[0]: int(row[1]) for row in map(str.split, lines[first + 2 : first + 5])}
+    # Two sets, four nuisances of four patches at both signs, and twelve patches at the fiducial
+    # cosmology, at two shifted ones, and with both signs of four bands.
+    calibrate = 24 + 12 + 2 * 4 * 4 + 12 * (1 + 2 + 2 * 4)
+    assert counts == {"reconstruct": 6, "calibrate": calibrate, "nulls": 11 * 6}
+
+
 def test_no_open_release_takes_the_place_of_a_blinded_one(tmp_path, small_survey):
     (tmp_path / "s").mkdir()
     hidden = {"truth": None, "blinding": Blinding("0" * 16, "x")}

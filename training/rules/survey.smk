@@ -6,6 +6,7 @@
 from cobaya_cnnlens.cli.runs import blinding_key
 from cobaya_cnnlens.likelihood.release import read_release
 from cobaya_cnnlens.maps.calibration import EACH, SurveyCalibration
+from cobaya_cnnlens.maps.cost import hours_table
 from cobaya_cnnlens.maps.plan import read_plan
 from cobaya_cnnlens.products import identity_of
 
@@ -31,6 +32,8 @@ planned = read_plan(PLAN)
 patches = int(config.get("patches", EACH * len(planned.tiles)))
 calibration = SurveyCalibration(Run(MEMBERS[FILE]), planned, Path(SURVEY), patches)
 calibration.check()
+if workflow.is_main_process:
+    print(hours_table(calibration), file=sys.stderr)
 # What was made of other tiles, patches or simulations lies in another folder, and is no reason to stop.
 JOB_FOLDER = "{}/jobs/{}".format(
     SURVEY,
