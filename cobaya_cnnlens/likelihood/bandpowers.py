@@ -1,13 +1,6 @@
 """The likelihood of debiased lensing bandpowers, without Cobaya.
 
-The model is::
-
-    µ_b(θ, x) = Σ_L W_bL C_L^κκ + Σ_j N'_bj δ_j + Σ_i (A_bi x_i + B_bi x_i²)
-
-W are the bandpower windows of the masked patch. The sum over the bands j of C^κκ moves the noise
-bias from the fiducial cosmology to θ (docs/noise-bias, eqs 9 and 13): δ_j is the relative change of
-the band's power. x are the nuisances of the instrument, zero for that of the simulations.
-``noise_debias``:
+The model µ of the data is that of :mod:`.model`, linear in the spectra. ``noise_debias``:
 
 - ``"data"``: the data are debiased with the survey's own E and B power, so that the model has no
   part of C^EE;
@@ -15,11 +8,10 @@ the band's power. x are the nuisances of the instrument, zero for that of the si
   zero and parameters are biased.
 
 With ``primary`` the data vector goes on with p̂, the power of lensed E (and of B where it is noise)
-of the same patches, whose model is p^fid + Σ_j ∂p/∂ ln C_j δ_j in the bands of both spectra; T = p
-in the variables of Hamimeche & Lewis.
+of the same patches; T = p in the variables of Hamimeche & Lewis.
 
-:mod:`.spectra` says which spectra are refused. Of a C_L^κκ that has another's factor, or more or
-less power than the calibration covers, :meth:`BandpowerLikelihood.doubt` says so, and χ² warns.
+Of a C_L^κκ that has another's factor, or more or less power than the calibration covers,
+:meth:`BandpowerLikelihood.doubt` says so, and χ² warns.
 """
 
 from __future__ import annotations
@@ -28,13 +20,14 @@ import math
 import warnings
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..errors import CNNLensError, SpectrumError, SpectrumWarning
-from .declarations import NUISANCES, Group, read_only
+from .declarations import Group, read_only
 from .fields import Release
+from .model import BandpowerModel, Jacobian, ee_edges_of
 from .release import (
     check_arrays,
     debiased_by_data,
@@ -42,22 +35,7 @@ from .release import (
     with_fixed_debias,
     with_unrotated_power,
 )
-from .spectra import (
-    FACTORS,
-    KAPPA,
-    LEAST_E_POWER,
-    LEAST_POWER,
-    MOST_E_POWER,
-    MOST_POWER,
-    UNLENSED_E,
-    Bands,
-    Quantity,
-    band_matrix,
-    checked_spectrum,
-    diagnosis,
-    factor_of,
-    refuse_gaps,
-)
+from .spectra import FACTORS, KAPPA, checked_spectrum, factor_of
 from .statistics import (
     chi2_pte,
     hamimeche_lewis,
@@ -79,25 +57,7 @@ _BEYOND = 5.0
 # To name a factor: how unlikely data must be with it; and without it how likely, or how much lower
 # χ² and how near to the number of data, as for a theory code at a low accuracy.
 _UNLIKELY, _LIKELY, _FAR_BETTER, _NEAR = 1e-6, 1e-3, 50.0, 5.0
-# Bands of C^EE of a release that does not say them.
-_EE_BANDS = 8
 _NOT_FINITE = "a spectrum or nuisance is not finite, or beyond all bounds; check the theory"
-
-
-class Jacobian(NamedTuple):
-    """Derivatives of the model with respect to its arguments, which are linear in the spectra.
-
-    Attributes
-    ----------
-    kk : ∂µ_b/∂C_L^κκ, (n_bins, lmax_kk + 1) from L = 0
-    ee : ∂µ_b/∂C_l^EE (unlensed) in 1/µK² times the unit of µ, (n_bins, lmax_ee + 1) from l = 0;
-        zero unless ``primary``
-    nuisances : ∂µ_b/∂x_i in the order of ``NUISANCES``, (n_bins, n_nuisances)
-    """
-
-    kk: np.ndarray
-    ee: np.ndarray
-    nuisances: np.ndarray
 
 
 class BandpowerLikelihood:
@@ -120,6 +80,7 @@ class BandpowerLikelihood:
     Attributes
     ----------
     release : the one that was given, debiased
+    model : computes µ from spectra and nuisances
     noise_debias : the option
     bins : the release's bins in use, (n_bins,)
     bandpowers : d_b of those, (n_bins,); with ``primary`` (n_bins + n_power,), as all that follows
@@ -174,11 +135,13 @@ class BandpowerLikelihood:
         power = _with_power(release, noise_debias) if primary else None
         debiased = debiased_by_data if noise_debias == "data" else with_fixed_debias
         self.doubt_said = False
-        self._ee_bands = Bands(_ee_edges(release), release.fiducial_ee)
-        self.lmax_ee = max(self._ee_bands.stop, 5) - 1
+        ee_edges = ee_edges_of(release)
         measured, release = release.bandpowers, debiased(release)
         self.release, self.noise_debias, self.statistics = release, noise_debias, statistics
         self.bins = read_only(_bins_between(release.edges, L_min, L_max))
+        self.model = BandpowerModel(release, self.bins, ee_edges, power)
+        self.needs_ee = self.model.needs_ee
+        self.lmax_kk, self.lmax_ee = self.model.lmax_kk, self.model.lmax_ee
         self._set_data(release, power, calibration_errors)
         # The scatter of d' is that of the total power of κ̂, of which the debias is a part.
         correction = np.zeros(len(self.bandpowers))
@@ -187,35 +150,8 @@ class BandpowerLikelihood:
         inverse = inverse_covariance(self.covariance)
         self.hartlap = hartlap_factor(release.n_sim, len(self.bandpowers))
         self.inverse = read_only(inverse * self.hartlap if statistics in _SCALED else inverse)
-        # Derivatives of every bin, and with ``primary`` of the power of E and B below them.
-        kk = _stacked(release.kk_derivatives[self.bins], power, "power_kk_derivatives")
-        self._direction = release.kk_direction
-        self._kk_bands = Bands(release.kk_edges, release.fiducial_kk)
-        self.needs_ee = primary
-        self.lmax_kk = max(release.windows.shape[1], int(release.kk_edges[-1]), 5) - 1
-        # All that is linear in C^κκ as one matrix, (n, multipoles): W, and N' of the bands on top
-        # of it. The bands sum up 1 + δ: ``_offset`` subtracts the ones.
-        linear = band_matrix(release.kk_edges, release.fiducial_kk, kk, self.lmax_kk + 1)
-        linear[: len(self.bins), : release.windows.shape[1]] += release.windows[self.bins]
-        self._offset = kk.sum(1)
-        if power is not None:
-            ee = np.zeros((len(self.bins), power.power_ee_derivatives.shape[1]))
-            self._ee_derivatives = np.vstack([ee, power.power_ee_derivatives])
-            self._offset += self._ee_derivatives.sum(1)
-            self._offset[len(self.bins) :] -= power.fiducial_power
-        # Where the power of a spectrum is compared with the fiducial's.
-        self._probe_L = max(2, int(release.kk_edges[len(kk[0]) // 2]))
-        self._probe_fiducial = float(release.fiducial_kk[self._probe_L])
-        self._probe_band = self._ee_bands.size // 2
-        used = np.flatnonzero(linear.any(0))
-        self._multipoles = slice(used[0], used[-1] + 1) if len(used) else slice(0, 0)
-        self._linear = np.ascontiguousarray(linear[:, self._multipoles])
-        slope = self._linear @ release.fiducial_kk[self._multipoles]
+        slope = self.jacobian().kk @ release.fiducial_kk[: self.lmax_kk + 1]
         self._amplitude_error = float(self.fisher(slope[:, None])[0, 0] ** -0.5)
-        # What x and x² do to every bin.
-        first, second = release.nuisance_first[self.bins], release.nuisance_second[self.bins]
-        self._nuisance_first = _stacked(first, power, "power_nuisance_first")
-        self._nuisance_second = _stacked(second, power, "power_nuisance_second")
         if statistics == "hamimeche-lewis":
             self._set_fiducial_total(release, power)
 
@@ -254,73 +190,8 @@ class BandpowerLikelihood:
         self.own_covariance = read_only(of_data)
         self.covariance = read_only(with_model) if calibration_errors else self.own_covariance
 
-    def model(
-        self,
-        clkk: np.ndarray,
-        clee: np.ndarray | None = None,
-        nuisances: Sequence[float] | None = None,
-    ) -> np.ndarray:
-        """µ_b, (n_bins,); with ``primary`` followed by the model of p̂.
-
-        Parameters
-        ----------
-        clkk : C_L^κκ from L = 0 to at least ``lmax_kk``
-        clee : unlensed C_l^EE in µK² from l = 0 to at least ``lmax_ee``; it may be None unless
-            ``needs_ee``, and is checked wherever it is given
-        nuisances : x of the instrument in the order of ``NUISANCES``; None for zero
-
-        Returns
-        -------
-        µ_b, (n_bins,); (n_bins + n_power,) with ``primary``
-
-        Raises
-        ------
-        SpectrumError
-            if a spectrum is too short, does not begin at l = 0, is not finite, or has power that no
-            cosmology has
-        CNNLensError
-            if the nuisances are not as many numbers as there are ``NUISANCES``
-        """
-        try:
-            return self._model(clkk, clee, nuisances)
-        except FloatingPointError:  # which a caller's np.seterr may have asked for
-            with np.errstate(all="ignore"):
-                return self._model(clkk, clee, nuisances)
-
-    def _model(
-        self, clkk: np.ndarray, clee: np.ndarray | None, nuisances: Sequence[float] | None
-    ) -> np.ndarray:
-        clkk = checked_spectrum(clkk, self.lmax_kk, KAPPA)
-        power = clkk.item(self._probe_L) / self._probe_fiducial
-        if not LEAST_POWER < power < MOST_POWER:
-            self._refuse(KAPPA, clkk, clee)
-        refuse_gaps(clkk, self.lmax_kk, KAPPA)
-        ee_powers = None
-        if clee is None and self.needs_ee:
-            raise SpectrumError(
-                f"{UNLENSED_E.name} is None; primary: true needs it: give an array from l = 0"
-            )
-        if clee is not None:
-            clee = checked_spectrum(clee, self.lmax_ee, UNLENSED_E)
-            ee_powers = self._ee_bands.power(clee)
-            if not LEAST_E_POWER < ee_powers.item(self._probe_band) < MOST_E_POWER:
-                self._refuse(UNLENSED_E, clkk, clee)
-            refuse_gaps(clee, self.lmax_ee, UNLENSED_E)
-        return self._mean(clkk, ee_powers, None if nuisances is None else _nuisances(nuisances))
-
-    def _mean(
-        self, clkk: np.ndarray, ee_powers: np.ndarray | None, x: np.ndarray | None
-    ) -> np.ndarray:
-        """µ of a C^κκ, of the bands' powers of C^EE and of nuisances; of NumPy or JAX."""
-        mean = self._linear @ clkk[self._multipoles] - self._offset
-        if self.needs_ee:
-            mean = mean + self._ee_derivatives @ ee_powers
-        if x is not None:
-            mean = mean + self._nuisance_first @ x + self._nuisance_second @ (x * x)
-        return mean
-
     def jacobian(self, nuisances: Sequence[float] | None = None) -> Jacobian:
-        """Derivatives of :meth:`model`, analytic; those in the spectra are the same at all spectra.
+        """Derivatives of the model, as :meth:`.BandpowerModel.jacobian`.
 
         Parameters
         ----------
@@ -328,28 +199,9 @@ class BandpowerLikelihood:
 
         Returns
         -------
-        by argument of :meth:`model`
-
-        Raises
-        ------
-        CNNLensError
-            if the nuisances are not as many numbers as there are ``NUISANCES``
-
-        Examples
-        --------
-        >>> from cobaya_cnnlens import read_release
-        >>> likelihood = BandpowerLikelihood(read_release("refined_fiducial"))
-        >>> likelihood.jacobian().kk.shape
-        (24, 4401)
+        by argument of the model
         """
-        x = np.zeros(len(NUISANCES)) if nuisances is None else _nuisances(nuisances)
-        kk = np.zeros((len(self.bandpowers), self.lmax_kk + 1))
-        kk[:, self._multipoles] = self._linear
-        ee = np.zeros((len(self.bandpowers), self.lmax_ee + 1))
-        if self.needs_ee:
-            bands, fiducial = self._ee_bands, self.release.fiducial_ee
-            ee = band_matrix(bands.edges, fiducial, self._ee_derivatives, self.lmax_ee + 1)
-        return Jacobian(kk, ee, self._nuisance_first + 2.0 * self._nuisance_second * x)
+        return self.model.jacobian(nuisances)
 
     def fisher(self, slopes: np.ndarray, model: np.ndarray | None = None) -> np.ndarray:
         """Fisher matrix −∂² ln L/∂θ_i∂θ_j of data that equal the model.
@@ -396,37 +248,6 @@ class BandpowerLikelihood:
         return curvature * slopes.T @ self.inverse @ slopes
 
     @np.errstate(all="ignore")
-    def _refuse(self, quantity: Quantity, clkk: np.ndarray, clee: np.ndarray | None) -> None:
-        """Say what is wrong with a spectrum of impossible power; no lensing at all is let pass."""
-        if quantity is KAPPA and not clkk[: self.lmax_kk + 1].any():
-            return
-        bands = {KAPPA: self._kk_bands, UNLENSED_E: self._ee_bands}
-        given = {KAPPA: clkk, UNLENSED_E: np.zeros(0) if clee is None else clee}
-        raise SpectrumError(diagnosis(quantity, given, bands))
-
-    @np.errstate(all="ignore")
-    def excursion(self, clkk: np.ndarray) -> tuple[float, float]:
-        """How far C^κκ is from the fiducial one.
-
-        The noise bias was measured to |u| = 1 and, band by band, to changes of
-        ``release.derivative_step``.
-
-        Parameters
-        ----------
-        clkk : C_L^κκ from L = 0
-
-        Returns
-        -------
-        u along the direction of the fit, and the largest relative change of a band beyond it
-        """
-        changes = self._kk_bands.power(checked_spectrum(clkk, self.lmax_kk, KAPPA)) - 1.0
-        along = self._direction
-        u = float(along @ changes)
-        if along.any():
-            changes -= u * along / (along @ along)
-        return u, float(np.abs(changes).max())
-
-    @np.errstate(all="ignore")
     def factor(
         self,
         clkk: np.ndarray,
@@ -440,14 +261,14 @@ class BandpowerLikelihood:
 
         Parameters
         ----------
-        clkk, clee, nuisances : as of :meth:`model`
+        clkk, clee, nuisances : as of :meth:`.BandpowerModel.__call__`
 
         Returns
         -------
         what a warning says, or None
         """
         clkk = checked_spectrum(clkk, self.lmax_kk, KAPPA)
-        powers = self._kk_bands.power(clkk)
+        powers = self.model.kk_bands.power(clkk)
         if (words := factor_of(powers)) is None:
             now = self._chi2_or_infinite(clkk, clee, nuisances)
             off = {f: self._chi2_or_infinite(clkk / f, clee, nuisances) for f in FACTORS}
@@ -473,11 +294,11 @@ class BandpowerLikelihood:
         """What is doubtful about the power of a C_L^κκ, or None.
 
         It is off by a known factor (:meth:`factor`), or beyond what the calibration covers
-        (:meth:`excursion`) by more than 5σ of the survey's amplitude.
+        (:meth:`.BandpowerModel.excursion`) by more than 5σ of the survey's amplitude.
 
         Parameters
         ----------
-        clkk, clee, nuisances : as of :meth:`model`
+        clkk, clee, nuisances : as of :meth:`.BandpowerModel.__call__`
 
         Returns
         -------
@@ -485,14 +306,15 @@ class BandpowerLikelihood:
         """
         if factor := self.factor(clkk, clee, nuisances):
             return factor
-        u, beyond = self.excursion(clkk)
+        u, beyond = self.model.excursion(clkk)
         sigma = _BEYOND * self._amplitude_error
-        along = abs(self._direction.sum())
+        along = abs(self.release.kk_direction.sum())
         if abs(u) < 1.0 + sigma * along and beyond < self.release.derivative_step + sigma:
             return None
+        powers = self.model.kk_bands.power(np.asarray(clkk))
         return (
-            f"{_said(self._kk_bands.power(np.asarray(clkk)))}, beyond what its calibration covers; "
-            "check that it is [L(L+1)]²/4 C_L^φφ. If it is, the model is an extrapolation there"
+            f"{_said(powers)}, beyond what its calibration covers; check "
+            "that it is [L(L+1)]²/4 C_L^φφ. If it is, the model is an extrapolation there"
         )
 
     def residuals(
@@ -505,7 +327,7 @@ class BandpowerLikelihood:
 
         Parameters
         ----------
-        clkk, clee, nuisances : as of :meth:`model`
+        clkk, clee, nuisances : as of :meth:`.BandpowerModel.__call__`
 
         Returns
         -------
@@ -523,7 +345,7 @@ class BandpowerLikelihood:
 
         Parameters
         ----------
-        clkk, clee, nuisances : as of :meth:`model`
+        clkk, clee, nuisances : as of :meth:`.BandpowerModel.__call__`
 
         Returns
         -------
@@ -532,7 +354,7 @@ class BandpowerLikelihood:
         Raises
         ------
         SpectrumError, CNNLensError
-            as :meth:`model`
+            as :meth:`.BandpowerModel.__call__`
 
         Warns
         -----
@@ -541,7 +363,7 @@ class BandpowerLikelihood:
         """
         chi2 = self._chi2(clkk, clee, nuisances)
         if not self.doubt_said:
-            power = float(clkk[self._probe_L]) / self._probe_fiducial
+            power = self.model.probe(clkk)
             if not (power == 0.0 or _USUAL_POWER[0] < power < _USUAL_POWER[1]) and (
                 doubt := self.doubt(clkk, clee, nuisances)
             ):
@@ -556,7 +378,7 @@ class BandpowerLikelihood:
         try:
             self._check_total(model)
         except SpectrumError as error:
-            if words := factor_of(self._kk_bands.power(np.asarray(clkk))):
+            if words := factor_of(self.model.kk_bands.power(np.asarray(clkk))):
                 raise SpectrumError(f"{error}; {words}") from None
             raise
         deviations = self._deviations(model)
@@ -653,7 +475,7 @@ class BandpowerLikelihood:
 
         Parameters
         ----------
-        clkk, clee, nuisances : as of :meth:`model`
+        clkk, clee, nuisances : as of :meth:`.BandpowerModel.__call__`
 
         Returns
         -------
@@ -666,15 +488,14 @@ class BandpowerLikelihood:
 
         Parameters
         ----------
-        clkk, clee, nuisances : as of :meth:`model`, each an array; of NumPy, or of JAX, which can
-            then differentiate and compile it
+        clkk, clee, nuisances : as of :meth:`.BandpowerModel.__call__`, each an array; of
+            NumPy, or of JAX, which can then differentiate and compile it
 
         Returns
         -------
         ln L, of the same kind; not a number where the model has no likelihood
         """
-        ee_powers = self._ee_bands.power(clee) if self.needs_ee else None
-        deviations = self._deviations(self._mean(clkk, ee_powers, nuisances))
+        deviations = self._deviations(self.model.unchecked(clkk, clee, nuisances))
         return self.log_likelihood_of(deviations @ self.inverse @ deviations)
 
     def log_likelihood_of(self, chi2: float) -> float:
@@ -715,13 +536,6 @@ def _said(powers: np.ndarray) -> str:
     return f"{KAPPA.name} has {median:.3g} times the power of the release's fiducial one"
 
 
-def _ee_edges(release: Release) -> np.ndarray:
-    """Bands in which a given C^EE is compared with the fiducial one."""
-    if release.has(Group.PRIMARY):
-        return release.ee_edges
-    return np.linspace(2, len(release.fiducial_ee), _EE_BANDS + 1).astype(int)
-
-
 def _with_power(release: Release, noise_debias: str) -> Release:
     """The release with p̂ as data of their own, if it holds what that needs.
 
@@ -755,11 +569,6 @@ def _with_power(release: Release, noise_debias: str) -> Release:
     return with_unrotated_power(release)
 
 
-def _stacked(rows: np.ndarray, power: Release | None, name: str) -> np.ndarray:
-    """Rows of the bandpowers, and those of the power if it is there."""
-    return rows if power is None else np.vstack([rows, getattr(power, name)])
-
-
 def _bins_between(edges: np.ndarray, L_min: float | None, L_max: float | None) -> np.ndarray:
     for name, value in (("L_min", L_min), ("L_max", L_max)):
         if value is not None and (not isinstance(value, Real) or isinstance(value, bool)):
@@ -773,15 +582,3 @@ def _bins_between(edges: np.ndarray, L_min: float | None, L_max: float | None) -
             f"lie between L = {edges[0]} and {edges[-1]}, the first is {edges[0]}-{edges[1]}"
         )
     return inside
-
-
-def _nuisances(x: Sequence[float]) -> np.ndarray:
-    try:
-        array = np.asarray(x, dtype=float)
-    except (TypeError, ValueError):
-        array = None
-    if array is None or array.shape != (len(NUISANCES),):
-        raise CNNLensError(
-            f"nuisances are {x!r:.60}; give {len(NUISANCES)} numbers: {', '.join(NUISANCES)}"
-        )
-    return array

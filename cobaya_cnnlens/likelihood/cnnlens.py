@@ -341,7 +341,7 @@ class CNNLens(VersionedByDigest, Likelihood):
         beyond its range."""
         u, band_change, step = 0.0, 0.0, self.release_data.derivative_step
         if self.noise_debias != "fixed" and not self._watch.over:
-            u, band_change = self._likelihood.excursion(clkk)
+            u, band_change = self._likelihood.model.excursion(clkk)
         fraction = self._watch.count(abs(u) > EXCURSION or band_change > EXCURSION * step)
         if fraction is None:
             return

@@ -155,8 +155,10 @@ class SurveyCalibration:
         -------
         recipe : of the part's product
         """
-        # The other parts do not depend on the cosmologies, which may be added later.
+        # Patches and cosmologies may be added later, without those parts that do not have them.
         recipe = {key: value for key, value in self.recipe.items() if key != "points"}
+        if part.kind in (PartKind.FIDUCIAL, PartKind.SHIFTED, PartKind.BAND):
+            del recipe["patches"]
         if part.kind is PartKind.POINT:
             recipe |= self._point_recipe(self.points[part.number])
         return recipe | {"part": part.name}

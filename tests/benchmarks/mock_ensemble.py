@@ -128,10 +128,10 @@ def cnnlens(*words):
     subprocess.run(command, check=True, cwd=REPOSITORY)
 
 
-def make(grid, number, top, config_path):
-    """One mock from maps to its nulls; the first one of a grid is calibrated."""
+def make_release(grid, number, top, config_path):
+    """One mock from maps to its release; the first one of a grid is calibrated."""
     folder = top / grid / f"mock_{number:02d}"
-    if (folder / "survey" / "nulls.txt").exists():
+    if (folder / "survey" / "release.json").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     plan, options = folder / "survey.yaml", ("--config", config_path)
@@ -148,9 +148,15 @@ def make(grid, number, top, config_path):
     cnnlens("calibrate", plan, *options, "--patches", PATCHES)
     if not calibration.exists():
         os.link(made, calibration)
-    release = folder / "survey" / "release.json"
     cnnlens("release", plan, *options)
-    cnnlens("nulls", plan, *options, "--survey-release", release)
+
+
+def make_nulls(grid, number, top, config_path):
+    """The null tests of a mock."""
+    folder = top / grid / f"mock_{number:02d}" / "survey"
+    if not (folder / "nulls.txt").exists():
+        release = ("--survey-release", folder / "release.json")
+        cnnlens("nulls", folder.with_suffix(".yaml"), "--config", config_path, *release)
 
 
 def mock_of(grid, i):
@@ -172,21 +178,21 @@ class Mock:
     nulls: dict[str, NullTest]
 
 
-def measure(grid, number, top, run, omch2_grid):
+def measure(grid, folder, run, omch2_grid):
     """The posterior and nulls of a mock, from its products."""
-    folder = top / grid / f"mock_{number:02d}" / "survey"
     release = read_release(folder / "release.json")
     likelihood = BandpowerLikelihood(release)
     table = omch2_grid.table(likelihood)
     [marginal] = omch2_grid.posterior(likelihood, table, likelihood.release.bandpowers[None])
-    truth = truth_of(number)
+    truth = truth_of(int(folder.parent.name.removeprefix("mock_")))
     [model] = omch2_grid.at(np.array([[truth]])) @ table
     data = likelihood.release.bandpowers[None]
     chi2 = float(likelihood.chi2_of(model[None], data, likelihood.correction[None]).item())
-    plan = read_plan(folder.with_suffix(".yaml"))
-    setup = MapSetup.of_run(run)
-    nulls = TileNulls(TileReconstruction(plan, setup, folder), Choices.of(setup))
-    tests = {test.name: test for test in survey_nulls(nulls, release).tests}
+    tests = {}
+    if (folder / "nulls.txt").exists():
+        setup, plan = MapSetup.of_run(run), read_plan(folder.with_suffix(".yaml"))
+        nulls = TileNulls(TileReconstruction(plan, setup, folder), Choices.of(setup))
+        tests = {test.name: test for test in survey_nulls(nulls, release).tests}
     [mean], [sigma], [rank] = marginal.mean, marginal.sigma, marginal.ranks(np.array([truth]))
     return Mock(grid, truth, mean, sigma, rank, chi2, float(likelihood.pte(chi2)), tests)
 
@@ -214,8 +220,10 @@ def report(mocks):
     print(f"slope of the posterior mean: {slope[0]:.3f} ± {np.sqrt(off[0, 0]):.3f}")
     print(f"ranks of the truth: {uniform(ranks)}")
     print(f"χ² at the truth: {uniform([m.pte for m in mocks])}")
-    for name in mocks[0].nulls:
-        tests = [m.nulls[name] for m in mocks]
+    tested = [m.nulls for m in mocks if m.nulls]
+    print(f"null tests of {len(tested)} mocks:")
+    for name in tested[0] if tested else ():
+        tests = [nulls[name] for nulls in tested]
         means, errors = np.array([(t.mean, t.mean_error) for t in tests]).T
         weight = errors**-2 / (errors**-2).sum()
         mean = f"{weight @ means:+.2e} ± {(errors**-2).sum() ** -0.5:.1e}"
@@ -236,11 +244,14 @@ def draw(mocks, pulls):
     left.axhline(0.0, color="k", lw=0.8)
     left.set(xlabel=r"true $\omega_c$", ylabel=r"(posterior mean − truth)/σ")
     left.legend(frameon=False)
-    steps = (np.arange(len(mocks)) + 1.0) / len(mocks)
-    for name in mocks[0].nulls:
-        ptes = sorted(m.nulls[name].pte for m in mocks)
-        right.step(ptes, steps, color="0.7", lw=1)
-    right.step(sorted(m.pte for m in mocks), steps, color="C3", lw=2, label="χ² at the truth")
+
+    def cumulative(ptes, **style):
+        right.step(np.sort(ptes), (np.arange(len(ptes)) + 1.0) / len(ptes), **style)
+
+    tested = [m.nulls for m in mocks if m.nulls]
+    for name in tested[0] if tested else ():
+        cumulative([nulls[name].pte for nulls in tested], color="0.7", lw=1)
+    cumulative([m.pte for m in mocks], color="C3", lw=2, label="χ² at the truth")
     right.step([], [], color="0.7", label="null tests")
     right.plot([0, 1], [0, 1], "k", lw=0.8)
     right.set(xlabel="PTE", ylabel="part of the mocks below")
@@ -258,11 +269,13 @@ def main():
     top.mkdir(parents=True, exist_ok=True)
     config = write_configuration(top, None)
     todo = [(grid, mock_of(grid, i)) for i in range(given.mocks) for grid in given.grids]
-    for grid, number in tqdm(todo, desc="mocks", unit="mock"):
-        make(grid, number, top, config)
+    for stage in (make_release, make_nulls):
+        for grid, number in tqdm(todo, desc=stage.__name__, unit="mock"):
+            stage(grid, number, top, config)
     run = Run(load_config(config))
     prior = omch2_grid(run.config.cosmology, PRIOR)
-    mocks = [measure(grid, number, top, run, prior) for grid, number in todo]
+    made = sorted(top.glob("*/mock_*/survey/release.json"))
+    mocks = [measure(path.parts[-4], path.parent, run, prior) for path in made]
     draw(mocks, report(mocks))
 
 

@@ -470,7 +470,7 @@ def test_second_order_is_of_the_debiased(run, made):
     left, t = [], []
     for omch2, moved in zip(run.config.shifted_omch2(), change.mean(1), strict=True):
         theory = run.spectra(run.config.cosmology.vary(omch2=omch2))
-        t.append(likelihood.excursion(theory.kk)[0])
+        t.append(likelihood.model.excursion(theory.kk)[0])
         signal = release.windows @ (theory.kk - run.spectra().kk)[: release.windows.shape[1]]
         model = likelihood.model(theory.kk, theory.ee) - likelihood.model(*fiducial)
         left.append(moved + signal - model)

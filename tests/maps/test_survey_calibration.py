@@ -169,6 +169,14 @@ def test_calibrating_resumes(run, measured, monkeypatch):
         replace(stage, plan=plan_of(LEVELS + 1)).measure()
 
 
+def test_more_patches_keep_the_derivatives(run):
+    kinds = calibration.PartKind
+    stage = SurveyCalibration(run, plan_of(), Path(), 8)
+    more = replace(stage, n_patches=12)
+    kept = {part.kind for part in stage.parts if stage.part_recipe(part) == more.part_recipe(part)}
+    assert kept == {kinds.FIDUCIAL, kinds.SHIFTED, kinds.BAND}
+
+
 def test_jobs_share_the_calibration(run, measured, tmp_path, monkeypatch):
     """Three jobs make every part once, the second before the first. What is joined then has the
     bytes of one run alone."""
