@@ -166,12 +166,16 @@ def mock_of(grid, i):
 
 @dataclass
 class Mock:
-    """What one mock gave: its truth, posterior, χ² at the truth with its PTE, and its nulls."""
+    """What one mock gave: its truth, posterior, χ² at the truth with its PTE, and its nulls.
+
+    ``shared`` is the part of the variance that comes from the calibration.
+    """
 
     grid: str
     truth: float
     mean: float
     sigma: float
+    shared: float
     rank: float
     chi2: float
     pte: float
@@ -183,7 +187,10 @@ def measure(grid, folder, run, omch2_grid):
     release = read_release(folder / "release.json")
     likelihood = BandpowerLikelihood(release)
     table = omch2_grid.table(likelihood)
-    [marginal] = omch2_grid.posterior(likelihood, table, likelihood.release.bandpowers[None])
+    [marginal], [of_data] = (
+        omch2_grid.posterior(each, table, each.release.bandpowers[None])
+        for each in (likelihood, BandpowerLikelihood(release, calibration_errors=False))
+    )
     truth = truth_of(int(folder.parent.name.removeprefix("mock_")))
     [model] = omch2_grid.at(np.array([[truth]])) @ table
     data = likelihood.release.bandpowers[None]
@@ -194,7 +201,8 @@ def measure(grid, folder, run, omch2_grid):
         nulls = TileNulls(TileReconstruction(plan, setup, folder), Choices.of(setup))
         tests = {test.name: test for test in survey_nulls(nulls, release).tests}
     [mean], [sigma], [rank] = marginal.mean, marginal.sigma, marginal.ranks(np.array([truth]))
-    return Mock(grid, truth, mean, sigma, rank, chi2, float(likelihood.pte(chi2)), tests)
+    shared, pte = 1.0 - (of_data.sigma[0] / sigma) ** 2, float(likelihood.pte(chi2))
+    return Mock(grid, truth, mean, sigma, shared, rank, chi2, pte, tests)
 
 
 def uniform(ptes):
@@ -215,7 +223,14 @@ def report(mocks):
         inside = (np.abs(ranks - 0.5) < 0.5 * level).mean()
         error = np.sqrt(level * (1.0 - level) / n)
         print(f"{level:.0%} interval holds the truth in {inside:.1%} ± {error:.1%} of {n} mocks")
-    print(f"pulls: mean {pulls.mean():+.2f} ± {n**-0.5:.2f}, rms {np.sqrt((pulls**2).mean()):.2f}")
+    for grid in sorted({m.grid for m in mocks}):
+        of_grid = pulls[[m.grid == grid for m in mocks]]
+        shared = np.mean([m.shared for m in mocks if m.grid == grid])
+        error = np.sqrt((1.0 - shared) / len(of_grid) + shared)
+        print(
+            f"{grid}: mean of {len(of_grid)} pulls {of_grid.mean():+.2f} ± {error:.2f}, of which the "
+            f"calibration shares {np.sqrt(shared):.2f}; rms about it {of_grid.std(ddof=1):.2f}"
+        )
     slope, off = np.polyfit([m.truth for m in mocks], [m.mean for m in mocks], 1, cov=True)
     print(f"slope of the posterior mean: {slope[0]:.3f} ± {np.sqrt(off[0, 0]):.3f}")
     print(f"ranks of the truth: {uniform(ranks)}")
