@@ -228,8 +228,8 @@ def report(mocks):
         shared = np.mean([m.shared for m in mocks if m.grid == grid])
         error = np.sqrt((1.0 - shared) / len(of_grid) + shared)
         print(
-            f"{grid}: mean of {len(of_grid)} pulls {of_grid.mean():+.2f} ± {error:.2f}, of which the "
-            f"calibration shares {np.sqrt(shared):.2f}; rms about it {of_grid.std(ddof=1):.2f}"
+            f"{grid}: mean of {len(of_grid)} pulls {of_grid.mean():+.2f} ± {error:.2f}, of which "
+            f"the calibration shares {np.sqrt(shared):.2f}; rms about it {of_grid.std(ddof=1):.2f}"
         )
     slope, off = np.polyfit([m.truth for m in mocks], [m.mean for m in mocks], 1, cov=True)
     print(f"slope of the posterior mean: {slope[0]:.3f} ± {np.sqrt(off[0, 0]):.3f}")
