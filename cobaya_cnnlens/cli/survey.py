@@ -203,6 +203,33 @@ def survey_map(
     typer.echo(path)
 
 
+@app.command("template", epilog="Example: cnnlens survey template s.yaml --config survey.yaml")
+def survey_template(
+    plan: Annotated[Path, typer.Argument(help="What `survey plan` wrote (YAML).")],
+    estimator: Estimators = None,
+    network: Networks = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of κ̂; named as the plan if absent.")
+    ] = None,
+) -> None:
+    """Make a map of the B modes that lensing makes of the survey's E modes, to delens with.
+
+    It takes the map of κ̂ that `survey map` made. The B modes end at l = 500.
+    """
+    source = one_estimator(estimator)
+    runs.need_pipeline()
+    from ..maps.plan import read_plan
+    from ..maps.reconstruction import check_setup
+    from ..maps.survey_template import SurveyTemplate
+    from .estimate import map_setup
+
+    loaded = read_plan(plan)
+    setup, _ = map_setup(source, network, noisy=True)
+    check_setup(loaded, setup)
+    template = SurveyTemplate(loaded, setup, out or plan.with_suffix(""))
+    typer.echo(template.make(runs.threads()))
+
+
 @app.command("calibrate", epilog="Example: cnnlens survey calibrate s.yaml --config survey.yaml")
 def survey_calibrate(
     plan: Annotated[Path, typer.Argument(help="What `survey plan` wrote (YAML).")],

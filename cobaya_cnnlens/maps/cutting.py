@@ -83,15 +83,43 @@ def cut_map(
         if the pixel window cannot be had
     """
     lmax = lmax_of(grid, geometry)
+    alm = sky_alm(grid, maps, known, geometry, lmax, window_of, nthreads)
+    return cut(alm, lmax, centres, geometry, nthreads)
+
+
+def sky_alm(
+    grid: Grid,
+    maps: Sequence[np.ndarray],
+    known: np.ndarray,
+    geometry: PatchGeometry,
+    lmax: int,
+    window_of: str | Path | None = None,
+    nthreads: int = 0,
+) -> np.ndarray:
+    """Fill a map of the sky, and take its a_lm.
+
+    Parameters
+    ----------
+    grid, maps, known, geometry, window_of, nthreads : of :func:`cut_map`
+    lmax : largest multipole
+
+    Returns
+    -------
+    alm : of E and B in µK, (2, n_lm)
+
+    Raises
+    ------
+    MapError
+        if the pixel window cannot be had
+    """
     # If the window cannot be had, the user learns it before anything slow.
     window = None if window_of is None else _pixel_window(Path(window_of), grid, lmax)
     q, u = fill(grid, maps, known, int(np.ceil(BEYOND * geometry.pixel / grid.step)))
     alm = grid.harmonics(q, u, lmax, nthreads)
-    del q, u
     if window is not None:
         inverse = np.divide(1.0, window, out=np.zeros_like(window), where=window > 0)
         alm = np.array([healpy.almxfl(a, inverse) for a in alm])
-    return cut(alm, lmax, centres, geometry, nthreads)
+    return alm
 
 
 def _pixel_window(path: Path, grid: Grid, lmax: int) -> np.ndarray:
@@ -126,7 +154,7 @@ def fill(grid: Grid, maps: Sequence[np.ndarray], known: np.ndarray, steps: int) 
     maps : filled, (n,) float32 each
     """
     maps = [np.where(known, values, 0.0).astype(np.float32) for values in maps]
-    unknown = _dilated(grid, known, steps)
+    unknown = dilated(grid, known, steps)
     if not len(unknown):
         return maps
     around = grid.neighbours(unknown)
@@ -146,8 +174,19 @@ def fill(grid: Grid, maps: Sequence[np.ndarray], known: np.ndarray, steps: int) 
     return maps
 
 
-def _dilated(grid: Grid, known: np.ndarray, steps: int) -> np.ndarray:
-    """Pixels that are not known and lie within some steps of one that is, ascending, (n,)."""
+def dilated(grid: Grid, known: np.ndarray, steps: int) -> np.ndarray:
+    """Find the pixels that are not known and lie within some steps of one that is.
+
+    Parameters
+    ----------
+    grid : the pixelisation
+    known : whether a pixel holds a value, (n,)
+    steps : in pixels
+
+    Returns
+    -------
+    pixels : numbers, ascending, (n_found,)
+    """
     if known.all():
         return np.zeros(0, int)
     state = known.copy()

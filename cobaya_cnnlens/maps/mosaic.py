@@ -259,6 +259,40 @@ class Mosaic:
             mask[at] = np.maximum(mask[at], taper)
         return cls(nside, pixels, total / weight, mask, weight / squares)
 
+    @classmethod
+    def read(cls, path: Path, **cards: str) -> tuple[Mosaic, dict[str, np.ndarray]]:
+        """Read the map that ``survey map`` wrote.
+
+        Parameters
+        ----------
+        path : of the file
+        **cards : keywords that its header must hold with these values
+
+        Returns
+        -------
+        mosaic : the map
+        table : columns of its extension SPECTRA by name, (n_bins,) each
+
+        Raises
+        ------
+        ConfigError
+            if there is no such file, or it is of another plan or estimator
+        """
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such file; run `cnnlens survey map` first")
+        header, spectra = fits.getheader(path, 1), fits.getdata(path, "SPECTRA")
+        for key, value in cards.items():
+            if header.get(key) != value:
+                raise ConfigError(
+                    f"{path}: keyword {key} is {header.get(key)!r}, not {value!r}: the map was "
+                    "made with another plan or estimator; give that one, or run `cnnlens survey "
+                    "map` again"
+                )
+        maps = healpy.read_map(path, field=(0, 1, 2), dtype=np.float64)
+        pixels = np.flatnonzero(maps[1] != healpy.UNSEEN)
+        table = {name: np.array(spectra[name], float) for name in spectra.names}
+        return cls(healpy.get_nside(maps), pixels, *(m[pixels] for m in maps)), table
+
     def modes(self, values: np.ndarray, lmax: int) -> np.ndarray:
         """Analyse values on the pixels under the mask.
 
@@ -281,6 +315,7 @@ class Mosaic:
         frame: str,
         columns: dict[str, np.ndarray],
         table: dict[str, np.ndarray],
+        units: str | Sequence[str] = "",
         **cards: str | float,
     ) -> None:
         """Write columns of the map, and a table of spectra, as FITS.
@@ -291,6 +326,7 @@ class Mosaic:
         frame : of the coordinates, a key of :data:`~.headers.FRAMES`
         columns : values on the pixels by name, (n,) each
         table : columns of the second extension, SPECTRA; none without any
+        units : of the columns, one for all or one each
         **cards : further keywords of the map's header
         """
         whole = np.full((len(columns), 12 * self.nside**2), healpy.UNSEEN, np.float32)
@@ -302,7 +338,7 @@ class Mosaic:
                 partial=True,
                 coord=frame,
                 column_names=list(columns),
-                column_units="",
+                column_units=units,
                 dtype=np.float32,
                 extra_header=list(cards.items()),
                 overwrite=True,

@@ -358,8 +358,23 @@ def binned_spectra(mosaic: Mosaic, first: np.ndarray, second: np.ndarray, bins: 
     -------
     bandpowers : means over the modes of the bins, (n_bins,)
     """
-    cl = healpy.alm2cl(first, second)
+    power = binned(healpy.alm2cl(first, second), bins)
+    return power / ((mosaic.mask**2).sum() / (12 * mosaic.nside**2))
+
+
+def binned(cl: np.ndarray, bins: Bins) -> np.ndarray:
+    """Mean of a spectrum over the modes of each bin.
+
+    Parameters
+    ----------
+    cl : from l = 0, (lmax + 1,)
+    bins : in l
+
+    Returns
+    -------
+    bandpowers : (n_bins,)
+    """
     ell = np.arange(len(cl))
     index = np.digitize(ell, bins.edges)
     sums = [np.bincount(index, v, bins.n_bins + 2)[1:-1] for v in ((2 * ell + 1) * cl, 2 * ell + 1)]
-    return sums[0] / sums[1] / ((mosaic.mask**2).sum() / (12 * mosaic.nside**2))
+    return sums[0] / sums[1]
