@@ -98,10 +98,10 @@ def lensing_change(
     return (forward - backward) / (2.0 * STEP)
 
 
-def b_modes(
+def e_and_b_modes(
     nside: int, pixels: np.ndarray, p: np.ndarray, lmax: int, nthreads: int = 0
 ) -> np.ndarray:
-    """B modes of a polarisation that is zero beyond some pixels.
+    """E and B modes of a polarisation that is zero beyond some pixels.
 
     Parameters
     ----------
@@ -113,12 +113,12 @@ def b_modes(
 
     Returns
     -------
-    blm : in HEALPix order, µK
+    elm, blm : in HEALPix order, µK, (2, n_lm)
     """
     grid = HealpixGrid(nside, "C")
     q, u = np.zeros((2, grid.size))
     q[pixels], u[pixels] = p.real, p.imag
-    return grid.harmonics(q, u, lmax, nthreads)[1]
+    return grid.harmonics(q, u, lmax, nthreads)
 
 
 def b_polarisation_at(blm: np.ndarray, lmax: int, at: Pointing, nthreads: int = 0) -> np.ndarray:

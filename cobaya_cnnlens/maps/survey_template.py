@@ -163,7 +163,7 @@ def template(
     pixels = np.flatnonzero(known)
     at = pointing_of(mosaic.nside, pixels)
     change = delensing.lensing_change(elm, lmax[0], philm, lmax[1], at, nthreads)
-    blm = delensing.b_modes(mosaic.nside, pixels, change, LMAX, nthreads)
+    blm = delensing.e_and_b_modes(mosaic.nside, pixels, change, LMAX, nthreads)[1]
     at = pointing_of(mosaic.nside, mosaic.pixels)
     return delensing.b_polarisation_at(blm, LMAX, at, nthreads)
 
