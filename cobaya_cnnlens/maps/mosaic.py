@@ -41,6 +41,8 @@ MODES = 2
 SAME_DEPTH = 0.1
 # Of no concern there: more than a tile's area, in deg².
 HOLES = 1e4
+# Units of the columns that have one.
+UNITS = {"Q": "uK", "U": "uK"}
 # A smaller response would make noise of the map, and little else.
 LEAST_RESPONSE = 0.05
 
@@ -315,7 +317,6 @@ class Mosaic:
         frame: str,
         columns: dict[str, np.ndarray],
         table: dict[str, np.ndarray],
-        units: str | Sequence[str] = "",
         **cards: str | float,
     ) -> None:
         """Write columns of the map, and a table of spectra, as FITS.
@@ -326,7 +327,6 @@ class Mosaic:
         frame : of the coordinates, a key of :data:`~.headers.FRAMES`
         columns : values on the pixels by name, (n,) each
         table : columns of the second extension, SPECTRA; none without any
-        units : of the columns, one for all or one each
         **cards : further keywords of the map's header
         """
         whole = np.full((len(columns), 12 * self.nside**2), healpy.UNSEEN, np.float32)
@@ -338,7 +338,7 @@ class Mosaic:
                 partial=True,
                 coord=frame,
                 column_names=list(columns),
-                column_units=units,
+                column_units=[UNITS.get(name, "") for name in columns],
                 dtype=np.float32,
                 extra_header=list(cards.items()),
                 overwrite=True,

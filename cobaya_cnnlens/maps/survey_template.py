@@ -28,6 +28,8 @@ BINS = Bins(30, 30, 9)
 MARGIN = np.radians(2.0)
 # Where the beam leaves less than this, it is not divided out.
 LEAST_BEAM = 1e-3
+# Pixels of less than this part of the median inverse variance count as unseen.
+SHALLOW = 0.1
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,9 @@ class Coadd:
             parts = [split.density, *(split.density * values for values in split.maps)]
             total = [a + b for a, b in zip(total, parts, strict=True)] if total else parts
         density, *sums = total
+        # Noise of the shallowest pixels, at edges, would fill all E modes.
+        least = SHALLOW * np.median(density[density > 0])
+        density = np.where(density < least, np.float32(0), density)
         maps = (np.divide(s, density, out=np.zeros_like(s), where=density > 0) for s in sums)
         return cls(split.grid, tuple(maps), density)
 
@@ -180,7 +185,8 @@ def pointing_of(nside: int, pixels: np.ndarray) -> Pointing:
     -------
     pointing : with the frame of HEALPix
     """
-    return Pointing(*healpy.pix2ang(nside, pixels), np.zeros(len(pixels)))
+    theta, phi = healpy.pix2ang(nside, pixels)
+    return Pointing(theta, phi, np.zeros(len(pixels)))
 
 
 @dataclass(frozen=True)
@@ -214,7 +220,7 @@ class SurveyTemplate:
         ConfigError
             if there is no map of κ̂, or it is of another plan or estimator
         """
-        cards = {"PLAN": self.plan.identity, **self.setup.cards}
+        cards: dict[str, str] = {"PLAN": self.plan.identity, **self.setup.cards}
         mosaic, table = Mosaic.read(self.folder / "mosaic.fits", **cards)
         theory, kappa = self.setup.theory, KappaModes.of(mosaic, table)
         philm, kappa_filter = kappa.potential(theory.kk)
@@ -231,8 +237,8 @@ class SurveyTemplate:
         }
         path = self.folder / "template.fits"
         columns = {"Q": p.real, "U": p.imag, "MASK": mosaic.mask, "WEIGHT": mosaic.weight}
-        said = {"POLCCONV": "COSMO", "L_MAX": float(LMAX), **cards}
-        mosaic.write(path, self.plan.frame, columns, spectra, ("uK", "uK", "", ""), **said)
+        said: dict[str, str | float] = {"POLCCONV": "COSMO", "L_MAX": float(LMAX), **cards}
+        mosaic.write(path, self.plan.frame, columns, spectra, **said)
         return path
 
     def e_modes(self, lmax: int, nthreads: int = 0) -> tuple[np.ndarray, np.ndarray]:

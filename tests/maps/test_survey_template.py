@@ -12,17 +12,19 @@ from typer.testing import CliRunner
 import yaml
 from cobaya_cnnlens.cli.main import app
 from cobaya_cnnlens.errors import ConfigError
-from cobaya_cnnlens.maps import delensing
+from cobaya_cnnlens.maps import delensing, survey_template
+from cobaya_cnnlens.maps.grids import HealpixGrid
 from cobaya_cnnlens.maps.map_setup import MapSetup
 from cobaya_cnnlens.maps.mosaic import Mosaic
 from cobaya_cnnlens.maps.mosaic_simulations import binned
 from cobaya_cnnlens.maps.plan import make_plan
-from cobaya_cnnlens.maps.survey_files import Sources
-from cobaya_cnnlens.maps.survey_template import BINS, SurveyTemplate, pointing_of
+from cobaya_cnnlens.maps.survey_files import Sources, Split
+from cobaya_cnnlens.maps.survey_template import BINS, Coadd, SurveyTemplate, pointing_of
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.simulate import patches
 from cobaya_cnnlens.simulate.instrument import ARCMIN
+from cobaya_cnnlens.simulate.one_over_f import OneOverF
 from cobaya_cnnlens.simulate.shards import draw_sky
 from cobaya_cnnlens.simulate.skies import scale_alm, unit_alm
 from cobaya_cnnlens.theory.camb import Spectra, lensed_polarisation
@@ -139,6 +141,23 @@ def test_the_template_has_the_transfer_function_that_the_file_states(made, lense
     ratio = (cross / truth / table["T_L"]).mean()
     assert ratio == pytest.approx(1.0, abs=0.03)
     assert (cross / auto).mean() == pytest.approx(1.0, abs=0.03)
+
+
+def test_splits_are_coadded_by_inverse_variance_without_shallow_pixels(plan, monkeypatch):
+    """Noise is the mean of what remains; 1/f noise adds to it."""
+    grid = HealpixGrid(1, "C")
+    density = np.array([np.full(12, 1.0), np.full(12, 3.0)], np.float32)
+    density[:, 0], density[:, 1] = 0.0, 0.01
+    splits = [Split(grid, (d * 0.0 + i, d * 0.0), d) for i, d in enumerate(density)]
+    monkeypatch.setattr(survey_template, "splits_of", lambda *_: splits)
+    coadd = Coadd.of(plan)
+    np.testing.assert_allclose(coadd.maps[0], [0.0, 0.0, *[0.75] * 10])
+    np.testing.assert_array_equal(coadd.density, [0.0, 0.0, *[4.0] * 10])
+    np.testing.assert_allclose(coadd.noise_power(None, 3), 0.25)
+    excess = OneOverF(knee=10.0, slope=2.0)
+    np.testing.assert_allclose(
+        coadd.noise_power(excess, 30) / 0.25, excess.mean_ratio(np.arange(31))
+    )
 
 
 def test_the_file_says_what_it_is(made, plan, setup):
