@@ -1,10 +1,10 @@
 """How well does the template of `survey template` know the lensing B modes, and is theory right?
 
-    python tests/benchmarks/delensing.py                      # the whole sky; 30 CPU-seconds
+    python tests/benchmarks/delensing.py                      # the whole sky; 15 CPU-seconds
     python tests/benchmarks/delensing.py FOLDER [TESTED]      # κ̂ of a network; 40 CPU-seconds a sky
 
 The first compares templates of first order and of all orders, from lensed and unlensed E modes, on
-a sky that ends at l = 1500. The second takes the simulations that tests/benchmarks/tracer.py made
+a sky that ends at l = 600. The second takes the simulations that tests/benchmarks/tracer.py made
 in FOLDER, draws their skies and noise again, and makes the template from κ̂ of the last TESTED (4 if
 not given); the others give the transfer function and noise of κ̂. T and ρ² of the template with the
 true lensing B modes stand beside theory, and the correlation with the B modes of the noise beside
@@ -44,7 +44,7 @@ from cobaya_cnnlens.theory.camb import (
 )
 
 # The whole sky: where it ends, its resolution, and the noise of κ̂.
-WHOLE, NSIDE, N_KAPPA = 1500, 512, 2e-8
+WHOLE, NSIDE, N_KAPPA = 600, 256, 2e-8
 # Modes of a survey's skies beyond this change B at l < 300 by less than 0.3%.
 REACH = 3000
 # True B modes are those of a region so many degrees beyond the footprint, which ends over as many.
