@@ -100,8 +100,9 @@ def sky_alm(
 
     Parameters
     ----------
-    grid, maps, known, geometry, window_of, nthreads : of :func:`cut_map`
+    grid, maps, known, geometry : as of :func:`cut_map`
     lmax : largest multipole
+    window_of, nthreads : as of :func:`cut_map`
 
     Returns
     -------
