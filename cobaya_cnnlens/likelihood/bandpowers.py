@@ -150,8 +150,8 @@ class BandpowerLikelihood:
         inverse = inverse_covariance(self.covariance)
         self.hartlap = hartlap_factor(release.n_sim, len(self.bandpowers))
         self.inverse = read_only(inverse * self.hartlap if statistics in _SCALED else inverse)
-        slope = self.jacobian().kk @ release.fiducial_kk[: self.lmax_kk + 1]
-        self._amplitude_error = float(self.fisher(slope[:, None])[0, 0] ** -0.5)
+        slope = self.model.amplitude_slope[:, None]
+        self._amplitude_error = float(self.fisher(slope)[0, 0] ** -0.5)
         if statistics == "hamimeche-lewis":
             self._set_fiducial_total(release, power)
 

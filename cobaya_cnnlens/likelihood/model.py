@@ -70,6 +70,7 @@ class BandpowerModel:
     needs_ee : whether unlensed C^EE plays a part: with ``power``
     lmax_kk, lmax_ee : highest multipoles that the spectra must reach
     kk_bands, ee_bands : bands of both spectra, with their fiducial power
+    amplitude_slope : ∂µ_b/∂A of A times the fiducial C^κκ, (n_bins,)
 
     Raises
     ------
@@ -99,12 +100,13 @@ class BandpowerModel:
             self._offset += self._ee_derivatives.sum(1)
             self._offset[len(bins) :] -= power.fiducial_power
         # Where the power of a spectrum is compared with the fiducial's.
-        self.probe_L = max(2, int(release.kk_edges[len(kk[0]) // 2]))
-        self._probe_fiducial = float(release.fiducial_kk[self.probe_L])
+        self._probe_L = max(2, int(release.kk_edges[len(kk[0]) // 2]))
+        self._probe_fiducial = float(release.fiducial_kk[self._probe_L])
         self._probe_band = self.ee_bands.size // 2
         used = np.flatnonzero(linear.any(0))
         self._multipoles = slice(used[0], used[-1] + 1) if len(used) else slice(0, 0)
         self._linear = np.ascontiguousarray(linear[:, self._multipoles])
+        self.amplitude_slope = self._linear @ release.fiducial_kk[self._multipoles]
         # What x and x² do to every bin.
         first, second = release.nuisance_first[bins], release.nuisance_second[bins]
         self._nuisance_first = _stacked(first, power, "power_nuisance_first")
@@ -188,7 +190,7 @@ class BandpowerModel:
         -------
         ratio
         """
-        return float(clkk[self.probe_L]) / self._probe_fiducial
+        return float(clkk[self._probe_L]) / self._probe_fiducial
 
     def _mean(self, clkk: Any, ee_powers: Any, x: Any) -> Any:
         """µ of a C^κκ, of the bands' powers of C^EE and of nuisances; of NumPy or JAX."""

@@ -132,11 +132,7 @@ class SurveyCalibration:
             "derivatives": config.derivatives.recipe(),
             "omch2_step": config.derivatives.omch2_step,
             "nuisances": config.nuisances.recipe(),
-            **(
-                {"points": points}
-                if (points := [self._point_recipe(p) for p in self.points])
-                else {}
-            ),
+            **({"points": points} if points else {}),
         }
 
     def _point_recipe(self, point: Point) -> dict[str, Any]:
@@ -205,12 +201,17 @@ class SurveyCalibration:
         return SeenAs(self.run, self.plan, perturbations.SET, 0, np.arange(n), tiles)
 
     @cached_property
+    def _test_patches(self) -> tuple[np.ndarray, np.ndarray]:
+        """The sky of each test patch, and its number there, (n_patches,) each."""
+        return neighbours(self.run, TEST, self.n_patches)
+
+    @cached_property
     def points(self) -> list[Point]:
         """Cosmologies of the response surface, each with a portion of the test patches of a sky."""
         fitted = cosmologies.fitted(self.run)
         if not fitted:
             return []
-        skies = np.unique(neighbours(self.run, TEST, self.n_patches)[0])
+        skies = np.unique(self._test_patches[0])
         return [
             replace(point, index=int(skies[i % len(skies)]), part=i // len(skies))
             for i, point in enumerate(fitted)
@@ -227,8 +228,23 @@ class SurveyCalibration:
         -------
         rows : numbers among the test patches, (n,)
         """
-        here = np.flatnonzero(neighbours(self.run, TEST, self.n_patches)[0] == point.index)
+        here = np.flatnonzero(self._test_patches[0] == point.index)
         return here[point.rows(len(here))]
+
+    def point_patches(self, point: Point) -> SeenAs:
+        """The test patches that are simulated again at another cosmology, with their tiles.
+
+        Parameters
+        ----------
+        point : of :attr:`points`
+
+        Returns
+        -------
+        patches : of one sky
+        """
+        which = self.point_rows(point)
+        row, tiles = self._test_patches[1][which], self.tiles(TEST)[which]
+        return SeenAs(self.run, self.plan, TEST, point.index, row, tiles)
 
     def nuisance_patches(self) -> np.ndarray:
         """Numbers of the test patches that give the nuisances, (n,)."""
@@ -421,12 +437,9 @@ class _Simulations:
 
     def _point(self, point: Point) -> dict[str, np.ndarray]:
         """Test patches at another cosmology, with the phases and noise of the fiducial ones."""
-        run, which = self.run, self.calibration.point_rows(point)
-        row = neighbours(run, TEST, self.calibration.n_patches)[1][which]
-        tiles = self.calibration.tiles(TEST)[which]
-        seen = SeenAs(run, self.calibration.plan, TEST, point.index, row, tiles)
-        spectra = run.spectra(run.config.cosmology.vary(**point.change))
-        return self._named(self._perturbed(seen, spectra, row).unperturbed())
+        seen = self.calibration.point_patches(point)
+        spectra = self.run.spectra(self.run.config.cosmology.vary(**point.change))
+        return self._named(self._perturbed(seen, spectra, seen.rows).unperturbed())
 
     def _skies(
         self, set_name: str, which: np.ndarray

@@ -28,7 +28,6 @@ from ..simulate import patches
 from ..simulate.bandpowers import Bins, FlatSpectra
 from ..simulate.instrument import convolve_beam
 from ..simulate.one_over_f import BOX
-from ..simulate.patches import Pointing
 from ..simulate.shards import HarmonicSky, SkySettings, draw_sky
 from ..simulate.skies import scale_alm, seed_sequence, unit_alm
 from .cutting import cut
@@ -214,8 +213,7 @@ class MosaicSimulations:
         sky = draw_sky(setup.theory, settings.lmax, self.seed, STAGE, number)
         # Pixel values would alias multipoles that the map of κ̂ does not contain.
         limit = int(BEYOND * self.lmax)
-        theta, phi = healpy.pix2ang(self.nside, self.pixels)
-        at = Pointing(theta, phi, np.zeros(len(theta)))
+        at = patches.healpix_pointing(self.nside, self.pixels)
         kappa_lm = patches.convergence_alm(sky.philm, sky.lmax, limit)
         kappa_in = patches.scalar_at(kappa_lm, limit, at, nthreads)
         q, u, truth = self._observed(sky, settings, number, nthreads)

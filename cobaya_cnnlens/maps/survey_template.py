@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import healpy
 import numpy as np
 
 from ..simulate.bandpowers import Bins
 from ..simulate.one_over_f import OneOverF
-from ..simulate.patches import Pointing
+from ..simulate.patches import healpix_pointing
 from ..simulate.skies import scale_alm
 from . import delensing
 from .cutting import dilated, sky_alm
@@ -166,27 +165,11 @@ def template(
     # An edge where the filtered E modes have not ended would turn E into B.
     known[dilated(grid, known, int(np.ceil(MARGIN / grid.step)))] = True
     pixels = np.flatnonzero(known)
-    at = pointing_of(mosaic.nside, pixels)
+    at = healpix_pointing(mosaic.nside, pixels)
     change = delensing.lensing_change(elm, lmax[0], philm, lmax[1], at, nthreads)
     blm = delensing.e_and_b_modes(mosaic.nside, pixels, change, LMAX, nthreads)[1]
-    at = pointing_of(mosaic.nside, mosaic.pixels)
+    at = healpix_pointing(mosaic.nside, mosaic.pixels)
     return delensing.b_polarisation_at(blm, LMAX, at, nthreads)
-
-
-def pointing_of(nside: int, pixels: np.ndarray) -> Pointing:
-    """Positions of HEALPix pixels.
-
-    Parameters
-    ----------
-    nside : of HEALPix
-    pixels : numbers in ring order, (n,)
-
-    Returns
-    -------
-    pointing : with the frame of HEALPix
-    """
-    theta, phi = healpy.pix2ang(nside, pixels)
-    return Pointing(theta, phi, np.zeros(len(pixels)))
 
 
 @dataclass(frozen=True)

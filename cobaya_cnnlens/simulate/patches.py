@@ -113,6 +113,24 @@ def patch_centres(nside: int = 4, poles: int = 16) -> np.ndarray:
     return np.stack([theta, phi], axis=1)[poles : len(theta) - poles]
 
 
+def healpix_pointing(nside: int, pixels: np.ndarray) -> Pointing:
+    """Positions of HEALPix pixels.
+
+    Parameters
+    ----------
+    nside : of HEALPix
+    pixels : numbers in ring order, (n,)
+
+    Returns
+    -------
+    pointing : with the frame of HEALPix
+    """
+    import healpy
+
+    theta, phi = healpy.pix2ang(nside, pixels)
+    return Pointing(theta, phi, np.zeros(len(pixels)))
+
+
 def closest_centres(nside: int, poles: int, enough: float) -> float:
     """Angle between the two closest of :func:`patch_centres`.
 

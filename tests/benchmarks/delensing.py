@@ -29,11 +29,11 @@ from cobaya_cnnlens.maps.survey_template import (
     LMAX,
     Coadd,
     KappaModes,
-    pointing_of,
     template,
 )
 from cobaya_cnnlens.simulate import patches
 from cobaya_cnnlens.simulate.instrument import ARCMIN
+from cobaya_cnnlens.simulate.patches import healpix_pointing
 from cobaya_cnnlens.simulate.shards import HarmonicSky, SkySettings, draw_sky
 from cobaya_cnnlens.simulate.skies import scale_alm, seed_sequence, unit_alm
 from cobaya_cnnlens.theory.camb import (
@@ -79,7 +79,7 @@ def whole_sky():
     ee, bb = lensed_polarisation(theory, WHOLE)
     theory = replace(theory, lensed_ee=ee, lensed_bb=bb)
     pixels = np.arange(12 * NSIDE**2)
-    at, flat = pointing_of(NSIDE, pixels), np.ones(WHOLE + 1)
+    at, flat = healpix_pointing(NSIDE, pixels), np.ones(WHOLE + 1)
     sky = draw_sky(theory, WHOLE, SEED, "delensing", 0)
 
     def change(elm, philm):
@@ -160,10 +160,10 @@ class Delensing:
         lm = [patches.truncate_alm(a, sky.lmax, REACH) for a in (sky.elm, sky.philm)]
         sky = HarmonicSky(*lm, REACH)
         nside = self.simulations.nside
-        at = pointing_of(self.grid.nside, self.seen)
+        at = healpix_pointing(self.grid.nside, self.seen)
         deflection = patches.deflect_by(patches.gradient_at(sky.philm, REACH, at), at)
         p = patches.lensed_polarisation_at(sky.elm, REACH, at, deflection)
-        region = pointing_of(nside, self.region)
+        region = healpix_pointing(nside, self.region)
         deflection = patches.deflect_by(patches.gradient_at(sky.philm, REACH, region), region)
         lensed, own = patches.lensed_and_unlensed_at(sky.elm, REACH, region, deflection)
         change = (lensed - own) * self.window
@@ -177,7 +177,7 @@ class Delensing:
         lmax = self.plan.lmax
         generator = np.random.default_rng(seed_sequence(SEED, f"noise/{STAGE}", number))
         alm = [patches.truncate_alm(unit_alm(lmax, generator), lmax, REACH) for _ in range(2)]
-        at = pointing_of(self.grid.nside, self.seen)
+        at = healpix_pointing(self.grid.nside, self.seen)
         unit = patches.polarisation_at(alm[0], REACH, at)
         unit = unit + delensing.b_polarisation_at(alm[1], REACH, at)
         # White noise of C_l = pixel² has an rms of one in the tiles' pixels, as simulated.
@@ -210,7 +210,7 @@ class Delensing:
             elm, e_filter = self.e_modes(p + noise, lmax)
             philm, kappa_filter = KappaModes.of(mosaic, table).potential(theory.kk)
             t = template(mosaic, elm, philm, (lmax, len(kappa_filter) - 1))
-            at, mask = pointing_of(nside, mosaic.pixels), self.mask[mosaic.pixels]
+            at, mask = healpix_pointing(nside, mosaic.pixels), self.mask[mosaic.pixels]
             b, n = (delensing.b_polarisation_at(lm, LMAX, at) for lm in (truth, of_noise))
             modes = [
                 delensing.e_and_b_modes(nside, mosaic.pixels, q * mask, LMAX)[1] for q in (t, b, n)

@@ -11,14 +11,13 @@ commands; then omch2 of both releases is printed. What is there is not made agai
 """
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 
 import healpy
 import numpy as np
 from astropy.io import fits
 from pixell import curvedsky, enmap
+from survey_mock import MARGIN, Footprint, beamed_alm, cnnlens, lensed_maps
 from tqdm import tqdm
 
 import yaml
@@ -28,7 +27,6 @@ from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.release_networks import NETWORKS
 from cobaya_cnnlens.simulate import patches
 from cobaya_cnnlens.simulate.instrument import ARCMIN
-from cobaya_cnnlens.simulate.patches import Pointing
 from cobaya_cnnlens.simulate.shards import draw_sky
 from cobaya_cnnlens.simulate.skies import seed_sequence
 from cobaya_cnnlens.theory.camb import Spectra, compute_spectra
@@ -38,8 +36,7 @@ from cobaya_cnnlens.validate.posterior_grid import PosteriorGrid
 REPOSITORY = Path(__file__).parents[2]
 OMCH2, SEED = 0.1235, 2929
 PRIOR = (0.102, 0.138)  # of omch2
-STEP, MARGIN = 2.0, 1.5  # arcmin, degrees
-LONGITUDES, LATITUDES = (10.0, 41.0), (-13.0, 13.0)
+FOOTPRINT = Footprint((10.0, 41.0), (-13.0, 13.0), 0, step=2.0)
 FWHM, LEVEL, CORRELATION = 1.4, 2.0, 0.3  # arcmin, µK-arcmin
 CUT = (250.0, 350.0)  # l_x between which the filter rises from 0 to 1
 LMAX, LMAX_KAPPA = 4600, 2500
@@ -65,50 +62,22 @@ CONFIG = {
 }
 
 
-def geometry(margin):
-    """Pixels of the footprint with a margin in degrees."""
-    corners = [
-        [LATITUDES[0] - margin, LONGITUDES[1] + margin],
-        [LATITUDES[1] + margin, LONGITUDES[0] - margin],
-    ]
-    return enmap.geometry2(pos=np.radians(corners), res=STEP * ARCMIN, proj="car")
-
-
 def observed(sky, generator):
     """Q and U of one lensed sky with the beam, the noise and the filter, (2, ny, nx) in µK."""
-    shape, wcs = geometry(MARGIN)
-    latitude, longitude = enmap.posmap(shape, wcs)
-    at = Pointing(
-        0.5 * np.pi - np.ravel(latitude),
-        np.ravel(longitude) % (2 * np.pi),
-        np.zeros(np.prod(shape)),
-    )
-    gradient = patches.gradient_at(sky.philm, sky.lmax, at, 1)
-    deflection = patches.deflect_by(gradient, at, 1)
-    lensed = patches.lensed_polarisation_at(sky.elm, sky.lmax, at, deflection, 1)
-    maps = enmap.ndmap(np.stack([lensed.real, lensed.imag]).reshape(2, *shape), wcs)
-    # The sky falls to zero over the outer part of the margin.
-    sides = [np.radians(ends) + np.radians([-MARGIN, MARGIN]) for ends in (LATITUDES, LONGITUDES)]
-    away = np.minimum.reduce(
-        [
-            np.minimum(at_ - ends[0], ends[1] - at_)
-            for at_, ends in zip((latitude, longitude), sides, strict=True)
-        ]
-    )
-    edge = np.sin(0.5 * np.pi * np.clip(away / np.radians(1.0), 0.0, 1.0)) ** 2
-    alm = curvedsky.map2alm(maps * edge, lmax=LMAX, spin=2, method="cyl", nthread=1)
-    beam = healpy.gauss_beam(FWHM * ARCMIN, LMAX)
-    alm = np.array([curvedsky.almxfl(part, beam) for part in alm])
+    maps, edge = lensed_maps(sky, FOOTPRINT, 1)
+    alm = beamed_alm(maps * edge, healpy.gauss_beam(FWHM * ARCMIN, LMAX), 1)
+    shape, wcs = FOOTPRINT.geometry(MARGIN)
+    latitude, _ = enmap.posmap(shape, wcs)
     maps = curvedsky.alm2map(alm, enmap.zeros((2, *shape), wcs), spin=2, nthread=1)
     white = generator.standard_normal((2, *shape))
     white[1] = CORRELATION * white[0] + np.sqrt(1.0 - CORRELATION**2) * white[1]
     rms = LEVEL * ARCMIN / np.sqrt(np.asarray(enmap.pixsizemap(shape, wcs)))
     maps = np.asarray(maps) + white * rms * edge
-    step = STEP * ARCMIN * np.cos(np.asarray(latitude)[:, :1])
+    step = FOOTPRINT.step * ARCMIN * np.cos(np.asarray(latitude)[:, :1])
     l_x = 2.0 * np.pi * np.fft.rfftfreq(shape[1]) / step
     rise = np.clip((l_x - CUT[0]) / (CUT[1] - CUT[0]), 0.0, 1.0)
     filtered = np.fft.irfft(np.fft.rfft(maps) * np.sin(0.5 * np.pi * rise) ** 2, n=shape[1])
-    inner, inner_wcs = geometry(0.0)
+    inner, inner_wcs = FOOTPRINT.geometry()
     return enmap.extract(enmap.ndmap(filtered, wcs), inner, inner_wcs)
 
 
@@ -152,7 +121,7 @@ def write_inputs(folder, n_simulations, n_validation):
     (folder / "survey.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     fixed = {"base": str(folder / "survey.yaml"), "data_debias": False}
     (folder / "fixed.yaml").write_text(yaml.safe_dump(fixed))
-    shape, wcs = geometry(0.0)
+    shape, wcs = FOOTPRINT.geometry()
     enmap.write_map(str(folder / "mask.fits"), enmap.ones(shape, wcs, dtype=np.float32))
     listed = {
         "maps": ["sim_{index:03d}.fits"],
@@ -201,10 +170,6 @@ def main():
     write_inputs(folder, given.simulations, given.validation)
     config = load_config(folder / "survey.yaml")
     write_skies(folder, config, given.simulations)
-
-    def cnnlens(*words):
-        command = [sys.executable, "-m", "cobaya_cnnlens", "survey", *map(str, words)]
-        subprocess.run(command, check=True, cwd=REPOSITORY)
 
     plan, options = folder / "s.yaml", ("--config", folder / "survey.yaml")
     own = ("--simulations", folder / "sims.yaml")

@@ -14,8 +14,6 @@ there. Draws docs/_static/mock_ensemble.png.
 
 import argparse
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +29,7 @@ from survey_mock import (
     SEED,
     Footprint,
     beamed_sky,
+    cnnlens,
     excess_alm,
     write_car,
     write_configuration,
@@ -124,11 +123,6 @@ def write_maps(grid, folder, config, number):
     shape, wcs = FOOTPRINT.geometry()
     sky = curvedsky.alm2map(alm, enmap.zeros((2, *shape), wcs), spin=2)
     write_car(folder, FOOTPRINT, np.asarray(sky), 1 + number)
-
-
-def cnnlens(*words):
-    command = [sys.executable, "-m", "cobaya_cnnlens", "survey", *map(str, words)]
-    subprocess.run(command, check=True, cwd=REPOSITORY)
 
 
 def make_release(grid, number, top, config_path):

@@ -36,7 +36,7 @@ from cobaya_cnnlens.theory.camb import compute_spectra
 
 REPOSITORY = Path(__file__).parents[2]
 OMCH2, SEED = 0.1235, 1717
-STEP, MARGIN = 1.0, 1.5  # arcmin, degrees
+MARGIN = 1.5  # degrees
 DIAMETER = 10.0  # of the holes, arcmin
 LEVELS = (1.0, 3.0)  # µK-arcmin of the coadd, from east to west
 KNEE, SLOPE, LOWEST = 200.0, 2.5, 36
@@ -64,11 +64,13 @@ CONFIG = {
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a mock covers: longitudes and latitudes in degrees, and the number of holes."""
+    """What a mock covers: longitudes and latitudes in degrees, the number of holes, and the side of
+    the CAR pixels in arcmin."""
 
     longitudes: tuple[float, float] = (10.0, 55.0)
     latitudes: tuple[float, float] = (-40.0, -12.0)
     holes: int = 200
+    step: float = 1.0
 
     def geometry(self, margin=0.0):
         """Shape and WCS of the CAR pixels, with a margin in degrees."""
@@ -76,7 +78,7 @@ class Footprint:
             [self.latitudes[0] - margin, self.longitudes[1] + margin],
             [self.latitudes[1] + margin, self.longitudes[0] - margin],
         ]
-        return enmap.geometry2(pos=np.radians(corners), res=STEP * ARCMIN, proj="car")
+        return enmap.geometry2(pos=np.radians(corners), res=self.step * ARCMIN, proj="car")
 
     def level(self, longitude):
         """Level of the coadd in µK-arcmin at longitudes in radians."""
@@ -121,9 +123,9 @@ def write_configuration(folder, skies):
     return folder / "mock.yaml"
 
 
-def beamed_sky(theory, lmax, footprint, number=0):
-    """a_lm of E and B of the lensed sky through the beam, good within the footprint, in µK."""
-    sky = draw_sky(theory, lmax, SEED, "mock", number)
+def lensed_maps(sky, footprint, nthreads=0):
+    """Q and U of a lensed sky on the footprint with its margin, (2, ny, nx) in µK, and what makes
+    them fall to zero over the outer two thirds of the margin, (ny, nx)."""
     shape, wcs = footprint.geometry(MARGIN)
     latitude, longitude = enmap.posmap(shape, wcs)
     at = Pointing(
@@ -131,11 +133,10 @@ def beamed_sky(theory, lmax, footprint, number=0):
         np.ravel(longitude) % (2 * np.pi),
         np.zeros(np.prod(shape)),
     )
-    gradient = patches.gradient_at(sky.philm, sky.lmax, at)
-    deflection = patches.deflect_by(gradient, at)
-    lensed = patches.lensed_polarisation_at(sky.elm, sky.lmax, at, deflection)
+    gradient = patches.gradient_at(sky.philm, sky.lmax, at, nthreads)
+    deflection = patches.deflect_by(gradient, at, nthreads)
+    lensed = patches.lensed_polarisation_at(sky.elm, sky.lmax, at, deflection, nthreads)
     maps = enmap.ndmap(np.stack([lensed.real, lensed.imag]).reshape(2, *shape), wcs)
-    # To zero over the outer two thirds of the margin, before the beam.
     away = np.minimum.reduce(
         [
             np.radians(footprint.latitudes[1] + MARGIN) - latitude,
@@ -144,10 +145,20 @@ def beamed_sky(theory, lmax, footprint, number=0):
             longitude - np.radians(footprint.longitudes[0] - MARGIN),
         ]
     )
-    maps *= np.sin(0.5 * np.pi * np.clip(away / np.radians(1.0), 0.0, 1.0)) ** 2
-    alm = curvedsky.map2alm(maps, lmax=LMAX, spin=2, method="cyl")
-    beam = beam_of(np.arange(LMAX + 1)) / beam_of(2)
+    return maps, np.sin(0.5 * np.pi * np.clip(away / np.radians(1.0), 0.0, 1.0)) ** 2
+
+
+def beamed_alm(maps, beam, nthreads=0):
+    """a_lm of E and B of maps on the whole margin, times a beam from l = 0."""
+    lmax = len(beam) - 1
+    alm = curvedsky.map2alm(maps, lmax=lmax, spin=2, method="cyl", nthread=nthreads)
     return np.array([curvedsky.almxfl(part, beam) for part in alm])
+
+
+def beamed_sky(theory, lmax, footprint, number=0):
+    """a_lm of E and B of the lensed sky through the beam, good within the footprint, in µK."""
+    maps, edge = lensed_maps(draw_sky(theory, lmax, SEED, "mock", number), footprint)
+    return beamed_alm(maps * edge, beam_of(np.arange(LMAX + 1)) / beam_of(2))
 
 
 def excess_alm(generator):
@@ -188,6 +199,12 @@ def write_car(folder, footprint, maps, realisation):
             fits.setval(name, key, value=value)
 
 
+def cnnlens(*words):
+    """Run a command of `cnnlens survey`."""
+    command = [sys.executable, "-m", "cobaya_cnnlens", "survey", *map(str, words)]
+    subprocess.run(command, check=True, cwd=REPOSITORY)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
@@ -202,18 +219,14 @@ def main():
     times_path = folder / "times.json"
     times = json.loads(times_path.read_text()) if times_path.exists() else {}
 
-    def clocked(name, work):
+    def clocked(name, work, *words):
         if name in times:
             return
         began = time.time()
-        work()
+        work(*words)
         times[name] = round(time.time() - began, 1)
         times_path.write_text(json.dumps(times, indent=2))
         print(f"{name}: {times[name]} s", flush=True)
-
-    def cnnlens(*words):
-        command = [sys.executable, "-m", "cobaya_cnnlens", "survey", *map(str, words)]
-        return lambda: subprocess.run(command, check=True, cwd=REPOSITORY)
 
     def maps():
         footprint, kept = Footprint(), top / "sky.npy"
@@ -233,11 +246,11 @@ def main():
     # An ivar per split: both have the same.
     ivar = ("--ivar", folder / "ivar.fits")
     mask = ("--mask", folder / "mask.fits")
-    clocked("plan", cnnlens("plan", *files, *ivar, *ivar, *mask, "--out", plan))
-    clocked("reconstruct", cnnlens("reconstruct", plan, *options))
-    clocked("calibrate", cnnlens("calibrate", plan, *options, "--patches", given.patches))
+    clocked("plan", cnnlens, "plan", *files, *ivar, *ivar, *mask, "--out", plan)
+    clocked("reconstruct", cnnlens, "reconstruct", plan, *options)
+    clocked("calibrate", cnnlens, "calibrate", plan, *options, "--patches", given.patches)
     out = folder / "survey_mock.json"
-    clocked("release", cnnlens("release", plan, *options, "--out", out))
+    clocked("release", cnnlens, "release", plan, *options, "--out", out)
     truth = asdict(load_config(config).cosmology.vary(omch2=OMCH2))
     write_release(replace(read_release(out), truth=truth), out)
 

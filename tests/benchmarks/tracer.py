@@ -29,6 +29,7 @@ from cobaya_cnnlens.maps.mosaic_simulations import (
     STAGE,
     MosaicSimulations,
     MosaicSpectra,
+    binned,
     binned_spectra,
 )
 from cobaya_cnnlens.maps.plan import make_plan, read_plan
@@ -41,7 +42,7 @@ from cobaya_cnnlens.pipeline.release_networks import find_networks
 from cobaya_cnnlens.simulate import patches
 from cobaya_cnnlens.simulate.bandpowers import FlatSpectra
 from cobaya_cnnlens.simulate.instrument import ARCMIN
-from cobaya_cnnlens.simulate.patches import Pointing, point_patches
+from cobaya_cnnlens.simulate.patches import healpix_pointing, point_patches
 from cobaya_cnnlens.simulate.shards import SkySettings, draw_sky
 from cobaya_cnnlens.simulate.skies import seed_sequence
 
@@ -100,10 +101,9 @@ class Survey:
         slope = BIAS / (1.0 + np.arange(len(kk)) / FALL)
         shot = ARCMIN**2 / DENSITY
         self.tracer = TracerSpectra(slope * kk, slope**2 * kk / CORRELATION**2 + shot)
-        theta, phi = healpy.pix2ang(self.simulations.nside, self.simulations.pixels)
-        self.at = Pointing(theta, phi, np.zeros(len(phi)))
+        self.at = healpix_pointing(self.simulations.nside, self.simulations.pixels)
         # A mask of the tracer's own, apodised over a degree.
-        away = TRACER_EDGE - np.degrees(phi)
+        away = TRACER_EDGE - np.degrees(self.at.phi)
         self.tracer_mask = np.sin(0.5 * np.pi * np.clip(away, 0.0, 1.0)) ** 2
 
     def tracer_of(self, number):
@@ -117,14 +117,6 @@ class Survey:
         n = geometry.n_pixels
         on_tiles = patches.scalar_at(lm, self.limit, pixels).reshape(-1, n, n)
         return patches.scalar_at(lm, self.limit, self.at), on_tiles
-
-    def binned(self, cl):
-        """A spectrum in the bins."""
-        bins, ell = self.simulations.bins, np.arange(len(cl))
-        index = np.digitize(ell, bins.edges)
-        modes = 2 * ell + 1
-        sums = [np.bincount(index, v)[1 : bins.n_bins + 1] for v in (modes * cl, modes)]
-        return sums[0] / sums[1]
 
 
 class Measured:
@@ -261,7 +253,7 @@ def main(folder, n):
     print(f"{len(survey.tiles)} tiles, {len(simulations.tiles) - len(survey.tiles)} that fill")
     simulations.measure(range(n), survey.load)
     made = Measured(survey, range(n // 2), range(n // 2, n))
-    kk, kg, gg = (survey.binned(cl) for cl in (survey.kk, survey.tracer.kg, survey.tracer.gg))
+    kk, kg, gg = (binned(cl, bins) for cl in (survey.kk, survey.tracer.kg, survey.tracer.gg))
     error = made.error(kk, kg, gg, n // 2)
     ratio, mean = compared(made.crosses, error)
     rows = {

@@ -19,12 +19,13 @@ from cobaya_cnnlens.maps.mosaic import Mosaic
 from cobaya_cnnlens.maps.mosaic_simulations import binned
 from cobaya_cnnlens.maps.plan import make_plan
 from cobaya_cnnlens.maps.survey_files import Sources, Split
-from cobaya_cnnlens.maps.survey_template import BINS, Coadd, SurveyTemplate, pointing_of
+from cobaya_cnnlens.maps.survey_template import BINS, Coadd, SurveyTemplate
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.simulate import patches
 from cobaya_cnnlens.simulate.instrument import ARCMIN
 from cobaya_cnnlens.simulate.one_over_f import OneOverF
+from cobaya_cnnlens.simulate.patches import healpix_pointing
 from cobaya_cnnlens.simulate.shards import draw_sky
 from cobaya_cnnlens.simulate.skies import scale_alm, unit_alm
 from cobaya_cnnlens.theory.camb import Spectra, lensed_polarisation
@@ -68,7 +69,7 @@ def sky(theory):
 @pytest.fixture(scope="module")
 def lensed(sky):
     """E and B modes of the lensed sky."""
-    at = pointing_of(NSIDE, WHOLE)
+    at = healpix_pointing(NSIDE, WHOLE)
     deflection = patches.deflect_by(patches.gradient_at(sky.philm, LMAX, at, 1), at, 1)
     p = patches.lensed_polarisation_at(sky.elm, LMAX, at, deflection, 1)
     return delensing.e_and_b_modes(NSIDE, WHOLE, p, LMAX, 1)
@@ -125,7 +126,7 @@ def compared(path, blm):
     longitude, latitude = np.degrees(PHI[seen]), 90.0 - np.degrees(THETA[seen])
     away = np.minimum(30.0 - np.abs(longitude - 130.0), 30.0 - np.abs(latitude - 10.0))
     apodised = np.sin(0.5 * np.pi * np.clip(away / 5.0, 0.0, 1.0)) ** 2
-    at = pointing_of(NSIDE, WHOLE[seen])
+    at = healpix_pointing(NSIDE, WHOLE[seen])
     true = delensing.b_polarisation_at(blm, LMAX, at, 1)
     modes = [
         delensing.e_and_b_modes(NSIDE, WHOLE[seen], p * apodised, LMAX, 1)[1]
