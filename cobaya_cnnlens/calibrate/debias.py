@@ -28,8 +28,9 @@ from .second_order import FitPoints, SecondOrder
 
 # Columns of the nuisances that a likelihood samples, among ``SIMULATED``.
 SAMPLED = slice(len(NUISANCES))
-# Prior widths S of the relative change of the power in a band of E, and of the noise rms.
-E_WIDTH, NOISE_WIDTH = 1.0, 0.05
+# Prior widths S of the relative change of the power in a band of E, of the shift of the peaks of E
+# in steps of ω_c, and of the relative change of the noise rms.
+E_WIDTH, SHIFT_WIDTH, NOISE_WIDTH = 1.0, 3.0, 0.05
 # With fewer than FEW simulated patches per entry of d and p̂, the correlations are shrunk. With
 # fewer than MANY, the scatter is that of held-out patches: each of FOLDS parts is left out in turn.
 FEW, MANY, FOLDS = 20, 50, 20
@@ -52,16 +53,26 @@ class SimulatedChanges:
     shifted: np.ndarray
     nuisances: tuple[np.ndarray, np.ndarray]
 
-    def to_ee_and_noise(self) -> np.ndarray:
+    def to_ee_and_noise(self, shifted_bands: np.ndarray) -> np.ndarray:
         """A or J of docs/noise-bias, eq. 7.
+
+        ω_c shifts the peaks of C^EE. No change of the bands' amplitudes describes that if the bands
+        are as wide as the peaks.
+
+        Parameters
+        ----------
+        shifted_bands : δ_j of the bands at ω_c ∓ step, (2, n_kk + n_ee)
 
         Returns
         -------
-        mean change per unit relative change of each band of C^EE, and of the map noise,
-        (n, n_ee + 1)
+        mean change per unit relative change of each band of C^EE, per step of ω_c at fixed C^κκ,
+        and per unit relative change of the map noise, (n, n_ee + 2)
         """
+        kk, ee = self.derivatives.kk.values, self.derivatives.ee.values
+        below, above = self.shifted.mean(1)
+        of_kk = kk @ (shifted_bands[1] - shifted_bands[0])[: kk.shape[1]]
         noise = self.nuisances[0][..., SIMULATED.index("noise")].mean(0)
-        return np.column_stack([self.derivatives.ee.values, noise])
+        return np.column_stack([ee, 0.5 * (above - below - of_kk), noise])
 
     def scaled(self, factor: np.ndarray) -> SimulatedChanges:
         """The same relative changes of other values, bin by bin.
@@ -163,11 +174,12 @@ def fit(
     fiducial = test_power.mean(0)
     n_bins = test_bandpowers.shape[1]
     # Relative powers: p̂ spans six orders of magnitude.
-    relative = power.to_ee_and_noise() / fiducial[:, None]
-    widths = np.append(np.full(relative.shape[1] - 1, E_WIDTH), NOISE_WIDTH)
+    relative = power.to_ee_and_noise(shifted_bands) / fiducial[:, None]
+    n_ee = relative.shape[1] - 2
+    widths = np.array([*np.full(n_ee, E_WIDTH), SHIFT_WIDTH, NOISE_WIDTH])
     samples = np.hstack([test_bandpowers, test_power / fiducial - 1.0])
     coefficients, over_fitted = fit_coefficients(
-        bandpowers.to_ee_and_noise(), relative, widths, samples, n_patches, groups
+        bandpowers.to_ee_and_noise(shifted_bands), relative, widths, samples, n_patches, groups
     )
     coefficients = coefficients / fiducial
     derivatives = _less_power(bandpowers.derivatives, power.derivatives, coefficients)
@@ -180,7 +192,7 @@ def fit(
 
         def amplitudes(directions: np.ndarray) -> np.ndarray:
             """Generalised least squares of the amplitudes of changes of C^EE, the noise free."""
-            changes = relative[:, :-1] @ directions.T
+            changes = relative[:, :n_ee] @ directions.T
             design = np.column_stack([changes, relative[:, -1]])
             return np.linalg.solve(design.T @ weight @ design, design.T @ weight)[:-1] / fiducial
 

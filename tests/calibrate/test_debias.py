@@ -79,6 +79,48 @@ def test_coefficients_follow_what_the_power_tells():
     np.testing.assert_allclose(regression, expected, rtol=1e-8)
 
 
+def test_a_shift_of_the_peaks_within_a_band_is_debiased():
+    """The debiased bandpowers do not follow what ω_c does to C^EE within one wide band, nor do they
+    lose what it does to C^κκ."""
+    generator = np.random.default_rng(5)
+    n_bins, n_power, n_kk, n_patches = 3, 6, 2, 400
+    step = np.array([[-0.1, -0.2, -0.03], [0.1, 0.2, 0.03]])  # two bands of C^κκ, one of C^EE
+    kk, ee, d_of_peaks = (generator.standard_normal((n_bins, n)) for n in (n_kk, 1, 1))
+    # Peaks and troughs of the band's power go opposite ways.
+    p_of_ee, p_of_peaks = np.ones((n_power, 1)), 0.1 * np.resize([1.0, -1.0], (n_power, 1))
+
+    def simulated(n, of_kk, of_ee, of_peaks, noise):
+        changes = step[:, :n_kk] @ of_kk.T + step[:, n_kk:] @ of_ee.T
+        changes = changes + [[-1.0], [1.0]] * of_peaks.T
+        first = NoiseDerivatives(
+            BandDerivatives(None, np.repeat(of_kk[None], 5, axis=0)),
+            BandDerivatives(None, np.repeat(of_ee[None], 5, axis=0)),
+            np.zeros((5, n)),
+        )
+        nuisances = np.zeros((5, n, len(SIMULATED)))
+        nuisances[..., SIMULATED.index("noise")] = noise
+        shifted = np.repeat(changes[:, None], 5, axis=1)
+        return debias.SimulatedChanges(first, shifted, (nuisances, 0.0 * nuisances))
+
+    bandpowers = simulated(n_bins, kk, ee, d_of_peaks, 0.5)
+    power = simulated(n_power, np.zeros((n_power, n_kk)), p_of_ee, p_of_peaks, 0.0)
+    scatter = 1e-3 * generator.standard_normal((n_patches, n_power))
+    fitted = debias.fit(
+        bandpowers,
+        power,
+        generator.standard_normal((n_patches, n_bins)),
+        1.0 + scatter,
+        step,
+        None,
+        n_patches,
+    )
+    change = (bandpowers.shifted - power.shifted @ fitted.coefficients.T)[1, 0]
+    of_kk = kk @ step[1, :n_kk]
+    # By the band's amplitude alone, all of the peaks' part would remain.
+    assert np.abs(d_of_peaks).max() > 0.3
+    np.testing.assert_allclose(change, of_kk, atol=0.01)
+
+
 def test_no_linear_estimate_is_better():
     """Of d's change with x, over draws of x and of the scatter of d and p̂."""
     generator = np.random.default_rng(2)
