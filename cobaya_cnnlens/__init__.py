@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what __getattr__ gives, for type checkers
     from .likelihood.bandpowers import BandpowerLikelihood as BandpowerLikelihood
     from .likelihood.cnnlens import CNNLens as CNNLens
+    from .likelihood.delensed_bb import DelensedBB as DelensedBB
     from .likelihood.desi_bao import DESIDR2BAO as DESIDR2BAO
     from .likelihood.release import read_release as read_release
     from .likelihood.release import shipped_releases as shipped_releases
@@ -20,6 +21,7 @@ _PUBLIC = {
     "BandpowerLikelihood": "likelihood.bandpowers",
     "CNNLens": "likelihood.cnnlens",
     "DESIDR2BAO": "likelihood.desi_bao",
+    "DelensedBB": "likelihood.delensed_bb",
     "EmulatedCAMB": "theory.emulated",
     "NodeCAMB": "theory.nodes",
     "read_emulator": "theory.emulator_files",

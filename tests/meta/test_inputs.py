@@ -9,7 +9,7 @@ from cobaya.run import run
 from cobaya.yaml import yaml_load_file
 
 import yaml
-from cobaya_cnnlens import BandpowerLikelihood, CNNLens, read_emulator, read_release
+from cobaya_cnnlens import BandpowerLikelihood, CNNLens, DelensedBB, read_emulator, read_release
 
 from ..conftest import REPOSITORY
 
@@ -36,7 +36,7 @@ FIDUCIAL = {"ombh2": 0.0222, "ns": 0.9624, "H0": 67.94, "logA": np.log(22.1)}
 
 
 def emulated(content):
-    return "cobaya_cnnlens.EmulatedCAMB" in content["theory"]
+    return "cobaya_cnnlens.EmulatedCAMB" in content.get("theory", {})
 
 
 @pytest.mark.parametrize(
@@ -47,13 +47,14 @@ def test_first_hundred_steps(path, tmp_path, monkeypatch):
     """From any folder: the chain takes them, and has a finite posterior at each."""
     monkeypatch.chdir(tmp_path)
     content = yaml_load_file(str(path))
-    for code in set(COARSE) & set(content["theory"]):
+    theory = content.get("theory", {})
+    for code in set(COARSE) & set(theory):
         if code == "classy":
             pytest.importorskip("classy")
-        content["theory"][code]["extra_args"] |= COARSE[code]
+        theory[code]["extra_args"] |= COARSE[code]
         for block in content["likelihood"].values():
             block["check_theory"] = False  # it is off, and finding that out takes a full run
-    accepted = ACCEPTED_CLASS if "classy" in content["theory"] else ACCEPTED
+    accepted = ACCEPTED_CLASS if "classy" in theory else ACCEPTED
     content["sampler"]["mcmc"] |= {"max_samples": accepted, "burn_in": 0, "seed": 1}
     content["output"] = "c"
     with warnings.catch_warnings():
@@ -94,9 +95,11 @@ def test_the_line_that_puts_camb_in_holds(path):
 
 def sampled(content):
     """Priors of an input's parameters, its likelihood's own after them."""
-    given = {n: p for n, p in content["params"].items() if isinstance(p, dict)}
-    (block,) = (b for name, b in content["likelihood"].items() if name.endswith("CNNLens"))
-    if block.get("instrument") != "known":
+    given = {n: p for n, p in content.get("params", {}).items() if isinstance(p, dict)}
+    blocks = {name.split(".")[-1]: block for name, block in content["likelihood"].items()}
+    if "DelensedBB" in blocks:
+        given |= DelensedBB.get_defaults()["params"]
+    elif blocks["CNNLens"].get("instrument") != "known":
         given |= CNNLens.get_defaults()["params"]
     return {name: p["prior"] for name, p in given.items() if "prior" in p}
 

@@ -1,0 +1,310 @@
+"""Likelihood of B modes and a template of their lensing part, for r.
+
+The template t of :mod:`cobaya_cnnlens.maps.delensing` stands beside the measured B modes as a
+second map (BICEP/Keck & SPTpol 2021, arXiv:2011.08163). In each bin of multipoles, the power matrix
+of (B, t) is
+
+    C = [[r C^T + A_L C^L + N,  A_L C^X        ],
+         [A_L C^X,              A_L C^S + N^t  ]],
+
+with tensor modes of r = 1 (T), lensing B modes (L), their cross spectrum with the template (X), the
+part of the template's power that goes with C^φφ (S), and the noise of B and of the template. The
+likelihood is that of Hamimeche & Lewis 2008 (arXiv:0801.0554, eq. 47), with a covariance from
+simulations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ReleaseError
+from ..files import atomic_write, given_path
+from .statistics import hamimeche_lewis, hartlap_factor, inverse_covariance
+
+FORMAT = "cobaya_cnnlens BB"
+# B modes and the template; their power matrix is kept as BB, Bt, tt.
+N_FIELDS, N_SPECTRA = 2, 3
+_ROWS, _COLUMNS = (0, 0, 1), (0, 1, 1)
+_DIRECTORY = Path(str(files("cobaya_cnnlens.likelihood"))) / "data" / "bb"
+
+
+@dataclass(frozen=True)
+class BBData:
+    """Bandpowers of B modes and of a lensing template, and what models them. Spectra are in µK².
+
+    Attributes
+    ----------
+    name : of the survey
+    description : one sentence
+    edges : of the bins: bin b holds edges[b] ≤ l < edges[b+1], (n_bins + 1,)
+    bandpowers : of BB, Bt and tt, (n_bins, 3)
+    tensor : C^T, BB of r = 1, (n_bins,)
+    lensing : C^L, (n_bins,)
+    noise : N, (n_bins,)
+    cross : C^X, (n_bins,)
+    template_signal : C^S, (n_bins,)
+    template_noise : N^t, (n_bins,)
+    covariance : of all bandpowers at r = 0 and A_L = 1, bin by bin in the order BB, Bt, tt,
+        (3 n_bins, 3 n_bins) in µK⁴
+    n_sim : simulations behind the covariance
+    truth : r and Alens of a mock; empty for data
+    """
+
+    name: str
+    description: str
+    edges: np.ndarray
+    bandpowers: np.ndarray
+    tensor: np.ndarray
+    lensing: np.ndarray
+    noise: np.ndarray
+    cross: np.ndarray
+    template_signal: np.ndarray
+    template_noise: np.ndarray
+    covariance: np.ndarray
+    n_sim: int
+    truth: Mapping[str, float]
+
+    @property
+    def n_bins(self) -> int:
+        """Number of bins."""
+        return len(self.edges) - 1
+
+    def model(self, r: float, alens: float) -> np.ndarray:
+        """Expected power matrices.
+
+        Parameters
+        ----------
+        r : tensor-to-scalar ratio
+        alens : A_L, which multiplies C^φφ
+
+        Returns
+        -------
+        power : of B and t, (n_bins, 2, 2) in µK²
+        """
+        bb = r * self.tensor + alens * self.lensing + self.noise
+        tt = alens * self.template_signal + self.template_noise
+        return matrices(np.stack([bb, alens * self.cross, tt], axis=1))
+
+
+def matrices(spectra: np.ndarray) -> np.ndarray:
+    """Power matrices of B and t.
+
+    Parameters
+    ----------
+    spectra : BB, Bt and tt, (..., 3)
+
+    Returns
+    -------
+    power : symmetric, (..., 2, 2)
+    """
+    power = np.empty((*spectra.shape[:-1], N_FIELDS, N_FIELDS))
+    power[..., _ROWS, _COLUMNS] = power[..., _COLUMNS, _ROWS] = spectra
+    return power
+
+
+class BBLikelihood:
+    """Likelihood of r and A_L.
+
+    Parameters
+    ----------
+    data : bandpowers and their model
+    template : use the template; without it, BB alone
+
+    Attributes
+    ----------
+    n_fields : 2 with the template, else 1
+
+    Raises
+    ------
+    ReleaseError
+        if the covariance cannot be inverted
+    """
+
+    def __init__(self, data: BBData, template: bool = True):
+        self.data, self.template = data, template
+        self.n_fields = n = N_FIELDS if template else 1
+        chosen = [i for i in range(N_SPECTRA) if _COLUMNS[i] < n]
+        self._rows, self._columns = [_ROWS[i] for i in chosen], [_COLUMNS[i] for i in chosen]
+        rows = [N_SPECTRA * b + i for b in range(data.n_bins) for i in chosen]
+        self._measured = matrices(data.bandpowers)[:, :n, :n]
+        self._root = _power(self.model(0.0, 1.0), 0.5)
+        try:
+            inverse = inverse_covariance(data.covariance[np.ix_(rows, rows)])
+            self._inverse = hartlap_factor(data.n_sim, len(rows)) * inverse
+        except ValueError as error:
+            raise ReleaseError(f"BB data '{data.name}': 'covariance' is {error}") from None
+
+    def model(self, r: float, alens: float) -> np.ndarray:
+        """Expected power matrices of what is used.
+
+        Parameters
+        ----------
+        r, alens : as of :meth:`BBData.model`
+
+        Returns
+        -------
+        power : (n_bins, n_fields, n_fields) in µK²
+        """
+        return self.data.model(r, alens)[:, : self.n_fields, : self.n_fields]
+
+    def chi2(self, r: float, alens: float = 1.0) -> float:
+        """−2 ln L, up to a constant.
+
+        Parameters
+        ----------
+        r, alens : as of :meth:`BBData.model`
+
+        Returns
+        -------
+        chi2 : infinite where a power matrix of the model is not positive definite
+        """
+        model = self.model(r, alens)
+        if not (np.linalg.eigvalsh(model) > 0).all():
+            return np.inf
+        whitening = _power(model, -0.5)
+        values, vectors = np.linalg.eigh(whitening @ self._measured @ whitening)
+        if not (values > 0).all():
+            return np.inf
+        g = (vectors * hamimeche_lewis(values)[:, None]) @ vectors.swapaxes(1, 2)
+        x = (self._root @ g @ self._root)[:, self._rows, self._columns].ravel()
+        return float(x @ self._inverse @ x)
+
+
+def _power(matrix: np.ndarray, exponent: float) -> np.ndarray:
+    """Power of symmetric positive matrices, (n, m, m)."""
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * values[:, None] ** exponent) @ vectors.swapaxes(1, 2)
+
+
+def shipped() -> list[str]:
+    """Names of the data that come with this package.
+
+    Returns
+    -------
+    names : for :func:`read_bb`
+    """
+    return sorted(path.stem for path in _DIRECTORY.glob("*.json"))
+
+
+def read_bb(path: str | Path) -> BBData:
+    """Read BB data.
+
+    Parameters
+    ----------
+    path : a JSON file, or the name of a shipped one
+
+    Returns
+    -------
+    data : checked
+
+    Raises
+    ------
+    ReleaseError
+        if the file is missing or damaged, or a field is missing, unknown, not finite or of a wrong
+        shape
+    """
+    file = _DIRECTORY / f"{path}.json" if str(path) in shipped() else given_path(path)
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        names = ", ".join(shipped())
+        raise ReleaseError(
+            f"{path}: no such BB data; give a file, or one of the shipped {names}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ReleaseError(f"{path}: not readable as JSON ({error}); get the file again") from None
+    if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
+        raise ReleaseError(f"{path}: 'format' is not '{FORMAT}'; give a file of write_bb")
+    wanted = {field.name for field in fields(BBData)}
+    if odd := sorted(wanted ^ set(document)):
+        raise ReleaseError(
+            f"{path}: fields {odd} are missing or unknown; BB data have {sorted(wanted)}"
+        )
+    return _checked(document, str(path))
+
+
+def _checked(document: dict[str, Any], path: str) -> BBData:
+    """The data of a document, with arrays of the right shape."""
+
+    def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        try:
+            values = np.asarray(document[name], float)
+        except (TypeError, ValueError):
+            values = np.array(np.nan)
+        if values.shape != shape or not np.isfinite(values).all():
+            raise ReleaseError(
+                f"{path}: '{name}' has shape {values.shape}; it must hold finite numbers of shape "
+                f"{shape}"
+            )
+        return values
+
+    n_bins = np.size(document["edges"]) - 1
+    shapes = {
+        "edges": (n_bins + 1,),
+        "bandpowers": (n_bins, N_SPECTRA),
+        "covariance": (N_SPECTRA * n_bins, N_SPECTRA * n_bins),
+        **{name: (n_bins,) for name in ("tensor", "lensing", "noise", "cross")},
+        **{name: (n_bins,) for name in ("template_signal", "template_noise")},
+    }
+    arrays = {name: array(name, shape) for name, shape in shapes.items()}
+    if n_bins < 1 or not (np.diff(arrays["edges"]) > 0).all():
+        raise ReleaseError(f"{path}: 'edges' must rise and hold two numbers at least")
+    if not isinstance(document["n_sim"], int):
+        raise ReleaseError(f"{path}: 'n_sim' is {document['n_sim']!r}; give an integer")
+    truth = document["truth"]
+    if not isinstance(truth, dict) or not set(truth) <= {"r", "Alens"}:
+        raise ReleaseError(f"{path}: 'truth' may hold the numbers 'r' and 'Alens' alone")
+    data = BBData(**{**document, **arrays})
+    for name, power in (("bandpowers", matrices(data.bandpowers)), ("model", data.model(0.0, 1.0))):
+        if bad := np.flatnonzero(np.linalg.eigvalsh(power)[:, 0] <= 0).tolist():
+            raise ReleaseError(
+                f"{path}: the power matrix of B and the template by '{name}' is not positive "
+                f"definite in bins {bad}; it must contain the noise"
+            )
+    return data
+
+
+def write_bb(data: BBData, path: str | Path) -> None:
+    """Write BB data.
+
+    Parameters
+    ----------
+    data : to be written
+    path : of the JSON file
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_text(_text(data), encoding="utf-8")
+
+
+def digest_of(data: BBData) -> str:
+    """Digest of BB data.
+
+    Parameters
+    ----------
+    data : of a survey
+
+    Returns
+    -------
+    digest : 16 hex digits
+    """
+    return hashlib.sha256(_text(data).encode()).hexdigest()[:16]
+
+
+def _text(data: BBData) -> str:
+    """The data as JSON."""
+    document: dict[str, Any] = {"format": FORMAT}
+    for field in fields(BBData):
+        value = getattr(data, field.name)
+        if isinstance(value, np.ndarray):
+            # Seven digits are far more than the simulations determine.
+            value = np.vectorize(lambda x: float(f"{x:.6e}"))(value).tolist()
+        document[field.name] = dict(value) if isinstance(value, Mapping) else value
+    return json.dumps(document, indent=1)

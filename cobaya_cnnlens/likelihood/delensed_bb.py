@@ -1,0 +1,88 @@
+"""The Cobaya likelihood of r from B modes and their lensing template.
+
+All of its mathematics is in :mod:`cobaya_cnnlens.likelihood.bmodes`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from cobaya.likelihood import Likelihood
+from cobaya.log import LoggedError
+
+from ..errors import CNNLensError
+from ..theory.cobaya import VersionedByDigest, paths_as_text
+from .bmodes import BBLikelihood, digest_of, read_bb
+
+
+class DelensedBB(VersionedByDigest, Likelihood):
+    """B-mode bandpowers of a survey, with a template of their lensing part.
+
+    It samples r and A_L, and needs no theory code: the shape of each spectrum is in the data file.
+    Options are in ``DelensedBB.yaml``. Its version, as Cobaya keeps it beside a chain, is the
+    digest of the data: a chain is not resumed with other data.
+
+    Attributes
+    ----------
+    likelihood : the :class:`~.bmodes.BBLikelihood` that does the work
+    """
+
+    data: str | os.PathLike[str]
+    template: bool
+
+    @classmethod
+    def get_modified_defaults(
+        cls, defaults: dict[str, Any], input_options: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Accept a path object as ``data``.
+
+        Parameters
+        ----------
+        defaults : content of ``DelensedBB.yaml``
+        input_options : the likelihood's block of the input
+
+        Returns
+        -------
+        ``defaults``
+        """
+        paths_as_text(input_options, "data")
+        return defaults
+
+    def initialize(self) -> None:
+        """Read the data."""
+        if not isinstance(self.template, bool):
+            raise LoggedError(
+                self.log, "option 'template' is %r; give true or false", self.template
+            )
+        try:
+            data = read_bb(str(self.data))
+            self.likelihood = BBLikelihood(data, self.template)
+        except CNNLensError as error:
+            raise LoggedError(self.log, "%s", error) from None
+        self._digest = digest_of(data)
+        self.refuse_other_version(f"BB data '{self.data}'")
+        used = "with" if self.template else "without"
+        self.log.info("%s: %d bins, %s the template", data.name, data.n_bins, used)
+
+    def get_version(self) -> str:
+        """The digest of the data."""
+        return self._digest
+
+    def logp(self, _derived: dict[str, float] | None = None, **params: float) -> float:
+        """ln L of the point that Cobaya samples.
+
+        Parameters
+        ----------
+        _derived : is filled with χ², unless it is None
+        **params : r and Alens
+
+        Returns
+        -------
+        ln L
+        """
+        chi2 = self.likelihood.chi2(params["r"], params["Alens"])
+        if _derived is not None:
+            _derived["bb_chi2"] = chi2
+        return -0.5 * chi2
