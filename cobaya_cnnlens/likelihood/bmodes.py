@@ -8,9 +8,9 @@ of (B, t) is
          [A_L C^X,              A_L C^S + N^t  ]],
 
 with tensor modes of r = 1 (T), lensing B modes (L), their cross spectrum with the template (X), the
-part of the template's power that goes with C^φφ (S), and the noise of B and of the template. The
-likelihood is that of Hamimeche & Lewis 2008 (arXiv:0801.0554, eq. 47), with a covariance from
-simulations.
+part of the template's power that is proportional to C^φφ (S), and the noise of B and of the
+template. The likelihood is that of Hamimeche & Lewis 2008 (arXiv:0801.0554, eq. 47), with a
+covariance from simulations.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ReleaseError
+from ..errors import CNNLensError, ReleaseError
 from ..files import atomic_write, given_path
 from .statistics import hamimeche_lewis, hartlap_factor, inverse_covariance
 
@@ -138,9 +138,12 @@ class BBLikelihood:
         self._root = _power(self.model(0.0, 1.0), 0.5)
         try:
             inverse = inverse_covariance(data.covariance[np.ix_(rows, rows)])
-            self._inverse = hartlap_factor(data.n_sim, len(rows)) * inverse
-        except ValueError as error:
+        except CNNLensError as error:
             raise ReleaseError(f"BB data '{data.name}': 'covariance' is {error}") from None
+        try:
+            self._inverse = hartlap_factor(data.n_sim, len(rows)) * inverse
+        except CNNLensError as error:
+            raise ReleaseError(f"BB data '{data.name}': {error}") from None
 
     def model(self, r: float, alens: float) -> np.ndarray:
         """Expected power matrices of what is used.
@@ -164,7 +167,7 @@ class BBLikelihood:
 
         Returns
         -------
-        chi2 : infinite where a power matrix of the model is not positive definite
+        chi2 : infinite where a power matrix of the model or of the data is not positive definite
         """
         model = self.model(r, alens)
         if not (np.linalg.eigvalsh(model) > 0).all():

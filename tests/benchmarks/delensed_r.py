@@ -5,7 +5,7 @@
 Every sky is lensed on the whole sphere, and the template is made as `cnnlens survey template` makes
 it. κ̂ has Gaussian noise: the noise bias of refined_fiducial, a network at 1 µK-arcmin. Tensor modes
 and noise are added to the lensing B modes. The surveys are 48 regions of each sky, apodised discs
-of 950 deg². Their B modes are those of the whole sky, without leakage of E. Half of the skies give
+of 957 deg². Their B modes are those of the whole sky, without leakage of E. Half of the skies give
 the model and the covariance, the others are data. Eight skies take 20 CPU-minutes; what is in
 FOLDER is not made again. Writes cobaya_cnnlens/likelihood/data/bb/bb_mock.json (r = 0.003) and
 draws docs/_static/r.png.
