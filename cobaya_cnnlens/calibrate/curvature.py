@@ -25,10 +25,13 @@ class Curvature:
     ----------
     kk_direction : a of the amplitude u = a·δ of the changes of C^κκ, (n_kk,)
     patches : Q by patch, (n_patches, n_bins)
+    left : first order in u that the derivatives leave, by patch, (n_patches, n_bins). The model
+        does not contain it; its scatter belongs to the error of the model
     """
 
     kk_direction: np.ndarray
     patches: np.ndarray
+    left: np.ndarray
 
 
 def curvature_of(
@@ -54,7 +57,9 @@ def curvature_of(
     along = direction(*changes[:, :n_kk])
     bands = np.concatenate([kk, ee - ee.mean(0)], axis=2)
     left = shifted - derivatives.centre - np.einsum("pbj,sj->spb", bands, changes)
-    return Curvature(along, second_order(left, changes[:, :n_kk] @ along))
+    amplitudes = changes[:, :n_kk] @ along
+    first = np.einsum("s,spb->pb", amplitudes, left) / (amplitudes @ amplitudes)
+    return Curvature(along, second_order(left, amplitudes), first)
 
 
 def change_above(

@@ -132,7 +132,8 @@ class DataDebias:
         power = self.power.derivatives.change_at(bands)
         if isinstance(self.second, Curvature):
             u = kk @ self.second.kk_direction
-            first = self.derivatives.change_at(bands) + self.second.patches * u**2
+            first = self.derivatives.change_at(bands) + self.second.left * u
+            first = first + self.second.patches * u**2
             return mean_covariance(np.hstack([first, power]))
         w = self.second.amplitudes(power.mean(0), kk)
         # Along its directions the surface holds the first order, and the error of that.

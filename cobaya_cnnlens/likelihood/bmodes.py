@@ -16,6 +16,7 @@ covariance from simulations.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -27,12 +28,18 @@ import numpy as np
 
 from ..errors import CNNLensError, ReleaseError
 from ..files import atomic_write, given_path
-from .statistics import hamimeche_lewis, hartlap_factor, inverse_covariance
+from .statistics import hamimeche_lewis, hartlap_factor, hotelling_pte, inverse_covariance
 
 FORMAT = "cobaya_cnnlens BB"
 # B modes and the template; their power matrix is kept as BB, Bt, tt.
 N_FIELDS, N_SPECTRA = 2, 3
 _ROWS, _COLUMNS = (0, 0, 1), (0, 1, 1)
+_POWERS = ("tensor", "lensing", "noise", "cross", "template_signal", "template_noise")
+N_PARAMETERS = 2  # r and A_L
+# So many simulations more than bandpowers does the likelihood need.
+LEAST_MORE = 5
+# No power of B modes is as large, in µK².
+LARGEST = 1.0
 _DIRECTORY = Path(str(files("cobaya_cnnlens.likelihood"))) / "data" / "bb"
 
 
@@ -137,13 +144,20 @@ class BBLikelihood:
         self._measured = matrices(data.bandpowers)[:, :n, :n]
         self._root = _power(self.model(0.0, 1.0), 0.5)
         try:
-            inverse = inverse_covariance(data.covariance[np.ix_(rows, rows)])
+            self._inverse = inverse_covariance(data.covariance[np.ix_(rows, rows)])
         except CNNLensError as error:
             raise ReleaseError(f"BB data '{data.name}': 'covariance' is {error}") from None
-        try:
-            self._inverse = hartlap_factor(data.n_sim, len(rows)) * inverse
-        except CNNLensError as error:
-            raise ReleaseError(f"BB data '{data.name}': {error}") from None
+        if data.n_sim < (least := len(rows) + LEAST_MORE):
+            raise ReleaseError(
+                f"BB data '{data.name}': 'n_sim' is {data.n_sim}; a covariance of {len(rows)} "
+                f"bandpowers needs {least} simulations at least"
+            )
+        self._factor = hartlap_factor(data.n_sim, len(rows))
+
+    @property
+    def n_bandpowers(self) -> int:
+        """Number of bandpowers in use."""
+        return len(self._inverse)
 
     def model(self, r: float, alens: float) -> np.ndarray:
         """Expected power matrices of what is used.
@@ -159,7 +173,7 @@ class BBLikelihood:
         return self.data.model(r, alens)[:, : self.n_fields, : self.n_fields]
 
     def chi2(self, r: float, alens: float = 1.0) -> float:
-        """−2 ln L, up to a constant.
+        """χ² of the Hamimeche-Lewis variables, with the Hartlap factor.
 
         Parameters
         ----------
@@ -178,7 +192,42 @@ class BBLikelihood:
             return np.inf
         g = (vectors * hamimeche_lewis(values)[:, None]) @ vectors.swapaxes(1, 2)
         x = (self._root @ g @ self._root)[:, self._rows, self._columns].ravel()
-        return float(x @ self._inverse @ x)
+        return self._factor * float(x @ self._inverse @ x)
+
+    def log_likelihood(self, r: float, alens: float = 1.0) -> float:
+        """ln L, up to a constant, with the error of the simulated covariance.
+
+        The Hartlap factor alone makes errors of parameters too small (Dodelson & Schneider 2013).
+        This is the t distribution of Percival et al. 2022 (arXiv:2108.10402), of which the
+        intervals of two parameters have their frequentist coverage.
+
+        Parameters
+        ----------
+        r, alens : as of :meth:`BBData.model`
+
+        Returns
+        -------
+        ln L : −∞ where :meth:`chi2` is infinite
+        """
+        n_sim, free = self.data.n_sim, self.n_bandpowers - N_PARAMETERS
+        more = n_sim - self.n_bandpowers
+        b = (more - 2.0) / ((more - 1.0) * (more - 4.0)) * free
+        power = N_PARAMETERS + 2.0 + (n_sim - 1.0 + b) / (1.0 + b)
+        t2 = self.chi2(r, alens) / self._factor
+        return -0.5 * power * float(np.log1p(t2 / (n_sim - 1.0)))
+
+    def best_pte(self) -> float:
+        """Probability to exceed the lowest χ² of a grid of r and A_L, by Hotelling's T².
+
+        Returns
+        -------
+        pte : near zero if the data and the model differ, for example in their unit
+        """
+        grid = itertools.product(np.linspace(0.0, 0.3, 31) ** 2, np.linspace(0.5, 1.5, 21))
+        lowest = min(self.chi2(r, alens) for r, alens in grid)
+        if not np.isfinite(lowest):
+            return 0.0
+        return float(hotelling_pte(lowest / self._factor, self.data.n_sim, self.n_bandpowers))
 
 
 def _power(matrix: np.ndarray, exponent: float) -> np.ndarray:
@@ -222,50 +271,53 @@ def read_bb(path: str | Path) -> BBData:
         raise ReleaseError(
             f"{path}: no such BB data; give a file, or one of the shipped {names}"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ReleaseError(f"{path}: not readable as JSON ({error}); get the file again") from None
-    if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
-        raise ReleaseError(f"{path}: 'format' is not '{FORMAT}'; give a file of write_bb")
-    wanted = {field.name for field in fields(BBData)}
-    if odd := sorted(wanted ^ set(document)):
-        raise ReleaseError(
-            f"{path}: fields {odd} are missing or unknown; BB data have {sorted(wanted)}"
-        )
     return _checked(document, str(path))
 
 
-def _checked(document: dict[str, Any], path: str) -> BBData:
-    """The data of a document, with arrays of the right shape."""
-
-    def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        try:
-            values = np.asarray(document[name], float)
-        except (TypeError, ValueError):
-            values = np.array(np.nan)
-        if values.shape != shape or not np.isfinite(values).all():
-            raise ReleaseError(
-                f"{path}: '{name}' has shape {values.shape}; it must hold finite numbers of shape "
-                f"{shape}"
-            )
-        return values
-
-    n_bins = np.size(document["edges"]) - 1
+def _checked(document: Any, path: str) -> BBData:
+    """The data of a document."""
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ReleaseError(f"{path}: 'format' is not '{FORMAT}'; give a file of write_bb")
+    content = {key: value for key, value in document.items() if key != "format"}
+    names = {field.name for field in fields(BBData)}
+    if odd := sorted(names ^ set(content)):
+        raise ReleaseError(
+            f"{path}: fields {', '.join(odd)[:200]} are missing or unknown; BB data have "
+            f"{', '.join(sorted(names))}"
+        )
+    edges = content["edges"]
+    n_bins = max(len(edges) - 1, 1) if isinstance(edges, list) else 1
     shapes = {
         "edges": (n_bins + 1,),
         "bandpowers": (n_bins, N_SPECTRA),
         "covariance": (N_SPECTRA * n_bins, N_SPECTRA * n_bins),
-        **{name: (n_bins,) for name in ("tensor", "lensing", "noise", "cross")},
-        **{name: (n_bins,) for name in ("template_signal", "template_noise")},
+        **dict.fromkeys(_POWERS, (n_bins,)),
     }
-    arrays = {name: array(name, shape) for name, shape in shapes.items()}
-    if n_bins < 1 or not (np.diff(arrays["edges"]) > 0).all():
-        raise ReleaseError(f"{path}: 'edges' must rise and hold two numbers at least")
-    if not isinstance(document["n_sim"], int):
-        raise ReleaseError(f"{path}: 'n_sim' is {document['n_sim']!r}; give an integer")
-    truth = document["truth"]
-    if not isinstance(truth, dict) or not set(truth) <= {"r", "Alens"}:
+    arrays = {
+        name: _array(content[name], shape, f"{path}: '{name}'") for name, shape in shapes.items()
+    }
+    if arrays["edges"][0] < 0 or not (np.diff(arrays["edges"]) > 0).all():
+        raise ReleaseError(f"{path}: 'edges' must rise from 0 or more, two numbers at least")
+    for name in (*_POWERS, "bandpowers"):
+        if name != "bandpowers" and (arrays[name] < 0).any():
+            raise ReleaseError(f"{path}: '{name}' is negative, but is a power; check its sign")
+        if (np.abs(arrays[name]) > LARGEST).any():
+            raise ReleaseError(f"{path}: '{name}' exceeds {LARGEST:g}; its unit must be µK²")
+    if type(content["n_sim"]) is not int:
+        raise ReleaseError(f"{path}: 'n_sim' is {content['n_sim']!r:.40}; give an integer")
+    for name in ("name", "description"):
+        if not isinstance(content[name], str):
+            raise ReleaseError(f"{path}: '{name}' is {content[name]!r:.40}; give a text")
+    truth = content["truth"]
+    if (
+        not isinstance(truth, dict)
+        or not set(truth) <= {"r", "Alens"}
+        or not all(type(x) in (int, float) and np.isfinite(x) for x in truth.values())
+    ):
         raise ReleaseError(f"{path}: 'truth' may hold the numbers 'r' and 'Alens' alone")
-    data = BBData(**{**document, **arrays})
+    data = BBData(**{**content, **arrays})
     for name, power in (("bandpowers", matrices(data.bandpowers)), ("model", data.model(0.0, 1.0))):
         if bad := np.flatnonzero(np.linalg.eigvalsh(power)[:, 0] <= 0).tolist():
             raise ReleaseError(
@@ -275,6 +327,19 @@ def _checked(document: dict[str, Any], path: str) -> BBData:
     return data
 
 
+def _array(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """Finite numbers of a document, of some shape."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, OverflowError):  # lists of different lengths, or numbers beyond any range
+        array = np.empty(0, object)
+    if array.dtype.kind not in "iuf" or array.shape != shape or not np.isfinite(array).all():
+        raise ReleaseError(
+            f"{name} has shape {array.shape}; it must hold finite numbers of shape {shape}"
+        )
+    return array.astype(float)
+
+
 def write_bb(data: BBData, path: str | Path) -> None:
     """Write BB data.
 
@@ -282,7 +347,13 @@ def write_bb(data: BBData, path: str | Path) -> None:
     ----------
     data : to be written
     path : of the JSON file
+
+    Raises
+    ------
+    ReleaseError
+        if :func:`read_bb` would refuse them
     """
+    _checked(json.loads(_text(data)), str(path))
     with atomic_write(path) as temporary:
         temporary.write_text(_text(data), encoding="utf-8")
 
@@ -309,5 +380,7 @@ def _text(data: BBData) -> str:
         if isinstance(value, np.ndarray):
             # Seven digits are far more than the simulations determine.
             value = np.vectorize(lambda x: float(f"{x:.6e}"))(value).tolist()
-        document[field.name] = dict(value) if isinstance(value, Mapping) else value
+        if isinstance(value, Mapping):
+            value = {key: float(x) for key, x in sorted(value.items())}
+        document[field.name] = int(value) if field.name == "n_sim" else value
     return json.dumps(document, indent=1)

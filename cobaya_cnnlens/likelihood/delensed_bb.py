@@ -15,6 +15,7 @@ from cobaya.log import LoggedError
 from ..errors import CNNLensError
 from ..theory.cobaya import VersionedByDigest, paths_as_text
 from .bmodes import BBLikelihood, digest_of, read_bb
+from .statistics import POOR_FIT
 
 
 class DelensedBB(VersionedByDigest, Likelihood):
@@ -61,6 +62,13 @@ class DelensedBB(VersionedByDigest, Likelihood):
             self.likelihood = BBLikelihood(data, self.template)
         except CNNLensError as error:
             raise LoggedError(self.log, "%s", error) from None
+        if (pte := self.likelihood.best_pte()) < POOR_FIT:
+            self.log.warning(
+                "%s: no r and A_L fit the bandpowers (PTE %.1e at best). Check the unit of all "
+                "spectra, µK², and the order of the covariance, BB, Bt, tt bin by bin",
+                data.name,
+                pte,
+            )
         self._digest = digest_of(data)
         self.refuse_other_version(f"BB data '{self.data}'")
         used = "with" if self.template else "without"
@@ -82,7 +90,7 @@ class DelensedBB(VersionedByDigest, Likelihood):
         -------
         ln L
         """
-        chi2 = self.likelihood.chi2(params["r"], params["Alens"])
+        point = params["r"], params["Alens"]
         if _derived is not None:
-            _derived["bb_chi2"] = chi2
-        return -0.5 * chi2
+            _derived["bb_chi2"] = self.likelihood.chi2(*point)
+        return self.likelihood.log_likelihood(*point)

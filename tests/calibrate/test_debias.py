@@ -91,7 +91,8 @@ def test_a_shift_of_the_peaks_within_a_band_is_debiased():
 
     def simulated(n, of_kk, of_ee, of_peaks, noise):
         changes = step[:, :n_kk] @ of_kk.T + step[:, n_kk:] @ of_ee.T
-        changes = changes + [[-1.0], [1.0]] * of_peaks.T
+        # The second order is the same at both signs.
+        changes = changes + [[-1.0], [1.0]] * of_peaks.T + 0.3 * of_peaks[::-1].T
         first = NoiseDerivatives(
             BandDerivatives(None, np.repeat(of_kk[None], 5, axis=0)),
             BandDerivatives(None, np.repeat(of_ee[None], 5, axis=0)),
@@ -103,7 +104,8 @@ def test_a_shift_of_the_peaks_within_a_band_is_debiased():
         return debias.SimulatedChanges(first, shifted, (nuisances, 0.0 * nuisances))
 
     bandpowers = simulated(n_bins, kk, ee, d_of_peaks, 0.5)
-    power = simulated(n_power, np.zeros((n_power, n_kk)), p_of_ee, p_of_peaks, 0.0)
+    p_of_kk = 0.2 * generator.standard_normal((n_power, n_kk))
+    power = simulated(n_power, p_of_kk, p_of_ee, p_of_peaks, 0.0)
     scatter = 1e-3 * generator.standard_normal((n_patches, n_power))
     fitted = debias.fit(
         bandpowers,
@@ -114,8 +116,9 @@ def test_a_shift_of_the_peaks_within_a_band_is_debiased():
         None,
         n_patches,
     )
-    change = (bandpowers.shifted - power.shifted @ fitted.coefficients.T)[1, 0]
-    of_kk = kk @ step[1, :n_kk]
+    below, above = (bandpowers.shifted - power.shifted @ fitted.coefficients.T)[:, 0]
+    change = 0.5 * (above - below)
+    of_kk = (kk - fitted.coefficients @ p_of_kk) @ step[1, :n_kk]
     # By the band's amplitude alone, all of the peaks' part would remain.
     assert np.abs(d_of_peaks).max() > 0.3
     np.testing.assert_allclose(change, of_kk, atol=0.01)

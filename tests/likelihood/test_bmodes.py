@@ -76,12 +76,50 @@ def test_it_is_the_wishart_likelihood_of_gaussian_modes(template, r, alens):
     assert likelihood.chi2(r, alens) == pytest.approx(expected, rel=1e-7)
 
 
+def test_the_model_written_out():
+    """At r and A_L of neither zero nor one."""
+    data = toy()
+    expected = [
+        [0.02 * 6e-5 + 1.2 * 2e-6 + 2e-7, 1.2 * 1.6e-6],
+        [1.2 * 1.6e-6, 1.2 * 1.2e-6 + 4e-7],
+    ]
+    np.testing.assert_allclose(data.model(0.02, 1.2)[0], expected)
+
+
+def test_the_error_of_the_covariance_widens_the_posterior():
+    """The t distribution of Percival et al. 2022, written out for nine bandpowers."""
+    measured = draws(toy().model(0.003, 1.0), MODES, 1, np.random.default_rng(3))[0]
+    exact = BBLikelihood(toy(bandpowers=measured)).chi2(0.01, 1.1)
+    few = BBLikelihood(toy(bandpowers=measured, n_sim=40))
+    assert few.chi2(0.01, 1.1) == pytest.approx(exact * (40 - 9 - 2) / 39, rel=1e-6)
+    b = 7 * (40 - 9 - 2) / ((40 - 9 - 1) * (40 - 9 - 4))
+    power = 2 + 2 + (39 + b) / (1 + b)
+    expected = -0.5 * power * np.log(1 + exact / 39)
+    assert few.log_likelihood(0.01, 1.1) == pytest.approx(expected, rel=1e-6)
+
+
+def test_intervals_cover_with_a_covariance_of_few_simulations():
+    """Scatter of the mean of r of Gaussian modes over the width of its posterior."""
+    generator = np.random.default_rng(6)
+    grid, pulls = np.linspace(-0.03, 0.05, 161), []
+    for _ in range(150):
+        simulated = draws(toy().model(0.0, 1.0), MODES, 30, generator).reshape(30, -1)
+        [measured] = draws(toy().model(0.003, 1.0), MODES, 1, generator)
+        changes = {"bandpowers": measured, "covariance": np.cov(simulated.T), "n_sim": 30}
+        likelihood = BBLikelihood(toy(**changes))
+        logs = np.array([likelihood.log_likelihood(r) for r in grid])
+        density = np.exp(logs - logs.max())
+        mean, square = (np.average(grid**k, weights=density) for k in (1, 2))
+        pulls.append((mean - 0.003) / np.sqrt(square - mean**2))
+    assert np.std(pulls) == pytest.approx(1.0, abs=0.12)
+
+
 def test_r_of_gaussian_modes_is_unbiased_and_its_error_right():
     grid = np.linspace(-0.02, 0.03, 251)
     pulls = []
     for measured in draws(toy().model(0.003, 1.0), MODES, 150, np.random.default_rng(4)):
         likelihood = BBLikelihood(toy(bandpowers=measured))
-        density = np.exp(-0.5 * np.array([likelihood.chi2(r) for r in grid]))
+        density = np.exp([likelihood.log_likelihood(r) for r in grid])
         mean, square = (np.average(grid**k, weights=density) for k in (1, 2))
         pulls.append((mean - 0.003) / np.sqrt(square - mean**2))
     # A posterior mean is above the truth by the skewness of few modes: by 0.1 to 0.2 σ here.
@@ -110,10 +148,19 @@ def test_a_file_keeps_the_data(tmp_path):
         ({"edges": [30.0, 20.0, 40.0, 50.0]}, "'edges' must rise"),
         ({"edges": 3.0}, "'edges' has shape"),
         ({"n_sim": "many"}, "'n_sim' is 'many'"),
-        ({"n_sim": 5}, "n_sim = 5 simulations"),
+        ({"n_sim": 13}, "'n_sim' is 13; a covariance of 9 bandpowers needs 14"),
+        ({"n_sim": True}, "'n_sim' is True"),
+        ({"noise": [-1e-7, 1e-7, 1e-7]}, "'noise' is negative"),
+        ({"tensor": ["1e-6", "1e-6", "1e-6"]}, "'tensor' has shape"),
+        ({"cross": [[1e-6], [1e-6, 2e-6], 1e-6]}, "'cross' has shape"),
+        ({"lensing": [10**400, 1, 1]}, "'lensing' has shape"),
+        ({"lensing": [1e6, 1e6, 1e6]}, "'lensing' exceeds 1"),
+        ({"edges": []}, "'edges' has shape"),
+        ({"name": None}, "'name' is None"),
+        ({"truth": {"r": float("nan")}}, "'truth' may hold"),
         ({"truth": {"As": 1.0}}, "'truth' may hold"),
         ({"format": "cobaya_cnnlens release"}, "'format' is not"),
-        ({"extra": 1.0}, "'extra'"),
+        ({"extra": 1.0}, "fields extra are missing or unknown"),
         ({"bandpowers": [[1e-6, 2e-6, 1e-6]] * 3}, "not positive definite"),
         ({"covariance": np.zeros((9, 9)).tolist()}, "'covariance' is not positive definite"),
     ],
@@ -144,9 +191,21 @@ def test_cobaya_samples_r_without_theory():
     info = {"likelihood": {"cobaya_cnnlens.DelensedBB": None}, "debug": 50}
     model = get_model(info)
     posterior = model.logposterior({"r": 0.003, "Alens": 1.0})
-    direct = BBLikelihood(read_bb("bb_mock")).chi2(0.003, 1.0)
-    assert posterior.loglikes[0] == pytest.approx(-0.5 * direct)
-    assert posterior.derived == [pytest.approx(direct)]
+    direct = BBLikelihood(read_bb("bb_mock"))
+    assert posterior.loglikes[0] == pytest.approx(direct.log_likelihood(0.003, 1.0))
+    assert posterior.derived == [pytest.approx(direct.chi2(0.003, 1.0))]
+
+
+def test_data_of_another_unit_are_warned_of(tmp_path, caplog):
+    write_bb(read_bb("bb_mock"), tmp_path / "kelvin.json")
+    path = tmp_path / "kelvin.json"
+    document = json.loads(path.read_text())
+    document["bandpowers"] = (1e-12 * np.array(document["bandpowers"])).tolist()  # K²
+    path.write_text(json.dumps(document))
+    for data, warned in ((path, True), ("bb_mock", False)):
+        caplog.clear()
+        get_model({"likelihood": {"cobaya_cnnlens.DelensedBB": {"data": data}}})
+        assert ("no r and A_L fit" in caplog.text) is warned
 
 
 def test_the_mock_with_its_template_holds_its_truth_and_tells_r_better():
@@ -155,7 +214,7 @@ def test_the_mock_with_its_template_holds_its_truth_and_tells_r_better():
     widths = []
     for template in (True, False):
         likelihood = BBLikelihood(data, template)
-        density = np.exp(-0.5 * np.array([likelihood.chi2(x) for x in r]))
+        density = np.exp([likelihood.log_likelihood(x) for x in r])
         mean, square = (np.average(r**k, weights=density) for k in (1, 2))
         sigma = np.sqrt(square - mean**2)
         assert abs(mean - data.truth["r"]) < 3.0 * sigma
