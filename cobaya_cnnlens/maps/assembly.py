@@ -386,7 +386,7 @@ def make_release(
         )
     release = assemble.assembled(run, made, test, changes, fitted, auto, {"maps": data.source})
     if scaling is not None:
-        release = scaling.with_error(release, shifted_changes(run)[1])
+        release = scaling.with_error(release, changes, shifted_changes(run)[1])
         rotation = rotated_back(rotation, calibrated.rotation_zero())
     if fitted is not None:
         release = replace(

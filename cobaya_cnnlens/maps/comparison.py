@@ -103,22 +103,29 @@ class Scaling:
             return None
         return replace(points, noise=points.noise * self.noise, power=points.power * self.power)
 
-    def with_error(self, release: Release, bands: np.ndarray) -> Release:
+    def with_error(self, release: Release, changes: SimulatedChanges, bands: np.ndarray) -> Release:
         """The release with the error of the scaling: all that it changes, at ω_c + step.
+
+        The changes by C^κκ and by C^EE have opposite signs. Their errors count as independent.
 
         Parameters
         ----------
         release : with the scaled changes
+        changes : of d − signal, scaled
         bands : δ_j at ω_c + step, C^κκ before C^EE
 
         Returns
         -------
-        release : with Δ_b Δ_b' added to the Monte-Carlo covariance of the derivatives
+        release : with Δ_b Δ_b' of both added to the Monte-Carlo covariance of the derivatives
         """
         kk = bands[: release.kk_derivatives.shape[1]]
-        change = release.kk_derivatives @ kk + release.curvature * (kk @ release.kk_direction) ** 2
-        off = (1.0 - 1.0 / self.noise) * change
-        covariance = release.derivative_covariance + np.outer(off, off)
+        of_kk = release.kk_derivatives @ kk + release.curvature * (kk @ release.kk_direction) ** 2
+        first = changes.derivatives
+        whole = changes.shifted[1].mean(0) - first.centre.mean(0)
+        covariance = release.derivative_covariance
+        for change in (of_kk, whole - first.kk.values @ kk):
+            off = (1.0 - 1.0 / self.noise) * change
+            covariance = covariance + np.outer(off, off)
         return replace(release, derivative_covariance=covariance)
 
 
