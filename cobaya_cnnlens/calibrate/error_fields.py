@@ -57,9 +57,7 @@ def _second_order_along_omch2(changes: SimulatedChanges, shifted: np.ndarray) ->
     above = shifted[1, : kk.shape[2]]
     u = above @ curved.kk_direction
     return {
-        "derivative_covariance": mean_covariance(
-            kk @ above + curved.left * u + curved.patches * u**2
-        ),
+        "derivative_covariance": mean_covariance(kk @ above + curved.patches * u**2),
         "kk_direction": curved.kk_direction,
         "curvature": curved.patches.mean(0),
         "curvature_errors": standard_error(curved.patches),
