@@ -31,6 +31,9 @@ from cobaya_cnnlens.theory.camb import (
 )
 
 REPOSITORY = Path(__file__).parents[1]
+# Cobaya inputs, and those of them with the lensing likelihood.
+INPUTS = sorted((REPOSITORY / "yaml").glob("*.yaml"))
+LENSING_INPUTS = [path for path in INPUTS if "CNNLens" in path.read_text()]
 # Some tests load Keras before the package does, which sets its backend.
 check_backend()
 

@@ -15,7 +15,6 @@ covariance from simulations.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ import numpy as np
 
 from ..errors import CNNLensError, ReleaseError
 from ..files import atomic_write, given_path
+from .document import seal
 from .statistics import hamimeche_lewis, hartlap_factor, hotelling_pte, inverse_covariance
 
 FORMAT = "cobaya_cnnlens BB"
@@ -136,7 +136,7 @@ class BBLikelihood:
     """
 
     def __init__(self, data: BBData, template: bool = True):
-        self.data, self.template = data, template
+        self.data = data
         self.n_fields = n = N_FIELDS if template else 1
         chosen = [i for i in range(N_SPECTRA) if _COLUMNS[i] < n]
         self._rows, self._columns = [_ROWS[i] for i in chosen], [_COLUMNS[i] for i in chosen]
@@ -300,9 +300,10 @@ def _checked(document: Any, path: str) -> BBData:
     }
     if arrays["edges"][0] < 0 or not (np.diff(arrays["edges"]) > 0).all():
         raise ReleaseError(f"{path}: 'edges' must rise from 0 or more, two numbers at least")
-    for name in (*_POWERS, "bandpowers"):
-        if name != "bandpowers" and (arrays[name] < 0).any():
+    for name in _POWERS:
+        if (arrays[name] < 0).any():
             raise ReleaseError(f"{path}: '{name}' is negative, but is a power; check its sign")
+    for name in (*_POWERS, "bandpowers"):
         if (np.abs(arrays[name]) > LARGEST).any():
             raise ReleaseError(f"{path}: '{name}' exceeds {LARGEST:g}; its unit must be µK²")
     if type(content["n_sim"]) is not int:
@@ -353,9 +354,10 @@ def write_bb(data: BBData, path: str | Path) -> None:
     ReleaseError
         if :func:`read_bb` would refuse them
     """
-    _checked(json.loads(_text(data)), str(path))
+    document = _document(data)
+    _checked(document, str(path))
     with atomic_write(path) as temporary:
-        temporary.write_text(_text(data), encoding="utf-8")
+        temporary.write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
 def digest_of(data: BBData) -> str:
@@ -367,13 +369,13 @@ def digest_of(data: BBData) -> str:
 
     Returns
     -------
-    digest : 16 hex digits
+    digest : as :func:`.seal` gives it to a release
     """
-    return hashlib.sha256(_text(data).encode()).hexdigest()[:16]
+    return str(seal(_document(data))["digest"])
 
 
-def _text(data: BBData) -> str:
-    """The data as JSON."""
+def _document(data: BBData) -> dict[str, Any]:
+    """The data as JSON has them."""
     document: dict[str, Any] = {"format": FORMAT}
     for field in fields(BBData):
         value = getattr(data, field.name)
@@ -383,4 +385,4 @@ def _text(data: BBData) -> str:
         if isinstance(value, Mapping):
             value = {key: float(x) for key, x in sorted(value.items())}
         document[field.name] = int(value) if field.name == "n_sim" else value
-    return json.dumps(document, indent=1)
+    return document

@@ -15,7 +15,7 @@ from cobaya.likelihood import Likelihood
 from cobaya.log import LoggedError, get_logger
 
 from ..errors import CNNLensError, SpectrumError
-from ..theory.cobaya import VersionedByDigest, paths_as_text
+from ..theory.cobaya import VersionedByDigest
 from .bandpowers import BandpowerLikelihood
 from .blinding import version_of
 from .combined import combine
@@ -83,6 +83,7 @@ class CNNLens(VersionedByDigest, Likelihood):
     primary: bool
     check_theory: bool
     suffix: str
+    _file_option = "release"
 
     @classmethod
     def get_modified_defaults(
@@ -102,7 +103,7 @@ class CNNLens(VersionedByDigest, Likelihood):
         -------
         ``defaults`` with other ``params``
         """
-        paths_as_text(input_options, "release")
+        defaults = super().get_modified_defaults(defaults, input_options)
         options = input_options or {}
         suffix, known = options.get("suffix") or "", options.get("instrument") == "known"
         named = {}

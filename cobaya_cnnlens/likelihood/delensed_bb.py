@@ -6,14 +6,12 @@ All of its mathematics is in :mod:`cobaya_cnnlens.likelihood.bmodes`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from cobaya.likelihood import Likelihood
 from cobaya.log import LoggedError
 
 from ..errors import CNNLensError
-from ..theory.cobaya import VersionedByDigest, paths_as_text
+from ..theory.cobaya import VersionedByDigest
 from .bmodes import BBLikelihood, digest_of, read_bb
 from .statistics import POOR_FIT
 
@@ -32,24 +30,7 @@ class DelensedBB(VersionedByDigest, Likelihood):
 
     data: str | os.PathLike[str]
     template: bool
-
-    @classmethod
-    def get_modified_defaults(
-        cls, defaults: dict[str, Any], input_options: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """Accept a path object as ``data``.
-
-        Parameters
-        ----------
-        defaults : content of ``DelensedBB.yaml``
-        input_options : the likelihood's block of the input
-
-        Returns
-        -------
-        ``defaults``
-        """
-        paths_as_text(input_options, "data")
-        return defaults
+    _file_option = "data"
 
     def initialize(self) -> None:
         """Read the data."""

@@ -20,15 +20,34 @@ LOWEST_MULTIPOLE = 2
 
 
 class VersionedByDigest:
-    """What components share whose version is the digest of their file.
+    """What components share that read a file, and whose version is the digest of that file.
 
     Cobaya keeps the version beside the chain, and hands it over when the chain is resumed or its
-    input is used again.
+    input is used again. ``_file_option`` is the option that names the file, or several.
     """
 
+    _file_option: str
     log: Any
     version: Any
     get_version: Callable[[], str]
+
+    @classmethod
+    def get_modified_defaults(
+        cls, defaults: dict[str, Any], input_options: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Defaults as they are; the path in the block of the user becomes text.
+
+        Parameters
+        ----------
+        defaults : of the component
+        input_options : the block of the user
+
+        Returns
+        -------
+        defaults : the same
+        """
+        paths_as_text(input_options, cls._file_option)
+        return defaults
 
     @classmethod
     def compare_versions(cls, version_a: Any, version_b: Any, equal: bool = True) -> bool:

@@ -14,7 +14,7 @@ place of ``H0``, and ``Alens`` too: C_L^φφ is proportional to it. For BAO it p
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,7 +24,7 @@ from cobaya.log import LoggedError
 
 from ..errors import EmulatorError, TheoryError
 from .camb import Cosmology, expansion, hubble_constant, potential_from_convergence
-from .cobaya import DERIVED, PROVIDED, SpectraTheory, VersionedByDigest, paths_as_text
+from .cobaya import DERIVED, PROVIDED, SpectraTheory, VersionedByDigest
 from .emulator import AMPLITUDE, Emulator, same
 from .emulator_files import read_emulator
 
@@ -56,26 +56,9 @@ class EmulatedCAMB(VersionedByDigest, SpectraTheory):
 
     emulator: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     extra_args: Any
+    _file_option = "emulator"
     _derived = (*DERIVED, "rdrag", "H0")
     _provided = (*PROVIDED, *BACKGROUND)
-
-    @classmethod
-    def get_modified_defaults(
-        cls, defaults: dict[str, Any], input_options: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """Defaults as they are; the path in the block of the user becomes text.
-
-        Parameters
-        ----------
-        defaults : of the component
-        input_options : the block of the user
-
-        Returns
-        -------
-        defaults : the same
-        """
-        paths_as_text(input_options, "emulator")
-        return defaults
 
     def initialize(self) -> None:
         """Read the emulator."""

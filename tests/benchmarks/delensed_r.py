@@ -21,6 +21,7 @@ import numpy as np
 from scipy import optimize
 from tqdm import tqdm
 
+from cobaya_cnnlens.files import atomic_write
 from cobaya_cnnlens.likelihood.bmodes import BBData, BBLikelihood, write_bb
 from cobaya_cnnlens.likelihood.release import read_release
 from cobaya_cnnlens.maps import delensing
@@ -141,7 +142,8 @@ class Skies:
                 for j in range(i + 1):
                     power = binned(healpy.alm2cl(first, lm[j]), BINS) / (mask**2).mean()
                     made[region, i, j] = made[region, j, i] = power
-        np.save(path, made)
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            np.save(file, made)
         return made
 
 
@@ -200,12 +202,12 @@ class Study:
     def fits(self, r, template):
         """Best r of each tested survey, of any sign, its error by the curvature of ln L, and A_L,
         (n_surveys, 3)."""
-        found = []
+        fitted = []
         for bandpowers in bandpowers_of(self.tested, r):
             likelihood = BBLikelihood(replace(self.data, bandpowers=bandpowers), template)
             best, alens = best_fit(likelihood, r)
-            found.append([best, error_of(likelihood, best, alens), alens])
-        return np.array(found)
+            fitted.append([best, error_of(likelihood, best, alens), alens])
+        return np.array(fitted)
 
     def forecast(self, r, template):
         """σ(r) by Fisher of Gaussian modes under the mask, A_L free."""
@@ -221,7 +223,6 @@ class Study:
             / (2 * (a + b))
             for a, b in steps
         ]
-        change = [x[:, :n, :n] for x in change]
         fisher = [
             [0.5 * modes @ np.trace(inverse @ x @ inverse @ y, axis1=1, axis2=2) for x in change]
             for y in change
@@ -234,14 +235,14 @@ class Study:
         zero = np.zeros(data.n_bins)
         leaked = np.sin(np.radians(2.0 * ANGLE)) ** 2 * binned(lensed, BINS)
         power = data.model(0.0, 1.0)
-        both = np.stack([power[:, 0, 0], power[:, 0, 1], power[:, 1, 1]], axis=1)
+        expected = np.stack([power[:, 0, 0], power[:, 0, 1], power[:, 1, 1]], axis=1)
         sigma = self.forecast(0.0, True)
         for name, bb, t in (
             ("noise rms +2%", 0.0404 * data.noise, zero),
             (f"polarisation angle {ANGLE:g} deg", leaked, zero),
             ("transfer of the template -1%", zero, -0.01 * np.ones(data.n_bins)),
         ):
-            changed = both * np.stack([1.0 + zero, 1.0 + t, (1.0 + t) ** 2], axis=1)
+            changed = expected * np.stack([1.0 + zero, 1.0 + t, (1.0 + t) ** 2], axis=1)
             changed[:, 0] += bb
             r = best_fit(BBLikelihood(replace(data, bandpowers=changed)), 0.0)[0]
             print(f"{name}: r {r / sigma:+.2f} σ")
@@ -285,13 +286,13 @@ def error_of(likelihood, r, alens):
 
 def best_fit(likelihood, start):
     """Best r, of any sign, and A_L."""
-    found = optimize.minimize(
+    best = optimize.minimize(
         lambda x: -max(likelihood.log_likelihood(1e-3 * x[0], x[1]), -1e9),
         [1e3 * start + 1.0, 1.0],
         method="Nelder-Mead",
         options={"xatol": 1e-3, "fatol": 1e-3},
     )
-    return 1e-3 * found.x[0], found.x[1]
+    return 1e-3 * best.x[0], best.x[1]
 
 
 def print_residuals():

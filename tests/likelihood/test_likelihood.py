@@ -37,14 +37,12 @@ from cobaya_cnnlens.theory.camb import (
 from cobaya_cnnlens.theory.emulated import EmulatedCAMB
 from cobaya_cnnlens.theory.emulator_files import read_emulator, write_emulator
 
-from ..conftest import REPOSITORY, at_fiducial_power
+from ..conftest import LENSING_INPUTS, REPOSITORY, at_fiducial_power
 
 NAME = "cobaya_cnnlens.CNNLens"
 # The instrument of the simulations, known exactly.
 INSTRUMENT = {f"cnnlens_{name}": 0 for name in NUISANCES}
 FAST = {"cobaya_cnnlens.EmulatedCAMB": {"emulator": "lcdm"}}
-# r.yaml has another likelihood.
-INPUTS = sorted(p for p in (REPOSITORY / "yaml").glob("*.yaml") if "CNNLens" in p.read_text())
 
 
 @pytest.fixture
@@ -400,7 +398,7 @@ def test_paths_as_users_give_them(release, emulator, tmp_path, monkeypatch):
 
 def test_an_input_copied_elsewhere_is_whole(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for path in INPUTS:
+    for path in LENSING_INPUTS:
         (tmp_path / path.name).write_text(path.read_text())
         copied = update_info(yaml_load_file(path.name))
         assert "cnnlens_chi2" in copied["params"], path.name
@@ -742,7 +740,7 @@ def test_the_worst_bin_is_one_of_the_release(L_min, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in INPUTS if "EmulatedCAMB" in p.read_text()], ids=lambda p: p.stem
+    "path", [p for p in LENSING_INPUTS if "EmulatedCAMB" in p.read_text()], ids=lambda p: p.stem
 )
 def test_the_box_holds_the_priors_of_emulated_inputs(path):
     """Flat ones whole, Gaussian ones to five sigma."""
@@ -768,7 +766,7 @@ def test_the_box_holds_the_priors_of_emulated_inputs(path):
     assert checked
 
 
-@pytest.mark.parametrize("path", INPUTS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", LENSING_INPUTS, ids=lambda p: p.stem)
 def test_shipped_inputs_evaluate(path, tmp_path, monkeypatch):
     """Every input file, read from any folder, builds its model and gives a finite posterior at its
     reference point; its CAMB, or its emulator's, is set as the release's was, and run coarsely
@@ -843,7 +841,7 @@ def test_parameters_in_the_block_leave_the_others(given, suffix):
     assert chi2 == pytest.approx(-2 * sum(found["loglikes"].values()))
 
 
-@pytest.mark.parametrize("path", INPUTS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", LENSING_INPUTS, ids=lambda p: p.stem)
 def test_inputs_fix_the_instrument_but_for_one(path):
     updated = update_info(yaml_load_file(str(path)))["params"]
     sampled = {name for name in INSTRUMENT if "prior" in updated[name]}

@@ -11,9 +11,8 @@ from cobaya.yaml import yaml_load_file
 import yaml
 from cobaya_cnnlens import BandpowerLikelihood, CNNLens, DelensedBB, read_emulator, read_release
 
-from ..conftest import REPOSITORY
+from ..conftest import INPUTS, REPOSITORY
 
-INPUTS = sorted((REPOSITORY / "yaml").glob("*.yaml"))
 STEPS = 100
 # Cobaya counts accepted steps: at most six of ten in these chains, and four of ten with CLASS.
 ACCEPTED, ACCEPTED_CLASS = 60, 45

@@ -26,11 +26,9 @@ from cobaya_cnnlens.validate.verification import (
     with_defaults,
 )
 
-from ..conftest import REPOSITORY
+from ..conftest import LENSING_INPUTS, REPOSITORY
 
 NAME, EMULATOR = "cobaya_cnnlens.CNNLens", "cobaya_cnnlens.EmulatedCAMB"
-# r.yaml has another likelihood.
-INPUTS = sorted(p for p in (REPOSITORY / "yaml").glob("*.yaml") if "CNNLens" in p.read_text())
 CAMB = {"halofit_version": "mead2020", "lens_potential_accuracy": 8, "num_massive_neutrinos": 1}
 # C^φφ times four, as a theory with another convention has it.
 SCALED = f"""
@@ -91,8 +89,8 @@ def test_the_reference_is_that_of_the_shipped_files():
         assert check_release(name, reference).fault == ""
     for name in reference.emulator:
         assert check_emulator(name, reference).fault == ""
-    assert set(reference.posteriors) == {path.stem for path in INPUTS}
-    for path in INPUTS:
+    assert set(reference.posteriors) == {path.stem for path in LENSING_INPUTS}
+    for path in LENSING_INPUTS:
         content = content_of(with_defaults(yaml_load_file(str(path))))
         name, differences = reference.closest(content)
         assert differences == []
@@ -153,7 +151,7 @@ def test_an_installation_with_old_packages_or_other_numbers_is_told(camb_stands_
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in INPUTS if EMULATOR in p.read_text()], ids=lambda p: p.stem
+    "path", [p for p in LENSING_INPUTS if EMULATOR in p.read_text()], ids=lambda p: p.stem
 )
 def test_the_shipped_inputs_pass(path):
     result = check_input(path)
