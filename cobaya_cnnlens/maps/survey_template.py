@@ -187,6 +187,16 @@ class SurveyTemplate:
     setup: MapSetup
     folder: Path
 
+    @property
+    def warnings(self) -> list[str]:
+        """Why r must not be inferred with this template, if it must not."""
+        if self.plan.lmin_b >= BINS.edges[-1]:
+            return []
+        return [
+            f"κ̂ is made of B modes at l < {BINS.edges[-1]}, which the template then contains; do "
+            f"not infer r with it: plan with --lmin-b {BINS.edges[-1]}"
+        ]
+
     def make(self, nthreads: int = 0) -> Path:
         """Write the template from the map of κ̂ and from the survey's Q and U.
 
@@ -221,6 +231,7 @@ class SurveyTemplate:
         path = self.folder / "template.fits"
         columns = {"Q": p.real, "U": p.imag, "MASK": mosaic.mask, "WEIGHT": mosaic.weight}
         said: dict[str, str | float] = {"POLCCONV": "COSMO", "L_MAX": float(LMAX), **cards}
+        said["LMIN_B"] = float(self.plan.lmin_b)
         mosaic.write(path, self.plan.frame, columns, spectra, **said)
         return path
 
