@@ -84,9 +84,6 @@ def survey_plan(
         Path | None,
         typer.Option(help="A plan whose tiles to take: of another map, or a mock, of the survey."),
     ] = None,
-    lmin_b: Annotated[
-        int, typer.Option(help="Remove B modes below this multipole, for `survey template`.")
-    ] = 0,
 ) -> None:
     """Plan a survey: cover its footprint with tiles that do not overlap.
 
@@ -113,8 +110,7 @@ def survey_plan(
         pixel_window,
     )
     other = read_plan(like) if like else None
-    geometry = PatchGeometry(patch_deg, patch_pixels)
-    plan = make_plan(out, sources, geometry, taper, seen, other, lmin_b=lmin_b)
+    plan = make_plan(out, sources, PatchGeometry(patch_deg, patch_pixels), taper, seen, other)
     runs.warn(out, plan.warnings)
     picture = save(plan_figure(plan), out.with_suffix(".png"))
     depths = [tile.depth for tile in plan.tiles]
@@ -377,7 +373,6 @@ def survey_nulls(
 
     share = Job.parse(job) if job else None
     loaded = read_plan(plan)
-    loaded.check_all_b()
     judged.check_tiles(loaded)
     own = read_release(survey_release) if survey_release else None
     setup, load_estimator = map_setup(source, network, noisy=True)

@@ -260,7 +260,6 @@ class SurveyCalibration:
             if there are fewer patches than tiles, or fewer skies than patches need
         """
         plan, n_patches = self.plan, self.n_patches
-        plan.check_all_b()
         if n_patches < len(plan.tiles):
             raise ConfigError(
                 f"--patches {n_patches}: {plan.path} has {len(plan.tiles)} tiles, each of which "

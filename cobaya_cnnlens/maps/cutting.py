@@ -3,8 +3,7 @@
 Holes and the surroundings of the survey are filled smoothly before the harmonic analysis. The a_lm
 reach the corner of a patch's modes, √2 of the Nyquist multipole, and would alias on its pixels. The
 synthesis therefore has pixels of half the size. It interpolates nothing. Modes beyond those of the
-patch are then removed, so that white noise of the maps stays white noise of the patch. Where asked,
-the a_lm of B below a multipole are removed (:func:`without_low_b`).
+patch are then removed, so that white noise of the maps stays white noise of the patch.
 """
 
 from __future__ import annotations
@@ -61,7 +60,6 @@ def cut_map(
     geometry: PatchGeometry,
     window_of: str | Path | None = None,
     nthreads: int = 0,
-    lmin_b: int = 0,
 ) -> np.ndarray:
     """Cut patches from a map of the sky.
 
@@ -74,7 +72,6 @@ def cut_map(
     geometry : of the patches, without padding
     window_of : the file of a HEALPix map whose pixel window is divided out; None to leave it
     nthreads : threads of the transforms; 0 takes all cores. Results do not depend on it
-    lmin_b : B modes below this multipole are removed
 
     Returns
     -------
@@ -87,26 +84,7 @@ def cut_map(
     """
     lmax = lmax_of(grid, geometry)
     alm = sky_alm(grid, maps, known, geometry, lmax, window_of, nthreads)
-    return cut(without_low_b(alm, lmin_b), lmax, centres, geometry, nthreads)
-
-
-def without_low_b(alm: np.ndarray, lmin_b: int) -> np.ndarray:
-    """Remove B modes of low multipoles.
-
-    Under a mask these are pseudo-B modes: they contain E modes that leak, and lack B modes that the
-    mask takes to E. docs/delensing.md says how much of B is left.
-
-    Parameters
-    ----------
-    alm : of E and B in HEALPix order, (2, n_lm)
-    lmin_b : B modes below this multipole are removed; 0 removes none
-
-    Returns
-    -------
-    alm : a copy without them, (2, n_lm)
-    """
-    kept = np.arange(healpy.Alm.getlmax(alm.shape[1]) + 1) >= lmin_b
-    return np.array([alm[0], healpy.almxfl(alm[1], kept.astype(float))])
+    return cut(alm, lmax, centres, geometry, nthreads)
 
 
 def sky_alm(

@@ -16,6 +16,7 @@ from ..errors import ReleaseError
 from ..likelihood.release import Release
 from ..pipeline.reconstructions import ALGORITHM, measurement_recipe
 from ..pipeline.run import Run
+from ..pipeline.sections.estimator_settings import Reconstruction
 from ..simulate.bandpowers import Bins, EBPower, FlatSpectra
 from ..simulate.instrument import Instrument, cosine_mask
 from ..simulate.one_over_f import OneOverF
@@ -52,6 +53,7 @@ class MapSetup:
     recipe : everything that turns maps into bandpowers, kept with them
     symmetries : over how many symmetries of the square κ̂ is averaged
     fiducial : the run or release that gives the fiducial spectra
+    lmin_b : κ̂ does not use B modes below this multipole
     """
 
     name: str
@@ -62,6 +64,7 @@ class MapSetup:
     recipe: dict[str, Any]
     symmetries: int
     fiducial: Run | Release
+    lmin_b: int = 0
 
     @classmethod
     def of(cls, source: Run | Release) -> MapSetup:
@@ -110,6 +113,7 @@ class MapSetup:
             recipe(run),
             config.reconstruction.symmetries,
             run,
+            config.reconstruction.lmin_b,
         )
 
     @classmethod
@@ -138,7 +142,10 @@ class MapSetup:
             excess = release.instrument.get("one_over_f")
             excess = None if excess is None else OneOverF(**excess)
             digest = str(release.provenance["network_sha256"])
-            symmetries = int(release.provenance.get("symmetries", 1))
+            applied = Reconstruction(
+                symmetries=release.provenance.get("symmetries", 1),
+                lmin_b=release.provenance.get("lmin_b", 0),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise ReleaseError(
                 f"release '{release.name}': its fields 'instrument' and 'provenance' do not "
@@ -177,10 +184,11 @@ class MapSetup:
             "algorithm": ALGORITHM,
             "instrument": instrument.recipe(),
             "network": digest,
-            **({"symmetries": symmetries} if symmetries != 1 else {}),
+            **applied.recipe(),
             "bandpowers": vars(bins),
         }
-        return cls(release.name, patch, instrument, bins, digest, made_of, symmetries, release)
+        known = release.name, patch, instrument, bins, digest, made_of, applied.symmetries
+        return cls(*known, release, applied.lmin_b)
 
     @property
     def cards(self) -> dict[str, str]:

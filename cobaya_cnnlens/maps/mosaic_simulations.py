@@ -30,9 +30,7 @@ from ..simulate.instrument import convolve_beam
 from ..simulate.one_over_f import BOX
 from ..simulate.shards import HarmonicSky, SkySettings, draw_sky
 from ..simulate.skies import scale_alm, seed_sequence, unit_alm
-from . import delensing
-from .cutting import cut, sky_alm
-from .grids import HealpixGrid
+from .cutting import cut
 from .mosaic import BEYOND, Mosaic, Normalisation, bins_to, pixels_within
 from .plan import Plan
 from .reconstruction import BATCH, TileReconstruction, check_setup
@@ -44,8 +42,6 @@ if TYPE_CHECKING:
 KIND = "mosaic simulation"
 ALGORITHM = 1
 STAGE = "survey mosaic"
-# B modes that are to be removed come from E and φ below this many times nside: 98% of their power.
-REACH = 2
 # With fewer simulations, the transfer function would have no error.
 LEAST = 2
 
@@ -249,59 +245,18 @@ class MosaicSimulations:
         lensed = patches.lensed_polarisation_at(sky.elm, sky.lmax, at, deflection, nthreads)
         kappa_lm = patches.convergence_alm(sky.philm, sky.lmax, settings.band_limit)
         kappa = patches.scalar_at(kappa_lm, settings.band_limit, at, nthreads)
-        noise_alm = self._unit_noise_alm(number)
-        noise = cut(noise_alm, self.plan.lmax, centres, geometry, nthreads)
+        noise = self._unit_noise(centres, number, nthreads)
         rms = np.stack([np.where(tile.seen, tile.rms, 0.0) for tile in self.tiles])
         mask = np.stack([tile.mask for tile in self.tiles])
         q, u = (
-            convolve_beam(values.reshape(-1, n, n), setup.instrument, geometry) + rms * part
+            ((convolve_beam(values.reshape(-1, n, n), setup.instrument, geometry)) + rms * part)
+            * mask
             for values, part in ((lensed.real, noise.real), (lensed.imag, noise.imag))
         )
-        if self.plan.lmin_b:
-            low = self._low_b(sky, noise_alm, nthreads)
-            p = delensing.b_polarisation_at(
-                low, self.plan.lmin_b - 1, patches.point_patches(centres, self.plan.geometry)
-            ).reshape(q.shape)
-            q, u = q - p.real, u - p.imag
-        q, u = q * mask, u * mask
         return q, u, geometry.crop(kappa.reshape(-1, n, n))
 
-    def _low_b(self, sky: HarmonicSky, noise_alm: np.ndarray, nthreads: int) -> np.ndarray:
-        """a_lm of the B modes that the plan removes, as the pixels of the map show them.
-
-        As for the survey's maps, they are those of a map whose surroundings are filled.
-        """
-        setup, grid = self.reconstructions[0].setup, HealpixGrid(self.nside, self.plan.frame)
-        lmax, lmin_b = min(REACH * self.nside, sky.lmax, self.plan.lmax), self.plan.lmin_b
-        at = patches.healpix_pointing(self.nside, self.pixels)
-        elm, philm = (patches.truncate_alm(lm, sky.lmax, lmax) for lm in (sky.elm, sky.philm))
-        deflection = patches.deflect_by(patches.gradient_at(philm, lmax, at, nthreads), at)
-        lensed = patches.lensed_polarisation_at(elm, lmax, at, deflection, nthreads)
-        unit_e, unit_b = (patches.truncate_alm(lm, self.plan.lmax, lmax) for lm in noise_alm)
-        noise = patches.polarisation_at(unit_e, lmax, at, nthreads)
-        noise = noise + delensing.b_polarisation_at(unit_b, lmax, at, nthreads)
-        known = np.zeros(grid.size, bool)
-        known[self.pixels] = True
-        modes = []
-        for p in (lensed, self._rms_of_pixels() * noise):
-            q, u = np.zeros((2, grid.size))
-            q[self.pixels], u[self.pixels] = p.real, p.imag
-            alm = sky_alm(grid, [q, u], known, setup.patch, lmin_b - 1, nthreads=nthreads)
-            modes.append(alm[1])
-        beam = setup.instrument.beam(np.arange(lmin_b))
-        return scale_alm(modes[0], beam) + modes[1]
-
-    def _rms_of_pixels(self) -> np.ndarray:
-        """Noise of a tile's pixels in µK at the pixels of the map, (n,)."""
-        rms = np.zeros(len(self.pixels))
-        for tile in self.tiles:
-            numbers, place, _ = pixels_within(tile, self.nside)
-            y, x = np.rint(place).astype(int)
-            rms[np.searchsorted(self.pixels, numbers)] = tile.rms[y, x]
-        return rms
-
-    def _unit_noise_alm(self, number: int) -> np.ndarray:
-        """a_lm of E and B of noise with an rms of one in every pixel of a tile, (2, n_lm).
+    def _unit_noise(self, centres: np.ndarray, number: int, nthreads: int) -> np.ndarray:
+        """Noise of all tiles for an rms of one in every pixel, Q + iU, (n_tiles, n, n).
 
         If the 1/f noise depends on the direction of the scan, this is its mean over directions.
         """
@@ -314,7 +269,8 @@ class MosaicSimulations:
             # As the patches that calibrate the estimator, without longer drifts.
             factor[ell < geometry.fundamental / BOX] = 0.0
         generator = np.random.default_rng(seed_sequence(self.seed, f"noise/{STAGE}", number))
-        return np.array([scale_alm(unit_alm(self.plan.lmax, generator), factor) for _ in range(2)])
+        alm = [scale_alm(unit_alm(self.plan.lmax, generator), factor) for _ in range(2)]
+        return cut(np.array(alm), self.plan.lmax, centres, geometry, nthreads)
 
 
 @dataclass(frozen=True)

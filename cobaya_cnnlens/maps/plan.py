@@ -80,25 +80,6 @@ class Plan:
         return "fills" in self.recipe
 
     @property
-    def lmin_b(self) -> int:
-        """Multipole below which B modes are removed from the maps before tiles are cut."""
-        return int(self.recipe.get("lmin_b", 0))
-
-    def check_all_b(self) -> None:
-        """Refuse a plan whose tiles lack B modes that the simulated patches contain.
-
-        Raises
-        ------
-        ConfigError
-        """
-        if self.lmin_b:
-            raise ConfigError(
-                f"{self.path}: planned with --lmin-b {self.lmin_b}, for `survey map` and `survey "
-                "template` alone; the simulated patches of other commands contain all B modes: "
-                "plan again without --lmin-b"
-            )
-
-    @property
     def n_splits(self) -> int:
         return self.sources.n_splits
 
@@ -145,7 +126,6 @@ def make_plan(
     least: float = 0.6,
     like: Plan | None = None,
     fills: Plan | None = None,
-    lmin_b: int = 0,
 ) -> Plan:
     """Plan a survey and write the plan.
 
@@ -158,7 +138,6 @@ def make_plan(
     least : seen fraction of a tile that is kept
     like : a plan whose tiles are taken, as of another map of the same sky, or a simulated one
     fills : a plan whose tapers the tiles of this one fill; its tiles overlap (:mod:`.mosaic`)
-    lmin_b : B modes below this multipole are removed from the maps before tiles are cut
 
     Returns
     -------
@@ -175,8 +154,6 @@ def make_plan(
     if not 0.0 < least <= 1.0:
         raise ConfigError(f"--seen {least}: give a fraction above 0 and up to 1")
     flat = replace(geometry, pad=0)
-    if not 0 <= lmin_b < flat.nyquist:
-        raise ConfigError(f"--lmin-b {lmin_b}: give a multipole from 0 to {flat.nyquist:.0f}")
     sources.check()
     recipe = {
         "survey_algorithm": ALGORITHM,
@@ -184,8 +161,6 @@ def make_plan(
         "patch": {"size_deg": flat.size_deg, "n_pixels": flat.n_pixels, "taper_deg": taper_deg},
         "seen": least,
     }
-    # Plans that remove nothing keep the identity that they have had.
-    recipe |= {"lmin_b": lmin_b} if lmin_b else {}
     splits = tqdm(read_splits(sources), desc="splits", total=sources.n_splits, unit="split")
     # One map at a time is in memory.
     grids, densities, assumed = zip(

@@ -56,7 +56,13 @@ def release_estimator(setup: MapSetup, paths: Iterable[str | Path]) -> Callable[
 
         spectra = partial(fiducial_spectra, release)
         return learned_estimator(
-            paths, setup.patch, setup.instrument, setup.mask, spectra, setup.symmetries
+            paths,
+            setup.patch,
+            setup.instrument,
+            setup.mask,
+            spectra,
+            setup.symmetries,
+            lmin_b=setup.lmin_b,
         )
 
     return load

@@ -42,12 +42,10 @@ def filling_plan(plan: Plan, path: Path) -> Plan:
         made = read_plan(path)
         same = {key: value for key, value in made.recipe.items() if key in ("sources", "patch")}
         fills = plan.centres.round(9).tolist()
-        unchanged = same.items() <= plan.recipe.items() and made.lmin_b == plan.lmin_b
-        if unchanged and made.recipe["fills"] == fills:
+        if same.items() <= plan.recipe.items() and made.recipe["fills"] == fills:
             return made
     least = SEEN * plan.recipe["seen"]
-    sources, geometry = plan.sources, plan.geometry
-    return make_plan(path, sources, geometry, plan.taper_deg, least, fills=plan, lmin_b=plan.lmin_b)
+    return make_plan(path, plan.sources, plan.geometry, plan.taper_deg, least, fills=plan)
 
 
 @dataclass(frozen=True)

@@ -190,11 +190,13 @@ class SurveyTemplate:
     @property
     def warnings(self) -> list[str]:
         """Why r must not be inferred with this template, if it must not."""
-        if self.plan.lmin_b >= BINS.edges[-1]:
+        end = BINS.edges[-1]
+        if self.setup.lmin_b >= end:
             return []
         return [
-            f"κ̂ is made of B modes at l < {BINS.edges[-1]}, which the template then contains; do "
-            f"not infer r with it: plan with --lmin-b {BINS.edges[-1]}"
+            f"κ̂ uses B modes at l < {end}, and the template then contains a part of them; do not "
+            f"infer r with it: reconstruct with a configuration that has `reconstruction: "
+            f"{{lmin_b: {end}}}`"
         ]
 
     def make(self, nthreads: int = 0) -> Path:
@@ -231,7 +233,7 @@ class SurveyTemplate:
         path = self.folder / "template.fits"
         columns = {"Q": p.real, "U": p.imag, "MASK": mosaic.mask, "WEIGHT": mosaic.weight}
         said: dict[str, str | float] = {"POLCCONV": "COSMO", "L_MAX": float(LMAX), **cards}
-        said["LMIN_B"] = float(self.plan.lmin_b)
+        said["LMIN_B"] = float(self.setup.lmin_b)
         mosaic.write(path, self.plan.frame, columns, spectra, **said)
         return path
 

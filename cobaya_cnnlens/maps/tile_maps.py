@@ -71,8 +71,7 @@ def cut_split(
     patches : Q + iU in the tiles' frames in µK, zero where unseen, (n_tiles, n, n)
     """
     window_of = plan.sources.maps[0] if plan.sources.pixel_window else None
-    patches = plan.centres, plan.geometry
-    p = cut_map(grid, maps, known, *patches, window_of, nthreads, plan.lmin_b)
+    p = cut_map(grid, maps, known, plan.centres, plan.geometry, window_of, nthreads)
     return np.where([tile.seen for tile in plan.tiles], p, 0.0)
 
 

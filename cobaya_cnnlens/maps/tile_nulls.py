@@ -292,9 +292,8 @@ class Bench:
         self.curl = QuadraticEstimator(patch, setup.instrument, mask, setup.theory, curl=True)
         self.other: RefinedEstimator | None = None
         if choices.networks:
-            other = learned_estimator(
-                choices.networks, patch, setup.instrument, mask, lambda: setup.theory
-            )
+            observed = choices.networks, patch, setup.instrument, mask
+            other = learned_estimator(*observed, lambda: setup.theory, lmin_b=setup.lmin_b)
             self.other = cast("RefinedEstimator", other)
         self.ell = np.hypot(*plane_vectors(patch.n_pixels, patch.pixel))
 

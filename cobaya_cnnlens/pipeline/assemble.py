@@ -291,7 +291,7 @@ def assembled(
             "configuration": config.name,
             "network_sha256": run.estimator_id,
             "estimator": name_of(config),
-            **({"symmetries": n} if (n := config.reconstruction.symmetries) != 1 else {}),
+            **config.reconstruction.recipe(),
             "seed": config.seed,
             "skies": {
                 **config.skies.model_dump(),

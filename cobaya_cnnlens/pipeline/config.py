@@ -169,6 +169,12 @@ class Config(Section):
                 "network.pretrained, or a baseline"
             )
         filters = self.network.kind == "refined" if baseline is None else baseline.kind in FILTERS
+        if not filters and self.reconstruction.lmin_b:
+            raise ValueError(
+                f"reconstruction.lmin_b is {self.reconstruction.lmin_b}; a ResUNet or quadratic "
+                "estimator uses B modes of all multipoles: take network.kind 'refined' or a "
+                f"baseline of {', '.join(FILTERS)}"
+            )
         if not filters and not instrument.seen(self.patch).all():
             raise ValueError(
                 f"instrument.ivar_file {instrument.ivar_file}: holds pixels that were not seen, of "

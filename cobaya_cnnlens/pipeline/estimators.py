@@ -96,6 +96,7 @@ def network_estimator(run: Simulation) -> Estimator:
         run.spectra,
         config.reconstruction.symmetries,
         config.reconstruction.jit_compile,
+        config.reconstruction.lmin_b,
     )
 
 
@@ -137,7 +138,8 @@ def _wiener(run: Simulation) -> Estimator:
     # The only pass: its filter converges as that of the last of many does.
     last = TOLERANCES[-1:]
     patches = (run.config.patch, filtered_for(run), run.mask, run.spectra())
-    return MAPLensing(*patches, passes=1, tolerances=last)
+    lmin_b = run.config.reconstruction.lmin_b
+    return MAPLensing(*patches, passes=1, tolerances=last, lmin_b=lmin_b)
 
 
 def _map(run: Simulation) -> Estimator:
@@ -145,7 +147,8 @@ def _map(run: Simulation) -> Estimator:
 
     baseline, patch = run.config.baseline, run.config.patch
     assert baseline is not None  # this is the builder of its kind
-    return MAPLensing(patch, filtered_for(run), run.mask, run.spectra(), baseline.passes)
+    patches, lmin_b = (patch, filtered_for(run), run.mask), run.config.reconstruction.lmin_b
+    return MAPLensing(*patches, run.spectra(), baseline.passes, lmin_b=lmin_b)
 
 
 def _quadratic_label(baseline: Baseline) -> str:

@@ -95,6 +95,7 @@ class Features(Stage[Simulation]):
             "part": part,
             "batch": self.config.refining.batch,
             "passes": PASSES,
+            **({"lmin_b": lmin_b} if (lmin_b := self.config.reconstruction.lmin_b) else {}),
             "feature_algorithm": self.algorithm,
         }
 
@@ -115,6 +116,7 @@ class Features(Stage[Simulation]):
                 self.run.spectra(),
                 PASSES,
                 self.threads,
+                lmin_b=self.config.reconstruction.lmin_b,
             )
         values = features_of(self._filters[taper], patches.q, patches.u, rms, self.threads)
         kappa, e = (maps.astype(np.float32) for maps in (patches.kappa, patches.e))

@@ -38,7 +38,7 @@ def measurement_recipe(run: Run) -> dict[str, Any]:
         "algorithm": ALGORITHM,
         "instrument": config.instrument.recipe(),
         "network": run.estimator_id,
-        **({"symmetries": n} if (n := config.reconstruction.symmetries) != 1 else {}),
+        **config.reconstruction.recipe(),
         "bandpowers": config.bandpowers.model_dump(),
     }
 

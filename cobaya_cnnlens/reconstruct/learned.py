@@ -23,6 +23,7 @@ def learned_estimator(
     spectra: Callable[[], Spectra],
     symmetries: int = 1,
     jit_compile: bool = True,
+    lmin_b: int = 0,
 ) -> Estimator:
     """The estimator of network files.
 
@@ -36,6 +37,7 @@ def learned_estimator(
     mask : (n, n)
     spectra : returns the fiducial spectra; only a refining network calls it
     symmetries, jit_compile : of :class:`.resunet.NetworkEstimator`
+    lmin_b : of :class:`.map_lensing.MAPLensing`
 
     Returns
     -------
@@ -44,11 +46,16 @@ def learned_estimator(
     Raises
     ------
     NetworkError
-        if a file cannot be read, the networks are of different kinds, or a refining one should be
-        averaged over symmetries
+        if a file cannot be read, the networks are of different kinds, a refining one should be
+        averaged over symmetries, or a ResUNet should leave out B modes
     """
     paths = list(paths)
     if kind_of(paths) == "ResUNet":
+        if lmin_b:
+            raise NetworkError(
+                f"{', '.join(map(str, paths))}: a ResUNet on maps uses B modes of all multipoles; "
+                f"'lmin_b' is {lmin_b}, make it 0 or take a refining network"
+            )
         from .resunet import networks_estimator
 
         return networks_estimator(paths, symmetries, instrument.noise_rms(geometry), jit_compile)
@@ -63,4 +70,5 @@ def learned_estimator(
 
     # Refuses a file before the filters are made, which takes seconds.
     networks = [load_refining(path) for path in paths]
-    return RefinedEstimator(MAPLensing(geometry, instrument, mask, spectra(), PASSES), networks)
+    steps = MAPLensing(geometry, instrument, mask, spectra(), PASSES, lmin_b=lmin_b)
+    return RefinedEstimator(steps, networks)

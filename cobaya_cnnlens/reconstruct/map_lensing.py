@@ -8,6 +8,9 @@ already made (Nocedal & Wright 2006, algorithm 7.4; Carron & Lewis 2017, arXiv:1
 The noise rms of every pixel describes depth and holes; it is infinite in pixels without data. The
 mean field is left to a subtraction from simulations, or to a network. Without it the lowest
 multipoles become worse after the fifth pass.
+
+With ``lmin_b``, B modes at lower multipoles carry no weight: before lensing they have an unknown
+power. κ̂ then does not depend on them, and a template of κ̂ can delens them (docs/delensing.md).
 """
 
 from __future__ import annotations
@@ -42,6 +45,9 @@ MEMORY = 6
 # for less. E beyond the band is below 0.3: with 0.1 it counts as signal, and N_L is three times as
 # high at L < 1000.
 LEVEL_RATIO = 1.1
+# Power in µK² of B modes that carry no weight, as that of E there, and 500 times that of lensing B
+# modes.
+UNKNOWN_B = 1e-3
 LOWEST_LEVEL = 0.3
 
 
@@ -83,6 +89,7 @@ class MAPLensing:
     threads : patches at a time; 0 for one per core, which changes no result
     tolerances : of the Wiener filter in each pass, the last one's in all that follow;
         :data:`TOLERANCES` by default
+    lmin_b : B modes of the sky below this multipole carry no weight
 
     Raises
     ------
@@ -99,6 +106,7 @@ class MAPLensing:
         passes: int = 5,
         threads: int = 0,
         tolerances: tuple[float, ...] | None = None,
+        lmin_b: int = 0,
     ):
         if passes < 1:
             raise CNNLensError(f"passes is {passes}; at least one is needed")
@@ -108,7 +116,7 @@ class MAPLensing:
         self.box = Box(geometry, instrument, self._band.lmax, precision="single")
         self._inverse_mask = np.divide(1.0, mask, out=np.zeros_like(mask), where=mask > 0)
         self._n_passes, self._threads = passes, threads or os.cpu_count()
-        self._tolerances = tolerances or TOLERANCES
+        self._tolerances, self._lmin_b = tolerances or TOLERANCES, lmin_b
         power = self.box.spectrum(spectra.pp)
         self._inside = power > 0
         self._inverse_prior = np.divide(1.0, power, out=np.zeros_like(power), where=self._inside)
@@ -232,6 +240,7 @@ class MAPLensing:
         made = []
         for number, (noise, clbb) in enumerate(itertools.islice(analytic, self._n_passes)):
             clee, clbb = (spectra.ee, clbb) if number else (spectra.lensed_ee, spectra.lensed_bb)
+            clbb = clbb + UNKNOWN_B * (np.arange(len(clbb)) < self._lmin_b)
             at_modes = np.exp(np.interp(ell, np.arange(len(noise)), np.log(noise)))
             made.append((WienerFilter(box, clee, clbb, rms), at_modes))
         return made

@@ -5,8 +5,8 @@
 
 The first compares templates of first order and of all orders, from lensed and unlensed E modes, on
 a sky that ends at l = 600. The second makes CAR maps of a survey of 288 deg² in FOLDER, and passes
-them through `cnnlens survey plan`, `map` and `template`, with and without the maps' B modes at
-l < 300. T and ρ² of the template with the true lensing B modes stand beside theory. The response of
+them through `cnnlens survey plan`, `map` and `template`, with and without B modes at l < 300 in κ̂.
+T and ρ² of the template with the true lensing B modes stand beside theory. The response of
 the template to B modes that are added to the maps, with the shift of r of `bb_mock` that it would
 make, shows the internal bias. What is in FOLDER is not made again.
 """
@@ -136,11 +136,13 @@ class Uniform(Footprint):
 
 
 class Survey:
-    """Maps of a survey, with and without added B modes, and the templates of both."""
+    """A survey whose κ̂ does not use B modes below a multipole, and its templates."""
 
-    def __init__(self, folder):
-        self.folder = folder
-        self.config = write_configuration(folder, None)
+    def __init__(self, folder, lmin_b):
+        self.maps, self.folder = folder, folder / f"lmin_b_{lmin_b}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = {"reconstruction": {"lmin_b": lmin_b}}
+        self.config = write_configuration(self.folder, None, **settings)
         self.run = Run(load_config(self.config))
         self.setup = MapSetup.of_run(self.run)
         self.footprint = Uniform(LONGITUDES, LATITUDES, HOLES, STEP)
@@ -151,51 +153,49 @@ class Survey:
 
     def write(self):
         """The maps without and with the added B modes; the same sky and noise."""
-        theory, lmax = self.setup.theory, self.run.config.sky.lmax
+        todo = {"own": 0.0, "added": 1.0}
+        todo = {k: v for k, v in todo.items() if not (self.maps / k / "split_1.fits").exists()}
+        if not todo:
+            return
         shape, wcs = self.footprint.geometry()
-        alm = beamed_sky(theory, lmax, self.footprint)
-        for name, of_b in (("own", 0.0), ("added", 1.0)):
-            if (self.folder / name / "split_1.fits").exists():
-                continue
-            (self.folder / name).mkdir(exist_ok=True)
+        alm = beamed_sky(self.setup.theory, self.run.config.sky.lmax, self.footprint)
+        for name, of_b in todo.items():
+            (self.maps / name).mkdir(exist_ok=True)
             maps = curvedsky.alm2map(alm, enmap.zeros((2, *shape), wcs), spin=2)
             b = np.array([np.zeros_like(self.added), self.added])
             maps += of_b * curvedsky.alm2map(b, enmap.zeros((2, *shape), wcs), spin=2)
-            write_car(self.folder / name, self.footprint, np.asarray(maps), 0)
+            write_car(self.maps / name, self.footprint, np.asarray(maps), 0)
 
-    def map_of(self, name, lmin_b):
+    def map_of(self, name):
         """The plan of some maps, and what joins its tiles."""
-        maps = self.folder / name
-        path = self.folder / f"{name}_{lmin_b}.yaml"
+        maps, path = self.maps / name, self.folder / f"{name}.yaml"
         if not path.exists():
             ivar, mask = ("--ivar", maps / "ivar.fits"), ("--mask", maps / "mask.fits")
-            out = ("--lmin-b", lmin_b, "--out", path)
-            cnnlens("plan", maps / "split_0.fits", *ivar, *mask, *out)
+            cnnlens("plan", maps / "split_0.fits", *ivar, *mask, "--out", path)
         reconstruction = TileReconstruction(read_plan(path), self.setup, path.with_suffix(""))
         return path, SurveyMap(reconstruction, LMAX_KAPPA, nside_for(LMAX_KAPPA))
 
-    def templates(self, lmin_b):
+    def templates(self):
         """Templates of the maps without and with the added B modes, by the filters of the first."""
-        path, own = self.map_of("own", lmin_b)
+        path, own = self.map_of("own")
         for command, *words in (("map", "--realisations", 2), ("template",)):
             cnnlens(command, path, "--config", self.config, *words)
         mosaic, table = Mosaic.read(own.path)
-        simulations = self.map_of("added", lmin_b)[1].simulations
+        simulations = self.map_of("added")[1].simulations
         kappas = []
         for made in simulations.reconstructions:
             made.measure(lambda: self.run.estimator)
             kappas += [made.read_tile(tile)["kappa"] for tile in made.plan.tiles]
         normalisation = own.simulations.normalisation(range(2))
         added = Mosaic.of(simulations.tiles, kappas, normalisation, mosaic.nside)
-        kk, templates = self.setup.theory.kk, []
         plan, folder = own.reconstruction.plan, own.reconstruction.folder
-        for each in (mosaic, added):
-            philm, kappa_filter = KappaModes.of(each, table).potential(kk)
-            reach = len(kappa_filter) - 1 + BINS.edges[-1]
-            elm, e_filter = SurveyTemplate(plan, self.setup, folder).e_modes(reach)
-            templates.append(template(each, elm, philm, (len(e_filter) - 1, len(kappa_filter) - 1)))
-        expected = fits.getdata(folder / "template.fits", "SPECTRA")["T_L"]
-        return mosaic, templates, expected
+        philms = [KappaModes.of(m, table).potential(self.setup.theory.kk) for m in (mosaic, added)]
+        lmax_phi = len(philms[0][1]) - 1
+        reach = lmax_phi + BINS.edges[-1]
+        elm, e_filter = SurveyTemplate(plan, self.setup, folder).e_modes(reach)
+        lmax = (len(e_filter) - 1, lmax_phi)
+        made = [template(mosaic, elm, philm, lmax) for philm, _ in philms]
+        return mosaic, made, fits.getdata(folder / "template.fits", "SPECTRA")["T_L"]
 
     def truth(self):
         """a_lm of the lensing B modes of the footprint and its surroundings."""
@@ -220,41 +220,39 @@ class Survey:
         return np.min(away, axis=0)
 
     def report(self):
-        """Print T and ρ², and the response to the added B modes, with all B in κ̂ and without."""
+        """Print T and ρ² of the template, and its response to the added B modes."""
         self.write()
-        truth = self.truth()
-        data = read_bb(MOCK)
-        for lmin_b in (0, LMIN_B):
-            mosaic, made, expected = self.templates(lmin_b)
-            at = healpix_pointing(mosaic.nside, mosaic.pixels)
-            mask = (
-                np.sin(0.5 * np.pi * np.clip(self.away(at.theta, at.phi) / APODISED, 0.0, 1.0)) ** 2
+        truth, data = self.truth(), read_bb(MOCK)
+        mosaic, made, expected = self.templates()
+        at = healpix_pointing(mosaic.nside, mosaic.pixels)
+        inside = np.clip(self.away(at.theta, at.phi) / APODISED, 0.0, 1.0)
+        mask = np.sin(0.5 * np.pi * inside) ** 2
+        fields = [
+            *made,
+            delensing.b_polarisation_at(truth, LMAX, at),
+            delensing.b_polarisation_at(self.added, LMIN_B - 1, at),
+        ]
+        t, with_b, b, added = (
+            delensing.e_and_b_modes(mosaic.nside, mosaic.pixels, p * mask, LMAX)[1] for p in fields
+        )
+        transfer, scale, squared, _ = compared([powers(t, b)])
+        change = binned(healpy.alm2cl(with_b - t, added), BINS)
+        response = change / binned(healpy.alm2cl(added), BINS)
+        area = (mask**2).sum() * healpy.nside2pixarea(mosaic.nside, degrees=True)
+        print(f"κ̂ uses B modes at l >= {self.setup.lmin_b}; {area:.0f} deg² under the mask")
+        rows = {"T_L of the file": expected, "T": transfer, "⟨tB⟩/⟨tt⟩": scale, "ρ²": squared}
+        printed(rows | {"χ, response to added B": response})
+        for r in (0.0, TRUE_R):
+            moved = [f"{shift(data, response, r, known):+.3f}" for known in (False, True)]
+            print(
+                f"r = {r:g} moves by {moved[0]} σ in the model of independent noise, "
+                f"{moved[1]} σ in that of simulations at r = 0"
             )
-            fields = [
-                *made,
-                delensing.b_polarisation_at(truth, LMAX, at),
-                delensing.b_polarisation_at(self.added, LMIN_B - 1, at),
-            ]
-            t, with_b, b, added = (
-                delensing.e_and_b_modes(mosaic.nside, mosaic.pixels, p * mask, LMAX)[1]
-                for p in fields
-            )
-            transfer, scale, squared, _ = compared([powers(t, b)])
-            change = healpy.alm2cl(with_b - t, added)
-            response = binned(change, BINS) / binned(healpy.alm2cl(added), BINS)
-            print(f"plan with --lmin-b {lmin_b}; {mask.mean() * SKY:.0f} deg² under the mask")
-            rows = {"T_L of the file": expected, "T": transfer, "⟨tB⟩/⟨tt⟩": scale, "ρ²": squared}
-            printed(rows | {"response to added B": response})
-            for r in (0.0, TRUE_R):
-                moved = [f"{shift(data, response, r, known):+.3f}" for known in (False, True)]
-                print(
-                    f"r = {r:g} moves by {moved[0]} σ in the model of independent noise, "
-                    f"{moved[1]} σ in that of simulations at r = 0"
-                )
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        Survey(Path(sys.argv[1]).absolute()).report()
+        for lmin_b in (0, LMIN_B):
+            Survey(Path(sys.argv[1]).absolute(), lmin_b).report()
     else:
         whole_sky()

@@ -4,15 +4,15 @@
 
 A sky is a periodic flat box of 10 deg × 10 deg at 1 µK-arcmin. Sixteen tiles, each half over the
 next, are reconstructed by the network, by the MAP iterations on which it builds, and by the
-quadratic estimator of Wiener-filtered maps. Their sum under sin² weights is κ̂ of the box. On a
-periodic box E and B do not mix, and B modes at l < 300 can be removed exactly.
+quadratic estimator of Wiener-filtered maps. Their sum under sin² weights is κ̂ of the box. B modes
+at l < 300 carry no weight in any of them. On a periodic box E and B do not mix.
 
 The template is that of `cnnlens survey template`: of first order, from Wiener-filtered E modes and
 κ̂. Its filter of κ̂ comes from the other boxes. Beside it stands the template of a κ̂ of the same
 correlation ρ_L with κ, whose noise is Gaussian and independent of the maps. The internal bias is
 the response χ_l of the template to B modes b that are added to the maps, ⟨t[m + b] − t[m], b⟩/⟨bb⟩.
-A box takes 40 CPU-seconds, and one of the PAIRED boxes with χ and a rotated box 60 more. What is in
-FOLDER is not made again. Draws docs/_static/delensing_estimators.png.
+A box takes 16 CPU-seconds. One of the PAIRED boxes, with χ, a rotation and another cosmology, takes
+40 more. What is in FOLDER is not made again. Draws docs/_static/delensing_estimators.png.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from cobaya_cnnlens.simulate.skies import seed_sequence
 ROOT = Path(__file__).parents[2]
 FIGURE = ROOT / "docs" / "_static" / "delensing_estimators.png"
 SEED, STAGE = 1717, "delensing_estimators"
-# B modes below are removed from the maps that κ̂ is made of.
+# κ̂ does not use B modes below.
 LMIN_B = 300
 # E modes and κ̂ of the template end here.
 LMAX_TEMPLATE = 3000
@@ -52,6 +52,8 @@ LMAX_TEMPLATE = 3000
 EDGES = np.array([20, 60, 100, 150, 200, 300, 400, 500, 650, 800, 1000, 1250, 1500, 2000, 3000])
 ESTIMATORS = ("network", "MAP", "quadratic")
 ANGLE = np.radians(0.2)
+# Another cosmology, at which the response of the estimator and the template change.
+SHIFT = {"omch2": 0.1285}
 TRUE_R = 0.01
 SURROGATES = 8  # of κ̂ with independent noise, for each box
 
@@ -67,14 +69,18 @@ class Boxes:
         geometry = PatchGeometry(2.0 * patch.size_deg, 2 * self.n_tile, pad=0)
         self.instrument = run.config.instrument
         self.skies = PeriodicSkies(geometry, self.instrument, self.theory)
+        shifted = run.spectra(run.config.cosmology.vary(**SHIFT))
+        self.shifted = PeriodicSkies(geometry, self.instrument, shifted)
         # The same modes without a beam, and those of the template.
         self.box = Box(geometry, self.instrument, int(geometry.nyquist) - 1, 0)
         self.ell, self.n = self.box.ell, self.box.n
         self.pixel = geometry.pixel
         arguments = patch, self.instrument, self.mask, self.theory
-        self.steps = MAPLensing(*arguments, PASSES)
+        self.steps = MAPLensing(*arguments, PASSES, lmin_b=LMIN_B)
+        self.internal_steps = MAPLensing(*arguments, PASSES)
         self.network = RefinedEstimator(self.steps, [load_refining(NETWORKS / "refined.keras")])
-        self.quadratic = MAPLensing(*arguments, passes=1, tolerances=TOLERANCES[-1:])
+        last = {"tolerances": TOLERANCES[-1:], "lmin_b": LMIN_B}
+        self.quadratic = MAPLensing(*arguments, passes=1, **last)
         across = np.sin(np.pi * (np.arange(self.n_tile) + 0.5) / self.n_tile) ** 2
         hann = across[:, None] * across
         # The sum over the tiles of the weight times the mask is one.
@@ -107,10 +113,11 @@ class Boxes:
             total += np.roll(part, (y, x), (0, 1))
         return scipy.fft.fft2(total)
 
-    def estimates(self, p, every=False):
-        """Modes of κ̂ of Q + iU by the network, or by every estimator."""
+    def estimates(self, p, every=False, internal=False):
+        """Modes of κ̂ of Q + iU by the network, or by every estimator; internal ones use all B."""
         q, u = self.tiles(p)
-        features = np.stack(list(features_of(self.steps, q, u)))
+        steps = self.internal_steps if internal else self.steps
+        features = np.stack(list(features_of(steps, q, u)))
         kappa = {"network": self.network.refine(features)["kappa"]}
         if every:
             last = FEATURES.index(f"kappa_{PASSES}")
@@ -118,39 +125,40 @@ class Boxes:
             kappa["quadratic"] = self.mask * self.quadratic.reconstruct(q, u)
         return {name: self.joined(values) for name, values in kappa.items()}
 
-    def without_b(self, p):
-        """Q + iU without B modes at l < LMIN_B."""
-        return p - self.polarisation(np.where(self.ell < LMIN_B, self.e_and_b(p)[1], 0.0))
-
-    def drawn(self, number):
+    def drawn(self, number, skies):
         """φ, the lensed sky, the noise and an independent field of B modes, of one box."""
         generator = np.random.default_rng(seed_sequence(SEED, STAGE, number))
-        e, phi = (self.skies.draw(name, generator) for name in ("e", "phi"))
-        noise = self.skies.noise(generator)
+        e, phi = (skies.draw(name, generator) for name in ("e", "phi"))
+        noise = skies.noise(generator)
         unit = scipy.fft.fft2(generator.standard_normal((self.n, self.n)))
         # As the noise: white at its level, where r is measured.
         root = self.instrument.noise_uk_arcmin * ARCMIN / self.pixel
         extra = np.where((self.ell >= BINS.edges[0]) & (self.ell < LMIN_B), root * unit, 0.0)
-        return phi, self.skies.lensed(e, phi), noise, extra
+        return phi, skies.lensed(e, phi), noise, extra
 
-    def measured(self, number, paired):
-        """Modes of one box, made if it has none: κ, the estimates, and what the template needs."""
-        path = self.folder / f"box_{number:03d}_{'paired' if paired else 'all'}.npz"
+    def measured(self, number, kind):
+        """Modes of one box, made if it has none.
+
+        Of ``all`` estimators; ``paired`` ones of the network, with B modes and rotated; or of the
+        network on the sky of a ``shifted`` cosmology, with the same phases and noise.
+        """
+        path = self.folder / f"box_{number:03d}_{kind}.npz"
         if path.exists():
             with np.load(path) as stored:
                 return dict(stored)
-        phi, sky, noise, extra = self.drawn(number)
+        skies = self.shifted if kind == "shifted" else self.skies
+        phi, sky, noise, extra = self.drawn(number, skies)
         maps, made = sky + noise, {}
-        if paired:
+        if kind == "paired":
             added = maps + self.polarisation(extra)
-            made["internal"] = self.estimates(maps)["network"]
-            made["added"] = self.estimates(added)["network"]
-            turned = np.exp(2j * ANGLE) * sky + noise
-            made["turned"] = self.estimates(self.without_b(turned))["network"]
+            for name, internal in (("", False), ("internal_", True)):
+                for of, p in (("own", maps), ("added", added)):
+                    made[name + of] = self.estimates(p, internal=internal)["network"]
+            made["turned"] = self.estimates(np.exp(2j * ANGLE) * sky + noise)["network"]
             made["extra"] = extra
         else:
-            made |= self.estimates(self.without_b(maps), every=True)
-            made["kappa"] = scipy.fft.fft2(self.skies.convergence(phi))
+            made |= self.estimates(maps, every=kind == "all")
+            made["kappa"] = scipy.fft.fft2(skies.convergence(phi))
             made["e"], made["noise"] = self.e_and_b(maps)[0], self.e_and_b(noise)[1]
             made["b"] = self.e_and_b(sky)[1]
         made = {name: values.astype(np.complex64) for name, values in made.items()}
@@ -221,7 +229,7 @@ class Comparison:
 
     def __init__(self, boxes, n_boxes):
         self.boxes, self.templates = boxes, Templates(boxes)
-        self.modes = [boxes.measured(i, False) for i in tqdm(range(n_boxes), unit="box")]
+        self.modes = [boxes.measured(i, "all") for i in tqdm(range(n_boxes), unit="box")]
         power = self.templates.kappa_power
         self.kappa = {
             name: np.array(
@@ -237,9 +245,10 @@ class Comparison:
             for name in ESTIMATORS
         }
 
-    def filters(self, name, number):
-        """⟨κκ̂⟩/⟨κ̂κ̂⟩, ρ_L² and the power of κ in EDGES, from the boxes other than one."""
-        auto, cross, truth = np.delete(self.kappa[name], number, 0).mean(0)
+    def filters(self, name, number=None):
+        """⟨κκ̂⟩/⟨κ̂κ̂⟩, ρ_L² and the power of κ in EDGES, from all boxes or those other than one."""
+        without = [] if number is None else number
+        auto, cross, truth = np.delete(self.kappa[name], without, 0).mean(0)
         return cross / auto, cross**2 / auto / truth, truth
 
     def powers(self, t, modes):
@@ -268,7 +277,7 @@ class Comparison:
 
     def theory(self, name):
         """1 − T_l by theory of a κ̂ of this correlation, mean of the bins."""
-        squared = self.filters(name, len(self.modes))[1]
+        squared = self.filters(name)[1]
         ell = np.arange(LMAX_TEMPLATE + 1)
         filtered = np.interp(ell, 0.5 * (EDGES[1:] + EDGES[:-1]), np.clip(squared, 0.0, 1.0))
         filtered[ell < EDGES[0]] = 0.0
@@ -300,7 +309,7 @@ def report(comparison):
         tt, tb, bb, _ = powers.swapaxes(0, 1)
         return (tt - 2.0 * tb + bb) @ modes, bb @ modes
 
-    print(f"{n} boxes of 100 deg², 30 < l < 300; maps of κ̂ have no B modes at l < {LMIN_B}")
+    print(f"{n} boxes of 100 deg², 30 < l < 300; κ̂ uses B modes at l >= {LMIN_B}")
     for name in ESTIMATORS:
         rest, total = left(found[name])
         own, _ = left(expected[name])
@@ -331,44 +340,66 @@ def report(comparison):
 
 def report_internal(comparison, n_paired):
     """Print the response to added B modes, its bias of r, and the effect of a rotation on κ̂."""
-    boxes, templates = comparison.boxes, comparison.templates
-    responses, rotations, internal = [], [], []
-    modes = counts(templates)
+    boxes, templates, modes = comparison.boxes, comparison.templates, counts(comparison.templates)
+    responses, rotations, internal = {"": [], "internal_": []}, [], []
     for i in tqdm(range(n_paired), unit="box"):
-        paired = boxes.measured(i, True)
-        of_b = {
-            name: comparison.template("network", i, paired[name])
-            for name in ("internal", "added", "turned")
-        }
-        change = of_b["added"] - of_b["internal"]
-        extra = paired["extra"]
-        responses.append([templates.b_power(change, extra), templates.b_power(extra, extra)])
-        own = comparison.template("network", i)
-        b = comparison.modes[i]["b"]
-        rotations.append(
-            [templates.b_power(of_b["turned"], b) @ modes, templates.b_power(own, b) @ modes]
-        )
-        powers = comparison.powers(of_b["internal"], comparison.modes[i])
-        internal.append([powers[3] @ modes, powers[2] @ modes])
-    responses = np.array(responses).swapaxes(0, 1)
-    chi, error = ratio_and_error(*responses)
-    print("response of the template to B modes of the maps, with B at l < 300 in κ̂:")
-    print("  l ", *(f"{c:6.0f}" for c in BINS.centres))
-    print("  χ ", *(f"{c:6.3f}" for c in chi))
-    print("  ± ", *(f"{c:6.3f}" for c in error))
-    print("⟨tN⟩/⟨BB⟩ {:+.4f} ± {:.4f}".format(*ratio_and_error(*np.array(internal).T)))
-    print(
-        "⟨tB⟩ after 0.2 deg over ⟨tB⟩: {:.4f} ± {:.4f}".format(
-            *ratio_and_error(*np.array(rotations).T)
-        )
-    )
+        paired, b = boxes.measured(i, "paired"), comparison.modes[i]["b"]
+        extra = paired.pop("extra")
+        made = {name: comparison.template("network", i, kappa) for name, kappa in paired.items()}
+        for name, rows in responses.items():
+            change = made[name + "added"] - made[name + "own"]
+            rows.append([templates.b_power(change, extra), templates.b_power(extra, extra)])
+        rotations.append([templates.b_power(made[name], b) @ modes for name in ("turned", "own")])
+        _, tb, bb, tn = comparison.powers(made["internal_own"], comparison.modes[i])
+        internal.append([tb @ modes, tn @ modes, bb @ modes])
     data = read_bb(MOCK)
-    for calibrated in (False, True):
-        how = "simulated at r = 0" if calibrated else "of independent noise"
-        moved = ", ".join(
-            f"{shift(data, chi, r, calibrated):+.2f} at r = {r:g}" for r in (0.0, TRUE_R)
-        )
-        print(f"shift of r of {data.name}, model {how}: {moved} σ")
+    for name, rows in responses.items():
+        chi, error = ratio_and_error(*np.array(rows).swapaxes(0, 1))
+        print(f"κ̂ uses B modes at l >= {0 if name else LMIN_B}: response χ of the template to B")
+        print("  l ", *(f"{c:7.0f}" for c in BINS.centres))
+        print("  χ ", *(f"{c:7.4f}" for c in chi))
+        print("  ± ", *(f"{c:7.4f}" for c in error))
+        for calibrated in (False, True):
+            how = "simulated at r = 0" if calibrated else "of independent noise"
+            shifts = []
+            for r in (0.0, TRUE_R):
+                moved = shift(data, chi, r, calibrated)
+                slopes = []
+                for step in np.diag(error):
+                    slopes.append(shift(data, chi + step, r, calibrated) - moved)
+                shifts.append(f"{moved:+.3f} ± {np.linalg.norm(slopes):.3f} at r = {r:g}")
+            print(f"  shift of r of {data.name} in σ, model {how}: {', '.join(shifts)}")
+    tb, tn, bb = np.array(internal).T
+    for name, values in (("B", tb), ("N", tn)):
+        line = ratio_and_error(values, bb)
+        print("κ̂ of all B modes: ⟨t{}⟩/⟨BB⟩ {:+.4f} ± {:.4f}".format(name, *line))
+    line = ratio_and_error(*np.array(rotations).T)
+    print("⟨tB⟩ after 0.2 deg over ⟨tB⟩: {:.4f} ± {:.4f}".format(*line))
+
+
+def report_cosmology(comparison, n_paired):
+    """Print how the transfer changes with the cosmology, beside theory with an unchanged κ̂."""
+    boxes, templates, modes = comparison.boxes, comparison.templates, counts(comparison.templates)
+    rows = []
+    for i in tqdm(range(n_paired), unit="box"):
+        shifted, own = boxes.measured(i, "shifted"), comparison.modes[i]
+        weight = templates.smooth(comparison.filters("network", i)[0])
+        powers = []
+        for of_box in (own, shifted):
+            t = templates.of(of_box["e"], weight * of_box["network"])
+            powers += [templates.b_power(x, of_box["b"]) @ modes for x in (t, of_box["b"])]
+        rows.append(powers)
+    tb, bb, shifted_tb, shifted_bb = np.array(rows).T
+
+    def change(chosen):
+        parts = (x[chosen].sum() for x in (shifted_tb, bb, shifted_bb, tb))
+        up, other, down, own = parts
+        return up * other / down / own - 1.0
+
+    every = np.arange(n_paired)
+    left = np.array([change(np.delete(every, i)) for i in every])
+    error = np.sqrt((n_paired - 1) * left.var())
+    print(f"{SHIFT}: ⟨tB⟩/⟨BB⟩ of the network changes by {change(every):+.4f} ± {error:.4f}")
 
 
 def shift(data, chi, r, calibrated):
@@ -429,6 +460,7 @@ def main():
     comparison = Comparison(boxes, given.boxes)
     draw(comparison, *report(comparison))
     report_internal(comparison, given.paired)
+    report_cosmology(comparison, given.paired)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def beam_of(ell):
     return np.exp(-0.5 * (ell * sigma) ** 2) * (0.98 + 0.02 * np.exp(-((ell / 1500.0) ** 2)))
 
 
-def write_configuration(folder, skies):
+def write_configuration(folder, skies, **changes):
     ell = np.arange(2, 7001)
     np.savetxt(folder / "beam.txt", np.column_stack([ell, beam_of(ell) / beam_of(2)]))
     content = {
@@ -119,6 +119,7 @@ def write_configuration(folder, skies):
     content["instrument"] = content["instrument"] | {"beam_file": str(folder / "beam.txt")}
     pretrained = NETWORKS / "refined.keras"
     content["network"] = {"pretrained": str(pretrained)}
+    content |= changes
     (folder / "mock.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     return folder / "mock.yaml"
 

@@ -882,7 +882,9 @@ def test_a_configuration_and_its_release_fit_the_same_maps(setup):
         MapSetup.of_release(tabulated)
     averaged = replace(release, provenance=release.provenance | {"symmetries": 8})
     assert MapSetup.of_release(averaged).symmetries == 8
-    for known in (deep, averaged):
+    low = replace(release, provenance=release.provenance | {"lmin_b": 300})
+    assert MapSetup.of_release(low).lmin_b == 300
+    for known in (deep, averaged, low):
         recipe = MapSetup.of_release(known).recipe
         assert products.identity_of(recipe) != products.identity_of(setup.recipe)
 
@@ -892,6 +894,7 @@ def test_a_release_that_does_not_say_what_it_measures(calibration):
         {"instrument": {k: v for k, v in INSTRUMENT.items() if k != "patch_deg"}},
         {"instrument": INSTRUMENT | {"mask_taper_deg": "wide"}},
         {"provenance": {}},
+        {"provenance": {"network_sha256": HASH, "lmin_b": "low"}},
     ):
         with pytest.raises(ReleaseError, match="do not tell what its network measures"):
             MapSetup.of_release(replace(calibration, **changed))

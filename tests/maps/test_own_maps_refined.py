@@ -233,6 +233,28 @@ def test_what_training_goes_on_from_is_no_estimator(files, tmp_path):
         kind_of([path])
 
 
+def test_b_modes_without_weight_are_those_of_the_release(run, release, observed, files):
+    """By a configuration as by its release, and by the steps built by hand. A ResUNet has none."""
+    patch, low = run.config.patch, {"lmin_b": 700}
+    steps = MAPLensing(patch, INSTRUMENT, run.mask, run.spectra(), PASSES, **low)
+    maps = [m[:1] * run.mask for m in observed]
+    expected = RefinedEstimator(steps, [load_refining(files["mine"])]).reconstruct(*maps)
+    made = replace(release, provenance=release.provenance | low)
+    reconstruction = run.config.reconstruction.model_copy(update=low)
+    configured = Run(run.config.model_copy(update={"reconstruction": reconstruction}))
+    assert MapSetup.of_run(configured).lmin_b == MapSetup.of_release(made).lmin_b == 700
+    for estimator in (
+        release_estimator(MapSetup.of_release(made), [files["mine"]])(),
+        configured.estimator,
+    ):
+        kappa = estimator.reconstruct(*maps)
+        np.testing.assert_allclose(kappa, expected, atol=1e-4 * expected.std())
+    assert np.std(run.estimator.reconstruct(*maps) - expected) > 0.01 * expected.std()
+    assert map_setup.recipe(configured) == map_setup.recipe(run) | low
+    with pytest.raises(NetworkError, match="a ResUNet on maps uses B modes of all multipoles"):
+        learned_estimator([files["maps"]], patch, INSTRUMENT, run.mask, run.spectra, **low)
+
+
 def test_symmetries_are_refused(release, files):
     averaged = replace(release, provenance=release.provenance | {"symmetries": 8})
     load = release_estimator(MapSetup.of_release(averaged), [files["mine"]])

@@ -23,7 +23,7 @@ from cobaya_cnnlens.maps.map_setup import MapSetup
 from cobaya_cnnlens.maps.plan import array_path, make_plan, read_plan
 from cobaya_cnnlens.maps.reconstruction import TileReconstruction
 from cobaya_cnnlens.maps.survey_files import Sources
-from cobaya_cnnlens.maps.tile_maps import TileMaps, cut_split
+from cobaya_cnnlens.maps.tile_maps import TileMaps
 from cobaya_cnnlens.maps.tiles import Footprint, Tile, choose_tiles
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.run import Run
@@ -367,49 +367,6 @@ def test_the_pixels_window_is_divided_out(clean, tmp_path, monkeypatch):
     )
     for one, two in pairs:
         np.testing.assert_allclose(one.u, 2 * two.u, atol=1e-5 * two.u.std())
-
-
-def test_low_b_modes_are_removed_exactly_from_a_whole_sky(elm, plan):
-    """Those below the multipole vanish; E and the higher B modes stay."""
-    grid, limit = HealpixGrid(NSIDE, "C"), 100
-    blm = elm[::-1].copy()
-    blm.imag[: LMAX + 1] = 0.0
-    maps = healpy.alm2map_spin([elm, blm], NSIDE, 2, LMAX)
-    known = np.ones(grid.size, bool)
-    of_all, p = (
-        cutting.cut_map(grid, maps, known, plan.centres, GEOMETRY, lmin_b=lmin_b)
-        for lmin_b in (0, limit)
-    )
-    high = healpy.almxfl(blm, (np.arange(LMAX + 1) >= limit).astype(float))
-    expected = cut(np.array([elm, high]), LMAX, plan.centres, GEOMETRY)
-    np.testing.assert_allclose(p, expected, atol=0.02 * expected.std())
-    assert np.std(of_all - p) > 0.1 * np.std(p)
-
-
-def test_a_plan_says_which_b_modes_its_tiles_lack(files, plan, tmp_path):
-    """Its maps are cut so, and what is calibrated with all B modes refuses it. Without the option,
-    plans keep their identity."""
-    assert plan.lmin_b == 0
-    assert "lmin_b" not in plan.recipe
-    plan.check_all_b()
-    path = tmp_path / "low.yaml"
-    made = make_plan(path, sources(files), GEOMETRY, TAPER, lmin_b=100)
-    assert read_plan(path).lmin_b == 100
-    assert made.identity != plan.identity
-    with pytest.raises(ConfigError, match=r"low\.yaml: planned with --lmin-b 100, for"):
-        made.check_all_b()
-    command = ["survey", "nulls", str(path), "--release", "refined_fiducial"]
-    assert "--lmin-b" in str(CliRunner().invoke(app, command).exception)
-    q, u = healpy.alm2map_spin(
-        [unit_alm(LMAX, np.random.default_rng(i)) for i in (1, 2)], NSIDE, 2, LMAX
-    )
-    grid = HealpixGrid(NSIDE, "C")
-    expected = cutting.cut_map(grid, [q, u], SEEN, made.centres, made.geometry, lmin_b=100)
-    seen = np.stack([tile.seen for tile in made.tiles])
-    p = cut_split(made, grid, [q, u], SEEN)
-    np.testing.assert_array_equal(p, np.where(seen, expected, 0.0))
-    with pytest.raises(ConfigError, match="--lmin-b 300: give a multipole from 0 to 288"):
-        make_plan(path, sources(files), GEOMETRY, TAPER, lmin_b=300)
 
 
 def test_filling_leaves_no_step(elm):

@@ -168,6 +168,10 @@ def test_the_file_says_what_it_is(made, plan, setup):
         **{"COORDSYS": plan.frame, "ORDERING": "RING", "PLAN": plan.identity, **setup.cards},
     }
     assert {key: header[key] for key in expected} == expected
+    assert header["LMIN_B"] == 0
+    [warning] = SurveyTemplate(plan, setup, made.parent).warnings
+    assert warning.endswith("with a configuration that has `reconstruction: {lmin_b: 300}`")
+    assert not SurveyTemplate(plan, replace(setup, lmin_b=300), made.parent).warnings
     mask = healpy.read_map(made, field=2)
     np.testing.assert_array_equal(mask != healpy.UNSEEN, SEEN)
 

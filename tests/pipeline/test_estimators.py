@@ -22,6 +22,7 @@ from cobaya_cnnlens.pipeline.estimators import (
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.mean_field import MeanField
 from cobaya_cnnlens.pipeline.observation import observe_sky
+from cobaya_cnnlens.pipeline.reconstructions import measurement_recipe
 from cobaya_cnnlens.pipeline.run import Run
 from cobaya_cnnlens.pipeline.sections import Section
 from cobaya_cnnlens.pipeline.skies import Skies
@@ -100,6 +101,22 @@ def test_an_own_option_may_have_the_name_of_a_shipped_one(small_config, monkeypa
 def noiseless(config):
     instrument = replace(config.instrument, noise_uk_arcmin=0.0)
     return config.model_copy(update={"instrument": instrument})
+
+
+@pytest.mark.parametrize(
+    ("kind", "refused"), [("wiener", False), ("map", False), ("quadratic", True), (None, True)]
+)
+def test_only_filters_leave_out_b_modes(small_config, kind, refused):
+    """A ResUNet, which has no baseline, and the quadratic estimator of plain modes cannot."""
+    content = small_config.model_dump() | {"reconstruction": {"lmin_b": 300}}
+    content["baseline"] = kind and {"kind": kind}
+    if refused:
+        with pytest.raises(ValueError, match=r"reconstruction\.lmin_b is 300; a ResUNet or quad"):
+            Config.model_validate(content)
+        return
+    with_all = Config.model_validate(content | {"reconstruction": {}})
+    recipes = [measurement_recipe(Run(c)) for c in (Config.model_validate(content), with_all)]
+    assert recipes[0] == recipes[1] | {"lmin_b": 300}
 
 
 def test_filters_take_the_floor_for_less_noise(noisy):

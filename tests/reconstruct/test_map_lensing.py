@@ -40,6 +40,29 @@ def test_steps_reach_the_top_of_a_parabola():
     assert left[-1] < 1e-3 * left[0]
 
 
+@pytest.mark.parametrize("passes", [1, 4])
+def test_kappa_does_not_follow_b_modes_without_weight(seen, fiducial, passes):
+    """B modes at l < 500, as strong as those of lensing, change κ̂ by a few per cent of what they
+    change if they have their weight."""
+    q, u, _ = seen
+    wide = PatchGeometry(n_pixels=128, size_deg=5.0, pad=0)
+    box = Box(wide, INSTRUMENT, 4000, 0)
+    modes = scipy.fft.fft2(np.random.default_rng(4).standard_normal((128, 128)))
+    level = np.sqrt(fiducial.lensed_bb[200]) / wide.pixel
+    b = level * np.where((box.ell > 100) & (box.ell < 500), modes, 0.0)
+    p = MASK * scipy.fft.ifft2(box.turn * 1j * b)[:64, :64]
+    changes = []
+    for lmin_b in (0, 500):
+        patches = GEOMETRY, INSTRUMENT, MASK, fiducial
+        estimator = MAPLensing(*patches, passes, 1, tolerances=(1e-5,), lmin_b=lmin_b)
+        rms = estimator.noise_rms()
+        own, added = (
+            estimator.last(*maps, rms).kappa for maps in ((q, u), (q + p.real, u + p.imag))
+        )
+        changes.append(np.std(MASK * (added - own)))
+    assert changes[1] < 0.1 * changes[0]
+
+
 def test_steps_end_at_the_maximum(seen, fiducial):
     """There the slope of ln p(d | φ) is the pull of the prior, φ/C. Four passes go far."""
     q, u, true = seen

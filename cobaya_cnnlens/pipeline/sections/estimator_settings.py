@@ -140,16 +140,31 @@ class Refining(Section):
 
 
 class Reconstruction(Section):
-    """How the network is applied.
+    """How the estimator is applied.
 
     Attributes
     ----------
     symmetries : 8 averages κ̂ over the symmetries of the square, at eight times the cost of 1
     jit_compile : whether XLA compiles the network, which is not worth it for a small one
+    lmin_b : κ̂ does not use B modes below this multipole; of a refining network, and of the
+        baselines "wiener" and "map"
     """
 
     symmetries: Literal[1, 8] = 1
     jit_compile: bool = True
+    lmin_b: int = Field(default=0, ge=0, le=5000)
+
+    def recipe(self) -> dict[str, int]:
+        """What changes κ̂, where it is not the default.
+
+        Returns
+        -------
+        recipe : mapping for JSON
+        """
+        return {
+            **({"symmetries": self.symmetries} if self.symmetries != 1 else {}),
+            **({"lmin_b": self.lmin_b} if self.lmin_b else {}),
+        }
 
 
 class Baseline(Section):
