@@ -50,6 +50,15 @@ NSIDE_REGIONS, RADIUS, APODISED = 2, 19.5, 4.0
 NSIDE_SPECTRA = 256
 FIELDS = ("lensing", "template", "tensor", "noise")
 TRUTHS = (0.0, 0.003, 0.01)
+# Cosmologies whose transfer function stands beside that of the fiducial one.
+COSMOLOGIES = (
+    {"omch2": 0.1085},
+    {"omch2": 0.1285},
+    {"As": 2.43e-9},
+    {"ns": 0.9824},
+    {"ombh2": 0.0232},
+    {"mnu": 0.3},
+)
 ANGLE = 0.2  # degrees, of a polarisation angle that the analysis does not know
 
 
@@ -323,6 +332,26 @@ def print_residuals():
                 printed(f"{name}, l >= {lmin}", level, np.interp(ell, L, noise))
 
 
+def print_cosmology():
+    """Print how T_l of fixed filters changes with the cosmology, mean of 30 < l < 300, by theory."""
+    fiducial = compute_spectra(Cosmology())
+    e_noise = (NOISE * ARCMIN / healpy.gauss_beam(BEAM * ARCMIN, fiducial.lmax)) ** 2
+    filters = (
+        delensing.wiener(fiducial.lensed_ee, e_noise),
+        delensing.wiener(fiducial.kk, kappa_noise(fiducial.lmax)),
+    )
+
+    def transfer(**change):
+        theory = compute_spectra(Cosmology().vary(**change))
+        power = binned(delensing.template_power(theory, *filters, LMAX), BINS)
+        return power / binned(theory.lensed_bb[: LMAX + 1], BINS)
+
+    own = transfer()
+    for change in COSMOLOGIES:
+        off = transfer(**change) / own - 1.0
+        print(f"{change}: T changes by {off.mean():+.4f} ({off.min():+.4f} to {off.max():+.4f})")
+
+
 def posterior(likelihood, r, alens):
     """Of r on a grid, A_L integrated, with a flat prior."""
     logs = np.array([[likelihood.log_likelihood(x, a) for a in alens] for x in r])
@@ -369,6 +398,7 @@ def main():
     parser.add_argument("--skies", type=int, default=8)
     given = parser.parse_args()
     print_residuals()
+    print_cosmology()
     given.folder.mkdir(parents=True, exist_ok=True)
     skies = Skies(given.folder)
     spectra = np.array([skies.spectra(number) for number in range(given.skies)])

@@ -9,7 +9,8 @@ at l < 300 carry no weight in any of them. On a periodic box E and B do not mix.
 
 The template is that of `cnnlens survey template`: of first order, from Wiener-filtered E modes and
 κ̂. Its filter of κ̂ comes from the other boxes. Beside it stands the template of a κ̂ of the same
-correlation ρ_L with κ, whose noise is Gaussian and independent of the maps. The internal bias is
+correlation ρ_L with κ, whose noise is Gaussian and independent of the maps, and that of a κ̂ with
+the noise of another box. The internal bias is
 the response χ_l of the template to B modes b that are added to the maps, ⟨t[m + b] − t[m], b⟩/⟨bb⟩.
 A box takes 16 CPU-seconds. One of the PAIRED boxes, with χ, a rotation and another cosmology, takes
 40 more. What is in FOLDER is not made again. Draws docs/_static/delensing_estimators.png.
@@ -263,6 +264,18 @@ class Comparison:
         kappa = modes[name] if kappa is None else kappa
         return self.templates.of(modes["e"], weight * kappa)
 
+    def exchanged(self, name, number):
+        """Powers of the template of a κ̂ that has the noise of κ̂ of the next box."""
+        other = (number + 1) % len(self.modes)
+        smooth = self.templates.smooth
+        (_, squared), (weight_there, squared_there) = (
+            [smooth(values) for values in self.filters(name, i)[:2]] for i in (number, other)
+        )
+        modes, there = self.modes[number], self.modes[other]
+        noise = weight_there * there[name] - squared_there * there["kappa"]
+        t = self.templates.of(modes["e"], squared * modes["kappa"] + noise)
+        return self.powers(t, modes)
+
     def surrogate(self, name, number):
         """Powers of templates of a κ̂ with the correlation of an estimator and independent noise."""
         modes, made = self.modes[number], []
@@ -276,7 +289,7 @@ class Comparison:
         return np.mean(made, axis=0)
 
     def theory(self, name):
-        """1 − T_l by theory of a κ̂ of this correlation, mean of the bins."""
+        """1 − T_l by theory of a κ̂ of this correlation, (n_bins,)."""
         squared = self.filters(name)[1]
         ell = np.arange(LMAX_TEMPLATE + 1)
         filtered = np.interp(ell, 0.5 * (EDGES[1:] + EDGES[:-1]), np.clip(squared, 0.0, 1.0))
@@ -294,34 +307,40 @@ def counts(templates):
 
 def report(comparison):
     """Print what is left, network over MAP and quadratic, and over the surrogates."""
-    templates, n = comparison.templates, len(comparison.modes)
+    boxes, templates, n = comparison.boxes, comparison.templates, len(comparison.modes)
     modes = counts(templates)
-    found, expected = {}, {}
+    found, expected, others = {}, {}, {}
     for name in ESTIMATORS:
         rows = [
             comparison.powers(comparison.template(name, i), comparison.modes[i]) for i in range(n)
         ]
         found[name] = np.array(rows)
         expected[name] = np.array([comparison.surrogate(name, i) for i in range(n)])
+        others[name] = np.array([comparison.exchanged(name, i) for i in range(n)])
 
     def left(powers):
         """Power of B − t and of B, summed over all modes, (n_boxes,) each."""
         tt, tb, bb, _ = powers.swapaxes(0, 1)
         return (tt - 2.0 * tb + bb) @ modes, bb @ modes
 
+    power = np.average(binned(boxes.theory.lensed_bb[: LMAX + 1], BINS), weights=modes)
+    total = left(found["network"])[1] / modes.sum()
+    print(f"⟨BB⟩ over that of theory {total.mean() / power:.3f}")
     print(f"{n} boxes of 100 deg², 30 < l < 300; κ̂ uses B modes at l >= {LMIN_B}")
     for name in ESTIMATORS:
         rest, total = left(found[name])
         own, _ = left(expected[name])
-        theory = comparison.theory(name)
+        exchanged, _ = left(others[name])
+        theory = np.average(comparison.theory(name), weights=modes)
         print(
             "{}: left {:.4f} ± {:.4f}; independent noise of the same ρ_L {:.4f} ± {:.4f}; over it "
-            "{:.3f} ± {:.3f}; theory {:.4f}".format(
+            "{:.3f} ± {:.3f}; noise of another box {:.4f} ± {:.4f}; theory {:.4f}".format(
                 name,
                 *ratio_and_error(rest, total),
                 *ratio_and_error(own, total),
                 *ratio_and_error(rest, own),
-                theory.mean(),
+                *ratio_and_error(exchanged, total),
+                theory,
             )
         )
         tt, tb, bb, tn = ((p @ modes) for p in found[name].swapaxes(0, 1))
