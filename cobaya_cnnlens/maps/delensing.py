@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import ducc0
 import numpy as np
 
 from ..simulate import patches
@@ -26,8 +27,6 @@ from ..simulate.skies import scale_alm
 from ..theory.camb import Spectra, lensed_polarisation
 from .grids import HealpixGrid
 
-# Step ε of the derivative. It errs by ε²/6 (l∇φ)² relative, below 0.1%.
-STEP = 0.1
 # For a spectrum of first order in C^φφ, the potential's power is multiplied by this.
 SMALL = 1e-3
 
@@ -70,10 +69,14 @@ def lensing_change(
     lmax_e: int,
     philm: np.ndarray,
     lmax_phi: int,
-    at: Pointing,
+    nside: int,
+    pixels: np.ndarray,
     nthreads: int = 0,
 ) -> np.ndarray:
     """Change of the polarisation by lensing, to first order in φ.
+
+    With the spin derivatives ð and ð̄, ∇φ·∇P = ½ (ð̄φ ðP + ðφ ð̄P), where ðP has spin 3 and ð̄P spin 1
+    (Goldberg & Spergel 1999, astro-ph/9811251, for ð and ð̄ of harmonics).
 
     Parameters
     ----------
@@ -81,21 +84,42 @@ def lensing_change(
     lmax_e : of ``elm``
     philm : of the potential, in HEALPix order
     lmax_phi : of ``philm``
-    at : n pixels
+    nside : of HEALPix
+    pixels : numbers in ring order, (n,)
     nthreads : of ducc0; 0 for one per core
 
     Returns
     -------
     change : of Q + iU in µK, (n,) complex
     """
-    gradient = patches.gradient_at(philm, lmax_phi, at, nthreads)
-    moved = [patches.deflect_by(sign * STEP * gradient, at, nthreads) for sign in (1.0, -1.0)]
-    # One Legendre transform, nearly all of the cost, serves both.
-    p = patches.lensed_polarisation_at(
-        elm, lmax_e, patches.repeat_pointing(at, 2), patches.join_deflections(moved), nthreads
+    e, phi = np.arange(lmax_e + 1.0), np.arange(lmax_phi + 1.0)
+    raised, lowered = (e - 2.0) * (e + 3.0), (e + 2.0) * (e - 1.0)
+    # ð ₂Y = √(l−2)(l+3) ₃Y and ð̄ ₂Y = −√(l+2)(l−1) ₁Y; ð̄φ is the conjugate of ðφ.
+    up, down = (
+        _on_rings(
+            scale_alm(elm, np.sqrt(np.maximum(x, 0.0))), lmax_e, spin, nside, pixels, nthreads
+        )
+        for x, spin in ((raised, 3), (lowered, 1))
     )
-    forward, backward = np.split(p, 2)
-    return (forward - backward) / (2.0 * STEP)
+    slope = scale_alm(philm, np.sqrt(phi * (phi + 1.0)))
+    gradient = _on_rings(slope, lmax_phi, 1, nside, pixels, nthreads)
+    return 0.5 * (gradient * down - np.conj(gradient) * up)
+
+
+def _on_rings(
+    alm: np.ndarray, lmax: int, spin: int, nside: int, pixels: np.ndarray, nthreads: int
+) -> np.ndarray:
+    """Values of gradient modes of some spin on HEALPix pixels; rings without any are left out."""
+    rings = ducc0.healpix.Healpix_Base(nside, "RING").sht_info()
+    starts = rings["ringstart"].astype(int)
+    low, high = np.searchsorted(starts, [pixels.min(), pixels.max()], side="right")
+    rings = {key: values[low - 1 : high] for key, values in rings.items()}
+    rings["ringstart"] = rings["ringstart"] - rings["ringstart"][0]
+    real, imaginary = ducc0.sht.synthesis(
+        alm=alm[None], spin=spin, lmax=lmax, mode="GRAD_ONLY", nthreads=nthreads, **rings
+    )
+    values = real + 1j * imaginary
+    return values[pixels - starts[low - 1]]
 
 
 def e_and_b_modes(

@@ -142,17 +142,35 @@ class HealpixGrid(Grid):
         return healpy.get_all_neighbours(self.nside, pixels)
 
     def harmonics(self, q: np.ndarray, u: np.ndarray, lmax: int, nthreads: int) -> np.ndarray:
+        return self._analysed(np.stack([q, u]), 2, lmax, nthreads)
+
+    def scalar_harmonics(self, values: np.ndarray, lmax: int, nthreads: int = 0) -> np.ndarray:
+        """Analyse a scalar field by quadrature.
+
+        Parameters
+        ----------
+        values : of all pixels, zero where nothing is known, (n,)
+        lmax : largest multipole
+        nthreads : of ducc0; 0 for one per core
+
+        Returns
+        -------
+        alm : in HEALPix order
+        """
+        return self._analysed(values[None], 0, lmax, nthreads)[0]
+
+    def _analysed(self, maps: np.ndarray, spin: int, lmax: int, nthreads: int) -> np.ndarray:
+        """The a_lm of maps of some spin; rings without any known pixel are left out."""
         rings = ducc0.healpix.Healpix_Base(self.nside, "RING").sht_info()
         starts, counts = rings["ringstart"].astype(int), rings["nphi"].astype(int)
-        # Rings without any known pixel are left out.
-        known = np.add.reduceat((q != 0) | (u != 0), starts) > 0
+        known = np.add.reduceat((maps != 0).any(0), starts) > 0
         low, high = (int(x) for x in np.flatnonzero(known)[[0, -1]])
-        part = slice(starts[low], starts[high] + counts[high])
         rings = {key: values[low : high + 1] for key, values in rings.items()}
         rings["ringstart"] = rings["ringstart"] - rings["ringstart"][0]
-        maps = np.stack([q[part], u[part]]).astype(float)
-        maps *= 4.0 * np.pi / self.size
-        return ducc0.sht.adjoint_synthesis(map=maps, spin=2, lmax=lmax, nthreads=nthreads, **rings)
+        part = maps[:, starts[low] : starts[high] + counts[high]] * (4.0 * np.pi / self.size)
+        return ducc0.sht.adjoint_synthesis(
+            map=part.astype(float), spin=spin, lmax=lmax, nthreads=nthreads, **rings
+        )
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from ..simulate.depth import depth_classes, tile_depths
 from ..simulate.modes import plane_vectors
 from ..simulate.patches import PatchGeometry
 from ..simulate.tiling import project
+from .grids import HealpixGrid
 from .tiles import Tile
 from .weights import by_class
 
@@ -290,10 +291,10 @@ class Mosaic:
                     "made with another plan or estimator; give that one, or run `cnnlens survey "
                     "map` again"
                 )
-        maps = healpy.read_map(path, field=(0, 1, 2), dtype=np.float64)
-        pixels = np.flatnonzero(maps[1] != healpy.UNSEEN)
+        rows = fits.getdata(path, 1)
+        columns = (np.array(rows[name], float) for name in ("KAPPA", "MASK", "WEIGHT"))
         table = {name: np.array(spectra[name], float) for name in spectra.names}
-        return cls(healpy.get_nside(maps), pixels, *(m[pixels] for m in maps)), table
+        return cls(int(header["NSIDE"]), np.array(rows["PIXEL"], int), *columns), table
 
     def modes(self, values: np.ndarray, lmax: int) -> np.ndarray:
         """Analyse values on the pixels under the mask.
@@ -307,9 +308,10 @@ class Mosaic:
         -------
         alm : of values times mask, in HEALPix order
         """
-        whole = np.zeros(12 * self.nside**2)
+        grid = HealpixGrid(self.nside, "C")
+        whole = np.zeros(grid.size)
         whole[self.pixels] = values * self.mask
-        return healpy.map2alm(whole, lmax=lmax, iter=0)
+        return grid.scalar_harmonics(whole, lmax)
 
     def write(
         self,

@@ -165,10 +165,10 @@ def template(
     # An edge where the filtered E modes have not ended would turn E into B.
     known[dilated(grid, known, int(np.ceil(MARGIN / grid.step)))] = True
     pixels = np.flatnonzero(known)
-    at = healpix_pointing(mosaic.nside, pixels)
-    change = delensing.lensing_change(elm, lmax[0], philm, lmax[1], at, nthreads)
-    blm = delensing.e_and_b_modes(mosaic.nside, pixels, change, LMAX, nthreads)[1]
-    at = healpix_pointing(mosaic.nside, mosaic.pixels)
+    nside = mosaic.nside
+    change = delensing.lensing_change(elm, lmax[0], philm, lmax[1], nside, pixels, nthreads)
+    blm = delensing.e_and_b_modes(nside, pixels, change, LMAX, nthreads)[1]
+    at = healpix_pointing(nside, mosaic.pixels)
     return delensing.b_polarisation_at(blm, LMAX, at, nthreads)
 
 

@@ -129,7 +129,7 @@ class Skies:
         )
         philm = delensing.potential_alm(kappa_lm, kappa_filter)
         change = delensing.lensing_change(
-            scale_alm(elm, e_filter), LMAX_SKY, philm, LMAX_SKY, self.at
+            scale_alm(elm, e_filter), LMAX_SKY, philm, LMAX_SKY, NSIDE, pixels
         )
         template = delensing.e_and_b_modes(NSIDE, pixels, change, LMAX)[1]
         tensor, noise = (
@@ -333,7 +333,7 @@ def print_residuals():
 
 
 def print_cosmology():
-    """Print how T_l of fixed filters changes with the cosmology, mean of 30 < l < 300, by theory."""
+    """Print by theory how T_l of fixed filters changes with the cosmology, 30 < l < 300."""
     fiducial = compute_spectra(Cosmology())
     e_noise = (NOISE * ARCMIN / healpy.gauss_beam(BEAM * ARCMIN, fiducial.lmax)) ** 2
     filters = (

@@ -111,7 +111,7 @@ def whole_sky():
         philm = delensing.potential_alm(kappa_lm + noisy * noise, filtered)
         made = {"all orders, lensed E": change(observed, philm)[0]}
         for name, elm in (("lensed E", observed), ("unlensed E", sky.elm)):
-            p = delensing.lensing_change(elm, WHOLE, philm, WHOLE, at)
+            p = delensing.lensing_change(elm, WHOLE, philm, WHOLE, NSIDE, pixels)
             made[f"first order, {name}"] = delensing.e_and_b_modes(NSIDE, pixels, p, LMAX)[1]
         power = delensing.template_power(theory, flat, filtered, LMAX)
         partial = replace(theory, kk=theory.kk * (1.0 - filtered))

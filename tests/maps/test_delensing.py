@@ -56,7 +56,7 @@ def template_of(theory, kappa_lm, elm, n_kappa, n_e, seed=7):
     e_filter = delensing.wiener(theory.lensed_ee, n_e * flat)
     philm = delensing.potential_alm(kappa_lm + noise[0], kappa_filter)
     filtered = scale_alm(elm + noise[1], e_filter)
-    change = delensing.lensing_change(filtered, LMAX, philm, LMAX, AT, 1)
+    change = delensing.lensing_change(filtered, LMAX, philm, LMAX, NSIDE, PIXELS, 1)
     return delensing.e_and_b_modes(NSIDE, PIXELS, change, LMAX, 1)[1], e_filter, kappa_filter
 
 
@@ -73,6 +73,24 @@ def over_skies(theory, skies, n_e):
         left = powers(blm - template, blm)[1]
         measured.append([*powers(template, blm), left])
     return np.mean(measured, axis=0), filters
+
+
+def test_the_change_is_the_derivative_along_the_deflection(skies):
+    """By finite differences of the simulator's lensing, near a pole and elsewhere."""
+    kappa_lm, elm, _ = skies[0]
+    philm = delensing.potential_alm(kappa_lm, np.ones(LMAX + 1))
+    pixels = np.concatenate([np.arange(40), np.arange(300_000, 300_500, 7)])
+    at = Pointing(AT.theta[pixels], AT.phi[pixels], np.zeros(len(pixels)))
+    gradient, step = patches.gradient_at(philm, LMAX, at, 1), 0.01
+    forward, backward = (
+        patches.lensed_polarisation_at(
+            elm, LMAX, at, patches.deflect_by(sign * step * gradient, at, 1), 1
+        )
+        for sign in (1.0, -1.0)
+    )
+    expected = (forward - backward) / (2.0 * step)
+    change = delensing.lensing_change(elm, LMAX, philm, LMAX, NSIDE, pixels, 1)
+    np.testing.assert_allclose(change, expected, atol=2e-3 * expected.std())
 
 
 def test_the_transfer_function_and_the_correlation_are_those_of_theory(theory, skies):
