@@ -76,7 +76,7 @@ def lensing_change(
     """Change of the polarisation by lensing, to first order in φ.
 
     With the spin derivatives ð and ð̄, ∇φ·∇P = ½ (ð̄φ ðP + ðφ ð̄P), where ðP has spin 3 and ð̄P spin 1
-    (Goldberg & Spergel 1999, astro-ph/9811251, for ð and ð̄ of harmonics).
+    (ð and ð̄ of harmonics: Okamoto & Hu 2003, astro-ph/0301031, app. A).
 
     Parameters
     ----------

@@ -164,6 +164,8 @@ class HealpixGrid(Grid):
         rings = ducc0.healpix.Healpix_Base(self.nside, "RING").sht_info()
         starts, counts = rings["ringstart"].astype(int), rings["nphi"].astype(int)
         known = np.add.reduceat((maps != 0).any(0), starts) > 0
+        if not known.any():
+            return np.zeros((len(maps), healpy.Alm.getsize(lmax)), complex)
         low, high = (int(x) for x in np.flatnonzero(known)[[0, -1]])
         rings = {key: values[low : high + 1] for key, values in rings.items()}
         rings["ringstart"] = rings["ringstart"] - rings["ringstart"][0]

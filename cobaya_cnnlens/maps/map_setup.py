@@ -191,9 +191,9 @@ class MapSetup:
         return cls(*known, release, applied.lmin_b)
 
     @property
-    def cards(self) -> dict[str, str]:
-        """What the headers of κ̂'s images say of the estimator."""
-        return {"NETWORK": self.network_hash[:16], "CONFIG": self.name}
+    def cards(self) -> dict[str, str | int]:
+        """What the headers of κ̂'s images and maps say of the estimator."""
+        return {"NETWORK": self.network_hash[:16], "CONFIG": self.name, "LMIN_B": self.lmin_b}
 
     @cached_property
     def mask(self) -> np.ndarray:

@@ -263,7 +263,7 @@ class Mosaic:
         return cls(nside, pixels, total / weight, mask, weight / squares)
 
     @classmethod
-    def read(cls, path: Path, **cards: str) -> tuple[Mosaic, dict[str, np.ndarray]]:
+    def read(cls, path: Path, **cards: str | int) -> tuple[Mosaic, dict[str, np.ndarray]]:
         """Read the map that ``survey map`` wrote.
 
         Parameters
@@ -296,13 +296,14 @@ class Mosaic:
         table = {name: np.array(spectra[name], float) for name in spectra.names}
         return cls(int(header["NSIDE"]), np.array(rows["PIXEL"], int), *columns), table
 
-    def modes(self, values: np.ndarray, lmax: int) -> np.ndarray:
+    def modes(self, values: np.ndarray, lmax: int, nthreads: int = 0) -> np.ndarray:
         """Analyse values on the pixels under the mask.
 
         Parameters
         ----------
         values : on the pixels, (n,)
         lmax : largest multipole
+        nthreads : of ducc0; 0 for one per core
 
         Returns
         -------
@@ -311,7 +312,7 @@ class Mosaic:
         grid = HealpixGrid(self.nside, "C")
         whole = np.zeros(grid.size)
         whole[self.pixels] = values * self.mask
-        return grid.scalar_harmonics(whole, lmax)
+        return grid.scalar_harmonics(whole, lmax, nthreads)
 
     def write(
         self,

@@ -122,7 +122,7 @@ class SurveyMap:
             made.measure(load_estimator, nthreads, warn)
         simulations.measure(numbers, load_estimator, nthreads)
         normalisation = simulations.normalisation(numbers)
-        spectra = self._spectra(numbers, normalisation)
+        spectra = self._spectra(numbers, normalisation, nthreads)
         kappas = [
             made.read_tile(tile)["kappa"]
             for made in simulations.reconstructions
@@ -134,7 +134,9 @@ class SurveyMap:
         mosaic.write(self.path, self.reconstruction.plan.frame, columns, table, **self._cards())
         return self.path
 
-    def _spectra(self, numbers: range, normalisation: Normalisation) -> MosaicSpectra:
+    def _spectra(
+        self, numbers: range, normalisation: Normalisation, nthreads: int
+    ) -> MosaicSpectra:
         """Spectra of the simulations, whose maps are written."""
         simulations, powers = self.simulations, []
         pairs = simulations.mosaics(numbers, normalisation)
@@ -142,7 +144,7 @@ class SurveyMap:
             columns = {"KAPPA_IN": true, "KAPPA": mosaic.kappa, "MASK": mosaic.mask}
             frame, cards = self.reconstruction.plan.frame, self._cards() | {"SIMULAT": number}
             mosaic.write(self.simulation_path(number), frame, columns, {}, **cards)
-            kappa, kappa_in = (mosaic.modes(m, self.lmax) for m in (mosaic.kappa, true))
+            kappa, kappa_in = (mosaic.modes(m, self.lmax, nthreads) for m in (mosaic.kappa, true))
             pairs_of_modes = ((kappa, kappa), (kappa_in, kappa), (kappa_in, kappa_in))
             powers.append([binned_spectra(mosaic, *p, simulations.bins) for p in pairs_of_modes])
         auto, cross, truth = np.array(powers).swapaxes(0, 1)

@@ -109,13 +109,14 @@ class KappaModes:
     noise: np.ndarray
 
     @classmethod
-    def of(cls, mosaic: Mosaic, table: dict[str, np.ndarray]) -> KappaModes:
+    def of(cls, mosaic: Mosaic, table: dict[str, np.ndarray], nthreads: int = 0) -> KappaModes:
         """Analyse the map.
 
         Parameters
         ----------
         mosaic : the map of κ̂
         table : its extension SPECTRA
+        nthreads : threads of the transforms; 0 takes all cores
 
         Returns
         -------
@@ -125,7 +126,7 @@ class KappaModes:
         ell = np.arange(lmax + 1)
         transfer, noise = (np.interp(ell, table["L"], table[name]) for name in ("T_L", "N_L"))
         noise[ell < table["L_MIN"][0]] = np.inf
-        return cls(mosaic.modes(mosaic.kappa, lmax), transfer, noise)
+        return cls(mosaic.modes(mosaic.kappa, lmax, nthreads), transfer, noise)
 
     def potential(self, kk: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Filtered φ̂_LM = 2 κ̂_LM/(L(L+1) T_L) C/(C + N).
@@ -215,9 +216,9 @@ class SurveyTemplate:
         ConfigError
             if there is no map of κ̂, or it is of another plan or estimator
         """
-        cards: dict[str, str] = {"PLAN": self.plan.identity, **self.setup.cards}
+        cards: dict[str, str | int] = {"PLAN": self.plan.identity, **self.setup.cards}
         mosaic, table = Mosaic.read(self.folder / "mosaic.fits", **cards)
-        theory, kappa = self.setup.theory, KappaModes.of(mosaic, table)
+        theory, kappa = self.setup.theory, KappaModes.of(mosaic, table, nthreads)
         philm, kappa_filter = kappa.potential(theory.kk)
         elm, e_filter = self.e_modes(len(kappa_filter) - 1 + BINS.edges[-1], nthreads)
         lmax = (len(e_filter) - 1, len(kappa_filter) - 1)
@@ -233,7 +234,6 @@ class SurveyTemplate:
         path = self.folder / "template.fits"
         columns = {"Q": p.real, "U": p.imag, "MASK": mosaic.mask, "WEIGHT": mosaic.weight}
         said: dict[str, str | float] = {"POLCCONV": "COSMO", "L_MAX": float(LMAX), **cards}
-        said["LMIN_B"] = float(self.setup.lmin_b)
         mosaic.write(path, self.plan.frame, columns, spectra, **said)
         return path
 

@@ -38,6 +38,7 @@ def baseline_recipe(run: Simulation) -> dict[str, Any]:
     return {
         "algorithm": ALGORITHM,
         "baseline": baseline.model_dump(),
+        **run.config.reconstruction.recipe(),
         "instrument": run.config.instrument.recipe(),
         "sky": Skies(run).recipe("train", 0),
     }

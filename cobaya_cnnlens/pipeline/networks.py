@@ -126,6 +126,7 @@ def _refining_recipe(run: Simulation, sky: dict[str, Any]) -> dict[str, Any]:
             "passes": PASSES,
             "batch": config.refining.batch,
             "variation": asdict(VARIATION),
+            **config.reconstruction.recipe(),
         },
         "network": {"kind": "refined", **config.network.model_dump(include=REFINING["network"])}
         | ({"initial": network_hash(initial)} if initial else {}),

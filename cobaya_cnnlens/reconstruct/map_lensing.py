@@ -10,7 +10,8 @@ mean field is left to a subtraction from simulations, or to a network. Without i
 multipoles become worse after the fifth pass.
 
 With ``lmin_b``, B modes at lower multipoles carry no weight: before lensing they have an unknown
-power. κ̂ then does not depend on them, and a template of κ̂ can delens them (docs/delensing.md).
+power. κ̂ then hardly depends on them, and a template of κ̂ can delens them (docs/delensing.md). The
+analytic curvature still counts them. It changes the steps, and κ̂ of a single pass by a factor.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ MEMORY = 6
 # for less. E beyond the band is below 0.3: with 0.1 it counts as signal, and N_L is three times as
 # high at L < 1000.
 LEVEL_RATIO = 1.1
-# Power in µK² of B modes that carry no weight, as that of E there, and 500 times that of lensing B
-# modes.
-UNKNOWN_B = 1e-3
+# Power of B modes that carry no weight: in µK², as that of E there and 500 times that of lensing B
+# modes, or this many times that of the noise.
+UNKNOWN_B, UNKNOWN_OVER_NOISE = 1e-3, 300.0
 LOWEST_LEVEL = 0.3
 
 
@@ -240,7 +241,8 @@ class MAPLensing:
         made = []
         for number, (noise, clbb) in enumerate(itertools.islice(analytic, self._n_passes)):
             clee, clbb = (spectra.ee, clbb) if number else (spectra.lensed_ee, spectra.lensed_bb)
-            clbb = clbb + UNKNOWN_B * (np.arange(len(clbb)) < self._lmin_b)
+            unknown = max(UNKNOWN_B, UNKNOWN_OVER_NOISE * (level * ARCMIN) ** 2)
+            clbb = clbb + unknown * (np.arange(len(clbb)) < self._lmin_b)
             at_modes = np.exp(np.interp(ell, np.arange(len(noise)), np.log(noise)))
             made.append((WienerFilter(box, clee, clbb, rms), at_modes))
         return made

@@ -27,6 +27,7 @@ from ..pipeline.perturbations import perturbed_sky
 from ..pipeline.power import power_of
 from ..pipeline.reconstructions import measurement_recipe
 from ..pipeline.run import Run
+from ..pipeline.sections.estimator_settings import Reconstruction
 from ..pipeline.skies import Skies
 from ..simulate.skies import seed_sequence
 from ..simulate.tiling import evenly
@@ -250,6 +251,15 @@ def coverage_tables(
             f"release '{release.name}', field 'provenance.network_sha256': made with network "
             f"{str(made_with)[:16]}…, the configuration's is {run.estimator_id[:16]}…; use the "
             "release that this network made"
+        )
+    kept = release.provenance.items()
+    applied = {key: value for key, value in kept if key in Reconstruction.model_fields}
+    if applied != config.reconstruction.recipe():
+        raise CNNLensError(
+            f"release '{release.name}', field 'provenance': applied its estimator with "
+            f"{applied or 'the defaults'}, the configuration with "
+            f"{config.reconstruction.recipe() or 'the defaults'}; use the release that this "
+            "configuration made"
         )
     debias = release.noise_debiases[0]
     grid = _grid(run)

@@ -1,10 +1,10 @@
 """How well does the template of `survey template` know the lensing B modes, and is theory right?
 
     python tests/benchmarks/delensing.py             # the whole sky; 15 CPU-seconds
-    python tests/benchmarks/delensing.py FOLDER      # κ̂ of a network; 15 CPU-minutes
+    python tests/benchmarks/delensing.py FOLDER      # κ̂ of a network; 20 CPU-minutes
 
 The first compares templates of first order and of all orders, from lensed and unlensed E modes, on
-a sky that ends at l = 600. The second makes CAR maps of a survey of 288 deg² in FOLDER, and passes
+a sky that ends at l = 600. The second makes CAR maps of a survey of 276 deg² in FOLDER, and passes
 them through `cnnlens survey plan`, `map` and `template`, with and without B modes at l < 300 in κ̂.
 T and ρ² of the template with the true lensing B modes stand beside theory. The response of
 the template to B modes that are added to the maps, with the shift of r of `bb_mock` that it would

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import scipy.fft
 from delensed_r import MOCK, best_fit, error_of
+from scipy.linalg import block_diag
 from tqdm import tqdm
 
 from cobaya_cnnlens.files import atomic_write
@@ -33,10 +34,11 @@ from cobaya_cnnlens.maps.survey_template import BINS, LMAX
 from cobaya_cnnlens.pipeline.loading import load_config
 from cobaya_cnnlens.pipeline.release_networks import NETWORKS
 from cobaya_cnnlens.pipeline.run import Run
+from cobaya_cnnlens.products import identity_of
 from cobaya_cnnlens.reconstruct.features import FEATURES, KAPPA_UNIT, PASSES, features_of
+from cobaya_cnnlens.reconstruct.files import estimator_hash
 from cobaya_cnnlens.reconstruct.map_lensing import TOLERANCES, MAPLensing
 from cobaya_cnnlens.reconstruct.refined import RefinedEstimator, load_refining
-from cobaya_cnnlens.simulate.bandpowers import Bins
 from cobaya_cnnlens.simulate.instrument import ARCMIN
 from cobaya_cnnlens.simulate.patches import PatchGeometry
 from cobaya_cnnlens.simulate.periodic import Box, PeriodicSkies
@@ -82,6 +84,9 @@ class Boxes:
         self.network = RefinedEstimator(self.steps, [load_refining(NETWORKS / "refined.keras")])
         last = {"tolerances": TOLERANCES[-1:], "lmin_b": LMIN_B}
         self.quadratic = MAPLensing(*arguments, passes=1, **last)
+        network = NETWORKS / "refined.keras"
+        made_of = [estimator_hash([network]), LMIN_B, PASSES, ANGLE, SHIFT, vars(self.instrument)]
+        self.identity = identity_of({"made of": list(map(str, made_of))})[:8]
         across = np.sin(np.pi * (np.arange(self.n_tile) + 0.5) / self.n_tile) ** 2
         hann = across[:, None] * across
         # The sum over the tiles of the weight times the mask is one.
@@ -143,7 +148,7 @@ class Boxes:
         Of ``all`` estimators; ``paired`` ones of the network, with B modes and rotated; or of the
         network on the sky of a ``shifted`` cosmology, with the same phases and noise.
         """
-        path = self.folder / f"box_{number:03d}_{kind}.npz"
+        path = self.folder / f"box_{number:03d}_{kind}_{self.identity}.npz"
         if path.exists():
             with np.load(path) as stored:
                 return dict(stored)
@@ -182,7 +187,6 @@ class Templates:
         self.e_filter = delensing.wiener(theory.lensed_ee[: len(ell)], noise)
         self.index = np.digitize(boxes.ell, EDGES) - 1
         self.inside = (self.index >= 0) & (self.index < len(EDGES) - 1)
-        self.bins = Bins(int(BINS.edges[0]), 30, BINS.n_bins)
         self.at = np.digitize(boxes.ell, BINS.edges) - 1
         self.used = (self.at >= 0) & (self.at < BINS.n_bins)
 
@@ -231,6 +235,8 @@ class Comparison:
     def __init__(self, boxes, n_boxes):
         self.boxes, self.templates = boxes, Templates(boxes)
         self.modes = [boxes.measured(i, "all") for i in tqdm(range(n_boxes), unit="box")]
+        for name in ESTIMATORS:
+            self._subtract_mean_field(name)
         power = self.templates.kappa_power
         self.kappa = {
             name: np.array(
@@ -245,6 +251,18 @@ class Comparison:
             )
             for name in ESTIMATORS
         }
+
+    def _subtract_mean_field(self, name):
+        """Take the mean κ̂ of the other boxes off each, in the modes that tiles can have in common.
+
+        Tiles lie half their side apart, so that the mean field has one in four modes along each
+        axis.
+        """
+        common = np.zeros((self.boxes.n, self.boxes.n))
+        common[::4, ::4] = 1.0
+        total, n = sum(m[name] for m in self.modes), len(self.modes)
+        for m in self.modes:
+            m[name] = m[name] - common * (total - m[name]) / (n - 1)
 
     def filters(self, name, number=None):
         """⟨κκ̂⟩/⟨κ̂κ̂⟩, ρ_L² and the power of κ in EDGES, from all boxes or those other than one."""
@@ -361,10 +379,30 @@ def report_internal(comparison, n_paired):
     """Print the response to added B modes, its bias of r, and the effect of a rotation on κ̂."""
     boxes, templates, modes = comparison.boxes, comparison.templates, counts(comparison.templates)
     responses, rotations, internal = {"": [], "internal_": []}, [], []
+    power = templates.kappa_power
+    every = [
+        [power(k, k), power(comparison.modes[i]["kappa"], k)]
+        for i in range(n_paired)
+        for k in [boxes.measured(i, "paired")["internal_own"]]
+    ]
+
+    def internal_weight(number):
+        auto, cross = np.delete(every, number, 0).mean(0)
+        return templates.smooth(cross / auto)
+
+    def own_weight(number):
+        return templates.smooth(comparison.filters("network", number)[0])
+
     for i in tqdm(range(n_paired), unit="box"):
         paired, b = boxes.measured(i, "paired"), comparison.modes[i]["b"]
         extra = paired.pop("extra")
-        made = {name: comparison.template("network", i, kappa) for name, kappa in paired.items()}
+        made = {
+            name: templates.of(
+                comparison.modes[i]["e"],
+                (internal_weight(i) if name.startswith("internal") else own_weight(i)) * kappa,
+            )
+            for name, kappa in paired.items()
+        }
         for name, rows in responses.items():
             change = made[name + "added"] - made[name + "own"]
             rows.append([templates.b_power(change, extra), templates.b_power(extra, extra)])
@@ -397,7 +435,7 @@ def report_internal(comparison, n_paired):
 
 
 def report_cosmology(comparison, n_paired):
-    """Print how the transfer changes with the cosmology, beside theory with an unchanged κ̂."""
+    """Print how the transfer changes with the cosmology, the response of κ̂ included."""
     boxes, templates, modes = comparison.boxes, comparison.templates, counts(comparison.templates)
     rows = []
     for i in tqdm(range(n_paired), unit="box"):
@@ -424,14 +462,23 @@ def report_cosmology(comparison, n_paired):
 def shift(data, chi, r, calibrated):
     """Shift of the best r in σ, if the template contains χ_l (B + N + r T).
 
-    With ``calibrated``, C^X and N^t are those of simulations at r = 0 whose template contains the
-    same. Otherwise they are those of a κ̂ with independent noise.
+    With ``calibrated``, C^X, N^t and the covariance are those of simulations at r = 0 whose
+    template contains the same. Otherwise they are those of a κ̂ with independent noise.
     """
     lensing, noise = data.lensing, data.noise
     if calibrated:
         internal = lensing + noise
         template_noise = data.template_noise + 2.0 * chi * data.cross + chi**2 * internal
-        model = replace(data, cross=data.cross + chi * internal, template_noise=template_noise)
+        # Of (BB, Bt, tt) of t + χB, linear in those of t.
+        one, zero = np.ones_like(chi), np.zeros_like(chi)
+        change = np.array([[one, zero, zero], [chi, one, zero], [chi**2, 2.0 * chi, one]])
+        change = block_diag(*change.transpose(2, 0, 1))
+        model = replace(
+            data,
+            cross=data.cross + chi * internal,
+            template_noise=template_noise,
+            covariance=change @ data.covariance @ change.T,
+        )
     else:
         model = data
     bb = r * data.tensor + lensing + noise
@@ -471,8 +518,8 @@ def draw(comparison, found, expected):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--boxes", type=int, default=48)
-    parser.add_argument("--paired", type=int, default=12)
+    parser.add_argument("--boxes", type=int, default=40)
+    parser.add_argument("--paired", type=int, default=10)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     boxes = Boxes(given.folder)

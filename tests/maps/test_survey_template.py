@@ -168,7 +168,6 @@ def test_the_file_says_what_it_is(made, plan, setup):
         **{"COORDSYS": plan.frame, "ORDERING": "RING", "PLAN": plan.identity, **setup.cards},
     }
     assert {key: header[key] for key in expected} == expected
-    assert header["LMIN_B"] == 0
     [warning] = SurveyTemplate(plan, setup, made.parent).warnings
     assert warning.endswith("with a configuration that has `reconstruction: {lmin_b: 300}`")
     assert not SurveyTemplate(plan, replace(setup, lmin_b=300), made.parent).warnings
@@ -195,3 +194,6 @@ def test_a_map_of_another_plan_or_none_is_refused(run, plan, setup, sky, tmp_pat
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, ConfigError)
     assert "keyword PLAN is" in str(result.exception)
+    write_mosaic(sky.philm, plan, setup, tmp_path)
+    with pytest.raises(ConfigError, match="keyword LMIN_B is 0, not 300: the map was made with"):
+        SurveyTemplate(plan, replace(setup, lmin_b=300), tmp_path).make(1)

@@ -558,6 +558,14 @@ def tables_of(run, release, *others, **options):
     return coverage_tables(run, release, coverage.read(run, *others), **options)
 
 
+def test_the_estimator_of_a_release_is_applied_as_its_own(cut):
+    """Coverage skies whose κ̂ left out B modes are not those of a release whose κ̂ used them."""
+    config, release, *_ = cut
+    low = replace(release, provenance=release.provenance | {"lmin_b": 300})
+    with pytest.raises(CNNLensError, match=r"applied its estimator with \{'lmin_b': 300\}, the"):
+        tables_of(Run(config, HASH), low)
+
+
 def test_a_table_from_products(cut):
     """Twelve skies of 20 patches are 24 surveys of 8; every column from the data's closed form."""
     config, release, data, own = cut

@@ -146,8 +146,8 @@ class Reconstruction(Section):
     ----------
     symmetries : 8 averages κ̂ over the symmetries of the square, at eight times the cost of 1
     jit_compile : whether XLA compiles the network, which is not worth it for a small one
-    lmin_b : κ̂ does not use B modes below this multipole; of a refining network, and of the
-        baselines "wiener" and "map"
+    lmin_b : B modes below this multipole carry no weight in the filter of a refining network, and
+        of the baselines "wiener" and "map"
     """
 
     symmetries: Literal[1, 8] = 1
