@@ -38,7 +38,7 @@ def baseline_recipe(run: Simulation) -> dict[str, Any]:
     return {
         "algorithm": ALGORITHM,
         "baseline": baseline.model_dump(),
-        **run.config.reconstruction.recipe(),
+        **({"lmin_b": lmin_b} if (lmin_b := run.config.reconstruction.lmin_b) else {}),
         "instrument": run.config.instrument.recipe(),
         "sky": Skies(run).recipe("train", 0),
     }

@@ -286,7 +286,8 @@ def make(given):
             stage(grid, number, top, config)
     run = Run(load_config(config))
     prior = omch2_grid(run.config.cosmology, PRIOR)
-    made = sorted(top.glob("*/mock_*/survey/release.json"))
+    paths = (top / grid / f"mock_{n:02d}" / "survey" / "release.json" for grid, n in todo)
+    made = [path for path in paths if path.exists()]
     mocks = [measure(path.parts[-4], path.parent, run, prior) for path in made]
     with atomic_write(TABLE) as partial:
         partial.write_text(json.dumps([asdict(mock) for mock in mocks], indent=1) + "\n")

@@ -518,6 +518,7 @@ STALE = {
     "refining": NOTHING,
     "reconstruction.symmetries": MEASURED,
     "reconstruction.jit_compile": NOTHING,
+    "reconstruction.lmin_b": MEASURED | BASELINE,
     "baseline": BASELINE,
     "bandpowers": MEASURED | {"primary"},
     # The power of the patches themselves is a product beside all others.
