@@ -198,18 +198,22 @@ class Survey:
         return mosaic, made, fits.getdata(folder / "template.fits", "SPECTRA")["T_L"]
 
     def truth(self):
-        """a_lm of the lensing B modes of the footprint and its surroundings."""
+        """a_lm of the lensing B modes of the footprint and its surroundings, and of it alone."""
         lmax = self.run.config.sky.lmax
         sky = draw_sky(self.setup.theory, lmax, MOCK_SEED, "mock", 0)
         elm, philm = (patches.truncate_alm(a, lmax, REACH) for a in (sky.elm, sky.philm))
         theta, phi = healpy.pix2ang(NSIDE_TRUTH, np.arange(12 * NSIDE_TRUTH**2))
-        region = np.clip(self.away(theta, phi) / BEYOND + 2.0, 0.0, 1.0)
+        away = self.away(theta, phi)
+        region = np.clip(away / BEYOND + 2.0, 0.0, 1.0)
         pixels = np.flatnonzero(region > 0)
         at = healpix_pointing(NSIDE_TRUTH, pixels)
         deflection = patches.deflect_by(patches.gradient_at(philm, REACH, at), at)
         lensed, own = patches.lensed_and_unlensed_at(elm, REACH, at, deflection)
-        change = (lensed - own) * np.sin(0.5 * np.pi * region[pixels]) ** 2
-        return delensing.e_and_b_modes(NSIDE_TRUTH, pixels, change, LMAX)[1]
+        windows = np.sin(0.5 * np.pi * region[pixels]) ** 2, away[pixels] > 0.0
+        return [
+            delensing.e_and_b_modes(NSIDE_TRUTH, pixels, (lensed - own) * window, LMAX)[1]
+            for window in windows
+        ]
 
     def away(self, theta, phi):
         """Degrees from positions in radians to the edge of the footprint, negative beyond."""
@@ -222,17 +226,18 @@ class Survey:
     def report(self):
         """Print T and ρ² of the template, and its response to the added B modes."""
         self.write()
-        truth, data = self.truth(), read_bb(MOCK)
+        (truth, local), data = self.truth(), read_bb(MOCK)
         mosaic, made, expected = self.templates()
         at = healpix_pointing(mosaic.nside, mosaic.pixels)
         inside = np.clip(self.away(at.theta, at.phi) / APODISED, 0.0, 1.0)
         mask = np.sin(0.5 * np.pi * inside) ** 2
         fields = [
             *made,
+            delensing.b_polarisation_at(local, LMAX, at),
             delensing.b_polarisation_at(truth, LMAX, at),
             delensing.b_polarisation_at(self.added, LMIN_B - 1, at),
         ]
-        t, with_b, b, added = (
+        t, with_b, within, b, added = (
             delensing.e_and_b_modes(mosaic.nside, mosaic.pixels, p * mask, LMAX)[1] for p in fields
         )
         transfer, scale, squared, _ = compared([powers(t, b)])
@@ -241,6 +246,7 @@ class Survey:
         area = (mask**2).sum() * healpy.nside2pixarea(mosaic.nside, degrees=True)
         print(f"κ̂ uses B modes at l >= {self.setup.lmin_b}; {area:.0f} deg² under the mask")
         rows = {"T_L of the file": expected, "T": transfer, "⟨tB⟩/⟨tt⟩": scale, "ρ²": squared}
+        rows["T of true B, footprint alone"] = compared([powers(within, b)])[0]
         printed(rows | {"χ, response to added B": response})
         for r in (0.0, TRUE_R):
             moved = [f"{shift(data, response, r, known):+.3f}" for known in (False, True)]
