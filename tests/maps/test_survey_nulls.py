@@ -256,7 +256,7 @@ def test_another_network(plan, setup, tmp_path, monkeypatch):
     monkeypatch.setattr(
         tile_nulls,
         "learned_estimator",
-        lambda *_: SimpleNamespace(reconstruct=Quadratic(other).reconstruct),
+        lambda *_, **__: SimpleNamespace(reconstruct=Quadratic(other).reconstruct),
     )
     some = replace(plan, tiles=plan.tiles[:12])
     table = judge(some, setup, tmp_path, networks=(path,))
