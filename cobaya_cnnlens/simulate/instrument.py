@@ -18,6 +18,7 @@ from .instrument_files import (
     read_transfer,
 )
 from .modes import mode_vectors
+from .one_over_f import ALGORITHM as ONE_OVER_F_ALGORITHM
 from .one_over_f import OneOverF, unit_noise
 from .patches import PatchGeometry
 
@@ -107,6 +108,8 @@ class Instrument:
         recipe = asdict(self)
         for key in FILES:
             recipe[key] = None if recipe[key] is None else digest_of(recipe[key])
+        if self.one_over_f is not None:
+            recipe["one_over_f"]["algorithm"] = ONE_OVER_F_ALGORITHM
         return recipe
 
     def beyond_numbers(self) -> dict[str, Any]:
@@ -115,7 +118,7 @@ class Instrument:
         numbers = ("noise_uk_arcmin", "beam_fwhm_arcmin", "taper_deg")
         return {
             f"{key}_sha256" if key in FILES else key: value
-            for key, value in self.recipe().items()
+            for key, value in {**self.recipe(), "one_over_f": asdict(self)["one_over_f"]}.items()
             if key not in numbers and value is not None
         }
 
