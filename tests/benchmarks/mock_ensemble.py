@@ -253,6 +253,8 @@ def draw(mocks, pulls):
     left, right = figure.subplots(1, 2)
     for grid, marker in (("car", "o"), ("healpix", "s")):
         chosen = [(m, p) for m, p in zip(mocks, pulls, strict=True) if m.grid == grid]
+        if not chosen:
+            continue
         x = [m.truth for m, _ in chosen]
         left.errorbar(x, [p for _, p in chosen], 1.0, fmt=marker, ms=4, lw=1, label=grid)
     left.axhline(0.0, color="k", lw=0.8)
