@@ -154,11 +154,25 @@ def make_release(grid, number, top, config_path):
 
 
 def make_nulls(grid, number, top, config_path):
-    """The null tests of a mock."""
+    """The null tests of a mock, each with matched simulations of its own."""
     folder = top / grid / f"mock_{number:02d}" / "survey"
     if not (folder / "nulls.txt").exists():
-        release = ("--survey-release", folder / "release.json")
-        cnnlens("nulls", folder.with_suffix(".yaml"), "--config", config_path, *release)
+        run = Run(load_config(config_path))
+        nulls = nulls_of(folder, run, number)
+        nulls.measure(lambda: run.estimator)
+        table = survey_nulls(nulls, read_release(folder / "release.json")).table()
+        with atomic_write(folder / "nulls.txt") as partial:
+            partial.write_text(table + "\n")
+
+
+def nulls_of(folder, run, number):
+    """The products with the null tests of a mock.
+
+    With one seed all mocks would have the same matched simulations, and their PTEs would not be
+    independent.
+    """
+    setup, plan = MapSetup.of_run(run), read_plan(folder.with_suffix(".yaml"))
+    return TileNulls(TileReconstruction(plan, setup, folder), Choices.of(setup, seed=number))
 
 
 @dataclass
@@ -194,9 +208,8 @@ def measure(grid, folder, run, omch2_grid):
     chi2 = float(likelihood.chi2_of(model[None], data, likelihood.correction[None]).item())
     tests = {}
     if (folder / "nulls.txt").exists():
-        setup, plan = MapSetup.of_run(run), read_plan(folder.with_suffix(".yaml"))
-        nulls = TileNulls(TileReconstruction(plan, setup, folder), Choices.of(setup))
-        for test in survey_nulls(nulls, release).tests:
+        number = int(folder.parent.name.removeprefix("mock_"))
+        for test in survey_nulls(nulls_of(folder, run, number), release).tests:
             kept = {"mean": test.mean, "mean_error": test.mean_error, "pte": test.pte}
             tests[test.name] = {key: float(value) for key, value in kept.items()}
     [mean], [sigma], [rank] = marginal.mean, marginal.sigma, marginal.ranks(np.array([truth]))
