@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import ducc0
 import numpy as np
 
 from ..simulate import patches
@@ -95,31 +94,16 @@ def lensing_change(
     e, phi = np.arange(lmax_e + 1.0), np.arange(lmax_phi + 1.0)
     raised, lowered = (e - 2.0) * (e + 3.0), (e + 2.0) * (e - 1.0)
     # ð ₂Y = √(l−2)(l+3) ₃Y and ð̄ ₂Y = −√(l+2)(l−1) ₁Y; ð̄φ is the conjugate of ðφ.
+    grid = HealpixGrid(nside, "C")
     up, down = (
-        _on_rings(
-            scale_alm(elm, np.sqrt(np.maximum(x, 0.0))), lmax_e, spin, nside, pixels, nthreads
+        grid.gradient_values(
+            scale_alm(elm, np.sqrt(np.maximum(x, 0.0))), lmax_e, spin, pixels, nthreads
         )
         for x, spin in ((raised, 3), (lowered, 1))
     )
     slope = scale_alm(philm, np.sqrt(phi * (phi + 1.0)))
-    gradient = _on_rings(slope, lmax_phi, 1, nside, pixels, nthreads)
+    gradient = grid.gradient_values(slope, lmax_phi, 1, pixels, nthreads)
     return 0.5 * (gradient * down - np.conj(gradient) * up)
-
-
-def _on_rings(
-    alm: np.ndarray, lmax: int, spin: int, nside: int, pixels: np.ndarray, nthreads: int
-) -> np.ndarray:
-    """Values of gradient modes of some spin on HEALPix pixels; rings without any are left out."""
-    rings = ducc0.healpix.Healpix_Base(nside, "RING").sht_info()
-    starts = rings["ringstart"].astype(int)
-    low, high = np.searchsorted(starts, [pixels.min(), pixels.max()], side="right")
-    rings = {key: values[low - 1 : high] for key, values in rings.items()}
-    rings["ringstart"] = rings["ringstart"] - rings["ringstart"][0]
-    real, imaginary = ducc0.sht.synthesis(
-        alm=alm[None], spin=spin, lmax=lmax, mode="GRAD_ONLY", nthreads=nthreads, **rings
-    )
-    values = real + 1j * imaginary
-    return values[pixels - starts[low - 1]]
 
 
 def e_and_b_modes(

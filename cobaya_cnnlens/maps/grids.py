@@ -161,18 +161,46 @@ class HealpixGrid(Grid):
 
     def _analysed(self, maps: np.ndarray, spin: int, lmax: int, nthreads: int) -> np.ndarray:
         """The a_lm of maps of some spin; rings without any known pixel are left out."""
-        rings = ducc0.healpix.Healpix_Base(self.nside, "RING").sht_info()
-        starts, counts = rings["ringstart"].astype(int), rings["nphi"].astype(int)
-        known = np.add.reduceat((maps != 0).any(0), starts) > 0
-        if not known.any():
+        known = np.flatnonzero((maps != 0).any(0))
+        if not len(known):
             return np.zeros((len(maps), healpy.Alm.getsize(lmax)), complex)
-        low, high = (int(x) for x in np.flatnonzero(known)[[0, -1]])
-        rings = {key: values[low : high + 1] for key, values in rings.items()}
-        rings["ringstart"] = rings["ringstart"] - rings["ringstart"][0]
-        part = maps[:, starts[low] : starts[high] + counts[high]] * (4.0 * np.pi / self.size)
+        part, rings = self._rings_of(known[0], known[-1])
+        values = maps[:, part].astype(float) * (4.0 * np.pi / self.size)
         return ducc0.sht.adjoint_synthesis(
-            map=part.astype(float), spin=spin, lmax=lmax, nthreads=nthreads, **rings
+            map=values, spin=spin, lmax=lmax, nthreads=nthreads, **rings
         )
+
+    def gradient_values(
+        self, alm: np.ndarray, lmax: int, spin: int, pixels: np.ndarray, nthreads: int = 0
+    ) -> np.ndarray:
+        """Evaluate gradient modes of some spin; rings without any pixel are left out.
+
+        Parameters
+        ----------
+        alm : in HEALPix order
+        lmax : of ``alm``
+        spin : 1 or more
+        pixels : numbers in ring order, (n,)
+        nthreads : of ducc0; 0 for one per core
+
+        Returns
+        -------
+        values : (n,) complex
+        """
+        part, rings = self._rings_of(pixels.min(), pixels.max())
+        real, imaginary = ducc0.sht.synthesis(
+            alm=alm[None], spin=spin, lmax=lmax, mode="GRAD_ONLY", nthreads=nthreads, **rings
+        )
+        return (real + 1j * imaginary)[pixels - part.start]
+
+    def _rings_of(self, first: int, last: int) -> tuple[slice, dict[str, np.ndarray]]:
+        """The pixels of all rings from that of a pixel to that of another, and these rings."""
+        rings = ducc0.healpix.Healpix_Base(self.nside, "RING").sht_info()
+        starts = rings["ringstart"].astype(int)
+        low, high = np.searchsorted(starts, [first, last], side="right")
+        rings = {key: values[low - 1 : high] for key, values in rings.items()}
+        rings["ringstart"] = rings["ringstart"] - rings["ringstart"][0]
+        return slice(starts[low - 1], [*starts, self.size][high]), rings
 
 
 @dataclass(frozen=True)

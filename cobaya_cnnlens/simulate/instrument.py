@@ -105,12 +105,17 @@ class Instrument:
         InstrumentError
             if a file cannot be read
         """
-        recipe = asdict(self)
-        for key in FILES:
-            recipe[key] = None if recipe[key] is None else digest_of(recipe[key])
+        recipe = self._settings()
         if self.one_over_f is not None:
-            recipe["one_over_f"]["algorithm"] = ONE_OVER_F_ALGORITHM
+            recipe["one_over_f"] |= {"algorithm": ONE_OVER_F_ALGORITHM}
         return recipe
+
+    def _settings(self) -> dict[str, Any]:
+        """All settings, files by their content."""
+        settings = asdict(self)
+        for key in FILES:
+            settings[key] = None if settings[key] is None else digest_of(settings[key])
+        return settings
 
     def beyond_numbers(self) -> dict[str, Any]:
         """What a record says beside level, width of the beam and taper: what was set alone, of
@@ -118,7 +123,7 @@ class Instrument:
         numbers = ("noise_uk_arcmin", "beam_fwhm_arcmin", "taper_deg")
         return {
             f"{key}_sha256" if key in FILES else key: value
-            for key, value in {**self.recipe(), "one_over_f": asdict(self)["one_over_f"]}.items()
+            for key, value in self._settings().items()
             if key not in numbers and value is not None
         }
 

@@ -10,10 +10,10 @@ at l < 300 carry no weight in any of them. On a periodic box E and B do not mix.
 The template is that of `cnnlens survey template`: of first order, from Wiener-filtered E modes and
 κ̂. Its filter of κ̂ comes from the other boxes. Beside it stands the template of a κ̂ of the same
 correlation ρ_L with κ, whose noise is Gaussian and independent of the maps, and that of a κ̂ with
-the noise of another box. The internal bias is
-the response χ_l of the template to B modes b that are added to the maps, ⟨t[m + b] − t[m], b⟩/⟨bb⟩.
-A box takes 16 CPU-seconds. One of the PAIRED boxes, with χ, a rotation and another cosmology, takes
-40 more. What is in FOLDER is not made again. Draws docs/_static/delensing_estimators.png.
+the noise of another box. The internal bias is the response χ_l of the template to B modes b that
+are added to the maps, ⟨t[m + b] − t[m], b⟩/⟨bb⟩. A box takes 16 CPU-seconds. One of the PAIRED
+boxes, with χ, a rotation and another cosmology, takes 40 more. What is in FOLDER is not made again.
+Draws docs/_static/delensing_estimators.png.
 """
 
 import argparse
@@ -81,10 +81,10 @@ class Boxes:
         arguments = patch, self.instrument, self.mask, self.theory
         self.steps = MAPLensing(*arguments, PASSES, lmin_b=LMIN_B)
         self.internal_steps = MAPLensing(*arguments, PASSES)
-        self.network = RefinedEstimator(self.steps, [load_refining(NETWORKS / "refined.keras")])
+        network = NETWORKS / "refined.keras"
+        self.network = RefinedEstimator(self.steps, [load_refining(network)])
         last = {"tolerances": TOLERANCES[-1:], "lmin_b": LMIN_B}
         self.quadratic = MAPLensing(*arguments, passes=1, **last)
-        network = NETWORKS / "refined.keras"
         made_of = [estimator_hash([network]), LMIN_B, PASSES, ANGLE, SHIFT, vars(self.instrument)]
         self.identity = identity_of({"made of": list(map(str, made_of))})[:8]
         across = np.sin(np.pi * (np.arange(self.n_tile) + 0.5) / self.n_tile) ** 2
@@ -275,12 +275,11 @@ class Comparison:
         pairs = ((t, t), (t, modes["b"]), (modes["b"], modes["b"]), (t, modes["noise"]))
         return [self.templates.b_power(*pair) for pair in pairs]
 
-    def template(self, name, number, kappa=None):
-        """The template of one estimator and box, or of another κ̂ with its filter."""
+    def template(self, name, number):
+        """The template of one estimator and box."""
         modes = self.modes[number]
         weight = self.templates.smooth(self.filters(name, number)[0])
-        kappa = modes[name] if kappa is None else kappa
-        return self.templates.of(modes["e"], weight * kappa)
+        return self.templates.of(modes["e"], weight * modes[name])
 
     def exchanged(self, name, number):
         """Powers of the template of a κ̂ that has the noise of κ̂ of the next box."""
@@ -327,12 +326,12 @@ def report(comparison):
     """Print what is left, network over MAP and quadratic, and over the surrogates."""
     boxes, templates, n = comparison.boxes, comparison.templates, len(comparison.modes)
     modes = counts(templates)
-    found, expected, others = {}, {}, {}
+    measured_powers, expected, others = {}, {}, {}
     for name in ESTIMATORS:
         rows = [
             comparison.powers(comparison.template(name, i), comparison.modes[i]) for i in range(n)
         ]
-        found[name] = np.array(rows)
+        measured_powers[name] = np.array(rows)
         expected[name] = np.array([comparison.surrogate(name, i) for i in range(n)])
         others[name] = np.array([comparison.exchanged(name, i) for i in range(n)])
 
@@ -342,11 +341,11 @@ def report(comparison):
         return (tt - 2.0 * tb + bb) @ modes, bb @ modes
 
     power = np.average(binned(boxes.theory.lensed_bb[: LMAX + 1], BINS), weights=modes)
-    total = left(found["network"])[1] / modes.sum()
+    total = left(measured_powers["network"])[1] / modes.sum()
     print(f"⟨BB⟩ over that of theory {total.mean() / power:.3f}")
     print(f"{n} boxes of 100 deg², 30 < l < 300; κ̂ uses B modes at l >= {LMIN_B}")
     for name in ESTIMATORS:
-        rest, total = left(found[name])
+        rest, total = left(measured_powers[name])
         own, _ = left(expected[name])
         exchanged, _ = left(others[name])
         theory = np.average(comparison.theory(name), weights=modes)
@@ -361,18 +360,18 @@ def report(comparison):
                 theory,
             )
         )
-        tt, tb, bb, tn = ((p @ modes) for p in found[name].swapaxes(0, 1))
+        tt, tb, bb, tn = ((p @ modes) for p in measured_powers[name].swapaxes(0, 1))
         print(
             "  ⟨tB⟩/⟨BB⟩ {:.4f} ± {:.4f}, ⟨tB⟩/⟨tt⟩ {:.4f} ± {:.4f}, "
             "⟨tN⟩/⟨BB⟩ {:+.4f} ± {:.4f}".format(
                 *ratio_and_error(tb, bb), *ratio_and_error(tb, tt), *ratio_and_error(tn, bb)
             )
         )
-    base = left(found["network"])[0]
+    base = left(measured_powers["network"])[0]
     for name in ESTIMATORS[1:]:
-        line = ratio_and_error(base, left(found[name])[0])
+        line = ratio_and_error(base, left(measured_powers[name])[0])
         print("network over {}: {:.3f} ± {:.3f}".format(name, *line))
-    return found, expected
+    return measured_powers, expected
 
 
 def report_internal(comparison, n_paired):
@@ -490,7 +489,7 @@ def shift(data, chi, r, calibrated):
     return (best - r) / error_of(likelihood, best, alens)
 
 
-def draw(comparison, found, expected):
+def draw(comparison, measured_powers, expected):
     """ρ_L of the estimators, and the lensing power that their templates leave."""
     from matplotlib.figure import Figure
 
@@ -502,7 +501,7 @@ def draw(comparison, found, expected):
         centres, colour = 0.5 * (EDGES[1:] + EDGES[:-1]), f"C{number}"
         left.plot(centres, squared, "o-", ms=4, color=colour, label=name)
         rests = []
-        for powers in (found[name], expected[name]):
+        for powers in (measured_powers[name], expected[name]):
             tt, tb, bb, _ = powers.swapaxes(0, 1)
             rests.append(ratio_and_error(tt - 2.0 * tb + bb, bb))
         at = BINS.centres + 4.0 * (number - 1)

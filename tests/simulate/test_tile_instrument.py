@@ -100,16 +100,16 @@ def test_noise_of_a_patch_is_that_of_a_sky():
     factor = flat.pixel * np.sqrt(excess.mean_ratio(ell)) * (ell >= flat.fundamental / BOX)
     theta, phi = healpy.pix2ang(2, np.arange(48))
     centres = np.stack([theta, phi], axis=1)
-    found = []
+    powers = []
     for _ in range(8):
         alm = np.array([scale_alm(unit_alm(lmax, generator), factor) for _ in range(2)])
         of_sky = cut(alm, lmax, centres, flat, 1)
         of_patches = unit_noise((2, 200, 64, 64), excess, flat.pixel, generator)
         pairs = (of_sky.real, of_sky.imag), of_patches
         modes = [e_and_b(spectra, *(m * spectra.mask for m in pair)) for pair in pairs]
-        found.append([np.mean([spectra.cross(m, m).mean(0) for m in each], 0) for each in modes])
-    of_sky, of_patches = np.mean(found, axis=0)
-    error = np.std(found, axis=0, ddof=1)[0] / np.sqrt(len(found))
+        powers.append([np.mean([spectra.cross(m, m).mean(0) for m in each], 0) for each in modes])
+    of_sky, of_patches = np.mean(powers, axis=0)
+    error = np.std(powers, axis=0, ddof=1)[0] / np.sqrt(len(powers))
     np.testing.assert_allclose(of_patches, of_sky, atol=4.0 * error.max(), rtol=0.06)
 
 
