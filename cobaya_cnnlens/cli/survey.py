@@ -330,7 +330,7 @@ def survey_release(
     runs.write_made(made, path, key)
 
 
-@app.command("nulls", epilog="Example: cnnlens survey nulls s.yaml --release refined_fiducial")
+@app.command("nulls", epilog="Example: cnnlens survey nulls s.yaml --config survey.yaml")
 def survey_nulls(
     plan: Annotated[Path, typer.Argument(help="What `survey plan` wrote (YAML).")],
     estimator: Estimators = None,
