@@ -200,10 +200,10 @@ def measure(grid, folder, run, omch2_grid):
     release = read_release(folder / "release.json")
     likelihood = BandpowerLikelihood(release)
     table = omch2_grid.table(likelihood)
-    free = BandpowerLikelihood(release, calibration_errors=False)
+    without_calibration = BandpowerLikelihood(release, calibration_errors=False)
     [marginal], [of_data] = (
         omch2_grid.posterior(each, table, each.release.bandpowers[None])
-        for each in (likelihood, free)
+        for each in (likelihood, without_calibration)
     )
     truth = truth_of(int(folder.parent.name.removeprefix("mock_")))
     [model] = omch2_grid.at(np.array([[truth]])) @ table
@@ -218,8 +218,8 @@ def measure(grid, folder, run, omch2_grid):
     [mean], [sigma], [rank] = marginal.mean, marginal.sigma, marginal.ranks(np.array([truth]))
     shared, pte = 1.0 - (of_data.sigma[0] / sigma) ** 2, float(likelihood.pte(chi2))
     variance = np.diag(likelihood.covariance)
-    residuals = (likelihood.bandpowers - model) / np.sqrt(variance)
-    shared_by_bin = 1.0 - np.diag(free.covariance) / variance
+    residuals = (data[0] - model) / np.sqrt(variance)
+    shared_by_bin = 1.0 - np.diag(without_calibration.covariance) / variance
     numbers = map(float, (truth, mean, sigma, shared, rank, chi2, pte))
     return Mock(grid, *numbers, residuals.tolist(), shared_by_bin.tolist(), tests)
 
@@ -246,9 +246,11 @@ def report(mocks):
         of_grid = pulls[[m.grid == grid for m in mocks]]
         shared = np.mean([m.shared for m in mocks if m.grid == grid])
         error = np.sqrt((1.0 - shared) / len(of_grid) + shared)
+        rms = of_grid.std(ddof=1)
         print(
             f"{grid}: mean of {len(of_grid)} pulls {of_grid.mean():+.2f} ± {error:.2f}, of which "
-            f"the calibration shares {np.sqrt(shared):.2f}; rms about it {of_grid.std(ddof=1):.2f}"
+            f"the calibration shares {np.sqrt(shared):.2f}; rms about it {rms:.2f} ± "
+            f"{rms / np.sqrt(2.0 * (len(of_grid) - 1)):.2f}"
         )
     slope, off = np.polyfit([m.truth for m in mocks], [m.mean for m in mocks], 1, cov=True)
     print(f"slope of the posterior mean: {slope[0]:.3f} ± {np.sqrt(off[0, 0]):.3f}")
@@ -268,8 +270,14 @@ def report(mocks):
         mean = f"{weight @ means:+.2e} ± {(errors**-2).sum() ** -0.5:.1e}"
         print(f"{name:>12}: {uniform([t['pte'] for t in tests])}; mean {mean}")
     if tested:
-        every = [test["pte"] for nulls in tested for test in nulls.values()]
-        print(f"{len(every)} PTEs of all nulls: {uniform(every)}")
+        ptes = np.array([[test["pte"] for test in nulls.values()] for nulls in tested])
+        print(f"{ptes.size} PTEs of all nulls: {uniform(ptes.ravel())}")
+        ks = stats.kstest(ptes, "uniform", axis=0).pvalue
+        by_chance = 1.0 - (1.0 - ks.min()) ** len(ks)
+        print(
+            f"{(ks < 0.05).sum()} of {len(ks)} nulls have KS p below 0.05, {0.05 * len(ks):.1f} "
+            f"expected; one as low as {ks.min():.3f} with probability {by_chance:.2f}"
+        )
     return pulls
 
 
